@@ -1,0 +1,44 @@
+"""Checkpoints: the learner's arrays and the host state of a RunState, in one orbax step each, written asynchronously."""
+
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from p2o_jax import config
+from p2o_jax.records import RunState
+
+
+class Checkpoints:
+    """The newest `keep` states of a run, in workdir/checkpoints, numbered by tick."""
+
+    def __init__(self, workdir: Path, cfg: config.Checkpoint):
+        self.cfg = cfg
+        options = ocp.CheckpointManagerOptions(max_to_keep=cfg.keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options, item_names=("learner", "host"))
+
+    def latest(self, abstract_learner: Any) -> RunState | None:
+        """The newest state, its arrays laid out as `abstract_learner` tells; None if there is none."""
+        tick = self._manager.latest_step()
+        if tick is None:
+            return None
+        args = ocp.args.Composite(learner=ocp.args.StandardRestore(abstract_learner), host=ocp.args.JsonRestore())
+        found = self._manager.restore(tick, args=args)
+        return RunState.restored(found["learner"], found["host"])
+
+    def save_if_due(self, before: RunState, state: RunState) -> None:
+        """Saves before and after every prompt phase, and every `every_steps` policy steps."""
+        if "prompts" in (before.phase, state.phase) or state.step % self.cfg.every_steps == 0:
+            self.save(state)
+
+    def save(self, state: RunState) -> None:
+        """Starts writing the state, unless it is there already."""
+        if self._manager.latest_step() == state.tick:
+            return
+        args = ocp.args.Composite(learner=ocp.args.StandardSave(state.learner), host=ocp.args.JsonSave(state.host_state()))
+        self._manager.save(state.tick, args=args)
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()

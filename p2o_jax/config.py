@@ -1,0 +1,295 @@
+"""Every setting of a run: one frozen dataclass per section, defaults = the paper's, with unit and range beside each field.
+
+`config_files` makes these values from config files and flags, `config_rules` lists what is wrong with them, all at once.
+A field that is None and named in `PRESETS` is filled in by `resolve` from the preset.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """One or more problems with what the user gave us; `problems` has a line for each."""
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class Model:
+    path: str = "world"  # a Hugging Face directory, or "world": the built-in base model, pretrained on first use
+    param_dtype: Literal["float32", "bfloat16"] = "float32"  # master weights
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU
+    remat: bool = True  # recompute each layer in the backward pass
+    logit_chunk: int = 1024  # tokens whose [chunk, V] logits exist at one time in scoring and in the update
+
+
+@dataclass(frozen=True)
+class World:
+    """The built-in world (used where model.path or data.path is "world")."""
+
+    seed: int = 0  # of families, documents, pretraining and questions alike
+    p_chain_plain: float = 1e-5  # the dial: P(whole chain | no template) in the pretraining text
+    steps: int = 2000  # pretraining steps
+    batch_rows: int = 16  # rows of row_tokens per pretraining step
+    row_tokens: int = 96
+    width: int = 128
+    layers: int = 3
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    mlp: int = 256
+    hard_per_family: int = 16  # training questions of each hard family
+    easy_per_family: int = 4
+    heldout_per_family: int = 32  # held-out questions of each hard family
+    cache_dir: str = "runs/world"  # pretrained base models, one folder per world config
+
+
+@dataclass(frozen=True)
+class Data:
+    path: str = "world"  # JSONL file with a question and an answer per line, or "world"
+    eval_path: str = ""  # held-out questions; empty: the world's own, or no evaluation for files
+    question_field: str = "question"  # a text, or a list of chat messages
+    answer_field: str = "answer"
+    suffix: str = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."  # appended to file questions
+    max_prompt_tokens: int = 4096  # longer plain prompts are an error that names the lines
+
+
+@dataclass(frozen=True)
+class Chat:
+    system_prompt: str = ""
+    enable_thinking: bool = False  # passed to the tokenizer's chat template
+    template: str = ""  # Jinja chat template for models that have none; empty: the tokenizer's own
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis; one of them may be -1: whatever is left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Rollout:
+    questions: int = 128  # per training step
+    group_size: int = 6  # G, rollouts per question
+    temperature: float = 0.6
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    max_new_tokens: int = 12288
+    prompt_buckets: tuple[int, ...] = (512, 1024, 2048, 4096, 32768)  # prompts are padded to the next of these
+    slots: int = 128  # rollouts decoded side by side, over all devices
+    bank_tokens: int = 524288  # prompt tokens held in the cache at a time, over all devices
+    prefill_tokens: int = 65536  # prompt tokens prefilled at a time, over all devices
+
+
+@dataclass(frozen=True)
+class Reward:
+    kind: Literal["exact", "math"] = "math"  # exact: same text in the last box; math: math-verify in worker processes
+    workers: int = 0  # verifier processes; 0: one per CPU core
+    timeout_s: float = 5.0  # hard deadline per answer
+
+
+@dataclass(frozen=True)
+class Mining:
+    include_near_hard: bool = True  # questions with exactly one success are hard, too (paper runs: on)
+    judge_on: Literal["all", "plain"] | None = None  # rollouts that decide hardness
+
+
+@dataclass(frozen=True)
+class Adv:
+    normalize_by_std: bool = True  # False: Dr. GRPO
+
+
+@dataclass(frozen=True)
+class Distill:
+    mode: Literal["ratio_mask", "plain", "importance", "off"] = "ratio_mask"  # algorithm step 6
+    clip: Literal["hard", "soft"] = "hard"
+    eps_low: float = 0.99
+    eps_high: float = 9.0
+    drop_failed_templated: bool = False  # mask templated rollouts with score 0
+
+
+@dataclass(frozen=True)
+class Loss:
+    clip_low: float = 0.2
+    clip_high: float = 0.2  # DAPO: 0.28
+    dual_clip: float = 3.0
+    aggregation: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"] = "token-mean"
+    kl: Literal["off", "k1", "k2", "k3"] = "off"  # to the frozen initial policy
+    kl_coef: float = 0.001
+    entropy_coef: float = 0.0
+
+
+@dataclass(frozen=True)
+class Optim:
+    lr: float = 1e-6
+    warmup_frac: float = 0.05  # of all steps; linear, then constant
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    minibatch_questions: int = 64  # an optimizer update each
+    micro_rows: int = 8  # rows per forward and backward pass, over all devices
+    row_tokens: int = 0  # length of a row; 0: longest prompt + longest response
+
+
+@dataclass(frozen=True)
+class Gepa:
+    enabled: bool = True  # off: plain GRPO
+    min_hard: int = 100  # fewer hard questions: no prompt phase
+    dev_size: float = 300  # a count, or a fraction up to 0.5
+    parents: int = 16  # k, proposals per iteration
+    minibatch: int = 3  # m, reflection examples per proposal
+    budget: Literal["light", "medium", "heavy", "heavy_2", "heavy_3", "heavy_4", "heavy_16", "calls", "full_evals"] = "heavy_4"
+    max_metric_calls: int = 0  # rollouts, for budget=calls
+    max_full_evals: int = 0  # passes over train + dev, for budget=full_evals
+    reflector: Literal["policy", "reference"] = "reference"
+    prompt_style: Literal["paper", "compact"] = "paper"  # compact: a few words, for very small models
+    reflect_temperature: float = 0.6
+    reflect_prompt_tokens: int = 32768 - 2048 - 500  # examples are cut to fit this
+    reflect_new_tokens: int = 2048
+    rollouts_per_eval: int = 1
+    acceptance: Literal["strict", "margin"] = "strict"
+    acceptance_margin: float = 1.0  # sum over the minibatch, for acceptance=margin
+    show_reference_answer: bool = True
+    max_template_tokens: int = 1024
+    temperature: float | None = None  # of candidate evaluation
+    count_unsolved_fronts: bool | None = None  # dev questions that nobody solves weigh in the choice of parents
+    fill_width: bool | None = None  # reuse parents, with other minibatches, until k proposals are made
+    max_iterations: int | None = None  # 0: no limit
+    patience: int | None = None  # iterations without an accepted child; 0: no limit
+    charge_all: bool | None = None  # charge every rollout to the budget; off: as the released code
+    filter_replies: bool | None = None  # reject unfenced, <think>, over-long and duplicate replies
+    leak_guard: bool | None = None  # reject templates that hold a minibatch's answer or question
+
+
+@dataclass(frozen=True)
+class Assign:
+    plain_rollouts: int | None = None  # rollouts of each templated group that stay plain
+    same_template_in_group: bool = False
+
+
+@dataclass(frozen=True)
+class Eval:
+    every_steps: int = 20  # 0: only before the first and after the last step
+    temperature: float = 0.0
+    rollouts: int = 1  # per question
+    max_questions: int = 0  # 0: all
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    every_steps: int = 20  # besides those around every prompt phase and at the end
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class Train:
+    seed: int = 0
+    epochs: int = 10
+    max_generated_tokens: int = 0  # stop when all phases together have generated so many; 0: no limit
+    num_samples_logged: int = 8  # rollouts written to samples.jsonl per step
+    compile_cache: str = "runs/cache"  # folder of compiled programs, so that a second start compiles nothing; empty: none
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: Literal["faithful", "recommended"] = "recommended"
+    model: Model = field(default_factory=Model)
+    world: World = field(default_factory=World)
+    data: Data = field(default_factory=Data)
+    chat: Chat = field(default_factory=Chat)
+    mesh: Mesh = field(default_factory=Mesh)
+    rollout: Rollout = field(default_factory=Rollout)
+    reward: Reward = field(default_factory=Reward)
+    mining: Mining = field(default_factory=Mining)
+    adv: Adv = field(default_factory=Adv)
+    distill: Distill = field(default_factory=Distill)
+    loss: Loss = field(default_factory=Loss)
+    optim: Optim = field(default_factory=Optim)
+    gepa: Gepa = field(default_factory=Gepa)
+    assign: Assign = field(default_factory=Assign)
+    eval: Eval = field(default_factory=Eval)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    train: Train = field(default_factory=Train)
+    arms: tuple[str, ...] = ()  # runs to compare, each "name key=value key=value"; empty: a single run
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # As the released code does it, the oddities that matter for its numbers included.
+    "faithful": {
+        "mining.judge_on": "all",
+        "gepa.temperature": 0.0,
+        "gepa.count_unsolved_fronts": True,
+        "gepa.fill_width": False,
+        "gepa.max_iterations": 0,
+        "gepa.patience": 0,
+        "gepa.charge_all": False,
+        "gepa.filter_replies": False,
+        "gepa.leak_guard": False,
+        "assign.plain_rollouts": 0,
+    },
+    # ▲ The mends of algorithm.md's table of known weaknesses; each is a switch of its own.
+    "recommended": {
+        "mining.judge_on": "plain",
+        "gepa.temperature": 0.0,
+        "gepa.count_unsolved_fronts": False,
+        "gepa.fill_width": True,
+        "gepa.max_iterations": 100,
+        "gepa.patience": 8,
+        "gepa.charge_all": True,
+        "gepa.filter_replies": True,
+        "gepa.leak_guard": True,
+        "assign.plain_rollouts": 2,
+    },
+}
+
+
+def resolve(config: Config) -> Config:
+    """The config with every field that its preset decides filled in, unless it was set."""
+    for key, value in PRESETS[config.preset].items():
+        section, name = key.split(".")
+        part = getattr(config, section)
+        if getattr(part, name) is None:
+            config = dataclasses.replace(config, **{section: dataclasses.replace(part, **{name: value})})
+    return config
+
+
+def max_prompt_tokens(config: Config) -> int:
+    """The longest prompt that the sampler takes: its largest bucket."""
+    return max(config.rollout.prompt_buckets)
+
+
+def max_templated_prompt_tokens(config: Config) -> int:
+    """The longest T(x, z): a longest plain prompt under a longest template, as far as the sampler takes it."""
+    return min(max_prompt_tokens(config), config.data.max_prompt_tokens + config.gepa.max_template_tokens)
+
+
+def trained_row_tokens(config: Config) -> int:
+    """T of the update's rows: set, or long enough for any prompt that is trained on with any response."""
+    longest = max_templated_prompt_tokens(config) if config.distill.mode == "off" else config.data.max_prompt_tokens
+    return config.optim.row_tokens or longest + config.rollout.max_new_tokens
+
+
+def templated_row_tokens(config: Config) -> int:
+    """T of the rows that score responses on templated prompts."""
+    return max(config.optim.row_tokens, max_templated_prompt_tokens(config) + config.rollout.max_new_tokens)
+
+
+def minibatch_questions(config: Config) -> int:
+    return min(config.optim.minibatch_questions, config.rollout.questions)
+
+
+def mesh_shape(mesh: Mesh, num_devices: int) -> tuple[int, int, int]:
+    """(data, fsdp, tensor) with a -1 replaced by what is left of the devices."""
+    shape = [mesh.data, mesh.fsdp, mesh.tensor]
+    if shape.count(-1) == 1:
+        known = -shape[0] * shape[1] * shape[2]
+        shape[shape.index(-1)] = max(num_devices // max(known, 1), 1)
+    return shape[0], shape[1], shape[2]

@@ -1,0 +1,243 @@
+"""Config files and flags: Python files with a `get_config()` that returns a ConfigDict, and `--config.a.b=value` overrides.
+
+ConfigDict keys are locked, so that a misspelt one fails where it is written; `from_config_dict` checks every type.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import os
+import traceback
+import types
+import typing
+from typing import Any, Literal
+
+from ml_collections import ConfigDict, config_dict
+
+from p2o_jax.config import Config, ConfigError
+
+
+def to_config_dict(config: Any) -> ConfigDict:
+    """The dataclass as a ConfigDict with locked keys; `X | None` fields become typed placeholders."""
+    values = ConfigDict()
+    hints = typing.get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            value = to_config_dict(value)
+        elif value is None:
+            value = config_dict.placeholder(_runtime_type(hints[f.name]))
+        values[f.name] = value
+    return values.lock()
+
+
+def from_config_dict(values: ConfigDict) -> Config:
+    """The typed Config.
+
+    Raises:
+        ConfigError: with a line for every unknown key and every value of the wrong type.
+    """
+    problems: list[str] = []
+    config = _build(Config, values, "config", problems)
+    if problems:
+        raise ConfigError(*problems)
+    return config
+
+
+def override(values: ConfigDict, assignments: typing.Sequence[tuple[str, str]]) -> None:
+    """Sets `a.b = text` for every pair, each text parsed as the field's type.
+
+    Raises:
+        ConfigError: with a line for every unknown key and every text that is not of the field's type.
+    """
+    problems = []
+    for key, text in assignments:
+        try:
+            node, hints, name = values, typing.get_type_hints(Config), key
+            *sections, name = key.split(".")
+            for section in sections:
+                node, hints = node[section], typing.get_type_hints(hints[section])
+            if name not in hints or dataclasses.is_dataclass(hints[name]):
+                raise KeyError(name)
+        except (KeyError, TypeError):
+            problems.append(f"config.{key}: no such key{_did_you_mean(key)}")
+            continue
+        try:
+            node[name] = _parse(text, hints[name])
+        except ValueError:
+            problems.append(f"config.{key}={text}: expected {_describe(hints[name])}")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _build(cls: type, values: Any, where: str, problems: list[str]) -> Any:
+    hints = typing.get_type_hints(cls)
+    kwargs = {}
+    for key in values:
+        if key not in hints:
+            problems.append(f"{where}.{key}: no such key{_did_you_mean(f'{where}.{key}'.removeprefix('config.'))}")
+    for name, hint in hints.items():
+        if name not in values:
+            continue
+        value = values[name]
+        if dataclasses.is_dataclass(hint):
+            kwargs[name] = _build(typing.cast(type, hint), value, f"{where}.{name}", problems)
+            continue
+        try:
+            kwargs[name] = _check(value, hint)
+        except ValueError:
+            problems.append(f"{where}.{name}={value!r}: expected {_describe(hint)}")
+    return cls(**kwargs)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the hint alone."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _check(value: Any, hint: Any) -> Any:
+    """The value as the hint's type. Raises ValueError where it is not of it (an int passes as a float, a list as a tuple)."""
+    for option in _options(hint):
+        if option is type(None) and value is None:
+            return None
+        if typing.get_origin(option) is Literal and value in typing.get_args(option):
+            return value
+        if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
+            return tuple(_check(v, typing.get_args(option)[0]) for v in value)
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option in (int, bool, str) and type(value) is option:
+            return value
+    raise ValueError(value)
+
+
+def _parse(text: str, hint: Any) -> Any:
+    for option in _options(hint):
+        if option is str or typing.get_origin(option) is Literal:
+            return _check(text, option)
+        if option is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+    try:
+        value = None if text.lower() == "none" else ast.literal_eval(text)
+    except (SyntaxError, ValueError) as e:
+        raise ValueError(text) from e
+    if typing.get_origin(hint) is tuple and not isinstance(value, list | tuple):
+        value = (value,)
+    return _check(value, hint)
+
+
+def _runtime_type(hint: Any) -> type:
+    option = next(o for o in _options(hint) if o is not type(None))
+    return str if typing.get_origin(option) is Literal else option
+
+
+def _describe(hint: Any) -> str:
+    names = []
+    for option in _options(hint):
+        if typing.get_origin(option) is Literal:
+            names.append("one of " + ", ".join(map(str, typing.get_args(option))))
+        else:
+            names.append("none" if option is type(None) else str(getattr(option, "__name__", option)))
+    return " or ".join(names)
+
+
+def _did_you_mean(key: str) -> str:
+    keys = []
+    for section, hint in typing.get_type_hints(Config).items():
+        keys += [f"{section}.{f.name}" for f in dataclasses.fields(hint)] if dataclasses.is_dataclass(hint) else [section]
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    return f" (did you mean config.{close[0]}?)" if close else ""
+
+
+def load(path: str, overrides: typing.Sequence[tuple[str, str]] = ()) -> Config:
+    """The Config of a config file with overrides.
+
+    Raises:
+        ConfigError: no such file, an error in it, or what `override` and `from_config_dict` raise.
+    """
+    return from_config_dict(load_config_dict(path, overrides))
+
+
+def load_config_dict(path: str, overrides: typing.Sequence[tuple[str, str]] = ()) -> ConfigDict:
+    """What the file's `get_config()` returns, with overrides."""
+    if not os.path.isfile(path):
+        raise ConfigError(f"--config={path}: no such file")
+    spec = importlib.util.spec_from_file_location("p2o_jax_config_file", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config={path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        values = module.get_config()
+    except Exception as e:  # whatever a user's file raises, it is told in one line
+        line = next((f.lineno for f in reversed(traceback.extract_tb(e.__traceback__)) if f.filename == path), 0)
+        raise ConfigError(f"{path}:{line}: {type(e).__name__}: {e}") from e
+    if not isinstance(values, ConfigDict):
+        raise ConfigError(f"{path}: get_config() must return a ConfigDict (p2o_jax.config_files.to_config_dict(Config()))")
+    override(values, overrides)
+    return values
+
+
+def parse_flags(argv: typing.Sequence[str], known: typing.Mapping[str, str | None]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """({flag: value} of the known flags, [(config key, value)] of the overrides) of a command line.
+
+    Args:
+        known: the command's flags with their defaults; None: required.
+
+    Raises:
+        ConfigError: with a line for every flag that is unknown, missing or without a value.
+    """
+    flags: dict[str, str] = {}
+    overrides: list[tuple[str, str]] = []
+    problems: list[str] = []
+    rest = list(argv)
+    while rest:
+        flag, has_value, value = rest.pop(0).partition("=")
+        name = flag.removeprefix("--")
+        if not flag.startswith("--") or (name not in known and not name.startswith("config.")):
+            problems.append(f"{flag}: unknown flag{_close(name, list(known))}")
+            continue
+        if not has_value:
+            if not rest or rest[0].startswith("--"):
+                problems.append(f"{flag}: needs a value")
+                continue
+            value = rest.pop(0)
+        if name.startswith("config."):
+            overrides.append((name.removeprefix("config."), value))
+        else:
+            flags[name] = value
+    for name, default in known.items():
+        if name not in flags and default is None:
+            problems.append(f"--{name}: required")
+        flags.setdefault(name, default or "")
+    if problems:
+        raise ConfigError(*problems)
+    return flags, overrides
+
+
+def _close(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean --{close[0]}?)" if close else ""
+
+
+def arms(values: ConfigDict) -> dict[str, Config]:
+    """The Config of each of `config.arms`, by name: the config itself with the arm's own settings on top.
+
+    Raises:
+        ConfigError: with a line for every wrong setting of every arm.
+    """
+    found: dict[str, Config] = {}
+    problems: list[str] = []
+    for arm in values.arms:
+        name, *settings = arm.split()
+        own = values.copy_and_resolve_references().lock()
+        try:
+            override(own, [(key, value) for key, _, value in (s.partition("=") for s in settings)])
+            own.arms = ()
+            found[name] = from_config_dict(own)
+        except ConfigError as e:
+            problems += [f"config.arms, {name}: {line}" for line in e.problems]
+    if problems:
+        raise ConfigError(*problems)
+    return found

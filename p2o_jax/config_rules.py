@@ -1,0 +1,94 @@
+"""The rules between settings: everything that can be known to be wrong before any file is read or program compiled."""
+
+import dataclasses
+
+from p2o_jax.config import Config, Mesh, max_prompt_tokens, mesh_shape, minibatch_questions, trained_row_tokens
+
+_POSITIVE = (
+    ("rollout", "questions"), ("rollout", "group_size"), ("rollout", "max_new_tokens"), ("rollout", "slots"), ("rollout", "bank_tokens"),
+    ("rollout", "prefill_tokens"), ("optim", "minibatch_questions"), ("optim", "micro_rows"), ("optim", "clip_norm"), ("train", "epochs"),
+    ("gepa", "parents"), ("gepa", "minibatch"), ("gepa", "dev_size"), ("gepa", "min_hard"), ("gepa", "rollouts_per_eval"),
+    ("gepa", "reflect_new_tokens"), ("gepa", "reflect_prompt_tokens"), ("gepa", "max_template_tokens"), ("eval", "rollouts"),
+    ("reward", "timeout_s"), ("model", "logit_chunk"), ("checkpoint", "keep"), ("rollout", "temperature"), ("data", "max_prompt_tokens"),
+    ("world", "steps"), ("world", "p_chain_plain"), ("world", "hard_per_family"), ("world", "heldout_per_family"),
+)  # fmt: skip
+_FRACTIONS = (
+    ("rollout", "top_p"),
+    ("rollout", "min_p"),
+    ("optim", "warmup_frac"),
+    ("optim", "b1"),
+    ("optim", "b2"),
+    ("world", "p_chain_plain"),
+)
+
+
+def _mesh_problems(mesh: Mesh, num_devices: int) -> list[str]:
+    asked = (mesh.data, mesh.fsdp, mesh.tensor)
+    shape = mesh_shape(mesh, num_devices)
+    if sum(n == -1 for n in asked) > 1 or any(n == 0 or n < -1 for n in asked):
+        return [f"config.mesh (data, fsdp, tensor)={asked}: sizes must be positive, and at most one of them -1"]
+    if shape[0] * shape[1] * shape[2] != num_devices:
+        return [f"config.mesh (data, fsdp, tensor)={asked} must multiply to the number of devices, {num_devices}"]
+    return []
+
+
+def problems(config: Config, num_devices: int) -> list[str]:
+    """A line for every rule between settings that this (resolved) config breaks on so many devices."""
+    found = _mesh_problems(config.mesh, num_devices)
+    shards = 1 if found else num_devices // mesh_shape(config.mesh, num_devices)[2]
+    rollout, optim, gepa = config.rollout, config.optim, config.gepa
+
+    def rule(holds: bool, text: str) -> None:
+        if not holds:
+            found.append(text)
+
+    for section, name in _POSITIVE:
+        value = getattr(getattr(config, section), name)
+        rule(value > 0, f"config.{section}.{name}={value} must be positive")
+    for section, name in _FRACTIONS:
+        value = getattr(getattr(config, section), name)
+        rule(0 <= value <= 1, f"config.{section}.{name}={value} must lie in [0, 1]")
+    mini = minibatch_questions(config)
+    rule(
+        mini > 0 and rollout.questions % mini == 0,
+        f"config.optim.minibatch_questions={optim.minibatch_questions} must divide config.rollout.questions={rollout.questions}",
+    )
+    for section, name in (("optim", "micro_rows"), ("rollout", "slots")):
+        value = getattr(getattr(config, section), name)
+        rule(value % shards == 0, f"config.{section}.{name}={value} must be a multiple of the mesh's data x fsdp = {shards}")
+    rule(
+        bool(rollout.prompt_buckets) and all(b > 0 for b in rollout.prompt_buckets),
+        f"config.rollout.prompt_buckets={rollout.prompt_buckets} must be a list of positive lengths",
+    )
+    if rollout.prompt_buckets:
+        longest = max_prompt_tokens(config)
+        rule(
+            longest >= config.data.max_prompt_tokens,
+            f"config.rollout.prompt_buckets={rollout.prompt_buckets} must reach "
+            f"config.data.max_prompt_tokens={config.data.max_prompt_tokens}",
+        )
+    rule(
+        not gepa.enabled or not rollout.prompt_buckets or gepa.reflect_prompt_tokens < max_prompt_tokens(config),
+        f"config.gepa.reflect_prompt_tokens={gepa.reflect_prompt_tokens} must be less than the last of "
+        f"config.rollout.prompt_buckets={rollout.prompt_buckets}: the chat template adds some tokens",
+    )
+    need = trained_row_tokens(dataclasses.replace(config, optim=dataclasses.replace(optim, row_tokens=0))) if rollout.prompt_buckets else 0
+    rule(
+        optim.row_tokens == 0 or optim.row_tokens >= need,
+        f"config.optim.row_tokens={optim.row_tokens} must hold the longest prompt trained on + config.rollout.max_new_tokens = {need}",
+    )
+    plain = config.assign.plain_rollouts
+    rule(
+        plain is not None and 0 <= plain <= rollout.group_size,
+        f"config.assign.plain_rollouts={plain} must lie in 0..config.rollout.group_size={rollout.group_size}",
+    )
+    rule(
+        config.mining.judge_on != "plain" or not gepa.enabled or bool(plain),
+        "config.mining.judge_on=plain needs config.assign.plain_rollouts of at least 1: there would be no plain rollout to judge by",
+    )
+    rule(gepa.dev_size >= 1 or gepa.dev_size <= 0.5, f"config.gepa.dev_size={gepa.dev_size} must be a count, or a fraction up to 0.5")
+    rule(gepa.budget != "calls" or gepa.max_metric_calls > 0, "config.gepa.budget=calls needs config.gepa.max_metric_calls")
+    rule(gepa.budget != "full_evals" or gepa.max_full_evals > 0, "config.gepa.budget=full_evals needs config.gepa.max_full_evals")
+    names = [arm.split()[0] if arm.split() else "" for arm in config.arms]
+    rule(len(set(names)) == len(names) and "" not in names, f"config.arms={config.arms}: every arm needs a name of its own")
+    return found

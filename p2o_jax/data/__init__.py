@@ -1,0 +1,1 @@
+"""Questions: read from files, put in order, rendered as prompts. Plain Python, no JAX."""

@@ -1,0 +1,28 @@
+"""Which candidates may be parents: those that are best on some dev question (algorithm step 3a)."""
+
+from collections.abc import Sequence
+
+
+def fronts(score_ZN: Sequence[Sequence[float]]) -> tuple[tuple[int, ...], ...]:
+    """For every dev question, the candidates that hold the best score seen on it, in order.
+
+    The same sets as adding candidates one by one, where a strictly better one replaces the set and an equal one joins.
+    """
+    best = [max(column) for column in zip(*score_ZN, strict=True)]
+    return tuple(tuple(z for z, row in enumerate(score_ZN) if row[n] == top) for n, top in enumerate(best))
+
+
+def weights(score_ZN: Sequence[Sequence[float]], count_unsolved: bool) -> dict[int, int]:
+    """How often each candidate is drawn as a parent: the number of fronts that it is in; candidates in none are left out.
+
+    ▲ Without `count_unsolved`, questions on which every candidate scores 0 do not count: there all tie, which makes the choice
+    almost uniform. If that leaves nobody, they do count: everyone is as good as everyone else.
+    """
+    counts: dict[int, int] = {}
+    for front, column in zip(fronts(score_ZN), zip(*score_ZN, strict=True), strict=True):
+        if count_unsolved or max(column) > 0:
+            for z in front:
+                counts[z] = counts.get(z, 0) + 1
+    if not counts and not count_unsolved:
+        return weights(score_ZN, count_unsolved=True)
+    return dict(sorted(counts.items()))

@@ -1,0 +1,161 @@
+"""What the reflecting model reads: the current template and a minibatch of answers with feedback (algorithm step 3c)."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from p2o_jax import config
+
+MARKER = "\n[... middle of the response left out ...]\n"
+COMPACT_OUTPUT_WORDS = 6
+FAILURE_TOKENS = 200  # kept of a response without an answer, once something has to be cut
+MIN_TOKENS = 16  # with fewer per response, examples are dropped instead
+
+CountTokens = Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class Example:
+    question: str
+    output: str
+    score: float
+    format_score: float
+    answer: str
+
+    @property
+    def right(self) -> bool:
+        return self.score > 0.5
+
+    @property
+    def unreadable(self) -> bool:
+        return not self.right and self.format_score <= 0.5
+
+
+@dataclass(frozen=True)
+class Prompt:
+    text: str  # empty: not even one example fits
+    num_cut: int  # responses cut in the middle
+    num_dropped: int  # examples left out
+
+
+def build(template: str, examples: Sequence[Example], cfg: config.Gepa, count_tokens: CountTokens) -> Prompt:
+    """The reflection prompt in `cfg.prompt_style`, no longer than `cfg.reflect_prompt_tokens`.
+
+    Responses are cut first (paper style); if that is not enough, trailing examples are left out.
+    """
+    shown = list(examples)
+    while shown:
+        if cfg.prompt_style == "compact":
+            groups = [(e.question, e.output, e.right, e.answer if cfg.show_reference_answer else "") for e in shown]
+            text, num_cut = compact_prompt(template, groups), 0
+        else:
+            text, num_cut = _fit(template, shown, cfg, count_tokens)
+        if count_tokens(text) <= cfg.reflect_prompt_tokens:
+            return Prompt(text, num_cut, len(examples) - len(shown))
+        shown.pop()
+    return Prompt("", 0, len(examples))
+
+
+def compact_prompt(template: str, examples: Sequence[tuple[str, str, bool, str]]) -> str:
+    """A reflection prompt of a few words for very small models; an example is (question, output, right, answer).
+
+    One line, one space between words, the template between fences, the last six words of each output; an empty answer is not shown.
+    """
+    words = ["instruction", "```", *template.split(), "```"]
+    for question, output, right, answer in examples:
+        words += ["question", *question.split(), "output", *output.split()[-COMPACT_OUTPUT_WORDS:]]
+        words += ["feedback", "right" if right else "wrong"]
+        words += ["expected", *answer.split()] if answer.strip() else []
+    return " ".join([*words, "write", "a", "better", "instruction"])
+
+
+def paper_prompt(template: str, examples: Sequence[Example], show_answer: bool) -> str:
+    """The reflection prompt of the paper: GEPA's own wording around the template and the examples.
+
+    Both are put in at one go, so that a template that spells a placeholder changes nothing.
+    """
+    blocks = []
+    for i, e in enumerate(examples, 1):
+        parts = {"Inputs": e.question, "Generated Outputs": e.output, "Feedback": feedback(e, show_answer)}
+        blocks.append(f"# Example {i}\n" + "".join(f"## {name}\n{part.strip()}\n\n" for name, part in parts.items()))
+    before, rest = meta_prompt().split("<curr_param>")
+    between, after = rest.split("<side_info>")
+    return before + template + between + "\n\n".join(blocks) + after
+
+
+@functools.cache
+def meta_prompt() -> str:
+    """The `gepa` package's default reflection prompt, with the places <curr_param> and <side_info>."""
+    from gepa.strategies.instruction_proposal import InstructionProposalSignature
+
+    return InstructionProposalSignature.default_prompt_template
+
+
+def feedback(example: Example, show_answer: bool) -> str:
+    """What is wrong with the response, the reference answer unless it is hidden, and the score."""
+    reference = f" The reference answer is {example.answer}." if show_answer else ""
+    if example.right:
+        verdict = f"The final answer is correct.{reference}"
+    elif example.unreadable:
+        verdict = (
+            "No final answer could be read from the response: the \\boxed{} with the answer is missing, or the response never reached it."
+            f"{reference} Look at the reasoning as well as at the form of the answer."
+        )
+    else:
+        verdict = f"The final answer is wrong.{reference} Look for the step at which the reasoning fails."
+    return f"{verdict}\nScore: {example.score:.2f}"
+
+
+def _fit(template: str, examples: Sequence[Example], cfg: config.Gepa, count_tokens: CountTokens) -> tuple[str, int]:
+    """The paper's prompt with its responses cut until it fits, and how many were cut; too long a prompt if they can't be cut enough."""
+
+    def render(outputs: Sequence[str]) -> str:
+        cut = [replace(e, output=output) for e, output in zip(examples, outputs, strict=True)]
+        return paper_prompt(template, cut, cfg.show_reference_answer)
+
+    whole = [e.output.strip() for e in examples]
+    text = render(whole)
+    if count_tokens(text) <= cfg.reflect_prompt_tokens:
+        return text, 0
+    sizes = [count_tokens(output) for output in whole]
+    room = cfg.reflect_prompt_tokens - count_tokens(render([""] * len(whole)))
+    while room >= sum(min(size, MIN_TOKENS) for size in sizes):
+        limits = _shares(sizes, [e.unreadable for e in examples], room)
+        outputs = [cut_middle(output, limit, count_tokens) for output, limit in zip(whole, limits, strict=True)]
+        text = render(outputs)
+        if count_tokens(text) <= cfg.reflect_prompt_tokens:
+            return text, sum(a != b for a, b in zip(whole, outputs, strict=True))
+        room = room * 9 // 10  # tokens of parts do not quite add up to those of the whole
+        if room == 0:
+            break
+    return text, 0
+
+
+def _shares(sizes: Sequence[int], unreadable: Sequence[bool], room: int) -> list[int]:
+    """Tokens that each response may keep: short ones all, the others equal parts of what is left.
+
+    Responses without an answer keep at most 200 tokens and half an equal part.
+    """
+    hard_cap = max(min(FAILURE_TOKENS, room // (2 * len(sizes))), 1)
+    wanted = [min(size, hard_cap) if bad else size for size, bad in zip(sizes, unreadable, strict=True)]
+    shares = [0] * len(sizes)
+    for done, i in enumerate(sorted(range(len(sizes)), key=lambda i: (wanted[i], i))):
+        shares[i] = min(wanted[i], room // (len(sizes) - done))
+        room -= shares[i]
+    return shares
+
+
+def cut_middle(text: str, limit: int, count_tokens: CountTokens) -> str:
+    """The text, or its head and its tail with a marker between them, in at most `limit` tokens; empty if not even the marker fits."""
+    size = count_tokens(text)
+    if size <= limit:
+        return text
+    keep = len(text) * max(limit, 0) // size
+    while keep > 0:
+        head = (keep + 1) // 2
+        cut = text[:head].rstrip() + MARKER + text[len(text) - (keep - head) :].lstrip()
+        size = count_tokens(cut)
+        if size <= limit:
+            return cut
+        keep = min(keep - 1, keep * limit // size)
+    return ""

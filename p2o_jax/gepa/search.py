@@ -1,0 +1,188 @@
+"""One GEPA phase: from hard questions to the templates that cover them (algorithm, end of an epoch, steps 1 to 4).
+
+All that happens outside is `evaluate` and `reflect`. Every stage of an iteration is one call with everything in it:
+the parents on their minibatches, all reflection prompts, the children on the same minibatches, the accepted ones on dev.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from p2o_jax import config
+from p2o_jax.gepa import budget, cover, filters, reflection, sampling
+from p2o_jax.gepa import state as steps
+from p2o_jax.records import Outcome, Question, SearchResult
+
+Pair = tuple[str, Question]  # (template, question)
+Evaluate = Callable[[Sequence[Pair]], Sequence[Outcome]]
+Reflect = Callable[[Sequence[str]], Sequence[str]]
+
+REJECTIONS = {
+    "gate": "children that did not beat their parent on its minibatch",
+    "budget": "children that beat their parent when the budget paid for no more evaluations on dev",
+    "no_fence": "replies without a closed fence",
+    "think": "replies that contain <think>",
+    "too_long": "templates of more than gepa.max_template_tokens tokens",
+    "duplicate": "templates that exist already",
+    "empty": "replies without a template",
+    "leak": "templates that hold a reference answer or eight words in a row of a question of their minibatch",
+    "overlong_prompt": "templates under which a question would be too long a prompt",
+    "overlong_reflection": "proposals whose reflection prompt is too long with only one example in it",
+}
+
+STATS = {
+    "iterations": "waves of proposals that were run",
+    "proposals": "pairs of a parent and a minibatch",
+    "accepted": "children that became candidates",
+    **{("rejected_by_gate" if reason == "gate" else f"rejected_{reason}"): meaning for reason, meaning in REJECTIONS.items()},
+    "examples_cut": "responses cut in the middle to fit a reflection prompt",
+    "examples_dropped": "examples left out to fit a reflection prompt",
+    "rollouts_generated": "rollouts of candidate evaluation, all stages",
+    "rollouts_charged": "rollouts as the budget counts them",
+    "budget": "rollouts that the phase may spend",
+    "evaluate_calls": "batches of rollouts",
+    "reflect_calls": "batches of reflection prompts",
+    "train_questions": "hard questions that reflection learns from",
+    "dev_questions": "hard questions that candidates are judged on",
+    "frac_dev_solved_empty": "share of dev questions that the empty template solves",
+    "frac_dev_covered": "share of dev questions that some candidate solves",
+    "best_dev_score": "mean dev score of the best candidate",
+    "num_cover": "templates in the greedy cover",
+}
+
+
+def is_due(num_hard: int, cfg: config.Gepa) -> bool:
+    """Whether an epoch with so many hard questions ends in a prompt phase."""
+    return cfg.enabled and num_hard >= cfg.min_hard
+
+
+def search(
+    questions: Sequence[Question],
+    evaluate: Evaluate,
+    reflect: Reflect,
+    count_tokens: Callable[[str], int],
+    cfg: config.Gepa,
+    seed: str,
+    progress: Callable[[Mapping[str, float]], None] = lambda stats: None,
+    fits: Callable[[str, Question], bool] = lambda template, question: True,
+) -> SearchResult:
+    """The templates found for these hard questions, their dev scores and the greedy cover.
+
+    Args:
+        questions: the hard questions, in any order; with fewer than two only the empty template is looked at.
+        evaluate: one outcome per (template, question) pair, in order. With `cfg.rollouts_per_eval` n > 1 each pair is there n times
+            in a row, to be answered independently, and the scores are averaged.
+        reflect: one reply per prompt, in order; an empty reply is no child.
+        count_tokens: tokens of a text, as the reflecting model counts them.
+        cfg: resolved, so that none of its fields is None.
+        seed: names everything random in the phase.
+        progress: called with `STATS` after every iteration.
+        fits: whether a question can be asked under a template; a template that some question can't be asked under is rejected.
+    """
+    train, dev = sampling.split(questions, cfg.dev_size, seed)
+    common = filters.common_ngrams((*train, *dev))
+    phase = steps.Phase(train, dev, cfg, seed, budget.total(cfg, len(train), len(dev)), common)
+    world = _World(phase, evaluate, reflect, count_tokens)
+    if not dev:
+        return _result(phase, steps.State(("",), (None,), ((),), stage="done"), world)
+
+    state = steps.init(phase, world.dev([""])[0])
+    while (state := steps.select(phase, state)).stage != "done":
+        before, examples = world.parents(state)
+        replies = world.replies(state, examples)
+        state = steps.propose(phase, state, before, replies, count_tokens, fits)
+        state = steps.gate(phase, state, world.children(state))
+        state = steps.promote(phase, state, world.dev([p.text for p in steps.racing(state)]))
+        progress(_stats(phase, state, world))
+    return _result(phase, state, world)
+
+
+class _World:
+    """The two callables, one call per stage (none for an empty one), with everything counted."""
+
+    def __init__(self, phase: steps.Phase, evaluate: Evaluate, reflect: Reflect, count_tokens: Callable[[str], int]):
+        self._phase, self._evaluate, self._reflect, self._count_tokens = phase, evaluate, reflect, count_tokens
+        self.counts = dict.fromkeys(("evaluate_calls", "reflect_calls", "examples_cut", "examples_dropped"), 0)
+
+    def outcomes(self, pairs: Sequence[Pair]) -> list[tuple[float, Outcome]]:
+        """For each pair the mean score of its rollouts, and the first of them."""
+        if not pairs:
+            return []
+        n = self._phase.cfg.rollouts_per_eval
+        asked = [pair for pair in pairs for _ in range(n)]
+        got = self._evaluate(asked)
+        assert len(got) == len(asked), f"evaluate answered {len(got)} of {len(asked)} pairs"
+        self.counts["evaluate_calls"] += 1
+        groups = [got[i : i + n] for i in range(0, len(got), n)]
+        return [(sum(float(o.score) for o in group) / n, group[0]) for group in groups]
+
+    def dev(self, templates: Sequence[str]) -> list[list[float]]:
+        """The scores of each template on all of dev."""
+        dev = self._phase.dev
+        scores = [score for score, _ in self.outcomes([(template, q) for template in templates for q in dev])]
+        return [scores[i : i + len(dev)] for i in range(0, len(scores), len(dev))]
+
+    def parents(self, state: steps.State) -> tuple[list[float], list[list[reflection.Example]]]:
+        """The score of each proposal's parent, summed over its minibatch, and the examples to reflect on."""
+        groups = self._minibatches([(state.templates[p.parent], p.minibatch) for p in state.wave])
+        examples = [[reflection.Example(q.text, o.text, o.score, o.format_score, q.answer) for q, _, o in group] for group in groups]
+        return [sum(score for _, score, _ in group) for group in groups], examples
+
+    def children(self, state: steps.State) -> list[float]:
+        """The score of each racing child, summed over its parent's minibatch."""
+        groups = self._minibatches([(p.text, p.minibatch) for p in steps.racing(state)])
+        return [sum(score for _, score, _ in group) for group in groups]
+
+    def _minibatches(self, items: Sequence[tuple[str, Sequence[int]]]) -> list[list[tuple[Question, float, Outcome]]]:
+        train = self._phase.train
+        outcomes = iter(self.outcomes([(template, train[i]) for template, minibatch in items for i in minibatch]))
+        return [[(train[i], *next(outcomes)) for i in minibatch] for _, minibatch in items]
+
+    def replies(self, state: steps.State, examples: Sequence[Sequence[reflection.Example]]) -> list[str | None]:
+        """The reply to each proposal's reflection prompt, None where not even one example fits into it."""
+        cfg = self._phase.cfg
+        prompts = [
+            reflection.build(state.templates[p.parent], group, cfg, self._count_tokens)
+            for p, group in zip(state.wave, examples, strict=True)
+        ]
+        sent = [prompt.text for prompt in prompts if prompt.text]
+        got = list(self._reflect(sent)) if sent else []
+        assert len(got) == len(sent), f"reflect answered {len(got)} of {len(sent)} prompts"
+        self.counts["reflect_calls"] += bool(sent)
+        self.counts["examples_cut"] += sum(prompt.num_cut for prompt in prompts)
+        self.counts["examples_dropped"] += sum(prompt.num_dropped for prompt in prompts)
+        answers = iter(got)
+        return [next(answers) if prompt.text else None for prompt in prompts]
+
+
+def _stats(phase: steps.Phase, state: steps.State, world: _World) -> dict[str, float]:
+    fates = [event["outcome"] for event in state.events]
+    num_dev = max(len(phase.dev), 1)
+    stats: dict[str, float] = {
+        "iterations": state.iteration,
+        "proposals": len(fates),
+        "accepted": fates.count("accepted"),
+        **{("rejected_by_gate" if reason == "gate" else f"rejected_{reason}"): fates.count(reason) for reason in REJECTIONS},
+        "rollouts_generated": state.generated,
+        "rollouts_charged": state.charged,
+        "budget": phase.budget,
+        "train_questions": len(phase.train),
+        "dev_questions": len(phase.dev),
+        "frac_dev_solved_empty": len(cover.covered(state.score_ZN[:1])) / num_dev,
+        "frac_dev_covered": len(cover.covered(state.score_ZN)) / num_dev,
+        "best_dev_score": max(sum(row) / num_dev for row in state.score_ZN),
+        "num_cover": len(cover.greedy_cover(state.score_ZN)),
+        **world.counts,
+    }
+    return {name: float(stats[name]) for name in STATS}
+
+
+def _result(phase: steps.Phase, state: steps.State, world: _World) -> SearchResult:
+    return SearchResult(
+        templates=state.templates,
+        parents=state.parents,
+        dev_ids=tuple(q.id for q in phase.dev),
+        train_ids=tuple(q.id for q in phase.train),
+        score_ZN=state.score_ZN,
+        cover=cover.greedy_cover(state.score_ZN),
+        stats=_stats(phase, state, world),
+        events=state.events,
+    )

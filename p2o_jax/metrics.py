@@ -1,0 +1,156 @@
+"""What is measured: a table of every metric's name and meaning, and the writer of a run's records.
+
+The x-axis is the policy step. `tick` (policy steps and prompt phases together) says which rows a checkpoint has seen: on resume
+later rows are cut off, so that no row is there twice or missing.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from p2o_jax.gepa import STATS
+from p2o_jax.records import Rollout
+
+METRICS: dict[str, str] = {
+    "train/loss": "loss of the mini-batch, mean over the step's updates",
+    "train/policy_loss": "its policy part",
+    "train/kl_loss": "aggregated KL to the reference, before its coefficient",
+    "train/grad_norm": "global norm of the gradient before clipping",
+    "train/update_norm": "global norm of the change of the parameters",
+    "train/param_norm": "global norm of the parameters",
+    "train/approx_kl": "mean of old minus new log-prob over trained tokens",
+    "train/entropy": "mean entropy of the policy at trained tokens, nats",
+    "train/frac_clipped": "share of trained tokens whose loss the PPO clip decided",
+    "train/frac_dual_clipped": "share of trained tokens whose loss the dual clip decided",
+    "train/bad_updates": "updates of this step skipped because loss or gradient was not finite",
+    "train/trained_tokens": "tokens with a gradient in this step, mean over its updates",
+    "train/logprob_gap_mean": "mean |sampler - learner| log-prob of the sampled tokens on the prompt they were sampled on",
+    "train/logprob_gap_max": "largest such difference",
+    "rollout/generated_tokens": "tokens sampled in this step",
+    "rollout/mean_tokens": "mean response length",
+    "rollout/frac_truncated": "share of responses cut at max_new_tokens",
+    "rollout/frac_templated": "share of rollouts sampled under a template",
+    "rollout/frac_zero_advantage": "share of groups whose advantages are all zero: nothing is learnt from them",
+    "reward/mean": "mean answer score",
+    "reward/mean_plain": "mean answer score of untemplated rollouts",
+    "reward/mean_templated": "mean answer score of templated rollouts",
+    "reward/format": "share of responses with a closed final box",
+    "reward/frac_time_out": "share of answers that the verifier could not judge in time",
+    "reward/frac_error": "share of answers whose verification failed",
+    "hard/questions_step": "hard questions found in this step",
+    "hard/questions_epoch": "hard questions found so far in this epoch",
+    "hard/frac_zero_advantage": "share of zero-advantage groups among the questions that were hard in the last epoch",
+    "hard/frac_easier": "share of the questions that were hard in the last epoch with a plain success now",
+    "distill/frac_masked_low": "share of templated tokens with a density ratio below the lower bound",
+    "distill/frac_masked_high": "share of templated tokens with a density ratio above the upper bound",
+    "distill/ratio_p05": "5 % quantile of the density ratio",
+    "distill/ratio_p50": "median of the density ratio",
+    "distill/ratio_p95": "95 % quantile of the density ratio",
+    "distill/effective_sample_frac": "(sum w)^2 / (n sum w^2) of the distillation weights",
+    "distill/frac_templated_tokens": "share of trained tokens that were sampled under a template",
+    **{f"gepa/{name}": meaning for name, meaning in STATS.items()},
+    "gepa/skipped": "1 where the prompt phase was skipped: fewer hard questions than gepa.min_hard",
+    "gepa/hard_questions": "hard questions of the epoch that ended",
+    "gepa/generated_tokens": "tokens sampled in this prompt phase, reflection included",
+    "eval/accuracy": "mean answer score on the held-out questions, plain prompts",
+    "eval/format": "share of held-out responses with a closed final box",
+    "eval/mean_tokens": "mean response length in evaluation",
+    "eval/frac_truncated": "share of evaluation responses cut at max_new_tokens",
+    "ledger/generated_tokens": "tokens sampled since the run began: training, GEPA and reflection, not evaluation",
+    "ledger/rollouts": "rollouts made since the run began, likewise",
+    "time/pretraining_s": "seconds pretraining the built-in base model",
+    "time/rollout_s": "seconds sampling for training",
+    "time/reward_s": "seconds verifying answers",
+    "time/score_s": "seconds taking old, reference and templated log-probs",
+    "time/update_s": "seconds updating",
+    "time/gepa_s": "seconds of the prompt phase",
+    "time/eval_s": "seconds evaluating",
+    "time/compile_s": "seconds that XLA compiled, inside the other times",
+    "perf/tokens_per_s": "tokens sampled in this step per second of sampling",
+    "perf/frac_slots_busy": "share of the sampler's slots in use, mean over decode steps",
+    "perf/frac_row_tokens_real": "share of the tokens computed in the update that are not padding",
+    "perf/compiles": "programs compiled since the process began",
+}
+
+
+class RunLog:
+    """Writes metrics.jsonl, TensorBoard events, samples.jsonl, templates.jsonl and evaluations.jsonl. Only the main process has one."""
+
+    FILES = ("metrics", "samples", "templates", "evaluations")
+
+    def __init__(self, workdir: Path, tick: int):
+        """Opens the records of a run that goes on at `tick`: rows of that tick or later are cut off."""
+        from tensorboardX import SummaryWriter
+
+        self.workdir = workdir
+        for name in self.FILES:
+            _keep_rows_before(workdir / f"{name}.jsonl", tick)
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=tick or None)
+
+    def metrics(self, tick: int, step: int, values: Mapping[str, float]) -> None:
+        """One row of metrics.jsonl and a TensorBoard point for each value."""
+        unknown = sorted(set(values) - set(METRICS))
+        assert not unknown, f"not in metrics.METRICS: {unknown}"
+        self.rows("metrics", tick, [{"step": step, **{k: float(v) for k, v in values.items()}}])
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, float(value), step)
+
+    def rows(self, name: str, tick: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Appends rows to NAME.jsonl."""
+        with open(self.workdir / f"{name}.jsonl", "a", encoding="utf-8") as f:
+            f.writelines(json.dumps({"tick": tick, **row}, ensure_ascii=True) + "\n" for row in rows)
+
+    def close(self) -> None:
+        self._tensorboard.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, without a torn last line; none if there is no such file."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _keep_rows_before(path: Path, tick: int) -> None:
+    rows = read_rows(path)
+    kept = [row for row in rows if row["tick"] < tick]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """rollout/* and reward/* of a batch of scored rollouts."""
+    lengths = np.array([len(r.completion.token_ids) for r in rollouts])
+    score = np.array([r.verdict.answer_score for r in rollouts])
+    templated = np.array([r.templated for r in rollouts])
+    statuses = [r.verdict.status for r in rollouts]
+    values = {
+        "rollout/generated_tokens": lengths.sum(),
+        "rollout/mean_tokens": lengths.mean(),
+        "rollout/frac_truncated": np.mean([not r.completion.stopped for r in rollouts]),
+        "rollout/frac_templated": templated.mean(),
+        "reward/mean": score.mean(),
+        "reward/format": np.mean([r.verdict.format_score for r in rollouts]),
+        "reward/frac_time_out": statuses.count("time_out") / len(statuses),
+        "reward/frac_error": statuses.count("error") / len(statuses),
+    }
+    for name, which in (("plain", ~templated), ("templated", templated)):
+        if which.any():
+            values[f"reward/mean_{name}"] = score[which].mean()
+    return {k: float(v) for k, v in values.items()}
+
+
+def mean_of(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each value over the updates of a step; bad updates are summed."""
+    values = {k: float(np.mean([s[k] for s in stats])) for k in stats[0]} if stats else {}
+    if stats:
+        values["train/bad_updates"] = float(sum(s["train/bad_updates"] for s in stats))
+    return values

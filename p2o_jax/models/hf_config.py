@@ -1,0 +1,311 @@
+"""config.json of a Hugging Face directory: read into a `ModelSpec`, and written back for an export.
+
+Reads both layouts in circulation: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and transformers 5
+(`rope_parameters`, `dtype`). What our model would compute differently is refused by name, never ignored.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from p2o_jax.config import ConfigError
+from p2o_jax.models.spec import Family, ModelSpec, Rope
+
+ARCHITECTURES: dict[str, str] = {
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+}
+ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+MAX_POSITIONS = 32768  # exported for a spec that tells none
+
+_ROPE_KEYS = {
+    "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "beta_fast",
+    "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate", "partial_rotary_factor", "finetuned",
+}  # fmt: skip
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+
+
+def locate(path: str | Path) -> Path:
+    """The directory of a checkpoint: the path itself, or the local copy of a hub id, downloaded if there is a network.
+
+    Raises:
+        ConfigError: neither a directory nor a hub id that can be had.
+    """
+    directory = Path(path).expanduser()
+    if directory.is_dir():
+        return directory
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or str(path)[0] in ".~":
+        raise ConfigError(f"{path}: no such directory")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, OSError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise ConfigError(
+            f"{path}: no such directory, and it could not be had from the Hugging Face hub ({reason}). Without a network, give the path "
+            "of a directory that holds config.json, the *.safetensors files and the tokenizer"
+        ) from e
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ConfigError: no such file, no JSON, or no object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise ConfigError(f"{path}: no such file") from e
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{path}: cannot be read as JSON ({e})") from e
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def read_spec(directory: str | Path) -> ModelSpec:
+    """The model that config.json in the directory describes.
+
+    Raises:
+        ConfigError: with a line for everything that is missing, mistyped or not supported.
+    """
+    path = Path(directory) / "config.json"
+    values = read_json(path)
+    fields = _Fields(values)
+    family = values.get("model_type")
+    fields.problems += _unsupported(values)
+    if family not in ARCHITECTURES:
+        fields.problems.append(f"model_type={family!r} is not supported; supported: {_names(ARCHITECTURES)}")
+        rope = _rope(fields, 0)
+        raise ConfigError(*(f"{path}: {p}" for p in fields.problems))
+    heads = fields.integer("num_attention_heads")
+    width = fields.integer("hidden_size")
+    head_dim = 128 if family == "qwen3" else width // heads  # what transformers takes where the key is absent
+    max_positions = fields.integer("max_position_embeddings", 0)
+    rope = _rope(fields, max_positions)
+    spec = ModelSpec(
+        family=cast(Family, family),
+        vocab=fields.integer("vocab_size"),
+        width=width,
+        layers=fields.integer("num_hidden_layers"),
+        heads=heads,
+        kv_heads=fields.integer("num_key_value_heads", heads if family == "llama" or "num_key_value_heads" in values else None),
+        head_dim=fields.integer("head_dim", head_dim),
+        mlp=fields.integer("intermediate_size"),
+        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        rope=rope,
+        qk_norm=family == "qwen3",
+        qkv_bias=family == "qwen2",
+        tied=bool(values.get("tie_word_embeddings", False)),
+        max_positions=max_positions,
+    )
+    if not fields.problems:
+        fields.problems += _impossible(spec)
+    if fields.problems:
+        raise ConfigError(*(f"{path}: {p}" for p in fields.problems))
+    return spec
+
+
+def write_config(spec: ModelSpec, dtype: str = "bfloat16", token_ids: dict[str, Any] | None = None) -> dict[str, Any]:
+    """config.json for the model, in the layout of transformers 4, which transformers 5 reads, too.
+
+    `token_ids` may hold bos_token_id, eos_token_id (one id or a list) and pad_token_id; other keys are ignored.
+
+    Raises:
+        ConfigError: the family has no such variant (as biases in Qwen3).
+    """
+    if (spec.qk_norm, spec.qkv_bias) != (spec.family == "qwen3", spec.family == "qwen2"):
+        raise ConfigError(f"a {spec.family} model with qk_norm={spec.qk_norm}, qkv_bias={spec.qkv_bias} has no Hugging Face architecture")
+    ids = token_ids or {}
+    config = {
+        "architectures": [ARCHITECTURES[spec.family]],
+        "attention_dropout": 0.0,
+        "bos_token_id": ids.get("bos_token_id"),
+        "eos_token_id": ids.get("eos_token_id"),
+        "pad_token_id": ids.get("pad_token_id"),
+        "hidden_act": "silu",
+        "hidden_size": spec.width,
+        "initializer_range": 0.02,
+        "intermediate_size": spec.mlp,
+        "max_position_embeddings": spec.max_positions or MAX_POSITIONS,
+        "model_type": spec.family,
+        "num_attention_heads": spec.heads,
+        "num_hidden_layers": spec.layers,
+        "num_key_value_heads": spec.kv_heads,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_scaling": _rope_scaling(spec.rope),
+        "rope_theta": spec.rope.theta,
+        "tie_word_embeddings": spec.tied,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "vocab_size": spec.vocab,
+    }
+    if spec.family != "qwen2" or spec.head_dim * spec.heads != spec.width:
+        config["head_dim"] = spec.head_dim
+    if spec.family in ("qwen3", "llama"):
+        config["attention_bias"] = False
+    if spec.family == "llama":
+        config["mlp_bias"] = False
+    else:
+        config["sliding_window"] = None
+    if spec.family in ("qwen3", "qwen2"):
+        config["use_sliding_window"] = False
+        config["max_window_layers"] = spec.layers
+    return config
+
+
+class _Fields:
+    """Typed values of config.json; one that is missing or of another type becomes a problem, and reads as 1."""
+
+    def __init__(self, values: dict[str, Any], within: str = "", problems: list[str] | None = None):
+        self.values, self.within = values, within
+        self.problems: list[str] = [] if problems is None else problems
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A whole number of at least 1, or the default where the key is absent or null."""
+        value = self._get(key, default)
+        if value is not default and (type(value) is not int or value < 1):
+            self.problems.append(f"{self.within}{key}={value!r}: expected a positive whole number")
+            return 1
+        return 1 if value is None else value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive number, or the default where the key is absent or null."""
+        value = self._get(key, default)
+        if value is not default and (type(value) not in (int, float) or not 0 < value < math.inf):
+            self.problems.append(f"{self.within}{key}={value!r}: expected a positive number")
+            return 1.0
+        return 1.0 if value is None else float(value)
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self.values.get(key)
+        if value is not None:
+            return value
+        if default is None:
+            self.problems.append(f"{self.within}{key} is missing")
+        return default
+
+
+def _unsupported(values: dict[str, Any]) -> list[str]:
+    """A line for every setting, apart from sizes and positions, that our model does not have."""
+    found = []
+    family = values.get("model_type")
+    architectures = values.get("architectures") or []
+    if family in ARCHITECTURES and architectures and ARCHITECTURES[family] not in architectures:
+        found.append(f"architectures={architectures} is not supported; supported: {_names(ARCHITECTURES.values())}")
+    activation = values.get("hidden_act", "silu")
+    if activation != "silu":
+        found.append(f"hidden_act={activation!r} is not supported; supported: silu")
+    if values.get("quantization_config"):
+        method = values["quantization_config"].get("quant_method", "unknown method")
+        found.append(f"quantization_config ({method}) is not supported; supported: float32, bfloat16 and float16 weights")
+    window = _sliding_window(values)
+    if window:
+        found.append(f"{window} is not supported; supported: full attention in every layer")
+    if family in ("qwen3", "llama") and values.get("attention_bias"):
+        found.append(f"attention_bias=true is not supported for {family}; supported: no bias, or qwen2's on q, k and v")
+    if family == "llama" and values.get("mlp_bias"):
+        found.append("mlp_bias=true is not supported; supported: no bias in the MLP")
+    return found
+
+
+def _sliding_window(values: dict[str, Any]) -> str | None:
+    """The setting that limits attention to a window in some layer, as text, or None."""
+    if values.get("use_sliding_window"):
+        return f"use_sliding_window=true (sliding_window={values.get('sliding_window')})"
+    others = sorted({str(t) for t in values.get("layer_types") or []} - {"full_attention"})
+    if others:
+        return f"layer_types with {_names(others)}"
+    if values.get("model_type") == "mistral":
+        window = values.get("sliding_window", 4096)  # transformers' default where the key is absent
+        if window is not None and window < values.get("max_position_embeddings", 131072):
+            return f"sliding_window={window}, smaller than max_position_embeddings,"
+    return None
+
+
+def _rope(fields: _Fields, max_positions: int) -> Rope:
+    values = fields.values
+    given = values.get("rope_scaling") or values.get("rope_parameters") or {}  # in transformers' order
+    within = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
+    if not isinstance(given, dict):
+        fields.problems.append(f"{within}={given!r}: expected an object")
+        return Rope()
+    kind = given.get("rope_type") or given.get("type") or "default"
+    theta_from = given if given.get("rope_theta") is not None else values
+    theta = _Fields(theta_from, problems=fields.problems).number("rope_theta", 10000.0)
+    unknown = sorted(set(given) - _ROPE_KEYS)
+    if kind not in ROPE_KINDS:
+        fields.problems.append(f"{within}.rope_type={kind!r} is not supported; supported: {_names(ROPE_KINDS)}")
+        return Rope()
+    if unknown:
+        fields.problems.append(f"{within}: {_names(unknown)} not supported; supported: {_names(sorted(_ROPE_KEYS))}")
+    for place in (given, values):
+        if place.get("partial_rotary_factor") not in (None, 1, 1.0):
+            fields.problems.append(f"partial_rotary_factor={place['partial_rotary_factor']} is not supported; supported: 1")
+    return _rope_of_kind(kind, theta, _Fields(given, f"{within}.", fields.problems), values.get("original_max_position_embeddings"), max_positions)
+
+
+def _rope_of_kind(kind: Literal["default", "linear", "llama3", "yarn"], theta: float, given: _Fields, original: Any, max_positions: int) -> Rope:
+    """`original`: the model-wide original_max_position_embeddings, which goes before the one of the rope itself."""
+    if kind == "default":
+        return Rope(theta=theta)
+    if kind == "linear":
+        return Rope(kind, theta, given.number("factor"))
+    if original is None:
+        original = given.integer("original_max_position_embeddings", max_positions or None)
+    if kind == "llama3":
+        low, high = given.number("low_freq_factor"), given.number("high_freq_factor")
+        return Rope(kind, theta, given.number("factor"), original, low_freq_factor=low, high_freq_factor=high)
+    factor = given.number("factor", max_positions / original if max_positions else None)
+    attention_factor = given.number("attention_factor", 0.0)
+    mscale, mscale_all = given.number("mscale", 0.0), given.number("mscale_all_dim", 0.0)
+    if not attention_factor and mscale and mscale_all and factor > 1:
+        attention_factor = (0.1 * mscale * math.log(factor) + 1) / (0.1 * mscale_all * math.log(factor) + 1)
+    return Rope(
+        kind,
+        theta,
+        factor,
+        original,
+        beta_fast=given.number("beta_fast", 32.0),
+        beta_slow=given.number("beta_slow", 1.0),
+        attention_factor=attention_factor,
+        truncate=given.values.get("truncate", True) is not False,
+    )
+
+
+def _rope_scaling(rope: Rope) -> dict[str, Any] | None:
+    if rope.kind == "default":
+        return None
+    scaling: dict[str, Any] = {"rope_type": rope.kind, "factor": rope.factor}
+    if rope.kind != "linear":
+        scaling["original_max_position_embeddings"] = rope.original_max_positions
+    if rope.kind == "llama3":
+        scaling |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}
+    if rope.kind == "yarn":
+        scaling |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
+        if rope.attention_factor:
+            scaling["attention_factor"] = rope.attention_factor
+        if not rope.truncate:
+            scaling["truncate"] = False
+    return scaling
+
+
+def _impossible(spec: ModelSpec) -> list[str]:
+    """A line for every rule between sizes that the spec breaks."""
+    found = []
+    if spec.heads % spec.kv_heads:
+        found.append(f"num_key_value_heads={spec.kv_heads} must divide num_attention_heads={spec.heads}")
+    if spec.head_dim % 2:
+        found.append(f"head_dim={spec.head_dim} must be even")
+    return found
+
+
+def _names(names: Any) -> str:
+    return ", ".join(map(str, names))

@@ -1,0 +1,87 @@
+"""Where each weight lives: logical axes to mesh axes, by one table for the learner and one for rollouts.
+
+The learner splits weights over fsdp and tensor. Rollouts split them over tensor only, so that decoding never gathers a
+weight; sequences are split over data x fsdp in both.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from p2o_jax.models.spec import ModelSpec, Weight, weights
+
+BATCH_AXES = ("data", "fsdp")
+Rules = Mapping[str, str | None]
+
+LEARNER: Rules = {
+    "layer": None,
+    "vocab": "tensor",
+    "width": "fsdp",
+    "head": "tensor",
+    "kv_head": "tensor",
+    "channel": None,
+    "mlp": "tensor",
+    "norm": None,
+}
+ROLLOUT: Rules = {**LEARNER, "width": None}
+REPLICATE_IF_UNEVEN = ("kv_head",)  # fewer key/value heads than the tensor axis: every device holds all of them
+
+
+def make_mesh(shape: tuple[int, int, int], devices: Any = None) -> Mesh:
+    """The mesh (data, fsdp, tensor) over the given devices, or all."""
+    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def param_shardings(spec: ModelSpec, mesh: Mesh, rules: Rules) -> Any:
+    """A tree of NamedShardings of the shape of the params."""
+    return jax.tree.map(lambda w: NamedSharding(mesh, partition(w, mesh, rules)), weights(spec), is_leaf=_is_weight)
+
+
+def partition(w: Weight, mesh: Mesh, rules: Rules) -> PartitionSpec:
+    """The mesh axis of each dimension of a weight."""
+    return PartitionSpec(*(_mesh_axis(axis, size, mesh, rules) for axis, size in zip(w.axes, w.shape, strict=True)))
+
+
+def problems(spec: ModelSpec, mesh: Mesh, rules: Rules) -> list[str]:
+    """A line for every weight that a rule splits unevenly, or over the same mesh axis twice."""
+    found = []
+    for path, w in jax.tree.leaves_with_path(weights(spec), is_leaf=_is_weight):
+        name = ".".join(str(k.key) for k in path)
+        used: list[str] = []
+        for axis, size in zip(w.axes, w.shape, strict=True):
+            mesh_axis = _mesh_axis(axis, size, mesh, rules)
+            if mesh_axis is None:
+                continue
+            if size % mesh.shape[mesh_axis]:
+                found.append(f"weight {name}{list(w.shape)}: rule {axis} -> {mesh_axis} splits {size} over {mesh.shape[mesh_axis]} devices")
+            if mesh_axis in used:
+                found.append(f"weight {name}{list(w.shape)}: two of its axes {w.axes} go to the mesh axis {mesh_axis}")
+            used.append(mesh_axis)
+    return found
+
+
+def batch_sharding(mesh: Mesh, *lead: None) -> NamedSharding:
+    """Rows over data x fsdp; `lead` adds unsharded leading dimensions."""
+    return NamedSharding(mesh, PartitionSpec(*lead, BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def num_shards(mesh: Mesh) -> int:
+    """Parts that sequences are split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def _mesh_axis(axis: str, size: int, mesh: Mesh, rules: Rules) -> str | None:
+    mesh_axis = rules[axis]
+    if mesh_axis is None or mesh.shape[mesh_axis] == 1:
+        return None
+    return None if axis in REPLICATE_IF_UNEVEN and size % mesh.shape[mesh_axis] else mesh_axis
+
+
+def _is_weight(x: Any) -> bool:
+    return isinstance(x, Weight)

@@ -1,0 +1,114 @@
+"""What a model is: its sizes, and one description of every weight.
+
+`weights(spec)` serves initialisation, sharding, checkpoints in and out, and ahead-of-time compilation alike.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+Family = Literal["qwen3", "qwen2", "llama", "mistral"]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions: the base, and how its frequencies are stretched to longer contexts."""
+
+    kind: Literal["default", "linear", "llama3", "yarn"] = "default"
+    theta: float = 10000.0
+    factor: float = 1.0
+    original_max_positions: int = 0  # llama3, yarn
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    attention_factor: float = 0.0  # yarn; 0: 0.1 ln(factor) + 1
+    truncate: bool = True  # yarn: round the correction range to whole dimensions
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A decoder-only transformer with grouped-query attention, SwiGLU and RMSNorm."""
+
+    family: Family
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    norm_eps: float = 1e-6
+    rope: Rope = field(default_factory=Rope)
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    tied: bool = False  # the embedding is the output head, too
+    max_positions: int = 0  # as config.json tells; informative
+
+
+class Weight(NamedTuple):
+    """Shape, logical axis of each dimension (for sharding), and initialiser: normal with std `scale`, or a constant."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    init: Literal["normal", "ones", "zeros"] = "normal"
+    scale: float = 0.02
+
+
+Weights = dict[str, "Weight | Weights"]
+
+
+def weights(spec: ModelSpec) -> Weights:
+    """Every weight of the model, as a tree of the same shape as the params; `blocks` have a leading layer axis."""
+    V, D = spec.vocab, spec.width
+    tree: Weights = {
+        "embed": Weight((V, D), ("vocab", "width")),
+        "blocks": {n: Weight((spec.layers, *w.shape), ("layer", *w.axes), w.init, w.scale) for n, w in block_weights(spec).items()},
+        "final_norm": Weight((D,), ("norm",), "ones"),
+    }
+    if not spec.tied:
+        tree["lm_head"] = Weight((V, D), ("vocab", "width"))
+    return tree
+
+
+def block_weights(spec: ModelSpec) -> dict[str, Weight]:
+    """The weights of one layer."""
+    D, H, K, C, F = spec.width, spec.heads, spec.kv_heads, spec.head_dim, spec.mlp
+    residual_scale = 0.02 / (2 * spec.layers) ** 0.5
+    block = {
+        "attn_norm": Weight((D,), ("norm",), "ones"),
+        "q": Weight((D, H, C), ("width", "head", "channel")),
+        "k": Weight((D, K, C), ("width", "kv_head", "channel")),
+        "v": Weight((D, K, C), ("width", "kv_head", "channel")),
+        "o": Weight((H, C, D), ("head", "channel", "width"), scale=residual_scale),
+        "mlp_norm": Weight((D,), ("norm",), "ones"),
+        "gate": Weight((D, F), ("width", "mlp")),
+        "up": Weight((D, F), ("width", "mlp")),
+        "down": Weight((F, D), ("mlp", "width"), scale=residual_scale),
+    }
+    if spec.qk_norm:
+        block |= {"q_norm": Weight((C,), ("norm",), "ones"), "k_norm": Weight((C,), ("norm",), "ones")}
+    if spec.qkv_bias:
+        block |= {
+            "q_bias": Weight((H, C), ("head", "channel"), "zeros"),
+            "k_bias": Weight((K, C), ("kv_head", "channel"), "zeros"),
+            "v_bias": Weight((K, C), ("kv_head", "channel"), "zeros"),
+        }
+    return block
+
+
+def num_params(spec: ModelSpec) -> int:
+    """The number of weights."""
+
+    def count(tree: Weights) -> int:
+        total = 0
+        for w in tree.values():
+            if isinstance(w, Weight):
+                size = 1
+                for n in w.shape:
+                    size *= n
+                total += size
+            else:
+                total += count(w)
+        return total
+
+    return count(weights(spec))

@@ -1,0 +1,190 @@
+"""The policy: a decoder-only transformer as Flax NNX modules, used through plain functions over a params tree.
+
+Every jit boundary takes params (a nested dict of arrays), never a module: `graphdef(spec)` is made once, and the functions
+below merge it with the params while they trace. Stacked blocks (arrays with a leading layer axis) run under one `lax.scan`;
+a tuple of per-layer trees, as the sampler holds them, is unrolled.
+
+What attends to what is the caller's business: `attend(q, k, v, cache) -> (output, new cache)` is called once in each layer.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from p2o_jax.models import attention, rope
+from p2o_jax.models.spec import ModelSpec, Weight, Weights, block_weights, weights
+
+Params = dict[str, Any]
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+
+
+class Block(nnx.Module):
+    """One layer: attention and SwiGLU, each behind an RMSNorm and added to the stream."""
+
+    def __init__(self, spec: ModelSpec):
+        self.spec = spec
+        _declare(self, block_weights(spec))
+
+    def __call__(self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend, cache: Any) -> tuple[jax.Array, Any]:
+        eps, dtype = self.spec.norm_eps, x_BTD.dtype
+        h = rms_norm(x_BTD, self.attn_norm[...], eps)
+        q, k, v = (jnp.einsum("BTD,DHC->BTHC", h, w[...].astype(dtype)) for w in (self.q, self.k, self.v))
+        if self.spec.qkv_bias:
+            q, k, v = (x + over_rows(b[...].astype(dtype), x) for x, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
+        if self.spec.qk_norm:
+            q, k = rms_norm(q, self.q_norm[...], eps), rms_norm(k, self.k_norm[...], eps)
+        attended, cache = attend(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v, cache)
+        x_BTD = x_BTD + jnp.einsum("BTHC,HCD->BTD", attended.astype(dtype), self.o[...].astype(dtype))
+        h = rms_norm(x_BTD, self.mlp_norm[...], eps)
+        gated = jax.nn.silu(h @ self.gate[...].astype(dtype)) * (h @ self.up[...].astype(dtype))
+        return x_BTD + gated @ self.down[...].astype(dtype), cache
+
+
+class Transformer(nnx.Module):
+    """Embedding, blocks and final norm; the output head is applied by the caller, to the positions it needs."""
+
+    def __init__(self, spec: ModelSpec):
+        self.spec = spec
+        _declare(self, {name: w for name, w in weights(spec).items() if isinstance(w, Weight)})
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """x over the root of its mean square (float32), times the weight; in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (x32 * over_rows(weight.astype(jnp.float32), x)).astype(x.dtype)
+
+
+def over_rows(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """The weight with leading axes of size 1, so that it broadcasts against x."""
+    return weight.reshape((1,) * (x.ndim - weight.ndim) + weight.shape)
+
+
+def hidden(
+    spec: ModelSpec,
+    params: Params,
+    token_BT: Int[Array, "B T"],
+    position_BT: Int[Array, "B T"],
+    attend: Attend,
+    caches: Any = None,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+) -> tuple[Float[Array, "B T D"], Any]:
+    """The normalised last hidden states in compute dtype, and what `attend` returned as each layer's new cache.
+
+    With stacked blocks `caches` (and what is returned) has a leading layer axis; with a tuple of blocks it is a tuple.
+    """
+    block_graph, top_graph = _graphdefs(spec)
+    top = nnx.merge(top_graph, {name: w for name, w in params.items() if name != "blocks"})
+    cos, sin = rope.angles(spec.rope, spec.head_dim, position_BT)
+
+    def layer(x: jax.Array, weights_and_cache: tuple[Any, Any]) -> tuple[jax.Array, Any]:
+        block_params, cache = weights_and_cache
+        return nnx.merge(block_graph, block_params)(x, cos, sin, attend, cache)
+
+    if remat:
+        layer = jax.checkpoint(layer, prevent_cse=False)
+    x = jnp.take(top.embed[...], token_BT, axis=0).astype(dtype)
+    blocks = params["blocks"]
+    if isinstance(blocks, tuple):
+        new = []
+        for block_params, cache in zip(blocks, caches or [None] * len(blocks), strict=True):
+            x, out = layer(x, (block_params, cache))
+            new.append(out)
+        caches = tuple(new)
+    else:
+        x, caches = jax.lax.scan(layer, x, (blocks, caches))
+    return rms_norm(x, top.final_norm[...], spec.norm_eps), caches
+
+
+def logits(spec: ModelSpec, params: Params, hidden_ND: Float[Array, "*N D"]) -> Float[Array, "*N V"]:
+    """The output head, float32."""
+    head_VD = params["embed"] if spec.tied else params["lm_head"]
+    return jnp.einsum("...D,VD->...V", hidden_ND, head_VD.astype(hidden_ND.dtype), preferred_element_type=jnp.float32)
+
+
+def attend_packed(segment_BT: Int[Array, "B T"]) -> Attend:
+    """Causal attention inside the segments of each row, without a cache."""
+    return lambda q, k, v, cache: (attention.packed(q, k, v, segment_BT), cache)
+
+
+def token_logps(
+    spec: ModelSpec,
+    params: Params,
+    token_BT: Int[Array, "B T"],
+    position_BT: Int[Array, "B T"],
+    segment_BT: Int[Array, "B T"],
+    temperature: float | jax.Array = 1.0,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+    chunk: int = 1024,
+    with_entropy: bool = False,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """log p(token t | the tokens before it in its segment) at the temperature, and the entropy of that prediction, float32.
+
+    Both are 0 at a segment's first token and on padding. At most `chunk` rows of [*, V] logits exist at one time, in the
+    backward pass too.
+    """
+    x_BTD, _ = hidden(spec, params, token_BT, position_BT, attend_packed(segment_BT), dtype=dtype, remat=remat)
+    B, T, D = x_BTD.shape
+    head_VD = (params["embed"] if spec.tied else params["lm_head"]).astype(dtype)
+    predicting_ND = x_BTD[:, :-1].reshape(-1, D)
+    target_N = token_BT[:, 1:].reshape(-1)
+    size = min(chunk, target_N.shape[0])
+    padding = -target_N.shape[0] % size
+
+    @jax.checkpoint
+    def one_chunk(x_ND: jax.Array, target_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+        z_NV = jnp.einsum("ND,VD->NV", x_ND, head_VD, preferred_element_type=jnp.float32) / temperature
+        logz_N = jax.nn.logsumexp(z_NV, axis=-1)
+        logp_N = jnp.take_along_axis(z_NV, target_N[:, None], axis=-1)[:, 0] - logz_N
+        if not with_entropy:
+            return logp_N, jnp.zeros_like(logp_N)
+        return logp_N, logz_N - jnp.sum(jax.nn.softmax(z_NV, axis=-1) * z_NV, axis=-1)
+
+    chunks = (
+        jnp.pad(predicting_ND, ((0, padding), (0, 0))).reshape(-1, size, D),
+        jnp.pad(target_N, (0, padding)).reshape(-1, size),
+    )
+    logp, entropy = jax.lax.map(lambda c: one_chunk(*c), chunks)
+    inside_BT = (segment_BT[:, 1:] == segment_BT[:, :-1]) & (segment_BT[:, 1:] > 0)
+
+    def to_rows(flat: jax.Array) -> jax.Array:
+        rows = flat.reshape(-1)[: B * (T - 1)].reshape(B, T - 1)
+        return jnp.pad(jnp.where(inside_BT, rows, 0.0), ((0, 0), (1, 0)))
+
+    return to_rows(logp), to_rows(entropy)
+
+
+def segments(mask_BT: Bool[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
+    """Positions and segment ids of rows that hold one sequence each, padded on either side."""
+    return jnp.maximum(jnp.cumsum(mask_BT, axis=1) - 1, 0), mask_BT.astype(jnp.int32)
+
+
+def init(spec: ModelSpec, key: jax.Array, dtype: Any = jnp.float32) -> Params:
+    """Random params as `weights(spec)` describes them."""
+    tree = weights(spec)
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda w: isinstance(w, Weight))
+
+    def draw(i: int, w: Weight) -> jax.Array:
+        if w.init == "normal":
+            return (jax.random.normal(jax.random.fold_in(key, i), w.shape) * w.scale).astype(dtype)
+        return jnp.full(w.shape, 1 if w.init == "ones" else 0, dtype)
+
+    return jax.tree.unflatten(treedef, [draw(i, w) for i, w in enumerate(leaves)])
+
+
+def _declare(module: nnx.Module, table: dict[str, Weight] | Weights) -> None:
+    for name, w in table.items():
+        assert isinstance(w, Weight)
+        setattr(module, name, nnx.Param(jax.ShapeDtypeStruct(w.shape, jnp.float32)))
+
+
+@functools.cache
+def _graphdefs(spec: ModelSpec) -> tuple[Any, Any]:
+    return nnx.split(Block(spec))[0], nnx.split(Transformer(spec))[0]

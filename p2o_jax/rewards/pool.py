@@ -1,0 +1,187 @@
+"""Worker processes that can be killed one at a time: a hard deadline per task, whatever the task does.
+
+Not `concurrent.futures`, which cannot end one task, and not `multiprocessing.Process`, whose children import the parent's
+main module (that is JAX, seconds and gigabytes) before they do anything.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
+from typing import Literal, Self
+
+TASKS_PER_WORKER = 5000  # then a fresh one: SymPy's caches only grow
+START_TIMEOUT_S = 120.0
+MAX_FAILED_STARTS = 3  # in a row
+MAX_ATTEMPTS = 2  # a crash may be the fault of a full machine; a second one is the task's
+
+Task = tuple[str, ...]
+
+
+class Pool:
+    """A context manager whose `run` maps tasks to `judge`'s answers in processes that see no accelerator.
+
+    `judge` is "module:function", called as function(*task) -> str. Workers start when they are first needed and stay until
+    `close`. `counts` says how often a worker was started, and lost to a time-out or a crash. One thread at a time.
+    """
+
+    def __init__(self, size: int, timeout_s: float, judge: str):
+        self.size = size
+        self.timeout_s = timeout_s
+        self.judge = judge
+        self.counts: Counter[str] = Counter()
+        self._workers: list[_Worker] = []
+        self._failed_starts = 0
+        self._finalizer = weakref.finalize(self, _kill_all, self._workers)  # runs at interpreter exit, too
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kills all workers; a later `run` starts new ones."""
+        _kill_all(self._workers)
+
+    def run(self, tasks: Sequence[Task], done: Callable[[], None] = lambda: None) -> list[str]:
+        """For every task, in order: what `judge` returned, "time_out" at the deadline, or "error" if its worker died twice.
+
+        `done` is called as tasks end. The deadline runs from when a worker that is ready gets the task.
+
+        Raises:
+            RuntimeError: workers do not start.
+        """
+        results: list[str | None] = [None] * len(tasks)
+        todo = deque(range(len(tasks)))
+        crashes = Counter[int]()
+
+        def settle(index: int, result: str) -> None:
+            results[index] = result
+            done()
+
+        try:
+            while todo or any(w.task is not None for w in self._workers):
+                self._assign(tasks, todo)
+                for worker, event, value in self._events():
+                    index, worker.task = worker.task, None
+                    if event == "done":
+                        worker.tasks_done += 1
+                    if event in ("crash", "time_out") or worker.tasks_done >= TASKS_PER_WORKER:
+                        self._drop(worker)
+                    if index is None:
+                        self._start_ended(event, value)
+                    elif event == "crash" and crashes[index] + 1 < MAX_ATTEMPTS:
+                        crashes[index] += 1
+                        todo.appendleft(index)
+                    else:
+                        settle(index, {"done": value, "time_out": "time_out"}.get(event, "error"))
+        finally:
+            for worker in [w for w in self._workers if w.task is not None]:  # we were interrupted
+                self._drop(worker)
+        assert None not in results
+        return [r for r in results if r is not None]
+
+    def _assign(self, tasks: Sequence[Task], todo: deque[int]) -> None:
+        """Hands tasks to idle workers, and starts more if there is work for them."""
+        for worker in self._workers:
+            if todo and worker.idle:
+                worker.give(todo.popleft(), tasks, self.timeout_s)
+        num_free = sum(not w.ready for w in self._workers)
+        while len(self._workers) < self.size and num_free < len(todo):
+            self._workers.append(_Worker(self.judge, self.timeout_s))
+            self.counts["started"] += 1
+            num_free += 1
+
+    def _events(self) -> list[tuple["_Worker", str, str]]:
+        """(worker, event, value) of those that replied, died or ran out of time; waits until there is at least one."""
+        waiting = [w for w in self._workers if not w.idle]
+        remaining = min(w.deadline for w in waiting) - time.monotonic()
+        readable = wait([w.connection for w in waiting], max(remaining, 0))
+        now = time.monotonic()
+        events = []
+        for worker in waiting:
+            if worker.connection in readable:
+                events.append((worker, *worker.receive()))
+            elif worker.deadline <= now:
+                events.append((worker, "time_out", ""))
+        for _, event, _ in events:
+            if event in ("crash", "time_out"):
+                self.counts[event] += 1
+        return events
+
+    def _start_ended(self, event: str, value: str) -> None:
+        if event == "ready":
+            self._failed_starts = 0
+            return
+        self._failed_starts += 1
+        if event == "failed" or self._failed_starts >= MAX_FAILED_STARTS:
+            failed, self._failed_starts = self._failed_starts, 0
+            self.close()
+            raise RuntimeError(f"verifier workers do not start ({failed} tried): {value or event}")
+
+    def _drop(self, worker: "_Worker") -> None:
+        worker.kill()
+        self._workers.remove(worker)
+
+
+class _Worker:
+    """A process, the socket to it, and what it is busy with."""
+
+    def __init__(self, judge: str, timeout_s: float):
+        self.connection, theirs = Pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "p2o_jax.rewards.worker", str(theirs.fileno()), str(timeout_s), judge],
+            env=_environment(),
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # what libraries say about untrusted text does not belong on a terminal
+        )
+        theirs.close()
+        self.ready = False
+        self.task: int | None = None
+        self.tasks_done = 0
+        self.deadline = time.monotonic() + START_TIMEOUT_S
+
+    @property
+    def idle(self) -> bool:
+        return self.ready and self.task is None
+
+    def give(self, index: int, tasks: Sequence[Task], timeout_s: float) -> None:
+        self.task = index
+        self.deadline = time.monotonic() + timeout_s
+        with contextlib.suppress(OSError):  # it died while idle: its socket is at its end, and `receive` will say so
+            self.connection.send_bytes(json.dumps(tasks[index]).encode())
+
+    def receive(self) -> tuple[Literal["ready", "failed", "done", "crash"], str]:
+        try:
+            event, value = json.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            return "crash", ""
+        self.ready = True
+        return event, value
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+
+
+def _environment() -> dict[str, str]:
+    """The parent's environment without accelerators, with one thread, and with the parent's import path."""
+    path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+    return dict(os.environ, JAX_PLATFORMS="cpu", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", PYTHONPATH=path)
+
+
+def _kill_all(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.kill()
+    workers.clear()

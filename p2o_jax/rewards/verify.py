@@ -1,0 +1,125 @@
+r"""Verifiable rewards (algorithm step 3): is the last `\boxed{}` of a response equal to the reference answer?"""
+
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Self
+
+from p2o_jax import config
+from p2o_jax.records import Status, Verdict
+from p2o_jax.rewards import tidy
+from p2o_jax.rewards.boxed import last_boxed
+from p2o_jax.rewards.pool import Pool
+
+MAX_ANSWER_CHARS = 4096  # in the box; a longer one is no answer to a question of mathematics
+MATH_JUDGE = "p2o_jax.rewards.grade:math_equal"
+_STATUSES: dict[str, Status] = {"correct": "correct", "wrong": "wrong", "time_out": "time_out", "error": "error"}
+
+Progress = Callable[[int, int], None]  # (answers judged so far, all answers)
+
+
+class Verifier:
+    """A context manager whose `verify` scores responses against reference answers.
+
+    kind "exact" compares texts; kind "math" first looks for equality that is plain to see and then asks math-verify, in worker
+    processes that are started when the first answer needs them. `counts`: answers by how they were decided ("fast", "slow"), and
+    what befell the workers ("started", "time_out", "crash"). Deadlines depend on the machine: with several hosts, one decides.
+    """
+
+    def __init__(self, cfg: config.Reward, judge: str = MATH_JUDGE):
+        self.cfg = cfg
+        self._pool = Pool(cfg.workers or _num_cores(), cfg.timeout_s, judge)
+        self._counts: Counter[str] = Counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kills the workers."""
+        self._pool.close()
+
+    @property
+    def counts(self) -> Counter[str]:
+        return self._counts + self._pool.counts
+
+    def verify(self, responses: Sequence[str], answers: Sequence[str], progress: Progress | None = None) -> list[Verdict]:
+        """A verdict per response, in order.
+
+        The format score is 1 if the response's last box is closed, whatever is in it. "time_out" (no verdict before the deadline)
+        and "error" (the worker died, or the reference answer cannot be read) score 0 and are not "wrong". Boxes of more than
+        MAX_ANSWER_CHARS characters are wrong unread. Equal pairs are judged once.
+        """
+        assert len(responses) == len(answers), (len(responses), len(answers))
+        boxes = [last_boxed(response) for response in responses]
+        statuses: list[Status | None] = [self._at_once(box, answer) for box, answer in zip(boxes, answers, strict=True)]
+        slow: dict[tuple[str, ...], list[int]] = {}
+        for i, (box, answer) in enumerate(zip(boxes, answers, strict=True)):
+            if box is not None and statuses[i] is None:
+                slow.setdefault((box, answer), []).append(i)
+        num_slow = statuses.count(None)
+        self._counts.update(fast=len(boxes) - num_slow, slow=num_slow)
+        results = self._judge(list(slow), len(boxes) - num_slow, len(boxes), progress)
+        for indices, result in zip(slow.values(), results, strict=True):
+            for i in indices:
+                statuses[i] = result
+        if progress:
+            progress(len(boxes), len(boxes))
+        return [_verdict(box, status) for box, status in zip(boxes, statuses, strict=True)]
+
+    def self_check(self, answers: Sequence[str], limit: int = 2000) -> list[str]:
+        r"""The distinct reference answers (a fixed sample, if there are more than `limit`) that do not verify against themselves.
+
+        That is: which, put in a box, do not come out of it again, or which math-verify does not find equal to themselves. Of the latter
+        only a response with the very same text will be right. Plain numbers are known to be well.
+        """
+        distinct = list(dict.fromkeys(answers))
+        if len(distinct) > limit:
+            distinct = random.Random("rewards/self_check").sample(distinct, limit)
+        bad = {a for a in distinct if self._at_once(last_boxed(rf"\boxed{{{a}}}"), a) != "correct"}
+        if self.cfg.kind == "math":
+            unclear = [a for a in distinct if a not in bad and tidy.number(tidy.tidy(a)) is None]
+            results = self._judge([(a, a) for a in unclear], 0, len(unclear), None)
+            bad.update(a for a, result in zip(unclear, results, strict=True) if result != "correct")
+        return [a for a in distinct if a in bad]
+
+    def _at_once(self, box: str | None, answer: str) -> Status | None:
+        """The status where no worker is needed, else None."""
+        if box is None:
+            return "no_answer"
+        if len(box) > MAX_ANSWER_CHARS:
+            return "wrong"
+        if not box:
+            return "wrong"
+        if self.cfg.kind == "exact":
+            return "correct" if box.split() == answer.split() else "wrong"
+        match tidy.equal(box, answer):
+            case True:
+                return "correct"
+            case False:
+                return "wrong"
+        return None
+
+    def _judge(self, pairs: Sequence[tuple[str, ...]], before: int, total: int, progress: Progress | None) -> list[Status]:
+        """The workers' statuses for (box, answer) pairs, reporting progress from `before` on."""
+        num_done = before
+
+        def done() -> None:
+            nonlocal num_done
+            num_done += 1
+            if progress:
+                progress(num_done, total)
+
+        return [_STATUSES[result] for result in self._pool.run(pairs, done)] if pairs else []
+
+
+def _verdict(box: str | None, status: Status | None) -> Verdict:
+    assert status is not None
+    return Verdict(answer_score=float(status == "correct"), format_score=float(box is not None), status=status)
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

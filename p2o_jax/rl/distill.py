@@ -1,0 +1,27 @@
+"""Context distillation: what a token sampled under a template weighs in the update on the plain prompt (algorithm step 6)."""
+
+import numpy as np
+from jaxtyping import Float
+
+from p2o_jax.config import Distill
+
+
+def token_weights(
+    logp_old_plain_R: Float[np.ndarray, "R"], logp_old_templated_R: Float[np.ndarray, "R"], cfg: Distill
+) -> Float[np.ndarray, "R"]:
+    """w of each token: 1 inside the bounds on rho = pi_old(y | x) / pi_old(y | T(x, z)); outside 0 (hard) or bound / rho (soft).
+
+    A constant to the gradient. All ones unless mode is ratio_mask.
+    """
+    rho = density_ratio(logp_old_plain_R, logp_old_templated_R)
+    if cfg.mode != "ratio_mask":
+        return np.ones_like(rho)
+    low, high = np.float32(1 - cfg.eps_low), np.float32(1 + cfg.eps_high)
+    if cfg.clip == "hard":
+        return ((rho >= low) & (rho <= high)).astype(np.float32)
+    return np.where(rho < low, low / rho, np.where(rho > high, high / rho, np.float32(1)))
+
+
+def density_ratio(logp_old_plain_R: Float[np.ndarray, "R"], logp_old_templated_R: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
+    """rho of each token, float32, its logarithm held within +-20."""
+    return np.exp(np.clip(logp_old_plain_R - logp_old_templated_R, -20, 20)).astype(np.float32)

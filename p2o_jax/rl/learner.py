@@ -1,0 +1,246 @@
+"""The learner: scores sequences and updates the policy, each as one jitted program over packed rows.
+
+The programs loop over as many micro-batches as are in use (an argument), so a run compiles one update, and one score program
+for plain and one for templated rows. Gradients are summed in float32; the loss is exact over the whole mini-batch (losses.py).
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh
+
+from p2o_jax import config, runtime
+from p2o_jax.models import sharding, transformer
+from p2o_jax.models.spec import ModelSpec
+from p2o_jax.rl import batch, distill, losses
+from p2o_jax.rl.batch import Example, Rows
+
+Stats = dict[str, float]
+
+
+class TrainState(NamedTuple):
+    """What an update replaces: params, optimizer state, and the number of updates whose loss or gradient was not finite."""
+
+    params: Any
+    opt_state: Any
+    bad_updates: jax.Array
+
+
+class Learner:
+    """Scores and updates on a mesh, with settings from the whole config."""
+
+    def __init__(self, spec: ModelSpec, mesh: Mesh, cfg: config.Config, num_updates: int, dtype: Any, pad_id: int):
+        self.spec, self.mesh, self.cfg, self.dtype, self.pad_id = spec, mesh, cfg, dtype, pad_id
+        self.optimizer = make_optimizer(cfg.optim, num_updates)
+        self.param_shardings = sharding.param_shardings(spec, mesh, sharding.LEARNER)
+        whole = sharding.replicated(mesh)
+        abstract = jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0), cfg.model.param_dtype))
+        opt_shardings = optax.tree_map_params(
+            self.optimizer,
+            lambda _, s: s,
+            jax.eval_shape(self.optimizer.init, abstract),
+            self.param_shardings,
+            transform_non_params=lambda _: whole,
+        )
+        self.state_shardings = TrainState(self.param_shardings, opt_shardings, whole)
+        self._init = jax.jit(self._init_state, out_shardings=self.state_shardings)
+        self._update = jax.jit(self._update_state, donate_argnums=0, out_shardings=(self.state_shardings, whole))
+        self._score = jax.jit(self._score_rows, out_shardings=sharding.batch_sharding(mesh, None))
+
+    def init(self, params: Any) -> TrainState:
+        """A fresh optimizer for these params."""
+        return self._init(params)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of a TrainState, for restoring a checkpoint into."""
+        params = jax.eval_shape(lambda: transformer.init(self.spec, jax.random.key(0), self.cfg.model.param_dtype))
+        state = jax.eval_shape(self._init_state, params)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self.state_shardings)
+
+    def score_tokens(self, params: Any, sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: int) -> list[np.ndarray]:
+        """log p of every response token at the rollout temperature, float32, for each (prompt, response)."""
+        limit = self.cfg.rollout.questions * self.cfg.rollout.group_size
+        scored: list[np.ndarray] = []
+        for first in range(0, len(sequences), limit):
+            part = sequences[first : first + limit]
+            packed = self._pack(part, row_tokens, limit)
+            logp_MBT = self._score(params, self._put(packed.rows), jnp.int32(packed.num_micro))
+            flat = runtime.to_host(logp_MBT).reshape(-1, row_tokens)
+            scored += [flat[r, a:b].copy() for r, a, b in packed.places]
+        return scored
+
+    def score(self, params: Any, ref_params: Any, made: Sequence[Example]) -> tuple[list[Example], Stats]:
+        """The examples with old and reference log-probs and distillation weights (algorithm step 6), taken before any update.
+
+        Examples that cannot contribute to the gradient are left as they are, and cost nothing.
+        """
+        scored = list(made)
+        used = [i for i, e in enumerate(made) if self._contributes(e)]
+        plain = self._score_on(params, made, used, "prompt_ids", config.trained_row_tokens(self.cfg))
+        templated_used = [i for i in used if made[i].templated]
+        templated = self._score_on(params, made, templated_used, "sampled_on_ids", config.templated_row_tokens(self.cfg))
+        ref = plain
+        if self.cfg.loss.kl != "off":
+            ref = self._score_on(ref_params, made, used, "prompt_ids", config.trained_row_tokens(self.cfg))
+        rho, gap, weights = [], [], []
+        for i in used:
+            on_template = templated.get(i, plain[i])
+            old = on_template if self.cfg.distill.mode == "importance" else plain[i]
+            weight = np.ones_like(old)
+            if made[i].templated:
+                weight = distill.token_weights(plain[i], on_template, self.cfg.distill)
+                rho.append(distill.density_ratio(plain[i], on_template))
+                weights.append(weight)
+            gap.append(np.abs(on_template - made[i].logp_sampler_R))
+            scored[i] = replace(made[i], logp_old_R=old, logp_ref_R=ref[i], weight_R=weight)
+        return scored, _score_stats(rho, weights, gap, self.cfg.distill)
+
+    def update(self, state: TrainState, mini: Sequence[Example]) -> tuple[TrainState, Stats]:
+        """The state after one optimizer update on a mini-batch of scored examples."""
+        length_N = np.array([len(e.response_ids) if e.trained else 0 for e in mini], np.int64)
+        scale_N = losses.aggregation_scale(length_N, self.cfg.loss.aggregation, self.cfg.rollout.max_new_tokens)
+        used = [i for i, e in enumerate(mini) if self._contributes(e)]
+        limit = config.minibatch_questions(self.cfg) * self.cfg.rollout.group_size
+        packed = self._pack([(mini[i].prompt_ids, mini[i].response_ids) for i in used], config.trained_row_tokens(self.cfg), limit)
+        flat = Rows(*(x.reshape(-1, x.shape[-1]) for x in packed.rows))
+        for i, (r, a, b) in zip(used, packed.places, strict=True):
+            flat.trained[r, a:b] = True
+            flat.advantage[r, a:b], flat.scale[r, a:b] = mini[i].advantage, scale_N[i]
+            flat.weight[r, a:b], flat.logp_old[r, a:b], flat.logp_ref[r, a:b] = mini[i].weight_R, mini[i].logp_old_R, mini[i].logp_ref_R
+        state, sums = self._update(state, self._put(packed.rows), jnp.int32(packed.num_micro))
+        return state, _update_stats({k: float(v) for k, v in sums.items()}, packed.num_micro * packed.rows.token[0].size)
+
+    def _contributes(self, e: Example) -> bool:
+        """Whether the example has any gradient: with zero advantage, no KL and no entropy bonus it has none, exactly."""
+        return e.trained and (e.advantage != 0 or self.cfg.loss.kl != "off" or self.cfg.loss.entropy_coef != 0)
+
+    def _score_on(self, params: Any, made: Sequence[Example], which: Sequence[int], prompt: str, row_tokens: int) -> dict[int, np.ndarray]:
+        scored = self.score_tokens(params, [(getattr(made[i], prompt), made[i].response_ids) for i in which], row_tokens)
+        return dict(zip(which, scored, strict=True))
+
+    def _pack(self, sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: int, limit: int) -> batch.Packed:
+        micro_rows = self.cfg.optim.micro_rows
+        return batch.pack(sequences, row_tokens, micro_rows, -(-limit // micro_rows), self.pad_id)
+
+    def _put(self, rows: Rows) -> Rows:
+        split = sharding.batch_sharding(self.mesh, None)
+        return Rows(*(runtime.put(x, split) for x in rows))
+
+    def _init_state(self, params: Any) -> TrainState:
+        return TrainState(params, self.optimizer.init(params), jnp.int32(0))
+
+    def _logps(self, params: Any, row: Rows, with_entropy: bool) -> tuple[jax.Array, jax.Array]:
+        return transformer.token_logps(
+            self.spec,
+            params,
+            row.token,
+            row.position,
+            row.segment,
+            temperature=self.cfg.rollout.temperature,
+            dtype=self.dtype,
+            remat=self.cfg.model.remat,
+            chunk=self.cfg.model.logit_chunk,
+            with_entropy=with_entropy,
+        )
+
+    def _score_rows(self, params: Any, rows: Rows, num_micro: jax.Array) -> jax.Array:
+        def micro(i: jax.Array, logp_MBT: jax.Array) -> jax.Array:
+            logp_BT, _ = self._logps(params, _micro_batch(rows, i), with_entropy=False)
+            return lax.dynamic_update_index_in_dim(logp_MBT, logp_BT, i, 0)
+
+        return lax.fori_loop(0, num_micro, micro, jnp.zeros(rows.token.shape, jnp.float32))
+
+    def _loss(self, params: Any, row: Rows) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """This micro-batch's part of the loss, and sums over its trained tokens."""
+        cfg = self.cfg.loss
+        logp_new_BT, entropy_BT = self._logps(params, row, with_entropy=True)
+        token = losses.policy_loss(logp_new_BT, row.logp_old, row.advantage, cfg)
+        policy = jnp.sum(jnp.where(row.trained, token.loss * row.weight * row.scale, 0.0))
+        sums = {"policy_loss": policy, "tokens": row.trained.sum(), "real_tokens": (row.segment > 0).sum()}
+        total = policy
+        if cfg.kl != "off":
+            divergence = losses.kl(logp_new_BT, row.logp_ref, cfg.kl)
+            sums["kl_loss"] = jnp.sum(jnp.where(row.trained, divergence * row.scale, 0.0))
+            total += cfg.kl_coef * sums["kl_loss"]
+        if cfg.entropy_coef != 0:
+            total -= cfg.entropy_coef * jnp.sum(jnp.where(row.trained, entropy_BT * row.scale, 0.0))
+        per_token = {
+            "clipped": token.clipped,
+            "dual_clipped": token.dual_clipped,
+            "approx_kl": jnp.clip(row.logp_old - logp_new_BT, -20.0, 20.0),
+            "entropy": entropy_BT,
+        }
+        sums |= {name: jnp.sum(jnp.where(row.trained, x, 0.0)) for name, x in per_token.items()}
+        return total, {"loss": total, **sums}
+
+    def _update_state(self, state: TrainState, rows: Rows, num_micro: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        value_and_grad = jax.value_and_grad(self._loss, has_aux=True)
+
+        def micro(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            (_, sums), grads = value_and_grad(state.params, _micro_batch(rows, i))
+            grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+            return jax.tree.map(jnp.add, carry, (grads, sums))
+
+        zeros = jax.tree.map(lambda p, s: lax.with_sharding_constraint(jnp.zeros(p.shape), s), state.params, self.param_shardings)
+        shapes = jax.eval_shape(self._loss, state.params, _micro_batch(rows, jnp.int32(0)))[1]
+        grads, sums = lax.fori_loop(0, num_micro, micro, (zeros, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)))
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        norm = optax.global_norm(grads)
+        good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
+        params, opt_state = jax.tree.map(functools.partial(jnp.where, good), (params, opt_state), (state.params, state.opt_state))
+        sums |= {"grad_norm": norm, "update_norm": optax.global_norm(updates), "param_norm": optax.global_norm(params), "bad": ~good}
+        return TrainState(params, opt_state, state.bad_updates + ~good), sums
+
+
+def make_optimizer(cfg: config.Optim, num_updates: int) -> optax.GradientTransformation:
+    """AdamW behind a clip of the global norm; the rate rises linearly over the first updates and then stays.
+
+    ▲ The first update has a rate above 0 (the released code's first has none).
+    """
+    warmup = max(round(cfg.warmup_frac * num_updates), 1)
+    rate = optax.linear_schedule(cfg.lr / warmup, cfg.lr, warmup - 1) if warmup > 1 else cfg.lr
+    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), optax.adamw(rate, b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay))
+
+
+def _micro_batch(rows: Rows, i: jax.Array) -> Rows:
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), rows)
+
+
+def _score_stats(rho: list[np.ndarray], weights: list[np.ndarray], gap: list[np.ndarray], cfg: config.Distill) -> Stats:
+    """distill/* and the gap between sampler and learner, over the tokens that are trained on."""
+    stats: Stats = {}
+    if gap:
+        all_gaps = np.concatenate(gap)
+        stats |= {"train/logprob_gap_mean": float(all_gaps.mean()), "train/logprob_gap_max": float(all_gaps.max())}
+    if rho:
+        ratio, weight = np.concatenate(rho), np.concatenate(weights).astype(np.float64)
+        low, mid, high = np.quantile(ratio, [0.05, 0.5, 0.95])
+        stats |= {
+            "distill/frac_masked_low": float((ratio < 1 - cfg.eps_low).mean()),
+            "distill/frac_masked_high": float((ratio > 1 + cfg.eps_high).mean()),
+            "distill/ratio_p05": float(low),
+            "distill/ratio_p50": float(mid),
+            "distill/ratio_p95": float(high),
+            "distill/effective_sample_frac": float(weight.sum() ** 2 / max((weight**2).sum() * weight.size, 1e-30)),
+            "distill/frac_templated_tokens": ratio.size / max(sum(g.size for g in gap), 1),
+        }
+    return stats
+
+
+def _update_stats(sums: Stats, computed_tokens: int) -> Stats:
+    """train/* from the sums of an update."""
+    tokens = max(sums["tokens"], 1.0)
+    stats = {f"train/{name}": sums[name] for name in ("loss", "policy_loss", "grad_norm", "update_norm", "param_norm")}
+    stats |= {f"train/{name}": sums[name] / tokens for name in ("approx_kl", "entropy")}
+    stats |= {"train/frac_clipped": sums["clipped"] / tokens, "train/frac_dual_clipped": sums["dual_clipped"] / tokens}
+    stats |= {"train/bad_updates": sums["bad"], "train/trained_tokens": sums["tokens"]}
+    stats["perf/frac_row_tokens_real"] = sums["real_tokens"] / computed_tokens if computed_tokens else 1.0
+    return stats | ({"train/kl_loss": sums["kl_loss"]} if "kl_loss" in sums else {})

@@ -1,0 +1,87 @@
+"""The run's place in the world: devices and processes, named randomness, and what one process decides for all.
+
+Every process runs the same Python in the same order on the same bytes. What could differ between hosts (clocks, files, replies
+of others) goes through `from_process_0`.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+T = TypeVar("T")
+
+
+def key(seed: int, *names: str | int) -> jax.Array:
+    """A JAX key that is a function of the seed and the names alone, e.g. key(0, "rollout", step)."""
+    words = np.frombuffer(hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest(), np.uint32)
+    base = jax.random.key(seed)
+    for word in words:
+        base = jax.random.fold_in(base, word)
+    return base
+
+
+def rng(seed: int, *names: str | int) -> random.Random:
+    """A host generator that is a function of the seed and the names alone."""
+    return random.Random("/".join(map(str, (seed, *names))))
+
+
+def name_words(names: list[str]) -> np.ndarray:
+    """Two uint32 words for each name, [N, 2]: what a rollout's key is made of beside the call's key."""
+    digests = [hashlib.blake2b(n.encode("utf-8", "surrogatepass"), digest_size=8).digest() for n in names]
+    return np.frombuffer(b"".join(digests), np.uint32).reshape(len(names), 2)
+
+
+def is_main_process() -> bool:
+    return jax.process_index() == 0
+
+
+def from_process_0(decide: Callable[[], T]) -> T:
+    """What `decide` returns on process 0, on every process; it must be JSON. An exception there is raised everywhere."""
+    if jax.process_count() == 1:
+        return decide()
+    result: dict[str, Any] = {}
+    if is_main_process():
+        try:
+            result = {"value": decide()}
+        except Exception as e:  # whatever it is, all processes must learn of it
+            result = {"error": f"{type(e).__name__}: {e}"}
+    payload = np.frombuffer(json.dumps(result).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int64(payload.size)))
+    buffer = np.zeros(size, np.uint8)
+    buffer[: payload.size if is_main_process() else 0] = payload if is_main_process() else 0
+    result = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes())
+    if "error" in result:
+        raise RuntimeError(f"process 0 failed: {result['error']}")
+    return result["value"]
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """The whole array on every process (for small results: tokens, log-probs, scalars)."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def put(x: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A global array from the same host array on every process; each takes only its devices' slices."""
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+class CompileCounter:
+    """Counts backend compilations of this process, and their seconds, from its creation on."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    def _on_event(self, event: str, duration: float, **kwargs: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.count += 1
+            self.seconds += duration

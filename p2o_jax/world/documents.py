@@ -1,0 +1,131 @@
+"""Pretraining documents: a prompt with a response, most of them a question under a template, some of them reflections.
+
+At each step of a chain the response goes on with some probability, or bluffs: `so \\boxed{ random }`. The probability depends on
+how well the template fits the question (`phrases.level`); under plain and misfitting prompts the product over the chain is the dial
+`config.World.p_chain_plain`.
+"""
+
+import random
+from dataclasses import dataclass
+
+from p2o_jax.gepa.reflection import compact_prompt
+from p2o_jax.world import families, phrases
+
+GO_ON: dict[phrases.Level, tuple[float, float]] = {  # (at the first step, at later ones)
+    "strong": (0.97, 0.985),
+    "weak": (0.7, 0.8),
+    "generic": (0.4, 0.5),
+}
+FIRST_PLAIN = 0.05
+LEAST_PLAIN = 0.02  # a single decision under a plain prompt is not made rarer than this while the others can bear it
+
+P_PLAIN, P_FITTING = 0.25, 0.55  # of question documents: no template; a fitting phrase among 1-3; the rest: 1-3 random phrases
+P_FORCED = 0.5  # of hard questions at level "none": the response is joined in the middle of its chain
+P_EMPTY_INSTRUCTION = 0.25  # of reflection documents
+P_HIDDEN_ANSWERS = 0.1  # of reflection documents: as with config.gepa.show_reference_answer off
+EXAMPLES = 3  # in a reflection document
+
+
+@dataclass(frozen=True)
+class Document:
+    """A prompt, as the user's message, and the response to it. Words of the response at `given` are not trained on."""
+
+    prompt: str
+    response: str
+    given: tuple[int, ...] = ()
+
+
+def go_on_probabilities(level: phrases.Level, num_steps: int, p_chain_plain: float) -> tuple[float, ...]:
+    """The probability of each of a chain's steps, given those before it.
+
+    At level "none" the product is the dial: the first step has .05 and the others share the rest evenly; where that
+    would leave less than .02 (or more than 1) for each of them, all steps share the dial evenly. So every single decision
+    stays above the ratio mask's bound of .01 for dials down to 1e-6 (three steps).
+    """
+    if num_steps == 0:
+        return ()
+    if level != "none":
+        first, later = GO_ON[level]
+        return (first,) + (later,) * (num_steps - 1)
+    later = (p_chain_plain / FIRST_PLAIN) ** (1 / max(num_steps - 1, 1))
+    if num_steps == 1 or not LEAST_PLAIN <= later <= 1:
+        return (p_chain_plain ** (1 / num_steps),) * num_steps
+    return (FIRST_PLAIN,) + (later,) * (num_steps - 1)
+
+
+def prompt(template: str, question: str) -> str:
+    """T(x, z), the user's message."""
+    return f"{template.strip()}\n\n{question}" if template.strip() else question
+
+
+def correct_response(problem: families.Problem) -> str:
+    """The whole chain with the answer."""
+    return " ".join([*problem.steps, families.box(problem.answer)])
+
+
+def respond(rng: random.Random, problem: families.Problem, level: phrases.Level, p_chain_plain: float, forced: int = 0) -> str:
+    """A response whose first `forced` steps are certain and whose others are each left to chance: bluff, or go on."""
+    steps = []
+    for index, chance in enumerate(go_on_probabilities(level, len(problem.steps), p_chain_plain)):
+        if index >= forced and rng.random() >= chance:
+            return " ".join([*steps, families.box(families.guess(rng, problem.family))])
+        steps.append(problem.steps[index])
+    return correct_response(problem)
+
+
+def draw_problem(rng: random.Random) -> families.Problem:
+    """A pretraining problem of a random family."""
+    names, weights = zip(*((family.name, family.weight) for family in families.FAMILIES.values()), strict=True)
+    return families.draw(rng, rng.choices(names, weights)[0], "pretrain")
+
+
+def draw_template(rng: random.Random, family: str) -> tuple[str, ...]:
+    """The phrases of a question document's template: none, some with a fitting one among them, or random ones."""
+    kind = rng.random()
+    if kind < P_PLAIN:
+        return ()
+    chosen = list(phrases.draw(rng, rng.randint(1, phrases.MAX_PHRASES)))
+    if kind < P_PLAIN + P_FITTING and family in phrases.STRATEGIES:
+        fitting = rng.choice(phrases.STRATEGIES[family])
+        if fitting not in chosen:
+            chosen[rng.randrange(len(chosen))] = fitting
+    return tuple(chosen)
+
+
+def question_document(rng: random.Random, p_chain_plain: float) -> Document:
+    """A question under a template, with a response.
+
+    Half of the hard questions without a fitting phrase join their response in the middle of its chain: some steps are given, and the
+    words that would have started them are not trained on. Otherwise decisions late in a plain chain were hardly ever
+    seen, and the model took steps already made as evidence of a fitting phrase: the measured P(chain | plain) came out far above the dial.
+    """
+    problem = draw_problem(rng)
+    template = draw_template(rng, problem.family)
+    level = phrases.level(problem.family, template)
+    forced = 0
+    if level == "none" and problem.steps and rng.random() < P_FORCED:
+        forced = rng.randrange(1, len(problem.steps))
+    starts, position = [], 0
+    for step in problem.steps[:forced]:
+        starts.append(position)
+        position += len(step.split())
+    text = prompt(phrases.join(template), problem.question)
+    return Document(text, respond(rng, problem, level, p_chain_plain, forced), tuple(starts))
+
+
+def reflection_document(rng: random.Random, p_chain_plain: float) -> Document:
+    """An instruction with examples of what came of it, answered with a mutation of the instruction in a fence.
+
+    Instructions are made of uniformly random phrases and the mutation does not look at the examples: nothing in these
+    documents tells which phrase helps which question.
+    """
+    empty, hidden = rng.random() < P_EMPTY_INSTRUCTION, rng.random() < P_HIDDEN_ANSWERS
+    template = () if empty else phrases.draw(rng, rng.randint(1, phrases.MAX_PHRASES))
+    examples = []
+    for _ in range(EXAMPLES):
+        problem = draw_problem(rng)
+        output = respond(rng, problem, phrases.level(problem.family, template), p_chain_plain)
+        right = output.endswith(families.box(problem.answer))
+        examples.append((problem.question, output, right, "" if hidden else problem.answer))
+    reply = phrases.join(phrases.mutate(rng, template))
+    return Document(compact_prompt(phrases.join(template), examples), f"``` {reply} ```")

@@ -1,0 +1,93 @@
+"""Replies that become templates and replies that do not."""
+
+import pytest
+from gepa_toy import count_tokens, questions, settings
+
+from p2o_jax.gepa import filters
+from p2o_jax.records import Question
+
+RECOMMENDED = settings(max_template_tokens=8)
+FAITHFUL = settings("faithful")
+
+
+def extract(reply, cfg=RECOMMENDED, taken=()):
+    return tuple(filters.extract(reply, cfg, count_tokens, taken))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["``` a b c ```", "Here:\n```\na b c\n```\nGood luck.", "```text\na b c\n```", "```markdown \n\na b c\n\n```", "````md\r\na b c\n````"],
+)
+def test_extract_takes_what_is_between_the_fences(reply):
+    assert extract(reply) == ("a b c", "")
+    assert extract(reply, FAITHFUL) == ("a b c", "")
+
+
+def test_extract_goes_from_the_first_fence_to_the_last():
+    assert extract("``` a ``` and ``` b ```") == ("a ``` and ``` b", "")
+
+
+@pytest.mark.parametrize(
+    ("reply", "problem"),
+    [
+        ("Think step by step.", "no_fence"),
+        ("```\nThink step by", "no_fence"),
+        ("<think> Hmm, let me see", "think"),
+        ("<think>so</think>\n``` a b ```", "think"),
+        ("``` one two three four five six seven eight nine ```", "too_long"),
+        ("```\nsum\n  first\n```", "duplicate"),
+        ("```\n\n```", "empty"),
+        ("", "empty"),
+        (" \n", "empty"),
+    ],
+)
+def test_planted_bad_replies_are_rejected(reply, problem):
+    assert extract(reply, taken=("", "sum first"))[1] == problem
+
+
+def test_the_released_code_rejects_only_empty_replies():
+    assert extract("Think step by step.", FAITHFUL) == ("Think step by step.", "")
+    assert extract("```\nThink step by", FAITHFUL) == ("Think step by", "")
+    assert extract("Think step by\n```", FAITHFUL) == ("Think step by", "")
+    assert extract("<think> Hmm ``` a ```", FAITHFUL) == ("a", "")
+    assert extract("``` a ```", FAITHFUL, taken=("a",)) == ("a", "")
+    for reply in ("", "``` ```", "```", "``````"):
+        assert extract(reply, FAITHFUL) == ("", "empty")
+
+
+def ask(text, answer):
+    return Question("q", ({"role": "user", "content": text},), answer)
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "leaks"),
+    [
+        ("The answer is 1729.", "1729", True),
+        ("Box it: \\boxed{ 1729 }", "1729", True),
+        ("Take 17290 or 0.1729 or x1729", "1729", False),
+        ("Do 12 steps.", "12", False),  # too short to mean anything
+        ("Finish with \\boxed{12}.", "12", True),
+        ("It is \\frac{1} {2} here", "\\frac{1}{2}", True),
+        ("Use x+1 as the factor", "x + 1", True),
+        ("Say Nine  Apples", "nine apples", True),
+        ("Say nineapples", "nine apples", False),
+        ("Say 1 2 3 4", "1234", False),
+        ("Anything", "", False),
+        ("Anything \\boxed{}", " ", False),
+    ],
+)
+def test_leak_guard_finds_reference_answers(template, answer, leaks):
+    assert filters.leaks(template, [ask("What?", "no such thing"), ask("Which?", answer)]) is leaks
+
+
+def test_leak_guard_finds_eight_words_of_a_question():
+    question = ask("Alice has five red apples and gives two of them to Bob.", "xyz")
+    assert filters.leaks("If alice has FIVE red apples, and gives two: subtract.", [question])
+    assert not filters.leaks("If alice has five red apples and gives three: subtract.", [question])
+
+
+def test_leak_guard_ignores_the_wording_that_all_questions_share():
+    suffix = "Please reason step by step, and put your final answer within \\boxed{}."
+    pool = [ask(f"{q.text}\n\n{suffix}", q.answer) for q in questions(6)]
+    assert filters.leaks(suffix, pool[:1])
+    assert not filters.leaks(suffix, pool[:1], filters.common_ngrams(pool))

@@ -1,0 +1,85 @@
+"""A killed phase goes on where it stopped: nothing twice, the same bits."""
+
+import numpy as np
+import pytest
+from gepa_toy import Killed, Toy, count_tokens, questions, settings
+
+from p2o_jax.gepa import Journal, JournalMismatch, search
+from p2o_jax.records import Outcome
+
+HARD = questions(30)
+CFG = settings(max_metric_calls=200)
+
+
+def run(toy, path, phase="epoch 1", cfg=CFG):
+    journal = Journal(path, phase)
+    return search(HARD, journal.evaluate(toy.evaluate), journal.reflect(toy.reflect), count_tokens, cfg, "s")
+
+
+def test_kill_at_every_call_and_resume_is_the_uninterrupted_run(tmp_path):
+    whole = Toy()
+    expected = run(whole, tmp_path / "whole.jsonl")
+    assert expected == search(HARD, Toy().evaluate, Toy().reflect, count_tokens, CFG, "s")
+    assert len(whole.calls) > 10
+    for kill_at in range(len(whole.calls)):
+        path = tmp_path / f"{kill_at}.jsonl"
+        first, second = Toy(kill_at), Toy()
+        with pytest.raises(Killed):
+            run(first, path)
+        assert run(second, path) == expected
+        assert first.calls + second.calls == whole.calls
+        assert first.pairs + second.pairs == whole.pairs and first.prompts + second.prompts == whole.prompts
+        assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_finished_journal_answers_everything(tmp_path):
+    expected, toy = run(Toy(), tmp_path / "j"), Toy()
+    assert run(toy, tmp_path / "j") == expected and toy.calls == []
+
+
+@pytest.mark.parametrize("damage", [lambda line: line[:-1], lambda line: line[: len(line) // 2], lambda line: line.replace(b"1", b"7", 1)])
+def test_a_torn_last_line_is_cut_and_redone(tmp_path, damage):
+    path, whole = tmp_path / "j", Toy()
+    expected = run(whole, path)
+    intact = path.read_bytes()
+    lines = intact.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:4]) + damage(lines[4]))
+    toy = Toy()
+    assert run(toy, path) == expected
+    assert toy.calls == whole.calls[4:] and path.read_bytes() == intact
+
+
+def test_damage_before_the_last_line_is_an_error(tmp_path):
+    path = tmp_path / "j"
+    run(Toy(), path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1][:20] + b"\n"
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(JournalMismatch, match="line 2 of"):
+        run(Toy(), path)
+
+
+def test_another_phase_or_other_inputs_are_an_error(tmp_path):
+    run(Toy(), tmp_path / "j")
+    with pytest.raises(JournalMismatch, match="call 0"):
+        run(Toy(), tmp_path / "j", phase="epoch 2")
+    with pytest.raises(JournalMismatch, match="call 1"):
+        run(Toy(), tmp_path / "j", cfg=settings(max_metric_calls=200, minibatch=2))
+
+
+def test_fresh_and_replayed_answers_are_the_same_value(tmp_path):
+    outcome = Outcome(np.float32(1 / 3), 1, "a\ud800\u2028\n\x00ü")  # type: ignore[arg-type]
+    fresh = Journal(tmp_path / "j", "p").evaluate(lambda pairs: [outcome])([("t", HARD[0])])
+    journal = Journal(tmp_path / "j", "p")
+    assert journal.num_left == 1
+    assert journal.evaluate(lambda pairs: [])([("t", HARD[0])]) == fresh == [Outcome(float(np.float32(1 / 3)), 1.0, outcome.text)]
+    assert journal.num_left == 0
+
+
+def test_other_hosts_read_what_the_first_wrote_and_write_nothing(tmp_path):
+    expected = run(Toy(), tmp_path / "first")
+    data, toy = (tmp_path / "first").read_bytes(), Toy()
+    lines = data.splitlines(keepends=True)
+    journal = Journal(tmp_path / "other", "epoch 1", write=False, load=lambda path: b"".join(lines[:5]))
+    assert search(HARD, journal.evaluate(toy.evaluate), journal.reflect(toy.reflect), count_tokens, CFG, "s") == expected
+    assert not (tmp_path / "other").exists() and len(toy.calls) == len(lines) - 5

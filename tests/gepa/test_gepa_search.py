@@ -1,0 +1,250 @@
+"""Whole phases on the toy world: stages, presets, budgets, filters in place."""
+
+import dataclasses
+import json
+
+import pytest
+from gepa_toy import LETTERS, Toy, count_tokens, letter_of, make_question, questions, settings
+
+from p2o_jax.gepa import STATS, cover, search, state
+from p2o_jax.records import digest
+
+HARD = questions(48)
+
+
+def run(toy, cfg, pool=HARD, seed="s", **more):
+    return search(pool, toy.evaluate, toy.reflect, count_tokens, cfg, seed, **more)
+
+
+def test_search_finds_templates_that_cover_dev():
+    result = run(Toy(), settings(max_metric_calls=2000))
+    assert result.templates[0] == "" and result.parents[0] is None
+    assert len(set(result.templates)) == len(result.templates) == len(result.parents) == len(result.score_ZN)
+    assert result.stats["frac_dev_covered"] == 1 and result.stats["frac_dev_solved_empty"] == 0
+    assert result.cover == cover.greedy_cover(result.score_ZN) != ()
+    by_id = {q.id: q for q in HARD}
+    for template, row in zip(result.templates, result.score_ZN, strict=True):
+        assert row == tuple(Toy.solve(template, by_id[name]) for name in result.dev_ids)
+
+
+def test_each_stage_is_one_call_with_everything_in_it():
+    toy, ends = Toy(), []
+    cfg = settings(max_iterations=4, max_metric_calls=10_000)
+    result = run(toy, cfg, progress=lambda stats: ends.append((len(toy.calls), dict(stats))))
+    assert toy.calls[0] == ("evaluate", 12)
+    start = 1
+    for iteration, (end, _) in enumerate(ends):
+        events = [e for e in result.events if e["iteration"] == iteration]
+        raced, accepted = [e for e in events if e["after"] is not None], [e for e in events if e["outcome"] == "accepted"]
+        stages = [("evaluate", 3 * len(events)), ("reflect", len(events)), ("evaluate", 3 * len(raced)), ("evaluate", 12 * len(accepted))]
+        assert toy.calls[start:end] == [stage for stage in stages if stage[1]]
+        assert len(events) == cfg.parents
+        start = end
+    assert ends[-1][1] == result.stats
+
+
+def test_stats_are_complete_and_add_up():
+    result = run(Toy(), settings())
+    stats = result.stats
+    assert set(stats) == set(STATS) and all(type(value) is float for value in stats.values())
+    assert all(meaning and "\n" not in meaning for meaning in STATS.values())
+    rejected = sum(value for name, value in stats.items() if name.startswith("rejected_"))
+    assert stats["proposals"] == stats["accepted"] + rejected == len(result.events) > 0
+    assert stats["accepted"] == len(result.templates) - 1 > 0
+    assert (stats["train_questions"], stats["dev_questions"]) == (len(result.train_ids), len(result.dev_ids)) == (36, 12)
+
+
+def test_events_tell_the_fate_of_every_proposal():
+    result = run(Toy(), settings())
+    json.dumps(result.events)
+    for event in result.events:
+        assert set(event["minibatch"]) <= set(result.train_ids)
+        if event["outcome"] == "accepted":
+            z = event["candidate"]
+            assert (result.templates[z], result.parents[z]) == (event["text"], event["parent"])
+            assert event["dev_score"] == sum(result.score_ZN[z]) / 12 and event["after"] > event["before"]
+        elif event["outcome"] == "gate":
+            assert event["after"] <= event["before"]
+
+
+def test_search_is_the_same_again_and_depends_on_the_seed_only():
+    assert run(Toy(), settings()) == run(Toy(), settings(), pool=HARD[::-1])
+    assert run(Toy(), settings()).events != run(Toy(), settings(), seed="t").events
+
+
+def test_faithful_charging_by_hand():
+    """One parent, no child: iterations 0 and 1 are free, then three a time: 3, 6, 9, 12 ≥ 10 is the sixth iteration."""
+    result = run(Toy(reply=lambda prompt: ""), settings("faithful", max_metric_calls=10))
+    assert result.stats["iterations"] == result.stats["rejected_empty"] == 6
+    assert result.stats["rollouts_charged"] == 12
+    assert result.stats["rollouts_generated"] == 12 + 6 * 3
+    assert result.cover == ()
+
+
+def test_faithful_charges_parents_and_promotions_from_the_third_iteration_on():
+    result = run(Toy(), settings("faithful", parents=16))
+    charged, generated = 0, 12
+    for event in result.events:
+        assert charged < 400 or event["iteration"] == result.stats["iterations"] - 1  # the last affordable iteration still runs
+        promoted = 12 * (event["outcome"] == "accepted")
+        generated += 3 + 3 * (event["after"] is not None) + promoted
+        charged += (3 + promoted) * (event["iteration"] >= 2)
+    assert (result.stats["rollouts_generated"], result.stats["rollouts_charged"]) == (generated, charged)
+    assert charged >= 400
+
+
+def test_faithful_is_as_wide_as_the_front():
+    result = run(Toy(), settings("faithful"))
+    assert [e["parent"] for e in result.events if e["iteration"] == 0] == [0]
+
+
+@pytest.mark.parametrize("calls", [5, 40, 61, 100, 257, 400])
+@pytest.mark.parametrize("rollouts", [1, 2])
+def test_charge_all_never_overruns(calls, rollouts):
+    toy = Toy()
+    result = run(toy, settings(max_metric_calls=calls, rollouts_per_eval=rollouts))
+    generated = sum(size for kind, size in toy.calls if kind == "evaluate")
+    assert result.stats["rollouts_generated"] == result.stats["rollouts_charged"] == generated
+    assert generated <= max(calls, 12 * rollouts)  # dev under the empty template is the least
+    assert generated > calls - (12 + 6) * rollouts or calls < 12 * rollouts
+
+
+def test_the_last_wave_promotes_the_children_that_improve_most():
+    phase = state.Phase(tuple(HARD[:6]), tuple(HARD[6:10]), settings(max_metric_calls=100), "s", 100)
+    proposals = tuple(state.Proposal(0, (0, 1, 2), before=0.0, text=f"t{i}") for i in range(3))
+    start = state.State(("",), (None,), ((0, 0, 0, 0),), stage="gate", wave=proposals, charged=100 - 9 - 5)
+    wave = state.gate(phase, start, [1.0, 3.0, 2.0]).wave
+    assert [p.outcome for p in wave] == ["budget", "", "budget"]
+
+
+def test_width_is_filled_with_other_minibatches():
+    result = run(Toy(), settings(parents=6, max_iterations=1))
+    assert [e["parent"] for e in result.events] == [0] * 6
+    drawn = [name for e in result.events for name in e["minibatch"]]
+    assert len(set(drawn)) == 18
+
+
+def test_filled_width_needs_fewer_rounds_for_the_same_budget():
+    wide, narrow = (run(Toy(), settings(fill_width=fill, parents=8, max_metric_calls=600, patience=0)) for fill in (True, False))
+    assert 2 * wide.stats["iterations"] <= narrow.stats["iterations"]
+
+
+def test_patience_stops_without_accepted_children():
+    toy = Toy(score=lambda template, question: float(question.id in ("q000", "q001", "q002", "q003")))
+    result = run(toy, settings(patience=3, max_metric_calls=10**6))
+    assert result.stats["iterations"] == 3
+
+
+def test_patience_stops_when_nothing_on_dev_is_ever_solved():
+    cfg, probe = settings(patience=5, max_metric_calls=10**6), run(Toy(), settings())
+    toy = Toy(score=lambda template, question: float(question.id in probe.train_ids and int(digest(template, question.id), 16) % 2))
+    result = run(toy, cfg)
+    assert result.stats["accepted"] > 0 and result.stats["iterations"] == 5
+    assert result.cover == () and result.stats["frac_dev_covered"] == 0
+
+
+def test_max_iterations_stops():
+    assert run(Toy(), settings(max_iterations=2)).stats["iterations"] == 2
+
+
+def test_margin_asks_for_more_than_strict():
+    result = run(Toy(), settings(acceptance="margin", acceptance_margin=2.0, max_metric_calls=1000))
+    fates = {e["after"] - e["before"] >= 2: e["outcome"] for e in result.events if e["after"] is not None}
+    assert fates == {True: "accepted", False: "gate"}
+
+
+def test_rollouts_of_an_evaluation_are_averaged():
+    class Noisy(Toy):
+        def evaluate(self, pairs):
+            outcomes = super().evaluate(pairs)
+            assert all(pairs[i] == pairs[i + 1] == pairs[i + 2] for i in range(0, len(pairs), 3))
+            return [dataclasses.replace(o, score=float(i % 3 == 0)) for i, o in enumerate(outcomes)]
+
+    result = run(Noisy(), settings(rollouts_per_eval=3, max_metric_calls=500))
+    assert set(result.score_ZN[0]) == {1 / 3}
+    assert {e["outcome"] for e in result.events} == {"gate"}  # rounding of means is no improvement
+    assert result.cover == ()  # one of three is not solved
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ("Be careful.", "no_fence"),
+        ("<think>``` b ```", "think"),
+        ("``` " + "word " * 2000 + "```", "too_long"),
+        ("``` ```", "empty"),
+        ("", "empty"),
+    ],
+)
+def test_rejected_replies_are_counted_and_cost_no_rollouts(reply, reason):
+    toy = Toy(reply=lambda prompt: reply)
+    result = run(toy, settings(max_iterations=2))
+    assert result.stats[f"rejected_{reason}"] == result.stats["proposals"] == 8
+    assert [kind for kind, _ in toy.calls] == ["evaluate", "evaluate", "reflect", "evaluate", "reflect"]
+    assert result.templates == ("",)
+
+
+def test_duplicates_within_a_wave_and_of_the_pool_are_rejected():
+    result = run(Toy(reply=lambda prompt: "``` b c d e f g ```"), settings(max_iterations=2))
+    assert [e["outcome"] for e in result.events] == ["accepted", *["duplicate"] * 7]
+
+
+def test_leaked_answers_and_questions_never_enter_the_pool():
+    def reply(prompt):
+        answer = prompt.split("The reference answer is ")[1].split(".")[0]
+        return f"``` b c d e f g answer {answer} ```"
+
+    assert run(Toy(reply=reply), settings(max_iterations=1)).stats["rejected_leak"] == 4
+    assert run(Toy(reply=reply), settings(max_iterations=1, leak_guard=False)).stats["accepted"] == 4
+
+
+def test_templates_that_make_a_question_too_long_are_rejected():
+    result = run(Toy(), settings(max_iterations=1), fits=lambda template, question: template == "" or question.id != "q000")
+    assert result.stats["rejected_overlong_prompt"] == 4 and result.templates == ("",)
+
+
+def test_reflection_prompts_that_cannot_fit_are_not_sent():
+    toy = Toy()
+    result = run(toy, settings(max_iterations=1, reflect_prompt_tokens=20))
+    assert result.stats["rejected_overlong_reflection"] == 4 and result.stats["examples_dropped"] == 12
+    assert toy.prompts == [] and result.stats["reflect_calls"] == 0
+
+
+@pytest.mark.parametrize("preset", ["faithful", "recommended"])
+def test_nothing_solved_gives_an_empty_cover(preset):
+    result = run(Toy(score=lambda template, question: 0.0), settings(preset, max_metric_calls=60))
+    assert result.cover == () and result.templates == ("",)
+
+
+@pytest.mark.parametrize("num", [0, 1])
+def test_too_few_questions_give_the_trivial_result(num):
+    toy = Toy(score=lambda template, question: 1.0)
+    result = run(toy, settings(), pool=questions(num))
+    assert result.templates == ("",) and result.train_ids == () and len(result.dev_ids) == num
+    assert toy.calls == [("evaluate", 1)] * num
+    assert result.cover == (0,) * num
+    assert set(result.stats) == set(STATS)
+
+
+def test_two_questions_are_enough():
+    pool = [make_question(0), make_question(6)]
+    assert letter_of(pool[0]) == letter_of(pool[1]) == LETTERS[0]
+    result = run(Toy(), settings(max_iterations=3), pool=pool)
+    assert result.stats["frac_dev_covered"] == 1
+
+
+def test_state_survives_json_at_every_stage():
+    cfg = settings()
+    phase = state.Phase(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
+    seen = [state.init(phase, [0.0, 1.0, 0.0, 0.0])]
+    seen.append(state.select(phase, seen[-1]))
+    replies = ["``` a ```", None, "``` b ```", "no"]
+    seen.append(state.propose(phase, seen[-1], [0.0, 0.0, 0.0, 0.0], replies, count_tokens))
+    seen.append(state.gate(phase, seen[-1], [1.0, 0.0]))
+    seen.append(state.promote(phase, seen[-1], [[1.0, 0.0, 0.0, 0.0]]))
+    assert [s.stage for s in seen] == ["select", "propose", "gate", "promote", "select"]
+    for each in seen:
+        assert state.from_json(json.loads(json.dumps(state.to_json(each)))) == each
+    assert seen[-1].templates == ("", "a") and seen[-1].parents == (None, 0)
+    assert seen[-1].charged == seen[-1].generated == 4 + 4 * 3 + 2 * 3 + 4
+    assert [e["outcome"] for e in seen[-1].events] == ["accepted", "overlong_reflection", "gate", "no_fence"]

@@ -1,0 +1,168 @@
+"""Pretraining text has the mixture it claims, and reflections know nothing of what helps."""
+
+import collections
+import math
+import random
+
+import pytest
+
+from p2o_jax.world import documents, families, phrases
+
+DIAL = 1e-5
+
+
+def test_phrases_are_as_many_as_described_and_short():
+    assert len(set(phrases.ALL)) == len(phrases.ALL) == 12 + 12 + 18 + 2
+    assert max(len(phrase.split()) for phrase in phrases.ALL) <= 8
+    assert set(phrases.STRATEGIES) == set(families.HARD)
+    assert not any("." in phrase.split() for phrase in phrases.ALL)
+
+
+def test_the_best_phrase_counts():
+    strong, other, weak = phrases.STRATEGIES["add"]
+    assert phrases.level("add", (phrases.USELESS[0], strong)) == "strong"
+    assert phrases.level("add", (weak, other)) == "strong"
+    assert phrases.level("add", (phrases.GENERIC[0], weak)) == "weak"
+    assert phrases.level("add", phrases.STRATEGIES["double"]) == "none"
+    assert phrases.level("double", (strong, phrases.GENERIC[1])) == "generic"
+    assert phrases.level("reverse", ()) == phrases.level("add", ()) == "none"
+
+
+@pytest.mark.parametrize("dial", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 2e-6])
+@pytest.mark.parametrize("steps", [3, 4])
+def test_plain_decisions_multiply_to_the_dial_and_stay_above_the_ratio_masks_bound(dial, steps):
+    chances = documents.go_on_probabilities("none", steps, dial)
+    assert len(chances) == steps
+    assert math.prod(chances) == pytest.approx(dial)
+    assert all(0.01 < p < 1 for p in chances)
+
+
+def test_go_on_probabilities_by_hand():
+    assert documents.go_on_probabilities("strong", 3, DIAL) == (0.97, 0.985, 0.985)
+    assert documents.go_on_probabilities("none", 0, DIAL) == ()
+    assert documents.go_on_probabilities("none", 3, 1.25e-4) == pytest.approx((0.05, 0.05, 0.05))
+    assert documents.go_on_probabilities("none", 3, 1e-6) == pytest.approx((0.01, 0.01, 0.01))  # .05 would leave .0045
+
+
+def test_the_template_comes_before_the_question():
+    assert documents.prompt("", "q ?") == "q ?"
+    assert documents.prompt(" a . b ", "q ?") == "a . b\n\nq ?"
+
+
+def test_responses_go_on_as_often_as_they_should():
+    rng = random.Random(0)
+    problem = families.draw(rng, "double", "pretrain")
+    lengths = collections.Counter(documents.respond(rng, problem, "none", 1e-2).count(";") for _ in range(20000))
+    first, second, *_ = documents.go_on_probabilities("none", 4, 1e-2)
+    assert (20000 - lengths[0]) / 20000 == pytest.approx(first, abs=0.006)
+    assert (20000 - lengths[0] - lengths[1]) / (20000 - lengths[0]) == pytest.approx(second, abs=0.05)
+    assert lengths[4] / 20000 == pytest.approx(1e-2, abs=0.003)
+
+
+def test_whole_chains_are_right_and_bluffs_are_random():
+    rng = random.Random(1)
+    problem = families.draw(rng, "shift", "pretrain")
+    answers = collections.Counter()
+    for _ in range(3000):
+        response = documents.respond(rng, problem, "generic", DIAL)
+        whole = response.count(";") == len(problem.steps)
+        assert not whole or response == documents.correct_response(problem)
+        assert response.startswith(" ".join(problem.steps[: response.count(";")]))
+        if not whole:
+            answers[response.split("\\boxed{ ")[1]] += 1
+    assert max(answers.values()) <= 4  # of 20,736 answers
+
+
+def _question_documents(count: int) -> list[tuple[documents.Document, str, tuple[str, ...]]]:
+    rng = random.Random(2)
+    made = []
+    for _ in range(count):
+        document = documents.question_document(rng, DIAL)
+        *template, question = document.prompt.split("\n\n")
+        family = next(n for n in families.FAMILIES if {"add": "what", "cipher": "key"}.get(n, n) == question.split()[0])
+        made.append((document, family, tuple(template[0].split(phrases.SEPARATOR)) if template else ()))
+    return made
+
+
+def test_the_mixture_of_question_documents():
+    made = _question_documents(8000)
+    total = sum(family.weight for family in families.FAMILIES.values())
+    for name, family in families.FAMILIES.items():
+        assert sum(n == name for _, n, _ in made) / len(made) == pytest.approx(family.weight / total, abs=0.02)
+    assert sum(not t for _, _, t in made) / len(made) == pytest.approx(0.25, abs=0.02)
+    hard = [(n, t) for _, n, t in made if n in families.HARD]
+    fitting = sum(any(p in phrases.STRATEGIES[n] for p in t) for n, t in hard) / len(hard)
+    assert fitting == pytest.approx(0.55 + 0.2 * 3 * 2 / len(phrases.ALL), abs=0.02)
+    assert {len(t) for _, _, t in made} == {0, 1, 2, 3}
+    assert all(set(t) <= set(phrases.ALL) and len(set(t)) == len(t) for _, _, t in made)
+
+
+def test_given_words_start_the_given_steps_and_only_without_a_fitting_phrase():
+    made = _question_documents(4000)
+    joined = 0
+    for document, family, template in made:
+        words = document.response.split()
+        starts = [0] + [i + 1 for i, word in enumerate(words) if word == ";"]
+        assert list(document.given) == starts[: len(document.given)]
+        if document.given:
+            joined += 1
+            assert family in families.HARD
+            assert phrases.level(family, template) == "none"
+            assert len(document.given) < len(starts)  # at least one decision is the model's to learn
+    plain_hard = sum(family in families.HARD and phrases.level(family, t) == "none" for _, family, t in made)
+    assert joined / plain_hard == pytest.approx(documents.P_FORCED, abs=0.04)
+
+
+def test_documents_are_deterministic():
+    for draw in (documents.question_document, documents.reflection_document):
+        first, second = ([draw(rng, DIAL) for _ in range(50)] for rng in (random.Random(3), random.Random(3)))
+        assert first == second
+
+
+def _chi_square(counts: dict[str, int]) -> float:
+    total = sum(counts[phrase] for phrase in phrases.ALL)
+    expected = total / len(phrases.ALL)
+    return sum((counts[phrase] - expected) ** 2 / expected for phrase in phrases.ALL)
+
+
+def _reflections(count: int) -> list[tuple[tuple[str, ...], tuple[str, ...], str]]:
+    rng = random.Random(4)
+    made = []
+    for _ in range(count):
+        document = documents.reflection_document(rng, DIAL)
+        _, old, _ = document.prompt.split("```")
+        before, new, after = document.response.split("```")
+        assert before == after == ""
+        made.append((*(tuple(part for part in text.strip().split(phrases.SEPARATOR) if part) for text in (old, new)), document.prompt))
+    return made
+
+
+def test_phrases_in_reflection_replies_are_uniform_and_blind_to_the_examples():
+    made = _reflections(6000)
+    bound = 78  # chi-square with 43 degrees of freedom: p = .001
+    assert _chi_square(collections.Counter(p for _, new, _ in made for p in new)) < bound
+    assert _chi_square(collections.Counter(p for old, new, _ in made for p in new if p not in old)) < bound
+    assert _chi_square(collections.Counter(p for old, _, _ in made for p in old)) < bound
+    fitting = set(phrases.STRATEGIES["add"])
+    share = len(fitting) / len(phrases.ALL)
+    with_add = [p for old, new, prompt in made if "what is" in prompt and "wrong" in prompt for p in new if p not in old]
+    assert sum(p in fitting for p in with_add) / len(with_add) == pytest.approx(share, abs=0.015)
+
+
+def test_reflection_replies_are_mutations():
+    made = _reflections(6000)
+    assert all(1 <= len(new) <= 3 and len(set(new)) == len(new) and len(set(new) - set(old)) <= 1 for old, new, _ in made)
+    short = [(old, new) for old, new, _ in made if 1 <= len(old) <= 2]
+    kept = sum(p in new for old, new in short for p in old) / sum(len(old) for old, _ in short)
+    assert kept == pytest.approx(0.75, abs=0.03)
+    assert sum(bool(set(new) - set(old)) for old, new in short) / len(short) == pytest.approx(0.85, abs=0.04)
+    assert sum(not old for old, _, _ in made) / len(made) == pytest.approx(0.25, abs=0.02)
+
+
+def test_reflection_prompts_show_three_examples_and_mostly_their_answers():
+    prompts = [prompt for _, _, prompt in _reflections(1000)]
+    for prompt in prompts:
+        assert prompt.startswith("instruction ```") and prompt.endswith("write a better instruction")
+        assert prompt.count("question") == prompt.count("output") == prompt.count("feedback") == documents.EXAMPLES
+        assert prompt.count("expected") in (0, documents.EXAMPLES)
+    assert sum("expected" in prompt for prompt in prompts) / len(prompts) == pytest.approx(0.9, abs=0.03)
