@@ -55,10 +55,6 @@ _INDEX = "model.safetensors.index.json"
 _PIECE_BYTES = 32 * 2**20  # read at one time
 _MAPPED_BYTES = 64 * 2**20  # of a file's pages, before they are let go: mapped pages count as resident memory
 _TILE = 256  # rows and columns transposed at one time, to stay in the processor's cache
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "*.model",
-)  # fmt: skip
 
 
 class Stored(NamedTuple):
@@ -137,22 +133,22 @@ def save(
     writes = jax.process_index() == 0
     if writes:
         _check_target(target, overwrite)
-        copied = _tokenizer_files(source)
-        generation = _generation_config(generation_config, source)
+        copied = hf_config.tokenizer_files(source)
+        generation = hf_config.generation_config(generation_config, source)
         config = hf_config.write_config(spec, dtype, generation)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         for file in copied:
             shutil.copyfile(file, partial / file.name)
-        _write_json(partial / "config.json", config)
-        _write_json(partial / "generation_config.json", generation)
+        hf_config.write_json(partial / "config.json", config)
+        hf_config.write_json(partial / "generation_config.json", generation)
     pieces = _pieces(tensors(spec), jnp.dtype(dtype).itemsize, max_shard_bytes)
     for file, content in pieces.items():
         with open(partial / file, "wb") if writes else nullcontext() as out:
             _write_piece(out, content, params, dtype)
     if writes:
         if len(pieces) > 1:
-            _write_json(partial / _INDEX, _index(pieces, jnp.dtype(dtype).itemsize))
+            hf_config.write_json(partial / _INDEX, _index(pieces, jnp.dtype(dtype).itemsize))
         _move_into_place(partial, target)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"saved {target}")
@@ -215,7 +211,8 @@ class _Files:
             return False
         rows, columns = self.shape_of[a]
         step = max(1, _PIECE_BYTES // (4 * columns))
-        return all(np.array_equal(self.tensor(a)[i : i + step], self.tensor(b)[i : i + step]) for i in range(0, rows, step))
+        pieces = [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
+        return all(np.array_equal(self.tensor(a)[piece], self.tensor(b)[piece]) for piece in pieces)
 
     def _read_index(self) -> dict[str, Path]:
         """The file of each tensor as the index tells; empty where there is one file and no index."""
@@ -375,21 +372,6 @@ def _replicated(leaf: Any) -> Sharding | None:
     return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
 
 
-def _generation_config(given: dict[str, Any] | None, tokenizer_dir: Path | None) -> dict[str, Any]:
-    if given is None and tokenizer_dir is not None and (tokenizer_dir / "generation_config.json").exists():
-        return hf_config.read_json(tokenizer_dir / "generation_config.json")
-    return given or {"_from_model_config": True}
-
-
-def _tokenizer_files(directory: Path | None) -> list[Path]:
-    if directory is None:
-        return []
-    found = sorted({file for pattern in _TOKENIZER_FILES for file in directory.glob(pattern)})
-    if not found:
-        raise ConfigError(f"{directory}: holds no tokenizer")
-    return found
-
-
 def _check_target(target: Path, overwrite: bool) -> None:
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target}: is a file, not a directory")
@@ -404,10 +386,6 @@ def _move_into_place(partial: Path, target: Path) -> None:
         target.rename(old)
     partial.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _is_weight(x: Any) -> bool:

@@ -1,14 +1,14 @@
-"""config.json of a Hugging Face directory: read into a `ModelSpec`, and written back for an export.
+"""What stands beside the weights of a Hugging Face directory: above all config.json, read into a `ModelSpec` and written back.
 
-Reads both layouts in circulation: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and transformers 5
-(`rope_parameters`, `dtype`). What our model would compute differently is refused by name, never ignored.
+Both layouts in circulation: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and transformers 5
+(`rope_parameters`, `dtype`) are read. What our model would compute differently is refused by name, never ignored.
 """
 
 import json
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from p2o_jax.config import ConfigError
 from p2o_jax.models.spec import Family, ModelSpec, Rope
@@ -19,13 +19,18 @@ ARCHITECTURES: dict[str, str] = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
 }
-ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+RopeKind = Literal["default", "linear", "llama3", "yarn"]
+ROPE_KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
 MAX_POSITIONS = 32768  # exported for a spec that tells none
 
 _ROPE_KEYS = {
     "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "beta_fast",
     "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate", "partial_rotary_factor", "finetuned",
 }  # fmt: skip
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "*.model",
+)  # fmt: skip
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
@@ -68,6 +73,31 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a JSON object, found {type(values).__name__}")
     return values
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def tokenizer_files(directory: Path | None) -> list[Path]:
+    """The files that make up the directory's tokenizer, chat template included.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if directory is None:
+        return []
+    found = sorted({file for pattern in TOKENIZER_FILES for file in directory.glob(pattern)})
+    if not found:
+        raise ConfigError(f"{directory}: holds no tokenizer")
+    return found
+
+
+def generation_config(given: dict[str, Any] | None, tokenizer_dir: Path | None) -> dict[str, Any]:
+    """generation_config.json of an export: the one given, else the one beside the tokenizer, else an empty one."""
+    if given is None and tokenizer_dir is not None and (tokenizer_dir / "generation_config.json").exists():
+        return read_json(tokenizer_dir / "generation_config.json")
+    return given or {"_from_model_config": True}
 
 
 def read_spec(directory: str | Path) -> ModelSpec:
@@ -204,7 +234,8 @@ def _unsupported(values: dict[str, Any]) -> list[str]:
     if activation != "silu":
         found.append(f"hidden_act={activation!r} is not supported; supported: silu")
     if values.get("quantization_config"):
-        method = values["quantization_config"].get("quant_method", "unknown method")
+        quantization = values["quantization_config"]
+        method = quantization.get("quant_method", "unknown method") if isinstance(quantization, dict) else quantization
         found.append(f"quantization_config ({method}) is not supported; supported: float32, bfloat16 and float16 weights")
     window = _sliding_window(values)
     if window:
@@ -225,7 +256,8 @@ def _sliding_window(values: dict[str, Any]) -> str | None:
         return f"layer_types with {_names(others)}"
     if values.get("model_type") == "mistral":
         window = values.get("sliding_window", 4096)  # transformers' default where the key is absent
-        if window is not None and window < values.get("max_position_embeddings", 131072):
+        limit = values.get("max_position_embeddings", 131072)
+        if window is not None and not (type(window) is type(limit) is int and window >= limit):
             return f"sliding_window={window}, smaller than max_position_embeddings,"
     return None
 
@@ -249,10 +281,13 @@ def _rope(fields: _Fields, max_positions: int) -> Rope:
     for place in (given, values):
         if place.get("partial_rotary_factor") not in (None, 1, 1.0):
             fields.problems.append(f"partial_rotary_factor={place['partial_rotary_factor']} is not supported; supported: 1")
-    return _rope_of_kind(kind, theta, _Fields(given, f"{within}.", fields.problems), values.get("original_max_position_embeddings"), max_positions)
+    original = None
+    if values.get("original_max_position_embeddings") is not None:
+        original = fields.integer("original_max_position_embeddings")
+    return _rope_of_kind(kind, theta, _Fields(given, f"{within}.", fields.problems), original, max_positions)
 
 
-def _rope_of_kind(kind: Literal["default", "linear", "llama3", "yarn"], theta: float, given: _Fields, original: Any, max_positions: int) -> Rope:
+def _rope_of_kind(kind: RopeKind, theta: float, given: _Fields, original: int | None, max_positions: int) -> Rope:
     """`original`: the model-wide original_max_position_embeddings, which goes before the one of the rope itself."""
     if kind == "default":
         return Rope(theta=theta)
@@ -276,7 +311,7 @@ def _rope_of_kind(kind: Literal["default", "linear", "llama3", "yarn"], theta: f
         beta_fast=given.number("beta_fast", 32.0),
         beta_slow=given.number("beta_slow", 1.0),
         attention_factor=attention_factor,
-        truncate=given.values.get("truncate", True) is not False,
+        truncate=bool(given.values.get("truncate", True)),
     )
 
 
@@ -302,8 +337,8 @@ def _impossible(spec: ModelSpec) -> list[str]:
     found = []
     if spec.heads % spec.kv_heads:
         found.append(f"num_key_value_heads={spec.kv_heads} must divide num_attention_heads={spec.heads}")
-    if spec.head_dim % 2:
-        found.append(f"head_dim={spec.head_dim} must be even")
+    if spec.head_dim % 2 or spec.head_dim < 2:
+        found.append(f"head_dim={spec.head_dim} must be even and positive")
     return found
 
 

@@ -31,18 +31,20 @@ class Block(nnx.Module):
         _declare(self, block_weights(spec))
 
     def __call__(self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend, cache: Any) -> tuple[jax.Array, Any]:
-        eps, dtype = self.spec.norm_eps, x_BTD.dtype
-        h = rms_norm(x_BTD, self.attn_norm[...], eps)
-        q, k, v = (jnp.einsum("BTD,DHC->BTHC", h, w[...].astype(dtype)) for w in (self.q, self.k, self.v))
+        eps, dtype, (B, T, D) = self.spec.norm_eps, x_BTD.dtype, x_BTD.shape
+        x_ND = x_BTD.reshape(-1, D)  # flat rows: on CPU the weights' gradients are several times faster than with [B, T]
+        h = rms_norm(x_ND, self.attn_norm[...], eps)
+        q, k, v = ((h @ w[...].reshape(D, -1).astype(dtype)).reshape(-1, *w.shape[1:]) for w in (self.q, self.k, self.v))
         if self.spec.qkv_bias:
             q, k, v = (x + over_rows(b[...].astype(dtype), x) for x, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
         if self.spec.qk_norm:
             q, k = rms_norm(q, self.q_norm[...], eps), rms_norm(k, self.k_norm[...], eps)
+        q, k, v = (x.reshape(B, T, *x.shape[1:]) for x in (q, k, v))
         attended, cache = attend(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v, cache)
-        x_BTD = x_BTD + jnp.einsum("BTHC,HCD->BTD", attended.astype(dtype), self.o[...].astype(dtype))
-        h = rms_norm(x_BTD, self.mlp_norm[...], eps)
+        x_ND = x_ND + attended.astype(dtype).reshape(B * T, -1) @ self.o[...].reshape(-1, D).astype(dtype)
+        h = rms_norm(x_ND, self.mlp_norm[...], eps)
         gated = jax.nn.silu(h @ self.gate[...].astype(dtype)) * (h @ self.up[...].astype(dtype))
-        return x_BTD + gated @ self.down[...].astype(dtype), cache
+        return (x_ND + gated @ self.down[...].astype(dtype)).reshape(B, T, D), cache
 
 
 class Transformer(nnx.Module):

@@ -6,7 +6,8 @@ how well the template fits the question (`phrases.level`); under plain and misfi
 """
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from p2o_jax.gepa.reflection import compact_prompt
 from p2o_jax.world import families, phrases
@@ -20,7 +21,7 @@ FIRST_PLAIN = 0.05
 LEAST_PLAIN = 0.02  # a single decision under a plain prompt is not made rarer than this while the others can bear it
 
 P_PLAIN, P_FITTING = 0.25, 0.55  # of question documents: no template; a fitting phrase among 1-3; the rest: 1-3 random phrases
-P_FORCED = 0.5  # of hard questions at level "none": the response is joined in the middle of its chain
+P_SHOWN = 0.5  # with which documents at level "none" go on, in place of the wanted probability; loss weights make up for it
 P_EMPTY_INSTRUCTION = 0.25  # of reflection documents
 P_HIDDEN_ANSWERS = 0.1  # of reflection documents: as with config.gepa.show_reference_answer off
 EXAMPLES = 3  # in a reflection document
@@ -28,11 +29,11 @@ EXAMPLES = 3  # in a reflection document
 
 @dataclass(frozen=True)
 class Document:
-    """A prompt, as the user's message, and the response to it. Words of the response at `given` are not trained on."""
+    """A prompt, as the user's message, and the response to it; `weights` of words of the response in the loss, 1 where not named."""
 
     prompt: str
     response: str
-    given: tuple[int, ...] = ()
+    weights: Mapping[int, float] = field(default_factory=dict)
 
 
 def go_on_probabilities(level: phrases.Level, num_steps: int, p_chain_plain: float) -> tuple[float, ...]:
@@ -63,14 +64,22 @@ def correct_response(problem: families.Problem) -> str:
     return " ".join([*problem.steps, families.box(problem.answer)])
 
 
-def respond(rng: random.Random, problem: families.Problem, level: phrases.Level, p_chain_plain: float, forced: int = 0) -> str:
-    """A response whose first `forced` steps are certain and whose others are each left to chance: bluff, or go on."""
-    steps = []
-    for index, chance in enumerate(go_on_probabilities(level, len(problem.steps), p_chain_plain)):
-        if index >= forced and rng.random() >= chance:
-            return " ".join([*steps, families.box(families.guess(rng, problem.family))])
-        steps.append(problem.steps[index])
-    return correct_response(problem)
+def respond(rng: random.Random, problem: families.Problem, wanted: Sequence[float], drawn: Sequence[float]) -> tuple[str, dict[int, float]]:
+    """A response that takes each step with its probability `drawn` (or bluffs), and the weights that make it teach those `wanted`.
+
+    Importance weights: a word that goes on counts wanted / drawn, a word that turns away (1 - wanted) / (1 - drawn), so the best
+    prediction for a decision, given the steps before it, is `wanted`, whichever probabilities the text was drawn with.
+    """
+    words: list[str] = []
+    weights = {}
+    for step, p, q in zip(problem.steps, wanted, drawn, strict=True):
+        goes_on = rng.random() < q
+        if p != q:
+            weights[len(words)] = p / q if goes_on else (1 - p) / (1 - q)
+        if not goes_on:
+            return " ".join([*words, families.box(families.guess(rng, problem.family))]), weights
+        words += step.split()
+    return correct_response(problem), weights
 
 
 def draw_problem(rng: random.Random) -> families.Problem:
@@ -95,22 +104,17 @@ def draw_template(rng: random.Random, family: str) -> tuple[str, ...]:
 def question_document(rng: random.Random, p_chain_plain: float) -> Document:
     """A question under a template, with a response.
 
-    Half of the hard questions without a fitting phrase join their response in the middle of its chain: some steps are given, and the
-    words that would have started them are not trained on. Otherwise decisions late in a plain chain were hardly ever
-    seen, and the model took steps already made as evidence of a fitting phrase: the measured P(chain | plain) came out far above the dial.
+    Without a fitting phrase, steps are taken with probability .5 and weighted (`respond`). Drawn with the wanted
+    probabilities, decisions late in a plain chain would hardly ever be seen; the model then took steps already made as evidence
+    of a fitting phrase, and the measured P(chain | plain) came out far above the dial.
     """
     problem = draw_problem(rng)
     template = draw_template(rng, problem.family)
     level = phrases.level(problem.family, template)
-    forced = 0
-    if level == "none" and problem.steps and rng.random() < P_FORCED:
-        forced = rng.randrange(1, len(problem.steps))
-    starts, position = [], 0
-    for step in problem.steps[:forced]:
-        starts.append(position)
-        position += len(step.split())
-    text = prompt(phrases.join(template), problem.question)
-    return Document(text, respond(rng, problem, level, p_chain_plain, forced), tuple(starts))
+    wanted = go_on_probabilities(level, len(problem.steps), p_chain_plain)
+    drawn = (P_SHOWN,) * len(wanted) if level == "none" else wanted
+    response, weights = respond(rng, problem, wanted, drawn)
+    return Document(prompt(phrases.join(template), problem.question), response, weights)
 
 
 def reflection_document(rng: random.Random, p_chain_plain: float) -> Document:
@@ -124,7 +128,8 @@ def reflection_document(rng: random.Random, p_chain_plain: float) -> Document:
     examples = []
     for _ in range(EXAMPLES):
         problem = draw_problem(rng)
-        output = respond(rng, problem, phrases.level(problem.family, template), p_chain_plain)
+        chances = go_on_probabilities(phrases.level(problem.family, template), len(problem.steps), p_chain_plain)
+        output, _ = respond(rng, problem, chances, chances)
         right = output.endswith(families.box(problem.answer))
         examples.append((problem.question, output, right, "" if hidden else problem.answer))
     reply = phrases.join(phrases.mutate(rng, template))

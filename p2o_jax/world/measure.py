@@ -22,7 +22,8 @@ def chain_figures(spec: ModelSpec, params: Any, seed: int, row_tokens: int, num_
 
     `p_chain_*` is the mean over questions of the probability of the whole correct response, exp(Σ log p), end of sequence included;
     `greedy_*` the share of questions on which greedy decoding gives exactly that response; `p_go_on_plain` the mean
-    probability of starting each step under the plain prompt, given those before it: the ratio mask needs it above .01.
+    probability of starting each step under the plain prompt, given those before it; `frac_masked` the share of such responses'
+    tokens whose plain probability is under .01 of the templated one, so that the ratio mask would drop them.
     """
     figures = {}
     for name in families.HARD:
@@ -40,6 +41,7 @@ def chain_figures(spec: ModelSpec, params: Any, seed: int, row_tokens: int, num_
             "greedy_plain": _share(plain_greedy),
             "greedy_strong": _share(strong_greedy),
             "p_go_on_plain": [float(np.mean(np.exp([logp[start] for logp in plain_logp]))) for start in starts],
+            "frac_masked": float(np.mean(np.concatenate(plain_logp) - np.concatenate(strong_logp) < np.log(0.01))),
         }
     return figures
 

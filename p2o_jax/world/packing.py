@@ -10,6 +10,7 @@ from p2o_jax.world import tokenizer
 from p2o_jax.world.documents import Document
 
 PROMPT_WEIGHT = 0.03  # of a prompt's tokens in the loss; the response's weigh 1
+TEMPLATE_WEIGHT = 0.2  # of a template's tokens: phrases learnt there come out whole in reflection replies
 _PATIENCE = 6  # documents that fit nowhere, after which the rows count as full
 
 
@@ -31,9 +32,10 @@ def encode(document: Document, ids: Mapping[str, int]) -> tuple[list[int], list[
     """The document's token ids (`<user> prompt <assistant> response <eos>`) and their weights in the loss."""
     prompt = tokenizer.chat_words(document.prompt)
     response = [*tokenizer.split(document.response), tokenizer.EOS]
-    weights = [PROMPT_WEIGHT] * len(prompt) + [1.0] * len(response)
-    for index in document.given:
-        weights[len(prompt) + index] = 0.0
+    template = prompt.index(tokenizer.BREAK) if tokenizer.BREAK in prompt else 0
+    weights = [TEMPLATE_WEIGHT] * template + [PROMPT_WEIGHT] * (len(prompt) - template) + [1.0] * len(response)
+    for index, weight in document.weights.items():
+        weights[len(prompt) + index] = weight
     return [ids[word] for word in (*prompt, *response)], weights
 
 

@@ -122,8 +122,9 @@ def test_config_of_an_export_reads_as_the_same_spec(name, tmp_path):
 def test_config_names_everything_unsupported_at_once(tmp_path):
     path = copy("qwen3_tied", tmp_path) / "config.json"
     edit(
-        path, hidden_act="gelu", use_sliding_window=True, sliding_window=64, quantization_config={"quant_method": "awq"}, attention_bias=True,
-        rope_parameters={"rope_type": "dynamic", "factor": 2.0}, hidden_size="wide", architectures=["Qwen3ForSequenceClassification"],
+        path, hidden_act="gelu", use_sliding_window=True, sliding_window=64, quantization_config={"quant_method": "awq"},
+        attention_bias=True, rope_parameters={"rope_type": "dynamic", "factor": 2.0}, hidden_size="wide",
+        architectures=["Qwen3ForSequenceClassification"],
     )  # fmt: skip
     found = problems(hf_config.read_spec, path.parent)
     assert all(p.startswith(f"{path}: ") for p in found)
@@ -163,8 +164,8 @@ def test_config_problem_is_named(changes, word, tmp_path):
 
 @pytest.mark.parametrize(("window", "refused"), ((64, True), (512, False), (None, False)))
 def test_mistral_window_is_refused_where_it_limits(window, refused, tmp_path):
-    config = hf_config.write_config(dataclasses.replace(SPEC, family="mistral", qk_norm=False, max_positions=512)) | {"sliding_window": window}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    config = hf_config.write_config(dataclasses.replace(SPEC, family="mistral", qk_norm=False, max_positions=512))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"sliding_window": window}))
     if refused:
         assert "sliding_window=64" in problems(hf_config.read_spec, tmp_path)[0]
     else:

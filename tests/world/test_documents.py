@@ -52,8 +52,9 @@ def test_the_template_comes_before_the_question():
 def test_responses_go_on_as_often_as_they_should():
     rng = random.Random(0)
     problem = families.draw(rng, "double", "pretrain")
-    lengths = collections.Counter(documents.respond(rng, problem, "none", 1e-2).count(";") for _ in range(20000))
-    first, second, *_ = documents.go_on_probabilities("none", 4, 1e-2)
+    chances = documents.go_on_probabilities("none", 4, 1e-2)
+    lengths = collections.Counter(documents.respond(rng, problem, chances, chances)[0].count(";") for _ in range(20000))
+    first, second, *_ = chances
     assert (20000 - lengths[0]) / 20000 == pytest.approx(first, abs=0.006)
     assert (20000 - lengths[0] - lengths[1]) / (20000 - lengths[0]) == pytest.approx(second, abs=0.05)
     assert lengths[4] / 20000 == pytest.approx(1e-2, abs=0.003)
@@ -64,7 +65,8 @@ def test_whole_chains_are_right_and_bluffs_are_random():
     problem = families.draw(rng, "shift", "pretrain")
     answers = collections.Counter()
     for _ in range(3000):
-        response = documents.respond(rng, problem, "generic", DIAL)
+        response, weights = documents.respond(rng, problem, (0.4,) + (0.5,) * 3, (0.4,) + (0.5,) * 3)
+        assert not weights
         whole = response.count(";") == len(problem.steps)
         assert not whole or response == documents.correct_response(problem)
         assert response.startswith(" ".join(problem.steps[: response.count(";")]))
@@ -97,20 +99,35 @@ def test_the_mixture_of_question_documents():
     assert all(set(t) <= set(phrases.ALL) and len(set(t)) == len(t) for _, _, t in made)
 
 
-def test_given_words_start_the_given_steps_and_only_without_a_fitting_phrase():
-    made = _question_documents(4000)
-    joined = 0
-    for document, family, template in made:
+def test_weights_teach_the_wanted_probability_of_every_decision():
+    rng = random.Random(5)
+    problem = families.draw(rng, "double", "pretrain")
+    wanted, drawn = (0.05, 0.2, 0.01, 0.9), (0.5, 0.7, 0.3, 0.9)
+    goes_on, total = [0.0] * 4, [0.0] * 4
+    for _ in range(20000):
+        response, weights = documents.respond(rng, problem, wanted, drawn)
+        words = response.split()
+        for index in range(4):
+            start = index * len(problem.steps[0].split())
+            if start >= len(words) or (index and words[start - 1] != ";"):
+                break
+            weight = weights.get(start, 1.0)
+            goes_on[index] += weight * (words[start] == "twice")
+            total[index] += weight
+    assert [a / b for a, b in zip(goes_on, total, strict=True)] == pytest.approx(wanted, rel=0.1)
+
+
+def test_only_decisions_without_a_fitting_phrase_are_weighted():
+    for document, family, template in _question_documents(4000):
         words = document.response.split()
         starts = [0] + [i + 1 for i, word in enumerate(words) if word == ";"]
-        assert list(document.given) == starts[: len(document.given)]
-        if document.given:
-            joined += 1
-            assert family in families.HARD
-            assert phrases.level(family, template) == "none"
-            assert len(document.given) < len(starts)  # at least one decision is the model's to learn
-    plain_hard = sum(family in families.HARD and phrases.level(family, t) == "none" for _, family, t in made)
-    assert joined / plain_hard == pytest.approx(documents.P_FORCED, abs=0.04)
+        if family in families.HARD and phrases.level(family, template) == "none":
+            num_steps = 3 if family == "add" else 4
+            assert list(document.weights) == starts[:num_steps]
+            for start, p in zip(document.weights, documents.go_on_probabilities("none", num_steps, DIAL), strict=False):
+                assert document.weights[start] == pytest.approx(2 * (1 - p) if words[start] == "so" else 2 * p)
+        else:
+            assert not document.weights
 
 
 def test_documents_are_deterministic():
