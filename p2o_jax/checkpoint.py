@@ -42,3 +42,26 @@ class Checkpoints:
         """Waits until everything is written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def policies(workdir: Path) -> dict[int, int]:
+    """The tick of the newest checkpoint of every policy step that has one. Only reads: the run may be going on."""
+    directory = (workdir / "checkpoints").absolute()
+    ticks = sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
+    reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
+    return {reader.restore(directory / str(tick) / "host")["step"]: tick for tick in ticks}
+
+
+def read_policy(workdir: Path, tick: int, abstract_params: Any) -> Any:
+    """The params of a checkpoint, laid out as `abstract_params` tells, without its optimizer state.
+
+    Raises:
+        ConfigError: the checkpoint is damaged, or of another model.
+    """
+    item = {"params": abstract_params}
+    args = ocp.args.PyTreeRestore(item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True)
+    path = (workdir / "checkpoints" / str(tick) / "learner").absolute()
+    try:
+        return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, args=args)["params"]
+    except (ValueError, KeyError, OSError) as e:
+        raise config.ConfigError(f"{path}: not a checkpoint of this model ({' '.join(str(e).split())[:300]})") from e

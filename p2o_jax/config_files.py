@@ -7,10 +7,12 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import json
 import os
 import traceback
 import types
 import typing
+from pathlib import Path
 from typing import Any, Literal
 
 from ml_collections import ConfigDict, config_dict
@@ -54,7 +56,8 @@ def override(values: ConfigDict, assignments: typing.Sequence[tuple[str, str]]) 
     problems = []
     for key, text in assignments:
         try:
-            node, hints, name = values, typing.get_type_hints(Config), key
+            node: Any = values
+            hints: dict[str, Any] = typing.get_type_hints(Config)
             *sections, name = key.split(".")
             for section in sections:
                 node, hints = node[section], typing.get_type_hints(hints[section])
@@ -229,7 +232,7 @@ def arms(values: ConfigDict) -> dict[str, Config]:
     """
     found: dict[str, Config] = {}
     problems: list[str] = []
-    for arm in values.arms:
+    for arm in typing.cast(tuple[str, ...], values.arms):
         name, *settings = arm.split()
         own = values.copy_and_resolve_references().lock()
         try:
@@ -241,3 +244,23 @@ def arms(values: ConfigDict) -> dict[str, Config]:
     if problems:
         raise ConfigError(*problems)
     return found
+
+
+def read_config(workdir: Path, overrides: typing.Sequence[tuple[str, str]] = ()) -> Config:
+    """The resolved Config that a run wrote to its workdir, with overrides.
+
+    Raises:
+        ConfigError: no such run, or what `override` and `from_config_dict` raise.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        arms = sorted(str(p.parent) for p in workdir.glob("*/config.json"))
+        inside = f"; it holds the runs {', '.join(arms)}" if arms else ""
+        raise ConfigError(f"--workdir={workdir}: no run in it (no config.json){inside}")
+    try:
+        values = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as e:
+        raise ConfigError(f"{path}: cannot be read as a run's config: {e}") from e
+    values = to_config_dict(from_config_dict(values))
+    override(values, overrides)
+    return from_config_dict(values)

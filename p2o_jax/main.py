@@ -50,7 +50,6 @@ def train_one(cfg: Config, workdir: Path) -> None:
     reporter = Reporter(enabled=runtime.is_main_process())
     reporter.line(f"--- {workdir}")
     start = time.monotonic()
-    build.write_run_files(workdir, cfg)
     parts = build.Parts(cfg, workdir, reporter)
     reporter.line(build.describe(parts))
     try:

@@ -1,8 +1,4 @@
-"""What is measured: a table of every metric's name and meaning, and the writer of a run's records.
-
-The x-axis is the policy step. `tick` (policy steps and prompt phases together) says which rows a checkpoint has seen: on resume
-later rows are cut off, so that no row is there twice or missing.
-"""
+"""What is measured: a table of every metric's name and meaning, and those computed from rollouts. The x-axis is the policy step."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -76,37 +72,6 @@ METRICS: dict[str, str] = {
 }
 
 
-class RunLog:
-    """Writes metrics.jsonl, TensorBoard events, samples.jsonl, templates.jsonl and evaluations.jsonl. Only the main process has one."""
-
-    FILES = ("metrics", "samples", "templates", "evaluations")
-
-    def __init__(self, workdir: Path, tick: int):
-        """Opens the records of a run that goes on at `tick`: rows of that tick or later are cut off."""
-        from tensorboardX import SummaryWriter
-
-        self.workdir = workdir
-        for name in self.FILES:
-            _keep_rows_before(workdir / f"{name}.jsonl", tick)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=tick or None)
-
-    def metrics(self, tick: int, step: int, values: Mapping[str, float]) -> None:
-        """One row of metrics.jsonl and a TensorBoard point for each value."""
-        unknown = sorted(set(values) - set(METRICS))
-        assert not unknown, f"not in metrics.METRICS: {unknown}"
-        self.rows("metrics", tick, [{"step": step, **{k: float(v) for k, v in values.items()}}])
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, float(value), step)
-
-    def rows(self, name: str, tick: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Appends rows to NAME.jsonl."""
-        with open(self.workdir / f"{name}.jsonl", "a", encoding="utf-8") as f:
-            f.writelines(json.dumps({"tick": tick, **row}, ensure_ascii=True) + "\n" for row in rows)
-
-    def close(self) -> None:
-        self._tensorboard.close()
-
-
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file, without a torn last line; none if there is no such file."""
     rows = []
@@ -116,14 +81,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def _keep_rows_before(path: Path, tick: int) -> None:
-    rows = read_rows(path)
-    kept = [row for row in rows if row["tick"] < tick]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    temporary.replace(path)
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -43,5 +43,6 @@ def outcome_metrics(
         values["hard/frac_zero_advantage"] = float(zero_advantage_Q[was_hard_Q].mean())
     judged_Q = was_hard_Q & ~templated_QG.all(axis=1)
     if judged_Q.any():
-        values["hard/frac_easier"] = float(((score_QG > SUCCESS) & ~templated_QG).any(axis=1)[judged_Q].mean())
+        solved_plainly_Q = np.any((score_QG > SUCCESS) & ~templated_QG, axis=1)
+        values["hard/frac_easier"] = float(np.mean(solved_plainly_Q[judged_Q]))
     return values

@@ -70,7 +70,7 @@ def policy_step(cfg: Config, parts: Parts, state: RunState) -> RunState:
     )
     hard_now = mining.outcome_metrics(questions, score_QG, templated_QG, advantages.zero_advantage(advantage_QG), state.last_hard_ids)
     counts = {"hard/questions_step": len(found), "hard/questions_epoch": len(after.hard_ids)}
-    parts.log_step(state, after, rollouts, rollout_metrics(rollouts) | score_stats | mean_of(update_stats) | hard_now | counts)
+    parts.record.step(state, after, rollouts, rollout_metrics(rollouts) | score_stats | mean_of(update_stats) | hard_now | counts)
     return after
 
 
@@ -87,7 +87,7 @@ def prompt_phase(cfg: Config, parts: Parts, state: RunState) -> RunState:
             count_tokens=parts.chat.count_tokens,
             cfg=cfg.gepa,
             seed=f"{cfg.train.seed}/gepa/{state.step}",
-            progress=parts.show_search,
+            progress=parts.record.search_progress,
             fits=stages.fits,
         )
         ledger = stages.ledger
@@ -101,7 +101,7 @@ def prompt_phase(cfg: Config, parts: Parts, state: RunState) -> RunState:
         assignment=assignment,
         ledger=ledger,
     )
-    parts.log_search(state, after, result)
+    parts.record.search(state, after, result)
     return after
 
 
@@ -115,4 +115,4 @@ def evaluate_if_due(parts: Parts, state: RunState) -> None:
 def evaluate(parts: Parts, state: RunState) -> None:
     """Plain accuracy on the held-out questions, logged."""
     if parts.evaluation.questions:
-        parts.log_evaluation(state, *parts.evaluation.run(parts.engine.lay_out(state.learner.params)))
+        parts.record.evaluation(state, *parts.evaluation.run(parts.engine.lay_out(state.learner.params)))

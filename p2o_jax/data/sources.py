@@ -22,6 +22,7 @@ Row = tuple[int, Mapping[str, Any] | str]  # line and record; a text in place of
 class Loaded:
     """The questions of a file; `lines` says where each one stands in it."""
 
+    path: str
     questions: tuple[Question, ...]
     num_duplicates: int  # later records with the messages of an earlier one, dropped
     lines: tuple[int, ...]
@@ -53,18 +54,18 @@ def load(path: str | Path, cfg: config.Data) -> Loaded:
         hidden = len(problems) - MAX_PROBLEMS_SHOWN
         raise config.ConfigError(*problems[:MAX_PROBLEMS_SHOWN], *([f"... and {hidden} more"] if hidden > 0 else []))
     lines, questions = zip(*found.values(), strict=True)
-    return Loaded(questions, num_rows - len(questions), lines)
+    return Loaded(str(path), questions, num_rows - len(questions), lines)
 
 
-def too_long(loaded: Loaded, path: str | Path, count_tokens: Callable[[Question], int], limit: int) -> list[str]:
+def too_long(loaded: Loaded, count_tokens: Callable[[Question], int], limit: int) -> list[str]:
     """A line for each question whose rendered plain prompt has more than `limit` tokens, MAX_PROBLEMS_SHOWN at most, and their number."""
     found = []
     for line, question in zip(loaded.lines, loaded.questions, strict=True):
         num_tokens = count_tokens(question)
         if num_tokens > limit:
-            found.append(f"{path}:{line}: a prompt of {num_tokens} tokens; config.data.max_prompt_tokens={limit}")
+            found.append(f"{loaded.path}:{line}: a prompt of {num_tokens} tokens; config.data.max_prompt_tokens={limit}")
     hidden = len(found) - MAX_PROBLEMS_SHOWN
-    return found[:MAX_PROBLEMS_SHOWN] + ([f"{path}: ... and {hidden} more prompts that are too long"] if hidden > 0 else [])
+    return found[:MAX_PROBLEMS_SHOWN] + ([f"{loaded.path}: ... and {hidden} more prompts that are too long"] if hidden > 0 else [])
 
 
 def _rows(path: Path) -> Iterator[Row]:
@@ -147,7 +148,7 @@ def _question(record: Mapping[str, Any], source: str, cfg: config.Data) -> Quest
     """The question in a record, or what is wrong with it."""
     for option, name in (("question_field", cfg.question_field), ("answer_field", cfg.answer_field)):
         if name not in record:
-            return f'no "{name}" among {", ".join(map(str, record)) or "no fields"} (config.data.{option})'
+            return f'no field "{name}" (config.data.{option}); it has {", ".join(map(str, record)) or "none"}'
     messages = _messages(record[cfg.question_field], cfg.suffix)
     if isinstance(messages, str):
         return f"{cfg.question_field}: {messages}"

@@ -24,7 +24,22 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 
 class Block(nnx.Module):
-    """One layer: attention and SwiGLU, each behind an RMSNorm and added to the stream."""
+    """One layer: attention and SwiGLU, each behind an RMSNorm and added to the stream. Its weights are `spec.block_weights`."""
+
+    attn_norm: nnx.Param
+    q: nnx.Param
+    k: nnx.Param
+    v: nnx.Param
+    o: nnx.Param
+    mlp_norm: nnx.Param
+    gate: nnx.Param
+    up: nnx.Param
+    down: nnx.Param
+    q_norm: nnx.Param
+    k_norm: nnx.Param
+    q_bias: nnx.Param
+    k_bias: nnx.Param
+    v_bias: nnx.Param
 
     def __init__(self, spec: ModelSpec):
         self.spec = spec
@@ -49,6 +64,9 @@ class Block(nnx.Module):
 
 class Transformer(nnx.Module):
     """Embedding, blocks and final norm; the output head is applied by the caller, to the positions it needs."""
+
+    embed: nnx.Param
+    final_norm: nnx.Param
 
     def __init__(self, spec: ModelSpec):
         self.spec = spec

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,17 +34,17 @@ class Example:
 
 
 class Rows(NamedTuple):
-    """Micro-batches of rows [M, B, T]; segment 0 is padding. Only `trained` tokens enter the loss."""
+    """Micro-batches of rows, each field [M, B, T], on host or device; segment 0 is padding. Only `trained` tokens enter the loss."""
 
-    token: np.ndarray
-    position: np.ndarray
-    segment: np.ndarray
-    trained: np.ndarray
-    advantage: np.ndarray
-    scale: np.ndarray
-    weight: np.ndarray
-    logp_old: np.ndarray
-    logp_ref: np.ndarray
+    token: Any
+    position: Any
+    segment: Any
+    trained: Any
+    advantage: Any
+    scale: Any
+    weight: Any
+    logp_old: Any
+    logp_ref: Any
 
 
 class Packed(NamedTuple):

@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
 
     params: Any
     opt_state: Any
-    bad_updates: jax.Array
+    bad_updates: Any
 
 
 class Learner:

@@ -25,7 +25,7 @@ class Answerer:
         requests = [Request(self.chat.render(a.question, a.template), a.name) for a in asks]
         with self.reporter.phase(phase, len(asks), "rollouts") as advance:
             completions = self.engine.generate(weights, requests, how, key, advance)
-            texts = [self.chat.decode(c.token_ids) for c in completions]
+            texts = [self.chat.decode(c.token_ids.tolist()) for c in completions]
         with self.reporter.phase("reward" if phase == "rollout" else phase):
             verdicts = self.verify(texts, [a.question.answer for a in asks])
         return [
@@ -39,7 +39,7 @@ class Answerer:
         completions = self.engine.generate(weights, requests, how, key)
         generated = sum(len(c.token_ids) for c in completions)
         cost = {"rollouts": len(requests), "prompt_tokens": sum(len(r.prompt_ids) for r in requests), "generated_tokens": generated}
-        return [self.chat.decode(c.token_ids) for c in completions], cost
+        return [self.chat.decode(c.token_ids.tolist()) for c in completions], cost
 
 
 def cost(rollouts: Sequence[Rollout]) -> Cost:

@@ -24,13 +24,13 @@ Cache = tuple[tuple[jax.Array, jax.Array], ...]  # (k, v) of each layer
 
 
 class Queue(NamedTuple):
-    """What a shard is to sample: N rollouts of M prompts, of which the first `count` are real."""
+    """What a shard is to sample: N rollouts of M prompts, of which the first `size` are real."""
 
     last_token_M: jax.Array
     length_M: jax.Array  # prompt tokens, the last included
     prompt_N: jax.Array  # row of the bank
     name_N2: jax.Array  # uint32 words of the rollout's stable name
-    count: jax.Array  # [1]
+    size: jax.Array  # [1]
 
 
 class Out(NamedTuple):
@@ -96,7 +96,7 @@ def decode(
 ) -> Out:
     """Samples every rollout of the queue until its stop token (kept and scored) or `max_new` <= max_positions tokens."""
     N = queue.prompt_N.shape[0]
-    count = queue.count[0]
+    count = queue.size[0]
     key_N = jax.vmap(lambda words: jax.random.fold_in(jax.random.fold_in(call_key, words[0]), words[1]))(queue.name_N2)
 
     def refill(s: _Loop) -> _Loop:

@@ -25,7 +25,7 @@ from p2o_jax.world import documents, measure, packing, tokenizer
 FORMAT = 1  # part of every cached base's name: raise it when documents or training change
 
 REFLECTION_EVERY = 8  # one batch in so many is of reflection documents
-REFLECTION_SHAPE = (10, 160)
+REFLECTION_SHAPE = (10, 168)
 MUON_LR, ADAM_LR, WARMUP_STEPS, FINAL_LR = 0.02, 0.004, 30, 0.05
 PROGRESS_STEPS = 100
 

@@ -93,8 +93,8 @@ def test_every_problem_is_reported_at_once(tmp_path):
     path.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
     found = problems(path)
     expected = [
-        "2: not JSON", "3: expected a JSON object, got list", '4: no "question" among answer (config.data.question_field)',
-        '5: no "answer" among question, reply (config.data.answer_field)', "6: question: missing", "7: question: empty",
+        "2: not JSON", "3: expected a JSON object, got list", '4: no field "question" (config.data.question_field); it has answer',
+        '5: no field "answer" (config.data.answer_field); it has question, reply', "6: question: missing", "7: question: empty",
         "8: question: expected a text or a list of messages, got int", "9: answer: missing", "10: answer: empty", "11: answer: missing",
         "12: answer: expected a text or a number, got bool", "13: answer: expected a text or a number, got list",
         "14: question: the last message must be the user's", "15: question: the last message must be the user's",

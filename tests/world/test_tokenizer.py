@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from p2o_jax.world import documents, packing, phrases, tokenizer
+from p2o_jax import config
+from p2o_jax.gepa.reflection import compact_prompt
+from p2o_jax.world import documents, packing, phrases, pretrain, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +78,16 @@ def test_unknown_words_and_roles(loaded):
         loaded.apply_chat_template([{"role": "system", "content": "be bold"}], tokenize=False)
 
 
-def test_templates_of_three_phrases_fit_into_a_question_row():
-    longest = sorted(phrases.ALL, key=lambda phrase: -len(phrase.split()))[:3]
-    prompt = documents.prompt(phrases.join(longest), "key a > b b > c c > d d > e encode a b c d ?")
-    response = "look a > b ; " * 4 + "so \\boxed{ a b c d }"
-    whole, _ = packing.encode(documents.Document(prompt, response), packing.ids_of_words())
-    assert len(whole) <= 96
+def test_the_longest_documents_fit_into_their_rows():
+    template = phrases.join(sorted(phrases.ALL, key=lambda phrase: -len(phrase.split()))[:3])
+    question, answer = "key a > b b > c c > d d > e encode a b c d ?", "a b c d"
+    response = "look a > b ; " * 4 + f"so \\boxed{{ {answer} }}"
+    asked = documents.Document(documents.prompt(template, question), response)
+    whole, _ = packing.encode(asked, packing.ids_of_words())
+    assert len(whole) <= config.World().row_tokens
+    reflected = documents.Document(compact_prompt(template, [(question, response, True, answer)] * 3), f"``` {template} ```")
+    whole, _ = packing.encode(reflected, packing.ids_of_words())
+    assert len(whole) <= pretrain.REFLECTION_SHAPE[1]
 
 
 def test_packed_rows_hold_whole_documents():

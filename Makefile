@@ -1,0 +1,38 @@
+# Two commands do everything: `make quickstart` runs the main job, `make test` passes the tests. Both set up .venv first.
+# PYTHON picks the interpreter (3.11 to 3.13), EXTRAS adds extras of pyproject.toml (gpu, tpu, wandb, docs).
+
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+EXTRAS ?=
+COMMA := ,
+BIN := .venv/bin
+
+.PHONY: quickstart test lint venv clean
+
+quickstart: venv
+	$(BIN)/python -m p2o_jax.main --config configs/quickstart.py
+
+test: .venv/test-$(EXTRAS)
+	$(BIN)/python -m pytest -q
+
+lint: .venv/test-$(EXTRAS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+venv: .venv/base-$(EXTRAS)
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one, or name it: make PYTHON=/path/to/python"; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/base-$(EXTRAS): .venv/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
+	@touch $@
+
+.venv/test-$(EXTRAS): .venv/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test$(if $(EXTRAS),$(COMMA)$(EXTRAS))]'
+	@touch $@
+
+clean:
+	rm -rf .venv runs build *.egg-info

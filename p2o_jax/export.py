@@ -1,0 +1,100 @@
+"""Exports: `python -m p2o_jax.export --workdir RUN --out DIR [--step N] [--dtype bfloat16|float32] [--config.a.b=value ...]`.
+
+DIR becomes a Hugging Face directory with the tokenizer of the run's model: the policy of the newest checkpoint, or of the one
+after N policy steps. Where the run's model has been moved since, `--config.model.path=DIR` tells where it is now.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from p2o_jax import config_files
+from p2o_jax.config import Config, ConfigError
+from p2o_jax.main import command
+
+if TYPE_CHECKING:
+    from p2o_jax.models.spec import ModelSpec
+
+DTYPES = ("bfloat16", "float32")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Exports what the command line asks for.
+
+    Raises:
+        ConfigError: anything wrong with flags, run, model or target.
+    """
+    flags, overrides = config_files.parse_flags(argv, {"workdir": None, "out": None, "step": "", "dtype": "bfloat16"})
+    if flags["dtype"] not in DTYPES:
+        raise ConfigError(f"--dtype={flags['dtype']}: expected one of {', '.join(DTYPES)}")
+    workdir, out = Path(flags["workdir"]), Path(flags["out"])
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ConfigError(f"--out={out}: {'is a file' if out.is_file() else 'exists and is not empty'}")
+    cfg = config_files.read_config(workdir, overrides)
+
+    from p2o_jax import checkpoint, runtime
+    from p2o_jax.models import hf, hf_config
+    from p2o_jax.progress import Reporter
+
+    step, tick = _pick(workdir, checkpoint.policies(workdir), flags["step"])
+    directory = model_directory(cfg)
+    spec = hf_config.read_spec(directory)
+    params = checkpoint.read_policy(workdir, tick, _abstract_params(spec, cfg.model.param_dtype))
+    try:
+        hf.save(out, spec, params, directory, flags["dtype"])
+    except OSError as e:
+        raise ConfigError(f"--out={out}: {e.strerror or e}") from e
+    Reporter(enabled=runtime.is_main_process()).line(f"{out}: the policy of {workdir} after {step} steps, {flags['dtype']}")
+
+
+def model_directory(cfg: Config) -> Path:
+    """The directory of the run's initial model, which also holds its tokenizer. The world's base is not pretrained for this.
+
+    Raises:
+        ConfigError: it is not there (any more).
+    """
+    from p2o_jax.models import hf_config
+    from p2o_jax.world import pretrain
+
+    if cfg.model.path != "world":
+        return hf_config.locate(cfg.model.path)
+    directory = pretrain.base_directory(cfg.world)
+    if not directory.is_dir():
+        raise ConfigError(
+            f"{directory}: the run's base model is not there; start this in the folder where the run was started, or tell where "
+            "it is with --config.world.cache_dir or --config.model.path"
+        )
+    return directory
+
+
+def _pick(workdir: Path, tick_of: dict[int, int], wanted: str) -> tuple[int, int]:
+    """(policy step, tick) of the checkpoint to export."""
+    if not tick_of:
+        raise ConfigError(f"--workdir={workdir}: no checkpoints in it")
+    if not wanted:
+        step = max(tick_of)
+    elif wanted.isdecimal() and int(wanted) in tick_of:
+        step = int(wanted)
+    else:
+        raise ConfigError(f"--step={wanted}: no checkpoint of this policy step; there are {', '.join(map(str, sorted(tick_of)))}")
+    return step, tick_of[step]
+
+
+def _abstract_params(spec: "ModelSpec", dtype: str) -> Any:
+    """Shapes of the params, spread over all devices where they divide, else on one: whatever mesh the run was on."""
+    import jax
+
+    from p2o_jax.models import sharding
+    from p2o_jax.models.spec import Weight, weights
+
+    mesh = sharding.make_mesh((1, len(jax.devices()), 1))
+    if sharding.problems(spec, mesh, sharding.LEARNER):
+        mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+    shardings = sharding.param_shardings(spec, mesh, sharding.LEARNER)
+    return jax.tree.map(
+        lambda w, s: jax.ShapeDtypeStruct(w.shape, dtype, sharding=s), weights(spec), shardings, is_leaf=lambda w: isinstance(w, Weight)
+    )
+
+
+if __name__ == "__main__":
+    command(run)

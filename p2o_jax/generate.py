@@ -1,0 +1,284 @@
+"""Samples: `python -m p2o_jax.generate --model DIR --prompts FILE.jsonl [--template TEXT] [--n K] [--out OUT.jsonl]`.
+
+Any `--config.a.b=value` may follow. A line of FILE has a `prompt` or a `question`: a text, or a list of chat messages. It is
+asked as it stands (training adds config.data.suffix to a question that is a text; here that is empty unless it is given), under
+the template if there is one. Each completion is a line of OUT, or of standard output:
+
+    index        which prompt, from 0            logp       sum of the tokens' log-probs at the sampling temperature
+    n            which of its K completions      token_ids  of the response, the stop token included
+    text         the response                    verdict    where the prompt's line has an `answer`: what config.reward makes of it
+    tokens       its length                      stopped    false: cut at config.rollout.max_new_tokens (512 unless given)
+
+What is sampled depends on the model, the prompt, its index, n and config.train.seed, not on the rest of the file.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+from p2o_jax import config, config_files, records
+from p2o_jax.config import Config, ConfigError
+from p2o_jax.data import sources
+from p2o_jax.main import command
+from p2o_jax.progress import Reporter
+from p2o_jax.records import Completion, Message, Question, Request, Sampling
+
+if TYPE_CHECKING:
+    from p2o_jax.build import Model
+    from p2o_jax.rewards.verify import Verifier
+
+MAX_SLOTS = 128  # per shard of the mesh's data x fsdp
+CACHE_BYTES = 2 * 2**30  # per shard, for the cache of the prompts, and again for that of the completions
+SCORES_BYTES = 2**30  # per shard, for the attention scores of the prompts prefilled at a time
+MIN_BUCKET = 32
+WAVES = 8  # completions written at a time, in multiples of the slots
+
+
+class Prompt(NamedTuple):
+    """A prompt and its line in the file, from 1; a question without an answer has an empty one, and no verdict."""
+
+    line: int
+    question: Question
+
+
+def run(argv: Sequence[str]) -> None:
+    """Samples what the command line asks for.
+
+    Raises:
+        ConfigError: anything wrong with flags, prompts, config or model.
+    """
+    flags, overrides = config_files.parse_flags(argv, {"model": None, "prompts": None, "template": "", "n": "1", "out": ""})
+    n = _positive("--n", flags["n"])
+    cfg = command_config(flags["model"], overrides)
+    prompts = read_prompts(Path(flags["prompts"]), cfg.data.suffix)
+
+    from p2o_jax import build, runtime
+    from p2o_jax.rewards.verify import Verifier
+
+    reporter = Reporter(enabled=runtime.is_main_process())
+    model = build.open_model(cfg, reporter)
+    ids = [model.chat.render(p.question, flags["template"]) for p in prompts]
+    cfg = fit(cfg, {key for key, _ in overrides}, model, [len(i) for i in ids], n)
+    _check_lengths(flags["prompts"], prompts, ids, config.max_prompt_tokens(cfg))
+    with ExitStack() as stack:
+        out = _open(flags["out"], runtime.is_main_process(), stack)
+        verifier = stack.enter_context(Verifier(cfg.reward))
+        sample(cfg, model, [p.question for p in prompts], ids, n, verifier, out, reporter)
+
+
+def sample(
+    cfg: Config,
+    model: "Model",
+    questions: Sequence[Question],
+    prompt_ids: Sequence[tuple[int, ...]],
+    n: int,
+    verifier: "Verifier",
+    out: TextIO,
+    reporter: Reporter,
+) -> None:
+    """Writes n completions of every prompt, in order, a few waves of the sampler at a time."""
+    import jax.numpy as jnp
+
+    from p2o_jax import build, runtime
+
+    engine = build.make_engine(cfg, model)
+    weights = engine.lay_out(model.load(str(jnp.dtype(model.dtype))))
+    r = cfg.rollout
+    how = Sampling(r.temperature, r.max_new_tokens, r.top_k, r.top_p, r.min_p)
+    jobs = [(i, k) for i in range(len(questions)) for k in range(n)]
+    at_once = engine.max_rollouts * engine.num_shards
+    compiles, start, tokens = runtime.CompileCounter(), time.monotonic(), 0
+    with reporter.phase("generate", len(jobs), "completions") as advance:
+        for first in range(0, len(jobs), at_once):
+            part = jobs[first : first + at_once]
+            requests = [Request(prompt_ids[i], f"{i}/{k}") for i, k in part]
+            completions = engine.generate(weights, requests, how, runtime.key(cfg.train.seed, "generate"), advance)
+            tokens += sum(len(c.token_ids) for c in completions)
+            if runtime.is_main_process():
+                texts = [model.chat.decode(c.token_ids) for c in completions]
+                verdicts = _verdicts(verifier, [questions[i] for i, _ in part], texts)
+                for (i, k), completion, text, verdict in zip(part, completions, texts, verdicts, strict=True):
+                    out.write(json.dumps(_row(i, k, completion, text) | verdict, ensure_ascii=False) + "\n")
+                out.flush()
+    seconds = time.monotonic() - start
+    reporter.line(
+        f"{len(jobs)} completions, {tokens:,} tokens in {seconds:.1f} s, {compiles.seconds:.1f} s of them compiling: "
+        f"{tokens / max(seconds - compiles.seconds, 1e-9):,.0f} tokens/s"
+    )
+
+
+def command_config(model: str, overrides: Sequence[tuple[str, str]]) -> Config:
+    """The config of a command that only samples: the defaults of training where they have nothing to do with the machine or the file."""
+    import jax
+
+    num_devices = str(len(jax.devices()))
+    defaults = {
+        "model.path": model,
+        "data.suffix": "",
+        "data.max_prompt_tokens": "1",  # the prompts are measured when they are known
+        "gepa.enabled": "false",
+        "optim.micro_rows": num_devices,
+        "rollout.slots": num_devices,
+        "rollout.max_new_tokens": "512",
+    }
+    values = config_files.to_config_dict(Config())
+    config_files.override(values, [*defaults.items(), *overrides])
+    return config.resolve(config_files.from_config_dict(values))
+
+
+def fit(cfg: Config, given: set[str], model: "Model", lengths: Sequence[int], n: int) -> Config:
+    """The config with the sampler's shapes, but for the `given` ones, fitted to n completions of prompts of these lengths.
+
+    Prompts are padded to one of three powers of two, the last of which holds the longest. There are as many slots, and as many
+    prompts in the cache, as there is work for and as CACHE_BYTES hold.
+    """
+    import jax.numpy as jnp
+
+    from p2o_jax.models import sharding
+
+    spec, shards = model.spec, sharding.num_shards(model.mesh)
+    longest = max(1 << (max(lengths) - 1).bit_length(), MIN_BUCKET)
+    token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * jnp.dtype(model.dtype).itemsize
+    held = CACHE_BYTES // token_bytes
+    slots = max(min(MAX_SLOTS, held // cfg.rollout.max_new_tokens, -(-len(lengths) * n // shards)), 1)
+    rows = max(min(held // longest, -(-len(lengths) // shards)), 1)
+    prefilled = max(min(rows, SCORES_BYTES // (4 * spec.heads * longest**2)), 1)
+    fitted: dict[str, Any] = {
+        "prompt_buckets": tuple(sorted({max(longest >> shift, MIN_BUCKET) for shift in (4, 2, 0)})),
+        "slots": slots * shards,
+        "questions": WAVES * slots * shards,
+        "group_size": 1,
+        "bank_tokens": rows * longest * shards,
+        "prefill_tokens": prefilled * longest * shards,
+    }
+    ours = {name: value for name, value in fitted.items() if f"rollout.{name}" not in given}
+    return dataclasses.replace(cfg, rollout=dataclasses.replace(cfg.rollout, **ours))
+
+
+def read_prompts(path: Path, suffix: str = "") -> list[Prompt]:
+    """The prompts of a JSONL file; `suffix` is added to those that are texts.
+
+    Raises:
+        ConfigError: with a line per problem, `FILE:LINE: rule`.
+    """
+    prompts: list[Prompt] = []
+    problems: list[str] = []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"--prompts={path}: {e.strerror if isinstance(e, OSError) else 'not UTF-8'}") from e
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            found = _question(line, suffix)
+            if isinstance(found, str):
+                problems.append(f"{path}:{number}: {found}")
+            else:
+                prompts.append(Prompt(number, found))
+    if not prompts and not problems:
+        problems.append(f"{path}: no prompts in this file")
+    _raise(problems)
+    return prompts
+
+
+def _question(line: str, suffix: str) -> Question | str:
+    """The question in a line of JSON, or what is wrong with it."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as e:
+        return f"not JSON: {e}"
+    name = next((name for name in ("prompt", "question") if isinstance(record, Mapping) and name in record), None)
+    if name is None:
+        return 'expected a JSON object with a "prompt" or a "question"'
+    messages = _messages(record[name], suffix)
+    if isinstance(messages, str):
+        return f"{name}: {messages}"
+    answer = record.get("answer")
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
+        return f"answer: expected a text or a number, got {type(answer).__name__}"
+    return Question(records.question_id(messages), messages, "" if answer is None else str(answer).strip())
+
+
+def _messages(value: Any, suffix: str) -> tuple[Message, ...] | str:
+    """The chat messages in a prompt's field, or what is wrong with it."""
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value + suffix if value.strip() else ""}]
+    rule = f'expected a text, or a list of messages {{"role": {"|".join(sources.ROLES)}, "content": text}}, the last the user\'s'
+    if not isinstance(value, list) or not all(isinstance(m, Mapping) for m in value):
+        return rule
+    if not all(m.get("role") in sources.ROLES and isinstance(m.get("content"), str) for m in value):
+        return rule
+    if not value or value[-1]["role"] != "user":
+        return rule
+    if not value[-1]["content"].strip():
+        return "empty"
+    if not _is_unicode("".join(m["content"] for m in value)):
+        return "half a surrogate pair: no valid Unicode"
+    return tuple({"role": m["role"], "content": m["content"]} for m in value)
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can spell halves of surrogate pairs, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_lengths(path: str, prompts: Sequence[Prompt], ids: Sequence[tuple[int, ...]], limit: int) -> None:
+    rule = f"config.rollout.prompt_buckets end at {limit}"
+    _raise([f"{path}:{p.line}: a prompt of {len(i)} tokens; {rule}" for p, i in zip(prompts, ids, strict=True) if len(i) > limit])
+
+
+def _raise(problems: Sequence[str]) -> None:
+    hidden = len(problems) - sources.MAX_PROBLEMS_SHOWN
+    if problems:
+        raise ConfigError(*problems[: sources.MAX_PROBLEMS_SHOWN], *([f"... and {hidden} more"] if hidden > 0 else []))
+
+
+def _open(path: str, writes: bool, stack: ExitStack) -> TextIO:
+    """The output file, opened before anything slow happens; without a path, standard output."""
+    if not path and writes:
+        return sys.stdout
+    try:
+        return stack.enter_context(open(path if writes else os.devnull, "w", encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"--out={path}: {e.strerror}") from e
+
+
+def _verdicts(verifier: "Verifier", questions: Sequence[Question], texts: Sequence[str]) -> list[dict[str, Any]]:
+    """For each text a verdict to be written, nothing where the question has no answer."""
+    judged = [i for i, q in enumerate(questions) if q.answer]
+    verdicts = verifier.verify([texts[i] for i in judged], [questions[i].answer for i in judged])
+    found: list[dict[str, Any]] = [{} for _ in texts]
+    for i, v in zip(judged, verdicts, strict=True):
+        found[i] = {"verdict": dataclasses.asdict(v)}
+    return found
+
+
+def _row(index: int, n: int, completion: Completion, text: str) -> dict[str, Any]:
+    return {
+        "index": index,
+        "n": n,
+        "text": text,
+        "tokens": len(completion.token_ids),
+        "stopped": completion.stopped,
+        "logp": float(completion.logp_R.sum(dtype="float64")),
+        "token_ids": completion.token_ids.tolist(),
+    }
+
+
+def _positive(flag: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{flag}={text}: expected a positive integer")
+    return int(text)
+
+
+if __name__ == "__main__":
+    command(run)

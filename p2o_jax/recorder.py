@@ -1,0 +1,174 @@
+"""The records of a run: JSONL files, TensorBoard events, and the lines that the terminal shows.
+
+`tick` (policy steps and prompt phases together) says which rows a checkpoint has seen: on resume later rows are cut off, so that
+no row is there twice or missing.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from p2o_jax import runtime
+from p2o_jax.config import Config
+from p2o_jax.data.questions import Questions
+from p2o_jax.gepa import to_gepa_result
+from p2o_jax.metrics import METRICS, read_rows
+from p2o_jax.progress import Reporter
+from p2o_jax.records import Rollout, RunState, SearchResult
+from p2o_jax.rollout.engine import Engine
+
+
+class Recorder:
+    """Writes down what the loop tells it. On processes other than the first it only keeps the clocks."""
+
+    def __init__(
+        self, cfg: Config, workdir: Path, questions: Questions, engine: Engine, reporter: Reporter, compiles: runtime.CompileCounter
+    ):
+        self.cfg, self.workdir, self.questions, self.engine = cfg, workdir, questions, engine
+        self.reporter, self.compiles = reporter, compiles
+        self.log: RunLog | None = None
+        self._compile_seconds = 0.0
+
+    def open(self, tick: int) -> None:
+        """Opens the files of a run that goes on at `tick`."""
+        if runtime.is_main_process():
+            self.log = RunLog(self.workdir, tick)
+
+    def close(self) -> None:
+        if self.log:
+            self.log.close()
+
+    def search_progress(self, stats: Mapping[str, float]) -> None:
+        """A line for an iteration of GEPA."""
+        self.reporter.line(
+            f"  gepa iteration {stats['iterations']:.0f}: {stats['rollouts_charged']:.0f}/{stats['budget']:.0f} rollouts, "
+            f"{stats['accepted']:.0f} templates accepted, best dev {stats['best_dev_score']:.2f}, "
+            f"covered {stats['frac_dev_covered']:.2f}"
+        )
+
+    def step(self, before: RunState, after: RunState, rollouts: Sequence[Rollout], values: dict[str, float]) -> None:
+        """A policy step's metrics, samples and line."""
+        values |= self._running(after)
+        values["perf/tokens_per_s"] = values["rollout/generated_tokens"] / max(values.get("time/rollout_s", 0.0), 1e-9)
+        total = self.cfg.train.epochs * self.questions.steps_per_epoch
+        self.reporter.line(
+            f"step {after.step}/{total}  reward {values['reward/mean']:.3f}  zero-advantage {values['rollout/frac_zero_advantage']:.2f}  "
+            f"hard {values['hard/questions_epoch']:.0f}  truncated {values['rollout/frac_truncated']:.2f}  "
+            f"{values['perf/tokens_per_s']:,.0f} tokens/s  {values['ledger/generated_tokens']:,.0f} tokens"
+        )
+        if self.log:
+            self.log.metrics(before.tick, before.step, values)
+            shown = rollouts[:: max(len(rollouts) // max(self.cfg.train.num_samples_logged, 1), 1)][: self.cfg.train.num_samples_logged]
+            self.log.rows("samples", before.tick, [_sample(r, before.step) for r in shown])
+
+    def search(self, before: RunState, after: RunState, result: SearchResult | None) -> None:
+        """A prompt phase's metrics, templates and line."""
+        epoch = self.questions.epoch(before.step - 1)
+        values: dict[str, float] = {"gepa/hard_questions": len(before.hard_ids), "gepa/skipped": float(result is None)}
+        if result is not None:
+            values |= {f"gepa/{name}": value for name, value in result.stats.items()}
+            spent = after.ledger.total("generated_tokens") - before.ledger.total("generated_tokens")
+            values["gepa/generated_tokens"] = spent
+            self.reporter.line(
+                f"epoch {epoch}: {len(before.hard_ids)} hard questions, {len(result.cover)} templates chosen, {spent:,.0f} tokens"
+            )
+        elif self.cfg.gepa.enabled:
+            rule = f"fewer than config.gepa.min_hard={self.cfg.gepa.min_hard}: no prompt phase"
+            self.reporter.line(f"epoch {epoch}: {len(before.hard_ids)} hard questions, {rule}")
+        if self.log:
+            self.log.metrics(before.tick, before.step, values | self._running(after))
+            if result is not None:
+                self.log.rows("templates", before.tick, _template_rows(result, epoch))
+                path = self.workdir / "gepa" / f"epoch_{epoch}.json"
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(json.dumps(to_gepa_result(result)), encoding="utf-8")
+
+    def evaluation(self, state: RunState, values: dict[str, float], row: dict[str, Any], spent: Mapping[str, float]) -> None:
+        """An evaluation's metrics and line."""
+        tokens = state.ledger.total("generated_tokens")
+        families = "  ".join(f"{family} {score:.2f}" for family, score in row["by_family"].items())
+        self.reporter.line(f"eval at step {state.step}: plain accuracy {row['accuracy']:.3f}  ({families})  after {tokens:,.0f} tokens")
+        if self.log:
+            self.log.metrics(state.tick, state.step, values | {"ledger/generated_tokens": tokens} | self._times())
+            self.log.rows("evaluations", state.tick, [{"step": state.step, "generated_tokens": tokens, **row, "cost": spent}])
+
+    def _running(self, after: RunState) -> dict[str, float]:
+        busy, steps = self.engine.take_busy()
+        return {
+            **self._times(),
+            "ledger/generated_tokens": after.ledger.total("generated_tokens"),
+            "ledger/rollouts": after.ledger.total("rollouts"),
+            "perf/compiles": self.compiles.count,
+            "perf/frac_slots_busy": busy / max(steps * self.cfg.rollout.slots, 1),
+        }
+
+    def _times(self) -> dict[str, float]:
+        times = {f"time/{name}_s": seconds for name, seconds in self.reporter.take_seconds().items()}
+        times["time/compile_s"], self._compile_seconds = self.compiles.seconds - self._compile_seconds, self.compiles.seconds
+        return times
+
+
+class RunLog:
+    """Writes metrics.jsonl, TensorBoard events, samples.jsonl, templates.jsonl and evaluations.jsonl. Only the main process has one."""
+
+    FILES = ("metrics", "samples", "templates", "evaluations")
+
+    def __init__(self, workdir: Path, tick: int):
+        """Opens the records of a run that goes on at `tick`: rows of that tick or later are cut off."""
+        from tensorboardX import SummaryWriter
+
+        self.workdir = workdir
+        for name in self.FILES:
+            _keep_rows_before(workdir / f"{name}.jsonl", tick)
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=tick or None)
+
+    def metrics(self, tick: int, step: int, values: Mapping[str, float]) -> None:
+        """One row of metrics.jsonl and a TensorBoard point for each value."""
+        unknown = sorted(set(values) - set(METRICS))
+        assert not unknown, f"not in metrics.METRICS: {unknown}"
+        self.rows("metrics", tick, [{"step": step, **{k: float(v) for k, v in values.items()}}])
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, float(value), step)
+
+    def rows(self, name: str, tick: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Appends rows to NAME.jsonl."""
+        with open(self.workdir / f"{name}.jsonl", "a", encoding="utf-8") as f:
+            f.writelines(json.dumps({"tick": tick, **row}, ensure_ascii=True) + "\n" for row in rows)
+
+    def close(self) -> None:
+        self._tensorboard.close()
+
+
+def _keep_rows_before(path: Path, tick: int) -> None:
+    rows = read_rows(path)
+    kept = [row for row in rows if row["tick"] < tick]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _sample(r: Rollout, step: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "question_id": r.ask.question.id,
+        "question": r.ask.question.text,
+        "answer": r.ask.question.answer,
+        "template": r.ask.template,
+        "response": r.text,
+        "score": r.verdict.answer_score,
+        "status": r.verdict.status,
+        "tokens": len(r.completion.token_ids),
+        "stopped": r.completion.stopped,
+    }
+
+
+def _template_rows(result: SearchResult, epoch: int) -> list[dict[str, Any]]:
+    """A row per candidate (its place in the cover, dev scores by question) and per rejected proposal."""
+    rows: list[dict[str, Any]] = []
+    for z, (text, parent, scores) in enumerate(zip(result.templates, result.parents, result.score_ZN, strict=True)):
+        dev = dict(zip(result.dev_ids, scores, strict=True))
+        rank = result.cover.index(z) if z in result.cover else None
+        mean = sum(scores) / max(len(scores), 1)
+        rows.append({"epoch": epoch, "candidate": z, "text": text, "parent": parent, "dev_score": mean, "cover_rank": rank, "dev": dev})
+    return rows + [{"epoch": epoch, **event} for event in result.events if event["outcome"] != "accepted"]

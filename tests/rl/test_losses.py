@@ -1,0 +1,179 @@
+"""Advantages, distillation weights, policy losses and KLs against the released P²O implementation's own values, and by hand."""
+
+import itertools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from p2o_jax.config import Adv, Distill, Loss
+from p2o_jax.rl import advantages, distill, losses
+
+GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "loss_a.npz")
+MASK = GOLDEN["response_mask"].astype(bool)
+AGGREGATIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+CLIPS = ((0.2, 0.2), (0.2, 0.28))
+CASES = list(itertools.product(AGGREGATIONS, CLIPS, ("none", "hard")))
+
+
+def groups() -> np.ndarray:
+    """Row numbers of the golden rollouts as [Q, G]."""
+    index = GOLDEN["group_index"]
+    assert len(set(np.bincount(index))) == 1, "the golden groups are of one size"
+    return np.argsort(index, kind="stable").reshape(index.max() + 1, -1)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_advantages_are_the_golden_ones(normalize):
+    advantage_QG = advantages.group_advantages(GOLDEN["rewards"][groups()], Adv(normalize_by_std=normalize))
+    want_NR = GOLDEN[f"advantages_norm_{normalize}"]
+    got_NR = np.zeros_like(want_NR)
+    got_NR[groups().ravel()] = advantage_QG.ravel()[:, None] * MASK[groups().ravel()]
+    np.testing.assert_allclose(got_NR, want_NR, rtol=1e-6, atol=1e-6)
+
+
+def test_golden_groups_without_advantage_are_those_of_one_reward():
+    reward_QG = GOLDEN["rewards"][groups()]
+    zero_Q = advantages.zero_advantage(advantages.group_advantages(reward_QG, Adv()))
+    assert list(zero_Q) == [len(set(row)) == 1 for row in reward_QG]
+    assert 0 < zero_Q.sum() < len(zero_Q)
+
+
+@pytest.mark.parametrize("clip", ["hard", "soft"])
+@pytest.mark.parametrize(("low", "high"), [(0.99, 9.0), (0.2, 0.2)])
+def test_weights_are_the_golden_ones(clip, low, high):
+    cfg = Distill(clip=clip, eps_low=low, eps_high=high)
+    want_NR = GOLDEN[f"weights_{clip}_{low}_{high}"]
+    assert len(np.unique(want_NR[MASK])) > 1
+    for n in range(len(MASK)):
+        got_R = np.ones(MASK.shape[1], np.float32)
+        if GOLDEN["templated"][n]:
+            got_R = distill.token_weights(GOLDEN["old_logprobs"][n], GOLDEN["templated_logprobs"][n], cfg)
+        assert got_R.dtype == np.float32
+        np.testing.assert_allclose(got_R[MASK[n]], want_NR[n][MASK[n]], rtol=1e-6, atol=1e-6)
+
+
+def golden_loss(logp_new_NR, aggregation, clip, weights):
+    """Our loss of the golden batch, and the token losses it is made of."""
+    cfg = Loss(clip_low=clip[0], clip_high=clip[1], dual_clip=3.0, aggregation=aggregation)
+    length_N = MASK.sum(axis=1)
+    scale_N1 = losses.aggregation_scale(length_N, aggregation, MASK.shape[1])[:, None]
+    weight_NR = np.ones(MASK.shape, np.float32) if weights == "none" else GOLDEN["weights_hard_0.99_9.0"]
+    token = losses.policy_loss(logp_new_NR, jnp.asarray(GOLDEN["old_logprobs"]), jnp.asarray(GOLDEN["advantages_norm_True"]), cfg)
+    return jnp.sum(jnp.where(MASK, token.loss * weight_NR * scale_N1, 0.0)), token
+
+
+@pytest.mark.parametrize(("aggregation", "clip", "weights"), CASES)
+def test_loss_gradient_and_clip_fractions_are_the_golden_ones(aggregation, clip, weights):
+    name = f"{aggregation}|{clip[0]}|{clip[1]}|{weights}"
+    logp_new = jnp.asarray(GOLDEN["new_logprobs"])
+    (loss, token), gradient = jax.value_and_grad(lambda x: golden_loss(x, aggregation, clip, weights), has_aux=True)(logp_new)
+    np.testing.assert_allclose(loss, GOLDEN[f"loss|{name}"], rtol=1e-6)
+    assert np.abs(GOLDEN[f"grad|{name}"]).max() > 1e-4
+    np.testing.assert_allclose(gradient, GOLDEN[f"grad|{name}"], rtol=0, atol=1e-6)
+    for ours, theirs in (("clipped", "clipfrac"), ("dual_clipped", "clipfrac_dual")):
+        assert float(np.mean(np.asarray(getattr(token, ours))[MASK])) == pytest.approx(GOLDEN[f"{theirs}|{name}"], abs=1e-6), theirs
+    approx_kl = np.clip(GOLDEN["old_logprobs"] - GOLDEN["new_logprobs"], -20, 20)[MASK].mean()
+    assert float(approx_kl) == pytest.approx(GOLDEN[f"approx_kl|{name}"], rel=1e-5)
+
+
+def test_golden_cases_tell_the_settings_apart():
+    """A loss that ignored the aggregation, the upper clip or the weights could not pass."""
+    values = [float(GOLDEN[f"loss|{a}|{c[0]}|{c[1]}|{w}"]) for a, c, w in CASES]
+    assert all(abs(x - y) > 1e-5 * abs(x) for x, y in itertools.combinations(values, 2))
+    dual = [float(GOLDEN[f"clipfrac_dual|{a}|{c[0]}|{c[1]}|{w}"]) for a, c, w in CASES]
+    assert min(dual) > 0
+
+
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+def test_kls_are_the_golden_ones(kind):
+    got_NR = losses.kl(jnp.asarray(GOLDEN["new_logprobs"]), jnp.asarray(GOLDEN["ref_logprobs"]), kind)
+    np.testing.assert_allclose(np.asarray(got_NR)[MASK], GOLDEN[f"kl_{kind}"][MASK], rtol=1e-5, atol=1e-6)
+
+
+def test_advantages_by_hand():
+    reward_QG = np.array([[1, 0, 0, 0], [1, 1, 1, 1]], np.float64)
+    # mean 1/4, Bessel variance (9 + 1 + 1 + 1) / 16 / 3 = 1/4, std 1/2
+    got = advantages.group_advantages(reward_QG, Adv())
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, [[1.5, -0.5, -0.5, -0.5], [0, 0, 0, 0]], rtol=1e-5)
+    assert list(advantages.zero_advantage(got)) == [False, True]
+
+
+def test_dr_grpo_only_subtracts_the_mean():
+    got = advantages.group_advantages(np.array([[1, 0, 0, 0]], np.float32), Adv(normalize_by_std=False))
+    np.testing.assert_allclose(got, [[0.75, -0.25, -0.25, -0.25]])
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_group_of_one_has_mean_0_and_std_1(normalize):
+    got = advantages.group_advantages(np.array([[1], [0]], np.float32), Adv(normalize_by_std=normalize))
+    np.testing.assert_allclose(got, [[1], [0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "want", "slope"),
+    [
+        (1.1, 2.0, -2.2, -2.2),  # inside the clip: -A s, whose derivative by log s is itself
+        (1.5, 2.0, -2.4, 0.0),  # A > 0 above the clip: -A 1.2, flat
+        (0.5, 2.0, -1.0, -1.0),  # A > 0 below the clip: the free term is the larger
+        (0.5, -2.0, 1.6, 0.0),  # A < 0 below the clip: -A 0.8, flat
+        (2.0, -2.0, 4.0, 4.0),  # A < 0 above the clip: free
+        (10.0, -2.0, 6.0, 0.0),  # A < 0 far above: the dual clip bounds the loss at -A 3
+        (10.0, 2.0, -2.4, 0.0),  # the dual clip is for A < 0 only
+    ],
+)
+def test_policy_loss_by_hand(ratio, advantage, want, slope):
+    def loss(logp_new):
+        return losses.policy_loss(logp_new, jnp.float32([-3.0]), jnp.float32([advantage]), Loss()).loss.sum()
+
+    got, gradient = jax.value_and_grad(loss)(jnp.float32([-3.0 + np.log(ratio)]))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_allclose(gradient, [slope], rtol=1e-5)
+
+
+def test_clip_higher_moves_only_the_upper_bound():
+    cfg = Loss(clip_low=0.2, clip_high=0.28)
+    got = losses.policy_loss(jnp.log(jnp.float32([1.5, 0.5])), jnp.zeros(2), jnp.float32([1.0, -1.0]), cfg)
+    np.testing.assert_allclose(got.loss, [-1.28, 0.8], rtol=1e-6)
+    assert list(got.clipped) == [1, 1] and list(got.dual_clipped) == [0, 0]
+
+
+def test_log_ratios_are_held_within_20():
+    got = losses.policy_loss(jnp.float32([100.0]), jnp.float32([0.0]), jnp.float32([-1.0]), Loss(dual_clip=1e12))
+    np.testing.assert_allclose(got.loss, [np.exp(20.0)], rtol=1e-5)
+
+
+def test_kls_by_hand():
+    new, ref = jnp.float32([-1.0, -1.0]), jnp.float32([-2.0, -1.0])
+    np.testing.assert_allclose(losses.kl(new, ref, "k1"), [1.0, 0.0], atol=1e-7)
+    np.testing.assert_allclose(losses.kl(new, ref, "k2"), [0.5, 0.0], atol=1e-7)
+    np.testing.assert_allclose(losses.kl(new, ref, "k3"), [np.exp(-1), 0.0], atol=1e-6)  # exp(d) - d - 1 at d = -1
+    np.testing.assert_allclose(losses.kl(jnp.float32([-9.0]), jnp.float32([0.0]), "k3"), [10.0])  # clipped
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "want"),
+    [
+        ("token-mean", [1 / 6, 1 / 6, 1 / 6]),
+        ("seq-mean-token-sum", [1 / 3, 1 / 3, 1 / 3]),
+        ("seq-mean-token-mean", [1 / 6, 1 / 12, 1 / 3]),
+        ("seq-mean-token-sum-norm", [1 / 10, 1 / 10, 1 / 10]),
+    ],
+)
+def test_aggregation_scale_by_hand(aggregation, want):
+    """Lengths 2 and 4 trained, one sequence masked: no tokens, yet a sequence."""
+    np.testing.assert_allclose(losses.aggregation_scale(np.array([2, 4, 0]), aggregation, 10), want, rtol=1e-6)
+
+
+def test_weights_by_hand():
+    templated = np.float32([-1.0, -1.0, -1.0, -1.0])
+    plain = templated + np.log(np.float32([1.0, 0.005, 20.0, 0.02]))
+    np.testing.assert_array_equal(distill.token_weights(plain, templated, Distill()), [1, 0, 0, 1])
+    soft = distill.token_weights(plain, templated, Distill(clip="soft"))
+    np.testing.assert_allclose(soft, [1, 2, 0.5, 1], rtol=1e-4)  # 0.01 / 0.005 and 10 / 20
+    np.testing.assert_allclose(soft * distill.density_ratio(plain, templated), [1, 0.01, 10, 0.02], rtol=1e-4)
+    for mode in ("plain", "importance", "off"):
+        np.testing.assert_array_equal(distill.token_weights(plain, templated, Distill(mode=mode)), [1, 1, 1, 1])

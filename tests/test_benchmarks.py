@@ -1,0 +1,69 @@
+"""What benchmarks print, and that they run."""
+
+import json
+import os
+import sys
+
+import pytest
+
+from benchmarks import load, memory, quick, report
+from benchmarks.report import Target
+from p2o_jax.config import ConfigError
+
+
+def last_line(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_finish_prints_one_json_line(capsys):
+    targets = {"fast": Target("seconds", "<=", 2), "good": Target("gain", ">=", 0.2), "there": Target("missing", ">=", 0)}
+    met = report.finish("toy", {"seconds": 2.0, "gain": 0.1}, targets)
+    line = last_line(capsys)
+    assert list(line) == ["bench", "figures", "targets", "met", "versions", "machine"]
+    assert line["bench"] == "toy" and line["figures"] == {"seconds": 2.0, "gain": 0.1}
+    assert line["met"] == met == {"fast": True, "good": False, "there": False}
+    assert line["targets"]["good"] == {"figure": "gain", "op": ">=", "value": 0.2}
+    assert "jax" in line["versions"] and line["machine"]["cores"] >= 1 and line["machine"]["devices"] == {"cpu": 8}
+
+
+def test_load_reads_what_it_wrote(tmp_path, capsys):
+    load.run(["--size=tiny", f"--folder={tmp_path}"])
+    figures = last_line(capsys)["figures"]
+    assert figures["files"] == 2 and figures["param_gb"] == round(2 * figures["parameters"] / 1e9, 3)
+    assert figures["peak_rss_gb"] > 0 and list(tmp_path.iterdir()) == []
+
+
+def test_load_tells_bad_flags(tmp_path):
+    with pytest.raises(ConfigError) as e:
+        load.run(["--size=huge", "--dtype=int8", f"--folder={tmp_path / 'no'}"])
+    assert len(e.value.problems) == 3
+
+
+def test_peak_memory_sees_children():
+    grandchild = "x = bytearray(150_000_000); import time; time.sleep(1)"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
+    code, seconds, peak = quick.timed([sys.executable, "-c", program])
+    assert code == 0 and seconds > 1 and 150e6 < peak < 1e9
+    assert 0 < memory.own_bytes() <= memory.own_peak_bytes() and memory.tree_bytes(os.getpid()) > 0
+
+
+def test_quick_reads_a_finished_workdir(tmp_path):
+    rows = [
+        {"tick": 0, "step": 0, "time/pretraining_s": 9.0, "time/eval_s": 1.0},
+        {"tick": 0, "step": 0, "time/rollout_s": 2.0, "time/eval_s": 0.5, "rollout/generated_tokens": 50},
+        {"tick": 1, "step": 1, "time/gepa_s": 3.0},
+    ]
+    for arm in ("grpo", "p2o"):
+        (tmp_path / arm).mkdir()
+        (tmp_path / arm / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "result.json").write_text(json.dumps({"base": 0.0, "grpo": 0.25, "p2o": 0.75, "tokens_p2o": 50}))
+    figures = quick.figures_of(tmp_path)
+    assert figures["p2o_minus_grpo"] == 0.5 and figures["pretraining_seconds"] == 18 and figures["tokens_p2o"] == 50
+    assert figures["seconds_by_phase"]["p2o"] == {"eval": 1.5, "gepa": 3.0, "pretraining": 9.0, "rollout": 2.0}
+    assert figures["rollout_tokens_per_s"] == {"grpo": 25, "p2o": 25}
+
+
+def test_quick_wants_a_fresh_workdir(tmp_path):
+    (tmp_path / "something").touch()
+    with pytest.raises(ConfigError, match="new or empty"):
+        quick.run(["--config=configs/smoke.py", f"--workdir={tmp_path}"])
