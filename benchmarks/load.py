@@ -21,7 +21,7 @@ from p2o_jax import config_files
 from p2o_jax.config import ConfigError
 from p2o_jax.main import command
 
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"vocab": 4096, "width": 256, "layers": 4, "heads": 8, "kv_heads": 4, "head_dim": 32, "mlp": 768},
     "0.6b": {"vocab": 151936, "width": 1024, "layers": 28, "heads": 16, "kv_heads": 8, "head_dim": 128, "mlp": 3072},
     "4b": {"vocab": 151936, "width": 2560, "layers": 36, "heads": 32, "kv_heads": 8, "head_dim": 128, "mlp": 9728},

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from p2o_jax import config
 from p2o_jax.records import RunState
@@ -58,10 +60,17 @@ def read_policy(workdir: Path, tick: int, abstract_params: Any) -> Any:
     Raises:
         ConfigError: the checkpoint is damaged, or of another model.
     """
-    item = {"params": abstract_params}
-    args = ocp.args.PyTreeRestore(item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True)
     path = (workdir / "checkpoints" / str(tick) / "learner").absolute()
+    handler, item = ocp.PyTreeCheckpointHandler(), {"params": abstract_params}
+    args = ocp.args.PyTreeRestore(item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True)
     try:
-        return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, args=args)["params"]
+        stored = _shapes(handler.metadata(epath.Path(path)).tree["params"])
+        if stored != _shapes(abstract_params):
+            raise ValueError(f"its params are {stored}, the model's {_shapes(abstract_params)}")
+        return ocp.Checkpointer(handler).restore(path, args=args)["params"]
     except (ValueError, KeyError, OSError) as e:
-        raise config.ConfigError(f"{path}: not a checkpoint of this model ({' '.join(str(e).split())[:300]})") from e
+        raise config.ConfigError(f"{path}: not a checkpoint of this model, or damaged ({' '.join(str(e).split())[:1000]})") from e
+
+
+def _shapes(params: Any) -> dict[str, list[int]]:
+    return {".".join(str(k.key) for k in path): list(x.shape) for path, x in jax.tree.leaves_with_path(params)}

@@ -32,7 +32,7 @@ class World:
 
     seed: int = 0  # of families, documents, pretraining and questions alike
     p_chain_plain: float = 1e-5  # the dial: P(whole chain | no template) in the pretraining text
-    steps: int = 2000  # pretraining steps
+    steps: int = 1500  # pretraining steps
     batch_rows: int = 16  # rows of row_tokens per pretraining step
     row_tokens: int = 96
     width: int = 128
@@ -68,6 +68,7 @@ class Chat:
 class Mesh:
     """Devices along each axis; one of them may be -1: whatever is left."""
 
+    cpu_devices: int = 0  # parts that a CPU is split into, where it is the only device; 0: one, or as JAX is told
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
@@ -99,6 +100,13 @@ class Reward:
 class Mining:
     include_near_hard: bool = True  # questions with exactly one success are hard, too (paper runs: on)
     judge_on: Literal["all", "plain"] | None = None  # rollouts that decide hardness
+
+
+@dataclass(frozen=True)
+class Lora:
+    rank: int = 0  # 0: all weights are trained
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclass(frozen=True)
@@ -204,6 +212,7 @@ class Config:
     model: Model = field(default_factory=Model)
     world: World = field(default_factory=World)
     data: Data = field(default_factory=Data)
+    lora: Lora = field(default_factory=Lora)
     chat: Chat = field(default_factory=Chat)
     mesh: Mesh = field(default_factory=Mesh)
     rollout: Rollout = field(default_factory=Rollout)

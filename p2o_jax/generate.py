@@ -101,7 +101,7 @@ def sample(
             completions = engine.generate(weights, requests, how, runtime.key(cfg.train.seed, "generate"), advance)
             tokens += sum(len(c.token_ids) for c in completions)
             if runtime.is_main_process():
-                texts = [model.chat.decode(c.token_ids) for c in completions]
+                texts = [model.chat.decode(c.token_ids.tolist()) for c in completions]
                 verdicts = _verdicts(verifier, [questions[i] for i, _ in part], texts)
                 for (i, k), completion, text, verdict in zip(part, completions, texts, verdicts, strict=True):
                     out.write(json.dumps(_row(i, k, completion, text) | verdict, ensure_ascii=False) + "\n")

@@ -45,6 +45,8 @@ def train_one(cfg: Config, workdir: Path) -> None:
     from p2o_jax import build, compare, runtime, train
     from p2o_jax.progress import Reporter
 
+    if cfg.mesh.cpu_devices:
+        runtime.split_cpu(cfg.mesh.cpu_devices)
     if cfg.train.compile_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.abspath(cfg.train.compile_cache))
     reporter = Reporter(enabled=runtime.is_main_process())

@@ -47,16 +47,25 @@ def problems(run, *argv):
     return e.value.problems
 
 
-def test_generate_writes_k_completions_of_each_prompt_that_score_gives_the_same_log_probs(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    """Prompts of two lengths under a template, the first with an answer, and three completions of each at temperature 1."""
+    folder = tmp_path_factory.mktemp("sampled")
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "and a much longer prompt " * 4}]
-    prompts = jsonl(tmp_path / "p.jsonl", {"prompt": "What is 12 + 34?", "answer": 46}, "", {"question": messages})
-    rows = generated(prompts, tmp_path, "--n=3", "--template=think", "--config.rollout.temperature=1")
+    prompts = jsonl(folder / "p.jsonl", {"prompt": "What is 12 + 34?", "answer": 46}, "", {"question": messages})
+    return prompts, generated(prompts, folder, "--n=3", "--template=think", "--config.rollout.temperature=1")
+
+
+def test_generate_writes_k_completions_of_each_prompt(sampled):
+    rows = sampled[1]
     assert [(r["index"], r["n"]) for r in rows] == [(i, n) for i in range(2) for n in range(3)]
     assert [r.get("verdict", {}).get("status") for r in rows] == ["no_answer"] * 3 + [None] * 3
     assert all(r["tokens"] == len(r["token_ids"]) == 8 or r["stopped"] for r in rows)
     assert len({tuple(r["token_ids"]) for r in rows}) == 6
-    assert "tokens/s" in capsys.readouterr().err
 
+
+def test_generate_s_log_probs_are_those_of_score(sampled, tmp_path):
+    prompts, rows = sampled
     chat = Chat(load_tokenizer(MODEL), config.Chat())
     read = generate.read_prompts(prompts)
     sequences = [[*chat.render(read[r["index"]].question, "think"), *r["token_ids"]] for r in rows]
@@ -70,19 +79,14 @@ def test_generate_writes_k_completions_of_each_prompt_that_score_gives_the_same_
     np.testing.assert_allclose(sums, [r["logp"] for r in rows], atol=1e-3)
 
 
-def test_generate_depends_on_index_and_seed_not_on_the_rest_of_the_file(tmp_path):
-    prompt = {"prompt": "What is 12 + 34?"}
-    alone = generated(jsonl(tmp_path / "a.jsonl", prompt), tmp_path)
-    longer = generated(jsonl(tmp_path / "b.jsonl", prompt, {"prompt": "a much longer one " * 9}), tmp_path, "--n=2")
-    assert alone[0]["token_ids"] == longer[0]["token_ids"]
-    other = generated(tmp_path / "a.jsonl", tmp_path, "--config.train.seed=1")
-    assert other[0]["token_ids"] != alone[0]["token_ids"]
-
-
-def test_generate_takes_the_users_shapes_and_judges_what_has_an_answer(tmp_path):
-    prompts = jsonl(tmp_path / "p.jsonl", {"prompt": "hi", "answer": "1"})
-    rows = generated(prompts, tmp_path, "--config.rollout.prompt_buckets=(48,)", "--config.rollout.slots=8", "--config.reward.kind=exact")
-    assert rows[0]["verdict"]["answer_score"] == 0
+def test_generate_gives_the_same_whatever_else_is_in_the_file_and_whatever_shapes_the_user_sets(sampled, tmp_path, capsys):
+    prompts = jsonl(tmp_path / "p.jsonl", {"question": "What is 12 + 34?", "answer": "46"})
+    shapes = ("--config.rollout.prompt_buckets=(48,)", "--config.rollout.slots=8", "--config.reward.kind=exact")
+    (row,) = generated(prompts, tmp_path, "--template=think", "--config.rollout.temperature=1", *shapes)
+    expected = sampled[1][0]
+    assert {k: v for k, v in row.items() if k != "logp"} == {k: v for k, v in expected.items() if k != "logp"}
+    assert abs(row["logp"] - expected["logp"]) < 1e-3
+    assert "tokens/s" in capsys.readouterr().err
 
 
 def test_generate_tells_bad_input(tmp_path):
@@ -137,7 +141,8 @@ def test_score_tells_bad_input(tmp_path):
     flags = ("--model", MODEL, "--tokens", tmp_path / "t.npz", "--out", tmp_path / "out.npz")
     assert "cannot be read" in problems(score.run, *flags)[0]
     assert "No such file" in problems(score.run, "--model", MODEL, "--tokens", tmp_path / "missing", "--out", tmp_path / "out.npz")[0]
-    assert "no such directory" in problems(score.run, *flags[:-1], tmp_path / "no" / "out.npz")[0]
+    good = ("--model", MODEL, "--tokens", MODEL / "golden.npz")
+    assert "no such directory" in problems(score.run, *good, "--out", tmp_path / "no" / "out.npz")[0]
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +174,7 @@ def test_export_writes_the_newest_policy_or_that_of_a_step(run_dir, tmp_path):
         jax.tree.map(lambda a, b, f=factor: np.testing.assert_array_equal(a, b * f), hf.load(tmp_path / folder, spec), original)
     half = hf.load(tmp_path / "half", spec, dtype="bfloat16")
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, (b * 1.5).astype(jnp.bfloat16)), half, original)
-    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     golden = np.load(MODEL / "golden.npz")["token_logprobs"]
     assert np.abs(scored(MODEL / "golden.npz", tmp_path, model=tmp_path / "old") - golden).max() <= 1e-4
     assert load_tokenizer(tmp_path / "new").hf.chat_template == load_tokenizer(MODEL).hf.chat_template

@@ -69,7 +69,7 @@ class Stored(NamedTuple):
 
 def tensors(spec: ModelSpec) -> list[Stored]:
     """Every tensor of the model's checkpoint, in the order in which it is written."""
-    table = weights(spec)
+    table = weights(spec.base)
     blocks = table["blocks"]
     assert isinstance(blocks, dict)
 

@@ -24,6 +24,7 @@ LEARNER: Rules = {
     "channel": None,
     "mlp": "tensor",
     "norm": None,
+    "rank": None,
 }
 ROLLOUT: Rules = {**LEARNER, "width": None}
 REPLICATE_IF_UNEVEN = ("kv_head",)  # fewer key/value heads than the tensor axis: every device holds all of them

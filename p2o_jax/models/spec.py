@@ -3,7 +3,7 @@
 `weights(spec)` serves initialisation, sharding, checkpoints in and out, and ahead-of-time compilation alike.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 Family = Literal["qwen3", "qwen2", "llama", "mistral"]
@@ -26,6 +26,15 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (arXiv 2106.09685) on the named projections: W + alpha / rank · A B, with W frozen."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A decoder-only transformer with grouped-query attention, SwiGLU and RMSNorm."""
 
@@ -43,6 +52,13 @@ class ModelSpec:
     qkv_bias: bool = False
     tied: bool = False  # the embedding is the output head, too
     max_positions: int = 0  # as config.json tells; informative
+    padded_vocab: int = 0  # rows of embedding and head, where they must divide over devices; 0: vocab. Padding is never predicted
+    lora: Lora | None = None
+
+    @property
+    def base(self) -> "ModelSpec":
+        """The model as its checkpoint's files hold it: no padding, no adapters."""
+        return replace(self, padded_vocab=0, lora=None)
 
 
 class Weight(NamedTuple):
@@ -59,7 +75,7 @@ Weights = dict[str, "Weight | Weights"]
 
 def weights(spec: ModelSpec) -> Weights:
     """Every weight of the model, as a tree of the same shape as the params; `blocks` have a leading layer axis."""
-    V, D = spec.vocab, spec.width
+    V, D = spec.padded_vocab or spec.vocab, spec.width
     tree: Weights = {
         "embed": Weight((V, D), ("vocab", "width")),
         "blocks": {n: Weight((spec.layers, *w.shape), ("layer", *w.axes), w.init, w.scale) for n, w in block_weights(spec).items()},
@@ -93,7 +109,23 @@ def block_weights(spec: ModelSpec) -> dict[str, Weight]:
             "k_bias": Weight((K, C), ("kv_head", "channel"), "zeros"),
             "v_bias": Weight((K, C), ("kv_head", "channel"), "zeros"),
         }
+    if spec.lora:
+        for name in spec.lora.targets:
+            block |= _adapter(name, block[name], spec.lora.rank)
     return block
+
+
+def _adapter(name: str, w: Weight, rank: int) -> dict[str, Weight]:
+    """A [inputs, rank] and B [rank, outputs] of a projection: `o` sums over heads and channels, the others over their first axis."""
+    num_inputs = 2 if name == "o" else 1
+    inputs, outputs = w.shape[:num_inputs], w.shape[num_inputs:]
+    fan_in = 1
+    for n in inputs:
+        fan_in *= n
+    return {
+        f"{name}_lora_a": Weight((*inputs, rank), (*w.axes[:num_inputs], "rank"), scale=fan_in**-0.5),
+        f"{name}_lora_b": Weight((rank, *outputs), ("rank", *w.axes[num_inputs:]), "zeros"),
+    }
 
 
 def num_params(spec: ModelSpec) -> int:

@@ -19,6 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 from p2o_jax.models import attention, rope
 from p2o_jax.models.spec import ModelSpec, Weight, Weights, block_weights, weights
 
+PADDING_LOGIT = -1e30  # finite: an infinite one makes the entropy nan
+
 Params = dict[str, Any]
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
@@ -49,17 +51,28 @@ class Block(nnx.Module):
         eps, dtype, (B, T, D) = self.spec.norm_eps, x_BTD.dtype, x_BTD.shape
         x_ND = x_BTD.reshape(-1, D)  # flat rows: on CPU the weights' gradients are several times faster than with [B, T]
         h = rms_norm(x_ND, self.attn_norm[...], eps)
-        q, k, v = ((h @ w[...].reshape(D, -1).astype(dtype)).reshape(-1, *w.shape[1:]) for w in (self.q, self.k, self.v))
+        q, k, v = (self._project(name, h).reshape(B * T, -1, self.spec.head_dim) for name in ("q", "k", "v"))
         if self.spec.qkv_bias:
             q, k, v = (x + over_rows(b[...].astype(dtype), x) for x, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
         if self.spec.qk_norm:
             q, k = rms_norm(q, self.q_norm[...], eps), rms_norm(k, self.k_norm[...], eps)
         q, k, v = (x.reshape(B, T, *x.shape[1:]) for x in (q, k, v))
         attended, cache = attend(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v, cache)
-        x_ND = x_ND + attended.astype(dtype).reshape(B * T, -1) @ self.o[...].reshape(-1, D).astype(dtype)
+        x_ND = x_ND + self._project("o", attended.astype(dtype).reshape(B * T, -1))
         h = rms_norm(x_ND, self.mlp_norm[...], eps)
-        gated = jax.nn.silu(h @ self.gate[...].astype(dtype)) * (h @ self.up[...].astype(dtype))
-        return (x_ND + gated @ self.down[...].astype(dtype)).reshape(B, T, D), cache
+        gated = jax.nn.silu(self._project("gate", h)) * self._project("up", h)
+        return (x_ND + self._project("down", gated)).reshape(B, T, D), cache
+
+    def _project(self, name: str, x_NI: jax.Array) -> jax.Array:
+        """x times the projection, [N, inputs] to [N, outputs], with its low-rank adapter if it has one."""
+        inputs = x_NI.shape[1]
+        y = x_NI @ getattr(self, name)[...].reshape(inputs, -1).astype(x_NI.dtype)
+        lora = self.spec.lora
+        if lora is None or name not in lora.targets:
+            return y
+        a, b = getattr(self, f"{name}_lora_a")[...], getattr(self, f"{name}_lora_b")[...]
+        low = x_NI @ a.reshape(inputs, -1).astype(x_NI.dtype) * (lora.alpha / lora.rank)
+        return y + low @ b.reshape(lora.rank, -1).astype(x_NI.dtype)
 
 
 class Transformer(nnx.Module):
@@ -123,9 +136,10 @@ def hidden(
 
 
 def logits(spec: ModelSpec, params: Params, hidden_ND: Float[Array, "*N D"]) -> Float[Array, "*N V"]:
-    """The output head, float32."""
+    """The output head, float32; tokens that only pad the vocabulary have a score that no other is below."""
     head_VD = params["embed"] if spec.tied else params["lm_head"]
-    return jnp.einsum("...D,VD->...V", hidden_ND, head_VD.astype(hidden_ND.dtype), preferred_element_type=jnp.float32)
+    z = jnp.einsum("...D,VD->...V", hidden_ND, head_VD.astype(hidden_ND.dtype), preferred_element_type=jnp.float32)
+    return z if not spec.padded_vocab else jnp.where(over_rows(jnp.arange(spec.padded_vocab) < spec.vocab, z), z, PADDING_LOGIT)
 
 
 def attend_packed(segment_BT: Int[Array, "B T"]) -> Attend:
@@ -152,7 +166,6 @@ def token_logps(
     """
     x_BTD, _ = hidden(spec, params, token_BT, position_BT, attend_packed(segment_BT), dtype=dtype, remat=remat)
     B, T, D = x_BTD.shape
-    head_VD = (params["embed"] if spec.tied else params["lm_head"]).astype(dtype)
     predicting_ND = x_BTD[:, :-1].reshape(-1, D)
     target_N = token_BT[:, 1:].reshape(-1)
     size = min(chunk, target_N.shape[0])
@@ -160,7 +173,7 @@ def token_logps(
 
     @jax.checkpoint
     def one_chunk(x_ND: jax.Array, target_N: jax.Array) -> tuple[jax.Array, jax.Array]:
-        z_NV = jnp.einsum("ND,VD->NV", x_ND, head_VD, preferred_element_type=jnp.float32) / temperature
+        z_NV = logits(spec, params, x_ND) / temperature
         logz_N = jax.nn.logsumexp(z_NV, axis=-1)
         logp_N = jnp.take_along_axis(z_NV, target_N[:, None], axis=-1)[:, 0] - logz_N
         if not with_entropy:

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from optax.contrib import MuonDimensionNumbers, muon
 
-from p2o_jax import config, records
-from p2o_jax.models import hf, transformer
+from p2o_jax import config, records, runtime
+from p2o_jax.models import hf, sharding, transformer
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.world import documents, measure, packing, tokenizer
 
@@ -106,18 +107,20 @@ def pretrain(cfg: config.World, spec: ModelSpec, progress: Progress) -> tuple[An
     questions_rng, reflections_rng = (random.Random(f"{cfg.seed}/world/pretrain/{kind}") for kind in ("questions", "reflections"))
     questions = packing.Packer(cfg.batch_rows, cfg.row_tokens, lambda: documents.question_document(questions_rng, cfg.p_chain_plain))
     reflections = packing.Packer(*REFLECTION_SHAPE, lambda: documents.reflection_document(reflections_rng, cfg.p_chain_plain))
-    params = transformer.init(spec, jax.random.key(cfg.seed))
+    mesh = sharding.make_mesh((jax.device_count(), 1, 1))
+    params = jax.device_put(transformer.init(spec, jax.random.key(cfg.seed)), sharding.replicated(mesh))
     state = State(params, optimizer(cfg.steps).init(params))
     begin, losses = time.perf_counter(), []
     for step in range(cfg.steps):
         if step % REFLECTION_EVERY == REFLECTION_EVERY - 1:
-            state, _ = train_step(spec, cfg.steps, state, reflections.batch())
+            state, _ = train_step(spec, cfg.steps, state, _place(reflections.batch(), mesh))
         else:
-            state, loss = train_step(spec, cfg.steps, state, questions.batch())
+            state, loss = train_step(spec, cfg.steps, state, _place(questions.batch(), mesh))
             losses = [*losses[-49:], loss]
         if (step + 1) % PROGRESS_STEPS == 0:
             mean, seconds = float(jnp.mean(jnp.stack(losses))), time.perf_counter() - begin
-            progress(f"pretraining the world's base model: step {step + 1} of {cfg.steps}, loss {mean:.3f}, {seconds:.0f} s")
+            left = seconds / (step + 1) * (cfg.steps - step - 1)
+            progress(f"pretraining the world's base model: step {step + 1} of {cfg.steps}, loss {mean:.3f}, {left:.0f} s left")
     return state.params, float(jnp.mean(jnp.stack(losses)))
 
 
@@ -134,6 +137,13 @@ def train_step(spec: ModelSpec, num_steps: int, state: State, batch: packing.Bat
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
     updates, opt_state = optimizer(num_steps).update(grads, state.opt_state, state.params)
     return State(optax.apply_updates(state.params, updates), opt_state), loss
+
+
+def _place(batch: packing.Batch, mesh: Mesh) -> packing.Batch:
+    """The batch on the devices, its rows split over them if they divide."""
+    divides = batch.token_BT.shape[0] % mesh.size == 0
+    where = sharding.batch_sharding(mesh) if divides else sharding.replicated(mesh)
+    return jax.tree.map(lambda x: runtime.put(x, where), batch)
 
 
 def optimizer(num_steps: int) -> optax.GradientTransformation:

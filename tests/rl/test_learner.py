@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from p2o_jax import config, runtime
 from p2o_jax.models import sharding, transformer
@@ -51,13 +52,25 @@ def make_config(**changes) -> config.Config:
 
 def make_params(seed: int):
     """Params with log-probs that differ much between tokens; another seed moves them a little."""
-    params = jax.tree.map(lambda w: w * 6 if w.ndim > 2 else w, transformer.init(SPEC, jax.random.key(0)))
-    leaves, treedef = jax.tree.flatten(params)
+    params = transformer.init(SPEC, jax.random.key(0))
+    leaves, treedef = jax.tree.flatten(jax.tree.map_with_path(lambda path, w: w if "norm" in path[-1].key else w * 10, params))
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     return jax.tree.unflatten(treedef, [w + (seed > 0) * 0.02 * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)])
 
 
 OLD, NEW, REF = make_params(0), make_params(1), make_params(2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_cache(tmp_path_factory):
+    """Most learners below run the same programs: they are compiled once."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    compilation_cache.reset_cache()
 
 
 @functools.cache
@@ -118,6 +131,11 @@ def _padded_logps(params, token_NT, length_N, temperature):
     entropy_NT = -jnp.sum(jnp.exp(logp_NTV) * logp_NTV, axis=-1)
     own_NT = jnp.take_along_axis(logp_NTV[:, :-1], token_NT[:, 1:, None], axis=-1)[..., 0]
     return jnp.pad(own_NT, ((0, 0), (1, 0))), jnp.pad(entropy_NT[:, :-1], ((0, 0), (1, 0)))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _pull_back(params, token_NT, length_N, temperature, gradients):
+    return jax.vjp(lambda p: _padded_logps(p, token_NT, length_N, temperature), params)[1](gradients)[0]
 
 
 def padded(prompts, responses):
@@ -183,8 +201,7 @@ def reference(cfg, rollouts=None):
             return (sums_N / np.maximum(count_N, 1)).mean()
         return sums_N.sum() / cfg.rollout.max_new_tokens
 
-    def loss(params):
-        new_NT, entropy_NT = _padded_logps(params, token_NT, length_N, cfg.rollout.temperature)
+    def loss(new_NT, entropy_NT):
         s_NT = jnp.exp(jnp.clip(new_NT - old_NT, -20, 20))
         free, clipped = -advantage_N1 * s_NT, -advantage_N1 * jnp.clip(s_NT, 1 - cfg.loss.clip_low, 1 + cfg.loss.clip_high)
         ceiling = -advantage_N1 * cfg.loss.dual_clip
@@ -200,7 +217,9 @@ def reference(cfg, rollouts=None):
             "train/approx_kl": mean(old_NT - new_NT), "train/entropy": mean(entropy_NT),
         }  # fmt: skip
 
-    (total, numbers), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(NEW)
+    forward = _padded_logps(NEW, token_NT, length_N, cfg.rollout.temperature)
+    (total, numbers), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(*forward)
+    gradient = _pull_back(NEW, token_NT, length_N, cfg.rollout.temperature, gradients)
     norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(gradient)))
     gradient = jax.tree.map(lambda g: np.asarray(g) * min(1.0, cfg.optim.clip_norm / norm), gradient)
 
@@ -216,6 +235,7 @@ def reference(cfg, rollouts=None):
 def check(got, want):
     """Asserts that two outcomes agree: every number that `want` has, the clipped gradient, the updated params."""
     numbers, gradient, params = want
+    numbers = {k: v for k, v in numbers.items() if not k.startswith("perf/")}
     assert {k: got[0][k] for k in numbers} == pytest.approx(numbers, rel=2e-5, abs=1e-6)
     for path, g in jax.tree.leaves_with_path(gradient):
         ours = functools.reduce(lambda tree, k: tree[k.key], path, got[1])
@@ -278,12 +298,12 @@ class RatioOnWrongPrompt(Learner):
         return super()._score_on(params, made, which, other, config.templated_row_tokens(self.cfg))
 
 
-class GradientFlowsFromUnweighted(Learner):
+class WeightsIgnored(Learner):
     def _put(self, rows):
         return super()._put(rows._replace(weight=np.ones_like(rows.weight)))
 
 
-@pytest.mark.parametrize("kind", [MaskShifted, EndUntrained, RatioOnWrongPrompt, GradientFlowsFromUnweighted])
+@pytest.mark.parametrize("kind", [MaskShifted, EndUntrained, RatioOnWrongPrompt, WeightsIgnored])
 def test_the_reference_catches(kind):
     got = learn(make_config(optim__row_tokens=40), kind=kind)
     with pytest.raises(AssertionError):
@@ -352,7 +372,6 @@ def test_templated_with_the_empty_template_is_plain():
     masked = learn(make_config(optim__row_tokens=40), rollouts=rollouts)
     assert not any(k.startswith("distill/") for k in masked[0])
     check(masked, learn(make_config(optim__row_tokens=40, distill__mode="plain"), rollouts=rollouts))
-    check(masked, learn(make_config(optim__row_tokens=40, distill__mode="off"), rollouts=rollouts))
     check(masked, reference(make_config(), rollouts))
 
 

@@ -1,0 +1,102 @@
+"""Low-rank adapters: which weights are trained, adapters merged into their projections, and adapter files for `peft`.
+
+With `spec.lora` set, a block's params hold NAME_lora_a and NAME_lora_b beside NAME. Training replaces only those; the frozen base is
+the reference policy, too, without a second copy.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from p2o_jax.models.spec import ModelSpec, Weight, weights
+
+Params = dict[str, Any]
+
+_PEFT_NAMES = {
+    **{n: f"self_attn.{n}_proj" for n in ("q", "k", "v", "o")},
+    **{n: f"mlp.{n}_proj" for n in ("gate", "up", "down")},
+}
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a block's weight of this name belongs to an adapter."""
+    return name.endswith(("_lora_a", "_lora_b"))
+
+
+def split(spec: ModelSpec, params: Params) -> tuple[Params, Params]:
+    """(what is trained, what is frozen): with adapters those alone are trained, without everything is."""
+    if spec.lora is None:
+        return params, {}
+    blocks = params["blocks"]
+    frozen = {name: w for name, w in params.items() if name != "blocks"}
+    frozen["blocks"] = {name: w for name, w in blocks.items() if not is_adapter(name)}
+    return {"blocks": {name: w for name, w in blocks.items() if is_adapter(name)}}, frozen
+
+
+def join(trained: Params, frozen: Params) -> Params:
+    """The params that `split` took apart."""
+    if not frozen:
+        return trained
+    return {**frozen, "blocks": {**frozen["blocks"], **trained["blocks"]}}
+
+
+def add(spec: ModelSpec, base: Params, key: jax.Array, shardings: Any) -> Params:
+    """The base's params with fresh adapters: A random, B zero, so that the model is the base still."""
+    if spec.lora is None:
+        return base
+    table = weights(spec)["blocks"]
+    assert isinstance(table, dict)
+    fresh = {}
+    for i, (name, w) in enumerate(sorted(table.items())):
+        assert isinstance(w, Weight)
+        if is_adapter(name):
+            value = jnp.zeros(w.shape) if w.init == "zeros" else jax.random.normal(jax.random.fold_in(key, i), w.shape) * w.scale
+            fresh[name] = jax.device_put(value, shardings["blocks"][name])
+    return join({"blocks": fresh}, base)
+
+
+def merge(spec: ModelSpec, params: Params) -> Params:
+    """Params without adapters: each added to its projection, in float32."""
+    if spec.lora is None:
+        return params
+    blocks = {name: w for name, w in params["blocks"].items() if not is_adapter(name)}
+    for name in spec.lora.targets:
+        a, b = (params["blocks"][f"{name}_lora_{part}"].astype(jnp.float32) for part in "ab")
+        w = blocks[name]
+        layers, rank = w.shape[0], spec.lora.rank
+        change = jnp.einsum("LIR,LRO->LIO", a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)) * (spec.lora.alpha / rank)
+        blocks[name] = (w.astype(jnp.float32) + change.reshape(w.shape)).astype(w.dtype)
+    return {**params, "blocks": blocks}
+
+
+def save_peft(directory: str | Path, spec: ModelSpec, trained: Params, base_path: str) -> None:
+    """Writes the adapters as a directory that `peft` loads onto the base model at `base_path`."""
+    assert spec.lora is not None
+    target = Path(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name in spec.lora.targets:
+        a, b = (np.asarray(trained["blocks"][f"{name}_lora_{part}"], np.float32) for part in "ab")
+        for layer in range(spec.layers):
+            prefix = f"base_model.model.model.layers.{layer}.{_PEFT_NAMES[name]}"
+            tensors[f"{prefix}.lora_A.weight"] = np.ascontiguousarray(a[layer].reshape(-1, spec.lora.rank).T)
+            tensors[f"{prefix}.lora_B.weight"] = np.ascontiguousarray(b[layer].reshape(spec.lora.rank, -1).T)
+    save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
+    values = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_path,
+        "r": spec.lora.rank,
+        "lora_alpha": spec.lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": [f"{n}_proj" for n in spec.lora.targets],
+    }
+    (target / "adapter_config.json").write_text(json.dumps(values, indent=1), encoding="utf-8")

@@ -1,0 +1,63 @@
+"""Which requests run together: every request once, capacities kept, shards balanced."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2o_jax.records import Request
+from p2o_jax.rollout import waves
+
+PROMPTS = st.tuples(st.integers(0, 12), st.integers(1, 16))  # which prompt, and how long
+
+
+def make_requests(drawn) -> list[Request]:
+    return [Request((kind,) * length, f"r{i}") for i, (kind, length) in enumerate(drawn)]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    drawn=st.lists(PROMPTS, max_size=70),
+    num_shards=st.sampled_from([1, 2, 3, 8]),
+    max_prompts=st.integers(1, 5),
+    max_rollouts=st.integers(1, 9),
+)
+def test_every_request_runs_once_within_capacity(drawn, num_shards, max_prompts, max_rollouts):
+    requests = make_requests(drawn)
+    buckets = {4: max_prompts, 16: max(max_prompts // 2, 1)}
+    planned = waves.plan(requests, buckets, num_shards, max_rollouts)
+    seen = []
+    for wave in planned:
+        assert len(wave.shards) == num_shards and any(s.queue for s in wave.shards)
+        for shard in wave.shards:
+            assert len(shard.prompts) <= buckets[wave.bucket] and len(shard.queue) <= max_rollouts
+            assert {row for _, row in shard.queue} == set(range(len(shard.prompts)))
+            assert [row for _, row in shard.queue] == sorted(row for _, row in shard.queue)  # a prompt's rollouts together
+            assert len(set(shard.prompts)) == len(shard.prompts)
+            for i, row in shard.queue:
+                assert requests[i].prompt_ids == shard.prompts[row]
+                assert len(requests[i].prompt_ids) <= wave.bucket
+                assert wave.bucket == min(b for b in buckets if b >= len(requests[i].prompt_ids))
+                seen.append(i)
+    assert sorted(seen) == list(range(len(requests)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(groups=st.integers(1, 40), group_size=st.integers(1, 8), num_shards=st.sampled_from([1, 2, 4, 8]))
+def test_shards_get_equal_numbers_of_rollouts(groups, group_size, num_shards):
+    """Where prompts fit, all in one wave, and no shard has more than its fair share."""
+    requests = make_requests([(g % 13, 1 + g // 13) for g in range(groups) for _ in range(group_size)])
+    (wave,) = waves.plan(requests, {16: 1000}, num_shards, 1000)
+    fair = -(-len(requests) // num_shards)
+    loads = [len(s.queue) for s in wave.shards]
+    assert sum(loads) == len(requests) and max(loads) == fair
+    assert all(load == fair for load in loads[: len(requests) // fair])  # only the last of the queue is short
+    assert sum(len(s.prompts) for s in wave.shards) <= groups + num_shards - 1  # a prompt is prefilled twice only at a seam
+
+
+def test_nothing_to_do_is_no_wave():
+    assert waves.plan([], {8: 2}, 4, 4) == []
+
+
+def test_a_prompt_longer_than_the_largest_bucket_is_named():
+    with pytest.raises(ValueError, match=r"prompt of 17 tokens \(mine\); config\.rollout\.prompt_buckets end at 16"):
+        waves.plan([Request((1,) * 17, "mine")], {4: 1, 16: 1}, 1, 1)
