@@ -25,8 +25,8 @@ from p2o_jax.data import sources
 from p2o_jax.data.chat import Chat, load_tokenizer
 from p2o_jax.data.questions import Questions
 from p2o_jax.evaluate import Evaluation
-from p2o_jax.models import hf, hf_config, sharding
-from p2o_jax.models.spec import ModelSpec, num_params
+from p2o_jax.models import hf, hf_config, lora, sharding
+from p2o_jax.models.spec import Lora, ModelSpec, num_params
 from p2o_jax.progress import Reporter
 from p2o_jax.recorder import Recorder
 from p2o_jax.records import Question, RunState, Sampling
@@ -51,8 +51,9 @@ class Model:
     dtype: Any  # of computation
 
     def load(self, param_dtype: str) -> Any:
-        """The weights, laid out for the learner."""
-        return hf.load(self.directory, self.spec, sharding.param_shardings(self.spec, self.mesh, sharding.LEARNER), param_dtype)
+        """The weights of the directory, laid out for the learner; without adapters."""
+        spec = dataclasses.replace(self.spec, lora=None)
+        return hf.load(self.directory, spec, sharding.param_shardings(spec, self.mesh, sharding.LEARNER), param_dtype)
 
 
 class Parts:
@@ -83,23 +84,34 @@ class Parts:
     def open_state(self) -> RunState:
         """The newest checkpoint's state, or the initial one; the run's records are cut to it."""
         state = self.checkpoints.latest(self.learner.abstract_state())
-        if state is None:
-            state = RunState(self.learner.init(self.model.load(self.cfg.model.param_dtype)))
+        if state is None or self.model.spec.lora:
+            shardings = sharding.param_shardings(self.model.spec, self.model.mesh, sharding.LEARNER)
+            params = lora.add(self.model.spec, self.model.load(self.cfg.model.param_dtype), self.key("lora"), shardings)
+            fresh = self.learner.init(params)
+            state = state or RunState(fresh)
+        if state.tick == 0:
             self.checkpoints.save(state)
         else:
             self.reporter.line(f"resuming {self.workdir} at step {state.step}, next: {state.phase}")
         self.record.open(state.tick)
         return state
 
+    def weights(self, state: RunState) -> Any:
+        """The policy of a state, laid out for decoding."""
+        return self.engine.lay_out(self.learner.policy(state.learner))
+
     @cached_property
     def reference_params(self) -> Any:
-        """The frozen initial policy, laid out for the learner; only loaded where a KL term asks for it."""
-        return self.model.load(self.cfg.model.param_dtype) if self.cfg.loss.kl != "off" else None
+        """The frozen initial policy, laid out for the learner; only loaded where a KL term asks for it and nothing holds it already."""
+        return self._initial_params() if self.cfg.loss.kl != "off" else None
 
     @cached_property
     def reference_weights(self) -> Any:
         """The frozen initial policy, laid out for decoding."""
-        return self.engine.lay_out(self.model.load(self.cfg.model.param_dtype))
+        return self.engine.lay_out(self._initial_params())
+
+    def _initial_params(self) -> Any:
+        return self.learner.frozen or self.model.load(self.cfg.model.param_dtype)
 
     def reflector(self, policy_weights: Any) -> Any:
         """The decoding weights that write new templates."""
@@ -153,6 +165,9 @@ def open_model(cfg: Config, reporter: Reporter) -> Model:
     if found or not spec or not chat:
         raise ConfigError(*found)
     mesh = sharding.make_mesh(config.mesh_shape(cfg.mesh, num_devices))
+    adapters = Lora(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets) if cfg.lora.rank else None
+    padding = -spec.vocab % mesh.shape["tensor"]
+    spec = dataclasses.replace(spec, lora=adapters, padded_vocab=spec.vocab + padding if padding else 0)
     for rules in (sharding.LEARNER, sharding.ROLLOUT):
         found += [line for line in sharding.problems(spec, mesh, rules) if line not in found]
     if found:

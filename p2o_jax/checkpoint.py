@@ -72,5 +72,11 @@ def read_policy(workdir: Path, tick: int, abstract_params: Any) -> Any:
         raise config.ConfigError(f"{path}: not a checkpoint of this model, or damaged ({' '.join(str(e).split())[:1000]})") from e
 
 
+def stored_shapes(workdir: Path, tick: int) -> dict[str, list[int]]:
+    """The shape of every trained weight in a checkpoint, by its path in the params."""
+    path = (workdir / "checkpoints" / str(tick) / "learner").absolute()
+    return _shapes(ocp.PyTreeCheckpointHandler().metadata(epath.Path(path)).tree["params"])
+
+
 def _shapes(params: Any) -> dict[str, list[int]]:
     return {".".join(str(k.key) for k in path): list(x.shape) for path, x in jax.tree.leaves_with_path(params)}

@@ -102,11 +102,16 @@ class Mining:
     judge_on: Literal["all", "plain"] | None = None  # rollouts that decide hardness
 
 
+LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
 @dataclass(frozen=True)
 class Lora:
+    """Low-rank adapters in place of all weights; the frozen rest is the reference policy, too."""
+
     rank: int = 0  # 0: all weights are trained
     alpha: float = 16.0
-    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    targets: tuple[str, ...] = LORA_TARGETS
 
 
 @dataclass(frozen=True)

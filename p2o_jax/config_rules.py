@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from p2o_jax.config import Config, Mesh, max_prompt_tokens, mesh_shape, minibatch_questions, trained_row_tokens
+from p2o_jax.config import LORA_TARGETS, Config, Mesh, max_prompt_tokens, mesh_shape, minibatch_questions, trained_row_tokens
 
 _POSITIVE = (
     ("rollout", "questions"), ("rollout", "group_size"), ("rollout", "max_new_tokens"), ("rollout", "slots"), ("rollout", "bank_tokens"),
@@ -89,6 +89,9 @@ def problems(config: Config, num_devices: int) -> list[str]:
     rule(gepa.dev_size >= 1 or gepa.dev_size <= 0.5, f"config.gepa.dev_size={gepa.dev_size} must be a count, or a fraction up to 0.5")
     rule(gepa.budget != "calls" or gepa.max_metric_calls > 0, "config.gepa.budget=calls needs config.gepa.max_metric_calls")
     rule(gepa.budget != "full_evals" or gepa.max_full_evals > 0, "config.gepa.budget=full_evals needs config.gepa.max_full_evals")
+    unknown = [name for name in config.lora.targets if name not in LORA_TARGETS]
+    rule(not unknown and bool(config.lora.targets), f"config.lora.targets={config.lora.targets}: expected some of {LORA_TARGETS}")
+    rule(config.lora.rank >= 0, f"config.lora.rank={config.lora.rank} must not be negative")
     names = [arm.split()[0] if arm.split() else "" for arm in config.arms]
     rule(len(set(names)) == len(names) and "" not in names, f"config.arms={config.arms}: every arm needs a name of its own")
     return found

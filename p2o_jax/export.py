@@ -1,9 +1,11 @@
 """Exports: `python -m p2o_jax.export --workdir RUN --out DIR [--step N] [--dtype bfloat16|float32] [--config.a.b=value ...]`.
 
 DIR becomes a Hugging Face directory with the tokenizer of the run's model: the policy of the newest checkpoint, or of the one
-after N policy steps. Where the run's model has been moved since, `--config.model.path=DIR` tells where it is now.
+after N policy steps. A run with adapters (config.lora) is exported merged, or with `--adapter=peft` as adapter files for `peft`.
+Where the run's model has been moved since, `--config.model.path=DIR` tells where it is now.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,9 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with flags, run, model or target.
     """
-    flags, overrides = config_files.parse_flags(argv, {"workdir": None, "out": None, "step": "", "dtype": "bfloat16"})
+    flags, overrides = config_files.parse_flags(argv, {"workdir": None, "out": None, "step": "", "dtype": "bfloat16", "adapter": ""})
+    if flags["adapter"] not in ("", "peft"):
+        raise ConfigError(f"--adapter={flags['adapter']}: expected peft")
     if flags["dtype"] not in DTYPES:
         raise ConfigError(f"--dtype={flags['dtype']}: expected one of {', '.join(DTYPES)}")
     workdir, out = Path(flags["workdir"]), Path(flags["out"])
@@ -32,16 +36,26 @@ def run(argv: Sequence[str]) -> None:
         raise ConfigError(f"--out={out}: {'is a file' if out.is_file() else 'exists and is not empty'}")
     cfg = config_files.read_config(workdir, overrides)
 
+    import jax
+
     from p2o_jax import checkpoint, runtime
-    from p2o_jax.models import hf, hf_config
+    from p2o_jax.models import hf, hf_config, lora
     from p2o_jax.progress import Reporter
 
     step, tick = _pick(workdir, checkpoint.policies(workdir), flags["step"])
     directory = model_directory(cfg)
-    spec = hf_config.read_spec(directory)
-    params = checkpoint.read_policy(workdir, tick, _abstract_params(spec, cfg.model.param_dtype))
+    spec = _run_spec(hf_config.read_spec(directory), cfg, checkpoint.stored_shapes(workdir, tick))
+    if flags["adapter"] and not spec.lora:
+        raise ConfigError(f"--adapter={flags['adapter']}: {workdir} trained all weights (config.lora.rank=0), there are no adapters")
+    abstract = _abstract_params(spec, cfg.model.param_dtype)
+    trained = checkpoint.read_policy(workdir, tick, lora.split(spec, abstract)[0])
     try:
-        hf.save(out, spec, params, directory, flags["dtype"])
+        if flags["adapter"]:
+            lora.save_peft(out, spec, trained, str(directory))
+        else:
+            frozen = lora.split(spec, abstract)[1]
+            base = hf.load(directory, spec, jax.tree.map(lambda x: x.sharding, frozen), cfg.model.param_dtype) if frozen else {}
+            hf.save(out, spec, lora.merge(spec, lora.join(trained, base)), directory, flags["dtype"])
     except OSError as e:
         raise ConfigError(f"--out={out}: {e.strerror or e}") from e
     Reporter(enabled=runtime.is_main_process()).line(f"{out}: the policy of {workdir} after {step} steps, {flags['dtype']}")
@@ -78,6 +92,15 @@ def _pick(workdir: Path, tick_of: dict[int, int], wanted: str) -> tuple[int, int
     else:
         raise ConfigError(f"--step={wanted}: no checkpoint of this policy step; there are {', '.join(map(str, sorted(tick_of)))}")
     return step, tick_of[step]
+
+
+def _run_spec(spec: "ModelSpec", cfg: Config, stored: dict[str, list[int]]) -> "ModelSpec":
+    """The spec that the run trained: with its adapters, or with the vocabulary padded as its mesh wanted it."""
+    from p2o_jax.models.spec import Lora
+
+    adapters = Lora(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets) if cfg.lora.rank else None
+    rows = stored.get("embed", [spec.vocab])[0]
+    return dataclasses.replace(spec, lora=adapters, padded_vocab=rows if rows != spec.vocab else 0)
 
 
 def _abstract_params(spec: "ModelSpec", dtype: str) -> Any:

@@ -41,7 +41,7 @@ def policy_step(cfg: Config, parts: Parts, state: RunState) -> RunState:
     group_size = cfg.rollout.group_size
     questions = parts.questions.batch(state.step)
     asks = assign.asks_for(questions, state.assignment, group_size, "train")
-    weights = parts.engine.lay_out(state.learner.params)
+    weights = parts.weights(state)
     rollouts = parts.answerer.answer(weights, asks, parts.sampling, parts.key("rollout", state.step))
 
     score_QG = np.array([r.verdict.answer_score for r in rollouts], np.float32).reshape(-1, group_size)
@@ -51,7 +51,7 @@ def policy_step(cfg: Config, parts: Parts, state: RunState) -> RunState:
 
     with parts.reporter.phase("score"):  # before any update: old, reference and templated log-probs, and the weights w
         examples = batch.examples(rollouts, advantage_QG, cfg.distill)
-        examples, score_stats = parts.learner.score(state.learner.params, parts.reference_params, examples)
+        examples, score_stats = parts.learner.score(parts.learner.policy(state.learner), parts.reference_params, examples)
     learner, update_stats = state.learner, []
     with parts.reporter.phase("update"):
         for minibatch in batch.minibatches(examples, cfg.optim.minibatch_questions * group_size):
@@ -78,7 +78,7 @@ def prompt_phase(cfg: Config, parts: Parts, state: RunState) -> RunState:
     """GEPA on the epoch's hard questions (algorithm: "End of an epoch"); the state that opens the next epoch."""
     result, assignment, ledger = None, Assignment(), state.ledger
     if gepa.is_due(len(state.hard_ids), cfg.gepa):
-        weights = parts.engine.lay_out(state.learner.params)
+        weights = parts.weights(state)
         stages = Stages(parts.answerer, weights, parts.reflector(weights), cfg, parts.key("gepa", state.step), ledger)
         result = gepa.search(
             parts.questions.by_id(state.hard_ids),
@@ -115,4 +115,4 @@ def evaluate_if_due(parts: Parts, state: RunState) -> None:
 def evaluate(parts: Parts, state: RunState) -> None:
     """Plain accuracy on the held-out questions, logged."""
     if parts.evaluation.questions:
-        parts.record.evaluation(state, *parts.evaluation.run(parts.engine.lay_out(state.learner.params)))
+        parts.record.evaluation(state, *parts.evaluation.run(parts.weights(state)))

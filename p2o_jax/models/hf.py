@@ -10,6 +10,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -90,7 +91,8 @@ def load(directory: str | Path, spec: ModelSpec, shardings: Any = None, dtype: s
     """The params in the directory's safetensors files, on the devices that `shardings` (a tree like the params') names.
 
     Each process reads only what its devices hold. On the host there is one device's part of one leaf at a time, and on CPU
-    devices that part is the array itself, not a copy. Without shardings everything goes to one device.
+    devices that part is the array itself, not a copy. Without shardings everything goes to one device. Rows that pad the
+    vocabulary are zero; adapters (`spec.lora`) are not in these files.
 
     Raises:
         ConfigError: with a line for every file or tensor that is missing, broken, misshapen or unknown.
@@ -101,13 +103,14 @@ def load(directory: str | Path, spec: ModelSpec, shardings: Any = None, dtype: s
     by_path: dict[tuple[str, ...], list[Stored]] = defaultdict(list)
     for t in table:
         by_path[t.path].append(t)
+    leaves = weights(replace(spec, lora=None))
     if shardings is None:
-        shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), weights(spec), is_leaf=_is_weight)
+        shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), leaves, is_leaf=_is_weight)
 
     def leaf(path: Any, w: Weight, sharding: Sharding) -> jax.Array:
         return _load_leaf(files, by_path[tuple(k.key for k in path)], w.shape, sharding, jnp.dtype(dtype))
 
-    return jax.tree.map_with_path(leaf, weights(spec), shardings, is_leaf=_is_weight)
+    return jax.tree.map_with_path(leaf, leaves, shardings, is_leaf=_is_weight)
 
 
 def save(
@@ -257,7 +260,10 @@ def _read_part(files: _Files, stored: list[Stored], shape: tuple[int, ...], boun
     """The part of a leaf inside the bounds, layer by layer if it is stacked."""
     out = _aligned_empty(tuple(stop - start for start, stop in bounds), dtype)
     if stored[0].layer is None:
-        _read_tensor(files, stored[0], shape, bounds, out)
+        start, stop = bounds[0]
+        end = min(max(stored[0].shape[0], start), stop)  # beyond it are rows that pad the vocabulary
+        out[end - start :] = 0
+        _read_tensor(files, stored[0], shape, ((start, end), *bounds[1:]), out[: end - start])
     else:
         for i, t in enumerate(stored[slice(*bounds[0])]):
             _read_tensor(files, t, shape[1:], bounds[1:], out[i])
@@ -361,7 +367,7 @@ def _gatherer(sharding: Sharding | None, dtype: str, axes: Axes, shape: tuple[in
     order = [i for group in axes for i in group]
 
     def gather(leaf: jax.Array, layer: jax.Array | None) -> jax.Array:
-        ours = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+        ours = leaf[: shape[0]] if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
         return ours.astype(dtype).transpose(order).reshape(shape)
 
     return jax.jit(gather, out_shardings=sharding)

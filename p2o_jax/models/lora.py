@@ -5,6 +5,7 @@ the reference policy, too, without a second copy.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ _PEFT_NAMES = {
 def is_adapter(name: str) -> bool:
     """Whether a block's weight of this name belongs to an adapter."""
     return name.endswith(("_lora_a", "_lora_b"))
+
+
+def spec_of(spec: ModelSpec, params: Params) -> ModelSpec:
+    """The spec that describes these params: without `lora` where they hold no adapters (the frozen base)."""
+    return spec if any(is_adapter(name) for name in params["blocks"]) else replace(spec, lora=None)
 
 
 def split(spec: ModelSpec, params: Params) -> tuple[Params, Params]:
@@ -61,7 +67,8 @@ def add(spec: ModelSpec, base: Params, key: jax.Array, shardings: Any) -> Params
 
 
 def merge(spec: ModelSpec, params: Params) -> Params:
-    """Params without adapters: each added to its projection, in float32."""
+    """Params without adapters: each added to its projection, in float32. Params that have none are returned as they are."""
+    spec = spec_of(spec, params)
     if spec.lora is None:
         return params
     blocks = {name: w for name, w in params["blocks"].items() if not is_adapter(name)}

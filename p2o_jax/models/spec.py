@@ -56,6 +56,11 @@ class ModelSpec:
     lora: Lora | None = None
 
     @property
+    def vocab_rows(self) -> int:
+        """Rows of embedding and head."""
+        return self.padded_vocab or self.vocab
+
+    @property
     def base(self) -> "ModelSpec":
         """The model as its checkpoint's files hold it: no padding, no adapters."""
         return replace(self, padded_vocab=0, lora=None)
@@ -75,7 +80,7 @@ Weights = dict[str, "Weight | Weights"]
 
 def weights(spec: ModelSpec) -> Weights:
     """Every weight of the model, as a tree of the same shape as the params; `blocks` have a leading layer axis."""
-    V, D = spec.padded_vocab or spec.vocab, spec.width
+    V, D = spec.vocab_rows, spec.width
     tree: Weights = {
         "embed": Weight((V, D), ("vocab", "width")),
         "blocks": {n: Weight((spec.layers, *w.shape), ("layer", *w.axes), w.init, w.scale) for n, w in block_weights(spec).items()},

@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from p2o_jax import config, runtime
-from p2o_jax.models import sharding, transformer
+from p2o_jax.models import lora, sharding, transformer
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rl import batch, distill, losses
 from p2o_jax.rl.batch import Example, Rows
@@ -26,7 +26,7 @@ Stats = dict[str, float]
 
 
 class TrainState(NamedTuple):
-    """What an update replaces: params, optimizer state, and the number of updates whose loss or gradient was not finite."""
+    """What an update replaces: trained params (all, or the adapters), optimizer state, and the number of updates skipped as not finite."""
 
     params: Any
     opt_state: Any
@@ -39,9 +39,10 @@ class Learner:
     def __init__(self, spec: ModelSpec, mesh: Mesh, cfg: config.Config, num_updates: int, dtype: Any, pad_id: int):
         self.spec, self.mesh, self.cfg, self.dtype, self.pad_id = spec, mesh, cfg, dtype, pad_id
         self.optimizer = make_optimizer(cfg.optim, num_updates)
-        self.param_shardings = sharding.param_shardings(spec, mesh, sharding.LEARNER)
+        self.param_shardings, _ = lora.split(spec, sharding.param_shardings(spec, mesh, sharding.LEARNER))
+        self.frozen: Any = {}  # what is not trained; see `init`
         whole = sharding.replicated(mesh)
-        abstract = jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0), cfg.model.param_dtype))
+        abstract = self._abstract_params()
         opt_shardings = optax.tree_map_params(
             self.optimizer,
             lambda _, s: s,
@@ -55,13 +56,17 @@ class Learner:
         self._score = jax.jit(self._score_rows, out_shardings=sharding.batch_sharding(mesh, None))
 
     def init(self, params: Any) -> TrainState:
-        """A fresh optimizer for these params."""
-        return self._init(params)
+        """A fresh state for these params; with adapters only those are in it, and the rest is kept as `frozen`."""
+        trained, self.frozen = lora.split(self.spec, params)
+        return self._init(trained)
+
+    def policy(self, state: TrainState) -> Any:
+        """All params of a state's policy."""
+        return lora.join(state.params, self.frozen)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of a TrainState, for restoring a checkpoint into."""
-        params = jax.eval_shape(lambda: transformer.init(self.spec, jax.random.key(0), self.cfg.model.param_dtype))
-        state = jax.eval_shape(self._init_state, params)
+        state = jax.eval_shape(self._init_state, self._abstract_params())
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self.state_shardings)
 
     def score_tokens(self, params: Any, sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: int) -> list[np.ndarray]:
@@ -114,7 +119,7 @@ class Learner:
             flat.trained[r, a:b] = True
             flat.advantage[r, a:b], flat.scale[r, a:b] = mini[i].advantage, scale_N[i]
             flat.weight[r, a:b], flat.logp_old[r, a:b], flat.logp_ref[r, a:b] = mini[i].weight_R, mini[i].logp_old_R, mini[i].logp_ref_R
-        state, sums = self._update(state, self._put(packed.rows), jnp.int32(packed.num_micro))
+        state, sums = self._update(state, self.frozen, self._put(packed.rows), jnp.int32(packed.num_micro))
         return state, _update_stats({k: float(v) for k, v in sums.items()}, packed.num_micro * packed.rows.token[0].size)
 
     def _contributes(self, e: Example) -> bool:
@@ -133,12 +138,16 @@ class Learner:
         split = sharding.batch_sharding(self.mesh, None)
         return Rows(*(runtime.put(x, split) for x in rows))
 
+    def _abstract_params(self) -> Any:
+        full = jax.eval_shape(lambda: transformer.init(self.spec, jax.random.key(0), self.cfg.model.param_dtype))
+        return lora.split(self.spec, full)[0]
+
     def _init_state(self, params: Any) -> TrainState:
         return TrainState(params, self.optimizer.init(params), jnp.int32(0))
 
     def _logps(self, params: Any, row: Rows, with_entropy: bool) -> tuple[jax.Array, jax.Array]:
         return transformer.token_logps(
-            self.spec,
+            lora.spec_of(self.spec, params),
             params,
             row.token,
             row.position,
@@ -157,10 +166,10 @@ class Learner:
 
         return lax.fori_loop(0, num_micro, micro, jnp.zeros(rows.token.shape, jnp.float32))
 
-    def _loss(self, params: Any, row: Rows) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def _loss(self, trained: Any, frozen: Any, row: Rows) -> tuple[jax.Array, dict[str, jax.Array]]:
         """This micro-batch's part of the loss, and sums over its trained tokens."""
         cfg = self.cfg.loss
-        logp_new_BT, entropy_BT = self._logps(params, row, with_entropy=True)
+        logp_new_BT, entropy_BT = self._logps(lora.join(trained, frozen), row, with_entropy=True)
         token = losses.policy_loss(logp_new_BT, row.logp_old, row.advantage, cfg)
         policy = jnp.sum(jnp.where(row.trained, token.loss * row.weight * row.scale, 0.0))
         sums = {"policy_loss": policy, "tokens": row.trained.sum(), "real_tokens": (row.segment > 0).sum()}
@@ -180,16 +189,16 @@ class Learner:
         sums |= {name: jnp.sum(jnp.where(row.trained, x, 0.0)) for name, x in per_token.items()}
         return total, {"loss": total, **sums}
 
-    def _update_state(self, state: TrainState, rows: Rows, num_micro: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    def _update_state(self, state: TrainState, frozen: Any, rows: Rows, num_micro: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         value_and_grad = jax.value_and_grad(self._loss, has_aux=True)
 
         def micro(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            (_, sums), grads = value_and_grad(state.params, _micro_batch(rows, i))
+            (_, sums), grads = value_and_grad(state.params, frozen, _micro_batch(rows, i))
             grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
             return jax.tree.map(jnp.add, carry, (grads, sums))
 
         zeros = jax.tree.map(lambda p, s: lax.with_sharding_constraint(jnp.zeros(p.shape), s), state.params, self.param_shardings)
-        shapes = jax.eval_shape(self._loss, state.params, _micro_batch(rows, jnp.int32(0)))[1]
+        shapes = jax.eval_shape(self._loss, state.params, frozen, _micro_batch(rows, jnp.int32(0)))[1]
         grads, sums = lax.fori_loop(0, num_micro, micro, (zeros, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)))
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -7,6 +7,7 @@ prompts and rollouts) is an argument of these.
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from p2o_jax import runtime
 from p2o_jax.config import Rollout
-from p2o_jax.models import sharding
+from p2o_jax.models import lora, sharding
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.records import Completion, Request, Sampling
 from p2o_jax.rollout import decode, sampling, waves
@@ -35,15 +36,16 @@ class Engine:
     def __init__(
         self, spec: ModelSpec, mesh: Mesh, cfg: Rollout, capacities: Sequence[int], stop_ids: Sequence[int], pad_id: int, dtype: Any
     ):
-        self.spec, self.mesh, self.cfg, self.dtype, self.pad_id = spec, mesh, cfg, dtype, pad_id
+        self.spec = replace(spec, lora=None)  # adapters are merged when the params are laid out
+        self.mesh, self.cfg, self.dtype, self.pad_id = mesh, cfg, dtype, pad_id
         self.capacities = sorted(set(capacities))
         self.num_shards = sharding.num_shards(mesh)
         self.max_rollouts = -(-max(cfg.questions * cfg.group_size, cfg.slots) // self.num_shards)  # of a wave, per shard
         self.rows = sharding.batch_sharding(mesh)
-        stop_V = np.zeros(spec.vocab, bool)
+        stop_V = np.zeros(spec.vocab_rows, bool)
         stop_V[list(stop_ids)] = True
         self.stop_V = runtime.put(stop_V, sharding.replicated(mesh))
-        self._lay_out = jax.jit(functools.partial(_to_rollout_layout, spec, dtype), out_shardings=_rollout_shardings(spec, mesh))
+        self._lay_out = jax.jit(functools.partial(_to_rollout_layout, spec, dtype), out_shardings=_rollout_shardings(self.spec, mesh))
         self._empty_bank = jax.jit(lambda rows, P: decode.empty_cache(spec, rows, P, dtype), static_argnums=(0, 1), out_shardings=self.rows)
         self._prefill = self._compile_prefill()
         self._decode = {
@@ -155,7 +157,7 @@ class Engine:
 
 
 def _to_rollout_layout(spec: ModelSpec, dtype: Any, params: Any) -> Any:
-    params = jax.tree.map(lambda w: w.astype(dtype), params)
+    params = jax.tree.map(lambda w: w.astype(dtype), lora.merge(spec, params))
     blocks = tuple(jax.tree.map(lambda w: w[layer], params["blocks"]) for layer in range(spec.layers))
     return params | {"blocks": blocks}
 

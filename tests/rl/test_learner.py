@@ -37,7 +37,7 @@ def make_config(**changes) -> config.Config:
                 questions=NUM_GROUPS, group_size=GROUP, temperature=TEMPERATURE, max_new_tokens=MAX_NEW, prompt_buckets=(16,), slots=8,
                 bank_tokens=512, prefill_tokens=256,
             ),
-            gepa=config.Gepa(max_template_tokens=LONGEST_TEMPLATE),
+            gepa=config.Gepa(max_template_tokens=LONGEST_TEMPLATE, dev_size=300.0),
             loss=config.Loss(clip_low=0.1, clip_high=0.15, dual_clip=1.4),
             distill=config.Distill(eps_low=0.5, eps_high=0.8),
             optim=config.Optim(lr=1e-2, b2=0.99, warmup_frac=0.0, clip_norm=0.05, minibatch_questions=NUM_GROUPS, micro_rows=8),
@@ -213,8 +213,8 @@ def reference(cfg, rollouts=None):
         total = policy + (cfg.loss.kl_coef * k3 if cfg.loss.kl == "k3" else 0.0) - cfg.loss.entropy_coef * aggregate(entropy_NT)
         mean = lambda x: jnp.sum(jnp.where(counted_NT, x, 0.0)) / counted_NT.sum()  # noqa: E731
         return total, {
-            "train/policy_loss": policy, "train/kl_loss": k3, "train/frac_clipped": mean(clipped > free), "train/frac_dual_clipped": mean(dual),
-            "train/approx_kl": mean(old_NT - new_NT), "train/entropy": mean(entropy_NT),
+            "train/policy_loss": policy, "train/kl_loss": k3, "train/frac_clipped": mean(clipped > free),
+            "train/frac_dual_clipped": mean(dual), "train/approx_kl": mean(old_NT - new_NT), "train/entropy": mean(entropy_NT),
         }  # fmt: skip
 
     forward = _padded_logps(NEW, token_NT, length_N, cfg.rollout.temperature)

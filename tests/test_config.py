@@ -1,0 +1,257 @@
+"""Config files, presets, overrides, arms, flags and rules: what is wrong is told at once, by key, value and rule."""
+
+import dataclasses
+import typing
+from pathlib import Path
+
+import pytest
+
+from p2o_jax import config, config_files, config_rules
+from p2o_jax.config import Config, ConfigError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.py")
+
+
+def problems_of(run, *args) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        run(*args)
+    return list(raised.value.problems)
+
+
+def changed(**changes) -> Config:
+    """The resolved defaults with `section__field=value`."""
+    cfg = config.resolve(Config())
+    for key, value in changes.items():
+        section, name = key.split("__")
+        cfg = dataclasses.replace(cfg, **{section: dataclasses.replace(getattr(cfg, section), **{name: value})})
+    return cfg
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configs_load_and_keep_the_rules(path):
+    values = config_files.load_config_dict(str(path))
+    cfg = config.resolve(config_files.from_config_dict(values))
+    assert config_rules.problems(cfg, 1) == []
+    for arm in config_files.arms(values).values():
+        assert config_rules.problems(config.resolve(arm), 1) == []
+    assert path.read_text(encoding="utf-8").count(f"--config configs/{path.name}") == 1
+
+
+def test_the_defaults_are_the_paper_s_and_keep_the_rules():
+    cfg = config.resolve(Config())
+    for num_devices in (1, 8):
+        assert config_rules.problems(cfg, num_devices) == []
+    assert (cfg.rollout.questions, cfg.rollout.group_size, cfg.rollout.temperature, cfg.optim.lr) == (128, 6, 0.6, 1e-6)
+    assert (cfg.distill.eps_low, cfg.distill.eps_high, cfg.loss.dual_clip, cfg.gepa.budget) == (0.99, 9.0, 3.0, "heavy_4")
+
+
+def test_config_dict_and_back():
+    assert config_files.from_config_dict(config_files.to_config_dict(Config())) == Config()
+    values = config_files.to_config_dict(Config())
+    values.rollout.prompt_buckets = [16, 32]
+    values.optim.lr = 1
+    cfg = config_files.from_config_dict(values)
+    assert cfg.rollout.prompt_buckets == (16, 32)
+    assert cfg.optim.lr == 1.0 and type(cfg.optim.lr) is float
+
+
+def test_a_key_misspelt_in_a_file_fails_where_it_is_written(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from p2o_jax.config import Config\nfrom p2o_jax.config_files import to_config_dict\n"
+        "def get_config():\n    c = to_config_dict(Config())\n    c.rollout.tempreture = 1.0\n    return c\n"
+    )
+    (line,) = problems_of(config_files.load, str(path))
+    assert line.startswith(f"{path}:5:") and "tempreture" in line
+
+
+def test_a_file_that_is_none_is_told(tmp_path):
+    assert problems_of(config_files.load, "nowhere.py") == ["--config=nowhere.py: no such file"]
+    path = tmp_path / "mine.py"
+    path.write_text("import nothing_of_this_name\n")
+    assert problems_of(config_files.load, str(path)) == [f"{path}:1: ModuleNotFoundError: No module named 'nothing_of_this_name'"]
+    path.write_text("def get_config():\n    return 3\n")
+    assert "must return a ConfigDict" in problems_of(config_files.load, str(path))[0]
+    path.write_text("x = 1\n")
+    assert "get_config" in problems_of(config_files.load, str(path))[0]
+    path.write_text("def f(:\n")
+    assert "SyntaxError" in problems_of(config_files.load, str(path))[0]
+
+
+OVERRIDES = [
+    ("optim.lr", "3e-5", 3e-5),
+    ("optim.lr", "1", 1.0),
+    ("rollout.group_size", "4", 4),
+    ("gepa.enabled", "false", False),
+    ("gepa.enabled", "True", True),
+    ("gepa.charge_all", "false", False),
+    ("gepa.temperature", "0.5", 0.5),
+    ("gepa.temperature", "none", None),
+    ("distill.mode", "importance", "importance"),
+    ("mining.judge_on", "plain", "plain"),
+    ("data.path", "a b.jsonl", "a b.jsonl"),
+    ("chat.system_prompt", "1", "1"),
+    ("rollout.prompt_buckets", "(16, 32)", (16, 32)),
+    ("rollout.prompt_buckets", "[16]", (16,)),
+    ("rollout.prompt_buckets", "16", (16,)),
+    ("rollout.prompt_buckets", "16,32", (16, 32)),
+    ("preset", "faithful", "faithful"),
+]
+
+
+@pytest.mark.parametrize(("key", "text", "value"), OVERRIDES, ids=[f"{k}={t}" for k, t, _ in OVERRIDES])
+def test_overrides_are_parsed_as_the_field_s_type(key, text, value):
+    found = config_files.load(SMOKE, [(key, text)])
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "told"),
+    [
+        ("optim.lr", "fast", "config.optim.lr=fast: expected float"),
+        ("optim.lr", "true", "config.optim.lr=true: expected float"),
+        ("rollout.group_size", "4.0", "config.rollout.group_size=4.0: expected int"),
+        ("gepa.enabled", "1", "config.gepa.enabled=1: expected bool"),
+        ("gepa.enabled", "yes", "config.gepa.enabled=yes: expected bool"),
+        ("distill.mode", "none", "config.distill.mode=none: expected one of ratio_mask, plain, importance, off"),
+        ("rollout.prompt_buckets", "(16, 'a')", "config.rollout.prompt_buckets=(16, 'a'): expected tuple"),
+        ("rollout.tempreture", "1", "config.rollout.tempreture: no such key (did you mean config.rollout.temperature?)"),
+        ("temperature", "1", "config.temperature: no such key (did you mean config."),
+        ("rollout", "1", "config.rollout: no such key"),
+        ("rollout.temperature.x", "1", "config.rollout.temperature.x: no such key"),
+        ("optim.lr", "", "config.optim.lr=: expected float"),
+    ],
+)
+def test_wrong_overrides_are_told(key, text, told):
+    (line,) = problems_of(config_files.load, SMOKE, [(key, text)])
+    assert line.startswith(told)
+
+
+def test_all_problems_are_told_at_once():
+    lines = problems_of(config_files.load, SMOKE, [("a.b", "1"), ("optim.lr", "x"), ("rollout.slots", "8"), ("distil.mode", "off")])
+    assert [line.split(":")[0].split("=")[0] for line in lines] == ["config.a.b", "config.optim.lr", "config.distil.mode"]
+    values = config_files.to_config_dict(Config())
+    with values.unlocked(), values.ignore_type():
+        values.rollout.slots = "many"
+        values.optim.lr = "high"
+        values.nothing = 3
+    lines = problems_of(config_files.from_config_dict, values)
+    assert len(lines) == 3
+    assert "config.rollout.slots='many': expected int" in lines and "config.nothing: no such key" in lines[0]
+
+
+RULES = [
+    ({"optim__minibatch_questions": 48}, "config.optim.minibatch_questions=48 must divide config.rollout.questions=128"),
+    ({"rollout__slots": 0}, "config.rollout.slots=0 must be positive"),
+    ({"rollout__temperature": 0.0}, "config.rollout.temperature=0.0 must be positive"),
+    ({"rollout__top_p": 1.5}, "config.rollout.top_p=1.5 must lie in [0, 1]"),
+    ({"mesh__data": 3}, "config.mesh (data, fsdp, tensor)=(3, -1, 1) must multiply to the number of devices, 1"),
+    ({"mesh__data": -1}, "config.mesh (data, fsdp, tensor)=(-1, -1, 1): sizes must be positive, and at most one of them -1"),
+    ({"data__max_prompt_tokens": 40000}, "must reach config.data.max_prompt_tokens=40000"),
+    ({"optim__row_tokens": 100}, "config.optim.row_tokens=100 must hold the longest prompt"),
+    ({"assign__plain_rollouts": 7}, "config.assign.plain_rollouts=7 must lie in 0..config.rollout.group_size=6"),
+    ({"assign__plain_rollouts": 0}, "config.mining.judge_on=plain needs config.assign.plain_rollouts of at least 1"),
+    ({"gepa__budget": "calls"}, "config.gepa.budget=calls needs config.gepa.max_metric_calls"),
+    ({"gepa__budget": "full_evals"}, "config.gepa.budget=full_evals needs config.gepa.max_full_evals"),
+    ({"gepa__dev_size": 0.7}, "config.gepa.dev_size=0.7 must be a count, or a fraction up to 0.5"),
+    ({"gepa__reflect_prompt_tokens": 32768}, "config.gepa.reflect_prompt_tokens=32768 must be less than"),
+]
+
+
+@pytest.mark.parametrize(("changes", "told"), RULES, ids=[told[:50] for _, told in RULES])
+def test_each_broken_rule_is_told(changes, told):
+    (line,) = config_rules.problems(changed(**changes), 1)
+    assert told in line
+
+
+def test_broken_rules_are_told_together():
+    cfg = changed(**{k: v for broken, _ in RULES[:2] + RULES[3:4] for k, v in broken.items()})
+    assert len(config_rules.problems(cfg, 1)) >= 3
+    on_eight = config_rules.problems(changed(rollout__slots=12, optim__micro_rows=4), 8)
+    assert on_eight == [
+        "config.optim.micro_rows=4 must be a multiple of the mesh's data x fsdp = 8",
+        "config.rollout.slots=12 must be a multiple of the mesh's data x fsdp = 8",
+    ]
+    assert config_rules.problems(changed(rollout__slots=12, optim__micro_rows=4, mesh__tensor=2), 8) == []
+    assert len(config_rules.problems(dataclasses.replace(changed(), arms=("a", "a x=1")), 1)) == 1
+
+
+def test_a_preset_fills_what_is_not_set_and_only_that():
+    keys = set(config.PRESETS["faithful"])
+    assert keys == set(config.PRESETS["recommended"])
+    optional = {
+        f"{section}.{f.name}"
+        for section, hint in typing.get_type_hints(Config).items()
+        if dataclasses.is_dataclass(hint)
+        for f in dataclasses.fields(hint)
+        if f.default is None
+    }
+    assert keys == optional
+    faithful = config.resolve(Config(preset="faithful"))
+    assert (faithful.mining.judge_on, faithful.assign.plain_rollouts, faithful.gepa.charge_all) == ("all", 0, False)
+    recommended = config.resolve(Config(gepa=config.Gepa(leak_guard=False), assign=config.Assign(plain_rollouts=0)))
+    assert (recommended.mining.judge_on, recommended.assign.plain_rollouts, recommended.gepa.charge_all) == ("plain", 0, True)
+    assert recommended.gepa.leak_guard is False
+    assert config.resolve(recommended) == recommended
+
+
+def test_arms_are_the_config_with_settings_of_their_own():
+    values = config_files.load_config_dict(
+        SMOKE, [("arms", "('grpo gepa.enabled=false rollout.group_size=8', 'p2o')"), ("optim.lr", "0.5")]
+    )
+    arms = config_files.arms(values)
+    assert list(arms) == ["grpo", "p2o"]
+    assert (arms["grpo"].gepa.enabled, arms["grpo"].rollout.group_size, arms["grpo"].optim.lr) == (False, 8, 0.5)
+    assert arms["p2o"] == dataclasses.replace(config_files.from_config_dict(values), arms=())
+    assert arms["grpo"].arms == ()
+
+
+def test_wrong_arms_are_told_together():
+    values = config_files.load_config_dict(SMOKE, [("arms", "('a gepa.enabld=false', 'b optim.lr=x')")])
+    assert problems_of(config_files.arms, values) == [
+        "config.arms, a: config.gepa.enabld: no such key (did you mean config.gepa.enabled?)",
+        "config.arms, b: config.optim.lr=x: expected float",
+    ]
+
+
+def test_flags():
+    known = {"config": None, "workdir": ""}
+    argv = ["--config", "a.py", "--config.optim.lr=1e-3", "--config.data.path", "x=y.jsonl", "--workdir=w"]
+    flags, overrides = config_files.parse_flags(argv, known)
+    assert flags == {"config": "a.py", "workdir": "w"}
+    assert overrides == [("optim.lr", "1e-3"), ("data.path", "x=y.jsonl")]
+    assert config_files.parse_flags(["--config=a.py"], known) == ({"config": "a.py", "workdir": ""}, [])
+
+
+def test_a_negative_number_is_a_value():
+    assert config_files.parse_flags(["--config=a.py", "--config.mesh.data", "-1"], {"config": None})[1] == [("mesh.data", "-1")]
+
+
+def test_wrong_flags_are_told_together():
+    assert problems_of(config_files.parse_flags, ["--confg=a.py", "loose", "--workdir"], {"config": None, "workdir": ""}) == [
+        "--confg: unknown flag (did you mean --config?)",
+        "loose: unknown flag",
+        "--workdir: needs a value",
+        "--config: required",
+    ]
+
+
+def test_lengths_that_follow_from_settings():
+    cfg = changed(data__max_prompt_tokens=100, gepa__max_template_tokens=30, rollout__max_new_tokens=50, rollout__prompt_buckets=(64, 120))
+    assert config.max_templated_prompt_tokens(cfg) == 120  # the sampler takes no more
+    assert (config.trained_row_tokens(cfg), config.templated_row_tokens(cfg)) == (150, 170)
+    off = dataclasses.replace(cfg, distill=config.Distill(mode="off"))
+    assert config.trained_row_tokens(off) == 170
+    assert config.mesh_shape(config.Mesh(data=2, fsdp=-1, tensor=2), 8) == (2, 2, 2)
+
+
+def test_a_float_whose_default_is_a_whole_number_takes_fractions():
+    """config.gepa.dev_size is a count or a fraction, in a file and on the command line."""
+    values = config_files.to_config_dict(Config())
+    values.gepa.dev_size = 0.25
+    assert config_files.from_config_dict(values).gepa.dev_size == 0.25
+    for text, value in (("9", 9.0), ("0.5", 0.5)):
+        assert config_files.load(SMOKE, [("gepa.dev_size", text)]).gepa.dev_size == value

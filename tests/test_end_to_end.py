@@ -1,0 +1,259 @@
+"""The real command in processes of its own: records, repeats, kills, meshes, user data, and what a new user gets wrong.
+
+A small world in which a few rollouts are rewarded, and a prompt phase that accepts templates freely, so that updates, templates and
+distillation all take part.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from p2o_jax.metrics import METRICS
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "hf"
+STEPS, STEPS_PER_EPOCH = 6, 3
+SETTINGS = {
+    "world.steps": 150, "world.hard_per_family": 1, "world.easy_per_family": 10, "world.heldout_per_family": 4,
+    "rollout.questions": 8, "optim.minibatch_questions": 4, "loss.entropy_coef": 0.01,
+    "gepa.min_hard": 4, "gepa.max_metric_calls": 120, "gepa.acceptance": "margin", "gepa.acceptance_margin": 0, "gepa.temperature": 1.0,
+    "gepa.filter_replies": "false", "eval.every_steps": 0, "checkpoint.every_steps": 2,
+}  # fmt: skip
+
+
+def arguments(config: str, workdir: Path, settings: dict) -> list[str]:
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    return [sys.executable, "-m", "p2o_jax.main", "--config", config, "--workdir", str(workdir), *flags]
+
+
+def environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    return {**kept, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "COLUMNS": "300"}
+
+
+def start(config: str, workdir: Path, settings: dict) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments(config, workdir, settings), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+
+
+def succeed(config: str, workdir: Path, settings: dict) -> str:
+    """What the run tells on standard error."""
+    done = start(config, workdir, settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def kill_at(workdir: Path, settings: dict, text: str) -> str:
+    """Starts the smoke run and kills it as soon as a line with the text appears; the lines until then."""
+    process = subprocess.Popen(
+        arguments("configs/smoke.py", workdir, settings), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        text=True,
+    )  # fmt: skip
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if text in line:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stderr.close()
+    assert process.wait(timeout=60) == -signal.SIGKILL, "".join(lines)[-3000:]
+    return "".join(lines)
+
+
+def rows(workdir: Path, name: str = "metrics") -> list[dict]:
+    return [json.loads(line) for line in (workdir / f"{name}.jsonl").read_text().splitlines()]
+
+
+def untimed(workdir: Path, steps: int = STEPS + 1) -> list[dict]:
+    """The rows of metrics.jsonl before that step without what depends on the machine."""
+    kept = [{k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))} for row in rows(workdir)]
+    return [row for row in kept if row["step"] < steps]
+
+
+def result(workdir: Path) -> dict:
+    return {k: v for k, v in json.loads((workdir / "result.json").read_text()).items() if not k.startswith("seconds")}
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory):
+    """The settings of all smoke runs, with a base model and compiled programs that they share."""
+    shared = tmp_path_factory.mktemp("shared")
+    return {**SETTINGS, "world.cache_dir": shared / "world", "train.compile_cache": shared / "compiled"}
+
+
+@pytest.fixture(scope="session")
+def finished(settings, tmp_path_factory):
+    """The workdir of a run from start to end."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    assert "pretrain" in succeed("configs/smoke.py", workdir, settings)
+    return workdir
+
+
+def test_a_run_leaves_its_records(finished):
+    names = {path.name for path in finished.iterdir()}
+    files = {"config.json", "versions.json", "metrics.jsonl", "samples.jsonl", "templates.jsonl", "evaluations.jsonl", "result.json"}
+    assert files | {"checkpoints", "tensorboard", "gepa"} <= names
+    metrics = rows(finished)
+    assert {key for row in metrics for key in row} - set(METRICS) == {"tick", "step"}
+    steps = [row for row in metrics if "train/loss" in row]
+    assert [row["step"] for row in steps] == list(range(STEPS))
+    assert any(row["rollout/frac_zero_advantage"] < 1 for row in steps), "something is learnt"
+    assert all(row["train/bad_updates"] == 0 and row["train/grad_norm"] > 0 for row in steps)
+    assert [row["step"] for row in metrics if "gepa/skipped" in row] == [STEPS_PER_EPOCH]
+    templated = [row for row in steps if row["rollout/frac_templated"] > 0]
+    assert templated and all(row["step"] >= STEPS_PER_EPOCH for row in templated), "the second epoch uses the first's templates"
+    assert any("distill/ratio_p50" in row for row in templated)
+    assert max(row["train/logprob_gap_max"] for row in steps if "train/logprob_gap_max" in row) < 1e-4
+    samples = rows(finished, "samples")
+    assert {row["step"] for row in samples} == set(range(STEPS))
+    assert any(row["cover_rank"] is not None for row in rows(finished, "templates") if "cover_rank" in row)
+    assert json.loads((finished / "config.json").read_text())["gepa"]["min_hard"] == 4
+    assert {"jax", "python"} <= set(json.loads((finished / "versions.json").read_text()))
+
+
+def test_result_json(finished):
+    found = json.loads((finished / "result.json").read_text())
+    expected = {"accuracy_before", "accuracy", "by_family", "generated_tokens", "steps", "seconds_by_phase", "seconds", "p_chain_plain"}
+    assert set(found) == expected
+    assert found["steps"] == STEPS and found["seconds"] > 0 and 0 <= found["accuracy"] <= 1
+    assert found["generated_tokens"] == rows(finished)[-1]["ledger/generated_tokens"] > 0
+
+
+def test_a_second_start_does_nothing_new(finished, settings):
+    before = untimed(finished), rows(finished, "samples"), rows(finished, "templates"), result(finished)
+    told = succeed("configs/smoke.py", finished, settings)
+    assert f"resuming {finished} at step {STEPS}" in told and "step 1/" not in told and "gepa iteration" not in told
+    assert (untimed(finished), rows(finished, "samples"), rows(finished, "templates"), result(finished)) == before
+
+
+def test_the_same_seed_gives_the_same_run(finished, settings, tmp_path):
+    succeed("configs/smoke.py", tmp_path / "again", settings)
+    assert untimed(tmp_path / "again") == untimed(finished)
+    assert rows(tmp_path / "again", "samples") == rows(finished, "samples")
+    assert result(tmp_path / "again") == result(finished)
+
+
+def test_a_killed_run_resumes_and_ends_the_same(finished, settings, tmp_path):
+    """Killed in a policy step, then in the prompt phase. Checkpoints are written while the run goes on: the one before is there."""
+    workdir = tmp_path / "killed"
+    assert "resuming" not in kill_at(workdir, settings, "step 3/6")
+    assert "resuming" in kill_at(workdir, settings, "gepa iteration 1")
+    assert not (workdir / "result.json").exists()
+    told = succeed("configs/smoke.py", workdir, settings)
+    assert f"resuming {workdir} at step" in told and "step 1/6" not in told and "gepa iteration" in told
+    assert untimed(workdir) == untimed(finished)
+    for name in ("samples", "templates", "evaluations"):
+        assert rows(workdir, name) == rows(finished, name)
+    assert result(workdir) == result(finished)
+
+
+@pytest.mark.parametrize("mesh", [{"mesh.fsdp": 8}, {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}], ids=["fsdp 8", "2 x 2 x 2"])
+def test_eight_devices_do_as_one(finished, settings, tmp_path, mesh):
+    """An epoch on eight fake devices: the same tokens, the same metrics to 1e-4."""
+    workdir = tmp_path / "eight"
+    told = succeed("configs/smoke.py", workdir, {**settings, **mesh, "mesh.cpu_devices": 8, "train.epochs": 1})
+    assert "fsdp 8" in told or "data 2 x fsdp 2 x tensor 2" in told
+    want = [row for row in rows(finished, "samples") if row["step"] < STEPS_PER_EPOCH]
+    assert rows(workdir, "samples") == want and len(want) == 8 * STEPS_PER_EPOCH
+    got = untimed(workdir, STEPS_PER_EPOCH)
+    expected = untimed(finished, STEPS_PER_EPOCH)
+    assert len(got) == len(expected) == STEPS_PER_EPOCH + 1  # the evaluation before the first step
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)
+
+
+USER_SETTINGS = {
+    "model.path": GOLDEN / "qwen3_tied", "data.max_prompt_tokens": 128, "rollout.questions": 3, "rollout.group_size": 4,
+    "rollout.max_new_tokens": 12, "rollout.prompt_buckets": "(128, 320)", "rollout.slots": 8, "rollout.bank_tokens": 4096,
+    "rollout.prefill_tokens": 1024, "optim.micro_rows": 4, "optim.minibatch_questions": 3, "optim.row_tokens": 0, "gepa.min_hard": 2,
+    "gepa.max_metric_calls": 12, "gepa.minibatch": 1, "gepa.reflect_prompt_tokens": 300, "gepa.reflect_new_tokens": 16,
+    "loss.entropy_coef": 0.01, "train.epochs": 2, "reward.kind": "math", "reward.workers": 1, "train.num_samples_logged": 12,
+}  # fmt: skip
+
+
+def write_questions(path: Path, count: int = 6) -> Path:
+    path.write_text("".join(json.dumps({"question": f"What is {i} + {i}?", "answer": str(2 * i)}) + "\n" for i in range(count)))
+    return path
+
+
+def test_own_questions_on_a_hugging_face_model(tmp_path, settings):
+    data = write_questions(tmp_path / "questions.jsonl")
+    told = succeed(
+        "configs/smoke.py", tmp_path / "run", {**USER_SETTINGS, "data.path": data, "train.compile_cache": settings["train.compile_cache"]}
+    )
+    assert "qwen3" in told and "6 questions" in told
+    metrics = rows(tmp_path / "run")
+    steps = [row for row in metrics if "train/loss" in row]
+    assert len(steps) == 4 and all(row["train/grad_norm"] > 0 for row in steps)
+    (search,) = [row for row in metrics if "gepa/skipped" in row]
+    assert search["gepa/skipped"] == 0 and search["gepa/hard_questions"] == 6 and search["gepa/generated_tokens"] > 0
+    assert {row["question"] for row in rows(tmp_path / "run", "samples")} == {f"What is {i} + {i}?" for i in range(6)}
+    assert "accuracy" in result(tmp_path / "run")
+
+
+def refused(config: str, workdir: Path, settings: dict) -> list[str]:
+    """The `error:` lines of a start that must fail before anything is written."""
+    done = start(config, workdir, settings)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not workdir.exists()
+    return [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
+
+
+def test_no_such_config(tmp_path):
+    assert refused("configs/nowhere.py", tmp_path / "run", {}) == ["--config=configs/nowhere.py: no such file"]
+
+
+def test_misspelt_keys(tmp_path):
+    lines = refused("configs/smoke.py", tmp_path / "run", {"rollout.tempreture": 1, "optim.lr": "fast"})
+    assert len(lines) == 2 and "config.rollout.temperature?" in lines[0] and lines[1].startswith("config.optim.lr=fast: expected float")
+
+
+def test_a_batch_that_does_not_divide(tmp_path, settings):
+    lines = refused("configs/smoke.py", tmp_path / "run", {**settings, "optim.minibatch_questions": 3})
+    assert lines == ["config.optim.minibatch_questions=3 must divide config.rollout.questions=8"]
+
+
+def test_an_empty_data_file(tmp_path):
+    data = tmp_path / "questions.jsonl"
+    data.write_text("")
+    (line,) = refused("configs/smoke.py", tmp_path / "run", {**USER_SETTINGS, "data.path": data})
+    assert str(data) in line and "no questions" in line
+
+
+def test_a_line_without_an_answer(tmp_path):
+    data = write_questions(tmp_path / "questions.jsonl", 3)
+    data.write_text(data.read_text() + '{"question": "What is 1 + 1?"}\n')
+    (line,) = refused("configs/smoke.py", tmp_path / "run", {**USER_SETTINGS, "data.path": data})
+    assert line.startswith(f"{data}:4: ") and "answer" in line
+
+
+def test_a_model_directory_without_weights(tmp_path):
+    model = shutil.copytree(GOLDEN / "qwen3_tied", tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    (line,) = refused(
+        "configs/smoke.py", tmp_path / "run", {**USER_SETTINGS, "model.path": model, "data.path": write_questions(tmp_path / "q.jsonl")}
+    )
+    assert str(model) in line and "safetensors" in line
+
+
+def test_no_such_model_directory(tmp_path):
+    settings = {**USER_SETTINGS, "model.path": tmp_path / "nowhere", "data.path": write_questions(tmp_path / "q.jsonl")}
+    (line,) = refused("configs/smoke.py", tmp_path / "run", settings)
+    assert str(tmp_path / "nowhere") in line and "no such directory" in line
+
+
+def test_problems_of_settings_data_and_model_are_told_together(tmp_path):
+    wrong = {**USER_SETTINGS, "model.path": tmp_path / "nowhere", "data.path": tmp_path / "none.jsonl", "rollout.top_p": 2}
+    lines = refused("configs/smoke.py", tmp_path / "run", wrong)
+    assert len(lines) == 3 and [sum(word in line for line in lines) for word in ("top_p", "none.jsonl", "nowhere")] == [1, 1, 1]
+
+
+def test_a_workdir_of_another_run(finished, settings):
+    done = start("configs/smoke.py", finished, {**settings, "optim.lr": 0.5})
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "error: config.optim.lr=0.5: " in done.stderr and "holds a run with 0.0002" in done.stderr
