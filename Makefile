@@ -13,7 +13,7 @@ quickstart: venv
 	$(BIN)/python -m p2o_jax.main --config configs/quickstart.py
 
 test: .venv/test-$(EXTRAS)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/test-$(EXTRAS)
 	$(BIN)/ruff check .

@@ -156,7 +156,7 @@ class Optim:
 class Gepa:
     enabled: bool = True  # off: plain GRPO
     min_hard: int = 100  # fewer hard questions: no prompt phase
-    dev_size: float = 300  # a count, or a fraction up to 0.5
+    dev_size: float = 300.0  # a count, or a fraction up to 0.5
     parents: int = 16  # k, proposals per iteration
     minibatch: int = 3  # m, reflection examples per proposal
     budget: Literal["light", "medium", "heavy", "heavy_2", "heavy_3", "heavy_4", "heavy_16", "calls", "full_evals"] = "heavy_4"

@@ -28,6 +28,8 @@ def to_config_dict(config: Any) -> ConfigDict:
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
             value = to_config_dict(value)
+        elif hints[f.name] is float:
+            value = float(value)  # a ConfigDict holds a field to the type of its first value
         elif value is None:
             value = config_dict.placeholder(_runtime_type(hints[f.name]))
         values[f.name] = value
@@ -68,7 +70,7 @@ def override(values: ConfigDict, assignments: typing.Sequence[tuple[str, str]]) 
             continue
         try:
             node[name] = _parse(text, hints[name])
-        except ValueError:
+        except (ValueError, TypeError):
             problems.append(f"config.{key}={text}: expected {_describe(hints[name])}")
     if problems:
         raise ConfigError(*problems)

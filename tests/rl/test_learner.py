@@ -37,7 +37,7 @@ def make_config(**changes) -> config.Config:
                 questions=NUM_GROUPS, group_size=GROUP, temperature=TEMPERATURE, max_new_tokens=MAX_NEW, prompt_buckets=(16,), slots=8,
                 bank_tokens=512, prefill_tokens=256,
             ),
-            gepa=config.Gepa(max_template_tokens=LONGEST_TEMPLATE, dev_size=300.0),
+            gepa=config.Gepa(max_template_tokens=LONGEST_TEMPLATE),
             loss=config.Loss(clip_low=0.1, clip_high=0.15, dual_clip=1.4),
             distill=config.Distill(eps_low=0.5, eps_high=0.8),
             optim=config.Optim(lr=1e-2, b2=0.99, warmup_frac=0.0, clip_norm=0.05, minibatch_questions=NUM_GROUPS, micro_rows=8),
