@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     c = runpy.run_path(str(Path(__file__).with_name("world_p2o.py")))["get_config"]()
-    c.world.steps = 40
+    c.world.steps = 150
     c.world.width = 64
     c.world.layers = 2
     c.world.mlp = 128
-    c.world.hard_per_family = 4
-    c.world.easy_per_family = 2
+    c.world.hard_per_family = 2
+    c.world.easy_per_family = 6
     c.world.heldout_per_family = 8
     c.rollout.questions = 10
     c.rollout.group_size = 4

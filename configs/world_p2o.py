@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     c.rollout.max_new_tokens = 40
     c.rollout.prompt_buckets = (32, 64, 160)
     c.rollout.slots = 64
+    c.rollout.min_slots = 32
     c.rollout.bank_tokens = 8192
     c.rollout.prefill_tokens = 2048
     c.mining.include_near_hard = False
@@ -28,9 +29,9 @@ def get_config() -> ConfigDict:
     c.optim.b2 = 0.98
     c.optim.warmup_frac = 0.0
     c.optim.minibatch_questions = 16
-    c.optim.micro_rows = 16
+    c.optim.micro_rows = 8
     c.optim.row_tokens = 96
-    c.model.remat = False
+    c.model.remat = "full"
     c.gepa.min_hard = 8
     c.gepa.dev_size = 24
     c.gepa.parents = 6

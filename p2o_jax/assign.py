@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 
 from p2o_jax import config
-from p2o_jax.records import Ask, Assignment, Question, SearchResult
+from p2o_jax.records import Ask, Assignment, Question, RunState, SearchResult
 
 WEIGHT_FLOOR = 1e-6
 _SOLVED = 0.5  # as in gepa.cover: a dev score above this counts as solved
@@ -35,15 +35,39 @@ def assign(result: SearchResult, hard_ids: Sequence[str], group_size: int, cfg: 
     return Assignment(templates)
 
 
+def next_assignment(result: SearchResult | None, state: RunState, cfg: config.Config) -> Assignment:
+    """The assignment that the prompt phase of a state leaves for the epochs to come.
+
+    Without a result (the phase was skipped) all questions are asked plainly; with `gepa.schedule=first` all stays as it is.
+    """
+    if result is None:
+        return state.assignment if cfg.gepa.schedule == "first" else Assignment()
+    return assign(result, state.hard_ids, cfg.rollout.group_size, cfg.assign, f"{cfg.train.seed}/{state.step}")
+
+
+def best_template(result: SearchResult | None, before: str) -> str:
+    """The template with the best mean dev score, or the one before where there is no result.
+
+    The first one wins ties, so that where nothing helps it is the empty one.
+    """
+    if result is None:
+        return before
+    return max(zip(result.templates, result.score_ZN, strict=True), key=lambda pair: sum(pair[1]))[0]
+
+
 def asks_for(questions: Sequence[Question], assignment: Assignment, group_size: int, name: str) -> list[Ask]:
     """The asks of a batch, all of a question's group before the next question's; unassigned questions are asked plainly.
 
-    An ask is named by (name, question, place in the group), whatever else is in the batch.
+    An ask is named by (name, question, place in the group), whatever else is in the batch. A question that is there again has
+    a further group, which is plain.
     """
     plain = ("",) * group_size
-    asks = []
+    asks: list[Ask] = []
+    groups: dict[str, int] = {}
     for question in questions:
-        templates = assignment.templates.get(question.id, plain)
+        first = groups.get(question.id, 0) * group_size
+        templates = plain if first else assignment.templates.get(question.id, plain)
+        groups[question.id] = groups.get(question.id, 0) + 1
         assert len(templates) == group_size, f"{len(templates)} templates assigned to question {question.id}, group size {group_size}"
-        asks += [Ask(question, template, f"{name}/{question.id}/{g}") for g, template in enumerate(templates)]
+        asks += [Ask(question, template, f"{name}/{question.id}/{g}") for g, template in enumerate(templates, start=first)]
     return asks

@@ -25,15 +25,20 @@ from p2o_jax.data import sources
 from p2o_jax.data.chat import Chat, load_tokenizer
 from p2o_jax.data.questions import Questions
 from p2o_jax.evaluate import Evaluation
+from p2o_jax.gepa import api
 from p2o_jax.models import hf, hf_config, lora, sharding
 from p2o_jax.models.spec import Lora, ModelSpec, num_params
 from p2o_jax.progress import Reporter
 from p2o_jax.recorder import Recorder
-from p2o_jax.records import Question, RunState, Sampling
+from p2o_jax.records import Rollout, RunState, Sampling, digest
 from p2o_jax.rewards.verify import Verifier
+from p2o_jax.rl import advantages, cost
+from p2o_jax.rl.batch import Example
 from p2o_jax.rl.learner import Learner
+from p2o_jax.rollout import fill
 from p2o_jax.rollout.answer import Answerer
 from p2o_jax.rollout.engine import Engine
+from p2o_jax.rollout.stages import PhaseJournals, Reply, Stages, settings_digest
 from p2o_jax.world import pretrain
 from p2o_jax.world import questions as world_questions
 
@@ -64,18 +69,30 @@ class Parts:
         compiles = runtime.CompileCounter()
         self.model, train, heldout = open_run(cfg, workdir, reporter)
         self.chat = self.model.chat
-        self.questions = Questions(train, cfg.rollout.questions, cfg.train.seed)
+        self.questions = Questions(train.questions, cfg.rollout.questions, cfg.train.seed)
         self.engine = make_engine(cfg, self.model)
         num_updates = cfg.train.epochs * self.questions.steps_per_epoch * (cfg.rollout.questions // config.minibatch_questions(cfg))
-        self.learner = Learner(self.model.spec, self.model.mesh, cfg, num_updates, self.model.dtype, self.chat.pad_id)
+        bad_batch = workdir / "bad_batch.npz"
+        self.learner = Learner(self.model.spec, self.model.mesh, cfg, num_updates, self.model.dtype, self.chat.pad_id, bad_batch)
         self.verifier = Verifier(cfg.reward)
+        self._check_answers(train, heldout)
         self.answerer = Answerer(self.engine, self.chat, self.verifier.verify, reporter)
         r = cfg.rollout
         self.sampling = Sampling(r.temperature, r.max_new_tokens, r.top_k, r.top_p, r.min_p)
-        self.evaluation = Evaluation(heldout, self.answerer, cfg.eval, r.max_new_tokens, self.key("eval"))
-        write_run_files(workdir, cfg)
+        self.fill = self._dynamic_sampling() if r.dynamic_sampling else fill.as_asked
+        self.evaluation = Evaluation(heldout.questions if heldout else (), self.answerer, cfg.eval, r.max_new_tokens, self.key("eval"))
+        self.journals = PhaseJournals(workdir, cfg.train.seed, settings_digest(_fixed_settings(cfg)), reporter.line)
+        write_run_files(workdir, cfg, train, heldout)
         self.checkpoints = Checkpoints(workdir, cfg.checkpoint)
         self.record = Recorder(cfg, workdir, self.questions, self.engine, reporter, compiles)
+
+    def _check_answers(self, *parts: sources.Loaded | None) -> None:
+        """Tells of reference answers that not even a response with the same text would match."""
+        answers = [q.answer for part in parts if part and part.path != WORLD for q in part.questions]
+        bad = self.verifier.self_check(answers) if answers else []
+        if bad:
+            shown = ", ".join(repr(a[:60]) for a in bad[:5])
+            self.reporter.line(f"{len(bad)} reference answers do not verify against themselves, e.g. {shown}: no response will be right")
 
     def key(self, *names: str | int) -> jax.Array:
         """The run's key of this name."""
@@ -88,13 +105,27 @@ class Parts:
             shardings = sharding.param_shardings(self.model.spec, self.model.mesh, sharding.LEARNER)
             params = lora.add(self.model.spec, self.model.load(self.cfg.model.param_dtype), self.key("lora"), shardings)
             fresh = self.learner.init(params)
-            state = state or RunState(fresh)
+            state = state or self._initial_state(fresh)
         if state.tick == 0:
             self.checkpoints.save(state)
         else:
             self.reporter.line(f"resuming {self.workdir} at step {state.step}, next: {state.phase}")
-        self.record.open(state.tick)
+        self.record.open(state.tick, state.step)
         return state
+
+    def _dynamic_sampling(self) -> fill.DynamicSampling:
+        return fill.DynamicSampling(
+            lambda weights, asks, key: self.answerer.answer(weights, asks, self.sampling, key),
+            self.questions,
+            self.cfg.rollout,
+            lambda rollouts: ~advantages.zero_advantage(advantages.of_rollouts(rollouts, self.cfg)),
+        )
+
+    def _initial_state(self, fresh: Any) -> RunState:
+        """With `gepa.schedule=first` a prompt phase on all questions comes before the first step."""
+        if not (self.cfg.gepa.enabled and self.cfg.gepa.schedule == "first"):
+            return RunState(fresh)
+        return RunState(fresh, phase="prompts", hard_ids=tuple(q.id for q in self.questions.questions))
 
     def weights(self, state: RunState) -> Any:
         """The policy of a state, laid out for decoding."""
@@ -113,9 +144,29 @@ class Parts:
     def _initial_params(self) -> Any:
         return self.learner.frozen or self.model.load(self.cfg.model.param_dtype)
 
-    def reflector(self, policy_weights: Any) -> Any:
-        """The decoding weights that write new templates."""
-        return {"policy": lambda: policy_weights, "reference": lambda: self.reference_weights}[self.cfg.gepa.reflector]()
+    def stages(self, state: RunState) -> Stages:
+        """What GEPA calls in the prompt phase of a state."""
+        weights, key = self.weights(state), self.key("gepa", state.step)
+        return Stages(self.answerer, weights, self.reflector(weights, key, state.step), self.cfg, key, state.ledger)
+
+    def reflector(self, policy_weights: Any, key: jax.Array, step: int) -> Reply:
+        """What writes new templates: the policy, its frozen start, or an endpoint, which process 0 alone talks to."""
+        g = self.cfg.gepa
+        if g.reflector == "api":
+            keys = api.read_keys(self.cfg.api.key_env) if runtime.is_main_process() else ()
+            endpoint = api.Endpoint(self.cfg.api, g, keys, f"{self.cfg.train.seed}/api/{step}")
+            return lambda prompts, names, spent: runtime.from_process_0(lambda: endpoint.complete(prompts, names, spent))
+        weights, how = (
+            policy_weights if g.reflector == "policy" else self.reference_weights,
+            Sampling(g.reflect_temperature, g.reflect_new_tokens),
+        )
+        return lambda prompts, names, spent: self.answerer.reply(weights, prompts, names, how, key)
+
+    def step_costs(self, rollouts: Sequence[Rollout], scored: Sequence[Example]) -> dict[str, dict[str, float]]:
+        """What a policy step has cost, by phase of the ledger."""
+        costs = {"policy": self.answerer.cost(rollouts), **cost.cost(self.model.spec, scored, self.cfg.loss.kl != "off")}
+        timers = {"policy": "rollout", "score": "score", "update": "update"}
+        return {phase: {**amounts, "seconds": self.reporter.seconds.get(timers[phase], 0.0)} for phase, amounts in costs.items()}
 
     def close(self) -> None:
         """Writes what is pending and stops the workers."""
@@ -124,7 +175,7 @@ class Parts:
         self.record.close()
 
 
-def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, Sequence[Question], Sequence[Question]]:
+def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, sources.Loaded, sources.Loaded | None]:
     """The model, the training questions and the held-out ones; nothing is written before all of it is known to be good.
 
     Raises:
@@ -132,6 +183,14 @@ def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, Seq
     """
     found = config_rules.problems(cfg, len(jax.devices())) + changed_settings(workdir, cfg)
     train, heldout = (collect(found, lambda: load_questions(cfg, name)) for name in ("path", "eval_path"))
+    found += changed_questions(workdir, train, heldout)
+    if (cfg.data.path == WORLD) != (cfg.model.path == WORLD):
+        found.append(
+            f"config.data.path={cfg.data.path} with config.model.path={cfg.model.path}: the built-in world's questions and its base model "
+            "only go together; give both, or neither"
+        )
+    if cfg.gepa.enabled and cfg.gepa.reflector == "api":
+        found += runtime.from_process_0(lambda: key_problems(cfg.api))
     if found and cfg.model.path == WORLD:
         raise ConfigError(*found)
     model = collect(found, lambda: open_model(cfg, reporter))
@@ -143,7 +202,7 @@ def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, Seq
     for part in (train, heldout):
         if part and part.num_duplicates:
             reporter.line(f"{part.path}: {part.num_duplicates} duplicate questions dropped")
-    return model, train.questions, heldout.questions if heldout else ()
+    return model, train, heldout
 
 
 def open_model(cfg: Config, reporter: Reporter) -> Model:
@@ -179,14 +238,15 @@ def open_model(cfg: Config, reporter: Reporter) -> Model:
 
 def make_engine(cfg: Config, model: Model) -> Engine:
     """The sampler, with room for answers and, where the model reflects, for new templates."""
-    capacities = [cfg.rollout.max_new_tokens] + ([cfg.gepa.reflect_new_tokens] if cfg.gepa.enabled else [])
+    reflects = cfg.gepa.enabled and cfg.gepa.reflector != "api"
+    capacities = [cfg.rollout.max_new_tokens] + ([cfg.gepa.reflect_new_tokens] if reflects else [])
     return Engine(model.spec, model.mesh, cfg.rollout, capacities, model.chat.stop_ids, model.chat.pad_id, model.dtype)
 
 
 def load_questions(cfg: Config, name: Literal["path", "eval_path"]) -> sources.Loaded | None:
-    """The questions of config.data.path or config.data.eval_path; None where there is no such file to read."""
+    """The questions of config.data.path or config.data.eval_path; None where neither a file nor the world has any."""
     path = getattr(cfg.data, name)
-    if cfg.data.path == WORLD:
+    if cfg.data.path == WORLD and (name == "path" or not path):
         made = world_questions.train_questions(cfg.world) if name == "path" else world_questions.heldout_questions(cfg.world)
         return sources.Loaded(WORLD, tuple(made), 0, tuple(range(1, len(made) + 1)))
     return sources.load(path, cfg.data) if path else None
@@ -201,23 +261,47 @@ def collect(found: list[str], make: Callable[[], Any]) -> Any:
         return None
 
 
+def key_problems(cfg: config.Api) -> list[str]:
+    """A line for each of the endpoint's keys that is not in the environment."""
+    found: list[str] = []
+    collect(found, lambda: api.read_keys(cfg.key_env))
+    return found
+
+
 def changed_settings(workdir: Path, cfg: Config) -> list[str]:
     """A line for each setting in which the run that the workdir holds differs; none if it holds no run."""
     path = workdir / "config.json"
     if not path.exists():
         return []
-    before = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        return [f"{path}: damaged ({e}); give another folder"]
     changed = [d for d in _differences(before, _as_json(cfg)) if not d[0].startswith(_MAY_CHANGE)]
     return [
         f"config.{key}={now!r}: --workdir={workdir} holds a run with {there!r}; give another folder, or that" for key, there, now in changed
     ]
 
 
-def write_run_files(workdir: Path, cfg: Config) -> None:
-    """Writes config.json (resolved) and versions.json of a run."""
+def changed_questions(workdir: Path, *parts: sources.Loaded | None) -> list[str]:
+    """A line for each question file that is not what it was when the run in the workdir began."""
+    path = workdir / "questions.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    now = _question_digests(*parts)
+    rule = f"--workdir={workdir} holds a run on other questions than are in it now; give another folder, or the same questions"
+    return [f"{name}: {rule}" for name, digest in before.items() if now.get(name, digest) != digest]
+
+
+def _question_digests(*parts: sources.Loaded | None) -> dict[str, str]:
+    return {part.path: digest(*(f"{q.id} {q.answer}" for q in part.questions)) for part in parts if part}
+
+
+def write_run_files(workdir: Path, cfg: Config, *parts: sources.Loaded | None) -> None:
+    """Writes config.json (resolved), questions.json (digests of what is asked) and versions.json of a run."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "config.json").write_text(json.dumps(_as_json(cfg), indent=1), encoding="utf-8")
+        (workdir / "questions.json").write_text(json.dumps(_question_digests(*parts), indent=1), encoding="utf-8")
         (workdir / "versions.json").write_text(json.dumps(versions(), indent=1), encoding="utf-8")
     except OSError as e:
         raise ConfigError(f"--workdir={workdir}: {e}") from e
@@ -227,7 +311,30 @@ def _as_json(cfg: Config) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(cfg)))
 
 
-_MAY_CHANGE = ("mesh.", "train.epochs", "train.max_generated_tokens", "train.compile_cache", "checkpoint.", "eval.", "world.cache_dir")
+def _fixed_settings(cfg: Config) -> dict[str, Any]:
+    """The settings that may not change in a run, by key."""
+    return {key: value for key, value, _ in _differences(_as_json(cfg), {}) if not key.startswith(_MAY_CHANGE)}
+
+
+_MAY_CHANGE = (
+    "mesh.",
+    "api.",
+    "optim.micro_rows",
+    "reward.workers",
+    "reward.timeout_s",
+    "rollout.slots",
+    "rollout.min_slots",
+    "rollout.bank_tokens",
+    "rollout.prefill_tokens",
+    "train.num_samples_logged",
+    "train.epochs",
+    "train.max_bad_steps",
+    "train.max_generated_tokens",
+    "train.compile_cache",
+    "checkpoint.",
+    "eval.",
+    "world.cache_dir",
+)
 
 
 def versions() -> dict[str, str]:

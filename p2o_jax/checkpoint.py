@@ -29,8 +29,8 @@ class Checkpoints:
         return RunState.restored(found["learner"], found["host"])
 
     def save_if_due(self, before: RunState, state: RunState) -> None:
-        """Saves before and after every prompt phase, and every `every_steps` policy steps."""
-        if "prompts" in (before.phase, state.phase) or state.step % self.cfg.every_steps == 0:
+        """Saves before and after every prompt phase, and every `every_steps` policy steps (0: not between)."""
+        if "prompts" in (before.phase, state.phase) or (self.cfg.every_steps and state.step % self.cfg.every_steps == 0):
             self.save(state)
 
     def save(self, state: RunState) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from p2o_jax.metrics import read_rows
+from p2o_jax.records import Ledger
 
 PHASES = ("rollout", "reward", "score", "update", "gepa", "eval")
 
 
-def write_one(workdir: Path, model_directory: Path, seconds: float) -> None:
+def write_one(workdir: Path, model_directory: Path, seconds: float, ledger: Ledger) -> None:
     """Writes workdir/result.json: the run in a few numbers."""
     evaluations = read_rows(workdir / "evaluations.jsonl")
     metrics = read_rows(workdir / "metrics.jsonl")
@@ -23,6 +24,8 @@ def write_one(workdir: Path, model_directory: Path, seconds: float) -> None:
         "steps": sum("train/loss" in row for row in metrics),
         "seconds_by_phase": {phase: round(sum(row.get(f"time/{phase}_s", 0) for row in metrics), 2) for phase in PHASES},
         "seconds": round(seconds, 1),
+        "ledger": {phase: {k: v for k, v in row.items() if k != "seconds"} for phase, row in ledger.costs.items()},
+        "seconds_ledger": {phase: round(row["seconds"], 2) for phase, row in ledger.costs.items() if "seconds" in row},
     }
     if world.exists():
         result["p_chain_plain"] = json.loads(world.read_text(encoding="utf-8"))["p_chain_plain"]
@@ -103,15 +106,20 @@ def _print_table(workdir: Path, combined: dict[str, Any], arms: Sequence[str]) -
         *sorted(combined["by_family"][arms[0]] or {}),
         title="Held-out hard questions, no template",
     )
-    table.add_row("base", f"{combined['base']:.3f}", "0")
+    table.add_row("base", _told(combined["base"]), "0")
     for arm in arms:
         families = combined["by_family"][arm] or {}
-        table.add_row(arm, f"{combined[arm]:.3f}", f"{combined[f'tokens_{arm}']:,.0f}", *(f"{families[f]:.2f}" for f in sorted(families)))
+        shares = (f"{families[f]:.2f}" for f in sorted(families))
+        table.add_row(arm, _told(combined[arm]), f"{combined[f'tokens_{arm}']:,.0f}", *shares)
     console.print(table)
     for arm in arms:
         for template in combined["best_templates"][arm]:
             console.print(f"{arm}: template with dev score {template['dev_score']:.2f}: {template['text']}", markup=False)
     console.print(f"{workdir / 'result.json'}  {workdir / 'comparison.png'}  {combined['seconds']:.0f} s", markup=False)
+
+
+def _told(accuracy: float | None) -> str:
+    return "no held-out questions" if accuracy is None else f"{accuracy:.3f}"
 
 
 def _by_epoch(rows: Sequence[dict[str, Any]], name: str) -> list[float]:

@@ -22,8 +22,8 @@ class Model:
     path: str = "world"  # a Hugging Face directory, or "world": the built-in base model, pretrained on first use
     param_dtype: Literal["float32", "bfloat16"] = "float32"  # master weights
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU
-    remat: bool = True  # recompute each layer in the backward pass
-    logit_chunk: int = 1024  # tokens whose [chunk, V] logits exist at one time in scoring and in the update
+    remat: Literal["none", "full", "dots"] = "full"  # what the backward pass makes again of a layer; dots: all but matrix products
+    logit_chunk: int = 1024  # tokens whose [chunk, V] logits exist at one time, in each of the mesh's data x fsdp parts
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,11 @@ class Rollout:
     max_new_tokens: int = 12288
     prompt_buckets: tuple[int, ...] = (512, 1024, 2048, 4096, 32768)  # prompts are padded to the next of these
     slots: int = 128  # rollouts decoded side by side, over all devices
+    min_slots: int = 8  # as rollouts end and no others wait, slots are halved down to this many per shard; 0: never
     bank_tokens: int = 524288  # prompt tokens held in the cache at a time, over all devices
     prefill_tokens: int = 65536  # prompt tokens prefilled at a time, over all devices
+    dynamic_sampling: bool = False  # DAPO: ask further questions until the step is full of groups with an advantage
+    max_sampling_rounds: int = 10  # of dynamic sampling, the step's own batch included
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class Reward:
 class Mining:
     include_near_hard: bool = True  # questions with exactly one success are hard, too (paper runs: on)
     judge_on: Literal["all", "plain"] | None = None  # rollouts that decide hardness
+    extra_plain_groups: int = 0  # ▲ further plain groups of G for each question that the last epoch found hard
 
 
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -116,20 +120,22 @@ class Lora:
 
 @dataclass(frozen=True)
 class Adv:
-    normalize_by_std: bool = True  # False: Dr. GRPO
+    kind: Literal["grpo", "dr_grpo", "rloo"] = "grpo"  # dr_grpo: not divided by std; rloo: against the mean of the others
 
 
 @dataclass(frozen=True)
 class Distill:
-    mode: Literal["ratio_mask", "plain", "importance", "off"] = "ratio_mask"  # algorithm step 6
+    mode: Literal["ratio_mask", "truncated", "plain", "importance", "off"] = "ratio_mask"  # algorithm step 6
     clip: Literal["hard", "soft"] = "hard"
     eps_low: float = 0.99
     eps_high: float = 9.0
+    cap: float = 2.0  # of the density ratio that is the weight, for mode=truncated
     drop_failed_templated: bool = False  # mask templated rollouts with score 0
 
 
 @dataclass(frozen=True)
 class Loss:
+    ratio: Literal["token", "sequence", "cispo"] = "token"  # token: PPO; sequence: GSPO; cispo: clipped weights, not clipped losses
     clip_low: float = 0.2
     clip_high: float = 0.2  # DAPO: 0.28
     dual_clip: float = 3.0
@@ -137,12 +143,17 @@ class Loss:
     kl: Literal["off", "k1", "k2", "k3"] = "off"  # to the frozen initial policy
     kl_coef: float = 0.001
     entropy_coef: float = 0.0
+    overlong: Literal["none", "mask", "penalty"] = "none"  # mask: truncated responses leave the loss; penalty: DAPO's, on the reward
+    overlong_buffer: int = 4096  # last tokens before rollout.max_new_tokens over which the penalty grows
+    overlong_penalty: float = 1.0  # at rollout.max_new_tokens
 
 
 @dataclass(frozen=True)
 class Optim:
     lr: float = 1e-6
-    warmup_frac: float = 0.05  # of all steps; linear, then constant
+    schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine: down to 0 at the last update
+    warmup_frac: float = 0.05  # of all steps; linear
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"  # of AdamW's first moment
     b1: float = 0.9
     b2: float = 0.999
     weight_decay: float = 0.01
@@ -155,6 +166,7 @@ class Optim:
 @dataclass(frozen=True)
 class Gepa:
     enabled: bool = True  # off: plain GRPO
+    schedule: Literal["every_epoch", "first"] = "every_epoch"  # first: once, on all questions, before training; its templates stay
     min_hard: int = 100  # fewer hard questions: no prompt phase
     dev_size: float = 300.0  # a count, or a fraction up to 0.5
     parents: int = 16  # k, proposals per iteration
@@ -162,7 +174,7 @@ class Gepa:
     budget: Literal["light", "medium", "heavy", "heavy_2", "heavy_3", "heavy_4", "heavy_16", "calls", "full_evals"] = "heavy_4"
     max_metric_calls: int = 0  # rollouts, for budget=calls
     max_full_evals: int = 0  # passes over train + dev, for budget=full_evals
-    reflector: Literal["policy", "reference"] = "reference"
+    reflector: Literal["policy", "reference", "api"] = "reference"  # api: the endpoint of config.api
     prompt_style: Literal["paper", "compact"] = "paper"  # compact: a few words, for very small models
     reflect_temperature: float = 0.6
     reflect_prompt_tokens: int = 32768 - 2048 - 500  # examples are cut to fit this
@@ -183,9 +195,32 @@ class Gepa:
 
 
 @dataclass(frozen=True)
+class Api:
+    """The OpenAI-compatible endpoint that reflects where gepa.reflector is "api"; gepa.reflect_temperature and
+    gepa.reflect_new_tokens hold for it, too. The caps are on the whole run, restarts included.
+    """
+
+    base_url: str = ""  # e.g. https://api.example.com/v1; /chat/completions is added
+    model: str = ""
+    key_env: tuple[str, ...] = ("OPENAI_API_KEY",)  # names of environment variables that hold keys, used in turn; () for none
+    extra_body: str = ""  # JSON object of further request fields, e.g. {"chat_template_kwargs": {"enable_thinking": false}}
+    concurrency: int = 8  # requests at a time
+    timeout_s: float = 120.0  # of a request from its start to its last byte, however steadily bytes trickle in
+    retries: int = 4  # attempts after the first
+    backoff_s: float = 1.0  # before the first retry, give or take half; doubles with every further one, up to a minute
+    max_tokens_total: int = 0  # prompt and reply tokens; 0: no cap
+    max_dollars: float = 0.0  # 0: no cap; needs the prices
+    dollars_per_million_prompt: float = 0.0
+    dollars_per_million_reply: float = 0.0
+
+
+@dataclass(frozen=True)
 class Assign:
     plain_rollouts: int | None = None  # rollouts of each templated group that stay plain
     same_template_in_group: bool = False
+    bandit: bool = False  # ▲ templates are chosen at each step by what they did in training (p2o_jax/bandit.py)
+    bandit_prior: float = 8.0  # rollouts that a dev score counts for
+    bandit_discount: float = 0.95  # of what was learnt, per policy step
 
 
 @dataclass(frozen=True)
@@ -194,6 +229,7 @@ class Eval:
     temperature: float = 0.0
     rollouts: int = 1  # per question
     max_questions: int = 0  # 0: all
+    template: Literal["none", "best"] = "none"  # ▲ best: held-out questions are asked under the best template so far
 
 
 @dataclass(frozen=True)
@@ -205,8 +241,11 @@ class Checkpoint:
 @dataclass(frozen=True)
 class Train:
     seed: int = 0
-    epochs: int = 10
+    epochs: int = 10  # 0: a prompt phase only, with gepa.schedule=first
     max_generated_tokens: int = 0  # stop when all phases together have generated so many; 0: no limit
+    rollout_is: Literal["none", "token", "sequence"] = "none"  # importance weights of the learner's policy against the sampler's
+    rollout_is_cap: float = 2.0  # they are truncated at this
+    max_bad_steps: int = 10  # the run stops when so many updates were not finite; 0: never
     num_samples_logged: int = 8  # rollouts written to samples.jsonl per step
     compile_cache: str = "runs/cache"  # folder of compiled programs, so that a second start compiles nothing; empty: none
 
@@ -228,6 +267,7 @@ class Config:
     loss: Loss = field(default_factory=Loss)
     optim: Optim = field(default_factory=Optim)
     gepa: Gepa = field(default_factory=Gepa)
+    api: Api = field(default_factory=Api)
     assign: Assign = field(default_factory=Assign)
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
@@ -249,7 +289,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gepa.leak_guard": False,
         "assign.plain_rollouts": 0,
     },
-    # ▲ The mends of algorithm.md's table of known weaknesses; each is a switch of its own.
+    # ▲ The mends of docs/algorithm.md's table of known weaknesses; each is a switch of its own.
     "recommended": {
         "mining.judge_on": "plain",
         "gepa.temperature": 0.0,

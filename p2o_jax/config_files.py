@@ -226,6 +226,13 @@ def _close(name: str, names: list[str]) -> str:
     return f" (did you mean --{close[0]}?)" if close else ""
 
 
+RESERVED = ("base", "seconds", "p_chain_plain", "by_family", "best_templates")  # other keys of a comparison's result.json
+
+
+def _is_arm_name(name: str) -> bool:
+    return name.isidentifier() and name not in RESERVED and not name.startswith(("tokens_", "seconds_", "frac_", "hard_"))
+
+
 def arms(values: ConfigDict) -> dict[str, Config]:
     """The Config of each of `config.arms`, by name: the config itself with the arm's own settings on top.
 
@@ -234,6 +241,10 @@ def arms(values: ConfigDict) -> dict[str, Config]:
     """
     found: dict[str, Config] = {}
     problems: list[str] = []
+    names = [arm.split()[0] if arm.split() else "" for arm in values.arms]  # type: ignore[union-attr]  # a tuple of texts
+    if len(set(names)) < len(names) or not all(_is_arm_name(name) for name in names):
+        rule = f"every arm needs a name of its own, of letters, digits and _; not {', '.join(RESERVED)}"
+        raise ConfigError(f"config.arms={values.arms}: {rule}")
     for arm in typing.cast(tuple[str, ...], values.arms):
         name, *settings = arm.split()
         own = values.copy_and_resolve_references().lock()

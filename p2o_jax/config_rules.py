@@ -1,15 +1,20 @@
 """The rules between settings: everything that can be known to be wrong before any file is read or program compiled."""
 
 import dataclasses
+import json
+import re
+from urllib.parse import urlsplit
 
-from p2o_jax.config import LORA_TARGETS, Config, Mesh, max_prompt_tokens, mesh_shape, minibatch_questions, trained_row_tokens
+from p2o_jax.config import LORA_TARGETS, Api, Config, Mesh, max_prompt_tokens, mesh_shape, minibatch_questions, trained_row_tokens
 
 _POSITIVE = (
     ("rollout", "questions"), ("rollout", "group_size"), ("rollout", "max_new_tokens"), ("rollout", "slots"), ("rollout", "bank_tokens"),
-    ("rollout", "prefill_tokens"), ("optim", "minibatch_questions"), ("optim", "micro_rows"), ("optim", "clip_norm"), ("train", "epochs"),
+    ("rollout", "prefill_tokens"), ("optim", "minibatch_questions"), ("optim", "micro_rows"), ("optim", "clip_norm"),
     ("gepa", "parents"), ("gepa", "minibatch"), ("gepa", "dev_size"), ("gepa", "min_hard"), ("gepa", "rollouts_per_eval"),
     ("gepa", "reflect_new_tokens"), ("gepa", "reflect_prompt_tokens"), ("gepa", "max_template_tokens"), ("eval", "rollouts"),
+    ("api", "timeout_s"), ("api", "concurrency"), ("assign", "bandit_prior"),
     ("reward", "timeout_s"), ("model", "logit_chunk"), ("checkpoint", "keep"), ("rollout", "temperature"), ("data", "max_prompt_tokens"),
+    ("rollout", "max_sampling_rounds"), ("distill", "cap"), ("train", "rollout_is_cap"),
     ("world", "steps"), ("world", "p_chain_plain"), ("world", "hard_per_family"), ("world", "heldout_per_family"),
 )  # fmt: skip
 _FRACTIONS = (
@@ -19,6 +24,17 @@ _FRACTIONS = (
     ("optim", "b1"),
     ("optim", "b2"),
     ("world", "p_chain_plain"),
+    ("assign", "bandit_discount"),
+)
+_NOT_NEGATIVE = (
+    ("train", "epochs"),
+    ("mining", "extra_plain_groups"),
+    ("api", "retries"),
+    ("api", "backoff_s"),
+    ("api", "max_tokens_total"),
+    ("api", "max_dollars"),
+    ("api", "dollars_per_million_prompt"),
+    ("api", "dollars_per_million_reply"),
 )
 
 
@@ -30,6 +46,26 @@ def _mesh_problems(mesh: Mesh, num_devices: int) -> list[str]:
     if shape[0] * shape[1] * shape[2] != num_devices:
         return [f"config.mesh (data, fsdp, tensor)={asked} must multiply to the number of devices, {num_devices}"]
     return []
+
+
+def api_problems(api: Api) -> list[str]:
+    """A line for everything wrong with the endpoint's settings. What could be a key put in the wrong place is not repeated."""
+    found = []
+    url = urlsplit(api.base_url)
+    if url.scheme not in ("http", "https") or not url.netloc or "@" in url.netloc or url.query:
+        found.append("config.api.base_url: expected http(s)://host/path, without a user, a password or a query")
+    if not api.model:
+        found.append("config.api.model: config.gepa.reflector=api needs the name of a model")
+    if not all(re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) for name in api.key_env):
+        found.append("config.api.key_env: expected names of environment variables (capitals, digits and _), not keys")
+    if api.max_dollars and not (api.dollars_per_million_prompt and api.dollars_per_million_reply):
+        found.append("config.api.max_dollars needs config.api.dollars_per_million_prompt and dollars_per_million_reply")
+    try:
+        if api.extra_body and not isinstance(json.loads(api.extra_body), dict):
+            raise ValueError
+    except ValueError:
+        found.append("config.api.extra_body: expected a JSON object")
+    return found
 
 
 def problems(config: Config, num_devices: int) -> list[str]:
@@ -48,6 +84,9 @@ def problems(config: Config, num_devices: int) -> list[str]:
     for section, name in _FRACTIONS:
         value = getattr(getattr(config, section), name)
         rule(0 <= value <= 1, f"config.{section}.{name}={value} must lie in [0, 1]")
+    for section, name in _NOT_NEGATIVE:
+        value = getattr(getattr(config, section), name)
+        rule(value >= 0, f"config.{section}.{name}={value} must not be negative")
     mini = minibatch_questions(config)
     rule(
         mini > 0 and rollout.questions % mini == 0,
@@ -68,7 +107,7 @@ def problems(config: Config, num_devices: int) -> list[str]:
             f"config.data.max_prompt_tokens={config.data.max_prompt_tokens}",
         )
     rule(
-        not gepa.enabled or not rollout.prompt_buckets or gepa.reflect_prompt_tokens < max_prompt_tokens(config),
+        not gepa.enabled or gepa.reflector == "api" or not rollout.prompt_buckets or gepa.reflect_prompt_tokens < max_prompt_tokens(config),
         f"config.gepa.reflect_prompt_tokens={gepa.reflect_prompt_tokens} must be less than the last of "
         f"config.rollout.prompt_buckets={rollout.prompt_buckets}: the chat template adds some tokens",
     )
@@ -76,6 +115,10 @@ def problems(config: Config, num_devices: int) -> list[str]:
     rule(
         optim.row_tokens == 0 or optim.row_tokens >= need,
         f"config.optim.row_tokens={optim.row_tokens} must hold the longest prompt trained on + config.rollout.max_new_tokens = {need}",
+    )
+    rule(
+        config.loss.overlong != "penalty" or 0 < config.loss.overlong_buffer <= rollout.max_new_tokens,
+        f"config.loss.overlong_buffer={config.loss.overlong_buffer} must lie in 1..config.rollout.max_new_tokens={rollout.max_new_tokens}",
     )
     plain = config.assign.plain_rollouts
     rule(
@@ -89,9 +132,20 @@ def problems(config: Config, num_devices: int) -> list[str]:
     rule(gepa.dev_size >= 1 or gepa.dev_size <= 0.5, f"config.gepa.dev_size={gepa.dev_size} must be a count, or a fraction up to 0.5")
     rule(gepa.budget != "calls" or gepa.max_metric_calls > 0, "config.gepa.budget=calls needs config.gepa.max_metric_calls")
     rule(gepa.budget != "full_evals" or gepa.max_full_evals > 0, "config.gepa.budget=full_evals needs config.gepa.max_full_evals")
+    rule(
+        config.train.epochs > 0 or (gepa.enabled and gepa.schedule == "first"),
+        "config.train.epochs=0 needs config.gepa.enabled and config.gepa.schedule=first: there would be nothing to do",
+    )
+    longest_template = gepa.max_template_tokens if gepa.filter_replies else max(gepa.max_template_tokens, gepa.reflect_new_tokens)
+    rule(
+        config.eval.template == "none"
+        or not rollout.prompt_buckets
+        or max_prompt_tokens(config) >= config.data.max_prompt_tokens + longest_template,
+        f"config.eval.template=best needs config.rollout.prompt_buckets to reach config.data.max_prompt_tokens + the longest template = "
+        f"{config.data.max_prompt_tokens + longest_template}",
+    )
+    found += api_problems(config.api) if gepa.enabled and gepa.reflector == "api" else []
     unknown = [name for name in config.lora.targets if name not in LORA_TARGETS]
     rule(not unknown and bool(config.lora.targets), f"config.lora.targets={config.lora.targets}: expected some of {LORA_TARGETS}")
     rule(config.lora.rank >= 0, f"config.lora.rank={config.lora.rank} must not be negative")
-    names = [arm.split()[0] if arm.split() else "" for arm in config.arms]
-    rule(len(set(names)) == len(names) and "" not in names, f"config.arms={config.arms}: every arm needs a name of its own")
     return found

@@ -1,6 +1,7 @@
-"""Evaluation on held-out questions, always on plain prompts: no template is used at test time."""
+"""Evaluation on held-out questions: on plain prompts, unless `eval.template` keeps the best template at test time."""
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from p2o_jax import config
 from p2o_jax.records import Ask, Question, Rollout, Sampling
-from p2o_jax.rollout.answer import Answerer, cost
+from p2o_jax.rollout.answer import Answerer, Cost
 
 
 class Evaluation:
@@ -24,10 +25,12 @@ class Evaluation:
         """Before the first step, and every `every_steps`."""
         return bool(self.questions) and (step % self.cfg.every_steps == 0 if self.cfg.every_steps else step == 0)
 
-    def run(self, weights: Any) -> tuple[dict[str, float], dict[str, Any], dict[str, float]]:
+    def run(self, weights: Any, best_template: str = "") -> tuple[dict[str, float], dict[str, Any], Cost]:
         """eval/* metrics, a row of evaluations.jsonl (accuracy by family, with its standard error), and the cost."""
         n = self.cfg.rollouts
-        asks = [Ask(q, "", f"eval/{q.id}/{i}") for q in self.questions for i in range(n)]
+        template = {"none": "", "best": best_template}[self.cfg.template]
+        asks = [Ask(q, template, f"eval/{q.id}/{i}") for q in self.questions for i in range(n)]
+        start = time.monotonic()
         rollouts = self.answerer.answer(weights, asks, self.sampling, self.key, phase="eval")
         values = summary(rollouts)
         by_family: dict[str, list[float]] = {}
@@ -38,9 +41,10 @@ class Evaluation:
             "accuracy": values["eval/accuracy"],
             "standard_error": float(score_Q.std(ddof=1) / math.sqrt(len(score_Q))) if len(score_Q) > 1 else 0.0,
             "questions": len(self.questions),
+            "template": template,
             "by_family": {family: float(np.mean(scores)) for family, scores in sorted(by_family.items())},
         }
-        return values, row, dict(cost(rollouts))
+        return values, row, {**self.answerer.cost(rollouts), "seconds": time.monotonic() - start}
 
 
 def summary(rollouts: Sequence[Rollout]) -> dict[str, float]:

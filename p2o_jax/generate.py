@@ -61,6 +61,7 @@ def run(argv: Sequence[str]) -> None:
     from p2o_jax import build, runtime
     from p2o_jax.rewards.verify import Verifier
 
+    runtime.start(cfg.mesh.cpu_devices, compile_cache="")
     reporter = Reporter(enabled=runtime.is_main_process())
     model = build.open_model(cfg, reporter)
     ids = [model.chat.render(p.question, flags["template"]) for p in prompts]

@@ -6,7 +6,7 @@ A workdir that holds a checkpoint is resumed. A config with `arms` runs each of 
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would tell that there is no PyTorch
@@ -31,39 +31,51 @@ def main(argv: Sequence[str]) -> None:
         return
     from p2o_jax import compare
 
-    arms = config_files.arms(values)
+    arms = {name: config.resolve(arm) for name, arm in config_files.arms(values).items()}
+    check_arms(arms)
     start = time.monotonic()
     for name, arm in arms.items():
-        train_one(config.resolve(arm), workdir / name)
+        train_one(arm, workdir / name)
     compare.write(workdir, list(arms), time.monotonic() - start)
+
+
+def check_arms(arms: Mapping[str, Config]) -> None:
+    """Raises a ConfigError with what is wrong with the settings of any arm, before the first is run."""
+    from p2o_jax import config_rules, runtime
+
+    found = []
+    for name, arm in arms.items():
+        num_devices = runtime.start(arm.mesh.cpu_devices, arm.train.compile_cache)
+        found += [f"config.arms, {name}: {line}" for line in config_rules.problems(arm, num_devices)]
+    if found:
+        raise ConfigError(*found)
 
 
 def train_one(cfg: Config, workdir: Path) -> None:
     """Trains one run to its end and writes its result.json."""
-    import jax
-
     from p2o_jax import build, compare, runtime, train
     from p2o_jax.progress import Reporter
 
-    if cfg.mesh.cpu_devices:
-        runtime.split_cpu(cfg.mesh.cpu_devices)
-    if cfg.train.compile_cache:
-        jax.config.update("jax_compilation_cache_dir", os.path.abspath(cfg.train.compile_cache))
+    runtime.start(cfg.mesh.cpu_devices, cfg.train.compile_cache)
     reporter = Reporter(enabled=runtime.is_main_process())
     reporter.line(f"--- {workdir}")
     start = time.monotonic()
     parts = build.Parts(cfg, workdir, reporter)
     reporter.line(build.describe(parts))
     try:
-        train.run(cfg, parts)
+        state = train.run(cfg, parts)
     finally:
         parts.close()
     if runtime.is_main_process():
-        compare.write_one(workdir, parts.model.directory, time.monotonic() - start)
+        compare.write_one(workdir, parts.model.directory, time.monotonic() - start, state.ledger)
 
 
 def command(run: Callable[[Sequence[str]], None]) -> None:
     """Runs a command; what the user can mend is told in one line each, with exit code 2 and no traceback."""
+    if any(flag in ("-h", "--help") for flag in sys.argv[1:]):
+        print((sys.modules["__main__"].__doc__ or "").strip())
+        print("\nEvery setting, with its unit and default, stands in p2o_jax/config.py.")
+        return
     try:
         run(sys.argv[1:])
     except ConfigError as e:
@@ -71,7 +83,7 @@ def command(run: Callable[[Sequence[str]], None]) -> None:
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted (a training run goes on from its last checkpoint by the same command)", file=sys.stderr)
         sys.exit(130)
 
 

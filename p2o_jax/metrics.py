@@ -7,8 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from p2o_jax.gepa import STATS
-from p2o_jax.records import Rollout
+from p2o_jax import history
+from p2o_jax.gepa import STATS, api
+from p2o_jax.records import Ledger, Rollout
+
+PHASES: dict[str, str] = {
+    "policy": "training's rollouts",
+    "score": "old, reference and templated log-probs",
+    "update": "updates",
+    "gepa_seed": "GEPA: the empty template on dev",
+    "gepa_parents": "GEPA: parents on their minibatches",
+    "gepa_children": "GEPA: children on their parents' minibatches",
+    "gepa_dev": "GEPA: accepted children on dev",
+    "gepa_reflect": "GEPA: reflection (by the policy or its frozen start)",
+    "eval": "evaluation, which no total holds",
+}
+AMOUNTS: dict[str, str] = {
+    "rollouts": "rollouts",
+    "prompt_tokens": "prompt tokens",
+    "generated_tokens": "generated tokens",
+    "flops": "estimated FLOPs (p2o_jax/models/flops.py)",
+}
 
 METRICS: dict[str, str] = {
     "train/loss": "loss of the mini-batch, mean over the step's updates",
@@ -23,12 +42,16 @@ METRICS: dict[str, str] = {
     "train/frac_dual_clipped": "share of trained tokens whose loss the dual clip decided",
     "train/bad_updates": "updates of this step skipped because loss or gradient was not finite",
     "train/trained_tokens": "tokens with a gradient in this step, mean over its updates",
-    "train/logprob_gap_mean": "mean |sampler - learner| log-prob of the sampled tokens on the prompt they were sampled on",
+    "train/logprob_gap_mean": "mean |sampler - learner| log-prob of the sampled tokens on the prompt they were sampled on, first update",
     "train/logprob_gap_max": "largest such difference",
+    "train/rollout_is_mean": "mean importance weight of the learner's policy against the sampler's, after the cap",
+    "train/frac_rollout_is_capped": "share of trained tokens whose such weight is at the cap",
     "rollout/generated_tokens": "tokens sampled in this step",
     "rollout/mean_tokens": "mean response length",
     "rollout/frac_truncated": "share of responses cut at max_new_tokens",
     "rollout/frac_templated": "share of rollouts sampled under a template",
+    "rollout/sampling_rounds": "batches of questions asked in this step by dynamic sampling",
+    "rollout/wasted_rollouts": "rollouts of this step that dynamic sampling left out of the update",
     "rollout/frac_zero_advantage": "share of groups whose advantages are all zero: nothing is learnt from them",
     "reward/mean": "mean answer score",
     "reward/mean_plain": "mean answer score of untemplated rollouts",
@@ -40,14 +63,17 @@ METRICS: dict[str, str] = {
     "hard/questions_epoch": "hard questions found so far in this epoch",
     "hard/frac_zero_advantage": "share of zero-advantage groups among the questions that were hard in the last epoch",
     "hard/frac_easier": "share of the questions that were hard in the last epoch with a plain success now",
+    **{f"hard/{name}": meaning for name, meaning in history.STATS.items()},
     "distill/frac_masked_low": "share of templated tokens with a density ratio below the lower bound",
-    "distill/frac_masked_high": "share of templated tokens with a density ratio above the upper bound",
+    "distill/frac_masked_high": "share of templated tokens with a density ratio above the upper bound (distill.mode=truncated: the cap)",
     "distill/ratio_p05": "5 % quantile of the density ratio",
     "distill/ratio_p50": "median of the density ratio",
     "distill/ratio_p95": "95 % quantile of the density ratio",
     "distill/effective_sample_frac": "(sum w)^2 / (n sum w^2) of the distillation weights",
     "distill/frac_templated_tokens": "share of trained tokens that were sampled under a template",
     **{f"gepa/{name}": meaning for name, meaning in STATS.items()},
+    **{f"gepa/{name}": meaning for name, meaning in api.STATS.items()},
+    "gepa/journals_set_aside": "journals of this phase that did not belong to it and were set aside",
     "gepa/skipped": "1 where the prompt phase was skipped: fewer hard questions than gepa.min_hard",
     "gepa/hard_questions": "hard questions of the epoch that ended",
     "gepa/generated_tokens": "tokens sampled in this prompt phase, reflection included",
@@ -57,6 +83,13 @@ METRICS: dict[str, str] = {
     "eval/frac_truncated": "share of evaluation responses cut at max_new_tokens",
     "ledger/generated_tokens": "tokens sampled since the run began: training, GEPA and reflection, not evaluation",
     "ledger/rollouts": "rollouts made since the run began, likewise",
+    "ledger/flops": "estimated FLOPs since the run began, likewise, scoring and updates included",
+    **{
+        f"ledger/{phase}_{amount}": f"{what} since the run began; {where}"
+        for phase, where in PHASES.items()
+        for amount, what in AMOUNTS.items()
+    },
+    **{f"time/ledger_{phase}_s": f"seconds since the run began; {where}" for phase, where in PHASES.items()},
     "time/pretraining_s": "seconds pretraining the built-in base model",
     "time/rollout_s": "seconds sampling for training",
     "time/reward_s": "seconds verifying answers",
@@ -66,7 +99,7 @@ METRICS: dict[str, str] = {
     "time/eval_s": "seconds evaluating",
     "time/compile_s": "seconds that XLA compiled, inside the other times",
     "perf/tokens_per_s": "tokens sampled in this step per second of sampling",
-    "perf/frac_slots_busy": "share of the sampler's slots in use, mean over decode steps",
+    "perf/frac_slots_busy": "share of the slots computed in decoding that were in use",
     "perf/frac_row_tokens_real": "share of the tokens computed in the update that are not padding",
     "perf/compiles": "programs compiled since the process began",
 }
@@ -81,6 +114,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def ledger_metrics(ledger: Ledger) -> dict[str, float]:
+    """What each phase has cost since the run began, so far as it has happened."""
+    values: dict[str, float] = {}
+    for phase in PHASES:
+        row = ledger.costs.get(phase, {})
+        values |= {f"ledger/{phase}_{amount}": row[amount] for amount in AMOUNTS if amount in row}
+        values |= {f"time/ledger_{phase}_s": row["seconds"]} if "seconds" in row else {}
+    return values
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -106,8 +149,9 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def mean_of(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each value over the updates of a step; bad updates are summed."""
-    values = {k: float(np.mean([s[k] for s in stats])) for k in stats[0]} if stats else {}
+    """The mean of each value over those updates of a step that have it; bad updates are summed."""
+    names = dict.fromkeys(k for s in stats for k in s)
+    values = {k: float(np.mean([s[k] for s in stats if k in s])) for k in names}
     if stats:
         values["train/bad_updates"] = float(sum(s["train/bad_updates"] for s in stats))
     return values

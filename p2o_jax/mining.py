@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from p2o_jax import config
-from p2o_jax.records import Question
-
-SUCCESS = 1e-6  # a score above this is a success, as in the released code
+from p2o_jax.records import SUCCESS, Question
 
 
 def find_hard(questions: Sequence[Question], score_QG: np.ndarray, templated_QG: np.ndarray, cfg: config.Mining) -> tuple[str, ...]:
@@ -21,11 +19,23 @@ def find_hard(questions: Sequence[Question], score_QG: np.ndarray, templated_QG:
     judged_QG = np.ones_like(templated_QG, bool)
     if cfg.judge_on == "plain":
         judged_QG = ~templated_QG | templated_QG.all(axis=1, keepdims=True)
-    successes_Q = ((score_QG > SUCCESS) & judged_QG).sum(axis=1)
-    hard_Q = successes_Q == 0
-    if cfg.include_near_hard:
-        hard_Q |= (successes_Q == 1) & (judged_QG.sum(axis=1) > 1)
-    return tuple(dict.fromkeys(question.id for question, hard in zip(questions, hard_Q, strict=True) if hard))
+    successes: dict[str, int] = {}  # by question, over all of its groups
+    tried: dict[str, int] = {}
+    for question, score_G, judged_G in zip(questions, score_QG, judged_QG, strict=True):
+        successes[question.id] = successes.get(question.id, 0) + int(((score_G > SUCCESS) & judged_G).sum())
+        tried[question.id] = tried.get(question.id, 0) + int(judged_G.sum())
+    most = 1 if cfg.include_near_hard else 0
+    return tuple(name for name, count in successes.items() if count == 0 or (count <= most and tried[name] > 1))
+
+
+def with_extra_groups(questions: Sequence[Question], last_hard_ids: Sequence[str], cfg: config.Mining) -> list[Question]:
+    """The questions of a step, and after them those that the last epoch found hard as often again as `extra_plain_groups` says.
+
+    ▲ A question's further groups are plain (`assign.asks_for`) and have their own mean reward, but all of its groups decide
+    whether it is hard.
+    """
+    hard = set(last_hard_ids)
+    return [*questions, *(q for q in questions for _ in range(cfg.extra_plain_groups) if q.id in hard)]
 
 
 def outcome_metrics(

@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2o_jax import runtime
+from p2o_jax import history, runtime
 from p2o_jax.config import Config
 from p2o_jax.data.questions import Questions
-from p2o_jax.gepa import to_gepa_result
-from p2o_jax.metrics import METRICS, read_rows
+from p2o_jax.gepa import api, to_gepa_result
+from p2o_jax.metrics import METRICS, ledger_metrics, read_rows
 from p2o_jax.progress import Reporter
-from p2o_jax.records import Rollout, RunState, SearchResult
+from p2o_jax.records import Rollout, RunState, SearchResult, template_id
 from p2o_jax.rollout.engine import Engine
+from p2o_jax.rollout.stages import num_set_aside
 
 
 class Recorder:
@@ -30,10 +31,10 @@ class Recorder:
         self.log: RunLog | None = None
         self._compile_seconds = 0.0
 
-    def open(self, tick: int) -> None:
-        """Opens the files of a run that goes on at `tick`."""
+    def open(self, tick: int, step: int) -> None:
+        """Opens the files of a run that goes on at this tick and step."""
         if runtime.is_main_process():
-            self.log = RunLog(self.workdir, tick)
+            self.log = RunLog(self.workdir, tick, step)
 
     def close(self) -> None:
         if self.log:
@@ -61,23 +62,28 @@ class Recorder:
             self.log.metrics(before.tick, before.step, values)
             shown = rollouts[:: max(len(rollouts) // max(self.cfg.train.num_samples_logged, 1), 1)][: self.cfg.train.num_samples_logged]
             self.log.rows("samples", before.tick, [_sample(r, before.step) for r in shown])
+            if after.phase == "prompts":
+                self.log.rows("questions", before.tick, history.rows(after.history, after.hard_ids))
 
     def search(self, before: RunState, after: RunState, result: SearchResult | None) -> None:
         """A prompt phase's metrics, templates and line."""
-        epoch = self.questions.epoch(before.step - 1)
+        epoch = self.questions.epoch(max(before.step - 1, 0))
         values: dict[str, float] = {"gepa/hard_questions": len(before.hard_ids), "gepa/skipped": float(result is None)}
+        values |= {f"hard/{name}": value for name, value in history.stats(before.history).items()}
         if result is not None:
             values |= {f"gepa/{name}": value for name, value in result.stats.items()}
             spent = after.ledger.total("generated_tokens") - before.ledger.total("generated_tokens")
             values["gepa/generated_tokens"] = spent
+            values["gepa/journals_set_aside"] = num_set_aside(self.workdir, epoch)
+            values |= _api_metrics(before, after) if self.cfg.gepa.reflector == "api" else {}
             self.reporter.line(
                 f"epoch {epoch}: {len(before.hard_ids)} hard questions, {len(result.cover)} templates chosen, {spent:,.0f} tokens"
             )
-        elif self.cfg.gepa.enabled:
+        elif self.cfg.gepa.enabled and self.cfg.gepa.schedule == "every_epoch":
             rule = f"fewer than config.gepa.min_hard={self.cfg.gepa.min_hard}: no prompt phase"
             self.reporter.line(f"epoch {epoch}: {len(before.hard_ids)} hard questions, {rule}")
         if self.log:
-            self.log.metrics(before.tick, before.step, values | self._running(after))
+            self.log.metrics(before.tick, before.step, values | self._running(after) | ledger_metrics(after.ledger))
             if result is not None:
                 self.log.rows("templates", before.tick, _template_rows(result, epoch))
                 path = self.workdir / "gepa" / f"epoch_{epoch}.json"
@@ -90,17 +96,20 @@ class Recorder:
         families = "  ".join(f"{family} {score:.2f}" for family, score in row["by_family"].items())
         self.reporter.line(f"eval at step {state.step}: plain accuracy {row['accuracy']:.3f}  ({families})  after {tokens:,.0f} tokens")
         if self.log:
-            self.log.metrics(state.tick, state.step, values | {"ledger/generated_tokens": tokens} | self._times())
-            self.log.rows("evaluations", state.tick, [{"step": state.step, "generated_tokens": tokens, **row, "cost": spent}])
+            values |= {"ledger/generated_tokens": tokens} | self._times() | ledger_metrics(state.ledger)
+            self.log.metrics(state.tick, state.step, values)
+            untimed = {k: v for k, v in spent.items() if k != "seconds"}
+            self.log.rows("evaluations", state.tick, [{"step": state.step, "generated_tokens": tokens, **row, "cost": untimed}])
 
     def _running(self, after: RunState) -> dict[str, float]:
-        busy, steps = self.engine.take_busy()
+        work = self.engine.take_work()
         return {
             **self._times(),
             "ledger/generated_tokens": after.ledger.total("generated_tokens"),
             "ledger/rollouts": after.ledger.total("rollouts"),
+            "ledger/flops": after.ledger.total("flops"),
             "perf/compiles": self.compiles.count,
-            "perf/frac_slots_busy": busy / max(steps * self.cfg.rollout.slots, 1),
+            "perf/frac_slots_busy": work.busy / max(work.computed, 1),
         }
 
     def _times(self) -> dict[str, float]:
@@ -110,18 +119,18 @@ class Recorder:
 
 
 class RunLog:
-    """Writes metrics.jsonl, TensorBoard events, samples.jsonl, templates.jsonl and evaluations.jsonl. Only the main process has one."""
+    """Writes the JSONL files of FILES and TensorBoard events. Only the main process has one."""
 
-    FILES = ("metrics", "samples", "templates", "evaluations")
+    FILES = ("metrics", "samples", "templates", "evaluations", "questions")
 
-    def __init__(self, workdir: Path, tick: int):
-        """Opens the records of a run that goes on at `tick`: rows of that tick or later are cut off."""
+    def __init__(self, workdir: Path, tick: int, step: int):
+        """Opens the records of a run that goes on at this tick and step: rows of that tick or later are cut off."""
         from tensorboardX import SummaryWriter
 
         self.workdir = workdir
         for name in self.FILES:
             _keep_rows_before(workdir / f"{name}.jsonl", tick)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=tick or None)
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step if tick else None)
 
     def metrics(self, tick: int, step: int, values: Mapping[str, float]) -> None:
         """One row of metrics.jsonl and a TensorBoard point for each value."""
@@ -148,6 +157,12 @@ def _keep_rows_before(path: Path, tick: int) -> None:
     temporary.replace(path)
 
 
+def _api_metrics(before: RunState, after: RunState) -> dict[str, float]:
+    """What a prompt phase met with at the endpoint."""
+    then, now = (state.ledger.costs.get("gepa_reflect", {}) for state in (before, after))
+    return {f"gepa/{name}": now.get(name, 0) - then.get(name, 0) for name in api.STATS}
+
+
 def _sample(r: Rollout, step: int) -> dict[str, Any]:
     return {
         "step": step,
@@ -170,5 +185,6 @@ def _template_rows(result: SearchResult, epoch: int) -> list[dict[str, Any]]:
         dev = dict(zip(result.dev_ids, scores, strict=True))
         rank = result.cover.index(z) if z in result.cover else None
         mean = sum(scores) / max(len(scores), 1)
-        rows.append({"epoch": epoch, "candidate": z, "text": text, "parent": parent, "dev_score": mean, "cover_rank": rank, "dev": dev})
+        row = {"epoch": epoch, "candidate": z, "text": text, "template_id": template_id(text), "parent": parent}
+        rows.append({**row, "dev_score": mean, "cover_rank": rank, "dev": dev})
     return rows + [{"epoch": epoch, **event} for event in result.events if event["outcome"] != "accepted"]

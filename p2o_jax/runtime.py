@@ -28,6 +28,15 @@ def split_cpu(num_devices: int) -> None:
         jax.config.update("jax_num_cpu_devices", num_devices)
 
 
+def start(cpu_devices: int, compile_cache: str) -> int:
+    """The number of devices, after the settings that JAX must have before it is first used: a split CPU, kept compiled programs."""
+    if cpu_devices:
+        split_cpu(cpu_devices)
+    if compile_cache:
+        jax.config.update("jax_compilation_cache_dir", os.path.abspath(compile_cache))
+    return jax.device_count()
+
+
 def key(seed: int, *names: str | int) -> jax.Array:
     """A JAX key that is a function of the seed and the names alone, e.g. key(0, "rollout", step)."""
     words = np.frombuffer(hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest(), np.uint32)

@@ -60,6 +60,7 @@ def run(argv: Sequence[str]) -> None:
 
     reporter = Reporter(enabled=runtime.is_main_process())
     cfg, given = _config(flags["model"], overrides)
+    runtime.start(cfg.mesh.cpu_devices, compile_cache="")
     scorer = open_scorer(cfg, tokens, flags["tokens"])
     T, shards = tokens.id_BT.shape[1], scorer.mesh.shape["data"] * scorer.mesh.shape["fsdp"]
     fitting = max(min(MAX_ROWS, SCORES_BYTES // (4 * scorer.spec.heads * T**2)), 1) * shards
@@ -85,8 +86,8 @@ def score(scorer: Scorer, tokens: Tokens, rows: int, reporter: Reporter) -> np.n
 
     def logps(params: Any, token_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
         position_BT, segment_BT = transformer.segments(mask_BT)
-        chunk = scorer.logit_chunk
-        return transformer.token_logps(scorer.spec, params, token_BT, position_BT, segment_BT, dtype=scorer.dtype, chunk=chunk)[0]
+        how = {"dtype": scorer.dtype, "chunk": scorer.logit_chunk, "mesh": scorer.mesh}
+        return transformer.token_logps(scorer.spec, params, token_BT, position_BT, segment_BT, **how)[0]
 
     program = jax.jit(logps, out_shardings=split)
     B, T = tokens.id_BT.shape

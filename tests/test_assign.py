@@ -81,3 +81,9 @@ def test_asks_in_group_order_with_stable_names():
     assert asks_for([b], Assignment({"qb": ("T", "")}), 2, "step 7") == asks[2:]
     with pytest.raises(AssertionError, match="group size 3"):
         asks_for([b], Assignment({"qb": ("T", "")}), 3, "step 7")
+
+
+def test_a_further_group_of_a_question_is_plain():
+    a = Question("qa", ({"role": "user", "content": "qa"},), "x")
+    asks = asks_for([a, a], Assignment({"qa": ("T", "")}), 2, "n")
+    assert [(ask.template, ask.name) for ask in asks] == [("T", "n/qa/0"), ("", "n/qa/1"), ("", "n/qa/2"), ("", "n/qa/3")]

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from benchmarks import gepa as gepa_bench
 from benchmarks import load, memory, quick, report
 from benchmarks.report import Target
 from p2o_jax.config import ConfigError
@@ -67,3 +68,34 @@ def test_quick_wants_a_fresh_workdir(tmp_path):
     (tmp_path / "something").touch()
     with pytest.raises(ConfigError, match="new or empty"):
         quick.run(["--config=configs/smoke.py", f"--workdir={tmp_path}"])
+
+
+def test_gepa_keeps_the_sampler_s_rows_busy_and_needs_four_calls_an_iteration():
+    """The paper's k and m on a small dev set and few slots; the figure at its V is the benchmark's."""
+    figures = gepa_bench.paper_figures(slots=8, max_new_tokens=24, num_questions=60, budget="light")
+    assert figures["frac_rows_busy_paper"] >= 0.7
+    assert 0 < figures["paper"]["calls_per_iteration"] <= 4 and figures["paper"]["iterations"] > 1
+
+
+def test_learner_compares_with_the_faster_peer_setting(tmp_path):
+    from benchmarks import learner
+
+    assert learner.write_batch(tmp_path / "b.npz", "equal", 100) == 64 * (64 + 128)
+    geometric = learner.write_batch(tmp_path / "g.npz", "geometric", 100)
+    lengths = [len(e.response_ids) for e in learner.read_batch(str(tmp_path / "g.npz"))]
+    assert max(lengths) == 256 and 30 < sum(lengths) / 64 < 62 and geometric == sum(lengths) + 64 * 64
+
+    def line(cpu, rss):
+        return [sys.executable, "-c", f'print(\'{{"cpu_s": {cpu}, "update_s": {2 * cpu}, "peak_rss_mb": {rss}}}\')']
+
+    figures = {}
+    todo = {
+        "ours:": line(1.0, 100),
+        "ours_scored:": line(1.5, 100),
+        "trl:64": line(4.0, 300),
+        "trl:16": line(3.0, 400),
+        "tunix:16": line(6.0, 200),
+    }
+    learner.compare("x", todo, 600, 1, figures)
+    assert figures["x_speedup"] == 3.0 and figures["x_speedup_scored"] == 2.0 and figures["x_memory_ratio"] == 0.5
+    assert figures["x_trl"] == {"tokens_per_cpu_s": 200, "tokens_per_s": 100, "cpu_s": 3.0, "peak_rss_mb": 400}

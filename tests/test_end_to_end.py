@@ -75,6 +75,15 @@ def untimed(workdir: Path, steps: int = STEPS + 1) -> list[dict]:
     return [row for row in kept if row["step"] < steps]
 
 
+def untimed_journal(workdir: Path) -> list[dict]:
+    """The calls in the first prompt phase's journal, without the seconds they took."""
+    calls = []
+    for call in rows(workdir / "gepa", "journal_epoch_0"):
+        cost = {phase: {k: v for k, v in row.items() if k != "seconds"} for phase, row in call["cost"].items()}
+        calls.append({**call, "cost": cost, "check": ""})
+    return calls
+
+
 def result(workdir: Path) -> dict:
     return {k: v for k, v in json.loads((workdir / "result.json").read_text()).items() if not k.startswith("seconds")}
 
@@ -96,8 +105,8 @@ def finished(settings, tmp_path_factory):
 
 def test_a_run_leaves_its_records(finished):
     names = {path.name for path in finished.iterdir()}
-    files = {"config.json", "versions.json", "metrics.jsonl", "samples.jsonl", "templates.jsonl", "evaluations.jsonl", "result.json"}
-    assert files | {"checkpoints", "tensorboard", "gepa"} <= names
+    files = {"config.json", "versions.json", "metrics.jsonl", "samples.jsonl", "templates.jsonl", "evaluations.jsonl", "questions.jsonl"}
+    assert files | {"result.json", "checkpoints", "tensorboard", "gepa"} <= names
     metrics = rows(finished)
     assert {key for row in metrics for key in row} - set(METRICS) == {"tick", "step"}
     steps = [row for row in metrics if "train/loss" in row]
@@ -113,13 +122,17 @@ def test_a_run_leaves_its_records(finished):
     assert {row["step"] for row in samples} == set(range(STEPS))
     assert any(row["cover_rank"] is not None for row in rows(finished, "templates") if "cover_rank" in row)
     assert json.loads((finished / "config.json").read_text())["gepa"]["min_hard"] == 4
+    assert {row["epoch"] for row in rows(finished, "questions")} == {0, 1}
     assert {"jax", "python"} <= set(json.loads((finished / "versions.json").read_text()))
 
 
 def test_result_json(finished):
     found = json.loads((finished / "result.json").read_text())
     expected = {"accuracy_before", "accuracy", "by_family", "generated_tokens", "steps", "seconds_by_phase", "seconds", "p_chain_plain"}
-    assert set(found) == expected
+    assert set(found) == expected | {"ledger", "seconds_ledger"}
+    phases = {"policy", "score", "update", "eval", "gepa_seed", "gepa_parents", "gepa_children", "gepa_dev", "gepa_reflect"}
+    assert set(found["ledger"]) == set(found["seconds_ledger"]) == phases and all(row["flops"] > 0 for row in found["ledger"].values())
+    assert found["generated_tokens"] == sum(row.get("generated_tokens", 0) for p, row in found["ledger"].items() if p != "eval")
     assert found["steps"] == STEPS and found["seconds"] > 0 and 0 <= found["accuracy"] <= 1
     assert found["generated_tokens"] == rows(finished)[-1]["ledger/generated_tokens"] > 0
 
@@ -139,16 +152,22 @@ def test_the_same_seed_gives_the_same_run(finished, settings, tmp_path):
 
 
 def test_a_killed_run_resumes_and_ends_the_same(finished, settings, tmp_path):
-    """Killed in a policy step, then in the prompt phase. Checkpoints are written while the run goes on: the one before is there."""
+    """Killed in a policy step, then twice in the prompt phase. Checkpoints are written while the run goes on: the one before is there.
+
+    The phase's journal answers what was generated before the kills, and the ledger has every token once.
+    """
     workdir = tmp_path / "killed"
     assert "resuming" not in kill_at(workdir, settings, "step 3/6")
     assert "resuming" in kill_at(workdir, settings, "gepa iteration 1")
+    assert len(untimed_journal(workdir)) > 0
+    assert "resuming" in kill_at(workdir, settings, "gepa iteration 2")
     assert not (workdir / "result.json").exists()
     told = succeed("configs/smoke.py", workdir, settings)
     assert f"resuming {workdir} at step" in told and "step 1/6" not in told and "gepa iteration" in told
     assert untimed(workdir) == untimed(finished)
-    for name in ("samples", "templates", "evaluations"):
+    for name in ("samples", "templates", "evaluations", "questions"):
         assert rows(workdir, name) == rows(finished, name)
+    assert untimed_journal(workdir) == untimed_journal(finished)
     assert result(workdir) == result(finished)
 
 

@@ -16,7 +16,7 @@ FLOORS = (
     # 1: host records and settings
     ("records", "config", "progress"),
     # 2: rules and files of settings; what needs nothing but records and settings
-    ("config_rules", "config_files", "data", "rewards", "gepa", "mining", "assign", "models", "runtime", "checkpoint"),
+    ("config_rules", "config_files", "data", "rewards", "gepa", "mining", "assign", "bandit", "history", "models", "runtime", "checkpoint"),
     # 3: what is built of those (metrics and world use gepa's names and prompts)
     ("rollout", "rl", "world", "metrics"),
     # 4: evaluation on the sampler; the records of a run, and what is made of them
@@ -31,7 +31,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, start=1) for room in rooms}
 COMMANDS = FLOORS[-1]
 MAY_IMPORT_SIBLINGS = {("generate", "main"), ("score", "main"), ("export", "main")}  # main.command: errors in one line each
-WITHOUT_JAX = ("data", "rewards", "gepa", "mining", "assign", "records", "config", "config_rules", "config_files")
+WITHOUT_JAX = ("data", "rewards", "gepa", "mining", "assign", "bandit", "history", "records", "config", "config_rules", "config_files")
 
 
 def room_of(path: Path) -> str:

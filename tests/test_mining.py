@@ -42,3 +42,19 @@ def test_one_success_in_a_group_of_one_is_not_near_hard():
 def test_a_question_enters_once():
     cfg = config.Mining(judge_on="all")
     assert mining.find_hard([QUESTIONS[0]] * 2, np.zeros((2, 2)), np.zeros((2, 2), bool), cfg) == ("q0",)
+
+
+def test_all_groups_of_a_question_decide():
+    cfg, pair = config.Mining(include_near_hard=False, judge_on="all"), [QUESTIONS[0]] * 2
+    none = np.zeros((2, 2), bool)
+    assert mining.find_hard(pair, np.array([[0, 0], [0, 1.0]]), none, cfg) == ()
+    near = config.Mining(include_near_hard=True, judge_on="all")
+    assert mining.find_hard(pair, np.array([[0, 0], [0, 1.0]]), none, near) == ("q0",)
+    assert mining.find_hard(pair, np.array([[1.0, 0], [0, 1.0]]), none, near) == ()
+
+
+def test_extra_groups_are_for_what_the_last_epoch_found_hard():
+    batch = QUESTIONS[:3]
+    assert mining.with_extra_groups(batch, ["q1"], config.Mining()) == batch
+    found = mining.with_extra_groups(batch, ["q1", "q4"], config.Mining(extra_plain_groups=2))
+    assert [q.id for q in found] == ["q0", "q1", "q2", "q1", "q1"]

@@ -9,6 +9,7 @@ import platform
 import resource
 import statistics
 import sys
+import time
 
 import numpy as np
 
@@ -91,6 +92,17 @@ def lengths_until(tokens, stop):
 
 def med(xs):
     return statistics.median(xs) if xs else None
+
+
+def timed_calls(call, steps):
+    """Wall and process CPU seconds of each call but the first two (compilation, and what is left of it)."""
+    wall, cpu = [], []
+    for _ in range(steps):
+        w, c = time.perf_counter(), time.process_time()
+        call()
+        wall.append(time.perf_counter() - w)
+        cpu.append(time.process_time() - c)
+    return wall[2:], cpu[2:]
 
 
 def versions(*names):

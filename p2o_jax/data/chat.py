@@ -19,6 +19,7 @@ class TextCodec(Protocol):
 
     stop_ids: tuple[int, ...]
     pad_id: int
+    special_tokens: tuple[str, ...]
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text as it stands, nothing added."""
@@ -39,6 +40,7 @@ class Tokenizer:
     def __init__(self, hf: Any, eos_ids: Iterable[int] = ()):
         self.hf = hf
         special = {token.content: i for i, token in hf.added_tokens_decoder.items() if token.special}
+        self.special_tokens = tuple(sorted(special))
         ends = [special[name] for name in END_OF_TURN if name in special]
         own = [] if hf.eos_token_id is None else [hf.eos_token_id]
         self.stop_ids = tuple(sorted({*eos_ids, *own, *ends}))
@@ -158,6 +160,10 @@ class Chat:
     def count_tokens(self, text: str) -> int:
         """The number of tokens of a bare text."""
         return len(self.tokenizer.encode(text))
+
+    def spells_special(self, text: str) -> bool:
+        """Whether the text spells a special token, such as the end of a turn, which would be read as that."""
+        return any(token in text for token in self.tokenizer.special_tokens)
 
     def _encode_messages(self, messages: tuple[tuple[tuple[str, str], ...], ...]) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(self._text([dict(m) for m in messages])))

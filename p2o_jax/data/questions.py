@@ -32,6 +32,13 @@ class Questions:
         start = step_in_epoch * self.per_step
         return self._ordered(epoch)[start : start + self.per_step]
 
+    def further(self, step: int) -> list[Question]:
+        """The epoch's questions that are not in the step's batch, in an order that is the step's own."""
+        own = {q.id for q in self.batch(step)}
+        others = [q for q in self.questions if q.id not in own]
+        random.Random(f"{self.seed}/further/{step}").shuffle(others)
+        return others
+
     def epoch(self, step: int) -> int:
         """The epoch, from 0, that the step belongs to."""
         return step // self.steps_per_epoch

@@ -2,13 +2,13 @@
 
 `search` runs one phase; `state` holds its pure steps (init, select, propose, gate, promote). Each other file is one rule of
 the algorithm: sampling (what is drawn), pareto (who may be a parent), reflection (what the reflecting model reads),
-filters (which replies become templates), budget (when it ends), cover (what comes out), journal (how a killed phase goes on)
-and export (how others open the result).
+filters (which replies become templates), budget (when it ends), cover (what comes out), journal (how a killed phase goes on),
+export (how others open the result) and api (replies of an endpoint elsewhere).
 """
 
 from p2o_jax.gepa.export import to_gepa_result
-from p2o_jax.gepa.journal import Journal, JournalMismatch
+from p2o_jax.gepa.journal import Journal, JournalMismatch, resume
 from p2o_jax.gepa.reflection import compact_prompt
 from p2o_jax.gepa.search import STATS, is_due, search
 
-__all__ = ["STATS", "Journal", "JournalMismatch", "compact_prompt", "is_due", "search", "to_gepa_result"]
+__all__ = ["STATS", "Journal", "JournalMismatch", "compact_prompt", "is_due", "resume", "search", "to_gepa_result"]

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from p2o_jax import config
 from p2o_jax.records import Question
 
-Problem = Literal["", "no_fence", "think", "too_long", "duplicate", "empty"]
+Problem = Literal["", "no_fence", "think", "too_long", "special_token", "duplicate", "empty"]
 NGRAM = 8  # words in a row that a template may not share with a question of its minibatch
 
 _FENCE = re.compile(r"`{3,}")
@@ -21,13 +21,20 @@ class Extracted(NamedTuple):
     problem: Problem  # empty: the text may become a template
 
 
-def extract(reply: str, cfg: config.Gepa, count_tokens: Callable[[str], int], taken: Collection[str] = ()) -> Extracted:
+def extract(
+    reply: str,
+    cfg: config.Gepa,
+    count_tokens: Callable[[str], int],
+    taken: Collection[str] = (),
+    spells_special: Callable[[str], bool] = lambda text: False,
+) -> Extracted:
     """The template in a reply, between its first and its last fence, with the reason if it may not become one.
 
     A language tag, a word directly after the opening fence that ends its line, is left out (▲ any: the released code knows
     "markdown" only). `taken` are the templates that exist; white space makes no difference between two of them.
-    ▲ With `filter_replies` monologues, unclosed fences, over-long texts and duplicates are rejected; without it only
-    empty texts are, as in the released code, which takes an unfenced reply whole.
+    ▲ With `filter_replies` monologues, unclosed fences, over-long texts, duplicates and texts that spell a special token of the
+    tokenizer, such as the end of a turn, are rejected; without it only empty texts are, as in the released code, which takes an
+    unfenced reply whole.
     """
     text, closed = fenced(reply)
     if not cfg.filter_replies:
@@ -41,6 +48,8 @@ def extract(reply: str, cfg: config.Gepa, count_tokens: Callable[[str], int], ta
         problem = "empty"
     elif count_tokens(text) > cfg.max_template_tokens:
         problem = "too_long"
+    elif spells_special(text):
+        problem = "special_token"
     elif normal(text) in {normal(other) for other in taken}:
         problem = "duplicate"
     return Extracted(text, problem)

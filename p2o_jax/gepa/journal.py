@@ -1,7 +1,8 @@
 """A record of every evaluate and reflect call of a phase, so that a killed phase goes on where it stopped.
 
 The search is run again from its start; calls that are on record are answered from it. Nothing is generated twice, and because
-a fresh answer is returned as it was written down, a resumed phase ends with the same bits as an uninterrupted one.
+a fresh answer is returned as it was written down, a resumed phase ends with the same bits as an uninterrupted one. What a call has
+cost is on record, too, so that a ledger counts every generated token once, however often the phase was killed.
 """
 
 import base64
@@ -10,9 +11,11 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from p2o_jax.records import Outcome, Question, digest
+
+T = TypeVar("T")
 
 
 class JournalMismatch(RuntimeError):
@@ -41,6 +44,12 @@ class Journal:
         self._path, self._phase, self._write = Path(path), phase, write
         self._records, self._size = _parse(self._path, load(self._path))
         self._next = 0
+        self._spent: Callable[[], Any] = lambda: None
+        self._replayed: Callable[[Any], None] = lambda cost: None
+
+    def account(self, spent: Callable[[], Any], replayed: Callable[[Any], None]) -> None:
+        """Has costs recorded: `spent` tells, as JSON, what a call just made has cost; `replayed` is told that of a call on record."""
+        self._spent, self._replayed = spent, replayed
 
     @property
     def num_left(self) -> int:
@@ -56,10 +65,10 @@ class Journal:
 
         return recorded
 
-    def reflect(self, reflect: Callable[[Sequence[str]], Sequence[str]]) -> Callable[[Sequence[str]], list[str]]:
+    def reflect(self, reflect: Callable[[Sequence[str]], Sequence[str | None]]) -> Callable[[Sequence[str]], list[str | None]]:
         """`reflect`, recorded."""
 
-        def recorded(prompts: Sequence[str]) -> list[str]:
+        def recorded(prompts: Sequence[str]) -> list[str | None]:
             return list(self._call("reflect", prompts, lambda: list(reflect(prompts))))
 
         return recorded
@@ -71,10 +80,11 @@ class Journal:
             if (record["call"], record["kind"], record["key"]) != (number, kind, key):
                 raise JournalMismatch(
                     f"{self._path}: call {number} of phase {self._phase!r} is a {kind} with key {key}, but the journal has "
-                    f"call {record['call']}, {record['kind']} with key {record['key']}: remove the file to start the phase again"
+                    f"call {record['call']}, {record['kind']} with key {record['key']}"
                 )
+            self._replayed(record.get("cost"))
         else:
-            record = {"call": number, "kind": kind, "key": key, "answer": answer()}
+            record = {"call": number, "kind": kind, "key": key, "answer": answer(), "cost": self._spent()}
             if self._write:
                 self._append(record)
             self._records.append(record)
@@ -93,6 +103,18 @@ class Journal:
         self._size += len(line)
 
 
+def resume(open_journal: Callable[[], Journal], run: Callable[[Journal], T], set_aside: Callable[[str], None]) -> T:
+    """What `run` returns with the journal; where that turns out to be of something else, it is set aside and `run` starts afresh.
+
+    `set_aside` is told why, and has to see to it that `open_journal` gives an empty one.
+    """
+    try:
+        return run(open_journal())
+    except JournalMismatch as e:
+        set_aside(str(e))
+    return run(open_journal())
+
+
 def _parse(path: Path, data: bytes) -> tuple[list[dict[str, Any]], int]:
     """The records, and the bytes that they take up; a damaged last line is left out."""
     lines = data.splitlines(keepends=True)
@@ -102,7 +124,7 @@ def _parse(path: Path, data: bytes) -> tuple[list[dict[str, Any]], int]:
         record = _record(line)
         if record is None:
             if i + 1 < len(lines):
-                raise JournalMismatch(f"{path}: line {i + 1} of {len(lines)} is damaged: remove the file to start the phase again")
+                raise JournalMismatch(f"{path}: line {i + 1} of {len(lines)} is damaged")
             break
         records.append(record)
         size += len(line)

@@ -5,6 +5,7 @@ the parents on their minibatches, all reflection prompts, the children on the sa
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from p2o_jax import config
 from p2o_jax.gepa import budget, cover, filters, reflection, sampling
@@ -12,8 +13,9 @@ from p2o_jax.gepa import state as steps
 from p2o_jax.records import Outcome, Question, SearchResult
 
 Pair = tuple[str, Question]  # (template, question)
+Stage = Literal["seed", "parents", "children", "dev"]  # what an evaluation is for
 Evaluate = Callable[[Sequence[Pair]], Sequence[Outcome]]
-Reflect = Callable[[Sequence[str]], Sequence[str]]
+Reflect = Callable[[Sequence[str]], Sequence[str | None]]
 
 REJECTIONS = {
     "gate": "children that did not beat their parent on its minibatch",
@@ -21,11 +23,13 @@ REJECTIONS = {
     "no_fence": "replies without a closed fence",
     "think": "replies that contain <think>",
     "too_long": "templates of more than gepa.max_template_tokens tokens",
+    "special_token": "templates that spell a special token of the tokenizer",
     "duplicate": "templates that exist already",
     "empty": "replies without a template",
     "leak": "templates that hold a reference answer or eight words in a row of a question of their minibatch",
     "overlong_prompt": "templates under which a question would be too long a prompt",
     "overlong_reflection": "proposals whose reflection prompt is too long with only one example in it",
+    "no_reply": "proposals for which the reflecting endpoint gave no reply",
 }
 
 STATS = {
@@ -49,9 +53,10 @@ STATS = {
 }
 
 
-def is_due(num_hard: int, cfg: config.Gepa) -> bool:
-    """Whether an epoch with so many hard questions ends in a prompt phase."""
-    return cfg.enabled and num_hard >= cfg.min_hard
+def is_due(step: int, num_hard: int, cfg: config.Gepa) -> bool:
+    """Whether prompts evolve after so many policy steps, an epoch having ended with so many hard questions."""
+    on_schedule = {"every_epoch": step > 0, "first": step == 0}[cfg.schedule]
+    return cfg.enabled and on_schedule and num_hard >= cfg.min_hard
 
 
 def search(
@@ -63,6 +68,8 @@ def search(
     seed: str,
     progress: Callable[[Mapping[str, float]], None] = lambda stats: None,
     fits: Callable[[str, Question], bool] = lambda template, question: True,
+    spells_special: Callable[[str], bool] = lambda text: False,
+    on_stage: Callable[[Stage], None] = lambda stage: None,
 ) -> SearchResult:
     """The templates found for these hard questions, their dev scores and the greedy cover.
 
@@ -70,27 +77,30 @@ def search(
         questions: the hard questions, in any order; with fewer than two only the empty template is looked at.
         evaluate: one outcome per (template, question) pair, in order. With `cfg.rollouts_per_eval` n > 1 each pair is there n times
             in a row, to be answered independently, and the scores are averaged.
-        reflect: one reply per prompt, in order; an empty reply is no child.
+        reflect: one reply per prompt, in order; an empty reply is no child. None where there was no reply: if all are missing, the
+            phase ends with what it has.
         count_tokens: tokens of a text, as the reflecting model counts them.
         cfg: resolved, so that none of its fields is None.
         seed: names everything random in the phase.
         progress: called with `STATS` after every iteration.
         fits: whether a question can be asked under a template; a template that some question can't be asked under is rejected.
+        spells_special: whether a text spells a special token of the policy's tokenizer; such a template is rejected.
+        on_stage: told before each call of `evaluate` what it is for.
     """
     train, dev = sampling.split(questions, cfg.dev_size, seed)
     common = filters.common_ngrams((*train, *dev))
     phase = steps.Phase(train, dev, cfg, seed, budget.total(cfg, len(train), len(dev)), common)
-    world = _World(phase, evaluate, reflect, count_tokens)
+    world = _World(phase, evaluate, reflect, count_tokens, on_stage)
     if not dev:
         return _result(phase, steps.State(("",), (None,), ((),), stage="done"), world)
 
-    state = steps.init(phase, world.dev([""])[0])
+    state = steps.init(phase, world.dev([""], "seed")[0])
     while (state := steps.select(phase, state)).stage != "done":
         before, examples = world.parents(state)
         replies = world.replies(state, examples)
-        state = steps.propose(phase, state, before, replies, count_tokens, fits)
+        state = steps.propose(phase, state, before, replies, count_tokens, fits, spells_special)
         state = steps.gate(phase, state, world.children(state))
-        state = steps.promote(phase, state, world.dev([p.text for p in steps.racing(state)]))
+        state = steps.promote(phase, state, world.dev([p.text for p in steps.racing(state)], "dev"))
         progress(_stats(phase, state, world))
     return _result(phase, state, world)
 
@@ -98,46 +108,55 @@ def search(
 class _World:
     """The two callables, one call per stage (none for an empty one), with everything counted."""
 
-    def __init__(self, phase: steps.Phase, evaluate: Evaluate, reflect: Reflect, count_tokens: Callable[[str], int]):
+    def __init__(
+        self,
+        phase: steps.Phase,
+        evaluate: Evaluate,
+        reflect: Reflect,
+        count_tokens: Callable[[str], int],
+        on_stage: Callable[[Stage], None],
+    ):
         self._phase, self._evaluate, self._reflect, self._count_tokens = phase, evaluate, reflect, count_tokens
+        self._on_stage = on_stage
         self.counts = dict.fromkeys(("evaluate_calls", "reflect_calls", "examples_cut", "examples_dropped"), 0)
 
-    def outcomes(self, pairs: Sequence[Pair]) -> list[tuple[float, Outcome]]:
+    def outcomes(self, pairs: Sequence[Pair], stage: Stage) -> list[tuple[float, Outcome]]:
         """For each pair the mean score of its rollouts, and the first of them."""
         if not pairs:
             return []
         n = self._phase.cfg.rollouts_per_eval
         asked = [pair for pair in pairs for _ in range(n)]
+        self._on_stage(stage)
         got = self._evaluate(asked)
         assert len(got) == len(asked), f"evaluate answered {len(got)} of {len(asked)} pairs"
         self.counts["evaluate_calls"] += 1
         groups = [got[i : i + n] for i in range(0, len(got), n)]
         return [(sum(float(o.score) for o in group) / n, group[0]) for group in groups]
 
-    def dev(self, templates: Sequence[str]) -> list[list[float]]:
+    def dev(self, templates: Sequence[str], stage: Stage) -> list[list[float]]:
         """The scores of each template on all of dev."""
         dev = self._phase.dev
-        scores = [score for score, _ in self.outcomes([(template, q) for template in templates for q in dev])]
+        scores = [score for score, _ in self.outcomes([(template, q) for template in templates for q in dev], stage)]
         return [scores[i : i + len(dev)] for i in range(0, len(scores), len(dev))]
 
     def parents(self, state: steps.State) -> tuple[list[float], list[list[reflection.Example]]]:
         """The score of each proposal's parent, summed over its minibatch, and the examples to reflect on."""
-        groups = self._minibatches([(state.templates[p.parent], p.minibatch) for p in state.wave])
+        groups = self._minibatches([(state.templates[p.parent], p.minibatch) for p in state.wave], "parents")
         examples = [[reflection.Example(q.text, o.text, o.score, o.format_score, q.answer) for q, _, o in group] for group in groups]
         return [sum(score for _, score, _ in group) for group in groups], examples
 
     def children(self, state: steps.State) -> list[float]:
         """The score of each racing child, summed over its parent's minibatch."""
-        groups = self._minibatches([(p.text, p.minibatch) for p in steps.racing(state)])
+        groups = self._minibatches([(p.text, p.minibatch) for p in steps.racing(state)], "children")
         return [sum(score for _, score, _ in group) for group in groups]
 
-    def _minibatches(self, items: Sequence[tuple[str, Sequence[int]]]) -> list[list[tuple[Question, float, Outcome]]]:
+    def _minibatches(self, items: Sequence[tuple[str, Sequence[int]]], stage: Stage) -> list[list[tuple[Question, float, Outcome]]]:
         train = self._phase.train
-        outcomes = iter(self.outcomes([(template, train[i]) for template, minibatch in items for i in minibatch]))
+        outcomes = iter(self.outcomes([(template, train[i]) for template, minibatch in items for i in minibatch], stage))
         return [[(train[i], *next(outcomes)) for i in minibatch] for _, minibatch in items]
 
-    def replies(self, state: steps.State, examples: Sequence[Sequence[reflection.Example]]) -> list[str | None]:
-        """The reply to each proposal's reflection prompt, None where not even one example fits into it."""
+    def replies(self, state: steps.State, examples: Sequence[Sequence[reflection.Example]]) -> list[str | steps.NoReply]:
+        """The reply to each proposal's reflection prompt, or why there is none: not even one example fits into it, or nobody answered."""
         cfg = self._phase.cfg
         prompts = [
             reflection.build(state.templates[p.parent], group, cfg, self._count_tokens)
@@ -150,7 +169,8 @@ class _World:
         self.counts["examples_cut"] += sum(prompt.num_cut for prompt in prompts)
         self.counts["examples_dropped"] += sum(prompt.num_dropped for prompt in prompts)
         answers = iter(got)
-        return [next(answers) if prompt.text else None for prompt in prompts]
+        given = [next(answers) if prompt.text else steps.NoReply("overlong_reflection") for prompt in prompts]
+        return [steps.NoReply("no_reply") if reply is None else reply for reply in given]
 
 
 def _stats(phase: steps.Phase, state: steps.State, world: _World) -> dict[str, float]:

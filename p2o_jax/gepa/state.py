@@ -14,6 +14,7 @@ from p2o_jax.gepa import cover, filters, pareto, sampling
 from p2o_jax.records import Question
 
 Stage = Literal["select", "propose", "gate", "promote", "done"]
+Missing = Literal["overlong_reflection", "no_reply"]  # why there is no reply
 _EPS = 1e-9  # sums of means over rollouts are not exact
 
 
@@ -27,6 +28,13 @@ class Phase:
     seed: str
     budget: int  # rollouts
     common: frozenset[tuple[str, ...]] = frozenset()  # wording that the questions share: no leak
+
+
+@dataclass(frozen=True)
+class NoReply:
+    """In place of a reply: the prompt was never sent, or the reflecting endpoint gave none."""
+
+    reason: Missing
 
 
 @dataclass(frozen=True)
@@ -110,22 +118,24 @@ def propose(
     phase: Phase,
     state: State,
     before: Sequence[float],
-    replies: Sequence[str | None],
+    replies: Sequence[str | NoReply],
     count_tokens: Callable[[str], int],
     fits: Callable[[str, Question], bool] = lambda template, question: True,
+    spells_special: Callable[[str], bool] = lambda text: False,
 ) -> State:
-    """The state with a text, or the reason why not, in every proposal (step 3c). None is the reply to a prompt that was never sent.
+    """The state with a text, or the reason why not, in every proposal (step 3c).
 
-    `before` is the parents' score, summed over each minibatch. `fits` says whether a question can be asked under a template.
+    `before` is the parents' score, summed over each minibatch. `fits` says whether a question can be asked under a template,
+    `spells_special` whether a text spells a special token.
     """
     assert state.stage == "propose", state.stage
     wave: list[Proposal] = []
     for proposal, score, reply in zip(state.wave, before, replies, strict=True):
-        if reply is None:
-            wave.append(replace(proposal, before=score, outcome="overlong_reflection"))
+        if isinstance(reply, NoReply):
+            wave.append(replace(proposal, before=score, outcome=reply.reason))
             continue
         taken = [*state.templates, *(p.text for p in wave if not p.outcome)]
-        text, problem = filters.extract(reply, phase.cfg, count_tokens, taken)
+        text, problem = filters.extract(reply, phase.cfg, count_tokens, taken, spells_special)
         problem = problem or _misfit(phase, proposal, text, fits)
         wave.append(replace(proposal, before=score, text=text, outcome=problem))
     return _spend(phase, replace(state, stage="gate", wave=tuple(wave)), sum(len(p.minibatch) for p in wave))
@@ -165,9 +175,13 @@ def gate(phase: Phase, state: State, after: Sequence[float]) -> State:
 
 
 def promote(phase: Phase, state: State, dev_scores: Sequence[Sequence[float]]) -> State:
-    """The state after the iteration: accepted children are candidates, with their parent and their dev scores (step 3e)."""
+    """The state after the iteration: accepted children are candidates, with their parent and their dev scores (step 3e).
+
+    Done where the reflecting endpoint answered none of the iteration's prompts: the phase ends with what it has.
+    """
     assert state.stage == "promote", state.stage
     accepted, rows = racing(state), iter(dev_scores)
+    unanswered = all(p.outcome == "no_reply" for p in state.wave)
     state = _spend(phase, state, len(accepted) * len(phase.dev))
     events, number = [], len(state.templates)
     for p in state.wave:
@@ -190,7 +204,7 @@ def promote(phase: Phase, state: State, dev_scores: Sequence[Sequence[float]]) -
         stage="select",
         wave=(),
     )
-    return _checked(phase, state)
+    return replace(state, stage="done") if unanswered else _checked(phase, state)
 
 
 def _spend(phase: Phase, state: State, num_pairs: int, free: bool = False) -> State:

@@ -9,20 +9,21 @@ What attends to what is the caller's business: `attend(q, k, v, cache) -> (outpu
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from p2o_jax.models import attention, rope
+from p2o_jax.models import attention, attention_fast, head, rope, sharding
+from p2o_jax.models.head import PADDING_LOGIT
 from p2o_jax.models.spec import ModelSpec, Weight, Weights, block_weights, weights
-
-PADDING_LOGIT = -1e30  # finite: an infinite one makes the entropy nan
 
 Params = dict[str, Any]
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+Remat = Literal["none", "full", "dots"]  # what the backward pass makes again of a layer: nothing, all, all but its matrix products
 
 
 class Block(nnx.Module):
@@ -106,7 +107,7 @@ def hidden(
     attend: Attend,
     caches: Any = None,
     dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> tuple[Float[Array, "B T D"], Any]:
     """The normalised last hidden states in compute dtype, and what `attend` returned as each layer's new cache.
 
@@ -120,8 +121,9 @@ def hidden(
         block_params, cache = weights_and_cache
         return nnx.merge(block_graph, block_params)(x, cos, sin, attend, cache)
 
-    if remat:
-        layer = jax.checkpoint(layer, prevent_cse=False)
+    if remat != "none":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+        layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
     x = jnp.take(top.embed[...], token_BT, axis=0).astype(dtype)
     blocks = params["blocks"]
     if isinstance(blocks, tuple):
@@ -142,9 +144,9 @@ def logits(spec: ModelSpec, params: Params, hidden_ND: Float[Array, "*N D"]) -> 
     return z if not spec.padded_vocab else jnp.where(over_rows(jnp.arange(spec.padded_vocab) < spec.vocab, z), z, PADDING_LOGIT)
 
 
-def attend_packed(segment_BT: Int[Array, "B T"]) -> Attend:
+def attend_packed(segment_BT: Int[Array, "B T"], how: attention_fast.Attention = attention.packed) -> Attend:
     """Causal attention inside the segments of each row, without a cache."""
-    return lambda q, k, v, cache: (attention.packed(q, k, v, segment_BT), cache)
+    return lambda q, k, v, cache: (how(q, k, v, segment_BT), cache)
 
 
 def token_logps(
@@ -155,43 +157,37 @@ def token_logps(
     segment_BT: Int[Array, "B T"],
     temperature: float | jax.Array = 1.0,
     dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: Remat = "none",
     chunk: int = 1024,
-    with_entropy: bool = False,
+    wanted_BT: Bool[Array, "B T"] | None = None,
+    entropy_gradient: bool = True,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """log p(token t | the tokens before it in its segment) at the temperature, and the entropy of that prediction, float32.
 
-    Both are 0 at a segment's first token and on padding. At most `chunk` rows of [*, V] logits exist at one time, in the
-    backward pass too.
+    Both are 0 at a segment's first token, on padding and where not wanted; only wanted tokens cost anything in the output head.
+    At most `chunk` rows of [*, V] logits exist at one time in each of the mesh's parts of the batch, in the backward pass too.
+    Without a mesh: dense attention, one device.
     """
-    x_BTD, _ = hidden(spec, params, token_BT, position_BT, attend_packed(segment_BT), dtype=dtype, remat=remat)
+    how = attention_fast.for_mesh(mesh) if mesh else attention.packed
+    x_BTD, _ = hidden(spec, params, token_BT, position_BT, attend_packed(segment_BT, how), dtype=dtype, remat=remat)
     B, T, D = x_BTD.shape
-    predicting_ND = x_BTD[:, :-1].reshape(-1, D)
-    target_N = token_BT[:, 1:].reshape(-1)
-    size = min(chunk, target_N.shape[0])
-    padding = -target_N.shape[0] % size
+    inside = (segment_BT[:, 1:] == segment_BT[:, :-1]) & (segment_BT[:, 1:] > 0)
+    if wanted_BT is not None:
+        inside &= wanted_BT[:, 1:]
+    predicts_BT = jnp.pad(inside, ((0, 0), (0, 1)))
+    head_VD = params["embed"] if spec.tied else params["lm_head"]
+    parts = sharding.num_shards(mesh) if mesh and B % sharding.num_shards(mesh) == 0 else 1
+    if mesh and mesh.size > 1:  # gathered once, before the loop over chunks
+        head_VD = jax.lax.with_sharding_constraint(head_VD.astype(dtype), NamedSharding(mesh, PartitionSpec("tensor")))
+    by_part = tuple(x.reshape(parts, -1, *x.shape[2:]) for x in (x_BTD, jnp.roll(token_BT, -1, axis=1), predicts_BT))
+    logp, entropy = head.token_logps(by_part[0], head_VD, by_part[1], by_part[2], temperature, spec.vocab, chunk, entropy_gradient)
+    return _to_own_token(logp, B, T), _to_own_token(entropy, B, T)
 
-    @jax.checkpoint
-    def one_chunk(x_ND: jax.Array, target_N: jax.Array) -> tuple[jax.Array, jax.Array]:
-        z_NV = logits(spec, params, x_ND) / temperature
-        logz_N = jax.nn.logsumexp(z_NV, axis=-1)
-        logp_N = jnp.take_along_axis(z_NV, target_N[:, None], axis=-1)[:, 0] - logz_N
-        if not with_entropy:
-            return logp_N, jnp.zeros_like(logp_N)
-        return logp_N, logz_N - jnp.sum(jax.nn.softmax(z_NV, axis=-1) * z_NV, axis=-1)
 
-    chunks = (
-        jnp.pad(predicting_ND, ((0, padding), (0, 0))).reshape(-1, size, D),
-        jnp.pad(target_N, (0, padding)).reshape(-1, size),
-    )
-    logp, entropy = jax.lax.map(lambda c: one_chunk(*c), chunks)
-    inside_BT = (segment_BT[:, 1:] == segment_BT[:, :-1]) & (segment_BT[:, 1:] > 0)
-
-    def to_rows(flat: jax.Array) -> jax.Array:
-        rows = flat.reshape(-1)[: B * (T - 1)].reshape(B, T - 1)
-        return jnp.pad(jnp.where(inside_BT, rows, 0.0), ((0, 0), (1, 0)))
-
-    return to_rows(logp), to_rows(entropy)
+def _to_own_token(predicted: jax.Array, B: int, T: int) -> jax.Array:
+    """[B, T] of what was computed at each token's predecessor."""
+    return jnp.pad(predicted.reshape(B, T)[:, :-1], ((0, 0), (1, 0)))
 
 
 def segments(mask_BT: Bool[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:

@@ -1,20 +1,47 @@
-"""Group-relative advantages (algorithm step 5; GRPO, arXiv 2402.03300, section 4.1)."""
+"""Group-relative advantages (algorithm step 5; GRPO, arXiv 2402.03300, section 4.1), and the rewards that they compare."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from p2o_jax.config import Adv
+from p2o_jax.config import Adv, Config
+from p2o_jax.records import Rollout
+
+
+def of_rollouts(rollouts: Sequence[Rollout], cfg: Config) -> Float[np.ndarray, "Q G"]:
+    """The advantage of each rollout; all of a question's group stand before the next question's."""
+    reward_N = np.array([r.verdict.answer_score for r in rollouts], np.float32)
+    if cfg.loss.overlong == "penalty":
+        length_N = np.array([len(r.completion.token_ids) for r in rollouts])
+        reward_N += overlong_penalty(length_N, cfg.rollout.max_new_tokens, cfg.loss.overlong_buffer, cfg.loss.overlong_penalty)
+    return group_advantages(reward_N.reshape(-1, cfg.rollout.group_size), cfg.adv)
 
 
 def group_advantages(reward_QG: Float[np.ndarray, "Q G"], cfg: Adv) -> Float[np.ndarray, "Q G"]:
-    """(r - mean) / (std + 1e-6) within each group, std with Bessel's correction; float32. A group of one has mean 0 and std 1."""
+    """(r - mean) / (std + 1e-6) within each group, std with Bessel's correction; float32. A group of one has mean 0 and std 1.
+
+    dr_grpo (arXiv 2503.20783) leaves the division out; rloo (arXiv 2402.14740) subtracts the mean of the group's other rewards.
+    """
     reward = reward_QG.astype(np.float32)
-    if reward.shape[1] == 1:
+    size = reward.shape[1]
+    if size == 1:
         return reward
     centred = reward - reward.mean(axis=1, keepdims=True)
-    if not cfg.normalize_by_std:
+    if cfg.kind == "dr_grpo":
         return centred
+    if cfg.kind == "rloo":
+        return centred * np.float32(size / (size - 1))
     return centred / (reward.std(axis=1, ddof=1, keepdims=True) + np.float32(1e-6))
+
+
+def overlong_penalty(length_N: Shaped[np.ndarray, "N"], max_tokens: int, buffer: int, penalty: float) -> Float[np.ndarray, "N"]:
+    """What is added to the reward of a response of this length: 0 outside the buffer, falling to -penalty at its end.
+
+    DAPO's soft overlong punishment (arXiv 2503.14476, equation 13); float32.
+    """
+    over = np.clip(length_N - (max_tokens - buffer), 0, buffer)
+    return (-penalty * over / buffer).astype(np.float32)
 
 
 def zero_advantage(advantage_QG: Float[np.ndarray, "Q G"]) -> Shaped[np.ndarray, "Q"]:

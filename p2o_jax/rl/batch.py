@@ -22,11 +22,12 @@ class Example:
     sampled_on_ids: tuple[int, ...]  # the prompt that the response was sampled on: T(x, z)
     response_ids: np.ndarray
     advantage: float
-    trained: bool  # False: leaves the loss and its denominator (distill.drop_failed_templated)
+    trained: bool  # False: leaves the loss and its denominator (distill.drop_failed_templated, loss.overlong=mask)
     logp_sampler_R: np.ndarray
     logp_old_R: np.ndarray = field(default_factory=_empty)  # what the PPO ratio is taken against
     logp_ref_R: np.ndarray = field(default_factory=_empty)
     weight_R: np.ndarray = field(default_factory=_empty)
+    fresh: bool = False  # not scored: the update that it is in is the first since it was sampled
 
     @property
     def templated(self) -> bool:
@@ -45,6 +46,8 @@ class Rows(NamedTuple):
     weight: Any
     logp_old: Any
     logp_ref: Any
+    logp_sampler: Any
+    fresh: Any  # the update is the first since these were sampled: its own log-probs are the old ones
 
 
 class Packed(NamedTuple):
@@ -55,7 +58,7 @@ class Packed(NamedTuple):
     places: list[tuple[int, int, int]]
 
 
-def examples(rollouts: Sequence[Rollout], advantage_QG: np.ndarray, cfg: Distill) -> list[Example]:
+def examples(rollouts: Sequence[Rollout], advantage_QG: np.ndarray, cfg: Distill, overlong: str = "none") -> list[Example]:
     """An example for each rollout, in group order (algorithm step 6: templated rollouts are trained on the plain prompt)."""
     made = []
     for rollout, advantage in zip(rollouts, advantage_QG.reshape(-1), strict=True):
@@ -65,7 +68,10 @@ def examples(rollouts: Sequence[Rollout], advantage_QG: np.ndarray, cfg: Distill
                 sampled_on_ids=rollout.prompt_ids,
                 response_ids=rollout.completion.token_ids,
                 advantage=float(advantage),
-                trained=not (cfg.drop_failed_templated and rollout.templated and rollout.verdict.answer_score == 0),
+                trained=not (
+                    (cfg.drop_failed_templated and rollout.templated and rollout.verdict.answer_score == 0)
+                    or (overlong == "mask" and not rollout.completion.stopped)
+                ),
                 logp_sampler_R=rollout.completion.logp_R,
             )
         )
@@ -89,8 +95,8 @@ def pack(sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: in
     contents = first_fit(lengths, row_tokens)
     shape = (max_micro * micro_rows, row_tokens)
     ints = {name: np.zeros(shape, np.int32) for name in ("position", "segment")}
-    floats = {name: np.zeros(shape, np.float32) for name in ("advantage", "scale", "weight", "logp_old", "logp_ref")}
-    token, trained = np.full(shape, pad_id, np.int32), np.zeros(shape, bool)
+    floats = {name: np.zeros(shape, np.float32) for name in ("advantage", "scale", "weight", "logp_old", "logp_ref", "logp_sampler")}
+    token, trained, fresh = np.full(shape, pad_id, np.int32), np.zeros(shape, bool), np.zeros(shape, bool)
     places = [(0, 0, 0)] * len(sequences)
     for r, members in enumerate(contents):
         at = 0
@@ -101,7 +107,7 @@ def pack(sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: in
             ints["position"][r, at:end], ints["segment"][r, at:end] = np.arange(lengths[n]), segment
             places[n] = (r, at + len(prompt), end)
             at = end
-    rows = Rows(token=token, trained=trained, **ints, **floats)
+    rows = Rows(token=token, trained=trained, fresh=fresh, **ints, **floats)
     rows = Rows(*(x.reshape(max_micro, micro_rows, row_tokens) for x in rows))
     return Packed(rows, -(-len(contents) // micro_rows), places)
 

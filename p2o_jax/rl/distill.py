@@ -11,9 +11,11 @@ def token_weights(
 ) -> Float[np.ndarray, "R"]:
     """w of each token: 1 inside the bounds on rho = pi_old(y | x) / pi_old(y | T(x, z)); outside 0 (hard) or bound / rho (soft).
 
-    A constant to the gradient. All ones unless mode is ratio_mask.
+    With mode=truncated min(rho, cap): an importance weight of bounded variance. In all other modes 1. A constant to the gradient.
     """
     rho = density_ratio(logp_old_plain_R, logp_old_templated_R)
+    if cfg.mode == "truncated":
+        return np.minimum(rho, np.float32(cfg.cap))
     if cfg.mode != "ratio_mask":
         return np.ones_like(rho)
     low, high = np.float32(1 - cfg.eps_low), np.float32(1 + cfg.eps_high)
@@ -25,3 +27,18 @@ def token_weights(
 def density_ratio(logp_old_plain_R: Float[np.ndarray, "R"], logp_old_templated_R: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
     """rho of each token, float32, its logarithm held within +-20."""
     return np.exp(np.clip(logp_old_plain_R - logp_old_templated_R, -20, 20)).astype(np.float32)
+
+
+def rollout_weights(
+    logp_learner_R: Float[np.ndarray, "R"], logp_sampler_R: Float[np.ndarray, "R"], level: str, cap: float
+) -> Float[np.ndarray, "R"]:
+    """min(pi_learner / pi_sampler, cap) on the prompt that was sampled on, of each token or of the whole response; float32.
+
+    Truncated importance sampling for what the sampler's numerics do to its distribution. A constant to the gradient; 1 for none.
+    """
+    log_ratio = logp_learner_R - logp_sampler_R
+    if level == "none":
+        return np.ones_like(log_ratio)
+    if level == "sequence":
+        log_ratio = np.full_like(log_ratio, log_ratio.sum())
+    return np.minimum(np.exp(np.clip(log_ratio, -20, 20)), cap).astype(np.float32)

@@ -7,6 +7,7 @@ for plain and one for templated rows. Gradients are summed in float32; the loss 
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +22,8 @@ from p2o_jax.models import lora, sharding, transformer
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rl import batch, distill, losses
 from p2o_jax.rl.batch import Example, Rows
-
-Stats = dict[str, float]
+from p2o_jax.rl.optimizer import make_optimizer
+from p2o_jax.rl.stats import Stats, distill_stats, gap_stats, rollout_weight_stats, update_stats
 
 
 class TrainState(NamedTuple):
@@ -34,10 +35,12 @@ class TrainState(NamedTuple):
 
 
 class Learner:
-    """Scores and updates on a mesh, with settings from the whole config."""
+    """Scores and updates on a mesh, with settings from the whole config. The first batch that is not finite is written to a file."""
 
-    def __init__(self, spec: ModelSpec, mesh: Mesh, cfg: config.Config, num_updates: int, dtype: Any, pad_id: int):
-        self.spec, self.mesh, self.cfg, self.dtype, self.pad_id = spec, mesh, cfg, dtype, pad_id
+    def __init__(
+        self, spec: ModelSpec, mesh: Mesh, cfg: config.Config, num_updates: int, dtype: Any, pad_id: int, bad_batch: Path | None = None
+    ):
+        self.spec, self.mesh, self.cfg, self.dtype, self.pad_id, self.bad_batch = spec, mesh, cfg, dtype, pad_id, bad_batch
         self.optimizer = make_optimizer(cfg.optim, num_updates)
         self.param_shardings, _ = lora.split(spec, sharding.param_shardings(spec, mesh, sharding.LEARNER))
         self.frozen: Any = {}  # what is not trained; see `init`
@@ -76,25 +79,34 @@ class Learner:
         for first in range(0, len(sequences), limit):
             part = sequences[first : first + limit]
             packed = self._pack(part, row_tokens, limit)
+            wanted = packed.rows.trained.reshape(-1, row_tokens)
+            for r, a, b in packed.places:
+                wanted[r, a:b] = True
             logp_MBT = self._score(params, self._put(packed.rows), jnp.int32(packed.num_micro))
             flat = runtime.to_host(logp_MBT).reshape(-1, row_tokens)
             scored += [flat[r, a:b].copy() for r, a, b in packed.places]
         return scored
 
-    def score(self, params: Any, ref_params: Any, made: Sequence[Example]) -> tuple[list[Example], Stats]:
+    def score(self, params: Any, ref_params: Any, made: Sequence[Example], first_update: int = 0) -> tuple[list[Example], Stats]:
         """The examples with old and reference log-probs and distillation weights (algorithm step 6), taken before any update.
 
-        Examples that cannot contribute to the gradient are left as they are, and cost nothing.
+        Examples that cannot contribute to the gradient are left as they are, and cost nothing. The first `first_update` examples are
+        those of an update at these very params: its own log-probs are their old ones, so they are scored only for a weight.
         """
         scored = list(made)
-        used = [i for i, e in enumerate(made) if self._contributes(e)]
+        contributing = [i for i, e in enumerate(made) if self._contributes(e)]
+        weighted = self.cfg.train.rollout_is != "none"
+        used = [i for i in contributing if i >= first_update or made[i].templated or weighted]
         plain = self._score_on(params, made, used, "prompt_ids", config.trained_row_tokens(self.cfg))
         templated_used = [i for i in used if made[i].templated]
         templated = self._score_on(params, made, templated_used, "sampled_on_ids", config.templated_row_tokens(self.cfg))
         ref = plain
         if self.cfg.loss.kl != "off":
-            ref = self._score_on(ref_params, made, used, "prompt_ids", config.trained_row_tokens(self.cfg))
-        rho, gap, weights = [], [], []
+            ref = self._score_on(ref_params, made, contributing, "prompt_ids", config.trained_row_tokens(self.cfg))
+        rho, gap, weights, rollout_weights = [], [], [], []
+        for i in set(contributing).difference(used):
+            one = np.ones(len(made[i].response_ids), np.float32)
+            scored[i] = replace(made[i], logp_ref_R=ref.get(i, one), weight_R=one, fresh=True)
         for i in used:
             on_template = templated.get(i, plain[i])
             old = on_template if self.cfg.distill.mode == "importance" else plain[i]
@@ -104,8 +116,14 @@ class Learner:
                 rho.append(distill.density_ratio(plain[i], on_template))
                 weights.append(weight)
             gap.append(np.abs(on_template - made[i].logp_sampler_R))
+            if weighted:
+                train = self.cfg.train
+                rollout_weights.append(distill.rollout_weights(on_template, made[i].logp_sampler_R, train.rollout_is, train.rollout_is_cap))
+                weight = weight * rollout_weights[-1]
             scored[i] = replace(made[i], logp_old_R=old, logp_ref_R=ref[i], weight_R=weight)
-        return scored, _score_stats(rho, weights, gap, self.cfg.distill)
+        num_tokens = sum(len(made[i].response_ids) for i in contributing)
+        stats = distill_stats(rho, weights, num_tokens, self.cfg.distill) | gap_stats(gap)
+        return scored, stats | rollout_weight_stats(rollout_weights, self.cfg.train.rollout_is_cap)
 
     def update(self, state: TrainState, mini: Sequence[Example]) -> tuple[TrainState, Stats]:
         """The state after one optimizer update on a mini-batch of scored examples."""
@@ -118,9 +136,37 @@ class Learner:
         for i, (r, a, b) in zip(used, packed.places, strict=True):
             flat.trained[r, a:b] = True
             flat.advantage[r, a:b], flat.scale[r, a:b] = mini[i].advantage, scale_N[i]
-            flat.weight[r, a:b], flat.logp_old[r, a:b], flat.logp_ref[r, a:b] = mini[i].weight_R, mini[i].logp_old_R, mini[i].logp_ref_R
+            flat.weight[r, a:b], flat.logp_ref[r, a:b] = mini[i].weight_R, mini[i].logp_ref_R
+            flat.logp_old[r, a:b] = 0.0 if mini[i].fresh else mini[i].logp_old_R
+            flat.fresh[r, a:b], flat.logp_sampler[r, a:b] = mini[i].fresh, mini[i].logp_sampler_R
         state, sums = self._update(state, self.frozen, self._put(packed.rows), jnp.int32(packed.num_micro))
-        return state, _update_stats({k: float(v) for k, v in sums.items()}, packed.num_micro * packed.rows.token[0].size)
+        stats = update_stats({k: float(v) for k, v in sums.items()}, packed.num_micro * packed.rows.token[0].size)
+        if stats["train/bad_updates"]:
+            self._on_bad_update(packed, int(state.bad_updates))
+        return state, stats
+
+    def lower_update(self) -> jax.stages.Lowered:
+        """The update's program for devices that need not be there, for what its compilation tells (benchmarks/memory_plan.py)."""
+        limit = config.minibatch_questions(self.cfg) * self.cfg.rollout.group_size
+        rows = self._pack([], config.trained_row_tokens(self.cfg), limit).rows
+        split = sharding.batch_sharding(self.mesh, None)
+        abstract = Rows(*(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split) for x in rows))
+        return self._update.lower(self.abstract_state(), {}, abstract, jax.ShapeDtypeStruct((), jnp.int32))
+
+    def _on_bad_update(self, packed: batch.Packed, total: int) -> None:
+        """Writes the first batch that was not finite, and ends a run that has had too many of them.
+
+        Raises:
+            ConfigError: this was bad update number `train.max_bad_steps`.
+        """
+        if self.bad_batch and runtime.is_main_process() and not self.bad_batch.exists():
+            np.savez_compressed(self.bad_batch, **{k: x[: packed.num_micro] for k, x in packed.rows._asdict().items()})
+        limit = self.cfg.train.max_bad_steps
+        if limit and total >= limit:
+            raise config.ConfigError(
+                f"config.train.max_bad_steps={limit}: so many updates had a loss or gradient that was not finite, and were skipped; "
+                f"the first of their batches is in {self.bad_batch}; config.optim.lr={self.cfg.optim.lr} may be too high"
+            )
 
     def _contributes(self, e: Example) -> bool:
         """Whether the example has any gradient: with zero advantage, no KL and no entropy bonus it has none, exactly."""
@@ -145,7 +191,7 @@ class Learner:
     def _init_state(self, params: Any) -> TrainState:
         return TrainState(params, self.optimizer.init(params), jnp.int32(0))
 
-    def _logps(self, params: Any, row: Rows, with_entropy: bool) -> tuple[jax.Array, jax.Array]:
+    def _logps(self, params: Any, row: Rows) -> tuple[jax.Array, jax.Array]:
         return transformer.token_logps(
             lora.spec_of(self.spec, params),
             params,
@@ -156,12 +202,14 @@ class Learner:
             dtype=self.dtype,
             remat=self.cfg.model.remat,
             chunk=self.cfg.model.logit_chunk,
-            with_entropy=with_entropy,
+            wanted_BT=row.trained,
+            entropy_gradient=self.cfg.loss.entropy_coef != 0,
+            mesh=self.mesh,
         )
 
     def _score_rows(self, params: Any, rows: Rows, num_micro: jax.Array) -> jax.Array:
         def micro(i: jax.Array, logp_MBT: jax.Array) -> jax.Array:
-            logp_BT, _ = self._logps(params, _micro_batch(rows, i), with_entropy=False)
+            logp_BT, _ = self._logps(params, _micro_batch(rows, i))
             return lax.dynamic_update_index_in_dim(logp_MBT, logp_BT, i, 0)
 
         return lax.fori_loop(0, num_micro, micro, jnp.zeros(rows.token.shape, jnp.float32))
@@ -169,8 +217,10 @@ class Learner:
     def _loss(self, trained: Any, frozen: Any, row: Rows) -> tuple[jax.Array, dict[str, jax.Array]]:
         """This micro-batch's part of the loss, and sums over its trained tokens."""
         cfg = self.cfg.loss
-        logp_new_BT, entropy_BT = self._logps(lora.join(trained, frozen), row, with_entropy=True)
-        token = losses.policy_loss(logp_new_BT, row.logp_old, row.advantage, cfg)
+        logp_new_BT, entropy_BT = self._logps(lora.join(trained, frozen), row)
+        logp_old_BT = jnp.where(row.fresh, lax.stop_gradient(logp_new_BT), row.logp_old)
+        log_ratio_BT = losses.log_ratio(logp_new_BT, logp_old_BT, row.segment, row.trained, cfg)
+        token = losses.policy_loss(logp_new_BT, log_ratio_BT, row.advantage, cfg)
         policy = jnp.sum(jnp.where(row.trained, token.loss * row.weight * row.scale, 0.0))
         sums = {"policy_loss": policy, "tokens": row.trained.sum(), "real_tokens": (row.segment > 0).sum()}
         total = policy
@@ -183,10 +233,12 @@ class Learner:
         per_token = {
             "clipped": token.clipped,
             "dual_clipped": token.dual_clipped,
-            "approx_kl": jnp.clip(row.logp_old - logp_new_BT, -20.0, 20.0),
+            "approx_kl": jnp.clip(logp_old_BT - logp_new_BT, -20.0, 20.0),
             "entropy": entropy_BT,
         }
         sums |= {name: jnp.sum(jnp.where(row.trained, x, 0.0)) for name, x in per_token.items()}
+        gap_BT = jnp.where(row.fresh, jnp.abs(logp_new_BT - row.logp_sampler), 0.0)
+        sums |= {"fresh_tokens": row.fresh.sum(), "gap": gap_BT.sum(), "max_gap": gap_BT.max()}
         return total, {"loss": total, **sums}
 
     def _update_state(self, state: TrainState, frozen: Any, rows: Rows, num_micro: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -195,7 +247,7 @@ class Learner:
         def micro(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             (_, sums), grads = value_and_grad(state.params, frozen, _micro_batch(rows, i))
             grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-            return jax.tree.map(jnp.add, carry, (grads, sums))
+            return jax.tree.map(jnp.add, carry[0], grads), _added(carry[1], sums)
 
         zeros = jax.tree.map(lambda p, s: lax.with_sharding_constraint(jnp.zeros(p.shape), s), state.params, self.param_shardings)
         shapes = jax.eval_shape(self._loss, state.params, frozen, _micro_batch(rows, jnp.int32(0)))[1]
@@ -209,47 +261,10 @@ class Learner:
         return TrainState(params, opt_state, state.bad_updates + ~good), sums
 
 
-def make_optimizer(cfg: config.Optim, num_updates: int) -> optax.GradientTransformation:
-    """AdamW behind a clip of the global norm; the rate rises linearly over the first updates and then stays.
-
-    ▲ The first update has a rate above 0 (the released code's first has none).
-    """
-    warmup = max(round(cfg.warmup_frac * num_updates), 1)
-    rate = optax.linear_schedule(cfg.lr / warmup, cfg.lr, warmup - 1) if warmup > 1 else cfg.lr
-    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), optax.adamw(rate, b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay))
+def _added(total: dict[str, jax.Array], part: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Sums over both, and the larger of what is named max_*."""
+    return {k: (jnp.maximum if k.startswith("max_") else jnp.add)(total[k], part[k]) for k in total}
 
 
 def _micro_batch(rows: Rows, i: jax.Array) -> Rows:
     return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), rows)
-
-
-def _score_stats(rho: list[np.ndarray], weights: list[np.ndarray], gap: list[np.ndarray], cfg: config.Distill) -> Stats:
-    """distill/* and the gap between sampler and learner, over the tokens that are trained on."""
-    stats: Stats = {}
-    if gap:
-        all_gaps = np.concatenate(gap)
-        stats |= {"train/logprob_gap_mean": float(all_gaps.mean()), "train/logprob_gap_max": float(all_gaps.max())}
-    if rho:
-        ratio, weight = np.concatenate(rho), np.concatenate(weights).astype(np.float64)
-        low, mid, high = np.quantile(ratio, [0.05, 0.5, 0.95])
-        stats |= {
-            "distill/frac_masked_low": float((ratio < 1 - cfg.eps_low).mean()),
-            "distill/frac_masked_high": float((ratio > 1 + cfg.eps_high).mean()),
-            "distill/ratio_p05": float(low),
-            "distill/ratio_p50": float(mid),
-            "distill/ratio_p95": float(high),
-            "distill/effective_sample_frac": float(weight.sum() ** 2 / max((weight**2).sum() * weight.size, 1e-30)),
-            "distill/frac_templated_tokens": ratio.size / max(sum(g.size for g in gap), 1),
-        }
-    return stats
-
-
-def _update_stats(sums: Stats, computed_tokens: int) -> Stats:
-    """train/* from the sums of an update."""
-    tokens = max(sums["tokens"], 1.0)
-    stats = {f"train/{name}": sums[name] for name in ("loss", "policy_loss", "grad_norm", "update_norm", "param_norm")}
-    stats |= {f"train/{name}": sums[name] / tokens for name in ("approx_kl", "entropy")}
-    stats |= {"train/frac_clipped": sums["clipped"] / tokens, "train/frac_dual_clipped": sums["dual_clipped"] / tokens}
-    stats |= {"train/bad_updates": sums["bad"], "train/trained_tokens": sums["tokens"]}
-    stats["perf/frac_row_tokens_real"] = sums["real_tokens"] / computed_tokens if computed_tokens else 1.0
-    return stats | ({"train/kl_loss": sums["kl_loss"]} if "kl_loss" in sums else {})

@@ -6,9 +6,11 @@ tokens of loss x weight x scale is the exact aggregate, however the tokens are p
 
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
 from p2o_jax.config import Loss
 
@@ -21,11 +23,17 @@ class TokenLoss(NamedTuple):
     dual_clipped: Array
 
 
-def policy_loss(logp_new: Float[Array, "*B T"], logp_old: Float[Array, "*B T"], advantage: Float[Array, "*B T"], cfg: Loss) -> TokenLoss:
-    """max(-A s, -A clip(s)) with the ratio s = exp(new - old); for A < 0 at most -A dual_clip (PPO, dual clip)."""
-    ratio = jnp.exp(jnp.clip(logp_new - logp_old, -20.0, 20.0))
+def policy_loss(logp_new: Float[Array, "*B T"], log_ratio: Float[Array, "*B T"], advantage: Float[Array, "*B T"], cfg: Loss) -> TokenLoss:
+    """max(-A s, -A clip(s)) with the ratio s = exp(log_ratio); for A < 0 at most -A dual_clip (PPO, dual clip).
+
+    With ratio=cispo instead -A sg(clip(s)) log p: every token keeps its gradient, with a bounded weight (arXiv 2506.13585).
+    """
+    ratio = jnp.exp(jnp.clip(log_ratio, -20.0, 20.0))
+    held = jnp.clip(ratio, 1 - cfg.clip_low, 1 + cfg.clip_high)
+    if cfg.ratio == "cispo":
+        return TokenLoss(-advantage * lax.stop_gradient(held) * logp_new, (held != ratio).astype(jnp.float32), jnp.zeros_like(ratio))
     free = -advantage * ratio
-    bounded = -advantage * jnp.clip(ratio, 1 - cfg.clip_low, 1 + cfg.clip_high)
+    bounded = -advantage * held
     loss = jnp.maximum(free, bounded)
     ceiling = -advantage * cfg.dual_clip
     negative = advantage < 0
@@ -34,6 +42,27 @@ def policy_loss(logp_new: Float[Array, "*B T"], logp_old: Float[Array, "*B T"], 
         (bounded > free).astype(jnp.float32),
         (negative & (loss > ceiling)).astype(jnp.float32),
     )
+
+
+def log_ratio(
+    logp_new: Float[Array, "B T"], logp_old: Float[Array, "B T"], segment: Int[Array, "B T"], trained: Bool[Array, "B T"], cfg: Loss
+) -> Float[Array, "B T"]:
+    """new - old of each token; with ratio=sequence their mean over the trained tokens of the token's segment (GSPO, arXiv 2507.18071).
+
+    The mean is a constant to the gradient, which each token has for itself: that is GSPO's gradient where the tokens of a sequence
+    weigh the same, and leaves tokens without weight (context ratio mask) out where they do not.
+    """
+    difference = logp_new - logp_old
+    if cfg.ratio != "sequence":
+        return difference
+    most = segment.shape[1] + 1
+
+    def mean(x_T: Array, segment_T: Array, trained_T: Array) -> Array:
+        total = jax.ops.segment_sum(jnp.where(trained_T, x_T, 0.0), segment_T, most)
+        count = jax.ops.segment_sum(trained_T.astype(jnp.float32), segment_T, most)
+        return (total / jnp.maximum(count, 1.0))[segment_T]
+
+    return lax.stop_gradient(jax.vmap(mean)(difference, segment, trained)) + logp_new - lax.stop_gradient(logp_new)
 
 
 def kl(logp_new: Float[Array, "*B T"], logp_ref: Float[Array, "*B T"], kind: Literal["k1", "k2", "k3"]) -> Float[Array, "*B T"]:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from p2o_jax.data.chat import Chat
+from p2o_jax.models import flops
 from p2o_jax.progress import Reporter
 from p2o_jax.records import Ask, Request, Rollout, Sampling, Verdict
 from p2o_jax.rollout.engine import Engine
@@ -37,15 +38,17 @@ class Answerer:
         """A reply to each lone user text (reflection), and what they cost."""
         requests = [Request(self.chat.render_text(p), n) for p, n in zip(prompts, names, strict=True)]
         completions = self.engine.generate(weights, requests, how, key)
-        generated = sum(len(c.token_ids) for c in completions)
-        cost = {"rollouts": len(requests), "prompt_tokens": sum(len(r.prompt_ids) for r in requests), "generated_tokens": generated}
-        return [self.chat.decode(c.token_ids.tolist()) for c in completions], cost
+        spent = self._cost([(r.prompt_ids, len(c.token_ids)) for r, c in zip(requests, completions, strict=True)])
+        return [self.chat.decode(c.token_ids.tolist()) for c in completions], spent
 
+    def cost(self, rollouts: Sequence[Rollout]) -> Cost:
+        """What rollouts, sampled in one call, cost: for the ledger."""
+        return self._cost([(r.prompt_ids, len(r.completion.token_ids)) for r in rollouts])
 
-def cost(rollouts: Sequence[Rollout]) -> Cost:
-    """What rollouts cost, for the ledger."""
-    return {
-        "rollouts": len(rollouts),
-        "prompt_tokens": sum(len(r.prompt_ids) for r in rollouts),
-        "generated_tokens": sum(len(r.completion.token_ids) for r in rollouts),
-    }
+    def _cost(self, sequences: Sequence[flops.PromptAndLength]) -> Cost:
+        return {
+            "rollouts": len(sequences),
+            "prompt_tokens": sum(len(prompt) for prompt, _ in sequences),
+            "generated_tokens": sum(length for _, length in sequences),
+            "flops": flops.sampling(self.engine.spec, sequences),
+        }

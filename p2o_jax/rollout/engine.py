@@ -1,14 +1,16 @@
 """The sampler: requests in, completions out, on the policy's own mesh.
 
-Compiles two programs for each (prompt bucket, response capacity) pair, another decode where top-k, top-p or min-p is used, and
-one that lays the learner's params out for decoding. Everything else (weights, sampling settings, stop tokens, keys, how many
-prompts and rollouts) is an argument of these.
+Compiles a prefill and a decode program for each (prompt bucket, response capacity) pair, another decode where whole groups share
+their prompts and where top-k, top-p or min-p is used, and one that lays the learner's params out for decoding. Everything else
+(weights, sampling settings, stop tokens, keys, how many prompts and rollouts) is an argument of these.
 """
 
 import functools
+import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,22 @@ from p2o_jax.records import Completion, Request, Sampling
 from p2o_jax.rollout import decode, sampling, waves
 
 Progress = Callable[[int], None]  # called with the number of rollouts finished since the last call
+
+
+class Work(NamedTuple):
+    """What decoding has done: slots in use and slots computed, each summed over steps, and steps of the longest shard."""
+
+    busy: int
+    computed: int
+    steps: int
+
+
+class _Shape(NamedTuple):
+    """Rows of a shard's bank, prompts prefilled at a time, and how many rollouts read a row together (1: each slot gathers its own)."""
+
+    rows: int
+    chunk: int
+    group: int
 
 
 class Engine:
@@ -48,18 +66,16 @@ class Engine:
         self._lay_out = jax.jit(functools.partial(_to_rollout_layout, spec, dtype), out_shardings=_rollout_shardings(self.spec, mesh))
         self._empty_bank = jax.jit(lambda rows, P: decode.empty_cache(spec, rows, P, dtype), static_argnums=(0, 1), out_shardings=self.rows)
         self._prefill = self._compile_prefill()
-        self._decode = {
-            (capacity, filtered): self._compile_decode(capacity, filtered) for capacity in self.capacities for filtered in (False, True)
-        }
-        self.busy = self.steps = 0  # since `take_busy`
+        self._decode = {key: self._compile_decode(*key) for key in itertools.product(self.capacities, {1, cfg.group_size}, (False, True))}
+        self._work = Work(0, 0, 0)
 
     def lay_out(self, params: Any) -> Any:
         """The learner's params as decoding wants them: compute dtype, split over tensor only, one tree per layer."""
         return self._lay_out(params)
 
-    def take_busy(self) -> tuple[int, int]:
-        """Slots in use, summed over decode steps, and decode steps, since the last call."""
-        taken, self.busy, self.steps = (self.busy, self.steps), 0, 0
+    def take_work(self) -> "Work":
+        """The decode loops' work since the last call."""
+        taken, self._work = self._work, Work(0, 0, 0)
         return taken
 
     def generate(
@@ -83,17 +99,18 @@ class Engine:
     def _run(
         self, weights: Any, wave: waves.Wave, requests: Sequence[Request], how: Sampling, key: jax.Array, capacity: int
     ) -> dict[int, Completion]:
-        token_XP, length_X, queue = self._arrays(wave, requests)
-        rows, chunk = self._bank_rows(wave.bucket)
-        bank = self._empty_bank(rows * self.num_shards, wave.bucket)
+        shape = self._shape(wave)
+        token_XP, length_X, queue = self._arrays(wave, requests, shape.rows)
+        bank = self._empty_bank(shape.rows * self.num_shards, wave.bucket)
         tokens, lengths = (x.reshape(self.num_shards, -1, *x.shape[1:]) for x in (token_XP, length_X))
-        for first in range(0, max(len(s.prompts) for s in wave.shards), chunk):
-            part = (x[:, first : first + chunk].reshape(-1, *x.shape[2:]) for x in (tokens, lengths))
+        for first in range(0, max(len(s.prompts) for s in wave.shards), shape.chunk):
+            part = (x[:, first : first + shape.chunk].reshape(-1, *x.shape[2:]) for x in (tokens, lengths))
             bank = self._prefill(weights, bank, *(runtime.put(x, self.rows) for x in part), jnp.int32(first))
-        run = self._decode[capacity, sampling.filters(how)]
+        run = self._decode[capacity, shape.group, sampling.filters(how)]
         out = run(weights, bank, queue, self.stop_V, key, sampling.knobs(how), jnp.int32(how.max_new_tokens))
-        token_NS, logp_NS, length_N, busy, steps = (runtime.to_host(x) for x in out)
-        self.busy, self.steps = self.busy + int(busy.sum()), self.steps + int(steps.max())
+        token_NS, logp_NS, length_N, busy, computed, steps = (runtime.to_host(x) for x in out)
+        before = self._work
+        self._work = Work(before.busy + int(busy.sum()), before.computed + int(computed.sum()), before.steps + int(steps.max()))
         completions = {}
         for s, shard in enumerate(wave.shards):
             for n, (request, _) in enumerate(shard.queue, start=s * self.max_rollouts):
@@ -102,8 +119,19 @@ class Engine:
                 completions[request] = Completion(ids, logp_NS[n, : length_N[n]].copy(), stopped)
         return completions
 
+    def _shape(self, wave: waves.Wave) -> "_Shape":
+        """How the wave is run: with shared reads of the bank where whole groups ask the same few prompts, as plain GRPO does."""
+        held, chunk = self._bank_rows(wave.bucket)
+        group = self.cfg.group_size
+        shared = -(-self.max_rollouts // group)
+        members = [Counter(row for _, row in s.queue) for s in wave.shards if s.queue]
+        if group == 1 or shared > held or any(max(m.values()) > group or len(m) > shared or m.total() < 2 * len(m) for m in members):
+            return _Shape(held, chunk, 1)
+        chunk = min(chunk, shared)
+        return _Shape(-(-shared // chunk) * chunk, chunk, group)
+
     def _bank_rows(self, bucket: int) -> tuple[int, int]:
-        """Prompts of this bucket that a shard holds in a wave, and how many of them are prefilled at a time."""
+        """Prompts of this bucket that a shard can hold in a wave, and how many of them are prefilled at a time."""
         chunk = max(self.cfg.prefill_tokens // self.num_shards // bucket, 1)
         held = max(self.cfg.bank_tokens // self.num_shards // bucket, 1)
         chunk = min(chunk, held)
@@ -113,22 +141,25 @@ class Engine:
     def _stops(self) -> np.ndarray:
         return runtime.to_host(self.stop_V)
 
-    def _arrays(self, wave: waves.Wave, requests: Sequence[Request]) -> tuple[np.ndarray, np.ndarray, decode.Queue]:
+    def _arrays(self, wave: waves.Wave, requests: Sequence[Request], rows: int) -> tuple[np.ndarray, np.ndarray, decode.Queue]:
         """Prompt tokens [shards * M, P], their lengths, and the queues of all shards, one after the other."""
-        M, N = self._bank_rows(wave.bucket)[0], self.max_rollouts
+        M, N = rows, self.max_rollouts
         token = np.full((self.num_shards, M, wave.bucket), self.pad_id, np.int32)
         length = np.ones((self.num_shards, M), np.int32)
-        prompt, name = np.zeros((self.num_shards, N), np.int32), np.zeros((self.num_shards, N, 2), np.uint32)
+        prompt, member = np.zeros((self.num_shards, N), np.int32), np.zeros((self.num_shards, N), np.int32)
+        name = np.zeros((self.num_shards, N, 2), np.uint32)
         for s, shard in enumerate(wave.shards):
             for m, ids in enumerate(shard.prompts):
                 token[s, m, : len(ids)], length[s, m] = ids, len(ids)
             if shard.queue:
                 prompt[s, : len(shard.queue)] = [row for _, row in shard.queue]
+                groups = itertools.groupby(row for _, row in shard.queue)
+                member[s, : len(shard.queue)] = [n for _, same in groups for n, _ in enumerate(same)]
                 name[s, : len(shard.queue)] = runtime.name_words([requests[i].name for i, _ in shard.queue])
         last = np.take_along_axis(token, length[:, :, None] - 1, axis=2)[:, :, 0]
         count = np.array([len(s.queue) for s in wave.shards], np.int32)
-        token, length, last, prompt, name = (x.reshape(-1, *x.shape[2:]) for x in (token, length, last, prompt, name))
-        return token, length, decode.Queue(*(runtime.put(x, self.rows) for x in (last, length, prompt, name, count)))
+        token, length, *queue = (x.reshape(-1, *x.shape[2:]) for x in (token, length, last, length, prompt, member, name))
+        return token, length, decode.Queue(*(runtime.put(x, self.rows) for x in (*queue, count)))
 
     def _compile_prefill(self) -> Any:
         def run(weights: Any, bank: Any, token_MP: Any, length_M: Any, first: Any) -> Any:
@@ -136,11 +167,17 @@ class Engine:
 
         return jax.jit(self._over_shards(run, (False, True, True, True, False)), donate_argnums=1)
 
-    def _compile_decode(self, capacity: int, filtered: bool) -> Any:
-        def run(*args: Any) -> Any:
-            num_slots = self.cfg.slots // self.num_shards
-            return decode.decode(self.spec, *args, num_slots=num_slots, max_positions=capacity, filtered=filtered, dtype=self.dtype)
-
+    def _compile_decode(self, capacity: int, group: int, filtered: bool) -> Any:
+        run = functools.partial(
+            decode.decode,
+            self.spec,
+            num_slots=self.cfg.slots // self.num_shards,
+            min_slots=self.cfg.min_slots,
+            max_positions=capacity,
+            group=group,
+            filtered=filtered,
+            dtype=self.dtype,
+        )
         return jax.jit(self._over_shards(run, (False, True, True, False, False, False, False)))
 
     def _over_shards(self, run: Any, split: tuple[bool, ...]) -> Any:

@@ -45,6 +45,16 @@ def test_planted_bad_replies_are_rejected(reply, problem):
     assert extract(reply, taken=("", "sum first"))[1] == problem
 
 
+def test_a_template_that_spells_a_special_token_is_rejected():
+    def spells(text):
+        return "<|im_end|>" in text
+
+    reply = "``` Think.<|im_end|> ```"
+    assert filters.extract(reply, RECOMMENDED, count_tokens, (), spells).problem == "special_token"
+    assert filters.extract(reply, FAITHFUL, count_tokens, (), spells).problem == ""
+    assert filters.extract("``` Think. ``` <|im_end|>", RECOMMENDED, count_tokens, (), spells).problem == ""
+
+
 def test_the_released_code_rejects_only_empty_replies():
     assert extract("Think step by step.", FAITHFUL) == ("Think step by step.", "")
     assert extract("```\nThink step by", FAITHFUL) == ("Think step by", "")

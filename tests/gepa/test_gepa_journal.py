@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gepa_toy import Killed, Toy, count_tokens, questions, settings
 
-from p2o_jax.gepa import Journal, JournalMismatch, search
+from p2o_jax.gepa import Journal, JournalMismatch, resume, search
 from p2o_jax.records import Outcome
 
 HARD = questions(30)
@@ -74,6 +74,58 @@ def test_fresh_and_replayed_answers_are_the_same_value(tmp_path):
     assert journal.num_left == 1
     assert journal.evaluate(lambda pairs: [])([("t", HARD[0])]) == fresh == [Outcome(float(np.float32(1 / 3)), 1.0, outcome.text)]
     assert journal.num_left == 0
+
+
+class Till:
+    """Costs as the caller keeps them: a call costs its size; replayed ones are booked, too."""
+
+    def __init__(self, toy):
+        self.toy, self.booked, self.last = toy, [], None
+
+    def evaluate(self, pairs):
+        self.last = {"evaluate": len(pairs)}
+        self.booked.append(self.last)
+        return self.toy.evaluate(pairs)
+
+    def reflect(self, prompts):
+        self.last = {"reflect": len(prompts)}
+        self.booked.append(self.last)
+        return self.toy.reflect(prompts)
+
+    def run(self, path):
+        journal = Journal(path, "epoch 1")
+        journal.account(lambda: self.last, self.booked.append)
+        return search(HARD, journal.evaluate(self.evaluate), journal.reflect(self.reflect), count_tokens, CFG, "s")
+
+
+def test_costs_are_booked_once_however_often_the_phase_is_killed(tmp_path):
+    whole = Till(Toy())
+    expected = whole.run(tmp_path / "whole")
+    assert [tuple(c) for c in whole.toy.calls] == [tuple(cost.items())[0] for cost in whole.booked]
+    for more_calls in (0, 3, 2, 1):  # the same journal, killed again and again
+        with pytest.raises(Killed):
+            Till(Toy(kill_at=more_calls)).run(tmp_path / "j")
+    last = Till(Toy())
+    assert last.run(tmp_path / "j") == expected and last.booked == whole.booked
+
+
+def test_a_journal_of_something_else_is_set_aside_and_told(tmp_path):
+    path, told = tmp_path / "j", []
+    run(Toy(), path, phase="epoch 1")
+
+    def set_aside(why):
+        told.append(why)
+        path.rename(tmp_path / "aside")
+
+    toy = Toy()
+    fresh = resume(
+        lambda: Journal(path, "epoch 2"),
+        lambda journal: search(HARD, journal.evaluate(toy.evaluate), journal.reflect(toy.reflect), count_tokens, CFG, "s"),
+        set_aside,
+    )
+    assert fresh == run(Toy(), tmp_path / "other") and len(told) == 1 and "call 0" in told[0] and "\n" not in told[0]
+    assert (tmp_path / "aside").exists() and path.read_bytes() == (tmp_path / "j").read_bytes()
+    run(Toy(), path, phase="epoch 2")  # the new one answers
 
 
 def test_other_hosts_read_what_the_first_wrote_and_write_nothing(tmp_path):

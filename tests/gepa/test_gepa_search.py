@@ -238,7 +238,7 @@ def test_state_survives_json_at_every_stage():
     phase = state.Phase(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
     seen = [state.init(phase, [0.0, 1.0, 0.0, 0.0])]
     seen.append(state.select(phase, seen[-1]))
-    replies = ["``` a ```", None, "``` b ```", "no"]
+    replies = ["``` a ```", state.NoReply("overlong_reflection"), "``` b ```", "no"]
     seen.append(state.propose(phase, seen[-1], [0.0, 0.0, 0.0, 0.0], replies, count_tokens))
     seen.append(state.gate(phase, seen[-1], [1.0, 0.0]))
     seen.append(state.promote(phase, seen[-1], [[1.0, 0.0, 0.0, 0.0]]))

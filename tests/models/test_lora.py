@@ -155,7 +155,7 @@ def test_padded_vocabulary_changes_no_log_prob_and_stays_out_of_files(tmp_path, 
     assert not np.asarray(loaded["embed"][50:]).any()
     np.testing.assert_allclose(logps(padded, loaded), logps(spec, params), atol=1e-6)
     token = jnp.ones((1, 4), jnp.int32)
-    entropy = [transformer.token_logps(s, p, token, token, token, with_entropy=True)[1] for s, p in ((spec, params), (padded, loaded))]
+    entropy = [transformer.token_logps(s, p, token, token, token)[1] for s, p in ((spec, params), (padded, loaded))]
     np.testing.assert_allclose(*entropy, atol=1e-5)
     hf.save(tmp_path / "b", padded, loaded, dtype="float32")
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()

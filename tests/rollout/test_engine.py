@@ -12,6 +12,7 @@ from p2o_jax.config import Rollout
 from p2o_jax.models import sharding, transformer
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.records import Request, Sampling
+from p2o_jax.rollout import waves
 from p2o_jax.rollout.engine import Engine
 
 SPEC = ModelSpec("qwen3", vocab=50, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, qk_norm=True, tied=True)
@@ -30,13 +31,12 @@ PARAMS = init_params()
 
 
 @functools.cache
-def make_engine(shape=(1, 1, 1), slots=SLOTS, buckets=BUCKETS, bank_tokens=2048, prefill_tokens=512, capacities=(CAPACITY,), questions=10):
+def make_engine(shape=(1, 1, 1), capacities=(CAPACITY,), **settings):
     """An engine on a mesh of this shape, and the weights laid out for it."""
     num_devices = shape[0] * shape[1] * shape[2]
     mesh = sharding.make_mesh(shape, devices=jax.devices()[:num_devices])
-    cfg = Rollout(
-        questions=questions, group_size=4, prompt_buckets=buckets, slots=slots, bank_tokens=bank_tokens, prefill_tokens=prefill_tokens
-    )
+    usual = {"questions": 10, "group_size": 4, "prompt_buckets": BUCKETS, "slots": SLOTS, "bank_tokens": 2048, "prefill_tokens": 512}
+    cfg = Rollout(**{**usual, **settings})
     engine = Engine(SPEC, mesh, cfg, capacities, STOPS, 0, jnp.float32)
     return engine, engine.lay_out(PARAMS)
 
@@ -97,14 +97,14 @@ def test_every_request_is_answered_once_and_in_order():
     lengths = [len(c.token_ids) for c in completions]
     assert len(set(lengths)) > 8 and max(lengths) <= CAPACITY
     engine, weights = make_engine()
-    engine.take_busy()
+    engine.take_work()
     seen = []
     engine.generate(weights, make_requests(), HOW, KEY, seen.append)
     assert sum(seen) == len(make_requests())
-    busy, steps = engine.take_busy()
+    busy, computed, steps = engine.take_work()
     assert busy == sum(lengths)  # a slot step for each token: nothing is decoded twice, the stop token is counted
     assert busy / SLOTS <= steps < busy / SLOTS + 2 * CAPACITY
-    assert engine.take_busy() == (0, 0)
+    assert engine.take_work() == (0, 0, 0)
     assert engine.generate(weights, [], HOW, KEY) == []
 
 
@@ -132,8 +132,11 @@ def test_max_new_tokens_is_honoured_and_a_shorter_text_is_the_beginning_of_a_lon
     [
         {"slots": 3},
         {"slots": 64},
-        {"buckets": (5, 16, 30)},
-        {"buckets": (16,), "bank_tokens": 32, "prefill_tokens": 16},
+        {"slots": 16, "min_slots": 2},
+        {"slots": 16, "min_slots": 0},
+        {"group_size": 1, "questions": 40},
+        {"prompt_buckets": (5, 16, 30)},
+        {"prompt_buckets": (16,), "bank_tokens": 32, "prefill_tokens": 16},
         {"capacities": (CAPACITY, 64), "questions": 1},
         {"shape": (1, 8, 1)},
         {"shape": (2, 2, 2)},
@@ -181,6 +184,7 @@ def test_settings_lengths_and_numbers_compile_nothing_new():
     engine, weights = make_engine(capacities=(CAPACITY, 64))
     for how in (HOW, Sampling(1.0, 50), Sampling(1.0, 9, top_k=2), Sampling(1.0, 50, top_p=0.5)):
         engine.generate(weights, make_requests(), how, KEY)
+        engine.generate(weights, make_requests()[::4], how, KEY)  # no prompt shared
     counter = runtime.CompileCounter()
     for i, how in enumerate(
         (Sampling(0.3, 3), Sampling(0.0, 41), Sampling(2.0, 64), Sampling(1.0, 30, top_p=0.4, min_p=0.1), Sampling(0.5, 60, top_k=9))
@@ -188,10 +192,9 @@ def test_settings_lengths_and_numbers_compile_nothing_new():
         for count in (1, 7, 40, 90):
             engine.generate(engine.lay_out(PARAMS), make_requests(count), how, runtime.key(i, "again"))
     assert counter.count == 0
-    assert engine._prefill._cache_size() == len(BUCKETS)
-    assert {(c, f): run._cache_size() for (c, f), run in engine._decode.items()} == {
-        (c, f): len(BUCKETS) for c in (CAPACITY, 64) for f in (False, True)
-    }
+    assert engine._prefill._cache_size() == 2 * len(BUCKETS)  # a bank for shared and one for single prompts
+    assert {(c, g, f) for c, g, f in engine._decode} == {(c, g, f) for c in (CAPACITY, 64) for g in (1, 4) for f in (False, True)}
+    assert all(run._cache_size() <= len(BUCKETS) for run in engine._decode.values())
 
 
 def test_what_does_not_fit_is_refused():
@@ -204,12 +207,22 @@ def test_what_does_not_fit_is_refused():
 
 def test_long_tails_keep_the_slots_busy():
     """256 rollouts of near-geometric length in 64 slots take less than twice the steps of a perfect packing."""
-    engine, weights = make_engine(slots=64, questions=64, capacities=(160,), buckets=(16,))
+    engine, weights = make_engine(slots=64, questions=64, capacities=(160,), prompt_buckets=(16,))
     requests = [Request(make_requests()[i % 40].prompt_ids, f"tail{i}") for i in range(256)]
-    engine.take_busy()
+    engine.take_work()
     completions = engine.generate(weights, requests, Sampling(1.0, 160), KEY)
     lengths = np.array([len(c.token_ids) for c in completions])
     assert lengths.max() > 4 * lengths.mean(), "the lengths have a long tail"
-    busy, steps = engine.take_busy()
+    busy, computed, steps = engine.take_work()
     assert busy == lengths.sum()
     assert steps < 2 * lengths.sum() / 64
+    assert computed < 1.3 * busy, "idle slots are dropped as the queue runs dry"
+
+
+def test_whole_groups_read_their_prompt_together():
+    """Forty rollouts of ten prompts share the bank's rows, four prompts asked once do not; see also the texts above."""
+    engine, weights = make_engine(prompt_buckets=(16,))
+    (wave,) = waves.plan(make_requests(), {16: 64}, 1, engine.max_rollouts)
+    assert engine._shape(wave).group == 4
+    (wave,) = waves.plan([make_requests()[i] for i in (0, 4, 8, 12)], {16: 64}, 1, engine.max_rollouts)
+    assert engine._shape(wave).group == 1

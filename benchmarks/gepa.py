@@ -1,0 +1,204 @@
+"""GEPA alone: `python -m benchmarks.gepa [--config configs/world_p2o.py] [--seeds 3] [--config.a.b=value ...]`.
+
+On the built-in world, with its pretrained base model (made on first use): both presets on the questions that one pass of plain
+rollouts finds hard, at equal budget: `recommended` may generate as many rollouts as `faithful` did with the same seed. Rounds are
+iterations, which follow one another; within one, all rollouts of a stage are sampled together.
+
+And the share of the sampler's rows that are in use in a phase at the paper's settings (k = 16, m = 3, V = 300, heavy_4), with a
+tiny model of random weights, whose responses are of very different lengths, and scores by lot.
+"""
+
+import dataclasses
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks import report
+from benchmarks.report import Target
+from p2o_jax import config, config_files, gepa
+from p2o_jax.config import Config, ConfigError
+from p2o_jax.main import command
+from p2o_jax.records import Ledger, Outcome, Question, SearchResult
+
+TARGETS = {
+    "at most half the rounds": Target("rounds_ratio", "<=", 0.5),
+    "at least as many dev questions solved": Target("solved_difference", ">=", 0),
+    "at most three evaluations and one reflection per iteration": Target("max_calls_per_iteration", "<=", 4),
+    "rows in use at the paper's settings": Target("frac_rows_busy_paper", ">=", 0.8),
+}
+PRESETS = ("faithful", "recommended")
+ACCEPTANCE = 0.15  # share of proposals that beat their parent, in the run by lot
+
+
+def run(argv: Sequence[str]) -> None:
+    """Runs and reports.
+
+    Raises:
+        ConfigError: anything wrong with flags, config or model.
+    """
+    flags, overrides = config_files.parse_flags(argv, {"config": "configs/world_p2o.py", "seeds": "3", "paper": "yes"})
+    if not flags["seeds"].isdigit() or int(flags["seeds"]) < 1:
+        raise ConfigError(f"--seeds={flags['seeds']}: expected a positive number")
+    values = config_files.load_config_dict(flags["config"], overrides)
+    figures = world_figures(config_files.from_config_dict(values), int(flags["seeds"]))
+    if flags["paper"] == "yes":
+        figures |= paper_figures()
+    report.finish("gepa", figures, TARGETS)
+
+
+def world_figures(cfg: Config, num_seeds: int) -> dict[str, Any]:
+    """Rounds, calls, rollouts and solved dev questions of both presets, by seed."""
+    world = World(config.resolve(cfg))
+    rows = []
+    for seed in range(num_seeds):
+        budget, row = 0, {}
+        for preset in PRESETS:
+            own = config.resolve(dataclasses.replace(cfg, preset=preset))
+            g = dataclasses.replace(own.gepa, budget="calls", max_metric_calls=budget) if budget else own.gepa
+            row[preset], budget = world.search(dataclasses.replace(own, gepa=g), seed)
+        rows.append(row)
+
+    def total(preset: str, name: str) -> float:
+        return sum(row[preset][name] for row in rows)
+
+    return {
+        "hard_questions": len(world.hard),
+        "rounds_ratio": round(total("recommended", "iterations") / max(total("faithful", "iterations"), 1), 3),
+        "solved_difference": total("recommended", "solved") - total("faithful", "solved"),
+        "max_calls_per_iteration": max(row[p]["calls_per_iteration"] for row in rows for p in PRESETS),
+        "by_seed": rows,
+    }
+
+
+class World:
+    """The base model, and the questions that it finds hard."""
+
+    def __init__(self, cfg: Config):
+        import numpy as np
+
+        from p2o_jax import build, mining, runtime
+        from p2o_jax.assign import asks_for
+        from p2o_jax.progress import Reporter
+        from p2o_jax.records import Assignment, Sampling
+        from p2o_jax.rewards.verify import Verifier
+        from p2o_jax.rollout.answer import Answerer
+
+        reporter = Reporter()
+        self.model = build.open_model(cfg, reporter)
+        self.engine = build.make_engine(cfg, self.model)
+        self.answerer = Answerer(self.engine, self.model.chat, Verifier(cfg.reward).verify, reporter)
+        self.weights = self.engine.lay_out(self.model.load(cfg.model.param_dtype))
+        loaded = build.load_questions(cfg, "path")
+        assert loaded is not None
+        r = cfg.rollout
+        asks = asks_for(loaded.questions, Assignment(), r.group_size, "bench")
+        how = Sampling(r.temperature, r.max_new_tokens, r.top_k, r.top_p, r.min_p)
+        rollouts = self.answerer.answer(self.weights, asks, how, runtime.key(0, "bench"))
+        score_QG = np.array([x.verdict.answer_score for x in rollouts], np.float32).reshape(-1, r.group_size)
+        names = set(mining.find_hard(loaded.questions, score_QG, np.zeros_like(score_QG, bool), cfg.mining))
+        self.hard = [q for q in loaded.questions if q.id in names]
+
+    def search(self, cfg: Config, seed: int) -> tuple[dict[str, float], int]:
+        """Figures of one phase, and the rollouts that it generated."""
+        from p2o_jax import runtime
+        from p2o_jax.records import Sampling
+        from p2o_jax.rollout.stages import Stages
+
+        key, how = runtime.key(seed, "bench/gepa"), Sampling(cfg.gepa.reflect_temperature, cfg.gepa.reflect_new_tokens)
+
+        def reply(prompts: Sequence[str], names: Sequence[str], spent: Any) -> Any:
+            return self.answerer.reply(self.weights, prompts, names, how, key)
+
+        stages = Stages(self.answerer, self.weights, reply, cfg, key, Ledger())
+        self.engine.take_work()
+        start = time.monotonic()
+        result = gepa.search(
+            self.hard,
+            stages.evaluate,
+            stages.reflect,
+            self.model.chat.count_tokens,
+            cfg.gepa,
+            f"{seed}/bench",
+            fits=stages.fits,
+            spells_special=self.model.chat.spells_special,
+            on_stage=stages.enter,
+        )
+        work = self.engine.take_work()
+        figures = search_figures(result) | {
+            "generated_tokens": stages.ledger.total("generated_tokens"),
+            "frac_rows_busy": round(work.busy / max(work.computed, 1), 3),
+            "seconds": round(time.monotonic() - start, 2),
+        }
+        return figures, int(result.stats["rollouts_generated"])
+
+
+def search_figures(result: SearchResult) -> dict[str, float]:
+    """Rounds, calls and solved dev questions of a phase; the first call, the empty template on dev, belongs to no iteration."""
+    stats = result.stats
+    calls = stats["evaluate_calls"] - 1 + stats["reflect_calls"]
+    return {
+        "iterations": stats["iterations"],
+        "calls_per_iteration": round(calls / max(stats["iterations"], 1), 2),
+        "rollouts": stats["rollouts_generated"],
+        "accepted": stats["accepted"],
+        "solved": round(stats["frac_dev_covered"] * stats["dev_questions"]),
+    }
+
+
+def paper_figures(slots: int = 128, max_new_tokens: int = 256, num_questions: int = 600, budget: str = "heavy_4") -> dict[str, Any]:
+    """The share of rows in use over all sampling of one phase with the paper's k, m, V and budget, its reflection left out."""
+    import jax.numpy as jnp
+
+    from p2o_jax import runtime
+    from p2o_jax.models import sharding, transformer
+    from p2o_jax.models.spec import ModelSpec
+    from p2o_jax.records import Request, Sampling
+    from p2o_jax.rollout.engine import Engine
+
+    spec = ModelSpec("qwen3", vocab=64, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16, qk_norm=True, tied=True)
+    mesh = sharding.make_mesh((1, 1, 1), devices=runtime.jax.devices()[:1])
+    rollout = config.Rollout(
+        prompt_buckets=(32,), slots=slots, bank_tokens=32 * 512, prefill_tokens=32 * 128, max_new_tokens=max_new_tokens
+    )
+    engine = Engine(spec, mesh, rollout, [max_new_tokens], (7,), 0, jnp.float32)
+    weights = engine.lay_out(transformer.init(spec, runtime.key(0, "bench")))
+    how, key, calls, lengths = Sampling(1.0, max_new_tokens), runtime.key(0, "bench"), [0], []
+    lots = random.Random(0)
+
+    def evaluate(pairs: Sequence[tuple[str, Question]]) -> list[Outcome]:
+        calls[0] += 1
+        requests = [Request(tuple(hash_words(f"{z}/{q.id}")), f"{calls[0]}/{i}") for i, (z, q) in enumerate(pairs)]
+        completions = engine.generate(weights, requests, how, key)
+        lengths.extend(len(c.token_ids) for c in completions)
+        chance = 1 - (1 - ACCEPTANCE) ** (1 / 3)  # of one success in three, where the parent had none
+        return [Outcome(float(lots.random() < chance), 1.0, "") for _ in pairs]
+
+    cfg = dataclasses.replace(config.resolve(Config()).gepa, budget=budget, patience=0, reflect_prompt_tokens=10**6)
+    pool = [Question(f"q{i:04}", ({"role": "user", "content": f"{i}"},), "no such answer") for i in range(num_questions)]
+    start = time.monotonic()
+    result = gepa.search(
+        pool, evaluate, lambda prompts: [f"``` {lots.random()} ```" for _ in prompts], lambda text: len(text.split()), cfg, "bench"
+    )
+    work = engine.take_work()
+    return {
+        "frac_rows_busy_paper": round(work.busy / max(work.computed, 1), 3),
+        "paper": {
+            **search_figures(result),
+            "dev_questions": result.stats["dev_questions"],
+            "slots": slots,
+            "mean_tokens": round(sum(lengths) / len(lengths), 1),
+            "max_tokens": max(lengths),
+            "seconds": round(time.monotonic() - start, 1),
+        },
+    }
+
+
+def hash_words(text: str, count: int = 8) -> list[int]:
+    """A prompt of random tokens named by the text."""
+    rng = random.Random(text)
+    return [rng.randrange(8, 64) for _ in range(count)]
+
+
+if __name__ == "__main__":
+    command(run)

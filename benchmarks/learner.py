@@ -1,0 +1,185 @@
+"""Tokens per second of a full update: `python -m benchmarks.learner [--peers] [--sizes nano,small] [--rounds 2] [--steps 6]`.
+
+An update is everything from rollouts with their advantages to new weights: packing, scoring where that is needed, backward and
+optimizer. Models are random Qwen3 ones (peers/make_model.py), batches are 64 sequences with prompts of 64 tokens: `equal` responses
+of 128 tokens, `geometric` ones of mean 46 cut at 256. With --peers the same batches go through TRL's and Tunix' own loss and update
+(peers/trl_update.py, peers/tunix_update.py), each with micro-batches of 64 and of 16 sequences (--micro), the faster one counts. As a
+shared machine's clock says little, tokens are real ones (prompt and response) per CPU second of the process; all are pinned to one
+core and take turns. Environments of the peers (peers/README.md): --trl-python, --tunix-python.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks import report
+from benchmarks.report import Target
+from p2o_jax import config, config_files
+from p2o_jax.config import ConfigError
+from p2o_jax.main import command
+
+PEERS = Path(__file__).parent / "peers"
+CACHE = Path.home() / ".cache" / "p2o_jax" / "peers"
+NUM, PROMPT = 64, 64
+SHAPES = {"equal": 128, "geometric": 256}  # longest response
+SPEED = {("nano", "equal"): 1.5, ("small", "equal"): 1.3, ("nano", "geometric"): 3.0, ("small", "geometric"): 3.0}
+
+
+def run(argv: Sequence[str]) -> None:
+    """Measures and reports.
+
+    Raises:
+        ConfigError: wrong flags, or a measurement that fails.
+    """
+    known = {
+        "peers": "false", "sizes": "nano,small", "rounds": "2", "steps": "6", "models": str(CACHE / "models"), "worker": "",
+        "trl-python": str(CACHE / "trlenv/bin/python"), "tunix-python": str(CACHE / "tunixenv/bin/python"), "core": "0", "micro": "64,16",
+    }  # fmt: skip
+    flags, _ = config_files.parse_flags(["--peers=true" if a == "--peers" else a for a in argv], known)
+    if flags["worker"]:
+        print(json.dumps(measure(*flags["worker"].split(","), steps=int(flags["steps"]))), flush=True)
+        return
+    figures: dict[str, Any] = {}
+    targets: dict[str, Target] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for size in flags["sizes"].split(","):
+            model = Path(flags["models"]) / size
+            if not (model / "config.json").exists():
+                call([sys.executable, str(PEERS / "make_model.py"), "--size", size, "--out", str(model)])
+            for shape in SHAPES:
+                path = Path(folder) / f"{size}_{shape}.npz"
+                tokens = write_batch(path, shape, json.loads((model / "config.json").read_text())["vocab_size"])
+                compare(f"{size}_{shape}", commands(flags, model, path, shape), tokens, int(flags["rounds"]), figures)
+                if flags["peers"] == "true":
+                    targets[f"{size}, {shape}: speed"] = Target(f"{size}_{shape}_speedup", ">=", SPEED[size, shape])
+                    targets[f"{size}, {shape}: memory"] = Target(f"{size}_{shape}_memory_ratio", "<=", 0.5)
+    report.finish("learner", figures, targets)
+
+
+def write_batch(path: Path, shape: str, vocab: int) -> int:
+    """Writes a batch and returns its number of real tokens."""
+    rng, longest = np.random.default_rng(0), SHAPES[shape]
+    length = np.full(NUM, longest) if shape == "equal" else np.minimum(rng.geometric(1 / 46, NUM), longest)
+    length[0] = longest
+    np.savez(
+        path,
+        prompt=rng.integers(40, vocab, (NUM, PROMPT)),
+        response=rng.integers(40, vocab, (NUM, longest)),
+        length=length,
+        advantage=rng.normal(size=NUM).astype(np.float32),
+    )
+    return int(NUM * PROMPT + length.sum())
+
+
+def commands(flags: dict[str, str], model: Path, batch: Path, shape: str) -> dict[str, list[str]]:
+    """The measurements to make, by name; the part before the colon is the tool."""
+    own = [sys.executable, "-m", "benchmarks.learner", f"--steps={flags['steps']}"]
+    made = {
+        "ours:": [*own, f"--worker={model},{batch},{shape},first"],
+        "ours_scored:": [*own, f"--worker={model},{batch},{shape},later"],
+    }
+    if flags["peers"] == "true":
+        for tool in ("trl", "tunix"):
+            for micro in flags["micro"].split(","):
+                made[f"{tool}:{micro}"] = [
+                    flags[f"{tool}-python"], str(PEERS / f"{tool}_update.py"), "--model", str(model), "--batch", str(batch),
+                    "--micro-batch", micro, "--steps", flags["steps"], "--threads", "1",
+                ]  # fmt: skip
+    return {name: ["taskset", "-c", flags["core"], *arguments] for name, arguments in made.items()}
+
+
+def compare(name: str, todo: dict[str, list[str]], tokens: int, rounds: int, figures: dict[str, Any]) -> None:
+    """Adds the figures of one model and batch: medians over the rounds, in each of which all take their turn."""
+    rows: dict[str, list[dict[str, Any]]] = {which: [] for which in todo}
+    for _ in range(rounds):
+        for which, arguments in todo.items():
+            rows[which].append(call(arguments))
+            print(f"{name} {which} {rows[which][-1]}", file=sys.stderr)
+    best: dict[str, tuple[float, float, float]] = {}
+    for which, measured in rows.items():
+        of = {key: median(row[key] for row in measured) for key in ("cpu_s", "update_s", "peak_rss_mb")}
+        tool = which.split(":")[0]
+        best[tool] = min(best.get(tool, (np.inf, 0.0, 0.0)), (of["cpu_s"], of["update_s"], of["peak_rss_mb"]))
+    for tool, (cpu, wall, rss) in best.items():
+        speed = {"tokens_per_cpu_s": round(tokens / cpu), "tokens_per_s": round(tokens / wall)}
+        figures[f"{name}_{tool}"] = {**speed, "cpu_s": round(cpu, 3), "peak_rss_mb": round(rss)}
+    peers = [values for tool, values in best.items() if not tool.startswith("ours")]
+    if peers:
+        figures[f"{name}_speedup"] = round(min(p[0] for p in peers) / best["ours"][0], 2)
+        figures[f"{name}_speedup_scored"] = round(min(p[0] for p in peers) / best["ours_scored"][0], 2)
+        figures[f"{name}_memory_ratio"] = round(best["ours"][2] / min(p[2] for p in peers), 2)
+
+
+def call(arguments: Sequence[str]) -> dict[str, Any]:
+    """The JSON line that a command ends with.
+
+    Raises:
+        ConfigError: it fails.
+    """
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    if done.returncode:
+        raise ConfigError(f"{' '.join(arguments)}: exit code {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure(model: str, path: str, shape: str, which: str, steps: int) -> dict[str, Any]:
+    """Seconds and peak memory of our update. `which` = first: the first since sampling; later: old log-probs are scored."""
+    import resource
+
+    import jax
+    import jax.numpy as jnp
+
+    from p2o_jax.models import hf, hf_config, sharding
+    from p2o_jax.rl.learner import Learner
+
+    spec, mesh, longest = hf_config.read_spec(Path(model)), sharding.make_mesh((1, 1, 1), jax.devices()[:1]), SHAPES[shape]
+    cfg = config.resolve(
+        config.Config(
+            model=config.Model(remat="full", logit_chunk=512),
+            data=config.Data(max_prompt_tokens=PROMPT),
+            rollout=config.Rollout(NUM // 8, 8, temperature=1.0, max_new_tokens=longest, prompt_buckets=(PROMPT,)),
+            optim=config.Optim(minibatch_questions=NUM // 8, micro_rows=4),
+        )
+    )
+    learner = Learner(spec, mesh, cfg, 100, jnp.float32, 0)
+    state = learner.init(hf.load(Path(model), spec, learner.param_shardings, "float32"))
+    made = read_batch(path)
+    wall, cpu = [], []
+    for _ in range(steps):
+        w, c = time.perf_counter(), time.process_time()
+        scored, _ = learner.score(state.params, None, made, len(made) if which == "first" else 0)
+        state, stats = learner.update(state, scored)
+        jax.block_until_ready(state)
+        wall.append(time.perf_counter() - w)
+        cpu.append(time.process_time() - c)
+    return {
+        "update_s": median(wall[2:]),
+        "cpu_s": median(cpu[2:]),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "frac_row_tokens_real": round(stats["perf/frac_row_tokens_real"], 3),
+    }
+
+
+def read_batch(path: str) -> list[Any]:
+    """The examples of a batch file."""
+    from p2o_jax.rl.batch import Example
+
+    data = np.load(path)
+    made = []
+    for prompt, response, length, advantage in zip(data["prompt"], data["response"], data["length"], data["advantage"], strict=True):
+        ids = tuple(int(t) for t in prompt)
+        made.append(Example(ids, ids, response[:length].astype(np.int32), float(advantage), True, np.zeros(length, np.float32)))
+    return made
+
+
+if __name__ == "__main__":
+    command(run)

@@ -1,0 +1,56 @@
+"""Metrics of scoring and of updates, from what the learner has at hand; the names are metrics.METRICS'."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from p2o_jax import config
+
+Stats = dict[str, float]
+
+
+def distill_stats(rho: Sequence[np.ndarray], weights: Sequence[np.ndarray], num_tokens: int, cfg: config.Distill) -> Stats:
+    """distill/* over the templated tokens, one array of ratios and weights per response; `num_tokens` counts all that are trained on."""
+    if not rho:
+        return {}
+    ratio, weight = np.concatenate(rho), np.concatenate(weights).astype(np.float64)
+    low, mid, high = np.quantile(ratio, [0.05, 0.5, 0.95])
+    bound_low, bound_high = (0.0, cfg.cap) if cfg.mode == "truncated" else (1 - cfg.eps_low, 1 + cfg.eps_high)
+    return {
+        "distill/frac_masked_low": float((ratio < bound_low).mean()),
+        "distill/frac_masked_high": float((ratio > bound_high).mean()),
+        "distill/ratio_p05": float(low),
+        "distill/ratio_p50": float(mid),
+        "distill/ratio_p95": float(high),
+        "distill/effective_sample_frac": float(weight.sum() ** 2 / max((weight**2).sum() * weight.size, 1e-30)),
+        "distill/frac_templated_tokens": ratio.size / max(num_tokens, 1),
+    }
+
+
+def gap_stats(gap: Sequence[np.ndarray]) -> Stats:
+    """The gap between sampler and learner, one array of absolute differences per response."""
+    if not gap:
+        return {}
+    all_gaps = np.concatenate(gap)
+    return {"train/logprob_gap_mean": float(all_gaps.mean()), "train/logprob_gap_max": float(all_gaps.max())}
+
+
+def rollout_weight_stats(weights: Sequence[np.ndarray], cap: float) -> Stats:
+    """Mean of the sampler-to-learner importance weights, and how many of them are at the cap."""
+    if not weights:
+        return {}
+    weight = np.concatenate(weights)
+    return {"train/rollout_is_mean": float(weight.mean()), "train/frac_rollout_is_capped": float((weight >= cap).mean())}
+
+
+def update_stats(sums: Stats, computed_tokens: int) -> Stats:
+    """train/* from the sums of an update; the gap only where the update's own log-probs were the old ones."""
+    tokens = max(sums["tokens"], 1.0)
+    stats = {f"train/{name}": sums[name] for name in ("loss", "policy_loss", "grad_norm", "update_norm", "param_norm")}
+    stats |= {f"train/{name}": sums[name] / tokens for name in ("approx_kl", "entropy")}
+    stats |= {"train/frac_clipped": sums["clipped"] / tokens, "train/frac_dual_clipped": sums["dual_clipped"] / tokens}
+    stats |= {"train/bad_updates": sums["bad"], "train/trained_tokens": sums["tokens"]}
+    stats["perf/frac_row_tokens_real"] = sums["real_tokens"] / computed_tokens if computed_tokens else 1.0
+    if sums["fresh_tokens"]:
+        stats |= {"train/logprob_gap_mean": sums["gap"] / sums["fresh_tokens"], "train/logprob_gap_max": sums["max_gap"]}
+    return stats | ({"train/kl_loss": sums["kl_loss"]} if "kl_loss" in sums else {})

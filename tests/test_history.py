@@ -1,0 +1,81 @@
+"""Questions across epochs, by hand."""
+
+import json
+
+import numpy as np
+
+from p2o_jax import history
+from p2o_jax.records import Ask, Assignment, Attempts, Completion, Fate, History, Question, Rollout, RunState, Verdict, template_id
+
+
+def rollouts(name, plain="", templated="", template="T"):
+    """A group of a question: one letter a rollout, 1 where it succeeded."""
+    question = Question(name, ({"role": "user", "content": name},), "x")
+    completion = Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), True)
+    asked = [(z, float(mark)) for z, marks in (("", plain), (template, templated)) for mark in marks]
+    return [Rollout(Ask(question, z, ""), (1,), (1,), completion, "", Verdict(s, 1.0, "correct" if s else "wrong")) for z, s in asked]
+
+
+def run(*epochs):
+    """The history after each epoch of (rollouts, hard ids)."""
+    state, states = History(), []
+    for epoch, (made, hard) in enumerate(epochs):
+        state = history.advanced(state, epoch, made, hard, epoch_ends=True)
+        states.append(state)
+    return states
+
+
+def test_a_question_becomes_hard_is_internalised_falls_back_and_is_internalised_again():
+    states = run(
+        (rollouts("q", "000"), {"q"}),
+        (rollouts("q", "00", "1"), {"q"}),  # solved with a crutch only
+        (rollouts("q", "01", "1"), {"q"}),  # plainly, if once: near-hard
+        (rollouts("q", "00"), {"q"}),
+        (rollouts("q", "111"), set()),
+    )
+    assert [s.fates["q"] for s in states] == [Fate(0), Fate(0), Fate(0, 2), Fate(0, 2, 3), Fate(0, 4, 3)]
+    names = ("num_ever", "num_internalised", "num_newly_internalised", "num_relapsed")
+    assert [tuple(history.stats(s)[n] for n in names) for s in states] == [
+        (1, 0, 0, 0),
+        (1, 0, 0, 0),
+        (1, 1, 1, 0),
+        (1, 0, 0, 1),
+        (1, 1, 1, 0),
+    ]
+    assert set(history.stats(states[0])) == set(history.STATS)
+
+
+def test_a_success_in_the_epoch_that_first_found_it_hard_is_no_internalisation():
+    assert run((rollouts("q", "010"), {"q"}))[0].fates == {"q": Fate(0)}
+
+
+def test_easy_questions_have_no_fate_and_no_plain_rollout_says_nothing():
+    states = run((rollouts("q", "00") + rollouts("easy", "11"), {"q"}), (rollouts("q", "1"), set()), (rollouts("q", "", "000"), {"q"}))
+    assert states[-1].fates == {"q": Fate(0, 1)}
+
+
+def test_steps_of_an_epoch_add_up_and_the_next_epoch_starts_anew():
+    state = history.advanced(History(), 3, rollouts("a", "01", "1", "A"), (), False)
+    state = history.advanced(state, 3, rollouts("a", "1", "0", " A ") + rollouts("b", "0"), {"b"}, True)
+    assert state.attempts == {"a": Attempts({"": (2, 3), template_id("A"): (1, 2)}), "b": Attempts({"": (0, 1)})}
+    assert history.rows(state, {"b"}) == [
+        {
+            "epoch": 3, "question_id": "a", "hard": False, "plain": [2, 3], "templated": [1, 2], "templates": {template_id("A"): [1, 2]},
+            "first_hard_epoch": None, "internalised_epoch": None, "relapsed_epoch": None,
+        },
+        {
+            "epoch": 3, "question_id": "b", "hard": True, "plain": [0, 1], "templated": [0, 0], "templates": {},
+            "first_hard_epoch": 3, "internalised_epoch": None, "relapsed_epoch": None,
+        },
+    ]  # fmt: skip
+    assert history.advanced(state, 4, rollouts("c", "0"), (), False).attempts == {"c": Attempts({"": (0, 1)})}
+    run_state = RunState(None, history=state)
+    assert RunState.restored(None, json.loads(json.dumps(run_state.host_state()))) == run_state
+
+
+def test_a_template_s_text_is_written_once_however_many_questions_share_it():
+    text = "Think of " + "x" * 1000
+    state = RunState(None, assignment=Assignment({f"q{i}": (text, "", text) for i in range(50)}))
+    written = json.dumps(state.host_state())
+    assert written.count(text) == 1 and RunState.restored(None, json.loads(written)) == state
+    assert template_id(f" {text} ") == template_id(text) != template_id("") == template_id("  ") == ""
