@@ -79,7 +79,10 @@ def test_what_is_asked_of_cudnn_is_the_dense_attention():
 
 @pytest.mark.gpu
 def test_cudnn_attention_is_the_dense_one():
-    device = jax.devices("gpu")[0]
+    try:
+        device = jax.devices("gpu")[0]
+    except RuntimeError:
+        pytest.skip("no GPU")
     rows = tuple(jax.device_put(x, device) for x in packed_rows(2, 256, 4, 2, 128, jnp.bfloat16))
     assert_same(attention_fast.cudnn, rows, rtol=0.05, atol=0.05)
 
