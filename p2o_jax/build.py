@@ -27,10 +27,10 @@ from p2o_jax.data.questions import Questions
 from p2o_jax.evaluate import Evaluation
 from p2o_jax.gepa import api
 from p2o_jax.models import hf, hf_config, lora, sharding
-from p2o_jax.models.spec import Lora, ModelSpec, num_params
+from p2o_jax.models.spec import ModelSpec, num_params
 from p2o_jax.progress import Reporter
 from p2o_jax.recorder import Recorder
-from p2o_jax.records import Rollout, RunState, Sampling, digest
+from p2o_jax.records import Rollout, RunState, Sampling, Verdict, digest
 from p2o_jax.rewards.verify import Verifier
 from p2o_jax.rl import advantages, cost
 from p2o_jax.rl.batch import Example
@@ -76,7 +76,7 @@ class Parts:
         self.learner = Learner(self.model.spec, self.model.mesh, cfg, num_updates, self.model.dtype, self.chat.pad_id, bad_batch)
         self.verifier = Verifier(cfg.reward)
         self._check_answers(train, heldout)
-        self.answerer = Answerer(self.engine, self.chat, self.verifier.verify, reporter)
+        self.answerer = Answerer(self.engine, self.chat, self._verify, reporter)
         r = cfg.rollout
         self.sampling = Sampling(r.temperature, r.max_new_tokens, r.top_k, r.top_p, r.min_p)
         self.fill = self._dynamic_sampling() if r.dynamic_sampling else fill.as_asked
@@ -86,10 +86,15 @@ class Parts:
         self.checkpoints = Checkpoints(workdir, cfg.checkpoint)
         self.record = Recorder(cfg, workdir, self.questions, self.engine, reporter, compiles)
 
+    def _verify(self, texts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+        """The verdicts of process 0, on every process: deadlines depend on the machine, and no host may decide alone."""
+        rows = runtime.from_process_0(lambda: [dataclasses.astuple(v) for v in self.verifier.verify(texts, answers)])
+        return [Verdict(*row) for row in rows]
+
     def _check_answers(self, *parts: sources.Loaded | None) -> None:
         """Tells of reference answers that not even a response with the same text would match."""
         answers = [q.answer for part in parts if part and part.path != WORLD for q in part.questions]
-        bad = self.verifier.self_check(answers) if answers else []
+        bad = runtime.from_process_0(lambda: self.verifier.self_check(answers)) if answers else []
         if bad:
             shown = ", ".join(repr(a[:60]) for a in bad[:5])
             self.reporter.line(f"{len(bad)} reference answers do not verify against themselves, e.g. {shown}: no response will be right")
@@ -224,9 +229,8 @@ def open_model(cfg: Config, reporter: Reporter) -> Model:
     if found or not spec or not chat:
         raise ConfigError(*found)
     mesh = sharding.make_mesh(config.mesh_shape(cfg.mesh, num_devices))
-    adapters = Lora(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets) if cfg.lora.rank else None
     padding = -spec.vocab % mesh.shape["tensor"]
-    spec = dataclasses.replace(spec, lora=adapters, padded_vocab=spec.vocab + padding if padding else 0)
+    spec = dataclasses.replace(spec, lora=lora.from_config(cfg.lora), padded_vocab=spec.vocab + padding if padding else 0)
     for rules in (sharding.LEARNER, sharding.ROLLOUT):
         found += [line for line in sharding.problems(spec, mesh, rules) if line not in found]
     if found:
@@ -297,7 +301,9 @@ def _question_digests(*parts: sources.Loaded | None) -> dict[str, str]:
 
 
 def write_run_files(workdir: Path, cfg: Config, *parts: sources.Loaded | None) -> None:
-    """Writes config.json (resolved), questions.json (digests of what is asked) and versions.json of a run."""
+    """Writes config.json (resolved), questions.json (digests of what is asked) and versions.json of a run; process 0 alone does."""
+    if not runtime.is_main_process():
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "config.json").write_text(json.dumps(_as_json(cfg), indent=1), encoding="utf-8")

@@ -96,11 +96,10 @@ def _pick(workdir: Path, tick_of: dict[int, int], wanted: str) -> tuple[int, int
 
 def _run_spec(spec: "ModelSpec", cfg: Config, stored: dict[str, list[int]]) -> "ModelSpec":
     """The spec that the run trained: with its adapters, or with the vocabulary padded as its mesh wanted it."""
-    from p2o_jax.models.spec import Lora
+    from p2o_jax.models import lora
 
-    adapters = Lora(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets) if cfg.lora.rank else None
     rows = stored.get("embed", [spec.vocab])[0]
-    return dataclasses.replace(spec, lora=adapters, padded_vocab=rows if rows != spec.vocab else 0)
+    return dataclasses.replace(spec, lora=lora.from_config(cfg.lora), padded_vocab=rows if rows != spec.vocab else 0)
 
 
 def _abstract_params(spec: "ModelSpec", dtype: str) -> Any:

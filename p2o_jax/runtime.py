@@ -7,7 +7,6 @@ of others) goes through `from_process_0`.
 import hashlib
 import json
 import os
-import random
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -44,11 +43,6 @@ def key(seed: int, *names: str | int) -> jax.Array:
     for word in words:
         base = jax.random.fold_in(base, word)
     return base
-
-
-def rng(seed: int, *names: str | int) -> random.Random:
-    """A host generator that is a function of the seed and the names alone."""
-    return random.Random("/".join(map(str, (seed, *names))))
 
 
 def name_words(names: list[str]) -> np.ndarray:

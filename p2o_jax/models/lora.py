@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from p2o_jax.models.spec import ModelSpec, Weight, weights
+from p2o_jax import config
+from p2o_jax.models.spec import Lora, ModelSpec, Weight, weights
 
 Params = dict[str, Any]
 
@@ -22,6 +23,11 @@ _PEFT_NAMES = {
     **{n: f"self_attn.{n}_proj" for n in ("q", "k", "v", "o")},
     **{n: f"mlp.{n}_proj" for n in ("gate", "up", "down")},
 }
+
+
+def from_config(cfg: config.Lora) -> Lora | None:
+    """The adapters that the config asks for, if any."""
+    return Lora(cfg.rank, cfg.alpha, cfg.targets) if cfg.rank else None
 
 
 def is_adapter(name: str) -> bool:
