@@ -1,6 +1,6 @@
 """Attention, behind one idea: a piece of attention is (output, max, sum of exponentials), and pieces merge exactly.
 
-`packed` is the dense reference for rows that hold several segments; `over_cache` is one decode step against a part of the
+`packed` is the dense reference for rows that hold several segments; `over_cache` that of one decode step against a part of the
 cache. Scores and sums are float32 whatever the inputs are.
 """
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 NEG = -1e30  # below any score; finite, so that a row without any key gives 0 and not nan
 
@@ -37,22 +37,33 @@ def packed(
     return jnp.einsum("BKGTS,BSKC->BTKGC", probs, v_BTKC).reshape(B, T, H, C)
 
 
-def over_cache(
-    q_BHC: Float[Array, "B H C"],
-    k_BKSC: Float[Array, "B K S C"],
-    v_BKSC: Float[Array, "B K S C"],
-    visible_BS: Bool[Array, "B S"],
-) -> Partial:
-    """One query per row against the visible positions of its cache; nothing visible gives o = 0, l = 0."""
+class Cache(NamedTuple):
+    """Keys and values of one layer, a row per sequence; of type int8 with a scale for each vector, else without."""
+
+    k_RKSC: jax.Array
+    v_RKSC: jax.Array
+    k_scale_RKS: jax.Array | None = None
+    v_scale_RKS: jax.Array | None = None
+
+
+def over_cache(q_BHC: Float[Array, "B H C"], cache: Cache, length_B: Int[Array, "B"], row_B: Int[Array, "B"] | None = None) -> Partial:
+    """One query per row against the first `length` positions of its cache row (its own, or `row_B`); length 0 gives o = 0, l = 0."""
     B, H, C = q_BHC.shape
-    K = k_BKSC.shape[1]
+    if row_B is not None:
+        cache = jax.tree.map(lambda x: x[row_B], cache)
+    K, S = cache.k_RKSC.shape[1:3]
+    visible = (jnp.arange(S)[None] < length_B[:, None])[:, None, None]
     q = q_BHC.reshape(B, K, H // K, C)
-    scores = jnp.einsum("BKGC,BKSC->BKGS", q, k_BKSC, preferred_element_type=jnp.float32) * C**-0.5
-    scores = jnp.where(visible_BS[:, None, None], scores, NEG)
+    scores = jnp.einsum("BKGC,BKSC->BKGS", q, cache.k_RKSC.astype(q.dtype), preferred_element_type=jnp.float32) * C**-0.5
+    if cache.k_scale_RKS is not None:
+        scores *= cache.k_scale_RKS[:, :, None]
+    scores = jnp.where(visible, scores, NEG)
     m = scores.max(axis=-1)
-    e = jnp.where(visible_BS[:, None, None], jnp.exp(scores - m[..., None]), 0.0)
+    e = jnp.where(visible, jnp.exp(scores - m[..., None]), 0.0)
     total = e.sum(axis=-1)
-    o = jnp.einsum("BKGS,BKSC->BKGC", e.astype(v_BKSC.dtype), v_BKSC, preferred_element_type=jnp.float32)
+    if cache.v_scale_RKS is not None:
+        e *= cache.v_scale_RKS[:, :, None]
+    o = jnp.einsum("BKGS,BKSC->BKGC", e.astype(q.dtype), cache.v_RKSC.astype(q.dtype), preferred_element_type=jnp.float32)
     o = o / jnp.maximum(total, 1e-30)[..., None]
     return Partial(o.reshape(B, H, C), m.reshape(B, H), total.reshape(B, H))
 

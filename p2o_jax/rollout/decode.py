@@ -190,9 +190,7 @@ def _forward_one(
 ) -> tuple[jax.Array, Cache]:
     """Logits of each slot's next token, and the slots' caches with the fed token's k and v at its age."""
     B = fed.token_B.shape[0]
-    P, S = bank[0][0].shape[2], slots[0][0].shape[2]
-    in_bank_MP = jnp.arange(P)[None] < length_M[:, None] - 1
-    in_slot_BS = jnp.arange(S)[None] <= fed.age_B[:, None]
+    in_bank_M = length_M - 1
     row_B = jnp.arange(B)
     cell_B = fed.prompt_B * group + fed.member_B
     num_cells = length_M.shape[0] * group
@@ -200,14 +198,14 @@ def _forward_one(
 
     def prefix(q_BHC: jax.Array, bank_k: jax.Array, bank_v: jax.Array) -> attention.Partial:
         if group == 1:
-            return attention.over_cache(q_BHC, bank_k[fed.prompt_B], bank_v[fed.prompt_B], in_bank_MP[fed.prompt_B])
-        return _over_bank(q_BHC, bank_k, bank_v, in_bank_MP, slot_of_cell, cell_B)
+            return attention.over_cache(q_BHC, attention.Cache(bank_k, bank_v), in_bank_M[fed.prompt_B], fed.prompt_B)
+        return _over_bank(q_BHC, bank_k, bank_v, in_bank_M, slot_of_cell, cell_B)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         (bank_k, bank_v), (slot_k, slot_v) = cache
         slot_k = slot_k.at[row_B, :, fed.age_B].set(k[:, 0])
         slot_v = slot_v.at[row_B, :, fed.age_B].set(v[:, 0])
-        suffix = attention.over_cache(q[:, 0], slot_k, slot_v, in_slot_BS)
+        suffix = attention.over_cache(q[:, 0], attention.Cache(slot_k, slot_v), fed.age_B + 1)
         return attention.merge(prefix(q[:, 0], bank_k, bank_v), suffix)[:, None], (slot_k, slot_v)
 
     position_B1 = (length_M[fed.prompt_B] - 1 + fed.age_B)[:, None]
@@ -218,7 +216,7 @@ def _forward_one(
 
 
 def _over_bank(
-    q_BHC: jax.Array, bank_k: jax.Array, bank_v: jax.Array, in_bank_MP: jax.Array, slot_of_cell: jax.Array, cell_B: jax.Array
+    q_BHC: jax.Array, bank_k: jax.Array, bank_v: jax.Array, in_bank_M: jax.Array, slot_of_cell: jax.Array, cell_B: jax.Array
 ) -> attention.Partial:
     """Attention of each slot to its prompt, each row of the bank read once: the group's queries stand side by side as heads."""
     B, H, C = q_BHC.shape
@@ -232,7 +230,7 @@ def _over_bank(
         cells = x.reshape(M, K, -1, H // K, *rest).swapaxes(1, 2).reshape(-1, H, *rest)
         return cells[cell_B]
 
-    return attention.Partial(*(to_slots(x) for x in attention.over_cache(to_cells(q_BHC), bank_k, bank_v, in_bank_MP)))
+    return attention.Partial(*(to_slots(x) for x in attention.over_cache(to_cells(q_BHC), attention.Cache(bank_k, bank_v), in_bank_M)))
 
 
 def _any_shard(going: jax.Array) -> jax.Array:
