@@ -3,8 +3,10 @@
 All that can be known to be wrong is collected and raised together, before anything compiles.
 """
 
+import contextlib
 import dataclasses
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -12,32 +14,32 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from p2o_jax import config, config_rules, runtime
+from p2o_jax import checkpoint, config, config_rules, files, runtime
 from p2o_jax.checkpoint import Checkpoints
 from p2o_jax.config import Config, ConfigError
-from p2o_jax.data import sources
+from p2o_jax.data import benchmarks, sources
 from p2o_jax.data.chat import Chat, load_tokenizer
 from p2o_jax.data.questions import Questions
-from p2o_jax.evaluate import Evaluation
+from p2o_jax.evaluation.heldout import Evaluation
 from p2o_jax.gepa import api
 from p2o_jax.models import hf, hf_config, lora, sharding
-from p2o_jax.models.spec import ModelSpec, num_params
+from p2o_jax.models.spec import ModelSpec, Weight, num_params, weights
 from p2o_jax.progress import Reporter
 from p2o_jax.recorder import Recorder
-from p2o_jax.records import Rollout, RunState, Sampling, Verdict, digest
+from p2o_jax.records import Question, Rollout, RunState, Sampling, digest
 from p2o_jax.rewards.verify import Verifier
 from p2o_jax.rl import advantages, cost
 from p2o_jax.rl.batch import Example
 from p2o_jax.rl.learner import Learner
-from p2o_jax.rollout import fill
+from p2o_jax.rollout import fill, memory
 from p2o_jax.rollout.answer import Answerer
-from p2o_jax.rollout.engine import Engine
+from p2o_jax.rollout.engine import Engine, Program
 from p2o_jax.rollout.stages import PhaseJournals, Reply, Stages, settings_digest
 from p2o_jax.world import pretrain
 from p2o_jax.world import questions as world_questions
@@ -70,26 +72,23 @@ class Parts:
         self.model, train, heldout = open_run(cfg, workdir, reporter)
         self.chat = self.model.chat
         self.questions = Questions(train.questions, cfg.rollout.questions, cfg.train.seed)
-        self.engine = make_engine(cfg, self.model)
         num_updates = cfg.train.epochs * self.questions.steps_per_epoch * (cfg.rollout.questions // config.minibatch_questions(cfg))
         bad_batch = workdir / "bad_batch.npz"
         self.learner = Learner(self.model.spec, self.model.mesh, cfg, num_updates, self.model.dtype, self.chat.pad_id, bad_batch)
+        self.engine = make_engine(cfg, self.model, memory.per_device(self.learner.abstract_state()))
         self.verifier = Verifier(cfg.reward)
-        self._check_answers(train, heldout)
-        self.answerer = Answerer(self.engine, self.chat, self._verify, reporter)
-        r = cfg.rollout
-        self.sampling = Sampling(r.temperature, r.max_new_tokens, r.top_k, r.top_p, r.min_p)
-        self.fill = self._dynamic_sampling() if r.dynamic_sampling else fill.as_asked
-        self.evaluation = Evaluation(heldout.questions if heldout else (), self.answerer, cfg.eval, r.max_new_tokens, self.key("eval"))
+        self._check_answers(train, *heldout)
+        self.answerer = Answerer(self.engine, self.chat, self.verifier.judge, reporter)
+        self.sampling = training_sampling(cfg)
+        self.fill = self._dynamic_sampling() if cfg.rollout.dynamic_sampling else fill.as_asked
+        self.evaluation = Evaluation(heldout, self.answerer, cfg.eval, cfg.rollout.max_new_tokens, self.key("eval"))
         self.journals = PhaseJournals(workdir, cfg.train.seed, settings_digest(_fixed_settings(cfg)), reporter.line)
-        write_run_files(workdir, cfg, train, heldout)
-        self.checkpoints = Checkpoints(workdir, cfg.checkpoint)
+        write_run_files(workdir, cfg, train, *heldout)
+        self.checkpoints = Checkpoints(workdir, cfg.checkpoint, reporter.line)
         self.record = Recorder(cfg, workdir, self.questions, self.engine, reporter, compiles)
-
-    def _verify(self, texts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """The verdicts of process 0, on every process: deadlines depend on the machine, and no host may decide alone."""
-        rows = runtime.from_process_0(lambda: [dataclasses.astuple(v) for v in self.verifier.verify(texts, answers)])
-        return [Verdict(*row) for row in rows]
+        programs = sampling_programs(cfg, self.engine)
+        with reporter.phase("compile_ahead", len(programs), "programs") as advance:
+            self.engine.programs.compile(programs, advance)
 
     def _check_answers(self, *parts: sources.Loaded | None) -> None:
         """Tells of reference answers that not even a response with the same text would match."""
@@ -175,20 +174,20 @@ class Parts:
 
     def close(self) -> None:
         """Writes what is pending and stops the workers."""
-        self.checkpoints.close()
-        self.verifier.close()
-        self.record.close()
+        with contextlib.ExitStack() as stack:  # in reverse; whichever fails, the others are closed
+            for part in (self.record, self.verifier, self.checkpoints):
+                stack.callback(part.close)
 
 
-def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, sources.Loaded, sources.Loaded | None]:
-    """The model, the training questions and the held-out ones; nothing is written before all of it is known to be good.
+def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, sources.Loaded, list[sources.Loaded]]:
+    """The model, the training questions and the held-out sets; nothing is written before all of it is known to be good.
 
     Raises:
         ConfigError: with a line for everything wrong with config, workdir, mesh, model directory and data files.
     """
     found = config_rules.problems(cfg, len(jax.devices())) + changed_settings(workdir, cfg)
-    train, heldout = (collect(found, lambda: load_questions(cfg, name)) for name in ("path", "eval_path"))
-    found += changed_questions(workdir, train, heldout)
+    train, heldout = collect(found, lambda: load_questions(cfg)), collect(found, lambda: load_heldout(cfg)) or []
+    found += changed_questions(workdir, train, *heldout)
     if (cfg.data.path == WORLD) != (cfg.model.path == WORLD):
         found.append(
             f"config.data.path={cfg.data.path} with config.model.path={cfg.model.path}: the built-in world's questions and its base model "
@@ -196,17 +195,19 @@ def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, sou
         )
     if cfg.gepa.enabled and cfg.gepa.reflector == "api":
         found += runtime.from_process_0(lambda: key_problems(cfg.api))
+    found += runtime.from_process_0(lambda: reward_problems(cfg.reward)) if cfg.reward.fn else []
     if found and cfg.model.path == WORLD:
         raise ConfigError(*found)
     model = collect(found, lambda: open_model(cfg, reporter))
     if model:
-        for part in (train, heldout):
+        for part in (train, *heldout):
             found += sources.too_long(part, lambda q: len(model.chat.render(q)), cfg.data.max_prompt_tokens) if part else []
+    if model and train:
+        found += runtime.from_process_0(lambda: _space_problems(cfg, workdir, model, len(train.questions)))
     if found or not train:
         raise ConfigError(*dict.fromkeys(found))
-    for part in (train, heldout):
-        if part and part.num_duplicates:
-            reporter.line(f"{part.path}: {part.num_duplicates} duplicate questions dropped")
+    for line in [*(line for part in (train, *heldout) for line in part.told), *sources.shared(train, heldout)]:
+        reporter.line(line)
     return model, train, heldout
 
 
@@ -240,20 +241,60 @@ def open_model(cfg: Config, reporter: Reporter) -> Model:
     return Model(directory, spec, chat, mesh, dtype)
 
 
-def make_engine(cfg: Config, model: Model) -> Engine:
-    """The sampler, with room for answers and, where the model reflects, for new templates."""
-    reflects = cfg.gepa.enabled and cfg.gepa.reflector != "api"
-    capacities = [cfg.rollout.max_new_tokens] + ([cfg.gepa.reflect_new_tokens] if reflects else [])
-    return Engine(model.spec, model.mesh, cfg.rollout, capacities, model.chat.stop_ids, model.chat.pad_id, model.dtype)
+def make_engine(cfg: Config, model: Model, held: int = 0, device_memory: int | None = None) -> Engine:
+    """The sampler, with room for answers and, where the model reflects, for new templates.
+
+    `held`: bytes per device that others hold; `device_memory`: all its bytes, where the device is not there to be asked.
+
+    Raises:
+        ConfigError: it does not fit into the devices' memory.
+    """
+    capacities = [cfg.rollout.max_new_tokens] + ([cfg.gepa.reflect_new_tokens] if model_reflects(cfg) else [])
+    templated = cfg.assign.same_template_in_group or cfg.eval.template == "best"
+    grouped_up_to = config.max_templated_prompt_tokens(cfg) if templated else cfg.data.max_prompt_tokens
+
+    def make(slots: int) -> Engine:
+        rollout, chat = dataclasses.replace(cfg.rollout, slots=slots), model.chat
+        return Engine(model.spec, model.mesh, rollout, capacities, chat.stop_ids, chat.pad_id, model.dtype, grouped_up_to)
+
+    return memory.fitting(make, cfg.rollout.slots, held, device_memory)
 
 
-def load_questions(cfg: Config, name: Literal["path", "eval_path"]) -> sources.Loaded | None:
-    """The questions of config.data.path or config.data.eval_path; None where neither a file nor the world has any."""
-    path = getattr(cfg.data, name)
-    if cfg.data.path == WORLD and (name == "path" or not path):
-        made = world_questions.train_questions(cfg.world) if name == "path" else world_questions.heldout_questions(cfg.world)
-        return sources.Loaded(WORLD, tuple(made), 0, tuple(range(1, len(made) + 1)))
-    return sources.load(path, cfg.data) if path else None
+def model_reflects(cfg: Config) -> bool:
+    return cfg.gepa.enabled and cfg.gepa.reflector != "api"
+
+
+def sampling_programs(cfg: Config, engine: Engine) -> list[Program]:
+    """Every program that a run's sampling can need, the first steps' first."""
+    r, g = cfg.rollout, cfg.gepa
+    longest = config.max_templated_prompt_tokens(cfg) if g.enabled else cfg.data.max_prompt_tokens
+    uses = [(training_sampling(cfg), longest), (Sampling(cfg.eval.temperature, r.max_new_tokens), longest)]
+    if model_reflects(cfg):
+        uses.append((Sampling(g.reflect_temperature, g.reflect_new_tokens), config.max_prompt_tokens(cfg)))
+    return list(dict.fromkeys(program for how, prompt in uses for program in engine.needed(how, prompt)))
+
+
+def training_sampling(cfg: Config) -> Sampling:
+    r = cfg.rollout
+    return Sampling(r.temperature, r.max_new_tokens, r.top_k, r.top_p, r.min_p)
+
+
+def load_questions(cfg: Config) -> sources.Loaded:
+    """The questions of config.data.path."""
+    if cfg.data.path == WORLD:
+        return _of_world(world_questions.train_questions(cfg.world))
+    return sources.load(cfg.data.path, cfg.data)
+
+
+def load_heldout(cfg: Config) -> list[sources.Loaded]:
+    """The sets of config.data.eval_path, the dev set first; the world's own, or none, where it names none."""
+    if cfg.data.eval_path:
+        return benchmarks.load_sets(cfg.data.eval_path, cfg.data)
+    return [_of_world(world_questions.heldout_questions(cfg.world))] if cfg.data.path == WORLD else []
+
+
+def _of_world(made: Sequence[Question]) -> sources.Loaded:
+    return sources.Loaded(WORLD, tuple(made), 0, tuple(range(1, len(made) + 1)))
 
 
 def collect(found: list[str], make: Callable[[], Any]) -> Any:
@@ -270,6 +311,21 @@ def key_problems(cfg: config.Api) -> list[str]:
     found: list[str] = []
     collect(found, lambda: api.read_keys(cfg.key_env))
     return found
+
+
+def reward_problems(cfg: config.Reward) -> list[str]:
+    """A line if config.reward.fn is not there to be called."""
+    with Verifier(dataclasses.replace(cfg, workers=1)) as verifier:
+        return verifier.problems()
+
+
+def _space_problems(cfg: Config, workdir: Path, model: Model, num_questions: int) -> list[str]:
+    """A line if the disk has no room for the run's checkpoints: params and both moments of what is trained."""
+    trained = jax.tree.leaves(lora.split(model.spec, weights(model.spec))[0], is_leaf=lambda w: isinstance(w, Weight))
+    size = sum(math.prod(w.shape) for w in trained)
+    per_weight = jnp.dtype(cfg.model.param_dtype).itemsize + jnp.dtype(cfg.optim.mu_dtype).itemsize + 4
+    num_steps = cfg.train.epochs * -(-num_questions // max(cfg.rollout.questions, 1))
+    return checkpoint.space_problems(workdir, cfg.checkpoint, size * per_weight, num_steps)
 
 
 def changed_settings(workdir: Path, cfg: Config) -> list[str]:
@@ -306,9 +362,9 @@ def write_run_files(workdir: Path, cfg: Config, *parts: sources.Loaded | None) -
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").write_text(json.dumps(_as_json(cfg), indent=1), encoding="utf-8")
-        (workdir / "questions.json").write_text(json.dumps(_question_digests(*parts), indent=1), encoding="utf-8")
-        (workdir / "versions.json").write_text(json.dumps(versions(), indent=1), encoding="utf-8")
+        files.write_json(workdir / "questions.json", _question_digests(*parts))
+        files.write_json(workdir / "versions.json", versions())
+        files.write_json(workdir / "config.json", _as_json(cfg))
     except OSError as e:
         raise ConfigError(f"--workdir={workdir}: {e}") from e
 
@@ -337,7 +393,11 @@ _MAY_CHANGE = (
     "train.max_bad_steps",
     "train.max_generated_tokens",
     "train.compile_cache",
-    "checkpoint.",
+    "train.watchdog_s",
+    "train.flat_rewards_steps",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "checkpoint.grace_s",
     "eval.",
     "world.cache_dir",
 )

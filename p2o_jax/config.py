@@ -49,11 +49,14 @@ class World:
 
 @dataclass(frozen=True)
 class Data:
-    path: str = "world"  # JSONL file with a question and an answer per line, or "world"
-    eval_path: str = ""  # held-out questions; empty: the world's own, or no evaluation for files
+    path: str = "world"  # a file, a folder, hf:NAME, tfds:NAME (p2o_jax/data/sources.py says how), or "world"
+    eval_path: str = ""  # held-out questions, likewise, or NAME=PATH,NAME=PATH for several sets, the first of which is the dev set;
+    # a benchmark of p2o_jax/data/benchmarks.py is NAME or NAME=PATH; empty: the world's own, or no evaluation
     question_field: str = "question"  # a text, or a list of chat messages
-    answer_field: str = "answer"
-    suffix: str = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."  # appended to file questions
+    answer_field: str = "answer"  # empty: there are none (config.reward.fn)
+    # {question} is where a question that is a text goes; other braces are braces. The default is the released code's.
+    prompt_template: str = "Let's think step by step and output the final answer within \\boxed{}.\nQuestion: {question}"
+    tfds_dir: str = ""  # folder of TensorFlow Datasets; empty: theirs
     max_prompt_tokens: int = 4096  # longer plain prompts are an error that names the lines
 
 
@@ -84,10 +87,12 @@ class Rollout:
     min_p: float = 0.0
     max_new_tokens: int = 12288
     prompt_buckets: tuple[int, ...] = (512, 1024, 2048, 4096, 32768)  # prompts are padded to the next of these
-    slots: int = 128  # rollouts decoded side by side, over all devices
-    min_slots: int = 8  # as rollouts end and no others wait, slots are halved down to this many per shard; 0: never
+    slots: int = 0  # rollouts decoded side by side, over all devices; 0: as many as fit into their memory
+    min_slots: int = 8  # on CPU, as rollouts end and no others wait, slots are halved down to this many per shard; 0: never
     bank_tokens: int = 524288  # prompt tokens held in the cache at a time, over all devices
-    prefill_tokens: int = 65536  # prompt tokens prefilled at a time, over all devices
+    prefill_tokens: int = 2048  # prompt tokens prefilled at a time in each of the mesh's data x fsdp parts
+    share_prefixes: bool = True  # what prompts of a wave begin with alike is prefilled once
+    cache_dtype: Literal["auto", "int8"] = "auto"  # of keys and values while sampling; auto: the compute dtype
     dynamic_sampling: bool = False  # DAPO: ask further questions until the step is full of groups with an advantage
     max_sampling_rounds: int = 10  # of dynamic sampling, the step's own batch included
 
@@ -95,13 +100,15 @@ class Rollout:
 @dataclass(frozen=True)
 class Reward:
     kind: Literal["exact", "math"] = "math"  # exact: same text in the last box; math: math-verify in worker processes
+    fn: str = ""  # package.module:function of your own, in place of kind (p2o_jax/rewards/own.py says what it is given)
+    success_above: float = 0.5  # a score above this is a success: in mining, cover, reflection, templates and history alike
     workers: int = 0  # verifier processes; 0: one per CPU core
     timeout_s: float = 5.0  # hard deadline per answer
 
 
 @dataclass(frozen=True)
 class Mining:
-    include_near_hard: bool = True  # questions with exactly one success are hard, too (paper runs: on)
+    max_successes: int = 1  # a question is hard with at most so many successes, and not all, in its group
     judge_on: Literal["all", "plain"] | None = None  # rollouts that decide hardness
     extra_plain_groups: int = 0  # ▲ further plain groups of G for each question that the last epoch found hard
 
@@ -228,14 +235,17 @@ class Eval:
     every_steps: int = 20  # 0: only before the first and after the last step
     temperature: float = 0.0
     rollouts: int = 1  # per question
-    max_questions: int = 0  # 0: all
+    max_questions: int = 0  # of each set; 0: all
     template: Literal["none", "best"] = "none"  # ▲ best: held-out questions are asked under the best template so far
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    every_steps: int = 20  # besides those around every prompt phase and at the end
-    keep: int = 2
+    every_steps: int = 20  # besides those around every prompt phase, at the end, and of the best state on the held-out questions
+    keep: int = 2  # the newest; the best stays, too
+    keep_every: int = 0  # those of every so many policy steps stay for good; 0: none
+    path: str = ""  # folder, or gs://BUCKET/FOLDER; empty: WORKDIR/checkpoints
+    grace_s: float = 25.0  # after SIGTERM the run has saved and left within this time
 
 
 @dataclass(frozen=True)
@@ -247,6 +257,8 @@ class Train:
     rollout_is_cap: float = 2.0  # they are truncated at this
     max_bad_steps: int = 10  # the run stops when so many updates were not finite; 0: never
     num_samples_logged: int = 8  # rollouts written to samples.jsonl per step
+    watchdog_s: float = 1800.0  # a step or iteration of GEPA that lasts longer has all stacks written to standard error; 0: never
+    flat_rewards_steps: int = 20  # a notice when so many steps in a row had equal rewards only; 0: never
     compile_cache: str = "runs/cache"  # folder of compiled programs, so that a second start compiles nothing; empty: none
 
 

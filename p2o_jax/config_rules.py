@@ -2,18 +2,20 @@
 
 import dataclasses
 import json
+import math
 import re
 from urllib.parse import urlsplit
 
-from p2o_jax.config import LORA_TARGETS, Api, Config, Mesh, max_prompt_tokens, mesh_shape, minibatch_questions, trained_row_tokens
+from p2o_jax.config import LORA_TARGETS, Api, Config, Gepa, Mesh, max_prompt_tokens, mesh_shape, minibatch_questions, trained_row_tokens
 
 _POSITIVE = (
-    ("rollout", "questions"), ("rollout", "group_size"), ("rollout", "max_new_tokens"), ("rollout", "slots"), ("rollout", "bank_tokens"),
+    ("rollout", "questions"), ("rollout", "group_size"), ("rollout", "max_new_tokens"), ("rollout", "bank_tokens"),
     ("rollout", "prefill_tokens"), ("optim", "minibatch_questions"), ("optim", "micro_rows"), ("optim", "clip_norm"),
     ("gepa", "parents"), ("gepa", "minibatch"), ("gepa", "dev_size"), ("gepa", "min_hard"), ("gepa", "rollouts_per_eval"),
     ("gepa", "reflect_new_tokens"), ("gepa", "reflect_prompt_tokens"), ("gepa", "max_template_tokens"), ("eval", "rollouts"),
     ("api", "timeout_s"), ("api", "concurrency"), ("assign", "bandit_prior"),
-    ("reward", "timeout_s"), ("model", "logit_chunk"), ("checkpoint", "keep"), ("rollout", "temperature"), ("data", "max_prompt_tokens"),
+    ("reward", "timeout_s"), ("model", "logit_chunk"), ("checkpoint", "keep"),
+    ("checkpoint", "grace_s"), ("rollout", "temperature"), ("data", "max_prompt_tokens"),
     ("rollout", "max_sampling_rounds"), ("distill", "cap"), ("train", "rollout_is_cap"),
     ("world", "steps"), ("world", "p_chain_plain"), ("world", "hard_per_family"), ("world", "heldout_per_family"),
 )  # fmt: skip
@@ -27,8 +29,15 @@ _FRACTIONS = (
     ("assign", "bandit_discount"),
 )
 _NOT_NEGATIVE = (
+    ("rollout", "slots"),
+    ("rollout", "min_slots"),
     ("train", "epochs"),
+    ("train", "watchdog_s"),
+    ("train", "flat_rewards_steps"),
+    ("checkpoint", "every_steps"),
+    ("checkpoint", "keep_every"),
     ("mining", "extra_plain_groups"),
+    ("mining", "max_successes"),
     ("api", "retries"),
     ("api", "backoff_s"),
     ("api", "max_tokens_total"),
@@ -68,6 +77,15 @@ def api_problems(api: Api) -> list[str]:
     return found
 
 
+def _cheapest_phase(gepa: Gepa) -> int:
+    """The rollouts of the empty template on the smallest dev set that there can be, and of one proposal and its parent."""
+    if gepa.dev_size < 1:
+        dev = int(gepa.min_hard * gepa.dev_size)
+    else:
+        dev = int(gepa.dev_size) if gepa.min_hard >= 1.5 * gepa.dev_size else gepa.min_hard // 2
+    return (max(dev, 1) + 2 * min(gepa.minibatch, max(gepa.min_hard - dev, 0))) * gepa.rollouts_per_eval
+
+
 def problems(config: Config, num_devices: int) -> list[str]:
     """A line for every rule between settings that this (resolved) config breaks on so many devices."""
     found = _mesh_problems(config.mesh, num_devices)
@@ -87,6 +105,23 @@ def problems(config: Config, num_devices: int) -> list[str]:
     for section, name in _NOT_NEGATIVE:
         value = getattr(getattr(config, section), name)
         rule(value >= 0, f"config.{section}.{name}={value} must not be negative")
+    rule(
+        config.data.prompt_template.count("{question}") == 1,
+        f"config.data.prompt_template={config.data.prompt_template!r} must hold {{question}} once",
+    )
+    rule(bool(config.data.question_field), "config.data.question_field must name a field")
+    rule(
+        bool(config.data.answer_field or config.reward.fn),
+        "config.data.answer_field='' (no reference answers) needs config.reward.fn to judge without them",
+    )
+    above, fn = config.reward.success_above, config.reward.fn
+    rule(0 <= above < 1, f"config.reward.success_above={above} must lie in [0, 1): no score is above 1")
+    rule(
+        not fn or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", fn) is not None, f"config.reward.fn={fn}: expected package.module:function"
+    )
+    for section, part in vars(config).items():
+        for name, value in getattr(part, "__dict__", {}).items():
+            rule(not isinstance(value, float) or math.isfinite(value), f"config.{section}.{name}={value} must be finite")
     mini = minibatch_questions(config)
     rule(
         mini > 0 and rollout.questions % mini == 0,
@@ -131,6 +166,12 @@ def problems(config: Config, num_devices: int) -> list[str]:
     )
     rule(gepa.dev_size >= 1 or gepa.dev_size <= 0.5, f"config.gepa.dev_size={gepa.dev_size} must be a count, or a fraction up to 0.5")
     rule(gepa.budget != "calls" or gepa.max_metric_calls > 0, "config.gepa.budget=calls needs config.gepa.max_metric_calls")
+    least = _cheapest_phase(gepa) if gepa.enabled and gepa.budget == "calls" and gepa.dev_size > 0 else 0
+    rule(
+        not 0 < gepa.max_metric_calls < least,
+        f"config.gepa.max_metric_calls={gepa.max_metric_calls} pays for no proposal even in the smallest prompt phase "
+        f"(config.gepa.min_hard={gepa.min_hard} questions): that takes {least} rollouts",
+    )
     rule(gepa.budget != "full_evals" or gepa.max_full_evals > 0, "config.gepa.budget=full_evals needs config.gepa.max_full_evals")
     rule(
         config.train.epochs > 0 or (gepa.enabled and gepa.schedule == "first"),

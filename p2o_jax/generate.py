@@ -1,8 +1,8 @@
 """Samples: `python -m p2o_jax.generate --model DIR --prompts FILE.jsonl [--template TEXT] [--n K] [--out OUT.jsonl]`.
 
 Any `--config.a.b=value` may follow. A line of FILE has a `prompt` or a `question`: a text, or a list of chat messages. It is
-asked as it stands (training adds config.data.suffix to a question that is a text; here that is empty unless it is given), under
-the template if there is one. Each completion is a line of OUT, or of standard output:
+asked as it stands (training puts a question that is a text into config.data.prompt_template; here nothing is added unless that
+is given), under the template if there is one. Each completion is a line of OUT, or of standard output:
 
     index        which prompt, from 0            logp       sum of the tokens' log-probs at the sampling temperature
     n            which of its K completions      token_ids  of the response, the stop token included
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 MAX_SLOTS = 128  # per shard of the mesh's data x fsdp
 CACHE_BYTES = 2 * 2**30  # per shard, for the cache of the prompts, and again for that of the completions
-SCORES_BYTES = 2**30  # per shard, for the attention scores of the prompts prefilled at a time
 MIN_BUCKET = 32
 WAVES = 8  # completions written at a time, in multiples of the slots
 
@@ -54,9 +53,9 @@ def run(argv: Sequence[str]) -> None:
         ConfigError: anything wrong with flags, prompts, config or model.
     """
     flags, overrides = config_files.parse_flags(argv, {"model": None, "prompts": None, "template": "", "n": "1", "out": ""})
-    n = _positive("--n", flags["n"])
+    n = positive("--n", flags["n"])
     cfg = command_config(flags["model"], overrides)
-    prompts = read_prompts(Path(flags["prompts"]), cfg.data.suffix)
+    prompts = read_prompts(Path(flags["prompts"]), cfg.data.prompt_template)
 
     from p2o_jax import build, runtime
     from p2o_jax.rewards.verify import Verifier
@@ -121,7 +120,7 @@ def command_config(model: str, overrides: Sequence[tuple[str, str]]) -> Config:
     num_devices = str(len(jax.devices()))
     defaults = {
         "model.path": model,
-        "data.suffix": "",
+        "data.prompt_template": "{question}",
         "data.max_prompt_tokens": "1",  # the prompts are measured when they are known
         "gepa.enabled": "false",
         "optim.micro_rows": num_devices,
@@ -149,21 +148,19 @@ def fit(cfg: Config, given: set[str], model: "Model", lengths: Sequence[int], n:
     held = CACHE_BYTES // token_bytes
     slots = max(min(MAX_SLOTS, held // cfg.rollout.max_new_tokens, -(-len(lengths) * n // shards)), 1)
     rows = max(min(held // longest, -(-len(lengths) // shards)), 1)
-    prefilled = max(min(rows, SCORES_BYTES // (4 * spec.heads * longest**2)), 1)
     fitted: dict[str, Any] = {
         "prompt_buckets": tuple(sorted({max(longest >> shift, MIN_BUCKET) for shift in (4, 2, 0)})),
         "slots": slots * shards,
         "questions": WAVES * slots * shards,
         "group_size": 1,
         "bank_tokens": rows * longest * shards,
-        "prefill_tokens": prefilled * longest * shards,
     }
     ours = {name: value for name, value in fitted.items() if f"rollout.{name}" not in given}
     return dataclasses.replace(cfg, rollout=dataclasses.replace(cfg.rollout, **ours))
 
 
-def read_prompts(path: Path, suffix: str = "") -> list[Prompt]:
-    """The prompts of a JSONL file; `suffix` is added to those that are texts.
+def read_prompts(path: Path, prompt_template: str = sources.QUESTION) -> list[Prompt]:
+    """The prompts of a JSONL file; those that are texts are put into `prompt_template`.
 
     Raises:
         ConfigError: with a line per problem, `FILE:LINE: rule`.
@@ -176,7 +173,7 @@ def read_prompts(path: Path, suffix: str = "") -> list[Prompt]:
         raise ConfigError(f"--prompts={path}: {e.strerror if isinstance(e, OSError) else 'not UTF-8'}") from e
     for number, line in enumerate(lines, 1):
         if line.strip():
-            found = _question(line, suffix)
+            found = _question(line, prompt_template)
             if isinstance(found, str):
                 problems.append(f"{path}:{number}: {found}")
             else:
@@ -187,7 +184,7 @@ def read_prompts(path: Path, suffix: str = "") -> list[Prompt]:
     return prompts
 
 
-def _question(line: str, suffix: str) -> Question | str:
+def _question(line: str, prompt_template: str) -> Question | str:
     """The question in a line of JSON, or what is wrong with it."""
     try:
         record = json.loads(line)
@@ -196,7 +193,7 @@ def _question(line: str, suffix: str) -> Question | str:
     name = next((name for name in ("prompt", "question") if isinstance(record, Mapping) and name in record), None)
     if name is None:
         return 'expected a JSON object with a "prompt" or a "question"'
-    messages = _messages(record[name], suffix)
+    messages = _messages(record[name], prompt_template)
     if isinstance(messages, str):
         return f"{name}: {messages}"
     answer = record.get("answer")
@@ -205,10 +202,10 @@ def _question(line: str, suffix: str) -> Question | str:
     return Question(records.question_id(messages), messages, "" if answer is None else str(answer).strip())
 
 
-def _messages(value: Any, suffix: str) -> tuple[Message, ...] | str:
+def _messages(value: Any, prompt_template: str) -> tuple[Message, ...] | str:
     """The chat messages in a prompt's field, or what is wrong with it."""
     if isinstance(value, str):
-        value = [{"role": "user", "content": value + suffix if value.strip() else ""}]
+        value = [{"role": "user", "content": sources.fill(prompt_template, value) if value.strip() else ""}]
     rule = f'expected a text, or a list of messages {{"role": {"|".join(sources.ROLES)}, "content": text}}, the last the user\'s'
     if not isinstance(value, list) or not all(isinstance(m, Mapping) for m in value):
         return rule
@@ -254,9 +251,9 @@ def _open(path: str, writes: bool, stack: ExitStack) -> TextIO:
 
 
 def _verdicts(verifier: "Verifier", questions: Sequence[Question], texts: Sequence[str]) -> list[dict[str, Any]]:
-    """For each text a verdict to be written, nothing where the question has no answer."""
-    judged = [i for i, q in enumerate(questions) if q.answer]
-    verdicts = verifier.verify([texts[i] for i in judged], [questions[i].answer for i in judged])
+    """For each text a verdict to be written, nothing where the question has no answer to be judged by."""
+    judged = [i for i, q in enumerate(questions) if q.answer or verifier.cfg.fn]
+    verdicts = verifier.judge([texts[i] for i in judged], [questions[i] for i in judged])
     found: list[dict[str, Any]] = [{} for _ in texts]
     for i, v in zip(judged, verdicts, strict=True):
         found[i] = {"verdict": dataclasses.asdict(v)}
@@ -275,7 +272,8 @@ def _row(index: int, n: int, completion: Completion, text: str) -> dict[str, Any
     }
 
 
-def _positive(flag: str, text: str) -> int:
+def positive(flag: str, text: str) -> int:
+    """The positive integer that a flag gives."""
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"{flag}={text}: expected a positive integer")
     return int(text)

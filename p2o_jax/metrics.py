@@ -99,10 +99,21 @@ METRICS: dict[str, str] = {
     "time/eval_s": "seconds evaluating",
     "time/compile_s": "seconds that XLA compiled, inside the other times",
     "perf/tokens_per_s": "tokens sampled in this step per second of sampling",
-    "perf/frac_slots_busy": "share of the slots computed in decoding that were in use",
+    "perf/frac_slots_busy": "share of the slots computed in decoding that were in use; the rest is wasted",
+    "perf/decode_steps": "steps of decoding, of training, prompt phase and evaluation since the last row",
+    "perf/frac_prompt_tokens_computed": "prompt tokens computed, padding included, over those of distinct prompts: less where beginnings are shared",
+    "perf/frac_prefill_time": "share of the time of sampling that went into prompts",
+    "perf/frac_tail_time": "share of the time of sampling in which no rollout was left to begin: until the last token of the longest",
+    "time/compile_ahead_s": "seconds compiling the sampler's programs at the start",
     "perf/frac_row_tokens_real": "share of the tokens computed in the update that are not padding",
     "perf/compiles": "programs compiled since the process began",
 }
+
+
+def is_known(name: str) -> bool:
+    """Whether METRICS has the name; eval/SET/x of one among several evaluation sets goes by eval/x."""
+    kind, _, rest = name.partition("/")
+    return name in METRICS or (kind == "eval" and rest.count("/") == 1 and f"eval/{rest.partition('/')[2]}" in METRICS)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -5,15 +5,16 @@ no row is there twice or missing.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2o_jax import history, runtime
+from p2o_jax import files, guards, history, runtime
 from p2o_jax.config import Config
 from p2o_jax.data.questions import Questions
 from p2o_jax.gepa import api, to_gepa_result
-from p2o_jax.metrics import METRICS, ledger_metrics, read_rows
+from p2o_jax.metrics import is_known, ledger_metrics
 from p2o_jax.progress import Reporter
 from p2o_jax.records import Rollout, RunState, SearchResult, template_id
 from p2o_jax.rollout.engine import Engine
@@ -29,19 +30,24 @@ class Recorder:
         self.cfg, self.workdir, self.questions, self.engine = cfg, workdir, questions, engine
         self.reporter, self.compiles = reporter, compiles
         self.log: RunLog | None = None
+        self.watchdog = guards.Watchdog(cfg.train.watchdog_s)
+        self.flat_rewards = guards.FlatRewards(cfg.train.flat_rewards_steps)
         self._compile_seconds = 0.0
 
     def open(self, tick: int, step: int) -> None:
         """Opens the files of a run that goes on at this tick and step."""
         if runtime.is_main_process():
-            self.log = RunLog(self.workdir, tick, step)
+            self.log = RunLog(self.workdir, tick, step, self.reporter)
+        self.watchdog.restart()
 
     def close(self) -> None:
+        self.watchdog.close()
         if self.log:
             self.log.close()
 
     def search_progress(self, stats: Mapping[str, float]) -> None:
         """A line for an iteration of GEPA."""
+        self._alive()
         self.reporter.line(
             f"  gepa iteration {stats['iterations']:.0f}: {stats['rollouts_charged']:.0f}/{stats['budget']:.0f} rollouts, "
             f"{stats['accepted']:.0f} templates accepted, best dev {stats['best_dev_score']:.2f}, "
@@ -49,7 +55,8 @@ class Recorder:
         )
 
     def step(self, before: RunState, after: RunState, rollouts: Sequence[Rollout], values: dict[str, float]) -> None:
-        """A policy step's metrics, samples and line."""
+        """A policy step's metrics, samples and line, and a notice where nothing is to be learnt."""
+        self._alive()
         values |= self._running(after)
         values["perf/tokens_per_s"] = values["rollout/generated_tokens"] / max(values.get("time/rollout_s", 0.0), 1e-9)
         total = self.cfg.train.epochs * self.questions.steps_per_epoch
@@ -58,6 +65,9 @@ class Recorder:
             f"hard {values['hard/questions_epoch']:.0f}  truncated {values['rollout/frac_truncated']:.2f}  "
             f"{values['perf/tokens_per_s']:,.0f} tokens/s  {values['ledger/generated_tokens']:,.0f} tokens"
         )
+        scores = [r.verdict.answer_score for r in rollouts]
+        if notice := self.flat_rewards.notice(min(scores), max(scores), values):
+            self.reporter.line(notice)
         if self.log:
             self.log.metrics(before.tick, before.step, values)
             shown = rollouts[:: max(len(rollouts) // max(self.cfg.train.num_samples_logged, 1), 1)][: self.cfg.train.num_samples_logged]
@@ -67,6 +77,7 @@ class Recorder:
 
     def search(self, before: RunState, after: RunState, result: SearchResult | None) -> None:
         """A prompt phase's metrics, templates and line."""
+        self._alive()
         epoch = self.questions.epoch(max(before.step - 1, 0))
         values: dict[str, float] = {"gepa/hard_questions": len(before.hard_ids), "gepa/skipped": float(result is None)}
         values |= {f"hard/{name}": value for name, value in history.stats(before.history).items()}
@@ -88,12 +99,14 @@ class Recorder:
                 self.log.rows("templates", before.tick, _template_rows(result, epoch))
                 path = self.workdir / "gepa" / f"epoch_{epoch}.json"
                 path.parent.mkdir(exist_ok=True)
-                path.write_text(json.dumps(to_gepa_result(result)), encoding="utf-8")
+                files.write_whole(path, json.dumps(to_gepa_result(result)))
 
     def evaluation(self, state: RunState, values: dict[str, float], row: dict[str, Any], spent: Mapping[str, float]) -> None:
         """An evaluation's metrics and line."""
+        self._alive()
         tokens = state.ledger.total("generated_tokens")
-        families = "  ".join(f"{family} {score:.2f}" for family, score in row["by_family"].items())
+        shares = {name: part["accuracy"] for name, part in row["sets"].items()} if "sets" in row else row["by_family"]
+        families = "  ".join(f"{name} {score:.2f}" for name, score in shares.items())
         self.reporter.line(f"eval at step {state.step}: plain accuracy {row['accuracy']:.3f}  ({families})  after {tokens:,.0f} tokens")
         if self.log:
             values |= {"ledger/generated_tokens": tokens} | self._times() | ledger_metrics(state.ledger)
@@ -101,15 +114,20 @@ class Recorder:
             untimed = {k: v for k, v in spent.items() if k != "seconds"}
             self.log.rows("evaluations", state.tick, [{"step": state.step, "generated_tokens": tokens, **row, "cost": untimed}])
 
+    def _alive(self) -> None:
+        """Something has been done: the watchdog's clock starts again, and the run's is written down."""
+        self.watchdog.restart()
+        if self.log:
+            self.log.clock.write()
+
     def _running(self, after: RunState) -> dict[str, float]:
-        work = self.engine.take_work()
         return {
             **self._times(),
             "ledger/generated_tokens": after.ledger.total("generated_tokens"),
             "ledger/rollouts": after.ledger.total("rollouts"),
             "ledger/flops": after.ledger.total("flops"),
             "perf/compiles": self.compiles.count,
-            "perf/frac_slots_busy": work.busy / max(work.computed, 1),
+            **self.engine.take_work().metrics(),
         }
 
     def _times(self) -> dict[str, float]:
@@ -123,18 +141,23 @@ class RunLog:
 
     FILES = ("metrics", "samples", "templates", "evaluations", "questions")
 
-    def __init__(self, workdir: Path, tick: int, step: int):
-        """Opens the records of a run that goes on at this tick and step: rows of that tick or later are cut off."""
+    def __init__(self, workdir: Path, tick: int, step: int, reporter: Reporter):
+        """Opens the records of a run that goes on at this tick and step: rows of that tick or later are cut off.
+
+        What is missing or cannot be read before that is told: no kill leaves such a gap, but a power cut or another program may.
+        """
         from tensorboardX import SummaryWriter
 
         self.workdir = workdir
-        for name in self.FILES:
-            _keep_rows_before(workdir / f"{name}.jsonl", tick)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step if tick else None)
+        self.clock = Clock(workdir, reporter.begin)
+        ticks = {name: cut(workdir / f"{name}.jsonl", tick, reporter.line) for name in self.FILES}["metrics"]
+        if missing := sorted(set(range(tick)) - ticks):
+            reporter.line(f"{workdir / 'metrics.jsonl'}: there are no rows of the ticks {missing[:20]}{' ...' if missing[20:] else ''}")
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
 
     def metrics(self, tick: int, step: int, values: Mapping[str, float]) -> None:
         """One row of metrics.jsonl and a TensorBoard point for each value."""
-        unknown = sorted(set(values) - set(METRICS))
+        unknown = sorted(name for name in values if not is_known(name))
         assert not unknown, f"not in metrics.METRICS: {unknown}"
         self.rows("metrics", tick, [{"step": step, **{k: float(v) for k, v in values.items()}}])
         for name, value in values.items():
@@ -146,15 +169,49 @@ class RunLog:
             f.writelines(json.dumps({"tick": tick, **row}, ensure_ascii=True) + "\n" for row in rows)
 
     def close(self) -> None:
+        self.clock.write()
         self._tensorboard.close()
 
 
-def _keep_rows_before(path: Path, tick: int) -> None:
-    rows = read_rows(path)
-    kept = [row for row in rows if row["tick"] < tick]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    temporary.replace(path)
+class Clock:
+    """WORKDIR/seconds.json: the seconds of every start of the run, this one's up to the last `write`."""
+
+    def __init__(self, workdir: Path, begin: float):
+        self.path, self.begin = workdir / "seconds.json", begin
+        self.before = read_seconds(workdir)
+        self.write()
+
+    def write(self) -> None:
+        files.write_json(self.path, [*self.before, round(time.monotonic() - self.begin, 2)])
+
+
+def read_seconds(workdir: Path) -> list[float]:
+    """The seconds of each start of a run, however it ended; work that was lost and done again is in them."""
+    path = workdir / "seconds.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def cut(path: Path, tick: int, tell: Callable[[str], None]) -> set[int]:
+    """The ticks that the JSONL file has rows of, after cutting off its rows from `tick` on, and what is no row.
+
+    A last line that was torn off by a kill is of the tick that is done again; one before it is told of.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    rows = [_row(line) for line in lines]
+    for number in (n for n, row in enumerate(rows[:-1], start=1) if row is None):
+        tell(f"{path}:{number}: no row of this run's; cut out")
+    kept = [(line, row["tick"]) for line, row in zip(lines, rows, strict=True) if row and row["tick"] < tick]
+    files.write_whole(path, "".join(line.decode("ascii") for line, _ in kept))
+    return {tick for _, tick in kept}
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The row of a line; None if it is not whole, or is none."""
+    try:
+        row = json.loads(line.decode("ascii"))
+        return row if line.endswith(b"\n") and isinstance(row["tick"], int) else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _api_metrics(before: RunState, after: RunState) -> dict[str, float]:

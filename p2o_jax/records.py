@@ -14,7 +14,6 @@ import numpy as np
 
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 Status = Literal["correct", "wrong", "no_answer", "time_out", "error"]
-SUCCESS = 1e-6  # a score above this is a success, as in the released code
 
 
 def digest(*parts: str) -> str:
@@ -57,6 +56,7 @@ class Request:
 
     prompt_ids: tuple[int, ...]
     name: str
+    expected_tokens: float = 0.0  # of the response, for sharing out the work; 0: not known
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,12 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    plain_logps: bool = False  # log-probs under softmax(logits), not under the tempered distribution
 
 
 @dataclass(frozen=True)
 class Completion:
-    """Sampled tokens, the stop token included, and their log-probs under the tempered distribution they came from."""
+    """Sampled tokens, the stop token included, and their log-probs under the tempered distribution, before any filter."""
 
     token_ids: np.ndarray  # int32 [R]
     logp_R: np.ndarray  # float32 [R]
@@ -81,11 +82,15 @@ class Completion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A response's scores in [0, 1]: did the answer verify, and was there a final boxed answer at all."""
+    """A response's scores in [0, 1]: did the answer verify, and was there a final boxed answer at all.
+
+    A score above `reward.success_above` is "correct", which is what success means everywhere.
+    """
 
     answer_score: float
     format_score: float
     status: Status
+    note: str = ""  # what a reward function of one's own said, or why it could not judge
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class Rollout:
 
     @property
     def succeeded(self) -> bool:
-        return self.verdict.answer_score > SUCCESS
+        return self.verdict.status == "correct"
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ class Outcome:
     score: float
     format_score: float
     text: str
+    feedback: str = ""  # of a reward function of one's own
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,11 @@ class SearchResult:
     cover: tuple[int, ...]  # indices into templates, in the order the greedy cover took them
     stats: Mapping[str, float] = field(default_factory=dict)  # becomes gepa/* metrics
     events: tuple[Mapping[str, Any], ...] = ()  # one per proposal: text, parent, iteration, outcome and reason
+    success_above: float = 0.5  # config.reward.success_above
+
+    def solves(self, candidate: int, dev_question: int) -> bool:
+        """Whether a candidate's score on a dev question, by its place in `dev_ids`, is a success."""
+        return self.score_ZN[candidate][dev_question] > self.success_above
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def main():
         slots=slots,
         prompt_buckets=(args.prompt_len,),
         bank_tokens=args.prompt_len * args.batch // args.group,
-        prefill_tokens=args.prompt_len * min(args.batch // args.group, 32),
+        prefill_tokens=2048,
     )
     engine = Engine(spec, mesh, rollout, [args.new_tokens], stop, 0, jnp.float32)
     weights = engine.lay_out(hf.load(args.model, spec, sharding.param_shardings(spec, mesh, sharding.LEARNER)))

@@ -1,37 +1,58 @@
 """Questions asked, answered and judged: the one path of training, GEPA and evaluation."""
 
+import dataclasses
+import queue
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import jax
 
+from p2o_jax import runtime
 from p2o_jax.data.chat import Chat
 from p2o_jax.models import flops
 from p2o_jax.progress import Reporter
-from p2o_jax.records import Ask, Request, Rollout, Sampling, Verdict
+from p2o_jax.records import Ask, Question, Request, Rollout, Sampling, Verdict
 from p2o_jax.rollout.engine import Engine
 
-Verify = Callable[[Sequence[str], Sequence[str]], Sequence[Verdict]]
+Verify = Callable[[Sequence[str], Sequence[Question]], Sequence[Verdict]]  # of responses to questions
 Cost = Mapping[str, float]
+RECENT = 0.5  # weight of a question's latest response in its expected length
 
 
 class Answerer:
-    """Renders asks, samples responses and has them verified."""
+    """Renders asks, samples responses and has them verified; the first are verified while the last are sampled.
+
+    Args:
+        verify: judges responses, called in a thread of process 0 alone: deadlines depend on the machine, and no host may decide alone.
+    """
 
     def __init__(self, engine: Engine, chat: Chat, verify: Verify, reporter: Reporter):
-        self.engine, self.chat, self.verify, self.reporter = engine, chat, verify, reporter
+        self.engine, self.chat, self.reporter = engine, chat, reporter
+        self._judge = _Judge(verify)
+        self._expected: dict[str, float] = {}  # tokens of a response to a question, by its id: says who samples what, and when
 
     def answer(self, weights: Any, asks: Sequence[Ask], how: Sampling, key: jax.Array, phase: str = "rollout") -> list[Rollout]:
         """A scored rollout for each ask, in order."""
-        requests = [Request(self.chat.render(a.question, a.template), a.name) for a in asks]
+        usual = sum(self._expected.values()) / max(len(self._expected), 1)
+        requests = [Request(self.chat.render(a.question, a.template), a.name, self._expected.get(a.question.id, usual)) for a in asks]
+        completions, texts, judged = {}, {}, []
         with self.reporter.phase(phase, len(asks), "rollouts") as advance:
-            completions = self.engine.generate(weights, requests, how, key, advance)
-            texts = [self.chat.decode(c.token_ids.tolist()) for c in completions]
+            for finished in self.engine.stream(weights, requests, how, key):
+                completions.update(finished)
+                texts |= {i: self.chat.decode(c.token_ids.tolist()) for i, c in finished}
+                order = [i for i, _ in finished]
+                judged.append((order, self._judge.begin([texts[i] for i in order], [asks[i].question for i in order])))
+                advance(len(finished))
         with self.reporter.phase("reward" if phase == "rollout" else phase):
-            verdicts = self.verify(texts, [a.question.answer for a in asks])
+            verdicts = self._judge.end(judged)
+        for i, completion in sorted(completions.items()):
+            known = self._expected.setdefault(asks[i].question.id, len(completion.token_ids))
+            self._expected[asks[i].question.id] = known + RECENT * (len(completion.token_ids) - known)
         return [
-            Rollout(ask, request.prompt_ids, self.chat.render(ask.question), completion, text, verdict)
-            for ask, request, completion, text, verdict in zip(asks, requests, completions, texts, verdicts, strict=True)
+            Rollout(ask, request.prompt_ids, self.chat.render(ask.question), completions[i], texts[i], verdicts[i])
+            for i, (ask, request) in enumerate(zip(asks, requests, strict=True))
         ]
 
     def reply(self, weights: Any, prompts: Sequence[str], names: Sequence[str], how: Sampling, key: jax.Array) -> tuple[list[str], Cost]:
@@ -52,3 +73,37 @@ class Answerer:
             "generated_tokens": sum(length for _, length in sequences),
             "flops": flops.sampling(self.engine.spec, sequences),
         }
+
+
+class _Judge:
+    """Calls `verify` in a thread of process 0, one call after the other, and tells all processes what it said."""
+
+    def __init__(self, verify: Verify):
+        self.verify = verify
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Sequence[str], Sequence[Question]]] = queue.SimpleQueue()
+        if runtime.is_main_process():
+            threading.Thread(target=self._work, daemon=True, name="verify").start()  # daemon: a run that is left does not wait for it
+
+    def begin(self, texts: Sequence[str], questions: Sequence[Question]) -> "Future[Sequence[Verdict]]":
+        """The verdicts to come; nobody but process 0 makes any."""
+        future: Future[Sequence[Verdict]] = Future()
+        if runtime.is_main_process():
+            self._calls.put((future, texts, questions))
+        return future
+
+    def end(self, calls: Sequence[tuple[Sequence[int], "Future[Sequence[Verdict]]"]]) -> dict[int, Verdict]:
+        """The verdicts of calls, each with the indices of what it judged, by index; on every process, whatever `verify` raised too."""
+
+        def collect() -> list[tuple[int, tuple[Any, ...]]]:
+            pairs = [pair for order, future in calls for pair in zip(order, future.result(), strict=True)]
+            return [(i, dataclasses.astuple(verdict)) for i, verdict in pairs]
+
+        return {i: Verdict(*values) for i, values in runtime.from_process_0(collect)}
+
+    def _work(self) -> None:
+        while True:
+            future, texts, questions = self._calls.get()
+            try:
+                future.set_result(self.verify(texts, questions))
+            except BaseException as e:
+                future.set_exception(e)

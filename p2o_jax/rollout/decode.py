@@ -1,16 +1,17 @@
-"""The device side of sampling: prefill of distinct prompts into a bank, and one jitted loop that decodes all rollouts.
+"""The device side of sampling: one jitted loop that decodes the rollouts of a bank of prompts, a stretch at a time.
 
-    bank   k, v of each layer [M, K, P, C]   one row per distinct prompt, all but its last token
+    bank   k, v of each layer [M, K, P, C]   one row per distinct prompt, all but its last token (`prefill`)
     slots  k, v of each layer [B, K, S, C]   generated tokens only; row b writes at its age
     row    token, age, rollout, active [B]; head of the queue; out tokens and log-probs [N, S], lengths [N]
 
 A fresh slot feeds the prompt's last token, so that refilling a finished slot is index arithmetic inside the loop: no cache is
-copied, nothing compiles, the host is not visited, and each rollout runs exactly once. When the queue is empty and half of the slots
-are idle, the others are packed into half as many, and so on (`stages`). All of this is per shard of the mesh's data x fsdp axes: each
-shard owns its prompts, its queue and its slots.
+copied, nothing compiles, the host is not visited, and each rollout runs exactly once. A stretch ends when so many rollouts have
+finished, which it hands out: the host works on those while the next stretch runs. It ends, too, when the queue is empty and the
+active slots fit into `few`, so that they can be packed into so many (`pack`). All of this is per shard of the mesh's data x fsdp
+axes: each shard owns its prompts, its queue and its slots.
 
 The prompt part of attention reads the bank in one of two ways. With `group` > 1 every prompt's row is read once for up to that many
-of its rollouts (cells); else each slot gathers its prompt's row.
+of its rollouts (cells); else each slot reads its prompt's row.
 """
 
 from typing import Any, NamedTuple
@@ -19,12 +20,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from p2o_jax.models import attention, transformer
+from p2o_jax.models import attention, attention_decode, transformer
+from p2o_jax.models.attention import Cache, Partial
 from p2o_jax.models.sharding import BATCH_AXES
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rollout.sampling import Knobs, draw
 
-Cache = tuple[tuple[jax.Array, jax.Array], ...]  # (k, v) of each layer
+Caches = tuple[Cache, ...]  # of each layer
 
 
 class Queue(NamedTuple):
@@ -38,141 +40,156 @@ class Queue(NamedTuple):
     size: jax.Array  # [1]
 
 
-class Out(NamedTuple):
-    """What a shard sampled, and its work ([1] each): slots in use and slots computed, summed over steps; and steps."""
+class Rows(NamedTuple):
+    """What there is of each slot."""
 
+    token_B: jax.Array
+    age_B: jax.Array
+    rollout_B: jax.Array
+    active_B: jax.Array
+    slots: Caches
+
+
+class Run(NamedTuple):
+    """A shard's place in its queue, its slots, and what it has sampled; from one stretch to the next."""
+
+    rows: Rows
+    head: jax.Array  # [1]: rollouts begun
+    finished: jax.Array  # [1]
+    order_N: jax.Array  # rollouts as they finished
     token_NS: jax.Array
     logp_NS: jax.Array
     length_N: jax.Array
-    busy: jax.Array
+
+
+class Stretch(NamedTuple):
+    """What a shard finished in a stretch, up to F rollouts, of which the first `number` are real; the rest is [1] each."""
+
+    rollout_F: jax.Array
+    token_FS: jax.Array
+    logp_FS: jax.Array
+    length_F: jax.Array
+    number: jax.Array
+    left: jax.Array  # rollouts in the queue or in slots, of the fullest shard
+    waiting: jax.Array  # of these, in a queue
+    busy: jax.Array  # slots in use and slots computed, each summed over steps; and steps
     computed: jax.Array
     steps: jax.Array
 
 
 class _Loop(NamedTuple):
-    token_B: jax.Array
-    age_B: jax.Array
-    rollout_B: jax.Array
-    active_B: jax.Array
-    head: jax.Array
+    run: Run
     going: jax.Array
-    slots: Cache
-    out: Out
+    busy: jax.Array
+    steps: jax.Array
 
 
-def empty_cache(spec: ModelSpec, rows: int, positions: int, dtype: Any) -> Cache:
-    """Zeros of one row of k and v per sequence, for each layer."""
-    shape = (rows, spec.kv_heads, positions, spec.head_dim)
-    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(spec.layers))
+def empty_caches(spec: ModelSpec, rows: int, positions: int, dtype: Any, kind: type[Cache] = Cache) -> Caches:
+    """A cache for each layer."""
+    return tuple(attention.empty_cache(rows, spec.kv_heads, positions, spec.head_dim, dtype, kind) for _ in range(spec.layers))
 
 
-def prefill(
-    spec: ModelSpec, weights: Any, bank: Cache, token_MP: jax.Array, length_M: jax.Array, first_row: jax.Array, dtype: Any
-) -> Cache:
-    """The bank with k and v of these prompts in rows first_row, first_row + 1, … (tokens beyond a prompt's length are ignored later)."""
-    P = token_MP.shape[1]
-    inside_MP = jnp.arange(P)[None] < length_M[:, None]
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, _: Any) -> tuple[jax.Array, Any]:
-        return attention.packed(q, k, v, inside_MP.astype(jnp.int32)), (k, v)
-
-    positions = jnp.broadcast_to(jnp.arange(P)[None], token_MP.shape)
-    _, fresh = transformer.hidden(spec, weights, token_MP, positions, attend, dtype=dtype)
-
-    def into(bank_MKPC: jax.Array, fresh_MPKC: jax.Array) -> jax.Array:
-        return lax.dynamic_update_slice(bank_MKPC, fresh_MPKC.swapaxes(1, 2), (first_row, 0, 0, 0))
-
-    return tuple((into(bank_k, k), into(bank_v, v)) for (bank_k, bank_v), (k, v) in zip(bank, fresh, strict=True))
+def begin(spec: ModelSpec, num_slots: int, num_rollouts: int, max_positions: int, dtype: Any, kind: type[Cache] = Cache) -> Run:
+    """Idle slots, nothing sampled."""
+    zeros_B, zero = jnp.zeros(num_slots, jnp.int32), jnp.zeros(1, jnp.int32)
+    positions = -(-max_positions // 8) * 8  # as kernels want them
+    rows = Rows(zeros_B, zeros_B, zeros_B, zeros_B > 0, empty_caches(spec, num_slots, positions, dtype, kind))
+    zeros_N = jnp.zeros(num_rollouts, jnp.int32)
+    tokens, logps = jnp.zeros((num_rollouts, max_positions), jnp.int32), jnp.zeros((num_rollouts, max_positions))
+    return Run(rows, zero, zero, zeros_N, tokens, logps, zeros_N)
 
 
-def stages(num_slots: int, min_slots: int) -> tuple[int, ...]:
-    """The numbers of slots that a shard decodes with: all at first, then halves down to `min_slots`."""
-    sizes = [num_slots]
-    while min_slots and sizes[-1] % 2 == 0 and sizes[-1] // 2 >= min_slots:
-        sizes.append(sizes[-1] // 2)
-    return tuple(sizes)
+def pack(rows: Rows, num_slots: int) -> Rows:
+    """The active slots, of which there are at most `num_slots`, as so many."""
+    row_b = jnp.argsort(~rows.active_B, stable=True)[:num_slots]
+    return jax.tree.map(lambda x: x[row_b], rows)
 
 
-def decode(
+def sizes(num_slots: int, min_slots: int) -> tuple[int, ...]:
+    """The numbers of slots that a shard decodes with: all at first, then halves down to `min_slots` (0: never fewer)."""
+    found = [num_slots]
+    while min_slots and found[-1] % 2 == 0 and found[-1] // 2 >= min_slots:
+        found.append(found[-1] // 2)
+    return tuple(found)
+
+
+def stretch(
     spec: ModelSpec,
     weights: Any,
-    bank: Cache,
+    bank: Caches,
     queue: Queue,
+    run: Run,
     stop_V: jax.Array,
     call_key: jax.Array,
     how: Knobs,
     max_new: jax.Array,
     *,
-    num_slots: int,
-    min_slots: int,
-    max_positions: int,
+    enough: int,
+    few: int,
     group: int,
     filtered: bool,
-    dtype: Any,
-) -> Out:
-    """Samples every rollout of the queue until its stop token (kept and scored) or `max_new` <= max_positions tokens."""
-    N = queue.prompt_N.shape[0]
+    kept: attention_decode.Kind,
+) -> tuple[Run, Stretch]:
+    """Samples on until a shard has finished `enough` rollouts more, or no shard has a queue or more than `few` active slots.
+
+    A rollout ends with its stop token (kept and scored) or after `max_new` <= S tokens.
+    """
+    N, B = queue.prompt_N.size, run.rows.token_B.size
     size = queue.size[0]
-    key_N = jax.vmap(lambda words: jax.random.fold_in(jax.random.fold_in(call_key, words[0]), words[1]))(queue.name_N2)
+    key = jax.random.wrap_key_data(call_key)
+    key_N = jax.vmap(lambda words: jax.random.fold_in(jax.random.fold_in(key, words[0]), words[1]))(queue.name_N2)
+    first = run.finished[0]
 
-    def refill(s: _Loop) -> _Loop:
-        """Gives free slots the next rollouts of the queue, in order."""
-        free_B = ~s.active_B
-        candidate_B = s.head + jnp.cumsum(free_B) - 1
-        fill_B = free_B & (candidate_B < size)
-        rollout_B = jnp.where(fill_B, candidate_B, s.rollout_B)
-        first_B = queue.last_token_M[queue.prompt_N[jnp.minimum(rollout_B, N - 1)]]
-        return s._replace(
-            token_B=jnp.where(fill_B, first_B, s.token_B),
-            age_B=jnp.where(fill_B, 0, s.age_B),
-            rollout_B=rollout_B,
-            active_B=s.active_B | fill_B,
-            head=s.head + fill_B.sum(),
-        )
+    def goes_on(run: Run) -> jax.Array:
+        """All shards leave the loop at the same step: with one of them gone, collectives inside it would wait forever."""
+        busy = (run.head[0] < size) | (run.rows.active_B.sum() > few)
+        full = run.finished[0] - first >= enough
+        any_busy, any_full = lax.pmax(jnp.stack([busy, full]).astype(jnp.int32), BATCH_AXES) > 0
+        return any_busy & ~any_full
 
-    def step(s: _Loop, few: int) -> _Loop:
-        s = refill(s)
-        row_B = jnp.minimum(s.rollout_B, N - 1)
-        fed = _Fed(s.token_B, s.age_B, s.active_B, queue.prompt_N[row_B], queue.member_N[row_B])
-        logits_BV, slots = _forward_one(spec, weights, bank, s.slots, fed, queue.length_M, group, dtype)
-        uniform_B = jax.vmap(lambda k, age: jax.random.uniform(jax.random.fold_in(k, age)))(key_N[row_B], s.age_B)
+    def step(s: _Loop) -> _Loop:
+        run = _refilled(s.run, queue)
+        rows = run.rows
+        row_B = jnp.minimum(rows.rollout_B, N - 1)
+        fed = _Fed(rows.token_B, rows.age_B, rows.active_B, queue.prompt_N[row_B], queue.member_N[row_B])
+        logits_BV, slots = _forward_one(spec, weights, bank, rows.slots, fed, queue.length_M, group, kept)
+        uniform_B = jax.vmap(lambda k, age: jax.random.uniform(jax.random.fold_in(k, age)))(key_N[row_B], rows.age_B)
         token_B, logp_B = draw(logits_BV, uniform_B, how, filtered)
-        age_B = s.age_B + 1
-        done_B = stop_V[token_B] | (age_B >= max_new)
-        into_B = jnp.where(s.active_B, s.rollout_B, N)  # row N takes what idle slots compute
-        out = Out(
-            s.out.token_NS.at[into_B, s.age_B].set(token_B),
-            s.out.logp_NS.at[into_B, s.age_B].set(logp_B),
-            s.out.length_N.at[into_B].set(age_B),
-            s.out.busy + s.active_B.sum(),
-            s.out.computed + token_B.size,
-            s.out.steps + 1,
+        age_B = rows.age_B + 1
+        done_B = rows.active_B & (stop_V[token_B] | (age_B >= max_new))
+        into_B = jnp.where(rows.active_B, rows.rollout_B, N)  # what idle slots compute is dropped
+        rank_B = jnp.where(done_B, run.finished[0] + jnp.cumsum(done_B) - 1, N)
+        active_B = rows.active_B & ~done_B
+        after = Run(
+            Rows(token_B, jnp.where(active_B, age_B, 0), rows.rollout_B, active_B, slots),
+            run.head,
+            run.finished + done_B.sum(),
+            run.order_N.at[rank_B].set(rows.rollout_B, mode="drop"),
+            run.token_NS.at[into_B, rows.age_B].set(token_B, mode="drop"),
+            run.logp_NS.at[into_B, rows.age_B].set(logp_B, mode="drop"),
+            run.length_N.at[into_B].set(age_B, mode="drop"),
         )
-        active_B = s.active_B & ~done_B
-        going = _any_shard((s.head < size) | (active_B.sum() > few))
-        return _Loop(token_B, jnp.where(active_B, age_B, 0), s.rollout_B, active_B, s.head, going, slots, out)
+        return _Loop(after, goes_on(after), s.busy + rows.active_B.sum(), s.steps + 1)
 
-    zeros_B = jnp.zeros(num_slots, jnp.int32)
     zero = jnp.zeros(1, jnp.int32)
-    tokens, logps = jnp.zeros((N + 1, max_positions), jnp.int32), jnp.zeros((N + 1, max_positions))
-    out = Out(tokens, logps, jnp.zeros(N + 1, jnp.int32), zero, zero, zero)
-    caches = empty_cache(spec, num_slots, max_positions, dtype)
-    s = _Loop(zeros_B, zeros_B, zeros_B + N, zeros_B > 0, jnp.int32(0), _any_shard(size > 0), caches, out)
-    sizes = stages(num_slots, min_slots)
-    for few in (*sizes[1:], 0):
-        s = lax.while_loop(lambda s: s.going, lambda s: step(s, few), s)
-        s = _packed(s, few)._replace(going=_any_shard(s.active_B.any()))
-    out = s.out
-    return out._replace(token_NS=out.token_NS[:N], logp_NS=out.logp_NS[:N], length_N=out.length_N[:N])
+    run, _, busy, steps = lax.while_loop(lambda s: s.going, step, _Loop(run, goes_on(run), zero, zero))
+    rollout_F = lax.dynamic_slice_in_dim(jnp.pad(run.order_N, (0, min(enough + B, N))), first, min(enough + B, N))
+    waiting = lax.pmax(size - run.head, BATCH_AXES)
+    left = lax.pmax(size - run.finished, BATCH_AXES)
+    out = (rollout_F, run.token_NS[rollout_F], run.logp_NS[rollout_F], run.length_N[rollout_F], run.finished - first)
+    return run, Stretch(*out, left, waiting, busy, steps * B, steps)
 
 
-def _packed(s: _Loop, few: int) -> _Loop:
-    """The loop's state with the active slots, of which there are at most `few`, in the first `few` rows."""
-    if few == 0:
-        return s
-    row_b = jnp.argsort(~s.active_B, stable=True)[:few]
-    rows = (s.token_B[row_b], s.age_B[row_b], s.rollout_B[row_b], s.active_B[row_b])
-    return _Loop(*rows, s.head, s.going, jax.tree.map(lambda cache: cache[row_b], s.slots), s.out)
+def _refilled(run: Run, queue: Queue) -> Run:
+    """The run with the next rollouts of the queue, in order, in its free slots."""
+    rows = run.rows
+    free_B = ~rows.active_B
+    candidate_B = run.head + jnp.cumsum(free_B) - 1
+    fill_B = free_B & (candidate_B < queue.size)
+    rollout_B = jnp.where(fill_B, candidate_B, rows.rollout_B)
+    first_B = queue.last_token_M[queue.prompt_N[jnp.minimum(rollout_B, queue.prompt_N.size - 1)]]
+    filled = Rows(jnp.where(fill_B, first_B, rows.token_B), jnp.where(fill_B, 0, rows.age_B), rollout_B, rows.active_B | fill_B, rows.slots)
+    return run._replace(rows=filled, head=run.head + fill_B.sum())
 
 
 class _Fed(NamedTuple):
@@ -186,41 +203,40 @@ class _Fed(NamedTuple):
 
 
 def _forward_one(
-    spec: ModelSpec, weights: Any, bank: Cache, slots: Cache, fed: _Fed, length_M: jax.Array, group: int, dtype: Any
-) -> tuple[jax.Array, Cache]:
+    spec: ModelSpec, weights: Any, bank: Caches, slots: Caches, fed: _Fed, length_M: jax.Array, group: int, kept: attention_decode.Kind
+) -> tuple[jax.Array, Caches]:
     """Logits of each slot's next token, and the slots' caches with the fed token's k and v at its age."""
-    B = fed.token_B.shape[0]
     in_bank_M = length_M - 1
-    row_B = jnp.arange(B)
+    row_B = jnp.arange(fed.token_B.size)
+    in_bank_B, in_slot_B = jnp.where(fed.active_B, in_bank_M[fed.prompt_B], 0), jnp.where(fed.active_B, fed.age_B + 1, 1)
     cell_B = fed.prompt_B * group + fed.member_B
-    num_cells = length_M.shape[0] * group
+    num_cells = length_M.size * group
     slot_of_cell = jnp.zeros(num_cells, jnp.int32).at[jnp.where(fed.active_B, cell_B, num_cells)].set(row_B, mode="drop")
 
-    def prefix(q_BHC: jax.Array, bank_k: jax.Array, bank_v: jax.Array) -> attention.Partial:
+    def over_prompts(q_BHC: jax.Array, bank: Cache) -> Partial:
         if group == 1:
-            return attention.over_cache(q_BHC, attention.Cache(bank_k, bank_v), in_bank_M[fed.prompt_B], fed.prompt_B)
-        return _over_bank(q_BHC, bank_k, bank_v, in_bank_M, slot_of_cell, cell_B)
+            return kept.attend(q_BHC, bank, in_bank_B, fed.prompt_B)
+        return _over_cells(q_BHC, bank, in_bank_M, slot_of_cell, cell_B, kept)
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        (bank_k, bank_v), (slot_k, slot_v) = cache
-        slot_k = slot_k.at[row_B, :, fed.age_B].set(k[:, 0])
-        slot_v = slot_v.at[row_B, :, fed.age_B].set(v[:, 0])
-        suffix = attention.over_cache(q[:, 0], attention.Cache(slot_k, slot_v), fed.age_B + 1)
-        return attention.merge(prefix(q[:, 0], bank_k, bank_v), suffix)[:, None], (slot_k, slot_v)
+    def attend_both(q: jax.Array, k: jax.Array, v: jax.Array, caches: tuple[Cache, Cache]) -> tuple[jax.Array, Cache]:
+        bank, slot = caches
+        slot = kept.append(slot, attention.stored(k.swapaxes(1, 2), v.swapaxes(1, 2), slot), fed.age_B)
+        both = attention.merge(over_prompts(q[:, 0], bank), kept.attend(q[:, 0], slot, in_slot_B, None))
+        return both.o_BHC[:, None], slot
 
-    position_B1 = (length_M[fed.prompt_B] - 1 + fed.age_B)[:, None]
-    x_B1D, slots = transformer.hidden(
-        spec, weights, fed.token_B[:, None], position_B1, attend, caches=tuple(zip(bank, slots, strict=True)), dtype=dtype
-    )
+    position_B1 = (in_bank_M[fed.prompt_B] + fed.age_B)[:, None]
+    dtype = weights["final_norm"].dtype
+    caches = tuple(zip(bank, slots, strict=True))
+    x_B1D, slots = transformer.hidden(spec, weights, fed.token_B[:, None], position_B1, attend_both, caches=caches, dtype=dtype)
     return transformer.logits(spec, weights, x_B1D[:, 0]), slots
 
 
-def _over_bank(
-    q_BHC: jax.Array, bank_k: jax.Array, bank_v: jax.Array, in_bank_M: jax.Array, slot_of_cell: jax.Array, cell_B: jax.Array
-) -> attention.Partial:
+def _over_cells(
+    q_BHC: jax.Array, bank: Cache, in_bank_M: jax.Array, slot_of_cell: jax.Array, cell_B: jax.Array, kept: attention_decode.Kind
+) -> Partial:
     """Attention of each slot to its prompt, each row of the bank read once: the group's queries stand side by side as heads."""
-    B, H, C = q_BHC.shape
-    M, K = bank_k.shape[:2]
+    _, H, C = q_BHC.shape
+    M, K = bank.v_RKSC.shape[:2]
 
     def to_cells(x: jax.Array) -> jax.Array:  # [B, H, C] -> [M, K * group * H/K, C]
         return x[slot_of_cell].reshape(M, -1, K, H // K, C).swapaxes(1, 2).reshape(M, -1, C)
@@ -230,9 +246,4 @@ def _over_bank(
         cells = x.reshape(M, K, -1, H // K, *rest).swapaxes(1, 2).reshape(-1, H, *rest)
         return cells[cell_B]
 
-    return attention.Partial(*(to_slots(x) for x in attention.over_cache(to_cells(q_BHC), attention.Cache(bank_k, bank_v), in_bank_M)))
-
-
-def _any_shard(going: jax.Array) -> jax.Array:
-    """True while any shard is going: all must leave the loop at the same step, or collectives inside it would wait forever."""
-    return lax.pmax(going.astype(jnp.int32), BATCH_AXES) > 0
+    return Partial(*(to_slots(x) for x in kept.attend(to_cells(q_BHC), bank, in_bank_M, None)))

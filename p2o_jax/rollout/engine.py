@@ -1,46 +1,75 @@
 """The sampler: requests in, completions out, on the policy's own mesh.
 
-Compiles a prefill and a decode program for each (prompt bucket, response capacity) pair, another decode where whole groups share
-their prompts and where top-k, top-p or min-p is used, and one that lays the learner's params out for decoding. Everything else
-(weights, sampling settings, stop tokens, keys, how many prompts and rollouts) is an argument of these.
+Programs (`Program`) are those of each prompt bucket and response capacity: a bank, prefill, slots, and decoding with all slots or fewer,
+with whole groups that read their prompts together or not, with top-k, top-p and min-p or not. Everything else (weights, sampling
+settings, stop tokens, keys, how many prompts and rollouts) is an argument of these.
 """
 
 import functools
 import itertools
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from p2o_jax import runtime
 from p2o_jax.config import Rollout
-from p2o_jax.models import lora, sharding
+from p2o_jax.models import attention_decode, lora, sharding, transformer
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.records import Completion, Request, Sampling
-from p2o_jax.rollout import decode, sampling, waves
+from p2o_jax.rollout import decode, prefill, sampling, waves
+from p2o_jax.rollout.programs import Programs
 
+Finished = list[tuple[int, Completion]]  # index of the request, and what was sampled
 Progress = Callable[[int], None]  # called with the number of rollouts finished since the last call
+
+STRETCHES = 8  # of a wave: so many times rollouts reach the host, about
 
 
 class Work(NamedTuple):
-    """What decoding has done: slots in use and slots computed, each summed over steps, and steps of the longest shard."""
+    """What sampling has done."""
 
-    busy: int
-    computed: int
-    steps: int
+    busy: int = 0  # slots in use and slots computed in decoding, each summed over steps
+    computed: int = 0
+    steps: int = 0  # of decoding
+    prefilled: int = 0  # prompt tokens computed, padding included
+    prompt_tokens: int = 0  # prompt tokens of the distinct prompts of each wave
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    tail_seconds: float = 0.0  # of decoding, with no rollout left in a queue
+
+    def plus(self, other: "Work") -> "Work":
+        added: Any = (a + b for a, b in zip(self, other, strict=True))
+        return Work(*added)
+
+    def metrics(self) -> dict[str, float]:
+        """perf/* of this work."""
+        seconds = max(self.prefill_seconds + self.decode_seconds, 1e-9)
+        return {
+            "perf/frac_slots_busy": self.busy / max(self.computed, 1),
+            "perf/decode_steps": self.steps,
+            "perf/frac_prompt_tokens_computed": self.prefilled / max(self.prompt_tokens, 1),
+            "perf/frac_prefill_time": self.prefill_seconds / seconds,
+            "perf/frac_tail_time": self.tail_seconds / seconds,
+        }
 
 
-class _Shape(NamedTuple):
-    """Rows of a shard's bank, prompts prefilled at a time, and how many rollouts read a row together (1: each slot gathers its own)."""
+class Program(NamedTuple):
+    """The name of a program, and the sizes per shard that make it: fields a kind of program does not depend on are left out."""
 
-    rows: int
-    chunk: int
-    group: int
+    kind: Literal["bank", "prefill", "slots", "decode", "pack"]
+    bucket: int = 0  # prompt tokens
+    rows: int = 0  # of the bank
+    capacity: int = 0  # response tokens
+    size: int = 0  # slots
+    group: int = 1  # rollouts that read a bank row together (1: each slot its own)
+    filtered: bool = False
 
 
 class Engine:
@@ -49,145 +78,295 @@ class Engine:
     Args:
         capacities: response lengths to make room for; a call uses the smallest that holds its `max_new_tokens`.
         stop_ids: tokens that end a rollout; the one that ended it is part of the completion.
+        grouped_up_to: tokens of the longest prompt that whole groups share; None: of any prompt.
     """
 
     def __init__(
-        self, spec: ModelSpec, mesh: Mesh, cfg: Rollout, capacities: Sequence[int], stop_ids: Sequence[int], pad_id: int, dtype: Any
+        self,
+        spec: ModelSpec,
+        mesh: Mesh,
+        cfg: Rollout,
+        capacities: Sequence[int],
+        stop_ids: Sequence[int],
+        pad_id: int,
+        dtype: Any,
+        grouped_up_to: int | None = None,
     ):
         self.spec = replace(spec, lora=None)  # adapters are merged when the params are laid out
         self.mesh, self.cfg, self.dtype, self.pad_id = mesh, cfg, dtype, pad_id
+        self.cache_dtype = jnp.int8 if cfg.cache_dtype == "int8" else dtype
+        self.kept = attention_decode.for_mesh(mesh)
         self.capacities = sorted(set(capacities))
+        self.grouped_up_to = max(cfg.prompt_buckets) if grouped_up_to is None else grouped_up_to
         self.num_shards = sharding.num_shards(mesh)
-        self.max_rollouts = -(-max(cfg.questions * cfg.group_size, cfg.slots) // self.num_shards)  # of a wave, per shard
-        self.rows = sharding.batch_sharding(mesh)
+        slack = 1.25 if self.num_shards > 1 else 1.0  # shards are dealt equal numbers of tokens, not of rollouts
+        self.max_rollouts = -(-int(max(cfg.questions * cfg.group_size, cfg.slots) * slack) // self.num_shards)  # of a wave, per shard
+        on_cpu = mesh.devices.flat[0].platform == "cpu"  # elsewhere kernels read nothing for idle slots, and weights weigh more
+        self.sizes = decode.sizes(cfg.slots // self.num_shards, cfg.min_slots if on_cpu else 0)
+        self.whole, self.rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+        split = "tensor" if spec.kv_heads % mesh.shape["tensor"] == 0 else None
+        self.caches = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES, split))
         stop_V = np.zeros(spec.vocab_rows, bool)
         stop_V[list(stop_ids)] = True
-        self.stop_V = runtime.put(stop_V, sharding.replicated(mesh))
+        self.stop_V = stop_V
         self._lay_out = jax.jit(functools.partial(_to_rollout_layout, spec, dtype), out_shardings=_rollout_shardings(self.spec, mesh))
-        self._empty_bank = jax.jit(lambda rows, P: decode.empty_cache(spec, rows, P, dtype), static_argnums=(0, 1), out_shardings=self.rows)
-        self._prefill = self._compile_prefill()
-        self._decode = {key: self._compile_decode(*key) for key in itertools.product(self.capacities, {1, cfg.group_size}, (False, True))}
-        self._work = Work(0, 0, 0)
+        self.programs = Programs(self.lower)
+        self._work = Work()
 
     def lay_out(self, params: Any) -> Any:
         """The learner's params as decoding wants them: compute dtype, split over tensor only, one tree per layer."""
         return self._lay_out(params)
 
-    def take_work(self) -> "Work":
-        """The decode loops' work since the last call."""
-        taken, self._work = self._work, Work(0, 0, 0)
+    def take_work(self) -> Work:
+        """What was done since the last call."""
+        taken, self._work = self._work, Work()
         return taken
 
     def generate(
         self, weights: Any, requests: Sequence[Request], how: Sampling, key: jax.Array, progress: Progress = lambda n: None
     ) -> list[Completion]:
-        """A completion for each request, in order; its tokens depend on (weights, prompt, key, name) alone.
+        """A completion for each request, in order; see `stream`."""
+        completions: dict[int, Completion] = {}
+        for finished in self.stream(weights, requests, how, key):
+            completions.update(finished)
+            progress(len(finished))
+        return [completions[i] for i in range(len(requests))]
+
+    def stream(self, weights: Any, requests: Sequence[Request], how: Sampling, key: jax.Array) -> Iterator[Finished]:
+        """Completions as they get ready; while the caller works on them, the devices go on with the others.
+
+        Tokens depend on (weights, prompt, key, name) alone.
 
         Raises:
             ValueError: a prompt or `max_new_tokens` is longer than what the engine was built for.
         """
-        capacity = min((c for c in self.capacities if c >= how.max_new_tokens), default=0)
-        if not capacity:
-            raise ValueError(f"max_new_tokens={how.max_new_tokens} is more than the sampler was built for: {self.capacities}")
-        completions: dict[int, Completion] = {}
-        banks = {bucket: self._bank_rows(bucket)[0] for bucket in self.cfg.prompt_buckets}
-        for wave in waves.plan(requests, banks, self.num_shards, self.max_rollouts):
-            completions |= self._run(weights, wave, requests, how, key, capacity)
-            progress(sum(len(s.queue) for s in wave.shards))
-        return [completions[i] for i in range(len(requests))]
+        capacity = self._capacity(how)
+        held = {bucket: self._held(bucket) for bucket in self.cfg.prompt_buckets}
+        for wave in waves.plan(requests, held, self.num_shards, self.max_rollouts):
+            yield from self._run(weights, wave, requests, how, key, capacity)
 
     def _run(
         self, weights: Any, wave: waves.Wave, requests: Sequence[Request], how: Sampling, key: jax.Array, capacity: int
-    ) -> dict[int, Completion]:
-        shape = self._shape(wave)
-        token_XP, length_X, queue = self._arrays(wave, requests, shape.rows)
-        bank = self._empty_bank(shape.rows * self.num_shards, wave.bucket)
-        tokens, lengths = (x.reshape(self.num_shards, -1, *x.shape[1:]) for x in (token_XP, length_X))
-        for first in range(0, max(len(s.prompts) for s in wave.shards), shape.chunk):
-            part = (x[:, first : first + shape.chunk].reshape(-1, *x.shape[2:]) for x in (tokens, lengths))
-            bank = self._prefill(weights, bank, *(runtime.put(x, self.rows) for x in part), jnp.int32(first))
-        run = self._decode[capacity, shape.group, sampling.filters(how)]
-        out = run(weights, bank, queue, self.stop_V, key, sampling.knobs(how), jnp.int32(how.max_new_tokens))
-        token_NS, logp_NS, length_N, busy, computed, steps = (runtime.to_host(x) for x in out)
-        before = self._work
-        self._work = Work(before.busy + int(busy.sum()), before.computed + int(computed.sum()), before.steps + int(steps.max()))
-        completions = {}
-        for s, shard in enumerate(wave.shards):
-            for n, (request, _) in enumerate(shard.queue, start=s * self.max_rollouts):
-                ids = token_NS[n, : length_N[n]].copy()
-                stopped = bool(self._stops[ids[-1]])
-                completions[request] = Completion(ids, logp_NS[n, : length_N[n]].copy(), stopped)
-        return completions
+    ) -> Iterator[Finished]:
+        start = time.monotonic()
+        rows, group = self._shape(wave)
+        bank = self._prefilled(weights, wave, rows)
+        queue = self._queue(wave, requests, rows)
+        jax.block_until_ready(bank)
+        began = time.monotonic()
+        self._work = self._work.plus(Work(prefill_seconds=began - start))
+        run = self.programs[Program("slots", capacity=capacity)]()
+        sizes, tail_began = list(self.sizes), 0.0
+        fixed = (np.asarray(jax.random.key_data(key)), sampling.knobs(how), np.int32(how.max_new_tokens))
+        left = 1
+        while left:
+            step = self.programs[Program("decode", wave.bucket, rows, capacity, sizes[0], group, sampling.filters(how))]
+            run, out = step(weights, bank, queue, run, self.stop_V, *fixed)
+            left, waiting = int(runtime.to_host(out.left)[0]), int(runtime.to_host(out.waiting)[0])
+            if not waiting:
+                tail_began = tail_began or time.monotonic()
+                while left and len(sizes) > 1 and left <= sizes[1]:
+                    packed = self.programs[Program("pack", capacity=capacity, size=sizes.pop(0))](run.rows)
+                    run = run._replace(rows=packed)
+            if not left:
+                now = time.monotonic()
+                self._work = self._work.plus(Work(decode_seconds=now - began, tail_seconds=now - tail_began))
+            finished = self._finished(wave, out)
+            if finished:
+                yield finished
 
-    def _shape(self, wave: waves.Wave) -> "_Shape":
-        """How the wave is run: with shared reads of the bank where whole groups ask the same few prompts, as plain GRPO does."""
-        held, chunk = self._bank_rows(wave.bucket)
-        group = self.cfg.group_size
-        shared = -(-self.max_rollouts // group)
+    def _finished(self, wave: waves.Wave, out: Any) -> Finished:
+        """What a stretch hands out, as the host knows it."""
+        host = jax.tree.map(runtime.to_host, out)
+        self._work = self._work.plus(Work(int(host.busy.sum()), int(host.computed.sum()), int(host.steps.max())))
+        per_shard = len(host.rollout_F) // self.num_shards
+        found = []
+        for s, shard in enumerate(wave.shards):
+            for n in range(s * per_shard, s * per_shard + int(host.number[s])):
+                request, _ = shard.queue[host.rollout_F[n]]
+                ids, length = host.token_FS[n], host.length_F[n]
+                stopped = bool(self.stop_V[ids[length - 1]])
+                found.append((request, Completion(ids[:length].copy(), host.logp_FS[n, :length].copy(), stopped)))
+        return found
+
+    def _capacity(self, how: Sampling) -> int:
+        capacity = min((c for c in self.capacities if c >= how.max_new_tokens), default=0)
+        if not capacity:
+            raise ValueError(f"max_new_tokens={how.max_new_tokens} is more than the sampler was built for: {self.capacities}")
+        return capacity
+
+    def _shape(self, wave: waves.Wave) -> tuple[int, int]:
+        """Rows of the bank, and how many rollouts read one together: a group where whole groups ask the same few prompts."""
+        held, group = self._held(wave.bucket), self.cfg.group_size
+        shared = self._shared(wave.bucket)
         members = [Counter(row for _, row in s.queue) for s in wave.shards if s.queue]
-        if group == 1 or shared > held or any(max(m.values()) > group or len(m) > shared or m.total() < 2 * len(m) for m in members):
-            return _Shape(held, chunk, 1)
-        chunk = min(chunk, shared)
-        return _Shape(-(-shared // chunk) * chunk, chunk, group)
+        if not shared or any(max(m.values()) > group or len(m) > shared or m.total() < 2 * len(m) for m in members):
+            return held, 1
+        return shared, group
 
-    def _bank_rows(self, bucket: int) -> tuple[int, int]:
-        """Prompts of this bucket that a shard can hold in a wave, and how many of them are prefilled at a time."""
-        chunk = max(self.cfg.prefill_tokens // self.num_shards // bucket, 1)
-        held = max(self.cfg.bank_tokens // self.num_shards // bucket, 1)
-        chunk = min(chunk, held)
-        return held // chunk * chunk, chunk
+    def _held(self, bucket: int) -> int:
+        """Prompts of this bucket that a shard can hold in a wave."""
+        return max(self.cfg.bank_tokens // self.num_shards // bucket, 1)
 
-    @functools.cached_property
-    def _stops(self) -> np.ndarray:
-        return runtime.to_host(self.stop_V)
+    def _shared(self, bucket: int) -> int:
+        """Prompts of a shard's wave of whole groups; 0 where no groups come so long, or the bank can't hold so many."""
+        rows, previous = -(-self.max_rollouts // self.cfg.group_size), max((b for b in self.cfg.prompt_buckets if b < bucket), default=0)
+        return rows if self.cfg.group_size > 1 and previous < self.grouped_up_to and rows <= self._held(bucket) else 0
 
-    def _arrays(self, wave: waves.Wave, requests: Sequence[Request], rows: int) -> tuple[np.ndarray, np.ndarray, decode.Queue]:
-        """Prompt tokens [shards * M, P], their lengths, and the queues of all shards, one after the other."""
-        M, N = rows, self.max_rollouts
-        token = np.full((self.num_shards, M, wave.bucket), self.pad_id, np.int32)
-        length = np.ones((self.num_shards, M), np.int32)
-        prompt, member = np.zeros((self.num_shards, N), np.int32), np.zeros((self.num_shards, N), np.int32)
-        name = np.zeros((self.num_shards, N, 2), np.uint32)
+    def pieces(self, bucket: int, rows: int) -> int:
+        """Prompts that a shard prefills a chunk of at a time."""
+        return min(max(self.cfg.prefill_tokens // prefill.chunk_of(bucket), 1), rows)
+
+    def _prefilled(self, weights: Any, wave: waves.Wave, rows: int) -> decode.Caches:
+        """The bank with the wave's prompts."""
+        chunk, m = prefill.chunk_of(wave.bucket), self.pieces(wave.bucket, rows)
+        plans = [prefill.plan(s.prompts, chunk, self.cfg.share_prefixes) for s in wave.shards]
+        bank = self.programs[Program("bank", wave.bucket, rows)]()
+        run = self.programs[Program("prefill", wave.bucket, rows)]
+        for level in range(max(map(len, plans))):
+            pieces = [plan[level] if level < len(plan) else [] for plan in plans]
+            for first in range(0, max(map(len, pieces)), m):
+                token = np.full((self.num_shards, m, chunk), self.pad_id, np.int32)
+                row, source = np.full((self.num_shards, m), rows, np.int32), np.zeros((self.num_shards, m), np.int32)
+                for s, shard in enumerate(wave.shards):
+                    for n, piece in enumerate(pieces[s][first : first + m]):
+                        ids = shard.prompts[piece.row][:-1][level * chunk : (level + 1) * chunk]
+                        token[s, n, : len(ids)], row[s, n], source[s, n] = ids, piece.row, piece.source
+                at = [self._put(x) for x in (token, row, source)]
+                bank = run(weights, bank, *at, np.int32(level))
+                self._work = self._work.plus(Work(prefilled=token.size))
+        prompt_tokens = sum(len(prompt) - 1 for shard in wave.shards for prompt in shard.prompts)
+        self._work = self._work.plus(Work(prompt_tokens=prompt_tokens))
+        return bank
+
+    def _queue(self, wave: waves.Wave, requests: Sequence[Request], rows: int) -> decode.Queue:
+        """The queues of all shards, one after the other."""
+        S, N = self.num_shards, self.max_rollouts
+        last, length = np.zeros((S, rows), np.int32), np.ones((S, rows), np.int32)
+        prompt, member = np.zeros((S, N), np.int32), np.zeros((S, N), np.int32)
+        name = np.zeros((S, N, 2), np.uint32)
         for s, shard in enumerate(wave.shards):
-            for m, ids in enumerate(shard.prompts):
-                token[s, m, : len(ids)], length[s, m] = ids, len(ids)
             if shard.queue:
+                last[s, : len(shard.prompts)] = [ids[-1] for ids in shard.prompts]
+                length[s, : len(shard.prompts)] = [len(ids) for ids in shard.prompts]
                 prompt[s, : len(shard.queue)] = [row for _, row in shard.queue]
                 groups = itertools.groupby(row for _, row in shard.queue)
                 member[s, : len(shard.queue)] = [n for _, same in groups for n, _ in enumerate(same)]
                 name[s, : len(shard.queue)] = runtime.name_words([requests[i].name for i, _ in shard.queue])
-        last = np.take_along_axis(token, length[:, :, None] - 1, axis=2)[:, :, 0]
-        count = np.array([len(s.queue) for s in wave.shards], np.int32)
-        token, length, *queue = (x.reshape(-1, *x.shape[2:]) for x in (token, length, last, length, prompt, member, name))
-        return token, length, decode.Queue(*(runtime.put(x, self.rows) for x in (*queue, count)))
+        size = np.array([[len(s.queue)] for s in wave.shards], np.int32)
+        return decode.Queue(*(self._put(x) for x in (last, length, prompt, member, name, size)))
 
-    def _compile_prefill(self) -> Any:
-        def run(weights: Any, bank: Any, token_MP: Any, length_M: Any, first: Any) -> Any:
-            return decode.prefill(self.spec, weights, bank, token_MP, length_M, first, self.dtype)
+    def _put(self, x: np.ndarray) -> jax.Array:
+        """[shards, n, ...] as [shards * n, ...], each shard's part on its devices."""
+        return runtime.put(x.reshape(-1, *x.shape[2:]), self.rows)
 
-        return jax.jit(self._over_shards(run, (False, True, True, True, False)), donate_argnums=1)
+    def shapes(self, bucket: int) -> list[tuple[int, int]]:
+        """(rows, group) of the banks of this bucket: one for any prompts, and maybe one for whole groups."""
+        shared = self._shared(bucket)
+        return [(self._held(bucket), 1)] + ([(shared, self.cfg.group_size)] if shared else [])
 
-    def _compile_decode(self, capacity: int, group: int, filtered: bool) -> Any:
+    def needed(self, how: Sampling, longest_prompt: int) -> list[Program]:
+        """The programs of any requests sampled so, with prompts up to this long, the first that are needed first."""
+        capacity = self._capacity(how)
+        last = min((b for b in self.cfg.prompt_buckets if b >= longest_prompt), default=max(self.cfg.prompt_buckets))
+        found = [Program("slots", capacity=capacity)]
+        for bucket in sorted(b for b in self.cfg.prompt_buckets if b <= last):
+            for rows, group in self.shapes(bucket):
+                found += [Program("bank", bucket, rows), Program("prefill", bucket, rows)]
+                found += [Program("decode", bucket, rows, capacity, size, group, sampling.filters(how)) for size in self.sizes]
+        return found + [Program("pack", capacity=capacity, size=size) for size in self.sizes[:-1]]
+
+    def lower(self, p: Program) -> Any:
+        """The program traced for its shapes, ready to be compiled, for the devices of the mesh whatever they are."""
+        make = {
+            "bank": self._lower_bank,
+            "prefill": self._lower_prefill,
+            "slots": self._lower_slots,
+            "decode": self._lower_decode,
+            "pack": self._lower_pack,
+        }
+        return make[p.kind](p)
+
+    def _lower_bank(self, p: Program) -> Any:
+        return jax.jit(lambda: self._empty_bank(p), out_shardings=self.caches).lower()
+
+    def _empty_bank(self, p: Program) -> decode.Caches:
+        return decode.empty_caches(self.spec, p.rows * self.num_shards, prefill.positions(p.bucket), self.cache_dtype, self.kept.cache)
+
+    def _lower_prefill(self, p: Program) -> Any:
+        run = self._over_shards(functools.partial(prefill.extend, self.spec), "wrrrrw", "r")
+        m = self.pieces(p.bucket, p.rows)
+        args = [self._of_rows((m, prefill.chunk_of(p.bucket)), np.int32), *[self._of_rows((m,), np.int32)] * 2, self._scalar(np.int32)]
+        return jax.jit(run, donate_argnums=1, out_shardings=self.caches).lower(self.abstract_weights, self.abstract_bank(p), *args)
+
+    def _lower_slots(self, p: Program) -> Any:
+        make = functools.partial(decode.begin, self.spec, self.sizes[0], self.max_rollouts, p.capacity, self.cache_dtype, self.kept.cache)
+        return jax.jit(self._over_shards(make, "", "r"), out_shardings=self._run_shardings).lower()
+
+    def _lower_decode(self, p: Program) -> Any:
+        few = self.sizes[self.sizes.index(p.size) + 1] if p.size != self.sizes[-1] else 0
         run = functools.partial(
-            decode.decode,
+            decode.stretch,
             self.spec,
-            num_slots=self.cfg.slots // self.num_shards,
-            min_slots=self.cfg.min_slots,
-            max_positions=capacity,
-            group=group,
-            filtered=filtered,
-            dtype=self.dtype,
+            enough=max(p.size, -(-self.max_rollouts // STRETCHES)),
+            few=few,
+            group=p.group,
+            filtered=p.filtered,
+            kept=self.kept,
         )
-        return jax.jit(self._over_shards(run, (False, True, True, False, False, False, False)))
+        N = self.max_rollouts
+        sizes = ((p.rows,), (p.rows,), (N,), (N,), (N, 2), (1,))
+        queue = decode.Queue(*(self._of_rows(n, np.uint32 if len(n) > 1 else np.int32) for n in sizes))
+        how = sampling.knobs(Sampling(1.0, 1))
+        stop_V, key, *rest = (self._scalar(bool, self.stop_V.shape), self._scalar(np.uint32, (2,)), how, self._scalar(np.int32))
+        args = (self.abstract_bank(p), queue, self.abstract_run(p), stop_V, key, *rest)
+        jitted = jax.jit(self._over_shards(run, "wrrrwwww", "rr"), donate_argnums=3, out_shardings=(self._run_shardings, self.rows))
+        return jitted.lower(self.abstract_weights, *args)
 
-    def _over_shards(self, run: Any, split: tuple[bool, ...]) -> Any:
-        """The function run by every shard on its own rows of the `split` arguments; the tensor axis is left to the compiler."""
+    def _lower_pack(self, p: Program) -> Any:
+        smaller = self.sizes[self.sizes.index(p.size) + 1]
+        run = self._over_shards(functools.partial(decode.pack, num_slots=smaller), "r", "r")
+        return jax.jit(run, out_shardings=self._run_shardings.rows).lower(self.abstract_run(p).rows)
+
+    @functools.cached_property
+    def abstract_weights(self) -> Any:
+        """Shapes, types and shardings of what `lay_out` returns."""
+        shapes = jax.eval_shape(lambda: _to_rollout_layout(self.spec, self.dtype, transformer.init(self.spec, jax.random.key(0))))
+        shardings = _rollout_shardings(self.spec, self.mesh)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+    @functools.cached_property
+    def _run_shardings(self) -> Any:
+        rows = decode.Rows(self.rows, self.rows, self.rows, self.rows, self.caches)  # type: ignore[arg-type]
+        return decode.Run(rows, *[self.rows] * 6)  # type: ignore[arg-type]
+
+    def abstract_bank(self, p: Program) -> Any:
+        """Shapes, types and shardings of a bank, of all shards together."""
+        shapes = jax.eval_shape(lambda: self._empty_bank(p))
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.caches), shapes)
+
+    def abstract_run(self, p: Program) -> Any:
+        """Shapes, types and shardings of what decoding carries on, of all shards together."""
+        local = jax.eval_shape(lambda: decode.begin(self.spec, p.size, self.max_rollouts, p.capacity, self.cache_dtype, self.kept.cache))
+        whole = jax.tree.map(lambda x: self._of_rows(x.shape, x.dtype), local)
+        caches = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.caches), whole.rows.slots)
+        return whole._replace(rows=whole.rows._replace(slots=caches))
+
+    def _of_rows(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """A global array of which every shard has a part of this shape."""
+        return jax.ShapeDtypeStruct((shape[0] * self.num_shards, *shape[1:]), dtype, sharding=self.rows)
+
+    def _scalar(self, dtype: Any, shape: tuple[int, ...] = ()) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.whole)
+
+    def _over_shards(self, run: Any, args: str, out: str) -> Any:
+        """The function run by every shard on its rows of the arguments marked r, and on whole ones marked w; tensor is the compiler's."""
         rows, whole = PartitionSpec(sharding.BATCH_AXES), PartitionSpec()
         return jax.shard_map(
             run,
             mesh=self.mesh,
-            in_specs=tuple(rows if s else whole for s in split),
-            out_specs=rows,
+            in_specs=tuple(rows if a == "r" else whole for a in args),
+            out_specs=rows if len(out) == 1 else tuple(rows for _ in out),
             axis_names=set(sharding.BATCH_AXES),
             check_vma=False,
         )
@@ -201,5 +380,5 @@ def _to_rollout_layout(spec: ModelSpec, dtype: Any, params: Any) -> Any:
 
 def _rollout_shardings(spec: ModelSpec, mesh: Mesh) -> Any:
     stacked = sharding.param_shardings(spec, mesh, sharding.ROLLOUT)
-    block = jax.tree.map(lambda s: jax.sharding.NamedSharding(mesh, PartitionSpec(*s.spec[1:])), stacked["blocks"])
+    block = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(*s.spec[1:])), stacked["blocks"])
     return stacked | {"blocks": (block,) * spec.layers}

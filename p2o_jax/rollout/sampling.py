@@ -1,27 +1,32 @@
 """Drawing the next token: temperature, top-k, top-p, min-p and greedy, exact, from one uniform number per row."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from p2o_jax.records import Sampling
 
 NEG = -1e30
+Scalar = Any  # a number, of JAX, NumPy or Python
 
 
 class Knobs(NamedTuple):
     """The settings of `records.Sampling` as scalars, so that changing them compiles nothing."""
 
-    temperature: jax.Array | float
-    top_k: jax.Array | int
-    top_p: jax.Array | float
-    min_p: jax.Array | float
+    temperature: Scalar
+    top_k: Scalar
+    top_p: Scalar
+    min_p: Scalar
+    plain_logps: Scalar = False
 
 
 def knobs(sampling: Sampling) -> Knobs:
-    return Knobs(jnp.float32(sampling.temperature), jnp.int32(sampling.top_k), jnp.float32(sampling.top_p), jnp.float32(sampling.min_p))
+    s = sampling
+    return Knobs(np.float32(s.temperature), np.int32(s.top_k), np.float32(s.top_p), np.float32(s.min_p), np.bool_(s.plain_logps))
 
 
 def filters(sampling: Sampling) -> bool:
@@ -32,17 +37,23 @@ def filters(sampling: Sampling) -> bool:
 def draw(
     logits_BV: Float[Array, "B V"], uniform_B: Float[Array, "B"], how: Knobs, filtered: bool
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    """A token for each row and its log-prob under softmax(logits / temperature), before any filter.
+    """A token for each row and its log-prob under softmax(logits / temperature), before any filter; or, if asked, under softmax(logits).
 
     At temperature 0 the token is the most likely one and the log-prob that of the plain softmax.
     """
     greedy = how.temperature == 0
     z_BV = logits_BV / jnp.where(greedy, 1.0, how.temperature)
     z_BV = z_BV - z_BV.max(axis=-1, keepdims=True)
-    logz_B = jnp.log(jnp.exp(z_BV).sum(axis=-1))
-    kept_BV = keep(z_BV, how) if filtered else z_BV
-    token_B = jnp.where(greedy, jnp.argmax(logits_BV, axis=-1), inverse_cdf(jnp.exp(kept_BV), uniform_B))
-    return token_B, jnp.take_along_axis(z_BV, token_B[:, None], axis=-1)[:, 0] - logz_B
+    weight_BV = lax.optimization_barrier(jnp.exp(z_BV))  # computed once, though used twice
+    logz_B = jnp.log(weight_BV.sum(axis=-1))
+    kept_BV = jnp.exp(keep(z_BV, how)) if filtered else weight_BV
+    token_B = lax.cond(greedy, lambda: jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), lambda: inverse_cdf(kept_BV, uniform_B))
+    logp_B = jnp.take_along_axis(z_BV, token_B[:, None], axis=-1)[:, 0] - logz_B
+
+    def plain() -> jax.Array:
+        return jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits_BV, axis=-1)
+
+    return token_B, lax.cond(how.plain_logps, plain, lambda: logp_B)
 
 
 def keep(z_BV: Float[Array, "B V"], how: Knobs) -> Float[Array, "B V"]:
@@ -74,7 +85,7 @@ def inverse_cdf(weight_BV: Float[Array, "B V"], uniform_B: Float[Array, "B"]) ->
     before_B = jnp.take_along_axis(cumulative - sums, block_B[:, None], axis=-1)[:, 0]
     inside = jnp.take_along_axis(weight, block_B[:, None, None], axis=1)[:, 0]
     place_B = _first_above(jnp.cumsum(inside, axis=-1), uniform_B * cumulative[:, -1] - before_B, inside)
-    return block_B * size + place_B
+    return (block_B * size + place_B).astype(jnp.int32)
 
 
 def _first_above(cumulative: jax.Array, target_B: jax.Array, weight: jax.Array) -> jax.Array:

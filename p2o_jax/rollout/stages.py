@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jax
 
 from p2o_jax import config, gepa, runtime
-from p2o_jax.records import Ask, Ledger, Outcome, Question, RunState, Sampling, digest
+from p2o_jax.records import Ask, Ledger, Outcome, Question, Rollout, RunState, Sampling, digest
 from p2o_jax.rollout.answer import Answerer, Cost
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class Stages:
         asks = [Ask(question, template, self._name("evaluate", i)) for i, (template, question) in enumerate(pairs)]
         rollouts = self.answerer.answer(self.weights, asks, self.evaluation, self.key, phase="gepa")
         self.book({f"gepa_{self.stage}": {**self.answerer.cost(rollouts), "seconds": time.monotonic() - start}})
-        return [Outcome(r.verdict.answer_score, r.verdict.format_score, r.text) for r in rollouts]
+        return [_outcome(r) for r in rollouts]
 
     def reflect(self, prompts: Sequence[str]) -> list[str | None]:
         """A reply to each reflection prompt, all asked for together; None where there is none."""
@@ -72,6 +72,11 @@ class Stages:
 
     def _name(self, stage: str, i: int) -> str:
         return f"{stage}/{self.num_calls}/{i}"
+
+
+def _outcome(r: Rollout) -> Outcome:
+    judged = r.verdict.status in ("correct", "wrong")
+    return Outcome(r.verdict.answer_score, r.verdict.format_score, r.text, r.verdict.note if judged else "")
 
 
 class PhaseJournals:

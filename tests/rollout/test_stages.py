@@ -54,8 +54,17 @@ class LetterChat:
         return len(text.split())
 
 
-def verify(texts, answers):
-    return [Verdict(float(len(t) % 3 == int(a)), 1.0, "correct") for t, a in zip(texts, answers, strict=True)]
+def test_what_a_reward_function_says_is_feedback_unless_it_failed(answerer):
+    made, weights = answerer
+    told = [Verdict(0.2, 1.0, "wrong", "Shorter."), Verdict(0.0, 1.0, "error", "KeyError"), Verdict(1.0, 1.0, "correct")]
+    judged = Answerer(made.engine, made.chat, lambda texts, questions: told, made.reporter)
+    stages = Stages(judged, weights, lambda *_: ([], {}), CFG, runtime.key(0, "gepa"), Ledger())
+    outcomes = stages.evaluate([("", q) for q in HARD[:3]])
+    assert [(o.score, o.feedback) for o in outcomes] == [(0.2, "Shorter."), (0.0, ""), (1.0, "")]
+
+
+def verify(texts, questions):
+    return [Verdict(float(len(t) % 3 == int(q.answer)), 1.0, "correct") for t, q in zip(texts, questions, strict=True)]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,114 @@
+"""What sampling holds in a device's memory, reckoned before anything is compiled; and how many slots fit."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from p2o_jax.config import ConfigError
+from p2o_jax.rollout import prefill
+from p2o_jax.rollout.engine import Engine, Program
+
+GIB = 2**30
+USABLE = 0.92  # of a device's memory: the rest is for what the compiler and the allocator need
+MAX_SLOTS = 256  # per shard, where they are chosen by memory: more make a step longer, not the tokens per second more
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes per device."""
+
+    weights: int
+    bank: int
+    slots: int
+    outputs: int
+    temporaries: int
+    others: int  # held by others all the while: master weights, optimizer
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.bank + self.slots + self.outputs + self.temporaries + self.others
+
+    def told(self, engine: Engine) -> str:
+        """The arithmetic, in a line."""
+        cfg, shards = engine.cfg, engine.num_shards
+        kind = np.dtype(engine.cache_dtype).name
+        parts = [
+            f"weights {_gib(self.weights)}",
+            f"prompts {_gib(self.bank)} (config.rollout.bank_tokens={cfg.bank_tokens} / {shards}, {kind})",
+            f"{engine.sizes[0]} slots x {engine.capacities[-1]} tokens {_gib(self.slots)}",
+            f"outputs {_gib(self.outputs)}",
+            f"temporaries {_gib(self.temporaries)}",
+            f"held by the learner {_gib(self.others)}",
+        ]
+        return " + ".join(parts) + f" = {_gib(self.total)}"
+
+
+def plan(engine: Engine, others: int = 0) -> Plan:
+    """The memory of an engine's largest programs, with `others` bytes per device held besides."""
+    spec, mesh, capacity = engine.spec, engine.mesh, engine.capacities[-1]
+    run = engine.abstract_run(Program("slots", capacity=capacity, size=engine.sizes[0]))
+    shapes = [(bucket, rows) for bucket in engine.cfg.prompt_buckets for rows, _ in engine.shapes(bucket)]
+    logits = engine.sizes[0] * spec.vocab_rows * 4 // mesh.shape["tensor"]
+    return Plan(
+        weights=per_device(engine.abstract_weights),
+        bank=max(per_device(engine.abstract_bank(Program("bank", bucket, rows))) for bucket, rows in shapes),
+        slots=per_device(run.rows),
+        outputs=2 * per_device(run._replace(rows=())),
+        temporaries=max(4 * logits, *(_prefill_bytes(engine, bucket, rows) for bucket, rows in shapes)),
+        others=others,
+    )
+
+
+def fitting(make: Callable[[int], Engine], slots: int, others: int = 0, memory: int | None = None) -> Engine:
+    """The engine with so many slots, or, where that is 0, with as many per shard, up to MAX_SLOTS, as there is memory for.
+
+    `memory`: bytes of a device, where it is not there to be asked.
+
+    Raises:
+        ConfigError: it does not fit, with the arithmetic; or not even with one slot per shard.
+    """
+    engine = make(slots or 1)
+    limit = int(USABLE * (memory or device_bytes(engine.mesh)))
+    if not slots:
+        most = min(MAX_SLOTS, engine.max_rollouts)
+        counts = [n * engine.num_shards for n in sorted({most, *(1 << k for k in range(most.bit_length()))}, reverse=True)]
+        fits = (candidate for candidate in map(make, counts) if plan(candidate, others).total <= limit)
+        engine = next(fits, make(engine.num_shards))
+    needed = plan(engine, others)
+    if needed.total > limit:
+        raise ConfigError(
+            f"sampling does not fit into a device's memory: {needed.told(engine)}, of {_gib(limit)} usable; lower config.rollout.slots, "
+            "bank_tokens or max_new_tokens, set config.rollout.cache_dtype=int8, or use more devices (config.mesh)"
+        )
+    return engine
+
+
+def per_device(tree: Any) -> int:
+    """Bytes on one device of abstract arrays with shardings."""
+    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def device_bytes(mesh: Mesh) -> int:
+    """Memory of one of the mesh's devices; of a CPU, its part of the machine's."""
+    device = mesh.devices.flat[0]
+    known = device.memory_stats() if device.platform != "cpu" else None
+    if known:
+        return known["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
+
+
+def _prefill_bytes(engine: Engine, bucket: int, rows: int) -> int:
+    """Scores of a chunk against a chunk, and the widest of its activations."""
+    chunk = prefill.chunk_of(bucket)
+    tokens = engine.pieces(bucket, rows) * chunk
+    scores = 3 * tokens * engine.spec.heads * chunk * 4
+    return (scores + tokens * (3 * engine.spec.mlp + 4 * engine.spec.width) * 4) // engine.mesh.shape["tensor"]
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.2f} GiB"

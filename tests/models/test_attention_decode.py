@@ -1,0 +1,89 @@
+"""Attention to caches as CPUs hold and read them, against the reference."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from p2o_jax.models import attention, attention_decode
+from p2o_jax.models.attention import Cache, Transposed
+
+B, H, K, C, R = 17, 4, 2, 8, 20
+
+
+def make(positions, dtype=jnp.float32, seed=0):
+    """Queries, the same cache in both kinds, ragged lengths and rows out of order."""
+    rng = np.random.default_rng(seed)
+    k, v = (jnp.asarray(rng.normal(size=(R, K, positions, C)), jnp.float32) for _ in range(2))
+    empty = [attention.empty_cache(R, K, positions, C, dtype, kind) for kind in (Cache, Transposed)]
+    q = jnp.asarray(rng.normal(size=(B, H, C)), jnp.float32)
+    lengths = np.concatenate([[0, 1, positions, positions - 1], rng.integers(0, positions // 8, B - 4)])
+    return q, *(attention.stored(k, v, cache) for cache in empty), jnp.asarray(lengths), jnp.asarray(rng.permutation(R)[:B])
+
+
+def by_hand(q, cache, lengths, rows):
+    """A loop over rows and heads in float64."""
+    out = np.zeros((B, H, C))
+    for b in range(B):
+        for h in range(H):
+            n, row = int(lengths[b]), int(rows[b])
+            if n:
+                k, v = (np.asarray(x[row, h // (H // K), :n], np.float64) for x in (cache.k_RKSC, cache.v_RKSC))
+                scores = k @ np.asarray(q[b, h], np.float64) * C**-0.5
+                weights = np.exp(scores - scores.max())
+                out[b, h] = weights @ v / weights.sum()
+    return out
+
+
+@pytest.mark.parametrize("own_rows", [True, False])
+@pytest.mark.parametrize("kind", [0, 1])
+def test_the_reference_by_hand(own_rows, kind):
+    q, *caches, lengths, rows = make(40)
+    got = attention.over_cache(q, caches[kind], lengths, None if own_rows else rows) if not own_rows else None
+    if own_rows:
+        cut = jax.tree.map(lambda x: x[:B], caches[kind])
+        got, rows = attention.over_cache(q, cut, lengths), jnp.arange(B)
+    np.testing.assert_allclose(got.o_BHC, by_hand(q, caches[0], lengths, rows), rtol=1e-5, atol=1e-6)
+    assert np.all(got.l_BH[0] == 0) and np.all(got.m_BH[0] == attention.NEG)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
+@pytest.mark.parametrize("positions", [512, 600])
+@pytest.mark.parametrize("kind", [0, 1])
+def test_windows_change_nothing(dtype, positions, kind):
+    q, *caches, lengths, rows = make(positions, dtype)
+    want = attention.over_cache(q, caches[kind], lengths, rows)
+    got = jax.jit(attention_decode.windowed)(q, caches[kind], lengths, rows)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_window_that_is_too_short_is_noticed(monkeypatch):
+    q, _, cache, lengths, rows = make(512)
+    monkeypatch.setattr(attention_decode.jnp, "searchsorted", lambda windows, length: jnp.int32(0))
+    got = attention_decode.windowed(q, cache, lengths, rows)
+    assert np.abs(got.o_BHC - attention.over_cache(q, cache, lengths, rows).o_BHC).max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", [Cache, Transposed])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
+def test_append_puts_a_vector_at_each_rows_position(kind, dtype):
+    rng = np.random.default_rng(0)
+    cache = attention.empty_cache(3, K, 6, C, dtype, kind)
+    k, v = (jnp.asarray(rng.normal(size=(3, K, 1, C)), jnp.float32) for _ in range(2))
+    after = attention.append(cache, attention.stored(k, v, cache), jnp.array([5, 0, 2]))
+    keys = after.k_RKSC if kind is Cache else after.k_RKSC.swapaxes(2, 3)
+    scale = 1.0 if dtype == jnp.float32 else after.k_scale_RKS[..., None]
+    for row, position in enumerate((5, 0, 2)):
+        np.testing.assert_allclose((keys * scale)[row, :, position], k[row, :, 0], atol=1e-6 if dtype == jnp.float32 else 0.02)
+        others = np.delete(np.asarray(keys[row]), position, axis=1)
+        assert not others.any()
+
+
+def test_quantised_is_off_by_half_a_scale():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(50, C)), jnp.float32)
+    held, scale = attention.quantised(x)
+    assert held.dtype == jnp.int8 and np.abs(np.asarray(held)).max() == 127
+    assert np.all(np.abs(held * scale[:, None] - x) <= scale[:, None] / 2 + 1e-6)
+    zero, scale = attention.quantised(jnp.zeros((2, C)))
+    assert not zero.any() and np.all(np.isfinite(scale))

@@ -1,0 +1,61 @@
+"""What sampling needs of a device's memory: by hand, and refused with the arithmetic where it does not fit."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from p2o_jax.config import ConfigError, Rollout
+from p2o_jax.models import sharding
+from p2o_jax.models.spec import ModelSpec, num_params
+from p2o_jax.rollout import memory
+from p2o_jax.rollout.engine import Engine
+
+SPEC = ModelSpec("qwen3", vocab=50, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, qk_norm=True, tied=True)
+
+
+def make_engine(slots=16, shape=(1, 1, 1), **settings):
+    mesh = sharding.make_mesh(shape, devices=jax.devices()[: shape[0] * shape[1] * shape[2]])
+    usual = {"questions": 8, "group_size": 4, "prompt_buckets": (16, 64), "bank_tokens": 1024, "prefill_tokens": 64}
+    return Engine(SPEC, mesh, Rollout(slots=slots, **{**usual, **settings}), [40], (7,), 0, jnp.bfloat16)
+
+
+def test_the_plan_by_hand():
+    got = memory.plan(make_engine(), others=1000)
+    position = SPEC.layers * 2 * SPEC.kv_heads * SPEC.head_dim * 2  # bytes of keys and values, bfloat16
+    assert got.weights == 2 * num_params(SPEC)
+    assert got.bank == 1024 * position  # 64 rows of 16 or 16 of 64
+    assert got.slots == 16 * (40 * position + 3 * 4 + 1)
+    assert got.outputs == 2 * (32 * (40 * 8 + 2 * 4) + 2 * 4)
+    assert got.others == 1000 and got.total == sum((got.weights, got.bank, got.slots, got.outputs, got.temporaries, 1000))
+
+
+def test_shards_divide_it_and_int8_halves_it():
+    whole, sharded, small = (memory.plan(make_engine(**c)) for c in ({}, {"shape": (2, 2, 2)}, {"cache_dtype": "int8"}))
+    assert sharded.bank * 8 == whole.bank  # rows over data x fsdp, heads over tensor
+    assert whole.slots / 8.5 < sharded.slots < whole.slots / 7
+    assert small.bank == 1024 * SPEC.layers * 2 * SPEC.kv_heads * (SPEC.head_dim + 4)
+
+
+def test_slots_are_as_many_as_fit(monkeypatch):
+    for slots, extra in ((8, 0), (4, -1)):
+        needed = memory.plan(make_engine(8), others=500).total
+        monkeypatch.setattr(memory, "device_bytes", lambda mesh, n=needed, e=extra: (n + e) / memory.USABLE + 1e-6)
+        assert memory.fitting(make_engine, 0, 500).sizes[0] == slots
+    monkeypatch.undo()
+    assert memory.fitting(make_engine, 0).sizes[0] == 32  # every rollout of a step
+    assert memory.fitting(make_engine, 3).sizes[0] == 3
+
+
+def test_what_does_not_fit_is_told_with_the_arithmetic(monkeypatch):
+    monkeypatch.setattr(memory, "device_bytes", lambda mesh: 1 << 17)
+    with pytest.raises(ConfigError) as e:
+        memory.fitting(make_engine, 16, 1 << 30)
+    for part in ("16 slots x 40 tokens 0.00 GiB", "held by the learner 1.00 GiB", "= 1.00 GiB", "config.rollout.slots", "int8"):
+        assert part in str(e.value)
+    with pytest.raises(ConfigError, match="1 slots x 40 tokens"):
+        memory.fitting(make_engine, 0, 1 << 30)
+
+
+def test_the_memory_of_this_machine():
+    mesh = sharding.make_mesh((1, 1, 1), devices=jax.devices()[:1])
+    assert memory.device_bytes(mesh) > 1 << 30

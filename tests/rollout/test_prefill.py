@@ -1,0 +1,110 @@
+"""Prompts into the bank: chunks in common computed once, and the bank the same as without."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from p2o_jax.models import attention, transformer
+from p2o_jax.models.spec import ModelSpec
+from p2o_jax.rollout import decode, prefill
+from p2o_jax.rollout.prefill import Piece
+
+SPEC = ModelSpec("qwen3", vocab=50, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, qk_norm=True, tied=True)
+PARAMS = transformer.init(SPEC, jax.random.key(0))
+WEIGHTS = PARAMS | {"blocks": tuple(jax.tree.map(lambda w: w[layer], PARAMS["blocks"]) for layer in range(SPEC.layers))}
+
+
+def test_chunks_by_hand():
+    assert [prefill.chunk_of(b) for b in (8, 16, 64, 128, 200, 512, 4096, 32768)] == [8, 16, 16, 16, 32, 64, 512, 512]
+    assert [prefill.positions(b) for b in (8, 64, 100, 200)] == [8, 64, 112, 224]
+
+
+def test_plan_by_hand():
+    """Chunks of 2; the last token of a prompt is never cached, and its last chunk is its own."""
+    prompts = [(1, 2, 3, 4, 5), (1, 2, 3, 4, 6), (1, 2, 9, 9, 9, 9), (7,), (1, 2, 3), (1, 2, 3, 4, 5, 6)]
+    assert prefill.plan(prompts, 2, share=True) == [
+        [Piece(0, 0), Piece(4, 4)],  # 4 ends here; 1, 2 and 5 begin as 0 does
+        [Piece(0, 0), Piece(1, 0), Piece(2, 0)],  # 0 and 1 end here; 5 goes on from 0
+        [Piece(2, 2), Piece(5, 0)],
+    ]
+    alone = prefill.plan(prompts, 2, share=False)
+    assert [[piece.row for piece in level] for level in alone] == [[0, 1, 2, 4, 5], [0, 1, 2, 5], [2, 5]]
+    assert all(piece.row == piece.source for level in alone for piece in level)
+    assert prefill.plan([(7,), (8,)], 2, share=True) == []
+
+
+def make_prompts() -> list[tuple[int, ...]]:
+    """A header that all have, two templates, questions of their own, of several lengths."""
+    rng = np.random.default_rng(0)
+
+    def draw(n):
+        return tuple(int(t) for t in rng.integers(0, SPEC.vocab, n))
+
+    header, templates = draw(9), (draw(20), draw(17))
+    prompts = [header + templates[i % 2] + draw(int(n)) for i, n in enumerate(rng.integers(1, 18, 10))]
+    return [*prompts, header, (3,), (3, 4)]
+
+
+def fill(prompts, chunk, share, rows_at_a_time, kind=attention.Transposed, dtype=jnp.float32):
+    """The bank as the engine fills it, and how many chunks were computed."""
+    bank = decode.empty_caches(SPEC, len(prompts), 64, dtype, kind)
+    run = jax.jit(lambda *args: prefill.extend(SPEC, WEIGHTS, *args))
+    levels = prefill.plan(prompts, chunk, share)
+    for level, pieces in enumerate(levels):
+        for first in range(0, len(pieces), rows_at_a_time):
+            token = np.zeros((rows_at_a_time, chunk), np.int32)
+            row, source = np.full(rows_at_a_time, len(prompts), np.int32), np.zeros(rows_at_a_time, np.int32)
+            for n, piece in enumerate(pieces[first : first + rows_at_a_time]):
+                ids = prompts[piece.row][:-1][level * chunk : (level + 1) * chunk]
+                token[n, : len(ids)], row[n], source[n] = ids, *piece
+            bank = run(bank, token, row, source, level)
+    return bank, sum(map(len, levels))
+
+
+def expected(prompt):
+    """k and v of each layer, [K, n - 1, C], by the packed forward pass."""
+    ids = jnp.asarray([prompt[:-1]])
+
+    def attend(q, k, v, cache):
+        return attention.packed(q, k, v, jnp.ones_like(ids)), (k, v)
+
+    _, caches = transformer.hidden(SPEC, WEIGHTS, ids, jnp.arange(ids.size)[None], attend)
+    return [tuple(x[0].swapaxes(0, 1) for x in layer) for layer in caches]
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize(("chunk", "rows_at_a_time"), [(8, 4), (16, 13), (16, 1)])
+@pytest.mark.parametrize("kind", [attention.Cache, attention.Transposed])
+def test_the_bank_holds_what_a_whole_forward_pass_gives(share, chunk, rows_at_a_time, kind):
+    prompts = make_prompts()
+    bank, num_chunks = fill(prompts, chunk, share, rows_at_a_time, kind)
+    whole = sum(-(-(len(p) - 1) // chunk) for p in prompts)
+    assert num_chunks < 0.75 * whole if share else num_chunks == whole
+    for row, prompt in enumerate(prompts):
+        if len(prompt) > 1:
+            for cache, (k, v) in zip(bank, expected(prompt), strict=True):
+                held_k = cache.k_RKSC[row] if kind is attention.Cache else cache.k_RKSC[row].swapaxes(1, 2)
+                np.testing.assert_allclose(held_k[:, : len(prompt) - 1], k, rtol=1e-4, atol=2e-5)
+                np.testing.assert_allclose(cache.v_RKSC[row][:, : len(prompt) - 1], v, rtol=1e-4, atol=2e-5)
+
+
+def test_a_wrong_source_is_noticed():
+    """What the test above would see if a prompt went on from another's row."""
+    prompts = [(1, 2, 3, 4, 5), (6, 2, 3, 4, 5)]
+    bank = decode.empty_caches(SPEC, 2, 64, jnp.float32)
+    for level, source in ((0, [0, 1]), (1, [0, 0])):
+        token = np.array([p[2 * level : 2 * level + 2] for p in prompts], np.int32)
+        bank = prefill.extend(SPEC, WEIGHTS, bank, token, np.array([0, 1]), np.array(source), jnp.int32(level))
+    assert np.abs(bank[0].k_RKSC[1, :, :4] - expected(prompts[1])[0][0]).max() > 1e-2
+
+
+def test_an_int8_bank_is_off_by_its_rounding():
+    prompts = make_prompts()
+    bank, _ = fill(prompts, 16, True, 4, dtype=jnp.int8)
+    k, v = expected(prompts[0])[0]
+    cache, n = bank[0], len(prompts[0]) - 1
+    held_v = cache.v_RKSC[0, :, :n] * cache.v_scale_RKS[0, :, :n, None]
+    held_k = cache.k_RKSC[0, :, :, :n].swapaxes(1, 2) * cache.k_scale_RKS[0, :, :n, None]
+    for held, x in ((held_k, k), (held_v, v)):
+        assert np.abs(held - x).max() <= np.abs(x).max() / 254 + 1e-5
