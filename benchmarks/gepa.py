@@ -87,16 +87,15 @@ class World:
         reporter = Reporter()
         self.model = build.open_model(cfg, reporter)
         self.engine = build.make_engine(cfg, self.model)
-        self.answerer = Answerer(self.engine, self.model.chat, Verifier(cfg.reward).verify, reporter)
+        self.answerer = Answerer(self.engine, self.model.chat, Verifier(cfg.reward).judge, reporter)
         self.weights = self.engine.lay_out(self.model.load(cfg.model.param_dtype))
-        loaded = build.load_questions(cfg, "path")
-        assert loaded is not None
+        loaded = build.load_questions(cfg)
         r = cfg.rollout
         asks = asks_for(loaded.questions, Assignment(), r.group_size, "bench")
         how = Sampling(r.temperature, r.max_new_tokens, r.top_k, r.top_p, r.min_p)
         rollouts = self.answerer.answer(self.weights, asks, how, runtime.key(0, "bench"))
-        score_QG = np.array([x.verdict.answer_score for x in rollouts], np.float32).reshape(-1, r.group_size)
-        names = set(mining.find_hard(loaded.questions, score_QG, np.zeros_like(score_QG, bool), cfg.mining))
+        solved_QG = np.array([x.succeeded for x in rollouts]).reshape(-1, r.group_size)
+        names = set(mining.find_hard(loaded.questions, solved_QG, np.zeros_like(solved_QG), cfg.mining))
         self.hard = [q for q in loaded.questions if q.id in names]
 
     def search(self, cfg: Config, seed: int) -> tuple[dict[str, float], int]:

@@ -5,7 +5,8 @@ optimizer. Models are random Qwen3 ones (peers/make_model.py), batches are 64 se
 of 128 tokens, `geometric` ones of mean 46 cut at 256. With --peers the same batches go through TRL's and Tunix' own loss and update
 (peers/trl_update.py, peers/tunix_update.py), each with micro-batches of 64 and of 16 sequences (--micro), the faster one counts. As a
 shared machine's clock says little, tokens are real ones (prompt and response) per CPU second of the process; all are pinned to one
-core and take turns. Environments of the peers (peers/README.md): --trl-python, --tunix-python.
+core and take turns. Environments of the peers (peers/README.md): --trl-python, --tunix-python. With --profile our own update's time by
+kind of operation is measured, and nothing else.
 """
 
 import json
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import report
+from benchmarks import ops, report
 from benchmarks.report import Target
 from p2o_jax import config, config_files
 from p2o_jax.config import ConfigError
@@ -43,10 +44,12 @@ def run(argv: Sequence[str]) -> None:
     known = {
         "peers": "false", "sizes": "nano,small", "rounds": "2", "steps": "6", "models": str(CACHE / "models"), "worker": "",
         "trl-python": str(CACHE / "trlenv/bin/python"), "tunix-python": str(CACHE / "tunixenv/bin/python"), "core": "0", "micro": "64,16",
+        "profile": "false",
     }  # fmt: skip
-    flags, _ = config_files.parse_flags(["--peers=true" if a == "--peers" else a for a in argv], known)
+    flags, _ = config_files.parse_flags([f"{a}=true" if a in ("--peers", "--profile") else a for a in argv], known)
     if flags["worker"]:
-        print(json.dumps(measure(*flags["worker"].split(","), steps=int(flags["steps"]))), flush=True)
+        profiled = flags["profile"] == "true"
+        print(json.dumps(measure(*flags["worker"].split(","), steps=int(flags["steps"]), profiled=profiled)), flush=True)
         return
     figures: dict[str, Any] = {}
     targets: dict[str, Target] = {}
@@ -58,6 +61,10 @@ def run(argv: Sequence[str]) -> None:
             for shape in SHAPES:
                 path = Path(folder) / f"{size}_{shape}.npz"
                 tokens = write_batch(path, shape, json.loads((model / "config.json").read_text())["vocab_size"])
+                if flags["profile"] == "true":
+                    done = call([*commands(flags, model, path, shape)["ours:"], "--profile"])
+                    figures[f"{size}_{shape}_seconds_by_kind"] = done["seconds_by_kind"]
+                    continue
                 compare(f"{size}_{shape}", commands(flags, model, path, shape), tokens, int(flags["rounds"]), figures)
                 if flags["peers"] == "true":
                     targets[f"{size}, {shape}: speed"] = Target(f"{size}_{shape}_speedup", ">=", SPEED[size, shape])
@@ -131,7 +138,7 @@ def call(arguments: Sequence[str]) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def measure(model: str, path: str, shape: str, which: str, steps: int) -> dict[str, Any]:
+def measure(model: str, path: str, shape: str, which: str, steps: int, profiled: bool = False) -> dict[str, Any]:
     """Seconds and peak memory of our update. `which` = first: the first since sampling; later: old log-probs are scored."""
     import resource
 
@@ -153,12 +160,21 @@ def measure(model: str, path: str, shape: str, which: str, steps: int) -> dict[s
     learner = Learner(spec, mesh, cfg, 100, jnp.float32, 0)
     state = learner.init(hf.load(Path(model), spec, learner.param_shardings, "float32"))
     made = read_batch(path)
-    wall, cpu = [], []
-    for _ in range(steps):
-        w, c = time.perf_counter(), time.process_time()
+
+    def once() -> dict[str, float]:
+        nonlocal state
         scored, _ = learner.score(state.params, None, made, len(made) if which == "first" else 0)
         state, stats = learner.update(state, scored)
         jax.block_until_ready(state)
+        return stats
+
+    if profiled:
+        once()
+        return {"seconds_by_kind": ops.seconds_by_kind(lambda: once() and None)}
+    wall, cpu = [], []
+    for _ in range(steps):
+        w, c = time.perf_counter(), time.process_time()
+        stats = once()
         wall.append(time.perf_counter() - w)
         cpu.append(time.process_time() - c)
     return {

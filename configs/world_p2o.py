@@ -12,7 +12,7 @@ from p2o_jax.config_files import to_config_dict
 
 def get_config() -> ConfigDict:
     c = to_config_dict(Config())
-    c.data.suffix = ""
+    c.data.prompt_template = "{question}"
     c.data.max_prompt_tokens = 32
     c.reward.kind = "exact"
     c.rollout.questions = 16
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     c.rollout.min_slots = 32
     c.rollout.bank_tokens = 8192
     c.rollout.prefill_tokens = 2048
-    c.mining.include_near_hard = False
+    c.mining.max_successes = 0
     c.optim.lr = 2e-4
     c.optim.b2 = 0.98
     c.optim.warmup_frac = 0.0

@@ -1,13 +1,13 @@
 """Which rollout of a hard question gets which template in the next epoch (algorithm step 5 of the end of an epoch)."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from p2o_jax import config
 from p2o_jax.records import Ask, Assignment, Question, RunState, SearchResult
 
 WEIGHT_FLOOR = 1e-6
-_SOLVED = 0.5  # as in gepa.cover: a dev score above this counts as solved
 
 
 def assign(result: SearchResult, hard_ids: Sequence[str], group_size: int, cfg: config.Assign, seed: str) -> Assignment:
@@ -26,7 +26,7 @@ def assign(result: SearchResult, hard_ids: Sequence[str], group_size: int, cfg: 
     for name in hard_ids:
         members = list(result.cover)
         if name in columns:
-            members = [z for z in members if result.score_ZN[z][columns[name]] > _SOLVED] or members
+            members = [z for z in members if result.solves(z, columns[name])] or members
         num_draws = 1 if cfg.same_template_in_group else group_size - num_plain
         drawn = random.Random(f"{seed}/assign/{name}").choices(members, [weights[z] for z in members], k=num_draws)
         if cfg.same_template_in_group:
@@ -55,11 +55,13 @@ def best_template(result: SearchResult | None, before: str) -> str:
     return max(zip(result.templates, result.score_ZN, strict=True), key=lambda pair: sum(pair[1]))[0]
 
 
-def asks_for(questions: Sequence[Question], assignment: Assignment, group_size: int, name: str) -> list[Ask]:
+def asks_for(
+    questions: Sequence[Question], assignment: Assignment, group_size: int, name: str, tokens: Mapping[str, float] = MappingProxyType({})
+) -> list[Ask]:
     """The asks of a batch, all of a question's group before the next question's; unassigned questions are asked plainly.
 
     An ask is named by (name, question, place in the group), whatever else is in the batch. A question that is there again has
-    a further group, which is plain.
+    a further group, which is plain. `tokens`: expected lengths of responses, by question.
     """
     plain = ("",) * group_size
     asks: list[Ask] = []
@@ -69,5 +71,6 @@ def asks_for(questions: Sequence[Question], assignment: Assignment, group_size: 
         templates = plain if first else assignment.templates.get(question.id, plain)
         groups[question.id] = groups.get(question.id, 0) + 1
         assert len(templates) == group_size, f"{len(templates)} templates assigned to question {question.id}, group size {group_size}"
-        asks += [Ask(question, template, f"{name}/{question.id}/{g}") for g, template in enumerate(templates, start=first)]
+        expected = tokens.get(question.id, 0.0)
+        asks += [Ask(question, template, f"{name}/{question.id}/{g}", expected) for g, template in enumerate(templates, start=first)]
     return asks

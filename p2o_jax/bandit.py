@@ -14,7 +14,7 @@ from p2o_jax.records import Assignment, Bandit, Question, Rollout, SearchResult
 _JEFFREYS = 0.5
 
 
-def start(result: SearchResult | None, assignment: Assignment, before: Bandit, cfg: config.Assign, solved: float = 0.5) -> Bandit:
+def start(result: SearchResult | None, assignment: Assignment, before: Bandit, cfg: config.Assign) -> Bandit:
     """The bandit for a new assignment: the arms of its cover, dev scores as priors; an empty one where it is off or nothing is assigned.
 
     The one before where an assignment is kept without a new result.
@@ -30,7 +30,7 @@ def start(result: SearchResult | None, assignment: Assignment, before: Bandit, c
     everyone = tuple(range(len(result.cover)))
     members = {}
     for name in assignment.templates:
-        solving = tuple(i for i, z in enumerate(result.cover) if name in columns and result.score_ZN[z][columns[name]] > solved)
+        solving = tuple(i for i, z in enumerate(result.cover) if name in columns and result.solves(z, columns[name]))
         members[name] = solving or everyone
     return Bandit(
         templates=tuple(result.templates[z] for z in result.cover),

@@ -1,6 +1,7 @@
 """The questions across epochs: what plain and templated rollouts solved, and who learnt to do without the crutch."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from p2o_jax.records import Attempts, Fate, History, Rollout, template_id
@@ -22,7 +23,7 @@ def advanced(history: History, epoch: int, rollouts: Sequence[Rollout], hard_ids
         successes, tried = by_template.get(template, (0, 0))
         by_template[template] = (successes + rollout.succeeded, tried + 1)
         attempts[name] = Attempts(by_template)
-    history = History(epoch, attempts, history.fates)
+    history = History(epoch, attempts, history.fates, {**history.tokens, **_mean_tokens(rollouts)})
     return _closed(history, set(hard_ids)) if epoch_ends else history
 
 
@@ -39,7 +40,14 @@ def _closed(history: History, hard: Collection[str]) -> History:
             fates[name] = Fate(fate.hard, internalised=history.epoch, relapsed=fate.relapsed)
         elif tried and not solved and _is_internalised(fate):
             fates[name] = Fate(fate.hard, fate.internalised, relapsed=history.epoch)
-    return History(history.epoch, history.attempts, fates)
+    return replace(history, fates=fates)
+
+
+def _mean_tokens(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    lengths: dict[str, list[int]] = {}
+    for rollout in rollouts:
+        lengths.setdefault(rollout.ask.question.id, []).append(len(rollout.completion.token_ids))
+    return {name: sum(found) / len(found) for name, found in lengths.items()}
 
 
 def _is_internalised(fate: Fate) -> bool:

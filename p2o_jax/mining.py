@@ -5,13 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from p2o_jax import config
-from p2o_jax.records import SUCCESS, Question
+from p2o_jax.records import Question
 
 
-def find_hard(questions: Sequence[Question], score_QG: np.ndarray, templated_QG: np.ndarray, cfg: config.Mining) -> tuple[str, ...]:
-    """The ids of the hard questions, in batch order, each once: no rollout succeeded.
+def find_hard(questions: Sequence[Question], solved_QG: np.ndarray, templated_QG: np.ndarray, cfg: config.Mining) -> tuple[str, ...]:
+    """The ids of the hard questions, in batch order, each once: at most `max_successes` of their rollouts succeeded, and not all.
 
-    With `include_near_hard` also those with exactly one success among at least two rollouts.
     ▲ `judge_on="plain"` looks at untemplated rollouts only, as "solved with a crutch" is not solved; a question that has
     none is judged by all of its rollouts. "all" is what the released code does.
     """
@@ -21,11 +20,10 @@ def find_hard(questions: Sequence[Question], score_QG: np.ndarray, templated_QG:
         judged_QG = ~templated_QG | templated_QG.all(axis=1, keepdims=True)
     successes: dict[str, int] = {}  # by question, over all of its groups
     tried: dict[str, int] = {}
-    for question, score_G, judged_G in zip(questions, score_QG, judged_QG, strict=True):
-        successes[question.id] = successes.get(question.id, 0) + int(((score_G > SUCCESS) & judged_G).sum())
+    for question, solved_G, judged_G in zip(questions, solved_QG, judged_QG, strict=True):
+        successes[question.id] = successes.get(question.id, 0) + int((solved_G & judged_G).sum())
         tried[question.id] = tried.get(question.id, 0) + int(judged_G.sum())
-    most = 1 if cfg.include_near_hard else 0
-    return tuple(name for name, count in successes.items() if count == 0 or (count <= most and tried[name] > 1))
+    return tuple(name for name, count in successes.items() if count <= cfg.max_successes and (count == 0 or count < tried[name]))
 
 
 def with_extra_groups(questions: Sequence[Question], last_hard_ids: Sequence[str], cfg: config.Mining) -> list[Question]:
@@ -40,7 +38,7 @@ def with_extra_groups(questions: Sequence[Question], last_hard_ids: Sequence[str
 
 def outcome_metrics(
     questions: Sequence[Question],
-    score_QG: np.ndarray,
+    solved_QG: np.ndarray,
     templated_QG: np.ndarray,
     zero_advantage_Q: np.ndarray,
     last_hard_ids: Sequence[str],
@@ -53,6 +51,6 @@ def outcome_metrics(
         values["hard/frac_zero_advantage"] = float(zero_advantage_Q[was_hard_Q].mean())
     judged_Q = was_hard_Q & ~templated_QG.all(axis=1)
     if judged_Q.any():
-        solved_plainly_Q = np.any((score_QG > SUCCESS) & ~templated_QG, axis=1)
+        solved_plainly_Q = np.any(solved_QG & ~templated_QG, axis=1)
         values["hard/frac_easier"] = float(np.mean(solved_plainly_Q[judged_Q]))
     return values

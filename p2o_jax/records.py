@@ -48,6 +48,7 @@ class Ask:
     question: Question
     template: str
     name: str
+    expected_tokens: float = 0.0  # of the response, as far as is known
 
 
 @dataclass(frozen=True)
@@ -189,11 +190,12 @@ class Fate:
 
 @dataclass(frozen=True)
 class History:
-    """The questions across epochs: the attempts of one epoch, and the fate of every question that has ever been hard."""
+    """The questions across epochs: attempts of one epoch, the fate of all that have ever been hard, and how long responses are."""
 
     epoch: int = 0  # that `attempts` belong to
     attempts: Mapping[str, Attempts] = field(default_factory=dict)
     fates: Mapping[str, Fate] = field(default_factory=dict)
+    tokens: Mapping[str, float] = field(default_factory=dict)  # mean of a question's responses when it was last asked
 
 
 Phase = Literal["policy", "prompts"]
@@ -297,4 +299,4 @@ def _bandit(value: Mapping[str, Any]) -> Bandit:
 
 def _history(value: Mapping[str, Any]) -> History:
     attempts = {k: Attempts({t: (n[0], n[1]) for t, n in v["by_template"].items()}) for k, v in value["attempts"].items()}
-    return History(value["epoch"], attempts, {k: Fate(**v) for k, v in value["fates"].items()})
+    return History(value["epoch"], attempts, {k: Fate(**v) for k, v in value["fates"].items()}, value["tokens"])

@@ -1,6 +1,7 @@
 """Questions across epochs, by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 
@@ -68,9 +69,21 @@ def test_steps_of_an_epoch_add_up_and_the_next_epoch_starts_anew():
             "first_hard_epoch": 3, "internalised_epoch": None, "relapsed_epoch": None,
         },
     ]  # fmt: skip
-    assert history.advanced(state, 4, rollouts("c", "0"), (), False).attempts == {"c": Attempts({"": (0, 1)})}
+    later = history.advanced(state, 4, rollouts("c", "0"), (), False)
+    assert later.attempts == {"c": Attempts({"": (0, 1)})}
+    assert later.tokens == {"a": 1.0, "b": 1.0, "c": 1.0}
     run_state = RunState(None, history=state)
     assert RunState.restored(None, json.loads(json.dumps(run_state.host_state()))) == run_state
+
+
+def test_lengths_are_those_of_the_last_step_a_question_was_asked_in():
+    def of(name, *lengths):
+        made = rollouts(name, "0" * len(lengths))
+        return [replace(r, completion=Completion(np.zeros(n, np.int32), np.zeros(n), True)) for r, n in zip(made, lengths, strict=True)]
+
+    state = history.advanced(History(), 0, of("a", 3, 5) + of("b", 10), (), False)
+    state = history.advanced(state, 1, of("a", 8, 9), (), True)
+    assert state.tokens == {"a": 8.5, "b": 10.0}
 
 
 def test_a_template_s_text_is_written_once_however_many_questions_share_it():

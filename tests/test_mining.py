@@ -12,45 +12,47 @@ PLAIN = np.zeros((5, 4), bool)
 CRUTCH = np.array([[True, True, False, False]] * 5)
 
 
-def find(scores, templated, include_near_hard, judge_on):
+def find(scores, templated, max_successes, judge_on):
     pool = QUESTIONS[: len(scores)]
-    return mining.find_hard(pool, scores, templated, config.Mining(include_near_hard=include_near_hard, judge_on=judge_on))
+    return mining.find_hard(pool, scores > 0.5, templated, config.Mining(max_successes=max_successes, judge_on=judge_on))
 
 
 @pytest.mark.parametrize(
-    ("templated", "near", "judge_on", "hard"),
+    ("templated", "most", "judge_on", "hard"),
     [
-        (PLAIN, False, "all", ["q0", "q4"]),
-        (PLAIN, True, "all", ["q0", "q1", "q3", "q4"]),
-        (PLAIN, True, "plain", ["q0", "q1", "q3", "q4"]),
-        (CRUTCH, False, "all", ["q0", "q4"]),  # a template's success counts
-        (CRUTCH, False, "plain", ["q0", "q1", "q2", "q4"]),  # the last two rollouts alone decide
-        (CRUTCH, True, "plain", ["q0", "q1", "q2", "q3", "q4"]),
-        (~PLAIN, False, "plain", ["q0", "q4"]),  # no plain rollout: all of them decide
+        (PLAIN, 0, "all", ["q0", "q4"]),
+        (PLAIN, 1, "all", ["q0", "q1", "q3", "q4"]),
+        (PLAIN, 1, "plain", ["q0", "q1", "q3", "q4"]),
+        (PLAIN, 2, "all", ["q0", "q1", "q2", "q3", "q4"]),
+        (CRUTCH, 0, "all", ["q0", "q4"]),  # a template's success counts
+        (CRUTCH, 0, "plain", ["q0", "q1", "q2", "q4"]),  # the last two rollouts alone decide
+        (CRUTCH, 1, "plain", ["q0", "q1", "q2", "q3", "q4"]),
+        (~PLAIN, 0, "plain", ["q0", "q4"]),  # no plain rollout: all of them decide
     ],
 )
-def test_hard_questions_by_hand(templated, near, judge_on, hard):
-    assert find(SCORES, templated, near, judge_on) == tuple(hard)
+def test_hard_questions_by_hand(templated, most, judge_on, hard):
+    assert find(SCORES, templated, most, judge_on) == tuple(hard)
 
 
-def test_one_success_in_a_group_of_one_is_not_near_hard():
-    assert find(np.array([[1.0], [0.0]]), np.zeros((2, 1), bool), True, "all") == ("q1",)
+def test_all_rollouts_succeeding_is_not_hard_however_few_they_are():
+    assert find(np.array([[1.0], [0.0]]), np.zeros((2, 1), bool), 1, "all") == ("q1",)
     templated = np.array([[True, True, False]] * 2)  # one judged rollout each
-    assert find(np.array([[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]), templated, True, "plain") == ("q1",)
+    assert find(np.array([[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]), templated, 1, "plain") == ("q1",)
 
 
 def test_a_question_enters_once():
     cfg = config.Mining(judge_on="all")
-    assert mining.find_hard([QUESTIONS[0]] * 2, np.zeros((2, 2)), np.zeros((2, 2), bool), cfg) == ("q0",)
+    assert mining.find_hard([QUESTIONS[0]] * 2, np.zeros((2, 2), bool), np.zeros((2, 2), bool), cfg) == ("q0",)
 
 
 def test_all_groups_of_a_question_decide():
-    cfg, pair = config.Mining(include_near_hard=False, judge_on="all"), [QUESTIONS[0]] * 2
+    cfg, pair = config.Mining(max_successes=0, judge_on="all"), [QUESTIONS[0]] * 2
     none = np.zeros((2, 2), bool)
-    assert mining.find_hard(pair, np.array([[0, 0], [0, 1.0]]), none, cfg) == ()
-    near = config.Mining(include_near_hard=True, judge_on="all")
-    assert mining.find_hard(pair, np.array([[0, 0], [0, 1.0]]), none, near) == ("q0",)
-    assert mining.find_hard(pair, np.array([[1.0, 0], [0, 1.0]]), none, near) == ()
+    one, two = np.array([[0, 0], [0, 1]], bool), np.array([[1, 0], [0, 1]], bool)
+    assert mining.find_hard(pair, one, none, cfg) == ()
+    near = config.Mining(max_successes=1, judge_on="all")
+    assert mining.find_hard(pair, one, none, near) == ("q0",)
+    assert mining.find_hard(pair, two, none, near) == ()
 
 
 def test_extra_groups_are_for_what_the_last_epoch_found_hard():

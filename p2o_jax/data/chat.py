@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from p2o_jax.records import Message, Question
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")  # stop a rollout where they are special tokens
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")  # not UTF-8: an endpoint's reply may hold them, and tokenizers refuse them
 CACHED_PROMPTS = 1 << 14
 
 
@@ -52,7 +54,7 @@ class Tokenizer:
         return bool(self.hf.chat_template)
 
     def encode(self, text: str) -> list[int]:
-        return self.hf.encode(text, add_special_tokens=False)
+        return self.hf.encode(_HALF_PAIR.sub("\ufffd", text), add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.hf.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -1,7 +1,13 @@
-"""Questions from files: JSONL, JSON, CSV and Parquet, by suffix. Everything wrong with a file is reported at once."""
+"""Questions from wherever they are. Everything wrong with a source is reported at once.
 
-import csv
-import json
+    questions.jsonl              a file of JSON lines; .json (a list of objects), .csv and .parquet likewise
+    DIR, DIR@SPLIT               a folder: saved by `datasets` (save_to_disk), of TensorFlow Datasets, or holding files of those kinds
+    hf:NAME[:SUBSET][@SPLIT]     a data set of the Hugging Face hub, or a folder
+    tfds:NAME[@SPLIT]            one of TensorFlow Datasets (array_record files; read without TensorFlow), or its folder
+
+Where there is more than one split, one has to be named. Every process reads all of a source: a run needs the same questions everywhere.
+"""
+
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,52 +15,72 @@ from pathlib import Path
 from typing import Any
 
 from p2o_jax import config
+from p2o_jax.data import folder, tables
+from p2o_jax.data.tables import Record, Row
 from p2o_jax.records import Message, Question, question_id
 
 MAX_PROBLEMS_SHOWN = 20
+QUESTION = "{question}"  # its place in config.data.prompt_template
 ROLES = ("system", "user", "assistant")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
-Row = tuple[int, Mapping[str, Any] | str]  # line and record; a text in place of the record says why there is none
+Convert = Callable[[Record], Record | str]  # to a record with other columns, or why that cannot be
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The questions of a file; `lines` says where each one stands in it."""
+    """The questions of a source; `lines` says where each one stands in it."""
 
     path: str
     questions: tuple[Question, ...]
     num_duplicates: int  # later records with the messages of an earlier one, dropped
     lines: tuple[int, ...]
+    num_conflicts: int = 0  # of those, records with another answer
+    name: str = ""  # of a set among several
+
+    @property
+    def told(self) -> list[str]:
+        """What has to be told of the source: dropped duplicates."""
+        conflicts = f", {self.num_conflicts} of them with another answer than the one kept" if self.num_conflicts else ""
+        return [f"{self.path}: {self.num_duplicates} duplicate questions dropped{conflicts}"] if self.num_duplicates else []
 
 
-def load(path: str | Path, cfg: config.Data) -> Loaded:
-    """The questions of a file, in its order. LINE in problems is a line of JSONL and CSV files, a record of JSON and Parquet files, from 1.
+def load(path: str | Path, cfg: config.Data, convert: Convert = lambda record: record) -> Loaded:
+    """The questions of a source, in its order. LINE in problems is a line of JSONL and CSV files, a record of others, from 1.
 
-    Columns other than the question and the answer go to `meta`; `source` is the file's name. `cfg.suffix` is added to questions that are
-    texts, not to lists of messages, which are taken as they are.
+    Columns other than the question and the answer go to `meta`; `source` is the file's name. Questions that are texts are put into
+    `cfg.prompt_template`; lists of messages are taken as they are. `convert` is applied to every record first.
 
     Raises:
         config.ConfigError: with a line per problem, `FILE:LINE: rule`.
     """
-    path = Path(path)
     problems: list[str] = []
     found: dict[str, tuple[int, Question]] = {}
-    num_rows = 0
-    for line, record in _rows(path):
+    num_rows = num_conflicts = 0
+    name = str(path) if _is_remote(str(path)) else Path(path).name
+    for line, record in records(path, cfg.tfds_dir):
         num_rows += 1
-        result = record if isinstance(record, str) else _question(record, path.name, cfg)
+        converted = record if isinstance(record, str) else convert(record)
+        result = converted if isinstance(converted, str) else _question(converted, name, cfg)
         if isinstance(result, Question):
-            found.setdefault(result.id, (line, result))
+            kept = found.setdefault(result.id, (line, result))[1]
+            num_conflicts += kept.answer != result.answer
         else:
             problems.append(f"{path}:{line}: {result}" if line else f"{path}: {result}")
     if num_rows == 0:
-        problems.append(f"{path}: no questions in this file")
+        problems.append(f"{path}: no questions in it")
     if problems:
         hidden = len(problems) - MAX_PROBLEMS_SHOWN
         raise config.ConfigError(*problems[:MAX_PROBLEMS_SHOWN], *([f"... and {hidden} more"] if hidden > 0 else []))
     lines, questions = zip(*found.values(), strict=True)
-    return Loaded(str(path), questions, num_rows - len(questions), lines)
+    return Loaded(str(path), questions, num_rows - len(questions), lines, num_conflicts)
+
+
+def shared(train: Loaded, heldout: Sequence[Loaded]) -> list[str]:
+    """A line for each held-out set that holds training questions (the same messages)."""
+    known = {q.id for q in train.questions}
+    counts = [(part.path, sum(q.id in known for q in part.questions)) for part in heldout]
+    return [f"{path}: {count} of its questions are training questions, too" for path, count in counts if count]
 
 
 def too_long(loaded: Loaded, count_tokens: Callable[[Question], int], limit: int) -> list[str]:
@@ -68,110 +94,74 @@ def too_long(loaded: Loaded, count_tokens: Callable[[Question], int], limit: int
     return found[:MAX_PROBLEMS_SHOWN] + ([f"{loaded.path}: ... and {hidden} more prompts that are too long"] if hidden > 0 else [])
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    reader = _READERS.get(path.suffix.lower())
-    if not path.exists():
-        yield 0, "no such file"
-    elif path.is_dir():
-        yield 0, "is a directory, not a file"
-    elif reader is None:
-        yield 0, f"suffix must be one of {', '.join(_READERS)}"
+def records(path: str | Path, tfds_dir: str = "") -> Iterator[Row]:
+    """The records of a source, in its order, whatever their columns."""
+    text = str(path)
+    kind, _, rest = text.partition(":")
+    if _is_remote(text):
+        name, split = _split_of(rest)
+        yield from folder.read(Path(name), split) if Path(name).is_dir() else _REMOTE[kind](name, split, tfds_dir)
+    elif Path(text).is_dir():
+        yield from folder.read(Path(text), "")
+    elif not Path(text).exists() and "@" in text and Path(_split_of(text)[0]).is_dir():
+        yield from folder.read(Path(_split_of(text)[0]), _split_of(text)[1])
     else:
-        try:
-            yield from reader(path)
-        except OSError as e:
-            yield 0, f"cannot be read: {e.strerror or e}"
+        yield from tables.read(Path(text))
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for line, raw in enumerate(file, 1):
-            if raw.strip():
-                yield line, _parse_json(raw)
+def _is_remote(text: str) -> bool:
+    return text.partition(":")[0] in _REMOTE
 
 
-def _read_json(path: Path) -> Iterator[Row]:
-    records = _parse_json(path.read_bytes(), list)
-    if isinstance(records, str):
-        yield 0, records
-    else:
-        for number, record in enumerate(records, 1):
-            yield number, record if isinstance(record, dict) else f"expected a JSON object, got {_kind(record)}"
+def _split_of(text: str) -> tuple[str, str]:
+    name, _, split = text.rpartition("@")
+    return (name, split) if name else (split, "")
 
 
-def _parse_json(raw: bytes, expected: type = dict) -> Any:
-    """The JSON value if it is of the expected type, else a text that says what is wrong with it."""
-    try:
-        value = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    except RecursionError:
-        return "not JSON: nested too deeply"
-    except ValueError as e:
-        return f"not JSON: {e}"
-    if not isinstance(value, expected):
-        return f"expected a JSON {'object' if expected is dict else 'list of objects'}, got {_kind(value)}"
-    return value
+def _read_hub(name: str, split: str, _: str) -> Iterator[Row]:
+    name, _, subset = name.partition(":")
+    return folder.read_hub(name, subset, split)
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for record in reader:
-                yield reader.line_num, "more values than columns" if None in record else record
-        except csv.Error as e:
-            yield reader.reader.line_num, f"not CSV: {e}"
-        except UnicodeDecodeError:
-            yield reader.reader.line_num + 1, "not UTF-8"
+_REMOTE = {"hf": _read_hub, "tfds": folder.read_tfds}
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for record in batch.to_pylist():
-                    number += 1
-                    yield number, record
-    except pyarrow.ArrowException as e:
-        yield number, f"not Parquet: {e}"
-
-
-_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+def fill(prompt_template: str, question: str) -> str:
+    """The template with the question in its place; braces in either stay braces."""
+    before, _, after = prompt_template.partition(QUESTION)
+    return before + question + after
 
 
 def _question(record: Mapping[str, Any], source: str, cfg: config.Data) -> Question | str:
     """The question in a record, or what is wrong with it."""
     for option, name in (("question_field", cfg.question_field), ("answer_field", cfg.answer_field)):
-        if name not in record:
+        if name and name not in record:
             return f'no field "{name}" (config.data.{option}); it has {", ".join(map(str, record)) or "none"}'
-    messages = _messages(record[cfg.question_field], cfg.suffix)
+    messages = _messages(record[cfg.question_field], cfg.prompt_template)
     if isinstance(messages, str):
         return f"{cfg.question_field}: {messages}"
+    meta = {str(k): v for k, v in record.items() if k not in (cfg.question_field, cfg.answer_field)}
+    if not cfg.answer_field:
+        return Question(question_id(messages), messages, "", source, meta)
     answer = record[cfg.answer_field]
     if answer is None or answer != answer:  # NaN is how tables say that there is nothing
         return f"{cfg.answer_field}: missing"
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        return f"{cfg.answer_field}: expected a text or a number, got {_kind(answer)}"
+        return f"{cfg.answer_field}: expected a text or a number, got {tables.kind(answer)}"
     answer = str(answer).strip()
     if rule := _bad_text(answer):
         return f"{cfg.answer_field}: {rule}"
-    meta = {str(k): v for k, v in record.items() if k not in (cfg.question_field, cfg.answer_field)}
     return Question(question_id(messages), messages, answer, source, meta)
 
 
-def _messages(value: Any, suffix: str) -> tuple[Message, ...] | str:
+def _messages(value: Any, prompt_template: str) -> tuple[Message, ...] | str:
     """The chat messages that a question field holds, or what is wrong with it."""
     if value is None:
         return "missing"
     if isinstance(value, str):
-        return _bad_text(value) or ({"role": "user", "content": value + suffix},)
+        return _bad_text(value) or ({"role": "user", "content": fill(prompt_template, value)},)
     if not isinstance(value, Sequence):
-        return f"expected a text or a list of messages, got {_kind(value)}"
+        return f"expected a text or a list of messages, got {tables.kind(value)}"
     messages = []
     for number, message in enumerate(value, 1):
         if not isinstance(message, Mapping) or message.get("role") not in ROLES or not isinstance(message.get("content"), str):
@@ -189,7 +179,3 @@ def _bad_text(text: str) -> str:
     if not text.strip():
         return "empty"
     return "half a surrogate pair: no valid Unicode" if _HALF_PAIR.search(text) else ""
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__

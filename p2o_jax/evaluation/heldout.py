@@ -1,6 +1,5 @@
-"""Evaluation on held-out questions: on plain prompts, unless `eval.template` keeps the best template at test time."""
+"""Evaluation on held-out questions during training: on plain prompts, unless `eval.template` keeps the best template at test time."""
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,15 +8,18 @@ import jax
 import numpy as np
 
 from p2o_jax import config
-from p2o_jax.records import Ask, Question, Rollout, Sampling
+from p2o_jax.data.sources import Loaded
+from p2o_jax.evaluation import estimates
+from p2o_jax.records import Ask, Rollout, Sampling
 from p2o_jax.rollout.answer import Answerer, Cost
 
 
 class Evaluation:
-    """The held-out questions and how they are sampled."""
+    """The held-out sets and how they are sampled. The first one is the dev set, whose accuracy is `eval/accuracy`."""
 
-    def __init__(self, questions: Sequence[Question], answerer: Answerer, cfg: config.Eval, max_new_tokens: int, key: jax.Array):
-        self.questions = questions[: cfg.max_questions] if cfg.max_questions else questions
+    def __init__(self, sets: Sequence[Loaded], answerer: Answerer, cfg: config.Eval, max_new_tokens: int, key: jax.Array):
+        self.sets = [(part.name, part.questions[: cfg.max_questions] if cfg.max_questions else part.questions) for part in sets]
+        self.questions = [question for _, questions in self.sets for question in questions]
         self.answerer, self.cfg, self.key = answerer, cfg, key
         self.sampling = Sampling(cfg.temperature, max_new_tokens)
 
@@ -26,24 +28,32 @@ class Evaluation:
         return bool(self.questions) and (step % self.cfg.every_steps == 0 if self.cfg.every_steps else step == 0)
 
     def run(self, weights: Any, best_template: str = "") -> tuple[dict[str, float], dict[str, Any], Cost]:
-        """eval/* metrics, a row of evaluations.jsonl (accuracy by family, with its standard error), and the cost."""
+        """eval/* metrics, a row of evaluations.jsonl, and the cost.
+
+        Both are the dev set's (accuracy by family, with its standard error). With several sets there is eval/SET/* for each, and
+        in the row `sets`.
+        """
         n = self.cfg.rollouts
         template = {"none": "", "best": best_template}[self.cfg.template]
-        asks = [Ask(q, template, f"eval/{q.id}/{i}") for q in self.questions for i in range(n)]
         start = time.monotonic()
+        asks = [
+            Ask(question, template, "/".join(("eval", *([name] if s else []), question.id, str(i))))
+            for s, (name, questions) in enumerate(self.sets)
+            for question in questions
+            for i in range(n)
+        ]
         rollouts = self.answerer.answer(weights, asks, self.sampling, self.key, phase="eval")
-        values = summary(rollouts)
-        by_family: dict[str, list[float]] = {}
-        for r in rollouts:
-            by_family.setdefault(str(r.ask.question.meta.get("family", r.ask.question.source)), []).append(r.verdict.answer_score)
-        score_Q = np.array([r.verdict.answer_score for r in rollouts]).reshape(-1, n).mean(axis=1)
-        row = {
-            "accuracy": values["eval/accuracy"],
-            "standard_error": float(score_Q.std(ddof=1) / math.sqrt(len(score_Q))) if len(score_Q) > 1 else 0.0,
-            "questions": len(self.questions),
-            "template": template,
-            "by_family": {family: float(np.mean(scores)) for family, scores in sorted(by_family.items())},
-        }
+        values: dict[str, float] = {}
+        rows: dict[str, dict[str, Any]] = {}
+        left = iter(rollouts)
+        for name, questions in self.sets:
+            own = [next(left) for _ in range(len(questions) * n)]
+            rows[name] = _row(own, n)
+            if not values:
+                values = summary(own)
+            if len(self.sets) > 1:
+                values |= {f"eval/{name}/{key.removeprefix('eval/')}": value for key, value in summary(own).items()}
+        row = {**next(iter(rows.values())), "template": template, **({"sets": rows} if len(rows) > 1 else {})}
         return values, row, {**self.answerer.cost(rollouts), "seconds": time.monotonic() - start}
 
 
@@ -54,4 +64,18 @@ def summary(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "eval/format": float(np.mean([r.verdict.format_score for r in rollouts])),
         "eval/mean_tokens": float(np.mean([len(r.completion.token_ids) for r in rollouts])),
         "eval/frac_truncated": float(np.mean([not r.completion.stopped for r in rollouts])),
+    }
+
+
+def _row(rollouts: Sequence[Rollout], n: int) -> dict[str, Any]:
+    """Accuracy of n rollouts of each question, its standard error over questions, and accuracy by family."""
+    by_family: dict[str, list[float]] = {}
+    for r in rollouts:
+        by_family.setdefault(str(r.ask.question.meta.get("family", r.ask.question.source)), []).append(r.verdict.answer_score)
+    score_Q = np.array([r.verdict.answer_score for r in rollouts]).reshape(-1, n).mean(axis=1)
+    return {
+        "accuracy": float(score_Q.mean()),
+        "standard_error": estimates.standard_error(score_Q),
+        "questions": len(score_Q),
+        "by_family": {family: float(np.mean(scores)) for family, scores in sorted(by_family.items())},
     }

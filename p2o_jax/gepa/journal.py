@@ -144,7 +144,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 def _pack(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Outcomes as a JSON value, the texts compressed: a phase generates hundreds of megabytes of them."""
-    texts = zlib.compress(json.dumps([o.text for o in outcomes]).encode("ascii"))
+    texts = zlib.compress(json.dumps([[o.text, o.feedback] for o in outcomes]).encode("ascii"))
     return {
         "scores": [float(o.score) for o in outcomes],
         "format_scores": [float(o.format_score) for o in outcomes],
@@ -154,4 +154,4 @@ def _pack(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 def _unpack(value: dict[str, Any]) -> list[Outcome]:
     texts = json.loads(zlib.decompress(base64.b64decode(value["texts"])))
-    return [Outcome(*parts) for parts in zip(value["scores"], value["format_scores"], texts, strict=True)]
+    return [Outcome(score, form, *told) for score, form, told in zip(value["scores"], value["format_scores"], texts, strict=True)]

@@ -21,10 +21,8 @@ class Example:
     score: float
     format_score: float
     answer: str
-
-    @property
-    def right(self) -> bool:
-        return self.score > 0.5
+    right: bool
+    comment: str = ""  # what a reward function of one's own said, in place of our words
 
     @property
     def unreadable(self) -> bool:
@@ -93,8 +91,10 @@ def meta_prompt() -> str:
 
 def feedback(example: Example, show_answer: bool) -> str:
     """What is wrong with the response, the reference answer unless it is hidden, and the score."""
-    reference = f" The reference answer is {example.answer}." if show_answer else ""
-    if example.right:
+    reference = f" The reference answer is {example.answer}." if show_answer and example.answer else ""
+    if example.comment:
+        verdict = f"{example.comment.strip()}{reference}"
+    elif example.right:
         verdict = f"The final answer is correct.{reference}"
     elif example.unreadable:
         verdict = (

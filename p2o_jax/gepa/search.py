@@ -70,6 +70,7 @@ def search(
     fits: Callable[[str, Question], bool] = lambda template, question: True,
     spells_special: Callable[[str], bool] = lambda text: False,
     on_stage: Callable[[Stage], None] = lambda stage: None,
+    success_above: float = 0.5,
 ) -> SearchResult:
     """The templates found for these hard questions, their dev scores and the greedy cover.
 
@@ -86,10 +87,11 @@ def search(
         fits: whether a question can be asked under a template; a template that some question can't be asked under is rejected.
         spells_special: whether a text spells a special token of the policy's tokenizer; such a template is rejected.
         on_stage: told before each call of `evaluate` what it is for.
+        success_above: config.reward.success_above: a score above it is a success.
     """
     train, dev = sampling.split(questions, cfg.dev_size, seed)
     common = filters.common_ngrams((*train, *dev))
-    phase = steps.Phase(train, dev, cfg, seed, budget.total(cfg, len(train), len(dev)), common)
+    phase = steps.Phase(train, dev, cfg, seed, budget.total(cfg, len(train), len(dev)), common, success_above)
     world = _World(phase, evaluate, reflect, count_tokens, on_stage)
     if not dev:
         return _result(phase, steps.State(("",), (None,), ((),), stage="done"), world)
@@ -142,8 +144,12 @@ class _World:
     def parents(self, state: steps.State) -> tuple[list[float], list[list[reflection.Example]]]:
         """The score of each proposal's parent, summed over its minibatch, and the examples to reflect on."""
         groups = self._minibatches([(state.templates[p.parent], p.minibatch) for p in state.wave], "parents")
-        examples = [[reflection.Example(q.text, o.text, o.score, o.format_score, q.answer) for q, _, o in group] for group in groups]
+        examples = [[self._example(q, o) for q, _, o in group] for group in groups]
         return [sum(score for _, score, _ in group) for group in groups], examples
+
+    def _example(self, q: Question, o: Outcome) -> reflection.Example:
+        right = o.score > self._phase.success_above
+        return reflection.Example(q.text, o.text, o.score, o.format_score, q.answer, right, o.feedback)
 
     def children(self, state: steps.State) -> list[float]:
         """The score of each racing child, summed over its parent's minibatch."""
@@ -186,10 +192,10 @@ def _stats(phase: steps.Phase, state: steps.State, world: _World) -> dict[str, f
         "budget": phase.budget,
         "train_questions": len(phase.train),
         "dev_questions": len(phase.dev),
-        "frac_dev_solved_empty": len(cover.covered(state.score_ZN[:1])) / num_dev,
-        "frac_dev_covered": len(cover.covered(state.score_ZN)) / num_dev,
+        "frac_dev_solved_empty": len(cover.covered(state.score_ZN[:1], phase.success_above)) / num_dev,
+        "frac_dev_covered": len(cover.covered(state.score_ZN, phase.success_above)) / num_dev,
         "best_dev_score": max(sum(row) / num_dev for row in state.score_ZN),
-        "num_cover": len(cover.greedy_cover(state.score_ZN)),
+        "num_cover": len(cover.greedy_cover(state.score_ZN, phase.success_above)),
         **world.counts,
     }
     return {name: float(stats[name]) for name in STATS}
@@ -202,7 +208,8 @@ def _result(phase: steps.Phase, state: steps.State, world: _World) -> SearchResu
         dev_ids=tuple(q.id for q in phase.dev),
         train_ids=tuple(q.id for q in phase.train),
         score_ZN=state.score_ZN,
-        cover=cover.greedy_cover(state.score_ZN),
+        cover=cover.greedy_cover(state.score_ZN, phase.success_above),
         stats=_stats(phase, state, world),
         events=state.events,
+        success_above=phase.success_above,
     )

@@ -28,6 +28,7 @@ class Phase:
     seed: str
     budget: int  # rollouts
     common: frozenset[tuple[str, ...]] = frozenset()  # wording that the questions share: no leak
+    success_above: float = 0.5  # a score above it is a success
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ def _checked(phase: Phase, state: State) -> State:
     ▲ `max_iterations`; `patience` iterations in a row without a promoted child, or the first so many without a solved dev question.
     """
     cfg = phase.cfg
-    fruitless = max(state.idle, 0 if cover.covered(state.score_ZN) else state.iteration)
+    fruitless = max(state.idle, 0 if cover.covered(state.score_ZN, phase.success_above) else state.iteration)
     done = (
         not phase.train
         or (state.charged >= phase.budget and (bool(cfg.charge_all) or state.iteration >= 2))

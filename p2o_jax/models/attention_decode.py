@@ -22,6 +22,7 @@ class Kind(NamedTuple):
     cache: type[Cache]
     append: Callable[[Cache, Cache, jax.Array], Cache]
     attend: Callable[[jax.Array, Cache, jax.Array, jax.Array | None], Partial]
+    copies_prompts: bool  # slots hold a copy of their prompt's cache: to read another row is to copy it, at every step
 
 
 TIERS = 4
@@ -34,10 +35,10 @@ def for_mesh(mesh: Mesh) -> Kind:
     platform = mesh.devices.flat[0].platform
     if platform == "tpu":
         append = attention_ragged.append_over_tensor(attention_ragged.tpu_append, mesh)
-        return Kind(Cache, append, attention_ragged.over_tensor(attention_ragged.tpu, mesh))
+        return Kind(Cache, append, attention_ragged.over_tensor(attention_ragged.tpu, mesh), False)
     if platform in ("gpu", "cuda"):
-        return Kind(Cache, attention.append, attention_ragged.over_tensor(attention_ragged.gpu, mesh))
-    return Kind(attention.Transposed, attention.append, windowed)
+        return Kind(Cache, attention.append, attention_ragged.over_tensor(attention_ragged.gpu, mesh), False)
+    return Kind(attention.Transposed, attention.append, windowed, True)
 
 
 def windowed(q_BHC: jax.Array, cache: Cache, length_B: jax.Array, row_B: jax.Array | None = None) -> Partial:

@@ -32,7 +32,7 @@ GPU_BLOCK = {4: 64, 2: 128, 1: 128}  # positions of a block, by bytes of an elem
 GPU_MIN_ROWS, GPU_MAX_ROWS = 16, 64  # of a product: the least that Triton takes, and heads of a program
 GPU_PROGRAMS = 264  # twice the multiprocessors of an H100 or H200: where rows x heads are fewer, the positions are split
 TPU_BLOCK = 512
-TPU_TILE = 16  # positions that are written together
+TPU_TILE = {4: 16, 2: 16, 1: 32}  # positions that are written together, by bytes of an element
 TPU_CORES = 2  # the heads are dealt to the two cores of a v4 or v5p; a chip of one core takes both halves in turn
 LANES = 128  # of a TPU's registers
 HEADS, WHOLE = PartitionSpec(None, "tensor"), PartitionSpec()  # of queries, cache and results; of lengths and rows
@@ -239,7 +239,8 @@ def tpu_append(cache: Cache, new: Cache, position_B: Int[Array, "B"], interpret:
     def spec(x: jax.Array) -> pl.BlockSpec:
         """The tile that holds the position: positions are next to last where there are channels, else last."""
         if x.ndim == 4:
-            return pl.BlockSpec((None, K, TPU_TILE, x.shape[3]), lambda b, at: (b, 0, at[b] // TPU_TILE, 0))
+            tile = TPU_TILE[x.dtype.itemsize]
+            return pl.BlockSpec((None, K, tile, x.shape[3]), lambda b, at: (b, 0, at[b] // tile, 0))
         return pl.BlockSpec((None, K, LANES), lambda b, at: (b, 0, at[b] // LANES))
 
     made = pl.pallas_call(

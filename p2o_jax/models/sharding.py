@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from p2o_jax.config import ConfigError
 from p2o_jax.models.spec import ModelSpec, Weight, weights
 
+AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 Rules = Mapping[str, str | None]
 
@@ -31,8 +34,22 @@ REPLICATE_IF_UNEVEN = ("kv_head",)  # fewer key/value heads than the tensor axis
 
 
 def make_mesh(shape: tuple[int, int, int], devices: Any = None) -> Mesh:
-    """The mesh (data, fsdp, tensor) over the given devices, or all."""
-    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    """The mesh (data, fsdp, tensor) over the given devices, or all. Slices of TPUs lie along data: only gradients cross between them.
+
+    Raises:
+        ConfigError: data is no multiple of the number of slices.
+    """
+    devices = jax.devices() if devices is None else devices
+    slice_of = [getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices]
+    numbers = sorted(set(slice_of))
+    if len(numbers) == 1:
+        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    data, fsdp, tensor = shape
+    if data % len(numbers):
+        raise ConfigError(f"config.mesh.data={data} must be a multiple of the number of slices, {len(numbers)}")
+    inner = (data // len(numbers), fsdp, tensor)
+    parts = [make_mesh(inner, [d for d, s in zip(devices, slice_of, strict=True) if s == number]).devices for number in numbers]
+    return Mesh(np.concatenate(parts), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def param_shardings(spec: ModelSpec, mesh: Mesh, rules: Rules) -> Any:

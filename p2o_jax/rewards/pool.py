@@ -29,7 +29,8 @@ class Pool:
     """A context manager whose `run` maps tasks to `judge`'s answers in processes that see no accelerator.
 
     `judge` is "module:function", called as function(*task) -> str. Workers start when they are first needed and stay until
-    `close`. `counts` says how often a worker was started, and lost to a time-out or a crash. One thread at a time.
+    `close`. `counts` says how often a worker was started, lost to a time-out or a crash, and recycled: after TASKS_PER_WORKER tasks,
+    or when it had grown too large. One thread at a time.
     """
 
     def __init__(self, size: int, timeout_s: float, judge: str):
@@ -72,9 +73,12 @@ class Pool:
                 self._assign(tasks, todo)
                 for worker, event, value in self._events():
                     index, worker.task = worker.task, None
-                    if event == "done":
+                    if event in ("done", "last"):
                         worker.tasks_done += 1
-                    if event in ("crash", "time_out") or worker.tasks_done >= TASKS_PER_WORKER:
+                    if event == "last" or worker.tasks_done >= TASKS_PER_WORKER:
+                        self.counts["recycled"] += 1
+                        self._drop(worker)
+                    elif event in ("crash", "time_out"):
                         self._drop(worker)
                     if index is None:
                         self._start_ended(event, value)
@@ -82,7 +86,7 @@ class Pool:
                         crashes[index] += 1
                         todo.appendleft(index)
                     else:
-                        settle(index, {"done": value, "time_out": "time_out"}.get(event, "error"))
+                        settle(index, {"done": value, "last": value, "time_out": "time_out"}.get(event, "error"))
         finally:
             for worker in [w for w in self._workers if w.task is not None]:  # we were interrupted
                 self._drop(worker)
@@ -161,7 +165,7 @@ class _Worker:
         with contextlib.suppress(OSError):  # it died while idle: its socket is at its end, and `receive` will say so
             self.connection.send_bytes(json.dumps(tasks[index]).encode())
 
-    def receive(self) -> tuple[Literal["ready", "failed", "done", "crash"], str]:
+    def receive(self) -> tuple[Literal["ready", "failed", "done", "last", "crash"], str]:
         try:
             event, value = json.loads(self.connection.recv_bytes())
         except (EOFError, OSError):

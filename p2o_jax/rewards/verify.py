@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 from p2o_jax import config
-from p2o_jax.records import Status, Verdict
-from p2o_jax.rewards import tidy
+from p2o_jax.records import Question, Status, Verdict
+from p2o_jax.rewards import own, tidy
 from p2o_jax.rewards.boxed import last_boxed
 from p2o_jax.rewards.pool import Pool
 
@@ -20,16 +20,17 @@ Progress = Callable[[int, int], None]  # (answers judged so far, all answers)
 
 
 class Verifier:
-    """A context manager whose `verify` scores responses against reference answers.
+    """A context manager whose `judge` scores responses to questions, and `verify` responses against reference answers.
 
-    kind "exact" compares texts; kind "math" first looks for equality that is plain to see and then asks math-verify, in worker
-    processes that are started when the first answer needs them. `counts`: answers by how they were decided ("fast", "slow"), and
-    what befell the workers ("started", "time_out", "crash"). Deadlines depend on the machine: with several hosts, one decides.
+    `config.reward.fn` is asked where it is set. Else kind "exact" compares texts; kind "math" first looks for equality that is
+    plain to see and then asks math-verify. Both functions run in worker processes that are started when the first answer needs
+    them. `counts`: answers by how they were decided ("fast", "slow"), and what befell the workers ("started", "time_out", "crash").
+    Deadlines depend on the machine: with several hosts, one decides.
     """
 
     def __init__(self, cfg: config.Reward, judge: str = MATH_JUDGE):
         self.cfg = cfg
-        self._pool = Pool(cfg.workers or _num_cores(), cfg.timeout_s, judge)
+        self._pool = Pool(num_workers(cfg), cfg.timeout_s, own.judge_name(cfg.fn) if cfg.fn else judge)
         self._counts: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
@@ -45,6 +46,29 @@ class Verifier:
     @property
     def counts(self) -> Counter[str]:
         return self._counts + self._pool.counts
+
+    def problems(self) -> list[str]:
+        """A line if config.reward.fn is not there to be called; it is looked for in a worker, not in this process."""
+        try:
+            replies = self._pool.run([(own.PROBE,)]) if self.cfg.fn else []
+        except RuntimeError as e:
+            replies = [str(e)]
+        return [f"config.reward.fn={self.cfg.fn}: {reply}" for reply in replies if reply]
+
+    def judge(self, responses: Sequence[str], questions: Sequence[Question], progress: Progress | None = None) -> list[Verdict]:
+        """A verdict per response, in order, by config.reward.fn or, without one, by the reference answers (`verify`).
+
+        With a function of one's own the format score is 1; equal pairs are judged once.
+        """
+        assert len(responses) == len(questions), (len(responses), len(questions))
+        if not self.cfg.fn:
+            return self.verify(responses, [q.answer for q in questions], progress)
+        requests = [own.request(question, response) for question, response in zip(questions, responses, strict=True)]
+        distinct = list(dict.fromkeys(requests))
+        num_equal = len(requests) - len(distinct)
+        self._counts.update(slow=len(distinct), fast=num_equal)
+        replies = dict(zip(distinct, self._run([(r,) for r in distinct], num_equal, len(requests), progress), strict=True))
+        return [own.verdict(replies[r], self.cfg.success_above) for r in requests]
 
     def verify(self, responses: Sequence[str], answers: Sequence[str], progress: Progress | None = None) -> list[Verdict]:
         """A verdict per response, in order.
@@ -74,9 +98,9 @@ class Verifier:
         r"""The distinct reference answers (a fixed sample, if there are more than `limit`) that do not verify against themselves.
 
         That is: which, put in a box, do not come out of it again, or which math-verify does not find equal to themselves. Of the latter
-        only a response with the very same text will be right. Plain numbers are known to be well.
+        only a response with the very same text will be right. Plain numbers are known to be well. None with config.reward.fn.
         """
-        distinct = list(dict.fromkeys(answers))
+        distinct = [] if self.cfg.fn else list(dict.fromkeys(answers))
         if len(distinct) > limit:
             distinct = random.Random("rewards/self_check").sample(distinct, limit)
         bad = {a for a in distinct if self._at_once(last_boxed(rf"\boxed{{{a}}}"), a) != "correct"}
@@ -105,6 +129,10 @@ class Verifier:
 
     def _judge(self, pairs: Sequence[tuple[str, ...]], before: int, total: int, progress: Progress | None) -> list[Status]:
         """The workers' statuses for (box, answer) pairs, reporting progress from `before` on."""
+        return [_STATUSES[result] for result in self._run(pairs, before, total, progress)]
+
+    def _run(self, tasks: Sequence[tuple[str, ...]], before: int, total: int, progress: Progress | None) -> list[str]:
+        """The workers' replies, reporting progress from `before` on."""
         num_done = before
 
         def done() -> None:
@@ -113,7 +141,7 @@ class Verifier:
             if progress:
                 progress(num_done, total)
 
-        return [_STATUSES[result] for result in self._pool.run(pairs, done)] if pairs else []
+        return self._pool.run(tasks, done) if tasks else []
 
 
 def _verdict(box: str | None, status: Status | None) -> Verdict:
@@ -121,5 +149,6 @@ def _verdict(box: str | None, status: Status | None) -> Verdict:
     return Verdict(answer_score=float(status == "correct"), format_score=float(box is not None), status=status)
 
 
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def num_workers(cfg: config.Reward) -> int:
+    """The verifier processes that the config asks for: one per core unless it says how many."""
+    return cfg.workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -69,7 +69,7 @@ def examples(rollouts: Sequence[Rollout], advantage_QG: np.ndarray, cfg: Distill
                 response_ids=rollout.completion.token_ids,
                 advantage=float(advantage),
                 trained=not (
-                    (cfg.drop_failed_templated and rollout.templated and rollout.verdict.answer_score == 0)
+                    (cfg.drop_failed_templated and rollout.templated and not rollout.succeeded)
                     or (overlong == "mask" and not rollout.completion.stopped)
                 ),
                 logp_sampler_R=rollout.completion.logp_R,

@@ -18,7 +18,6 @@ from p2o_jax.rollout.engine import Engine
 
 Verify = Callable[[Sequence[str], Sequence[Question]], Sequence[Verdict]]  # of responses to questions
 Cost = Mapping[str, float]
-RECENT = 0.5  # weight of a question's latest response in its expected length
 
 
 class Answerer:
@@ -31,12 +30,10 @@ class Answerer:
     def __init__(self, engine: Engine, chat: Chat, verify: Verify, reporter: Reporter):
         self.engine, self.chat, self.reporter = engine, chat, reporter
         self._judge = _Judge(verify)
-        self._expected: dict[str, float] = {}  # tokens of a response to a question, by its id: says who samples what, and when
 
     def answer(self, weights: Any, asks: Sequence[Ask], how: Sampling, key: jax.Array, phase: str = "rollout") -> list[Rollout]:
         """A scored rollout for each ask, in order."""
-        usual = sum(self._expected.values()) / max(len(self._expected), 1)
-        requests = [Request(self.chat.render(a.question, a.template), a.name, self._expected.get(a.question.id, usual)) for a in asks]
+        requests = [Request(self.chat.render(a.question, a.template), a.name, a.expected_tokens) for a in asks]
         completions, texts, judged = {}, {}, []
         with self.reporter.phase(phase, len(asks), "rollouts") as advance:
             for finished in self.engine.stream(weights, requests, how, key):
@@ -47,9 +44,6 @@ class Answerer:
                 advance(len(finished))
         with self.reporter.phase("reward" if phase == "rollout" else phase):
             verdicts = self._judge.end(judged)
-        for i, completion in sorted(completions.items()):
-            known = self._expected.setdefault(asks[i].question.id, len(completion.token_ids))
-            self._expected[asks[i].question.id] = known + RECENT * (len(completion.token_ids) - known)
         return [
             Rollout(ask, request.prompt_ids, self.chat.render(ask.question), completions[i], texts[i], verdicts[i])
             for i, (ask, request) in enumerate(zip(asks, requests, strict=True))

@@ -11,7 +11,7 @@ active slots fit into `few`, so that they can be packed into so many (`pack`). A
 axes: each shard owns its prompts, its queue and its slots.
 
 The prompt part of attention reads the bank in one of two ways. With `group` > 1 every prompt's row is read once for up to that many
-of its rollouts (cells); else each slot reads its prompt's row.
+of its rollouts (cells); else each slot reads its prompt's row, or on CPU a copy of it that is made when the slot is filled.
 """
 
 from typing import Any, NamedTuple
@@ -48,6 +48,7 @@ class Rows(NamedTuple):
     rollout_B: jax.Array
     active_B: jax.Array
     slots: Caches
+    prompts: Caches  # copies of rows of the bank; none where the bank itself is read
 
 
 class Run(NamedTuple):
@@ -89,11 +90,20 @@ def empty_caches(spec: ModelSpec, rows: int, positions: int, dtype: Any, kind: t
     return tuple(attention.empty_cache(rows, spec.kv_heads, positions, spec.head_dim, dtype, kind) for _ in range(spec.layers))
 
 
-def begin(spec: ModelSpec, num_slots: int, num_rollouts: int, max_positions: int, dtype: Any, kind: type[Cache] = Cache) -> Run:
-    """Idle slots, nothing sampled."""
+def begin(
+    spec: ModelSpec,
+    num_slots: int,
+    num_rollouts: int,
+    max_positions: int,
+    dtype: Any,
+    kind: type[Cache] = Cache,
+    prompt_positions: int = 0,
+) -> Run:
+    """Idle slots, nothing sampled; with room for copies of prompts of `prompt_positions`, if there are to be any."""
     zeros_B, zero = jnp.zeros(num_slots, jnp.int32), jnp.zeros(1, jnp.int32)
     positions = -(-max_positions // 8) * 8  # as kernels want them
-    rows = Rows(zeros_B, zeros_B, zeros_B, zeros_B > 0, empty_caches(spec, num_slots, positions, dtype, kind))
+    prompts = empty_caches(spec, num_slots, prompt_positions, dtype, kind) if prompt_positions else ()
+    rows = Rows(zeros_B, zeros_B, zeros_B, zeros_B > 0, empty_caches(spec, num_slots, positions, dtype, kind), prompts)
     zeros_N = jnp.zeros(num_rollouts, jnp.int32)
     tokens, logps = jnp.zeros((num_rollouts, max_positions), jnp.int32), jnp.zeros((num_rollouts, max_positions))
     return Run(rows, zero, zero, zeros_N, tokens, logps, zeros_N)
@@ -148,11 +158,11 @@ def stretch(
         return any_busy & ~any_full
 
     def step(s: _Loop) -> _Loop:
-        run = _refilled(s.run, queue)
+        run = _refilled(s.run, queue, bank)
         rows = run.rows
         row_B = jnp.minimum(rows.rollout_B, N - 1)
         fed = _Fed(rows.token_B, rows.age_B, rows.active_B, queue.prompt_N[row_B], queue.member_N[row_B])
-        logits_BV, slots = _forward_one(spec, weights, bank, rows.slots, fed, queue.length_M, group, kept)
+        logits_BV, slots = _forward_one(spec, weights, bank, rows, fed, queue.length_M, group, kept)
         uniform_B = jax.vmap(lambda k, age: jax.random.uniform(jax.random.fold_in(k, age)))(key_N[row_B], rows.age_B)
         token_B, logp_B = draw(logits_BV, uniform_B, how, filtered)
         age_B = rows.age_B + 1
@@ -161,7 +171,7 @@ def stretch(
         rank_B = jnp.where(done_B, run.finished[0] + jnp.cumsum(done_B) - 1, N)
         active_B = rows.active_B & ~done_B
         after = Run(
-            Rows(token_B, jnp.where(active_B, age_B, 0), rows.rollout_B, active_B, slots),
+            Rows(token_B, jnp.where(active_B, age_B, 0), rows.rollout_B, active_B, slots, rows.prompts),
             run.head,
             run.finished + done_B.sum(),
             run.order_N.at[rank_B].set(rows.rollout_B, mode="drop"),
@@ -180,7 +190,7 @@ def stretch(
     return run, Stretch(*out, left, waiting, busy, steps * B, steps)
 
 
-def _refilled(run: Run, queue: Queue) -> Run:
+def _refilled(run: Run, queue: Queue, bank: Caches) -> Run:
     """The run with the next rollouts of the queue, in order, in its free slots."""
     rows = run.rows
     free_B = ~rows.active_B
@@ -188,8 +198,31 @@ def _refilled(run: Run, queue: Queue) -> Run:
     fill_B = free_B & (candidate_B < queue.size)
     rollout_B = jnp.where(fill_B, candidate_B, rows.rollout_B)
     first_B = queue.last_token_M[queue.prompt_N[jnp.minimum(rollout_B, queue.prompt_N.size - 1)]]
-    filled = Rows(jnp.where(fill_B, first_B, rows.token_B), jnp.where(fill_B, 0, rows.age_B), rollout_B, rows.active_B | fill_B, rows.slots)
+    filled = rows._replace(
+        token_B=jnp.where(fill_B, first_B, rows.token_B),
+        age_B=jnp.where(fill_B, 0, rows.age_B),
+        rollout_B=rollout_B,
+        active_B=rows.active_B | fill_B,
+        prompts=_copied(rows.prompts, bank, fill_B, queue.prompt_N[jnp.minimum(rollout_B, queue.prompt_N.size - 1)]),
+    )
     return run._replace(rows=filled, head=run.head + fill_B.sum())
+
+
+def _copied(prompts: Caches, bank: Caches, fill_B: jax.Array, prompt_B: jax.Array) -> Caches:
+    """The slots' prompts with those of the slots to fill copied from the bank, one at a time: mostly there are few."""
+    if not prompts:
+        return prompts
+    to_fill_B = jnp.argsort(~fill_B, stable=True)
+
+    def copy(i: jax.Array, prompts: Caches) -> Caches:
+        slot = to_fill_B[i]
+
+        def one(x: jax.Array, held: jax.Array) -> jax.Array:
+            return lax.dynamic_update_slice_in_dim(x, lax.dynamic_slice_in_dim(held, prompt_B[slot], 1), slot, 0)
+
+        return jax.tree.map(one, prompts, bank)
+
+    return lax.fori_loop(0, fill_B.sum(), copy, prompts)
 
 
 class _Fed(NamedTuple):
@@ -203,7 +236,7 @@ class _Fed(NamedTuple):
 
 
 def _forward_one(
-    spec: ModelSpec, weights: Any, bank: Caches, slots: Caches, fed: _Fed, length_M: jax.Array, group: int, kept: attention_decode.Kind
+    spec: ModelSpec, weights: Any, bank: Caches, rows: Rows, fed: _Fed, length_M: jax.Array, group: int, kept: attention_decode.Kind
 ) -> tuple[jax.Array, Caches]:
     """Logits of each slot's next token, and the slots' caches with the fed token's k and v at its age."""
     in_bank_M = length_M - 1
@@ -213,20 +246,20 @@ def _forward_one(
     num_cells = length_M.size * group
     slot_of_cell = jnp.zeros(num_cells, jnp.int32).at[jnp.where(fed.active_B, cell_B, num_cells)].set(row_B, mode="drop")
 
-    def over_prompts(q_BHC: jax.Array, bank: Cache) -> Partial:
-        if group == 1:
-            return kept.attend(q_BHC, bank, in_bank_B, fed.prompt_B)
-        return _over_cells(q_BHC, bank, in_bank_M, slot_of_cell, cell_B, kept)
+    def over_prompts(q_BHC: jax.Array, prompts: Cache) -> Partial:
+        if group > 1:
+            return _over_cells(q_BHC, prompts, in_bank_M, slot_of_cell, cell_B, kept)
+        return kept.attend(q_BHC, prompts, in_bank_B, None if rows.prompts else fed.prompt_B)
 
     def attend_both(q: jax.Array, k: jax.Array, v: jax.Array, caches: tuple[Cache, Cache]) -> tuple[jax.Array, Cache]:
-        bank, slot = caches
+        prompts, slot = caches
         slot = kept.append(slot, attention.stored(k.swapaxes(1, 2), v.swapaxes(1, 2), slot), fed.age_B)
-        both = attention.merge(over_prompts(q[:, 0], bank), kept.attend(q[:, 0], slot, in_slot_B, None))
+        both = attention.merge(over_prompts(q[:, 0], prompts), kept.attend(q[:, 0], slot, in_slot_B, None))
         return both.o_BHC[:, None], slot
 
     position_B1 = (in_bank_M[fed.prompt_B] + fed.age_B)[:, None]
     dtype = weights["final_norm"].dtype
-    caches = tuple(zip(bank, slots, strict=True))
+    caches = tuple(zip(rows.prompts or bank, rows.slots, strict=True))
     x_B1D, slots = transformer.hidden(spec, weights, fed.token_B[:, None], position_B1, attend_both, caches=caches, dtype=dtype)
     return transformer.logits(spec, weights, x_B1D[:, 0]), slots
 

@@ -64,7 +64,7 @@ class Program(NamedTuple):
     """The name of a program, and the sizes per shard that make it: fields a kind of program does not depend on are left out."""
 
     kind: Literal["bank", "prefill", "slots", "decode", "pack"]
-    bucket: int = 0  # prompt tokens
+    bucket: int = 0  # prompt tokens; of slots, those of the prompts they hold copies of
     rows: int = 0  # of the bank
     capacity: int = 0  # response tokens
     size: int = 0  # slots
@@ -155,7 +155,8 @@ class Engine:
         jax.block_until_ready(bank)
         began = time.monotonic()
         self._work = self._work.plus(Work(prefill_seconds=began - start))
-        run = self.programs[Program("slots", capacity=capacity)]()
+        copied = self.copied(wave.bucket, group)
+        run = self.programs[Program("slots", copied, capacity=capacity)]()
         sizes, tail_began = list(self.sizes), 0.0
         fixed = (np.asarray(jax.random.key_data(key)), sampling.knobs(how), np.int32(how.max_new_tokens))
         left = 1
@@ -166,7 +167,7 @@ class Engine:
             if not waiting:
                 tail_began = tail_began or time.monotonic()
                 while left and len(sizes) > 1 and left <= sizes[1]:
-                    packed = self.programs[Program("pack", capacity=capacity, size=sizes.pop(0))](run.rows)
+                    packed = self.programs[Program("pack", copied, capacity=capacity, size=sizes.pop(0))](run.rows)
                     run = run._replace(rows=packed)
             if not left:
                 now = time.monotonic()
@@ -269,12 +270,19 @@ class Engine:
         """The programs of any requests sampled so, with prompts up to this long, the first that are needed first."""
         capacity = self._capacity(how)
         last = min((b for b in self.cfg.prompt_buckets if b >= longest_prompt), default=max(self.cfg.prompt_buckets))
-        found = [Program("slots", capacity=capacity)]
+        found: list[Program] = []
         for bucket in sorted(b for b in self.cfg.prompt_buckets if b <= last):
             for rows, group in self.shapes(bucket):
                 found += [Program("bank", bucket, rows), Program("prefill", bucket, rows)]
                 found += [Program("decode", bucket, rows, capacity, size, group, sampling.filters(how)) for size in self.sizes]
-        return found + [Program("pack", capacity=capacity, size=size) for size in self.sizes[:-1]]
+                copied = self.copied(bucket, group)
+                found += [Program("slots", copied, capacity=capacity)]
+                found += [Program("pack", copied, capacity=capacity, size=size) for size in self.sizes[:-1]]
+        return list(dict.fromkeys(found))
+
+    def copied(self, bucket: int, group: int) -> int:
+        """Tokens of the prompts whose caches the slots copy; 0 where they read the bank."""
+        return bucket if group == 1 and self.kept.copies_prompts else 0
 
     def lower(self, p: Program) -> Any:
         """The program traced for its shapes, ready to be compiled, for the devices of the mesh whatever they are."""
@@ -300,8 +308,12 @@ class Engine:
         return jax.jit(run, donate_argnums=1, out_shardings=self.caches).lower(self.abstract_weights, self.abstract_bank(p), *args)
 
     def _lower_slots(self, p: Program) -> Any:
-        make = functools.partial(decode.begin, self.spec, self.sizes[0], self.max_rollouts, p.capacity, self.cache_dtype, self.kept.cache)
+        make = functools.partial(self._begin, p._replace(size=self.sizes[0]))
         return jax.jit(self._over_shards(make, "", "r"), out_shardings=self._run_shardings).lower()
+
+    def _begin(self, p: Program) -> decode.Run:
+        positions = prefill.positions(p.bucket) if p.bucket else 0
+        return decode.begin(self.spec, p.size, self.max_rollouts, p.capacity, self.cache_dtype, self.kept.cache, positions)
 
     def _lower_decode(self, p: Program) -> Any:
         few = self.sizes[self.sizes.index(p.size) + 1] if p.size != self.sizes[-1] else 0
@@ -319,7 +331,7 @@ class Engine:
         queue = decode.Queue(*(self._of_rows(n, np.uint32 if len(n) > 1 else np.int32) for n in sizes))
         how = sampling.knobs(Sampling(1.0, 1))
         stop_V, key, *rest = (self._scalar(bool, self.stop_V.shape), self._scalar(np.uint32, (2,)), how, self._scalar(np.int32))
-        args = (self.abstract_bank(p), queue, self.abstract_run(p), stop_V, key, *rest)
+        args = (self.abstract_bank(p), queue, self.abstract_run(p._replace(bucket=self.copied(p.bucket, p.group))), stop_V, key, *rest)
         jitted = jax.jit(self._over_shards(run, "wrrrwwww", "rr"), donate_argnums=3, out_shardings=(self._run_shardings, self.rows))
         return jitted.lower(self.abstract_weights, *args)
 
@@ -337,7 +349,7 @@ class Engine:
 
     @functools.cached_property
     def _run_shardings(self) -> Any:
-        rows = decode.Rows(self.rows, self.rows, self.rows, self.rows, self.caches)  # type: ignore[arg-type]
+        rows = decode.Rows(self.rows, self.rows, self.rows, self.rows, self.caches, self.caches)  # type: ignore[arg-type]
         return decode.Run(rows, *[self.rows] * 6)  # type: ignore[arg-type]
 
     def abstract_bank(self, p: Program) -> Any:
@@ -347,10 +359,11 @@ class Engine:
 
     def abstract_run(self, p: Program) -> Any:
         """Shapes, types and shardings of what decoding carries on, of all shards together."""
-        local = jax.eval_shape(lambda: decode.begin(self.spec, p.size, self.max_rollouts, p.capacity, self.cache_dtype, self.kept.cache))
+        local = jax.eval_shape(lambda: self._begin(p))
         whole = jax.tree.map(lambda x: self._of_rows(x.shape, x.dtype), local)
-        caches = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.caches), whole.rows.slots)
-        return whole._replace(rows=whole.rows._replace(slots=caches))
+        shapes = (whole.rows.slots, whole.rows.prompts)
+        slots, prompts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.caches), shapes)
+        return whole._replace(rows=whole.rows._replace(slots=slots, prompts=prompts))
 
     def _of_rows(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """A global array of which every shard has a part of this shape."""

@@ -51,8 +51,9 @@ class Plan:
 def plan(engine: Engine, others: int = 0) -> Plan:
     """The memory of an engine's largest programs, with `others` bytes per device held besides."""
     spec, mesh, capacity = engine.spec, engine.mesh, engine.capacities[-1]
-    run = engine.abstract_run(Program("slots", capacity=capacity, size=engine.sizes[0]))
     shapes = [(bucket, rows) for bucket in engine.cfg.prompt_buckets for rows, _ in engine.shapes(bucket)]
+    copied = max(engine.copied(bucket, group) for bucket in engine.cfg.prompt_buckets for _, group in engine.shapes(bucket))
+    run = engine.abstract_run(Program("slots", copied, capacity=capacity, size=engine.sizes[0]))
     logits = engine.sizes[0] * spec.vocab_rows * 4 // mesh.shape["tensor"]
     return Plan(
         weights=per_device(engine.abstract_weights),

@@ -76,7 +76,7 @@ def inverse_cdf(weight_BV: Float[Array, "B V"], uniform_B: Float[Array, "B"]) ->
     Two short cumulative sums instead of one over the vocabulary; with a sharded vocabulary only block sums travel.
     """
     B, V = weight_BV.shape
-    size = max(int(V**0.5), 1)
+    size = block_of(V)
     blocks = -(-V // size)
     weight = jnp.pad(weight_BV, ((0, 0), (0, blocks * size - V))).reshape(B, blocks, size)
     sums = weight.sum(axis=-1)
@@ -86,6 +86,13 @@ def inverse_cdf(weight_BV: Float[Array, "B V"], uniform_B: Float[Array, "B"]) ->
     inside = jnp.take_along_axis(weight, block_B[:, None, None], axis=1)[:, 0]
     place_B = _first_above(jnp.cumsum(inside, axis=-1), uniform_B * cumulative[:, -1] - before_B, inside)
     return (block_B * size + place_B).astype(jnp.int32)
+
+
+def block_of(V: int) -> int:
+    """Tokens in a block: near the root of V, a divisor of V where one is near, which saves a copy of the weights."""
+    root = max(int(V**0.5), 1)
+    near = [size for size in range(max(root // 4, 1), 4 * root + 1) if V % size == 0]
+    return min(near, key=lambda size: abs(size - root), default=root)
 
 
 def _first_above(cumulative: jax.Array, target_B: jax.Array, weight: jax.Array) -> jax.Array:

@@ -42,7 +42,9 @@ def plan(requests: Sequence[Request], max_prompts: Mapping[int, int], num_shards
                 f"prompt of {len(request.prompt_ids)} tokens ({request.name}); config.rollout.prompt_buckets end at {max(max_prompts)}"
             )
         by_bucket.setdefault(bucket, {}).setdefault(request.prompt_ids, []).append(i)
-    weight = [request.expected_tokens or 1.0 for request in requests]
+    known = [request.expected_tokens for request in requests if request.expected_tokens]
+    usual = sum(known) / len(known) if known else 1.0
+    weight = [request.expected_tokens or usual for request in requests]
     waves = []
     for bucket, prompts in sorted(by_bucket.items()):
         waiting = [(prompt, i) for prompt, members in prompts.items() for i in members]

@@ -12,7 +12,7 @@ from p2o_jax import config
 from p2o_jax.data.sources import load
 from p2o_jax.records import question_id
 
-CFG = config.Data(suffix=" Go!")
+CFG = config.Data(prompt_template="{question} Go!")
 RECORDS = [
     {"question": "1 + 1?", "answer": "2", "level": 1},
     {"question": "Größe √2?", "answer": "x", "level": 2},
@@ -114,13 +114,12 @@ def test_many_problems_are_cut(tmp_path):
 
 def test_unusable_files_are_named(tmp_path):
     assert problems(tmp_path / "none.jsonl") == ["FILE: no such file"]
-    assert problems(tmp_path) == ["FILE: is a directory, not a file"]
     for suffix in (".jsonl", ".csv"):
         empty = tmp_path / f"empty{suffix}"
         empty.write_text("\n")
-        assert problems(empty) == ["FILE: no questions in this file"]
+        assert problems(empty) == ["FILE: no questions in it"]
     for name, text, rule in [
-        ("a.json", "[]", "FILE: no questions in this file"),
+        ("a.json", "[]", "FILE: no questions in it"),
         ("b.json", "{}", "FILE: expected a JSON list of objects, got dict"),
         ("c.json", '[{"question": "q", "answer": 1}, 3]', "FILE:2: expected a JSON object, got int"),
         ("d.parquet", "PAR1", "FILE: not Parquet"),

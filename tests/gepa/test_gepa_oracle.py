@@ -25,7 +25,10 @@ class Adapter:
         from gepa.core.adapter import EvaluationBatch
 
         outcomes = self.toy.evaluate([(candidate["instruction"], q) for q in batch])
-        examples = [reflection.Example(q.text, o.text, o.score, o.format_score, q.answer) for q, o in zip(batch, outcomes, strict=True)]
+        examples = [
+            reflection.Example(q.text, o.text, o.score, o.format_score, q.answer, o.score > 0.5)
+            for q, o in zip(batch, outcomes, strict=True)
+        ]
         return EvaluationBatch(outputs=[o.text for o in outcomes], scores=[o.score for o in outcomes], trajectories=examples)
 
     def batch_evaluate(self, items, *, capture_traces=True):

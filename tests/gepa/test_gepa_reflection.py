@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from p2o_jax.gepa import compact_prompt, reflection
 from p2o_jax.gepa.reflection import Example
 
-RIGHT = Example("How much?", "one two three", 1.0, 1.0, "42")
-WRONG = Example("How many?", "four five six", 0.0, 1.0, "43")
-MUTE = Example("How long?", "seven eight nine", 0.0, 0.0, "44")
+RIGHT = Example("How much?", "one two three", 1.0, 1.0, "42", True)
+WRONG = Example("How many?", "four five six", 0.0, 1.0, "43", False)
+MUTE = Example("How long?", "seven eight nine", 0.0, 0.0, "44", False)
 BASE = 300  # words that surely hold the prompt without responses
 
 
@@ -44,6 +44,12 @@ def test_feedback_says_what_is_wrong_with_answer_and_score():
     for example, text in zip((RIGHT, WRONG, MUTE), texts, strict=True):
         assert example.answer in text and f"Score: {example.score:.2f}" in text
         assert example.answer not in reflection.feedback(example, False)
+
+
+def test_a_reward_function_s_own_words_take_the_place_of_ours():
+    told = dataclasses.replace(WRONG, comment=" Two fields are missing.\n", score=0.25)
+    assert reflection.feedback(told, True) == "Two fields are missing. The reference answer is 43.\nScore: 0.25"
+    assert reflection.feedback(dataclasses.replace(told, answer=""), True) == "Two fields are missing.\nScore: 0.25"
 
 
 def test_compact_prompt_word_for_word():

@@ -10,8 +10,9 @@ from gepa_toy import questions, settings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2o_jax import assign
+from p2o_jax import assign, bandit, config
 from p2o_jax.gepa import budget, cover, pareto, sampling
+from p2o_jax.records import Bandit, SearchResult
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gepa_budget.json"
 tables = st.integers(1, 6).flatmap(
@@ -54,27 +55,34 @@ def test_fronts_equal_adding_candidates_one_by_one(score_ZN):
     assert [set(f) for f in pareto.fronts(score_ZN)] == front
 
 
-@given(tables)
-def test_cover_covers_all_that_is_covered_and_each_member_adds_something(score_ZN):
-    members, seen, sizes = cover.greedy_cover(score_ZN), set(), []
+@given(tables, st.sampled_from([0.0, 0.5, 0.7]))
+def test_cover_covers_all_that_is_covered_and_each_member_adds_something(score_ZN, above):
+    members, seen, sizes = cover.greedy_cover(score_ZN, above), set(), []
     for z in members:
-        new = {n for n, score in enumerate(score_ZN[z]) if cover.solved(score)} - seen
+        new = {n for n, score in enumerate(score_ZN[z]) if score > above} - seen
         assert new
         sizes.append(len(new))
         seen |= new
-    assert seen == cover.covered(score_ZN)
+    assert seen == cover.covered(score_ZN, above)
     assert sizes == sorted(sizes, reverse=True)
 
 
 def test_cover_by_hand():
-    assert cover.greedy_cover([(0, 0, 1, 0), (1, 1, 0, 0), (1, 1, 1, 0), (0, 0, 0, 0)]) == (2,)
-    assert cover.greedy_cover([(1, 0, 0), (0, 1, 1), (1, 1, 0)]) == (1, 0)  # ties: the first one
-    assert cover.greedy_cover([(0, 0), (0, 0)]) == ()  # the released code raises here
-    assert cover.greedy_cover([()]) == ()
+    assert cover.greedy_cover([(0, 0, 1, 0), (1, 1, 0, 0), (1, 1, 1, 0), (0, 0, 0, 0)], 0.5) == (2,)
+    assert cover.greedy_cover([(1, 0, 0), (0, 1, 1), (1, 1, 0)], 0.5) == (1, 0)  # ties: the first one
+    assert cover.greedy_cover([(0, 0), (0, 0)], 0.5) == ()  # the released code raises here
+    assert cover.greedy_cover([()], 0.5) == ()
+    graded = [(0.2, 0.8), (0.7, 0.7)]
+    assert [cover.greedy_cover(graded, above) for above in (0.1, 0.5, 0.75, 0.9)] == [(0,), (1,), (0,), ()]
 
 
-def test_assignment_and_cover_mean_the_same_by_solved():
-    assert not cover.solved(assign._SOLVED) and cover.solved(assign._SOLVED + 1e-9)
+def test_assignment_bandit_and_cover_mean_the_same_by_success():
+    found = SearchResult(("", "A", "B"), (None, 0, 0), ("d0", "d1"), (), ((0.0, 0.0), (0.7, 0.2), (0.4, 0.9)), (1, 2), success_above=0.6)
+    assert cover.greedy_cover(found.score_ZN, found.success_above) == found.cover
+    assigned = assign.assign(found, ["d0", "d1"], 8, config.Assign(plain_rollouts=0), "s")
+    assert [set(assigned.templates[name]) for name in ("d0", "d1")] == [{"A"}, {"B"}]
+    arms = bandit.start(found, assigned, Bandit(), config.Assign(plain_rollouts=0, bandit=True))
+    assert arms.members == {"d0": (0,), "d1": (1,)}
 
 
 @pytest.mark.parametrize(

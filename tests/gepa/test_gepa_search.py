@@ -21,7 +21,7 @@ def test_search_finds_templates_that_cover_dev():
     assert result.templates[0] == "" and result.parents[0] is None
     assert len(set(result.templates)) == len(result.templates) == len(result.parents) == len(result.score_ZN)
     assert result.stats["frac_dev_covered"] == 1 and result.stats["frac_dev_solved_empty"] == 0
-    assert result.cover == cover.greedy_cover(result.score_ZN) != ()
+    assert result.cover == cover.greedy_cover(result.score_ZN, 0.5) != ()
     by_id = {q.id: q for q in HARD}
     for template, row in zip(result.templates, result.score_ZN, strict=True):
         assert row == tuple(Toy.solve(template, by_id[name]) for name in result.dev_ids)
@@ -248,3 +248,20 @@ def test_state_survives_json_at_every_stage():
     assert seen[-1].templates == ("", "a") and seen[-1].parents == (None, 0)
     assert seen[-1].charged == seen[-1].generated == 4 + 4 * 3 + 2 * 3 + 4
     assert [e["outcome"] for e in seen[-1].events] == ["accepted", "overlong_reflection", "gate", "no_fence"]
+
+
+def test_graded_scores_and_feedback_reach_reflection_and_one_threshold_decides():
+    """Scores of .6 or .2: solved above .5, not above .7; the reflecting model reads what the reward function said."""
+
+    class Graded(Toy):
+        def evaluate(self, pairs):
+            return [dataclasses.replace(o, score=0.2 + 0.4 * o.score, feedback=f"Said of {o.score:.0f}.") for o in super().evaluate(pairs)]
+
+    for above, solved in ((0.5, True), (0.7, False), (0.1, True)):
+        toy = Graded(reply=lambda prompt: f"```\n{' '.join(LETTERS)} {digest(prompt)[:4]}\n```")
+        result = run(toy, settings(), success_above=above)
+        assert result.success_above == above and bool(result.cover) is solved and len(result.templates) > 1
+        assert result.stats["frac_dev_covered"] == solved and result.stats["frac_dev_solved_empty"] == (above == 0.1)
+        assert result.stats["best_dev_score"] == pytest.approx(0.6)
+        assert any("## Feedback\nSaid of 0. The reference answer is RESULT" in prompt for prompt in toy.prompts)
+        assert not any("The final answer is wrong" in prompt for prompt in toy.prompts)

@@ -34,6 +34,8 @@ def planted(tmp_path_factory):
             """
             import os, pathlib, signal, sys, time
 
+            SEALED = False
+
             def judge(box, answer):
                 if box.startswith("hang"):
                     while True:
@@ -268,6 +270,18 @@ def test_interpreter_exits_with_open_verifier_and_leaves_no_process(tmp_path):
         ("1", "2", False),
         ("0.5", "50", False),
         ("0.3333333", "1/3", None),
+        (r"0.\overline{3}", r"\frac13", True),
+        (r"-2.1\overline{6}", r"-\frac{13}{6}", True),
+        (r"0.\bar{9}", "1", True),
+        (r"0.\overline{3}", "0.3", False),
+        (r".\overline{12}", "12/99", True),
+        ("12.5\\%", "12.5", True),
+        ("12.5\\%", "1/8", True),
+        ("0.5", "50\\%", True),
+        ("5\\%", "50\\%", False),
+        (r"10\,000", "10000", True),
+        (r"10{,}000", "10000", True),
+        (r"\varnothing", r"\{ \}", True),
         ("1/0", "1/0 ", True),
         ("1/0", "2/0", None),
         (r"\pi r", r"\pir", None),

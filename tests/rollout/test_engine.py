@@ -190,7 +190,7 @@ def test_what_is_listed_and_compiled_ahead_is_all_that_runs():
     plain, filtered = Sampling(1.0, 20), Sampling(1.0, 20, top_k=2)
     listed = [program for how in (plain, filtered) for program in engine.needed(how, 16)]
     engine.programs.compile(listed)
-    assert len(engine.programs) == 1 + len(BUCKETS) * 2 * (2 + 2)  # any prompts or whole groups; bank and prefill, decoding twice
+    assert len(engine.programs) == 1 + len(BUCKETS) * (1 + 2 * (2 + 2))  # any prompts or whole groups; bank and prefill, decoding twice
     params = engine.lay_out(PARAMS)
     keys = [runtime.key(epoch, "again") for epoch in range(3)]
     counter = runtime.CompileCounter()
@@ -260,7 +260,7 @@ def test_the_same_text_with_kernels(kernel, monkeypatch):
     kinds = {
         "dense": attention_decode.for_mesh(mesh),
         kernel: attention_decode.Kind(
-            attention.Cache, attention_ragged.append_over_tensor(append, mesh), attention_ragged.over_tensor(attend, mesh)
+            attention.Cache, attention_ragged.append_over_tensor(append, mesh), attention_ragged.over_tensor(attend, mesh), False
         ),
     }
     got = {}

@@ -1,0 +1,97 @@
+"""One decode step's attention on CPU, by how much of the caches is read: `python -m benchmarks.decode_attention`.
+
+`whole` reads every position; `one window` the shortest of five that holds the oldest row (grow as rows age, compact as they end);
+`tiers` is what the sampler does from attention_decode.WINDOWED_FROM positions on: rows sorted by age, in four tiers with a window each.
+Ages of the 64 rows: `geometric` of mean 46, `lognormal` around a sixteenth of the cache, `equal` at half of it. CPU milliseconds.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks import report
+from benchmarks.report import Target
+from p2o_jax import config_files
+from p2o_jax.main import command
+
+ROWS, HEADS, KV_HEADS, CHANNELS, LAYERS, STEPS = 64, 4, 2, 32, 4, 10
+
+
+def run(argv: Sequence[str]) -> None:
+    """Measures and reports."""
+    flags, _ = config_files.parse_flags(argv, {"positions": "256,2048", "repeats": "5"})
+    figures: dict[str, Any] = {}
+    for positions in map(int, flags["positions"].split(",")):
+        for name, ages in draw_ages(positions).items():
+            figures[f"{positions}_{name}"] = times(positions, ages, int(flags["repeats"]))
+    long = figures.get("2048_geometric", {})
+    figures["tiers_over_whole"] = round(long["whole"] / long["tiers"], 2) if long else None
+    report.finish("decode_attention", figures, {"tiers pay": Target("tiers_over_whole", ">=", 4.0)})
+
+
+def draw_ages(positions: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    drawn = {
+        "geometric": rng.geometric(1 / 46, ROWS),
+        "lognormal": rng.lognormal(np.log(positions / 16), 1.0, ROWS).astype(int) + 1,
+        "equal": np.full(ROWS, positions // 2),
+    }
+    return {name: np.minimum(ages, positions - 1) for name, ages in drawn.items()}
+
+
+def times(positions: int, ages: np.ndarray, repeats: int) -> dict[str, float]:
+    """CPU milliseconds of a step of LAYERS layers, each way."""
+    import jax
+    import jax.numpy as jnp
+
+    from p2o_jax.models import attention, attention_decode
+    from p2o_jax.models.attention import Cache, Transposed
+
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    shape = (ROWS, KV_HEADS, positions, CHANNELS)
+    empty = attention.empty_cache(ROWS, KV_HEADS, positions, CHANNELS, jnp.float32, Transposed)
+    caches = [attention.stored(draw(*shape), draw(*shape), empty) for _ in range(LAYERS)]
+
+    def one_window(q: jax.Array, cache: Cache, length_B: jax.Array, row_B: None) -> attention.Partial:
+        windows = [positions >> i for i in reversed(range(attention_decode.WINDOWS))]
+
+        def within(window: int) -> Callable[[], attention.Partial]:
+            cut = attention.by_position(lambda axis, x: jax.lax.slice_in_dim(x, 0, window, axis=axis), cache)
+            return lambda: attention.over_cache(q, cut, length_B)
+
+        return jax.lax.switch(jnp.searchsorted(jnp.array(windows), length_B.max()), [within(w) for w in windows])
+
+    found = {}
+    before, attention_decode.WINDOWED_FROM = attention_decode.WINDOWED_FROM, 1
+    for name, attend in (("whole", attention.over_cache), ("one_window", one_window), ("tiers", attention_decode.windowed)):
+
+        @jax.jit
+        def steps(q: jax.Array, caches: list[Cache], length_B: jax.Array, attend: Any = attend) -> jax.Array:
+            def step(_: int, q: jax.Array) -> jax.Array:
+                for cache in caches:
+                    q = q + attend(q, cache, length_B, None).o_BHC * 1e-6
+                return q
+
+            return jax.lax.fori_loop(0, STEPS, step, q)
+
+        args = (draw(ROWS, HEADS, CHANNELS), caches, jnp.asarray(ages, jnp.int32))
+        jax.block_until_ready(steps(*args))
+        spent = []
+        for _ in range(repeats):
+            start = time.process_time()
+            jax.block_until_ready(steps(*args))
+            spent.append((time.process_time() - start) / STEPS * 1e3)
+        found[name] = round(median(spent), 2)
+    attention_decode.WINDOWED_FROM = before
+    return found
+
+
+if __name__ == "__main__":
+    command(run)

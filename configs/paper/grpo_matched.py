@@ -1,0 +1,18 @@
+"""GRPO with G = 8: as many rollouts as P²O with those of its prompt phases (6 x 1.37), which the paper does not compare with.
+
+Command: python -m p2o_jax.main --config configs/paper/grpo_matched.py --workdir runs/grpo_matched
+For DeepMath-5K add --config.data.path=data/deepmath/train_5k.jsonl --config.data.eval_path=data/deepmath/test.jsonl
+Hardware, data and evaluation: as configs/paper/deepscaler_self.py.
+Time: about 22 hours on 8 H100, estimated as there. Score: unknown.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = runpy.run_path(str(Path(__file__).with_name("grpo_6.py")))["get_config"]()
+    c.rollout.group_size = 8
+    return c

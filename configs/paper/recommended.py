@@ -1,0 +1,17 @@
+"""The paper's P²O, Self-Ref, with our mends: mixed groups, honest hardness, leak guard, charged budget (PRESETS in p2o_jax/config.py).
+
+Command: python -m p2o_jax.main --config configs/paper/recommended.py --workdir runs/recommended
+Hardware, data and evaluation: as configs/paper/deepscaler_self.py.
+Time: about 25 hours on 8 H100, estimated as there. Score: unknown.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = runpy.run_path(str(Path(__file__).with_name("deepscaler_self.py")))["get_config"]()
+    c.preset = "recommended"
+    return c

@@ -1,0 +1,92 @@
+"""Records of JSONL, JSON, CSV and Parquet files, by suffix."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+Record = Mapping[str, Any]
+Row = tuple[int, Record | str]  # line (0: the whole file) and record; a text in place of the record says why there is none
+
+
+def read(path: Path, alone: bool = False) -> Iterator[Row]:
+    """The records of a file, in its order. With `alone` a JSON file may hold a single object, as MATH's do."""
+    reader = READERS.get(path.suffix.lower())
+    if not path.exists():
+        yield 0, "no such file"
+    elif reader is None:
+        yield 0, f"suffix must be one of {', '.join(READERS)}"
+    else:
+        try:
+            yield from _read_json(path, alone) if reader is _read_json else reader(path)
+        except OSError as e:
+            yield 0, f"cannot be read: {e.strerror or e}"
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
+        for line, raw in enumerate(file, 1):
+            if raw.strip():
+                yield line, _parse_json(raw)
+
+
+def _read_json(path: Path, alone: bool = False) -> Iterator[Row]:
+    raw = path.read_bytes()
+    single = _parse_json(raw) if alone else ""
+    records = _parse_json(raw, list) if isinstance(single, str) else [single]
+    if isinstance(records, str):
+        yield 0, records
+    else:
+        for number, record in enumerate(records, 1):
+            yield number, record if isinstance(record, dict) else f"expected a JSON object, got {kind(record)}"
+
+
+def _parse_json(raw: bytes, expected: type = dict) -> Any:
+    """The JSON value if it is of the expected type, else a text that says what is wrong with it."""
+    try:
+        value = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    except RecursionError:
+        return "not JSON: nested too deeply"
+    except ValueError as e:
+        return f"not JSON: {e}"
+    if not isinstance(value, expected):
+        return f"expected a JSON {'object' if expected is dict else 'list of objects'}, got {kind(value)}"
+    return value
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for record in reader:
+                yield reader.line_num, "more values than columns" if None in record else record
+        except csv.Error as e:
+            yield reader.reader.line_num, f"not CSV: {e}"
+        except UnicodeDecodeError:
+            yield reader.reader.line_num + 1, "not UTF-8"
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, record
+    except pyarrow.ArrowException as e:
+        yield number, f"not Parquet: {e}"
+
+
+READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+
+
+def kind(value: Any) -> str:
+    """The kind of a JSON value, for messages."""
+    return "null" if value is None else type(value).__name__

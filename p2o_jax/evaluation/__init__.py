@@ -1,0 +1,1 @@
+"""How good a policy is: held-out questions during training, and what benchmarks' samples amount to."""

@@ -1,0 +1,190 @@
+"""What the samples of a benchmark amount to, as numbers, as a Markdown table, and side by side with other runs."""
+
+import dataclasses
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from p2o_jax.config import ConfigError
+from p2o_jax.evaluation import estimates
+from p2o_jax.records import Rollout
+from p2o_jax.rewards import tidy
+from p2o_jax.rewards.boxed import last_boxed
+from p2o_jax.rewards.lenient import Grade
+
+RESULTS = "results.json"
+Grader = Literal["strict", "lenient"]
+GRADERS: tuple[Grader, ...] = ("strict", "lenient")
+Asked = Literal["plain", "templated"]
+
+
+class Sample(NamedTuple):
+    """A rollout, which has the verdict of the strict grader (training's reward), and what the lenient one says of it."""
+
+    rollout: Rollout
+    grade: Grade
+
+
+def measure(samples: Sequence[Sample], n: int) -> dict[str, Any]:
+    """The figures of a benchmark with n samples of each question, all of a question's before the next one's."""
+    groups = [samples[i : i + n] for i in range(0, len(samples), n)]
+    verdicts, grades = [s.rollout.verdict for s in samples], [s.grade for s in samples]
+    scores = [[s.rollout.verdict.answer_score for s in g] for g in groups]
+    correct = [[float(s.grade.status == "correct") for s in g] for g in groups]
+    return {
+        "questions": len(groups),
+        "samples": n,
+        "strict": _grader(scores, [sum(s.rollout.succeeded for s in g) for g in groups], [[_boxed(s) for s in g] for g in groups]),
+        "lenient": _grader(correct, [int(sum(c)) for c in correct], [[_key(s.grade.answer) for s in g] for g in groups]),
+        "graders_agree": float(
+            np.mean([(v.status == "correct") == (g.status == "correct") for v, g in zip(verdicts, grades, strict=True)])
+        ),
+        "frac_format": float(np.mean([v.format_score for v in verdicts])),
+        "frac_truncated": float(np.mean([not s.rollout.completion.stopped for s in samples])),
+        "mean_tokens": float(np.mean([len(s.rollout.completion.token_ids) for s in samples])),
+        "time_outs": {"strict": [v.status for v in verdicts].count("time_out"), "lenient": [g.status for g in grades].count("time_out")},
+        "errors": {"strict": [v.status for v in verdicts].count("error"), "lenient": [g.status for g in grades].count("error")},
+        "question_ids": [g[0].rollout.ask.question.id for g in groups],
+    }
+
+
+def _grader(score_QN: Sequence[Sequence[float]], solved_Q: Sequence[int], answer_QN: Sequence[Sequence[Hashable | None]]) -> dict[str, Any]:
+    """avg@n with its interval, pass@k, maj@n, and each question's mean score."""
+    mean_Q = np.array([np.mean(scores) for scores in score_QN])
+    n = len(score_QN[0])
+    return {
+        "mean": float(mean_Q.mean()),
+        "interval": estimates.interval(mean_Q),
+        "standard_error": estimates.standard_error(mean_Q),
+        "pass_at": {str(k): float(np.mean([estimates.pass_at_k(n, c, k) for c in solved_Q])) for k in estimates.ks(n)},
+        "majority": float(np.mean([estimates.majority(a, s) for a, s in zip(answer_QN, score_QN, strict=True)])),
+        "by_question": [round(float(m), 6) for m in mean_Q],
+    }
+
+
+def _key(answer: str | None) -> Hashable | None:
+    """The same for answers that are plainly the same: a number's value, or the tidied text; None for no answer."""
+    if not answer:
+        return None
+    tidied = tidy.tidy(answer)
+    value = tidy.number(tidied)
+    return tidied if value is None else value
+
+
+def _boxed(sample: Sample) -> Hashable | None:
+    return _key(last_boxed(sample.rollout.text))
+
+
+def row(sample: Sample, number: int) -> dict[str, Any]:
+    """A line of a benchmark's samples: all of what the model said, and what each grader made of it."""
+    rollout, grade = sample
+    return {
+        "question_id": rollout.ask.question.id,
+        "n": number,
+        "template": rollout.ask.template,
+        "question": rollout.ask.question.text,
+        "answer": rollout.ask.question.answer,
+        "response": rollout.text,
+        "tokens": len(rollout.completion.token_ids),
+        "stopped": rollout.completion.stopped,
+        "strict": {"answer": last_boxed(rollout.text), **dataclasses.asdict(rollout.verdict)},
+        "lenient": grade._asdict(),
+    }
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The figures of one evaluation as Markdown."""
+    lines = ["| benchmark | asked | questions | samples | strict | lenient | pass@n | maj@n | format | truncated | tokens | time-outs |"]
+    lines.append("|" + " --- |" * 12)
+    for name, variants in results["benchmarks"].items():
+        for asked, v in variants.items():
+            n = str(v["samples"])
+            cells = [name, asked, v["questions"], n, _told(v["strict"]), _told(v["lenient"]), _percent(v["strict"]["pass_at"][n])]
+            cells += [_percent(v["strict"]["majority"]), _percent(v["frac_format"]), _percent(v["frac_truncated"])]
+            cells += [f"{v['mean_tokens']:,.0f}", f"{v['time_outs']['strict']} + {v['time_outs']['lenient']}"]
+            lines.append(_line(cells))
+    for asked, average in results["average"].items():
+        blanks = [""] * 6
+        lines.append(_line(["**average**", asked, "", "", _told(average["strict"]), _told(average["lenient"]), *blanks]))
+    return "\n".join(lines) + "\n"
+
+
+def average(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of the benchmarks' means with its interval, for each way of asking and each grader."""
+    found: dict[str, Any] = {}
+    for asked in ("plain", "templated"):
+        parts = [variants[asked] for variants in benchmarks.values() if asked in variants]
+        if parts:
+            found[asked] = {g: _mean_of([np.array(p[g]["by_question"]) for p in parts]) for g in GRADERS}
+    return found
+
+
+def compare(folders: Sequence[Path], asked: Asked = "plain") -> tuple[dict[str, Any], str]:
+    """Evaluations side by side, as JSON and as Markdown: the first one's figures, and the others' differences from it, paired by question.
+
+    Raises:
+        ConfigError: no results in a folder, no benchmark that all have, or one with other questions than the first one's.
+    """
+    read = [_read(folder) for folder in folders]
+    names = [name for name in read[0]["benchmarks"] if all(asked in r["benchmarks"].get(name, {}) for r in read)]
+    if not names:
+        raise ConfigError(f"--compare: no benchmark was asked under {asked} prompts in all of {', '.join(map(str, folders))}")
+    problems = [
+        f"{folder / RESULTS}: {name} has other questions there than in {folders[0] / RESULTS}: differences cannot be paired"
+        for folder, r in zip(folders, read, strict=True)
+        for name in names
+        if r["benchmarks"][name][asked]["question_ids"] != read[0]["benchmarks"][name][asked]["question_ids"]
+    ]
+    if problems:
+        raise ConfigError(*problems)
+    values = {g: [[np.array(r["benchmarks"][name][asked][g]["by_question"]) for name in names] for r in read] for g in GRADERS}
+    found: dict[str, Any] = {"folders": [str(f) for f in folders], "asked": asked, "graders": {}}
+    lines: list[str] = []
+    for grader, by_run in values.items():
+        rows = {name: [[run[i]] for run in by_run] for i, name in enumerate(names)} | {"average": by_run}
+        found["graders"][grader] = {name: _compared(runs) for name, runs in rows.items()}
+        lines += [f"{grader} grader, {asked} prompts", "", _line([""] + [str(f) for f in folders]), "|" + " --- |" * (len(folders) + 1)]
+        for name, runs in found["graders"][grader].items():
+            told = [_told(run) if "difference" not in run else f"{_percent(run['mean'])}, {_difference(run)}" for run in runs]
+            lines.append(_line([name, *told]))
+        lines.append("")
+    return found, "\n".join(lines)
+
+
+def _compared(runs: Sequence[Sequence[np.ndarray]]) -> list[dict[str, Any]]:
+    """For each run, one array per set: mean and interval, and but for the first the difference from the first."""
+    made = [_mean_of(run) for run in runs]
+    for values, run in zip(made[1:], runs[1:], strict=True):
+        values["difference"] = _mean_of([b - a for a, b in zip(runs[0], run, strict=True)])
+    return made
+
+
+def _mean_of(sets: Sequence[np.ndarray]) -> dict[str, Any]:
+    return {"mean": float(np.mean([values.mean() for values in sets])), "interval": estimates.interval(*sets)}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"--compare: {folder / RESULTS}: {e.strerror if isinstance(e, OSError) else 'not JSON'}") from e
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _told(figures: Mapping[str, Any]) -> str:
+    return f"{_percent(figures['mean'])} [{', '.join(map(_percent, figures['interval']))}]"
+
+
+def _difference(figures: Mapping[str, Any]) -> str:
+    low, high = figures["difference"]["interval"]
+    return f"{100 * figures['difference']['mean']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _line(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,77 @@
+"""Reward functions of one's own: `config.reward.fn=package.module:function`, called in the verifier's worker processes.
+
+    def reward(messages, response, answer, meta):
+        return score  # in [0, 1]; or (score, feedback), feedback being what GEPA's reflecting model reads of this response
+
+`messages` are the question's chat messages without a template, `answer` its reference answer ("" where the data have none), `meta` its
+other columns as JSON gives them back. The module is imported once per worker; a call has `reward.timeout_s` seconds. What it raises,
+and a score that is none, is the status "error" and scores 0. Examples: `p2o_jax/rewards/examples.py`.
+"""
+
+import importlib
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from p2o_jax.records import Question, Status, Verdict
+
+Judge = Callable[[str], str]
+SEALED = False  # what a user's own function opens is the user's affair: a service that judges, a sandbox that runs code
+PROBE = ""  # in place of a request: is the function there?
+
+
+def judge_name(fn: str) -> str:
+    """What `Pool` is to call for config.reward.fn: `__getattr__` of this module makes it, in the worker."""
+    return f"{__name__}:{fn.replace(':', '.')}"
+
+
+def request(question: Question, response: str) -> str:
+    """The JSON text that asks for a verdict on a response."""
+    meta = {str(k): v for k, v in question.meta.items()}
+    return json.dumps([[dict(m) for m in question.messages], response, question.answer, meta], default=str)
+
+
+def verdict(reply: str, success_above: float) -> Verdict:
+    """The verdict that a worker's reply (or the pool's "time_out" or "error") stands for."""
+    if reply in ("time_out", "error"):
+        return Verdict(0.0, 1.0, "time_out" if reply == "time_out" else "error", "" if reply == "time_out" else "the worker died")
+    score, note, error = json.loads(reply)
+    status: Status = "error" if error else "correct" if score > success_above else "wrong"
+    return Verdict(score, 1.0, status, note)
+
+
+def __getattr__(path: str) -> Judge:
+    """The judge around the function at "package.module.function"."""
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise AttributeError(path)
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except AttributeError:
+        raise
+    except Exception as e:  # the edge: whatever a user's module raises is why there is no such function
+        raise ImportError(f"{type(e).__name__}: {e}") from e
+    if not callable(function):
+        raise AttributeError(f"{path} cannot be called")
+    return lambda text: "" if text == PROBE else _call(function, text)
+
+
+def _call(function: Callable[..., Any], text: str) -> str:
+    """JSON [score, note, whether it failed]."""
+    try:
+        result: Any = function(*json.loads(text))
+    except Exception as e:  # the edge: the fault of the function or of the response, counted as an error
+        return json.dumps([0.0, f"{type(e).__name__}: {e}", True])
+    score, note = result if type(result) is tuple and len(result) == 2 else (result, "")
+    value = _number(score)
+    if not 0 <= value <= 1 or not isinstance(note, str):
+        return json.dumps([0.0, f"expected a score in [0, 1], or (score, feedback), got {result!r}"[:500], True])
+    return json.dumps([value, note, False])
+
+
+def _number(score: Any) -> float:
+    try:
+        return float(score)
+    except (TypeError, ValueError):
+        return math.nan

@@ -1,0 +1,108 @@
+"""pass@k, avg@k, maj@k and intervals against hand-worked numbers, enumeration and simulation."""
+
+import itertools
+import random
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from p2o_jax.evaluation import estimates
+
+
+@pytest.mark.parametrize(
+    ("n", "c", "k", "expected"),
+    [
+        (4, 1, 1, Fraction(1, 4)),
+        (4, 1, 2, Fraction(1, 2)),
+        (4, 2, 2, Fraction(5, 6)),
+        (4, 2, 3, 1),
+        (5, 0, 5, 0),
+        (5, 5, 1, 1),
+        (16, 3, 4, 1 - Fraction(13 * 12 * 11 * 10, 16 * 15 * 14 * 13)),
+        (6, 1, 6, 1),
+    ],
+)
+def test_pass_at_k_by_hand(n, c, k, expected):
+    assert estimates.pass_at_k(n, c, k) == pytest.approx(float(expected), abs=1e-12)
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
+    for n in range(1, 7):
+        for c in range(n + 1):
+            samples = [1] * c + [0] * (n - c)
+            for k in range(1, n + 1):
+                subsets = list(itertools.combinations(samples, k))
+                assert estimates.pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_pass_at_k_is_unbiased_where_the_share_of_k_samples_of_a_run_is_not():
+    """A question with success rate p: the mean over runs of n samples is 1 - (1 - p)^k; 1 - (1 - c / n)^k is not."""
+    rng, n, k, p = random.Random(0), 8, 4, 0.2
+    counts = [sum(rng.random() < p for _ in range(n)) for _ in range(20_000)]
+    truth = 1 - (1 - p) ** k
+    assert np.mean([estimates.pass_at_k(n, c, k) for c in counts]) == pytest.approx(truth, abs=0.01)
+    assert abs(np.mean([1 - (1 - c / n) ** k for c in counts]) - truth) > 0.03
+    assert np.mean([estimates.pass_at_k(n, c, 1) for c in counts]) == pytest.approx(np.mean(counts) / n)  # avg@n is pass@1
+
+
+def test_ks():
+    assert estimates.ks(1) == [1] and estimates.ks(6) == [1, 2, 4, 6] and estimates.ks(16) == [1, 2, 4, 8, 16]
+
+
+@pytest.mark.parametrize(
+    ("answers", "correct", "expected"),
+    [
+        (["a", "a", "b"], [1, 1, 0], 1.0),
+        (["a", "a", "b"], [0, 0, 1], 0.0),
+        (["a", "b"], [1, 0], 0.5),  # a tie: as often right as not
+        ([None, None, "b"], [0, 0, 1], 1.0),  # no answer is no vote
+        ([None, None], [0, 0], 0.0),
+        (["a", "b", "c", "c"], [1, 1, 0, 0], 0.0),
+    ],
+)
+def test_majority_by_hand(answers, correct, expected):
+    assert estimates.majority(answers, correct) == expected
+
+
+def test_intervals_of_known_cases():
+    assert estimates.interval(np.ones(7)) == (1.0, 1.0)
+    low, high = estimates.interval(np.array([0.0, 1.0]))  # of two questions a quarter of the resamples has none, a quarter both
+    assert (low, high) == (0.0, 1.0)
+    assert estimates.interval(np.arange(9.0)) == estimates.interval(np.arange(9.0))
+    solved = np.repeat([0.0, 1.0], [300, 200])
+    half = 1.96 * np.sqrt(0.4 * 0.6 / 500)  # the normal approximation
+    assert estimates.interval(solved) == pytest.approx((0.4 - half, 0.4 + half), abs=0.005)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for trial in range(200):
+        low, high = estimates.interval((rng.random(60) < 0.4).astype(float), seed=trial)
+        covered += low <= 0.4 <= high
+    assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_paired_differences_are_narrower_than_two_intervals():
+    rng = np.random.default_rng(0)
+    difficulty = (rng.random(200) < 0.5).astype(float)
+    better = np.clip(difficulty + (rng.random(200) < 0.1), 0, 1)
+    low, high = estimates.interval(better - difficulty)
+    assert 0 < low < (better - difficulty).mean() < high
+    a, b = estimates.interval(difficulty), estimates.interval(better)
+    assert high - low < 0.7 * min(a[1] - a[0], b[1] - b[0])
+    assert estimates.interval(difficulty - difficulty) == (0.0, 0.0)
+
+
+def test_the_interval_of_a_mean_of_means_weighs_sets_alike():
+    rng = np.random.default_rng(0)
+    large, small = (rng.random(2000) < 0.5).astype(float), (rng.random(30) < 0.5).astype(float)
+    low, high = estimates.interval(large, small)
+    half = 1.96 * 0.5 * np.sqrt(0.25 / 2000 + 0.25 / 30)
+    assert (low, high) == pytest.approx(((large.mean() + small.mean()) / 2 - half, (large.mean() + small.mean()) / 2 + half), abs=0.02)
+
+
+def test_standard_error_by_hand():
+    assert estimates.standard_error(np.array([0.0, 1.0])) == pytest.approx(0.5)
+    assert estimates.standard_error(np.array([1.0])) == 0.0

@@ -1,0 +1,84 @@
+"""The real commands on a graded reward of one's own: training with two evaluation sets, then the best template on the run's policy."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+REWARD = """
+def lower_case(messages, response, answer, meta):
+    share = sum(c.islower() for c in response) / max(len(response), 1)
+    return share, f"Only {share:.2f} of the characters are lower-case letters."
+"""
+SETTINGS = {
+    "model.path": ROOT / "tests/golden/hf/qwen3_tied", "data.max_prompt_tokens": 128, "data.prompt_template": "{question}",
+    "rollout.questions": 3, "rollout.group_size": 4, "rollout.max_new_tokens": 12, "rollout.prompt_buckets": "(128, 900)",
+    "rollout.slots": 8, "rollout.bank_tokens": 8192, "optim.micro_rows": 4, "optim.minibatch_questions": 3, "optim.row_tokens": 0,
+    "gepa.min_hard": 2, "gepa.max_metric_calls": 40, "gepa.minibatch": 1, "gepa.reflect_prompt_tokens": 800,
+    "gepa.reflect_new_tokens": 16, "gepa.temperature": 1.0, "gepa.filter_replies": "false", "gepa.acceptance": "margin",
+    "gepa.acceptance_margin": 0, "gepa.prompt_style": "compact", "train.epochs": 2, "train.compile_cache": "", "reward.workers": 1,
+    "reward.fn": "my_reward:lower_case", "reward.success_above": 0.6,
+}  # fmt: skip
+
+
+def run(folder, module, *argv):
+    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    flags = "--xla_backend_optimization_level=0"
+    environment = {**kept, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", module, *map(str, argv)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("graded")
+    (folder / "my_reward.py").write_text(REWARD)
+    for name, numbers in (("train", range(6)), ("dev", range(10, 14)), ("other", range(20, 22))):
+        rows = [{"question": f"Say {i}.", "answer": str(i)} for i in numbers]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        **SETTINGS,
+        "data.path": folder / "train.jsonl",
+        "data.eval_path": f"{folder / 'dev.jsonl'},second={folder / 'other.jsonl'}",
+    }
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    run(folder, "p2o_jax.main", "--config", "configs/smoke.py", "--workdir", folder / "run", *flags)
+    return folder
+
+
+def test_graded_scores_train_mine_and_evolve_and_every_set_has_its_curve(folder):
+    metrics = lines(folder / "run" / "metrics.jsonl")
+    steps = [row for row in metrics if "train/loss" in row]
+    assert all(row["rollout/frac_zero_advantage"] == 0 and 0 < row["reward/mean"] < 1 and row["train/grad_norm"] > 0 for row in steps)
+    assert all(row["reward/frac_error"] == row["reward/frac_time_out"] == 0 for row in steps)
+    (search,) = [row for row in metrics if "gepa/skipped" in row]
+    assert search["gepa/hard_questions"] >= 2 and search["gepa/accepted"] > 0 and 0 < search["gepa/best_dev_score"] < 1
+    curve = [row for row in metrics if "eval/accuracy" in row]
+    assert [row["step"] for row in curve] == [0, 2, 4]
+    assert all(row["eval/accuracy"] == row["eval/dev/accuracy"] and 0 <= row["eval/second/accuracy"] <= 1 for row in curve)
+    assert set(lines(folder / "run" / "evaluations.jsonl")[0]["sets"]) == {"dev", "second"}
+
+
+def test_the_run_is_evaluated_with_its_own_reward_and_best_template(folder):
+    argv = ["--workdir", folder / "run", "--benchmarks", f"dev={folder / 'dev.jsonl'}", "--k=2", "--template=best"]
+    run(folder, "p2o_jax.evaluate", *argv, "--out", folder / "out")
+    results = json.loads((folder / "out" / "results.json").read_text())
+    assert results["template"] in {row["text"].strip() for row in lines(folder / "run" / "templates.jsonl") if row["text"]}
+    assert results["config"]["reward"]["fn"] == "my_reward:lower_case"
+    for asked, v in results["benchmarks"]["dev"].items():
+        rows = lines(folder / "out" / "samples" / f"dev.{asked}.jsonl")
+        scores = [row["strict"]["answer_score"] for row in rows]
+        assert v["strict"]["mean"] == pytest.approx(sum(scores) / len(scores), abs=1e-6) and len(scores) == 8
+        assert all(row["strict"]["note"].startswith("Only ") for row in rows)
+        solved = [row["strict"]["status"] == "correct" for row in rows]
+        assert v["strict"]["pass_at"]["2"] == sum(map(any, zip(solved[::2], solved[1::2], strict=True))) / 4

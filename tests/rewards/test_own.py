@@ -1,0 +1,147 @@
+"""Reward functions of one's own: called in workers with deadlines, graded, with feedback, and their faults told."""
+
+import textwrap
+
+import pytest
+
+from p2o_jax import config
+from p2o_jax.records import Question, Verdict
+from p2o_jax.rewards import examples
+from p2o_jax.rewards.verify import Verifier
+
+MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "How much?"})
+
+
+def question(answer="42", **meta):
+    return Question("q", MESSAGES, answer, "some.jsonl", meta)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A module of a user's, importable by this process and so by its workers."""
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "broken_reward.py").write_text("1 / 0\n")
+    (folder / "my_reward.py").write_text(
+        textwrap.dedent(
+            """
+            import sys, time
+
+            NUMBER = 3
+
+            def reward(messages, response, answer, meta):
+                if response == "hang":
+                    while True:
+                        pass
+                if response == "exit":
+                    sys.exit(1)
+                if response == "raise":
+                    raise KeyError("level")
+                if response.startswith("return"):
+                    return {"many": 1.5, "nan": float("nan"), "none": None, "pair": (0.5, 3), "text": "0.25", "yes": True}[response[7:]]
+                if response == "seen":
+                    return 1.0, "|".join([messages[0]["role"], messages[-1]["content"], answer, str(meta["level"]), meta["when"]])
+                return len(response) / 10
+            """
+        )
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def mine(folder):
+    with Verifier(config.Reward(fn="my_reward:reward", success_above=0.3, workers=2, timeout_s=1.0)) as verifier:
+        assert verifier.problems() == []
+        yield verifier
+
+
+def judged(verifier, *responses, **meta):
+    return verifier.judge(responses, [question(**meta)] * len(responses))
+
+
+def test_scores_are_graded_and_success_is_above_the_threshold(mine):
+    assert judged(mine, "", "abc", "abcd", "abcdefghij") == [
+        Verdict(0.0, 1.0, "wrong"),
+        Verdict(0.3, 1.0, "wrong"),
+        Verdict(0.4, 1.0, "correct"),
+        Verdict(1.0, 1.0, "correct"),
+    ]
+    assert judged(mine, "return text", "return yes") == [Verdict(0.25, 1.0, "wrong"), Verdict(1.0, 1.0, "correct")]
+
+
+def test_it_is_given_messages_answer_and_the_other_columns_and_may_speak(mine):
+    class Day:
+        def __str__(self):
+            return "Monday"
+
+    assert judged(mine, "seen", level=3, when=Day()) == [Verdict(1.0, 1.0, "correct", "system|How much?|42|3|Monday")]
+
+
+def test_faults_are_errors_with_the_reason_and_hurt_nobody_else(mine):
+    verdicts = judged(mine, "raise", "abcd", "return many", "return nan", "return none", "return pair", "exit", "hang", "abcde")
+    statuses = ["error", "correct", "error", "error", "error", "error", "error", "time_out", "correct"]
+    assert [v.status for v in verdicts] == statuses
+    assert [v.answer_score for v in verdicts] == [0, 0.4, 0, 0, 0, 0, 0, 0, 0.5]
+    assert verdicts[0].note == "KeyError: 'level'" and "expected a score in [0, 1]" in verdicts[2].note
+
+
+def test_equal_responses_to_a_question_are_judged_once(mine):
+    before, seen = mine.counts, []
+    verdicts = mine.judge(["abc"] * 5, [question()] * 5, lambda done, total: seen.append((done, total)))
+    assert len(set(verdicts)) == 1 and seen == [(5, 5)]
+    assert mine.counts["slow"] - before["slow"] == 1
+
+
+def test_answers_are_not_checked_against_themselves(mine):
+    assert mine.self_check(["}{", ""]) == []
+
+
+@pytest.mark.parametrize(
+    ("fn", "told"),
+    [
+        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("my_reward:nothing", "has no attribute 'nothing'"),
+        ("my_reward:NUMBER", "cannot be called"),
+        ("broken_reward:f", "ZeroDivisionError"),
+    ],
+)
+def test_a_function_that_is_not_there_is_told_before_the_run(folder, fn, told):
+    with Verifier(config.Reward(fn=fn, workers=1)) as verifier:
+        (line,) = verifier.problems()
+    assert line.startswith(f"config.reward.fn={fn}: ") and told in line
+
+
+def test_without_a_function_the_reference_answers_judge():
+    with Verifier(config.Reward(kind="exact")) as verifier:
+        assert verifier.problems() == []
+        assert [v.status for v in judged(verifier, r"\boxed{42}", r"\boxed{41}", "42")] == ["correct", "wrong", "no_answer"]
+
+
+PATTERN = r"Answer: \d+ (cm|m)"
+
+
+@pytest.mark.parametrize(
+    ("response", "score"), [("so\nAnswer: 12 cm\n \n", 1.0), ("Answer: 12 km", 0.0), ("Answer: 12 cm\nOr 13", 0.0), ("", 0.0)]
+)
+def test_pattern_by_hand(response, score):
+    assert examples.pattern(MESSAGES, response, PATTERN, {})[0] == score
+
+
+@pytest.mark.parametrize(
+    ("response", "score", "feedback"),
+    [
+        ('so ```json\n{"a": 1, "b": [2]}\n```', 1.0, "All fields are right."),
+        ('{"a": 1, "b": [2]} no: {"a": 2, "b": [2], "c": {"a": 1}}', 0.5, "Wrong or missing fields: a."),
+        ('{"b": 2}', 0.0, "Wrong or missing fields: a, b."),
+        ("{ x } {", 0.0, "The response holds no JSON object."),
+    ],
+)
+def test_json_fields_by_hand(response, score, feedback):
+    assert examples.json_fields(MESSAGES, response, '{"a": 1, "b": [2]}', {}) == (score, feedback)
+
+
+def test_a_pattern_that_takes_for_ever_meets_the_deadline():
+    with Verifier(config.Reward(fn="p2o_jax.rewards.examples:pattern", workers=1, timeout_s=1.0)) as verifier:
+        verdicts = verifier.judge(["a" * 40 + "b", "aaa"], [question("(a+)+"), question("(a+)+")])
+    assert [v.status for v in verdicts] == ["time_out", "correct"]

@@ -1,0 +1,91 @@
+"""The path from question to verdict, with a sampler made of plain Python: order, overlap, errors."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from p2o_jax.progress import Reporter
+from p2o_jax.records import Ask, Completion, Question, Sampling, Verdict
+from p2o_jax.rollout.answer import Answerer
+
+QUESTIONS = [Question(f"q{i}", ({"role": "user", "content": f"n{i}"},), str(i)) for i in range(6)]
+ASKS = [Ask(question, "", f"{question.id}/{g}") for question in QUESTIONS for g in range(2)]
+HOW = Sampling(1.0, 50)
+
+
+class Sampler:
+    """Finishes the requests backwards, two at a time; request i has i + 1 tokens. `between` is called after each two."""
+
+    def __init__(self, between=lambda: None):
+        self.between, self.asked = between, []
+
+    def stream(self, weights, requests, how, key):
+        self.asked.append(requests)
+        for last in reversed(range(1, len(requests), 2)):
+            yield [(i, Completion(np.full(i + 1, i, np.int32), np.zeros(i + 1, np.float32), True)) for i in (last, last - 1)]
+            self.between()
+
+
+class Words:
+    def render(self, question, template=""):
+        return tuple(ord(c) for c in template + question.text)
+
+    def decode(self, ids):
+        return f"{ids[0]}" if ids else ""
+
+
+def verify(texts, questions):
+    """Right where the rollout's number, halved, is the question's."""
+    return [Verdict(float(int(t) // 2 == int(q.answer)), 1.0, "correct") for t, q in zip(texts, questions, strict=True)]
+
+
+def answerer(sampler, judge=verify):
+    return Answerer(sampler, Words(), judge, Reporter(enabled=False))
+
+
+def test_rollouts_come_in_the_order_of_the_asks_whatever_finishes_first():
+    rollouts = answerer(Sampler()).answer(None, ASKS, HOW, None)
+    assert [r.ask for r in rollouts] == ASKS
+    assert [r.text for r in rollouts] == [str(i) for i in range(12)]
+    assert [len(r.completion.token_ids) for r in rollouts] == list(range(1, 13))
+    assert all(r.verdict.answer_score == 1.0 for r in rollouts)
+
+
+def test_what_is_finished_is_judged_while_the_rest_is_sampled():
+    """The sampler goes on only after the verifier has seen what it gave out, and the other way round."""
+    judged, threads = threading.Event(), set()
+
+    def wait():
+        assert judged.wait(10), "nobody judges while sampling goes on"
+        judged.clear()
+
+    def judge(texts, questions):
+        threads.add(threading.current_thread())
+        judged.set()
+        return verify(texts, questions)
+
+    rollouts = answerer(Sampler(wait), judge).answer(None, ASKS, HOW, None)
+    assert len(rollouts) == 12 and len(threads) == 1 and threading.main_thread() not in threads
+
+
+def test_what_the_verifier_raises_ends_the_call_and_not_the_next_one():
+    broken = [True]
+
+    def judge(texts, questions):
+        if broken[0]:
+            raise RuntimeError("verifier workers do not start")
+        return verify(texts, questions)
+
+    asker = answerer(Sampler(), judge)
+    with pytest.raises(RuntimeError, match="do not start"):
+        asker.answer(None, ASKS, HOW, None)
+    broken[0] = False
+    assert len(asker.answer(None, ASKS, HOW, None)) == 12
+
+
+def test_expected_lengths_reach_the_sampler():
+    sampler = Sampler()
+    answerer(sampler).answer(None, [replace(ask, expected_tokens=float(i)) for i, ask in enumerate(ASKS)], HOW, None)
+    assert [r.expected_tokens for r in sampler.asked[0]] == [float(i) for i in range(12)]
