@@ -134,8 +134,8 @@ def test_max_new_tokens_is_honoured_and_a_shorter_text_is_the_beginning_of_a_lon
     "changes",
     [
         {"slots": 3},
-        {"slots": 64},
-        {"slots": 16, "min_slots": 2},
+        {"slots": 64, "min_slots": 32},
+        {"slots": 16, "min_slots": 4},
         {"slots": 16, "min_slots": 0},
         {"group_size": 1, "questions": 40},
         {"prompt_buckets": (5, 16, 30)},
@@ -274,7 +274,7 @@ def test_the_same_text_with_kernels(kernel, monkeypatch):
 
 
 def test_an_int8_cache_is_close():
-    """Measured here: log-probs off by .003 on average, .04 at most, as long as the texts are the same."""
+    """Measured here: log-probs off by .004 on average, .07 at most, as long as the texts are the same; 34 of the 40 are to the end."""
     engine, weights = make_engine(cache_dtype="int8")
     gaps = []
     for a, b in zip(engine.generate(weights, make_requests(), HOW, KEY), baseline(), strict=True):
