@@ -1,8 +1,9 @@
 """Samples: `python -m p2o_jax.generate --model DIR --prompts FILE.jsonl [--template TEXT] [--n K] [--out OUT.jsonl]`.
 
-Any `--config.a.b=value` may follow. A line of FILE has a `prompt` or a `question`: a text, or a list of chat messages. It is
-asked as it stands (training puts a question that is a text into config.data.prompt_template; here nothing is added unless that
-is given), under the template if there is one. Each completion is a line of OUT, or of standard output:
+`--temperature T` is config.rollout.temperature unless given; at 0 the most likely token is taken at every step. Any `--config.a.b=value`
+may follow. A line of FILE has a `prompt` or a `question`: a text, or a list of chat messages. It is asked as it stands (training puts a
+question that is a text into config.data.prompt_template; here nothing is added unless that is given), under the template if there is one.
+Each completion is a line of OUT, or of standard output:
 
     index        which prompt, from 0            logp       sum of the tokens' log-probs at the sampling temperature
     n            which of its K completions      token_ids  of the response, the stop token included
@@ -52,9 +53,12 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with flags, prompts, config or model.
     """
-    flags, overrides = config_files.parse_flags(argv, {"model": None, "prompts": None, "template": "", "n": "1", "out": ""})
+    flags, overrides = config_files.parse_flags(
+        argv, {"model": None, "prompts": None, "template": "", "n": "1", "out": "", "temperature": ""}
+    )
     n = positive("--n", flags["n"])
     cfg = command_config(flags["model"], overrides)
+    temperature = _temperature(flags["temperature"]) if flags["temperature"] else cfg.rollout.temperature
     prompts = read_prompts(Path(flags["prompts"]), cfg.data.prompt_template)
 
     from p2o_jax import build, runtime
@@ -69,7 +73,8 @@ def run(argv: Sequence[str]) -> None:
     with ExitStack() as stack:
         out = _open(flags["out"], runtime.is_main_process(), stack)
         verifier = stack.enter_context(Verifier(cfg.reward))
-        sample(cfg, model, [p.question for p in prompts], ids, n, verifier, out, reporter)
+        how = Sampling(temperature, cfg.rollout.max_new_tokens, cfg.rollout.top_k, cfg.rollout.top_p, cfg.rollout.min_p)
+        sample(cfg, model, [p.question for p in prompts], ids, n, how, verifier, out, reporter)
 
 
 def sample(
@@ -78,6 +83,7 @@ def sample(
     questions: Sequence[Question],
     prompt_ids: Sequence[tuple[int, ...]],
     n: int,
+    how: Sampling,
     verifier: "Verifier",
     out: TextIO,
     reporter: Reporter,
@@ -89,8 +95,6 @@ def sample(
 
     engine = build.make_engine(cfg, model)
     weights = engine.lay_out(model.load(str(jnp.dtype(model.dtype))))
-    r = cfg.rollout
-    how = Sampling(r.temperature, r.max_new_tokens, r.top_k, r.top_p, r.min_p)
     jobs = [(i, k) for i in range(len(questions)) for k in range(n)]
     at_once = engine.max_rollouts * engine.num_shards
     compiles, start, tokens = runtime.CompileCounter(), time.monotonic(), 0
@@ -111,6 +115,16 @@ def sample(
         f"{len(jobs)} completions, {tokens:,} tokens in {seconds:.1f} s, {compiles.seconds:.1f} s of them compiling: "
         f"{tokens / max(seconds - compiles.seconds, 1e-9):,.0f} tokens/s"
     )
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ConfigError(f"--temperature={text}: expected a number, 0 or more")
+    return value
 
 
 def command_config(model: str, overrides: Sequence[tuple[str, str]]) -> Config:

@@ -89,6 +89,12 @@ def test_generate_gives_the_same_whatever_else_is_in_the_file_and_whatever_shape
     assert "tokens/s" in capsys.readouterr().err
 
 
+def test_generate_at_temperature_0_says_the_same_every_time(sampled, tmp_path):
+    rows = generated(sampled[0], tmp_path, "--n=2", "--temperature=0")
+    assert [r["token_ids"] for r in rows[::2]] == [r["token_ids"] for r in rows[1::2]]
+    assert [r["token_ids"] for r in rows[::2]] != [r["token_ids"] for r in sampled[1][::3]]
+
+
 def test_generate_tells_bad_input(tmp_path):
     prompts = jsonl(tmp_path / "p.jsonl", {"prompt": "hi"})
     bad = jsonl(tmp_path / "bad.jsonl", "{", {"text": "hi"}, {"prompt": " "}, {"prompt": [{"role": "user"}]}, {"prompt": "a", "answer": []})
@@ -96,6 +102,7 @@ def test_generate_tells_bad_input(tmp_path):
     assert [line.split(": ")[0].rpartition(":")[2] for line in found] == ["1", "2", "3", "4", "5"]
     assert "no prompts" in problems(generate.run, "--model", MODEL, "--prompts", jsonl(tmp_path / "none.jsonl"))[0]
     assert "No such file" in problems(generate.run, "--model", MODEL, "--prompts", tmp_path / "missing.jsonl")[0]
+    assert "--temperature=-1" in problems(generate.run, "--model", MODEL, "--prompts", prompts, "--temperature=-1")[0]
     assert "--n=0" in problems(generate.run, "--model", MODEL, "--prompts", prompts, "--n", "0")[0]
     assert "no such directory" in problems(generate.run, "--model", tmp_path / "missing", "--prompts", prompts)[0]
     assert "--out=" in problems(generate.run, "--model", MODEL, "--prompts", prompts, "--out", tmp_path / "no" / "out")[0]
@@ -164,7 +171,7 @@ def run_dir(tmp_path_factory):
 
 
 def test_export_writes_the_newest_policy_or_that_of_a_step(run_dir, tmp_path):
-    assert checkpoint.policies(run_dir) == {0: 0, 2: 3}
+    assert checkpoint.policies(checkpoint.directory(run_dir, config.Checkpoint())) == {0: 0, 2: 3}
     export.run([f"--workdir={run_dir}", f"--out={tmp_path / 'new'}", "--dtype=float32"])
     export.run([f"--workdir={run_dir}", f"--out={tmp_path / 'old'}", "--step=0", "--dtype=float32"])
     export.run([f"--workdir={run_dir}", f"--out={tmp_path / 'half'}"])
