@@ -7,7 +7,7 @@ EXTRAS ?=
 COMMA := ,
 BIN := .venv/bin
 
-.PHONY: quickstart test lint venv clean
+.PHONY: quickstart test lint docs venv clean
 
 quickstart: venv
 	$(BIN)/python -m p2o_jax.main --config configs/quickstart.py
@@ -19,6 +19,10 @@ lint: .venv/test-$(EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: .venv/docs
+	$(BIN)/python -m docs.generate
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 venv: .venv/base-$(EXTRAS)
 
@@ -32,6 +36,10 @@ venv: .venv/base-$(EXTRAS)
 
 .venv/test-$(EXTRAS): .venv/bin/python pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test$(if $(EXTRAS),$(COMMA)$(EXTRAS))]'
+	@touch $@
+
+.venv/docs: .venv/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
 
 clean:

@@ -28,7 +28,7 @@ from p2o_jax.data.chat import Chat, load_tokenizer
 from p2o_jax.data.questions import Questions
 from p2o_jax.evaluation.heldout import Evaluation
 from p2o_jax.gepa import api
-from p2o_jax.models import hf, hf_config, lora, sharding
+from p2o_jax.models import hf, hf_config, lora, sharding, transformer
 from p2o_jax.models.spec import ModelSpec, Weight, num_params, weights
 from p2o_jax.progress import Reporter
 from p2o_jax.recorder import Recorder
@@ -75,16 +75,17 @@ class Parts:
         num_updates = cfg.train.epochs * self.questions.steps_per_epoch * (cfg.rollout.questions // config.minibatch_questions(cfg))
         bad_batch = workdir / "bad_batch.npz"
         self.learner = Learner(self.model.spec, self.model.mesh, cfg, num_updates, self.model.dtype, self.chat.pad_id, bad_batch)
-        self.engine = make_engine(cfg, self.model, memory.per_device(self.learner.abstract_state()))
+        self.engine = make_engine(cfg, self.model, held_bytes(cfg, self.model, self.learner))
         self.verifier = Verifier(cfg.reward)
         self._check_answers(train, *heldout)
         self.answerer = Answerer(self.engine, self.chat, self.verifier.judge, reporter)
         self.sampling = training_sampling(cfg)
         self.fill = self._dynamic_sampling() if cfg.rollout.dynamic_sampling else fill.as_asked
         self.evaluation = Evaluation(heldout, self.answerer, cfg.eval, cfg.rollout.max_new_tokens, self.key("eval"))
-        self.journals = PhaseJournals(workdir, cfg.train.seed, settings_digest(_fixed_settings(cfg)), reporter.line)
+        settings = settings_digest(_fixed_settings(cfg))
+        self.journals = PhaseJournals(workdir, cfg.train.seed, settings, reporter.line)
         write_run_files(workdir, cfg, train, *heldout)
-        self.checkpoints = Checkpoints(workdir, cfg.checkpoint, reporter.line)
+        self.checkpoints = Checkpoints(workdir, cfg.checkpoint, reporter.line, settings)
         self.record = Recorder(cfg, workdir, self.questions, self.engine, reporter, compiles)
         programs = sampling_programs(cfg, self.engine)
         with reporter.phase("compile_ahead", len(programs), "programs") as advance:
@@ -188,6 +189,9 @@ def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, sou
     found = config_rules.problems(cfg, len(jax.devices())) + changed_settings(workdir, cfg)
     train, heldout = collect(found, lambda: load_questions(cfg)), collect(found, lambda: load_heldout(cfg)) or []
     found += changed_questions(workdir, train, *heldout)
+    own = _question_digests(train, *heldout)
+    if not runtime.everywhere(own == runtime.from_process_0(lambda: own)):
+        found.append("config.data: not all processes read the same questions; copy the files to every host, or give a path that all share")
     if (cfg.data.path == WORLD) != (cfg.model.path == WORLD):
         found.append(
             f"config.data.path={cfg.data.path} with config.model.path={cfg.model.path}: the built-in world's questions and its base model "
@@ -257,7 +261,18 @@ def make_engine(cfg: Config, model: Model, held: int = 0, device_memory: int | N
         rollout, chat = dataclasses.replace(cfg.rollout, slots=slots), model.chat
         return Engine(model.spec, model.mesh, rollout, capacities, chat.stop_ids, chat.pad_id, model.dtype, grouped_up_to)
 
-    return memory.fitting(make, cfg.rollout.slots, held, device_memory)
+    has_reference = cfg.gepa.enabled and cfg.gepa.reflector == "reference"
+    return memory.fitting(make, cfg.rollout.slots, held, 2 if has_reference else 1, device_memory)
+
+
+def held_bytes(cfg: Config, model: Model, learner: Learner) -> int:
+    """What training holds per device while it samples: the train state, and the whole initial model where that is needed besides."""
+    spec = dataclasses.replace(model.spec, lora=None)
+    whole = jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0), cfg.model.param_dtype))
+    shardings = sharding.param_shardings(spec, model.mesh, sharding.LEARNER)
+    whole = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), whole, shardings)
+    is_held = model.spec.lora is not None or cfg.loss.kl != "off"
+    return memory.per_device(learner.abstract_state()) + (memory.per_device(whole) if is_held else 0)
 
 
 def model_reflects(cfg: Config) -> bool:
@@ -374,8 +389,11 @@ def _as_json(cfg: Config) -> dict[str, Any]:
 
 
 def _fixed_settings(cfg: Config) -> dict[str, Any]:
-    """The settings that may not change in a run, by key."""
-    return {key: value for key, value, _ in _differences(_as_json(cfg), {}) if not key.startswith(_MAY_CHANGE)}
+    """The settings that may not change in a run, by key; where it keeps its states is not one that its results depend on."""
+    settings = {"preset": cfg.preset}
+    for section, part in _as_json(cfg).items():
+        settings |= {f"{section}.{name}": value for name, value in part.items()} if isinstance(part, dict) else {}
+    return {key: value for key, value in settings.items() if not key.startswith((*_MAY_CHANGE, "checkpoint.path"))}
 
 
 _MAY_CHANGE = (

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from p2o_jax import files
 from p2o_jax.metrics import read_rows
+from p2o_jax.progress import printable
+from p2o_jax.recorder import read_seconds
 from p2o_jax.records import Ledger
 
 PHASES = ("rollout", "reward", "score", "update", "gepa", "eval")
 
 
-def write_one(workdir: Path, model_directory: Path, seconds: float, ledger: Ledger) -> None:
+def write_one(workdir: Path, model_directory: Path, ledger: Ledger) -> None:
     """Writes workdir/result.json: the run in a few numbers."""
     evaluations = read_rows(workdir / "evaluations.jsonl")
     metrics = read_rows(workdir / "metrics.jsonl")
@@ -23,16 +26,16 @@ def write_one(workdir: Path, model_directory: Path, seconds: float, ledger: Ledg
         "generated_tokens": max((row.get("ledger/generated_tokens", 0) for row in metrics), default=0),
         "steps": sum("train/loss" in row for row in metrics),
         "seconds_by_phase": {phase: round(sum(row.get(f"time/{phase}_s", 0) for row in metrics), 2) for phase in PHASES},
-        "seconds": round(seconds, 1),
+        "seconds": round(sum(read_seconds(workdir)), 1),  # of all starts
         "ledger": {phase: {k: v for k, v in row.items() if k != "seconds"} for phase, row in ledger.costs.items()},
         "seconds_ledger": {phase: round(row["seconds"], 2) for phase, row in ledger.costs.items() if "seconds" in row},
     }
     if world.exists():
         result["p_chain_plain"] = json.loads(world.read_text(encoding="utf-8"))["p_chain_plain"]
-    _write_json(workdir / "result.json", result)
+    files.write_json(workdir / "result.json", result)
 
 
-def write(workdir: Path, arms: Sequence[str], seconds: float) -> None:
+def write(workdir: Path, arms: Sequence[str]) -> None:
     """Writes workdir/result.json and comparison.png, and prints a table."""
     results = {arm: json.loads((workdir / arm / "result.json").read_text(encoding="utf-8")) for arm in arms}
     rows = {arm: read_rows(workdir / arm / "metrics.jsonl") for arm in arms}
@@ -41,14 +44,14 @@ def write(workdir: Path, arms: Sequence[str], seconds: float) -> None:
         combined |= {arm: results[arm]["accuracy"], f"tokens_{arm}": results[arm]["generated_tokens"]}
     combined |= {
         "p_chain_plain": results[arms[0]].get("p_chain_plain"),
-        "seconds": round(seconds, 1),
+        "seconds": round(sum(results[arm]["seconds"] for arm in arms), 1),
         "by_family": {arm: results[arm]["by_family"] for arm in arms},
         "seconds_by_phase": {arm: results[arm]["seconds_by_phase"] for arm in arms},
         "frac_zero_advantage_by_epoch": {arm: _by_epoch(rows[arm], "rollout/frac_zero_advantage") for arm in arms},
         "hard_by_epoch": {arm: [row["gepa/hard_questions"] for row in rows[arm] if "gepa/hard_questions" in row] for arm in arms},
         "best_templates": {arm: best_templates(workdir / arm) for arm in arms},
     }
-    _write_json(workdir / "result.json", combined)
+    files.write_json(workdir / "result.json", combined)
     plot(workdir, arms)
     _print_table(workdir, combined, arms)
 
@@ -114,7 +117,7 @@ def _print_table(workdir: Path, combined: dict[str, Any], arms: Sequence[str]) -
     console.print(table)
     for arm in arms:
         for template in combined["best_templates"][arm]:
-            console.print(f"{arm}: template with dev score {template['dev_score']:.2f}: {template['text']}", markup=False)
+            console.print(f"{arm}: template with dev score {template['dev_score']:.2f}: {printable(template['text'])}", markup=False)
     console.print(f"{workdir / 'result.json'}  {workdir / 'comparison.png'}  {combined['seconds']:.0f} s", markup=False)
 
 
@@ -140,9 +143,3 @@ def _smooth(values: Sequence[float], width: int = 5) -> list[float]:
 
 def _thousands(tokens: float) -> float:
     return tokens / 1000
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    temporary.replace(path)

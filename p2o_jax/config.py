@@ -244,7 +244,7 @@ class Checkpoint:
     every_steps: int = 20  # besides those around every prompt phase, at the end, and of the best state on the held-out questions
     keep: int = 2  # the newest; the best stays, too
     keep_every: int = 0  # those of every so many policy steps stay for good; 0: none
-    path: str = ""  # folder, or gs://BUCKET/FOLDER; empty: WORKDIR/checkpoints
+    path: str = ""  # folder, or gs://BUCKET/FOLDER (extra "gs"); empty: WORKDIR/checkpoints
     grace_s: float = 25.0  # after SIGTERM the run has saved and left within this time
 
 

@@ -1,8 +1,9 @@
-"""Exports: `python -m p2o_jax.export --workdir RUN --out DIR [--step N] [--dtype bfloat16|float32] [--config.a.b=value ...]`.
+"""Exports: `python -m p2o_jax.export --workdir RUN --out DIR [--step N|best] [--dtype bfloat16|float32] [--config.a.b=value ...]`.
 
 DIR becomes a Hugging Face directory with the tokenizer of the run's model: the policy of the newest checkpoint, or of the one
-after N policy steps. A run with adapters (config.lora) is exported merged, or with `--adapter=peft` as adapter files for `peft`.
-Where the run's model has been moved since, `--config.model.path=DIR` tells where it is now.
+after N policy steps, or the one that did best on the held-out questions. A run with adapters (config.lora) is exported merged, or
+with `--adapter=peft` as adapter files for `peft`. Where the run's model has been moved since, `--config.model.path=DIR` tells where
+it is now.
 """
 
 import dataclasses
@@ -42,13 +43,15 @@ def run(argv: Sequence[str]) -> None:
     from p2o_jax.models import hf, hf_config, lora
     from p2o_jax.progress import Reporter
 
-    step, tick = _pick(workdir, checkpoint.policies(workdir), flags["step"])
+    where = checkpoint.directory(workdir, cfg.checkpoint)
+    best = checkpoint.read_best(where)
+    step, tick = _pick(workdir, checkpoint.policies(where), flags["step"], best.step if best else None)
     directory = model_directory(cfg)
-    spec = _run_spec(hf_config.read_spec(directory), cfg, checkpoint.stored_shapes(workdir, tick))
+    spec = _run_spec(hf_config.read_spec(directory), cfg, checkpoint.stored_shapes(where, tick))
     if flags["adapter"] and not spec.lora:
         raise ConfigError(f"--adapter={flags['adapter']}: {workdir} trained all weights (config.lora.rank=0), there are no adapters")
     abstract = _abstract_params(spec, cfg.model.param_dtype)
-    trained = checkpoint.read_policy(workdir, tick, lora.split(spec, abstract)[0])
+    trained = checkpoint.read_policy(where, tick, lora.split(spec, abstract)[0])
     try:
         if flags["adapter"]:
             lora.save_peft(out, spec, trained, str(directory))
@@ -81,8 +84,10 @@ def model_directory(cfg: Config) -> Path:
     return directory
 
 
-def _pick(workdir: Path, tick_of: dict[int, int], wanted: str) -> tuple[int, int]:
-    """(policy step, tick) of the checkpoint to export."""
+def _pick(workdir: Path, tick_of: dict[int, int], wanted: str, best: int | None) -> tuple[int, int]:
+    """(policy step, tick) of the checkpoint to export; `best` is the step of the best one on the held-out questions."""
+    if wanted == "best" and best is not None:
+        wanted = str(best)
     if not tick_of:
         raise ConfigError(f"--workdir={workdir}: no checkpoints in it")
     if not wanted:

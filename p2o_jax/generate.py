@@ -64,7 +64,6 @@ def run(argv: Sequence[str]) -> None:
     from p2o_jax import build, runtime
     from p2o_jax.rewards.verify import Verifier
 
-    runtime.start(cfg.mesh.cpu_devices, compile_cache="")
     reporter = Reporter(enabled=runtime.is_main_process())
     model = build.open_model(cfg, reporter)
     ids = [model.chat.render(p.question, flags["template"]) for p in prompts]
@@ -129,9 +128,11 @@ def _temperature(text: str) -> float:
 
 def command_config(model: str, overrides: Sequence[tuple[str, str]]) -> Config:
     """The config of a command that only samples: the defaults of training where they have nothing to do with the machine or the file."""
-    import jax
+    from p2o_jax import runtime
 
-    num_devices = str(len(jax.devices()))
+    values: Any = config_files.to_config_dict(Config())
+    config_files.override(values, [(key, text) for key, text in overrides if key == "mesh.cpu_devices"])
+    num_devices = str(runtime.start(values.mesh.cpu_devices, compile_cache=""))
     defaults = {
         "model.path": model,
         "data.prompt_template": "{question}",
@@ -141,7 +142,6 @@ def command_config(model: str, overrides: Sequence[tuple[str, str]]) -> Config:
         "rollout.slots": num_devices,
         "rollout.max_new_tokens": "512",
     }
-    values = config_files.to_config_dict(Config())
     config_files.override(values, [*defaults.items(), *overrides])
     return config.resolve(config_files.from_config_dict(values))
 

@@ -3,17 +3,20 @@
 A workdir that holds a checkpoint is resumed. A config with `arms` runs each of them in a folder of its own and compares them.
 """
 
+import errno
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would tell that there is no PyTorch
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from p2o_jax import config, config_files
+from p2o_jax import config, config_files, guards
 from p2o_jax.config import Config, ConfigError
+from p2o_jax.progress import Reporter, printable
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,10 +36,9 @@ def main(argv: Sequence[str]) -> None:
 
     arms = {name: config.resolve(arm) for name, arm in config_files.arms(values).items()}
     check_arms(arms)
-    start = time.monotonic()
     for name, arm in arms.items():
         train_one(arm, workdir / name)
-    compare.write(workdir, list(arms), time.monotonic() - start)
+    compare.write(workdir, list(arms))
 
 
 def check_arms(arms: Mapping[str, Config]) -> None:
@@ -46,28 +48,36 @@ def check_arms(arms: Mapping[str, Config]) -> None:
     found = []
     for name, arm in arms.items():
         num_devices = runtime.start(arm.mesh.cpu_devices, arm.train.compile_cache)
+        if arm.checkpoint.path:
+            found.append(f"config.arms, {name}: config.checkpoint.path must be empty: arms would share one folder")
         found += [f"config.arms, {name}: {line}" for line in config_rules.problems(arm, num_devices)]
     if found:
         raise ConfigError(*found)
 
 
 def train_one(cfg: Config, workdir: Path) -> None:
-    """Trains one run to its end and writes its result.json."""
+    """Trains one run to its end and writes its result.json.
+
+    Raises:
+        Preempted: after SIGTERM, with the run's state saved.
+    """
     from p2o_jax import build, compare, runtime, train
-    from p2o_jax.progress import Reporter
 
     runtime.start(cfg.mesh.cpu_devices, cfg.train.compile_cache)
-    reporter = Reporter(enabled=runtime.is_main_process())
-    reporter.line(f"--- {workdir}")
-    start = time.monotonic()
-    parts = build.Parts(cfg, workdir, reporter)
-    reporter.line(build.describe(parts))
-    try:
-        state = train.run(cfg, parts)
-    finally:
-        parts.close()
+    with guards.Preemption(cfg.checkpoint.grace_s, runtime.on_any) as preemption:
+        reporter = Reporter(enabled=runtime.is_main_process(), poll=preemption.poll)
+        reporter.line(f"--- {workdir}")
+        parts = build.Parts(cfg, workdir, reporter)
+        reporter.line(build.describe(parts))
+        try:
+            state = train.run(cfg, parts)
+        except guards.Preempted:
+            parts.checkpoints.save_last()
+            raise
+        finally:
+            parts.close()
     if runtime.is_main_process():
-        compare.write_one(workdir, parts.model.directory, time.monotonic() - start, state.ledger)
+        compare.write_one(workdir, parts.model.directory, state.ledger)
 
 
 def command(run: Callable[[Sequence[str]], None]) -> None:
@@ -80,8 +90,15 @@ def command(run: Callable[[Sequence[str]], None]) -> None:
         run(sys.argv[1:])
     except ConfigError as e:
         for line in e.problems:
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {printable(line)}", file=sys.stderr)
         sys.exit(2)
+    except OSError as e:
+        if e.errno not in DISK_ERRORS:
+            raise
+        print(f"error: {e.filename or 'a file'} could not be written: {e.strerror} (the same command goes on)", file=sys.stderr)
+        sys.exit(2)
+    except guards.Preempted:
+        print("left on SIGTERM; the same command goes on", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted (a training run goes on from its last checkpoint by the same command)", file=sys.stderr)
         sys.exit(130)

@@ -101,7 +101,7 @@ METRICS: dict[str, str] = {
     "perf/tokens_per_s": "tokens sampled in this step per second of sampling",
     "perf/frac_slots_busy": "share of the slots computed in decoding that were in use; the rest is wasted",
     "perf/decode_steps": "steps of decoding, of training, prompt phase and evaluation since the last row",
-    "perf/frac_prompt_tokens_computed": "prompt tokens computed, padding included, over those of distinct prompts; shared beginnings count once",
+    "perf/frac_prompt_tokens_computed": "prompt tokens computed, padding included, over those of distinct prompts",
     "perf/frac_prefill_time": "share of the time of sampling that went into prompts",
     "perf/frac_tail_time": "share of the time of sampling in which no rollout was left to begin: until the last token of the longest",
     "time/compile_ahead_s": "seconds compiling the sampler's programs at the start",

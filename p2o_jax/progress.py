@@ -1,4 +1,7 @@
-"""What the terminal shows: a bar with rate and ETA for the phase at work, and a line for each step. Times each phase, too."""
+"""What the terminal shows: a bar with rate and ETA for the phase at work, and a line for each step. Times each phase, too.
+
+Text that a model wrote is shown without what a terminal would obey.
+"""
 
 import sys
 import time
@@ -11,33 +14,41 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Advance = Callable[[int], None]
 
 
+def printable(text: str) -> str:
+    """The text with control characters, direction marks, lone surrogates and the like written as escapes; lines stay lines."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class Reporter:
     """Phases and lines on standard error; quiet on processes other than the first.
 
-    On a terminal the running phase has a bar. Elsewhere a phase that lasts prints a line every `every_s` seconds.
+    On a terminal the running phase has a bar. Elsewhere a phase that lasts prints a line every `every_s` seconds. `poll` is called
+    wherever a phase begins or gets on, and may raise: there, and nowhere else, a run can be left.
     """
 
-    def __init__(self, enabled: bool = True, every_s: float = 15.0):
-        self.enabled, self.every_s = enabled, every_s
+    def __init__(self, enabled: bool = True, every_s: float = 15.0, poll: Callable[[], None] = lambda: None):
+        self.enabled, self.every_s, self.poll = enabled, every_s, poll
+        self.begin = time.monotonic()
         self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self.seconds: dict[str, float] = {}  # by phase, since `take_seconds`
 
     def line(self, text: str) -> None:
         """Prints a line."""
         if self.enabled:
-            self.console.print(text, markup=False)
+            self.console.print(printable(text), markup=False)
 
     @contextmanager
     def phase(self, name: str, total: int = 0, unit: str = "") -> Iterator[Advance]:
         """Times a phase, and shows its progress through the function it yields, called with the number of units done since."""
+        self.poll()
         start = time.monotonic()
         try:
             if self.enabled and total and self.console.is_terminal:
                 with self._bar(unit) as bar:
                     task = bar.add_task(name, total=total)
-                    yield lambda n: bar.advance(task, n)
+                    yield self._polled(lambda n: bar.advance(task, n))
             else:
-                yield self._lines(name, total, unit)
+                yield self._polled(self._lines(name, total, unit))
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
 
@@ -45,6 +56,13 @@ class Reporter:
         """Seconds by phase since the last call."""
         taken, self.seconds = self.seconds, {}
         return taken
+
+    def _polled(self, advance: Advance) -> Advance:
+        def polled(n: int) -> None:
+            self.poll()
+            advance(n)
+
+        return polled
 
     def _bar(self, unit: str) -> Progress:
         rate = TextColumn("{task.speed:.1f} " + unit + "/s") if unit else TextColumn("")

@@ -28,12 +28,28 @@ def split_cpu(num_devices: int) -> None:
 
 
 def start(cpu_devices: int, compile_cache: str) -> int:
-    """The number of devices, after the settings that JAX must have before it is first used: a split CPU, kept compiled programs."""
+    """The number of devices of all processes, after what must be done before JAX is first used.
+
+    That is: this process' CPU split, the other processes joined where there are any, compiled programs kept.
+    """
     if cpu_devices:
         split_cpu(cpu_devices)
+    if in_a_group() and not jax.distributed.is_initialized():
+        number, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))  # None: JAX asks the cluster
+        jax.distributed.initialize(num_processes=int(number) if number else None, process_id=int(index) if index else None)
     if compile_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.abspath(compile_cache))
     return jax.device_count()
+
+
+def in_a_group() -> bool:
+    """Whether the environment says that this is one of several processes, each started with the same command.
+
+    By JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID), Slurm, Open MPI, or as a host of a TPU pod.
+    """
+    env = os.environ
+    several = any(int(env.get(name, "1")) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES"))
+    return several or "JAX_COORDINATOR_ADDRESS" in env or "," in env.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def key(seed: int, *names: str | int) -> jax.Array:
@@ -59,20 +75,30 @@ def from_process_0(decide: Callable[[], T]) -> T:
     """What `decide` returns on process 0, on every process; it must be JSON. An exception there is raised everywhere."""
     if jax.process_count() == 1:
         return decide()
-    result: dict[str, Any] = {}
+    text = ""
     if is_main_process():
         try:
-            result = {"value": decide()}
-        except Exception as e:  # whatever it is, all processes must learn of it
-            result = {"error": f"{type(e).__name__}: {e}"}
-    payload = np.frombuffer(json.dumps(result).encode(), np.uint8)
+            text = json.dumps({"value": decide()})
+        except BaseException as e:  # whatever it is, all processes must learn of it
+            text = json.dumps({"error": f"{type(e).__name__}: {e}"})
+    payload = np.frombuffer(text.encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int64(payload.size)))
     buffer = np.zeros(size, np.uint8)
     buffer[: payload.size if is_main_process() else 0] = payload if is_main_process() else 0
-    result = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes())
+    result: dict[str, Any] = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes())
     if "error" in result:
         raise RuntimeError(f"process 0 failed: {result['error']}")
     return result["value"]
+
+
+def everywhere(holds: bool) -> bool:
+    """Whether it holds on every process."""
+    return holds if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.bool_(holds))))
+
+
+def on_any(holds: bool) -> bool:
+    """Whether it holds on some process."""
+    return not everywhere(not holds)
 
 
 def to_host(x: jax.Array) -> np.ndarray:

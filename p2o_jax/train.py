@@ -41,14 +41,15 @@ def policy_step(cfg: Config, parts: Parts, state: RunState) -> RunState:
     group_size = cfg.rollout.group_size
     questions = mining.with_extra_groups(parts.questions.batch(state.step), state.last_hard_ids, cfg.mining)
     assignment = bandit.draw(state.bandit, state.assignment, questions, cfg.assign, f"{cfg.train.seed}/{state.step}")
-    asks = assign.asks_for(questions, assignment, group_size, "train")
+    asks = assign.asks_for(questions, assignment, group_size, "train", state.history.tokens)
     weights = parts.weights(state)
     rollouts = parts.answerer.answer(weights, asks, parts.sampling, parts.key("rollout", state.step))
     filled = parts.fill(weights, rollouts, assignment, state.step, parts.key("rollout", state.step))
+    del weights  # the update needs their memory
 
-    score_QG = np.array([r.verdict.answer_score for r in rollouts], np.float32).reshape(-1, group_size)
+    solved_QG = np.array([r.succeeded for r in rollouts]).reshape(-1, group_size)
     templated_QG = np.array([r.templated for r in rollouts]).reshape(-1, group_size)
-    found = mining.find_hard(questions, score_QG, templated_QG, cfg.mining)
+    found = mining.find_hard(questions, solved_QG, templated_QG, cfg.mining)
     advantage_QG = advantages.of_rollouts(filled.trained, cfg)
 
     with parts.reporter.phase("score"):  # before any update: old, reference and templated log-probs, and the weights w
@@ -75,7 +76,7 @@ def policy_step(cfg: Config, parts: Parts, state: RunState) -> RunState:
         history=history.advanced(state.history, epoch, rollouts, hard_ids, epoch_ends),
     )
     zero_Q = advantages.zero_advantage(advantages.of_rollouts(rollouts, cfg))
-    hard_now = mining.outcome_metrics(questions, score_QG, templated_QG, zero_Q, state.last_hard_ids)
+    hard_now = mining.outcome_metrics(questions, solved_QG, templated_QG, zero_Q, state.last_hard_ids)
     counts = {"hard/questions_step": len(found), "hard/questions_epoch": len(after.hard_ids)}
     values = rollout_metrics(filled.made) | filled.stats | score_stats | mean_of(update_stats) | hard_now | counts
     parts.record.step(state, after, filled.made, values)
@@ -119,6 +120,7 @@ def search(cfg: Config, parts: Parts, state: RunState, journal: gepa.Journal) ->
         fits=stages.fits,
         spells_special=parts.chat.spells_special,
         on_stage=stages.enter,
+        success_above=cfg.reward.success_above,
     )
     return result, stages.ledger
 
@@ -138,4 +140,5 @@ def evaluate(parts: Parts, state: RunState) -> RunState:
     values, row, spent = parts.evaluation.run(parts.weights(state), state.best_template)
     after = replace(state, ledger=state.ledger.add("eval", **spent))
     parts.record.evaluation(after, values, row, spent)
+    parts.checkpoints.save_if_best(state, values["eval/accuracy"])
     return after

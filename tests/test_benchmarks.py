@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from benchmarks import gepa as gepa_bench
 from benchmarks import load, memory, quick, report
 from benchmarks.report import Target
+from p2o_jax import config
 from p2o_jax.config import ConfigError
 
 
@@ -99,3 +101,22 @@ def test_learner_compares_with_the_faster_peer_setting(tmp_path):
     learner.compare("x", todo, 600, 1, figures)
     assert figures["x_speedup"] == 3.0 and figures["x_speedup_scored"] == 2.0 and figures["x_memory_ratio"] == 0.5
     assert figures["x_trl"] == {"tokens_per_cpu_s": 200, "tokens_per_s": 100, "cpu_s": 3.0, "peak_rss_mb": 400}
+
+
+def test_verifier_bench_judges_easy_symbolic_and_hostile_answers():
+    from benchmarks import verifier
+
+    figures = verifier.measure(60, 0.1, 0.3, config.Reward(workers=1, timeout_s=0.5), random.Random(0))
+    assert figures["frac_judged"] == 1 and figures["wrong_verdicts"] == 0 and sum(figures["statuses"].values()) == 60
+    assert figures["counts"]["slow"] > 10 and figures["easy_per_s"] > 2000
+
+
+def test_soak_compares_the_last_quarter_with_the_second():
+    from benchmarks import soak
+
+    samples = [soak.Sample(step, 1_000_000 + 1000 * step, 8 + step // 80, 30) for step in range(1, 101)]
+    rows = [{"step": s, "train/loss": 0.0, "perf/compiles": 40 + (s > 90)} for s in range(100)] + [{"step": 50, "gepa/skipped": 0.0}]
+    figures = soak.figures_of(samples, rows, 100)
+    assert figures["rss_growth"] == round((1_000_000 + 88_000) / (1_000_000 + 38_000) - 1, 4) and figures["files_growth"] == 1
+    assert figures["threads_growth"] == 0 and figures["late_compiles"] == 0  # all steps are of the first two epochs
+    assert figures["steps"] == 100 and figures["prompt_phases"] == 1

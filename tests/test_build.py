@@ -3,18 +3,20 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from p2o_jax import build, config
+from p2o_jax import build, checkpoint, config
 from p2o_jax.checkpoint import Checkpoints
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data.sources import load
+from p2o_jax.models import hf_config
+from p2o_jax.models.spec import num_params
 from p2o_jax.progress import Reporter
-from p2o_jax.recorder import RunLog
 from p2o_jax.records import RunState
 
-CFG = config.resolve(Config(data=config.Data(suffix="")))
+CFG = config.resolve(Config(data=config.Data(prompt_template="{question}")))
 
 
 def questions(path: Path, answers: str):
@@ -44,14 +46,40 @@ def test_a_run_goes_on_with_the_same_settings_but_those_of_speed_and_length(tmp_
     assert "damaged" in line
 
 
+def test_the_settings_that_name_a_run_are_those_that_may_not_change():
+    """Its journals and checkpoints carry their digest: a run on another mesh, or with its checkpoints elsewhere, is the same run."""
+    fixed = build._fixed_settings(CFG)
+    assert fixed["optim.lr"] == CFG.optim.lr and fixed["preset"] == "recommended" and fixed["gepa.patience"] == 8
+    assert not [key for key in fixed if key.startswith(("mesh", "checkpoint", "eval", "api")) or "." not in key and key != "preset"]
+    speed = replace(CFG, rollout=replace(CFG.rollout, slots=64), mesh=replace(CFG.mesh, tensor=2), checkpoint=config.Checkpoint(path="x"))
+    assert build._fixed_settings(speed) == fixed
+    assert build._fixed_settings(replace(CFG, train=replace(CFG.train, seed=1))) != fixed
+
+
 def test_held_out_questions_of_the_world_or_of_a_file(tmp_path):
-    world = build.load_questions(CFG, "eval_path")
-    assert world is not None and world.path == build.WORLD
+    (world,) = build.load_heldout(CFG)
+    assert world.path == build.WORLD
     questions(tmp_path / "held.jsonl", "12")
-    own = build.load_questions(replace(CFG, data=replace(CFG.data, eval_path=str(tmp_path / "held.jsonl"))), "eval_path")
-    assert own is not None and len(own.questions) == 2
+    (own,) = build.load_heldout(replace(CFG, data=replace(CFG.data, eval_path=str(tmp_path / "held.jsonl"))))
+    assert len(own.questions) == 2 and own.name == "held"
     with pytest.raises(ConfigError, match="no such file"):
-        build.load_questions(replace(CFG, data=replace(CFG.data, eval_path=str(tmp_path / "none.jsonl"))), "eval_path")
+        build.load_heldout(replace(CFG, data=replace(CFG.data, eval_path=str(tmp_path / "none.jsonl"))))
+    assert build.load_heldout(replace(CFG, data=replace(CFG.data, path="q.jsonl"))) == []
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_told_with_all_else(tmp_path, monkeypatch):
+    """Among others: an over-long question. 4 checkpoints of 12 bytes a weight are planned."""
+    questions(tmp_path / "q.jsonl", "12")
+    golden = Path(__file__).parent / "golden/hf/qwen3_tied"
+    cfg = replace(CFG, model=replace(CFG.model, path=str(golden)), mesh=replace(CFG.mesh, fsdp=8))
+    cfg = replace(cfg, data=replace(cfg.data, path=str(tmp_path / "q.jsonl"), max_prompt_tokens=1))
+    size = 12 * num_params(hf_config.read_spec(golden))
+    for free, told in ((4 * size - 1, 1), (4 * size, 0)):
+        monkeypatch.setattr(checkpoint.os, "statvfs", lambda _, n=free: SimpleNamespace(f_bavail=n, f_frsize=1))
+        with pytest.raises(ConfigError) as e:
+            build.open_run(cfg, tmp_path / "run", Reporter(enabled=False))
+        lines = [line for line in e.value.problems if "checkpoints of" in line]
+        assert len(lines) == told and len(e.value.problems) > told
 
 
 @pytest.mark.parametrize("given", ["model", "data"])
@@ -74,12 +102,3 @@ def test_checkpoints_around_prompt_phases_only(tmp_path, monkeypatch):
     kept.save_if_due(*states[1:])
     kept.close()
     assert saved == [1, 2]
-
-
-def test_rows_after_the_checkpoint_are_cut(tmp_path):
-    log = RunLog(tmp_path, 0, 0)
-    for tick in range(4):
-        log.metrics(tick, tick // 2, {"reward/mean": tick})
-    log.close()
-    RunLog(tmp_path, 2, 1).close()
-    assert [json.loads(line)["tick"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [0, 1]

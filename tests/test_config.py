@@ -33,10 +33,33 @@ def changed(**changes) -> Config:
 def test_shipped_configs_load_and_keep_the_rules(path):
     values = config_files.load_config_dict(str(path))
     cfg = config.resolve(config_files.from_config_dict(values))
-    assert config_rules.problems(cfg, 1) == []
+    assert config_rules.problems(cfg, 1) == config_rules.problems(cfg, 8) == []
     for arm in config_files.arms(values).values():
         assert config_rules.problems(config.resolve(arm), 1) == []
-    assert path.read_text(encoding="utf-8").count(f"--config configs/{path.relative_to(FOLDER).as_posix()}") == 1
+    source = path.read_text(encoding="utf-8")
+    assert source.count(f"--config configs/{path.relative_to(FOLDER).as_posix()}") == 1 and source.count("\n") <= 60
+    assert "Hardware" in source or "hardware" in source
+
+
+def test_the_paper_s_runs_differ_from_the_main_one_in_what_they_say():
+    def told(name):
+        values = config_files.to_config_dict(config_files.load(str(FOLDER / "paper" / f"{name}.py"))).to_dict()
+        return {f"{section}.{key}": v for section, part in values.items() if isinstance(part, dict) for key, v in part.items()}
+
+    main = told("deepscaler_self")
+    changes = {
+        "deepmath_self": {"data.path": "data/deepmath/train_5k.jsonl", "data.eval_path": "data/deepmath/test.jsonl"},
+        "grpo_6": {"gepa.enabled": False},
+        "grpo_12": {"gepa.enabled": False, "rollout.group_size": 12},
+        "ablations/plain_ratio": {"distill.mode": "plain"},
+    }
+    for name, expected in changes.items():
+        found = told(name)
+        assert {k: v for k, v in found.items() if v != main[k]} == expected
+    teacher = told("deepscaler_teacher")
+    assert {k for k, v in teacher.items() if v != main[k]} == {"gepa.reflector", "api.base_url", "api.model", "api.key_env"}
+    both = told("deepmath_teacher")
+    assert {k for k, v in both.items() if v != teacher[k]} == {"data.path", "data.eval_path"}
 
 
 def test_the_defaults_are_the_paper_s_and_keep_the_rules():
@@ -146,7 +169,7 @@ def test_all_problems_are_told_at_once():
 
 RULES = [
     ({"optim__minibatch_questions": 48}, "config.optim.minibatch_questions=48 must divide config.rollout.questions=128"),
-    ({"rollout__slots": 0}, "config.rollout.slots=0 must be positive"),
+    ({"rollout__group_size": 0, "assign__plain_rollouts": 0, "mining__judge_on": "all"}, "config.rollout.group_size=0 must be positive"),
     ({"rollout__temperature": 0.0}, "config.rollout.temperature=0.0 must be positive"),
     ({"rollout__top_p": 1.5}, "config.rollout.top_p=1.5 must lie in [0, 1]"),
     ({"mesh__data": 3}, "config.mesh (data, fsdp, tensor)=(3, -1, 1) must multiply to the number of devices, 1"),
@@ -160,6 +183,14 @@ RULES = [
     ({"gepa__dev_size": 0.7}, "config.gepa.dev_size=0.7 must be a count, or a fraction up to 0.5"),
     ({"train__epochs": 0}, "config.train.epochs=0 needs config.gepa.enabled and config.gepa.schedule=first"),
     ({"train__epochs": -1, "gepa__schedule": "first"}, "config.train.epochs=-1 must not be negative"),
+    ({"mining__max_successes": -1}, "config.mining.max_successes=-1 must not be negative"),
+    ({"data__prompt_template": "Solve it."}, "config.data.prompt_template='Solve it.' must hold {question} once"),
+    ({"data__prompt_template": "{question} {question}"}, "must hold {question} once"),
+    ({"data__question_field": ""}, "config.data.question_field must name a field"),
+    ({"data__answer_field": ""}, "config.data.answer_field='' (no reference answers) needs config.reward.fn"),
+    ({"reward__success_above": 1.0}, "config.reward.success_above=1.0 must lie in [0, 1): no score is above 1"),
+    ({"reward__fn": "my.module"}, "config.reward.fn=my.module: expected package.module:function"),
+    ({"reward__fn": "a:b('c')"}, "config.reward.fn=a:b('c'): expected package.module:function"),
     ({"mining__extra_plain_groups": -1}, "config.mining.extra_plain_groups=-1 must not be negative"),
     ({"assign__bandit_discount": 1.5}, "config.assign.bandit_discount=1.5 must lie in [0, 1]"),
     (
@@ -167,6 +198,11 @@ RULES = [
         "config.eval.template=best needs config.rollout.prompt_buckets to reach",
     ),
     ({"gepa__reflector": "api", "api__base_url": "http://localhost:8000/v1"}, "config.api.model: config.gepa.reflector=api needs"),
+    ({"train__watchdog_s": -1.0}, "config.train.watchdog_s=-1.0 must not be negative"),
+    ({"checkpoint__keep_every": -1}, "config.checkpoint.keep_every=-1 must not be negative"),
+    ({"checkpoint__grace_s": float("inf")}, "config.checkpoint.grace_s=inf must be finite"),
+    # 100 hard questions: 300 dev questions are too many, so 50, and 2 x 3 for a proposal and its parent
+    ({"gepa__budget": "calls", "gepa__max_metric_calls": 55}, "config.gepa.max_metric_calls=55 pays for no proposal"),
     ({"gepa__reflect_prompt_tokens": 32768}, "config.gepa.reflect_prompt_tokens=32768 must be less than"),
 ]
 
@@ -175,6 +211,13 @@ RULES = [
 def test_each_broken_rule_is_told(changes, told):
     (line,) = config_rules.problems(changed(**changes), 1)
     assert told in line
+
+
+def test_a_budget_for_one_proposal_will_do():
+    assert config_rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=56), 1) == []
+    assert len(config_rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=111, gepa__rollouts_per_eval=2), 1)) == 1
+    assert config_rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=26, gepa__dev_size=20.0), 1) == []
+    assert len(config_rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=25, gepa__dev_size=0.2), 1)) == 1
 
 
 def test_broken_rules_are_told_together():
@@ -217,10 +260,11 @@ def test_arms_need_names_of_their_own(arms):
 def test_rules_that_any_arm_breaks_are_told_before_the_first_is_run():
     from p2o_jax import main
 
-    arms = {"a": changed(), "b": changed(rollout__top_p=3.0, optim__micro_rows=8)}
+    arms = {"a": changed(), "b": changed(rollout__top_p=3.0, optim__micro_rows=8), "c": changed(checkpoint__path="gs://bucket/run")}
     with pytest.raises(ConfigError) as told:
         main.check_arms(arms)
     assert "config.arms, b: config.rollout.top_p=3.0 must lie in [0, 1]" in told.value.problems
+    assert "config.arms, c: config.checkpoint.path must be empty: arms would share one folder" in told.value.problems
 
 
 def test_arms_are_the_config_with_settings_of_their_own():

@@ -14,23 +14,24 @@ PACKAGE = Path(__file__).parent.parent / "p2o_jax"
 
 FLOORS = (
     # 1: host records and settings
-    ("records", "config", "progress"),
+    ("records", "config", "progress", "files", "guards"),
     # 2: rules and files of settings; what needs nothing but records and settings
-    ("config_rules", "config_files", "data", "rewards", "gepa", "mining", "assign", "bandit", "history", "models", "runtime", "checkpoint"),
+    ("config_rules", "config_files", "data", "rewards", "gepa", "mining", "assign", "bandit", "history", "models", "runtime"),
     # 3: what is built of those (metrics and world use gepa's names and prompts)
-    ("rollout", "rl", "world", "metrics"),
-    # 4: evaluation on the sampler; the records of a run, and what is made of them
-    ("evaluate", "recorder", "compare"),
-    # 5: Config -> Parts
-    ("build",),
+    ("rollout", "rl", "world", "metrics", "checkpoint", "recipes"),
+    # 4: evaluation on the sampler; the records of a run
+    ("evaluation", "recorder"),
+    # 5: Config -> Parts; what is made of a run's records
+    ("build", "compare"),
     # 6: the loop
     ("train",),
     # 7: one module per command; all but main use main's error handling
-    ("main", "generate", "score", "export"),
+    ("main", "generate", "score", "export", "evaluate", "prepare", "plan", "report"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, start=1) for room in rooms}
 COMMANDS = FLOORS[-1]
-MAY_IMPORT_SIBLINGS = {("generate", "main"), ("score", "main"), ("export", "main")}  # main.command: errors in one line each
+MAY_IMPORT_SIBLINGS = {(name, "main") for name in COMMANDS if name != "main"}  # main.command: errors in one line each
+MAY_IMPORT_SIBLINGS |= {("evaluate", "generate"), ("evaluate", "export")}  # how to fit the sampler, and a run's policy
 WITHOUT_JAX = ("data", "rewards", "gepa", "mining", "assign", "bandit", "history", "records", "config", "config_rules", "config_files")
 
 
@@ -89,7 +90,7 @@ def test_imports_go_down_only(room):
         ("gepa", "def f():\n    import p2o_jax.rollout.engine"),
         ("rollout", "from p2o_jax.rl import losses"),
         ("records", "from p2o_jax.config import Config"),
-        ("evaluate", "if True:\n    from p2o_jax import main"),
+        ("evaluation", "if True:\n    from p2o_jax import main"),
         ("rl", "from p2o_jax import brand_new"),
     ],
 )

@@ -30,15 +30,20 @@ WINDOWS = 5  # of a tier: the whole cache, a half, … a sixteenth
 WINDOWED_FROM = 512  # positions of the cache; below, reading all of them is as fast and compiles sooner
 
 
-def for_mesh(mesh: Mesh) -> Kind:
-    """For caches that live on this mesh, inside a shard_map over its data and fsdp axes."""
+def for_mesh(mesh: Mesh, kv_heads: int, head_dim: int) -> Kind:
+    """For caches of these sizes that live on this mesh, inside a shard_map over its data and fsdp axes.
+
+    Sizes that the kernels do not take are read as on a CPU.
+    """
     platform = mesh.devices.flat[0].platform
-    if platform == "tpu":
+    if kv_heads % mesh.shape["tensor"]:
+        return Kind(Cache, attention.append, windowed, True)
+    if platform == "tpu" and head_dim % attention_ragged.LANES == 0:
         append = attention_ragged.append_over_tensor(attention_ragged.tpu_append, mesh)
         return Kind(Cache, append, attention_ragged.over_tensor(attention_ragged.tpu, mesh), False)
-    if platform in ("gpu", "cuda"):
+    if platform in ("gpu", "cuda") and head_dim in (16, 32, 64, 128, 256):
         return Kind(Cache, attention.append, attention_ragged.over_tensor(attention_ragged.gpu, mesh), False)
-    return Kind(attention.Transposed, attention.append, windowed, True)
+    return Kind(attention.Transposed if platform == "cpu" else Cache, attention.append, windowed, True)
 
 
 def windowed(q_BHC: jax.Array, cache: Cache, length_B: jax.Array, row_B: jax.Array | None = None) -> Partial:

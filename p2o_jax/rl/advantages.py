@@ -11,11 +11,23 @@ from p2o_jax.records import Rollout
 
 def of_rollouts(rollouts: Sequence[Rollout], cfg: Config) -> Float[np.ndarray, "Q G"]:
     """The advantage of each rollout; all of a question's group stand before the next question's."""
+    assert_groups(rollouts, cfg.rollout.group_size)
     reward_N = np.array([r.verdict.answer_score for r in rollouts], np.float32)
     if cfg.loss.overlong == "penalty":
         length_N = np.array([len(r.completion.token_ids) for r in rollouts])
         reward_N += overlong_penalty(length_N, cfg.rollout.max_new_tokens, cfg.loss.overlong_buffer, cfg.loss.overlong_penalty)
     return group_advantages(reward_N.reshape(-1, cfg.rollout.group_size), cfg.adv)
+
+
+def assert_groups(rollouts: Sequence[Rollout], size: int) -> None:
+    """Rollouts come in groups of `size`, each of one question, and with a log-prob for every token."""
+    assert len(rollouts) % size == 0, f"{len(rollouts)} rollouts are no groups of {size}"
+    for first in range(0, len(rollouts), size):
+        ids = sorted({r.ask.question.id for r in rollouts[first : first + size]})
+        assert len(ids) == 1, f"rollouts {first} to {first + size - 1} are of the questions {ids}"
+    for r in rollouts:
+        tokens, logps = len(r.completion.token_ids), len(r.completion.logp_R)
+        assert tokens == logps, f"rollout {r.ask.name} has {tokens} tokens and {logps} log-probs"
 
 
 def group_advantages(reward_QG: Float[np.ndarray, "Q G"], cfg: Adv) -> Float[np.ndarray, "Q G"]:

@@ -69,8 +69,7 @@ class Learner:
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of a TrainState, for restoring a checkpoint into."""
-        state = jax.eval_shape(self._init_state, self._abstract_params())
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self.state_shardings)
+        return _abstract(jax.eval_shape(self._init_state, self._abstract_params()), self.state_shardings)
 
     def score_tokens(self, params: Any, sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: int) -> list[np.ndarray]:
         """log p of every response token at the rollout temperature, float32, for each (prompt, response)."""
@@ -145,13 +144,25 @@ class Learner:
             self._on_bad_update(packed, int(state.bad_updates))
         return state, stats
 
-    def lower_update(self) -> jax.stages.Lowered:
-        """The update's program for devices that need not be there, for what its compilation tells (benchmarks/memory_plan.py)."""
-        limit = config.minibatch_questions(self.cfg) * self.cfg.rollout.group_size
-        rows = self._pack([], config.trained_row_tokens(self.cfg), limit).rows
-        split = sharding.batch_sharding(self.mesh, None)
-        abstract = Rows(*(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split) for x in rows))
-        return self._update.lower(self.abstract_state(), {}, abstract, jax.ShapeDtypeStruct((), jnp.int32))
+    def programs(self) -> list[tuple[str, jax.stages.Lowered]]:
+        """The learner's programs in a policy step, lowered for the mesh's devices, which need not be there (p2o_jax/plan)."""
+        full = jax.eval_shape(lambda: transformer.init(self.spec, jax.random.key(0), self.cfg.model.param_dtype))
+        params = _abstract(full, sharding.param_shardings(self.spec, self.mesh, sharding.LEARNER))
+        plain, templated = config.trained_row_tokens(self.cfg), config.templated_row_tokens(self.cfg)
+        group, count = self.cfg.rollout.group_size, jax.ShapeDtypeStruct((), jnp.int32)
+
+        def rows(row_tokens: int, sequences: int) -> Rows:
+            one = self._pack([], row_tokens, 1).rows
+            num_micro = -(-sequences // self.cfg.optim.micro_rows)
+            many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_micro, *x.shape[1:]), x.dtype), one)
+            return _abstract(many, jax.tree.map(lambda _: sharding.batch_sharding(self.mesh, None), one))
+
+        mini, all_sequences = rows(plain, config.minibatch_questions(self.cfg) * group), self.cfg.rollout.questions * group
+        update = self._update.lower(self.abstract_state(), lora.split(self.spec, params)[1], mini, count)
+        found = [("update", update), ("score", self._score.lower(params, rows(plain, all_sequences), count))]
+        if self.cfg.gepa.enabled and templated != plain:
+            found.append(("score templated", self._score.lower(params, rows(templated, all_sequences), count)))
+        return found
 
     def _on_bad_update(self, packed: batch.Packed, total: int) -> None:
         """Writes the first batch that was not finite, and ends a run that has had too many of them.
@@ -259,6 +270,10 @@ class Learner:
         params, opt_state = jax.tree.map(functools.partial(jnp.where, good), (params, opt_state), (state.params, state.opt_state))
         sums |= {"grad_norm": norm, "update_norm": optax.global_norm(updates), "param_norm": optax.global_norm(params), "bad": ~good}
         return TrainState(params, opt_state, state.bad_updates + ~good), sums
+
+
+def _abstract(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
 def _added(total: dict[str, jax.Array], part: dict[str, jax.Array]) -> dict[str, jax.Array]:

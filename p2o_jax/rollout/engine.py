@@ -92,10 +92,11 @@ class Engine:
         dtype: Any,
         grouped_up_to: int | None = None,
     ):
+        assert cfg.slots > 0, "rollout.memory.fitting finds the number of slots"
         self.spec = replace(spec, lora=None)  # adapters are merged when the params are laid out
         self.mesh, self.cfg, self.dtype, self.pad_id = mesh, cfg, dtype, pad_id
         self.cache_dtype = jnp.int8 if cfg.cache_dtype == "int8" else dtype
-        self.kept = attention_decode.for_mesh(mesh)
+        self.kept = attention_decode.for_mesh(mesh, spec.kv_heads, spec.head_dim)
         self.capacities = sorted(set(capacities))
         self.grouped_up_to = max(cfg.prompt_buckets) if grouped_up_to is None else grouped_up_to
         self.num_shards = sharding.num_shards(mesh)
@@ -133,9 +134,9 @@ class Engine:
         return [completions[i] for i in range(len(requests))]
 
     def stream(self, weights: Any, requests: Sequence[Request], how: Sampling, key: jax.Array) -> Iterator[Finished]:
-        """Completions as they get ready; while the caller works on them, the devices go on with the others.
+        """Completions as they get ready; while the caller works on them, the devices go on with the next stretch.
 
-        Tokens depend on (weights, prompt, key, name) alone.
+        Tokens depend on (weights, prompt, key, name) alone; with an int8 cache on the prompt's bucket, too.
 
         Raises:
             ValueError: a prompt or `max_new_tokens` is longer than what the engine was built for.
@@ -157,24 +158,33 @@ class Engine:
         self._work = self._work.plus(Work(prefill_seconds=began - start))
         copied = self.copied(wave.bucket, group)
         run = self.programs[Program("slots", copied, capacity=capacity)]()
-        sizes, tail_began = list(self.sizes), 0.0
         fixed = (np.asarray(jax.random.key_data(key)), sampling.knobs(how), np.int32(how.max_new_tokens))
-        left = 1
-        while left:
-            step = self.programs[Program("decode", wave.bucket, rows, capacity, sizes[0], group, sampling.filters(how))]
-            run, out = step(weights, bank, queue, run, self.stop_V, *fixed)
+
+        def go_on(run: decode.Run, size: int) -> tuple[decode.Run, decode.Stretch]:
+            step = self.programs[Program("decode", wave.bucket, rows, capacity, size, group, sampling.filters(how))]
+            return step(weights, bank, queue, run, self.stop_V, *fixed)
+
+        sizes, all_fit = list(self.sizes), max(len(s.queue) for s in wave.shards) <= self.sizes[0]
+        tail_began = began if all_fit else 0.0
+        run, out = go_on(run, sizes[0])
+        while True:
             left, waiting = int(runtime.to_host(out.left)[0]), int(runtime.to_host(out.waiting)[0])
+            ended = out
             if not waiting:
                 tail_began = tail_began or time.monotonic()
                 while left and len(sizes) > 1 and left <= sizes[1]:
                     packed = self.programs[Program("pack", copied, capacity=capacity, size=sizes.pop(0))](run.rows)
                     run = run._replace(rows=packed)
-            if not left:
+            if left:
+                run, out = go_on(run, sizes[0])  # it runs while the host works on what has ended
+            else:
                 now = time.monotonic()
                 self._work = self._work.plus(Work(decode_seconds=now - began, tail_seconds=now - tail_began))
-            finished = self._finished(wave, out)
+            finished = self._finished(wave, ended)
             if finished:
                 yield finished
+            if not left:
+                return
 
     def _finished(self, wave: waves.Wave, out: Any) -> Finished:
         """What a stretch hands out, as the host knows it."""
@@ -207,7 +217,7 @@ class Engine:
 
     def _held(self, bucket: int) -> int:
         """Prompts of this bucket that a shard can hold in a wave."""
-        return max(self.cfg.bank_tokens // self.num_shards // bucket, 1)
+        return min(max(self.cfg.bank_tokens // self.num_shards // bucket, 1), self.max_rollouts)
 
     def _shared(self, bucket: int) -> int:
         """Prompts of a shard's wave of whole groups; 0 where no groups come so long, or the bank can't hold so many."""
@@ -320,7 +330,7 @@ class Engine:
         run = functools.partial(
             decode.stretch,
             self.spec,
-            enough=max(p.size, -(-self.max_rollouts // STRETCHES)),
+            enough=-(-self.max_rollouts // STRETCHES),
             few=few,
             group=p.group,
             filtered=p.filtered,

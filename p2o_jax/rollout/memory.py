@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from p2o_jax import runtime
 from p2o_jax.config import ConfigError
 from p2o_jax.rollout import prefill
 from p2o_jax.rollout.engine import Engine, Program
@@ -48,15 +49,15 @@ class Plan:
         return " + ".join(parts) + f" = {_gib(self.total)}"
 
 
-def plan(engine: Engine, others: int = 0) -> Plan:
-    """The memory of an engine's largest programs, with `others` bytes per device held besides."""
+def plan(engine: Engine, others: int = 0, copies: int = 1) -> Plan:
+    """The memory of an engine's largest programs, with `others` bytes per device held besides; `copies`: models laid out for decoding."""
     spec, mesh, capacity = engine.spec, engine.mesh, engine.capacities[-1]
     shapes = [(bucket, rows) for bucket in engine.cfg.prompt_buckets for rows, _ in engine.shapes(bucket)]
     copied = max(engine.copied(bucket, group) for bucket in engine.cfg.prompt_buckets for _, group in engine.shapes(bucket))
     run = engine.abstract_run(Program("slots", copied, capacity=capacity, size=engine.sizes[0]))
     logits = engine.sizes[0] * spec.vocab_rows * 4 // mesh.shape["tensor"]
     return Plan(
-        weights=per_device(engine.abstract_weights),
+        weights=copies * per_device(engine.abstract_weights),
         bank=max(per_device(engine.abstract_bank(Program("bank", bucket, rows))) for bucket, rows in shapes),
         slots=per_device(run.rows),
         outputs=2 * per_device(run._replace(rows=())),
@@ -65,7 +66,7 @@ def plan(engine: Engine, others: int = 0) -> Plan:
     )
 
 
-def fitting(make: Callable[[int], Engine], slots: int, others: int = 0, memory: int | None = None) -> Engine:
+def fitting(make: Callable[[int], Engine], slots: int, others: int = 0, copies: int = 1, memory: int | None = None) -> Engine:
     """The engine with so many slots, or, where that is 0, with as many per shard, up to MAX_SLOTS, as there is memory for.
 
     `memory`: bytes of a device, where it is not there to be asked.
@@ -78,13 +79,13 @@ def fitting(make: Callable[[int], Engine], slots: int, others: int = 0, memory: 
     if not slots:
         most = min(MAX_SLOTS, engine.max_rollouts)
         counts = [n * engine.num_shards for n in sorted({most, *(1 << k for k in range(most.bit_length()))}, reverse=True)]
-        fits = (candidate for candidate in map(make, counts) if plan(candidate, others).total <= limit)
+        fits = (candidate for candidate in map(make, counts) if plan(candidate, others, copies).total <= limit)
         engine = next(fits, make(engine.num_shards))
-    needed = plan(engine, others)
+    needed = plan(engine, others, copies)
     if needed.total > limit:
         raise ConfigError(
-            f"sampling does not fit into a device's memory: {needed.told(engine)}, of {_gib(limit)} usable; lower config.rollout.slots, "
-            "bank_tokens or max_new_tokens, set config.rollout.cache_dtype=int8, or use more devices (config.mesh)"
+            f"sampling does not fit into a device's memory: {needed.told(engine)}, of {_gib(limit)} usable; lower "
+            "config.rollout.bank_tokens, slots or max_new_tokens, set config.rollout.cache_dtype=int8, or use more devices (config.mesh)"
         )
     return engine
 
@@ -95,12 +96,14 @@ def per_device(tree: Any) -> int:
 
 
 def device_bytes(mesh: Mesh) -> int:
-    """Memory of one of the mesh's devices; of a CPU, its part of the machine's."""
-    device = mesh.devices.flat[0]
-    known = device.memory_stats() if device.platform != "cpu" else None
-    if known:
-        return known["bytes_limit"]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
+    """Memory of one of the mesh's devices, as process 0 sees its own; of a CPU, its part of the machine's."""
+
+    def own() -> int:
+        device = mesh.local_devices[0]
+        known = device.memory_stats() if device.platform != "cpu" else None
+        return int(known["bytes_limit"]) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
+
+    return runtime.from_process_0(own)
 
 
 def _prefill_bytes(engine: Engine, bucket: int, rows: int) -> int:

@@ -28,12 +28,16 @@ class Programs:
         """Has all of them compiled by the time it returns; `progress` is called with 1 for each.
 
         Raises:
-            Exception: the first failure, after the others are done.
+            Exception: the first failure, after the others are done. What else is raised in `progress` leaves at once.
         """
         futures = [self._future(key, self._threads.submit) for key in keys]
-        for future in futures:
-            future.exception()
-            progress(1)
+        try:
+            for future in futures:
+                future.exception()
+                progress(1)
+        except BaseException:  # the run is left: nothing is begun any more
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            raise
         for future in futures:
             future.result()
 

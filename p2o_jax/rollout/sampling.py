@@ -89,10 +89,13 @@ def inverse_cdf(weight_BV: Float[Array, "B V"], uniform_B: Float[Array, "B"]) ->
 
 
 def block_of(V: int) -> int:
-    """Tokens in a block: near the root of V, a divisor of V where one is near, which saves a copy of the weights."""
+    """Tokens in a block: near the root of V, a divisor of V where one is near, which saves a copy of the weights.
+
+    Best is one of which there are a multiple of 8 blocks: with a vocabulary split over chips none of those straddles two of them.
+    """
     root = max(int(V**0.5), 1)
     near = [size for size in range(max(root // 4, 1), 4 * root + 1) if V % size == 0]
-    return min(near, key=lambda size: abs(size - root), default=root)
+    return min(near, key=lambda size: (V // size % 8 > 0, abs(size - root)), default=root)
 
 
 def _first_above(cumulative: jax.Array, target_B: jax.Array, weight: jax.Array) -> jax.Array:

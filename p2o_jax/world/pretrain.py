@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh
 from optax.contrib import MuonDimensionNumbers, muon
 
-from p2o_jax import config, records, runtime
+from p2o_jax import config, files, records, runtime
 from p2o_jax.models import hf, sharding, transformer
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.world import documents, measure, packing, tokenizer
@@ -29,6 +29,7 @@ REFLECTION_EVERY = 8  # one batch in so many is of reflection documents
 REFLECTION_SHAPE = (10, 168)
 MUON_LR, ADAM_LR, WARMUP_STEPS, FINAL_LR = 0.02, 0.004, 30, 0.05
 PROGRESS_STEPS = 100
+STALE_S = 3600.0  # writing takes seconds
 
 Progress = Callable[[str], None]
 
@@ -65,6 +66,9 @@ def ensure_base(cfg: config.World, progress: Progress = lambda line: None) -> Pa
     target = base_directory(cfg)
     if target.exists():
         return target
+    for left_over in target.parent.glob(f"{target.name}.*.tmp"):
+        if time.time() - left_over.stat().st_mtime > STALE_S:  # of a process that was killed while it wrote
+            shutil.rmtree(left_over, ignore_errors=True)
     spec = model_spec(cfg)
     begin = time.perf_counter()
     params, loss = pretrain(cfg, spec, progress)
@@ -76,6 +80,7 @@ def ensure_base(cfg: config.World, progress: Progress = lambda line: None) -> Pa
     report["world"] = dataclasses.asdict(cfg)
     making = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     _save(making, spec, params, report)
+    files.sync_folder(making)
     try:
         making.rename(target)
     except OSError:

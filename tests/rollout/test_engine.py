@@ -258,14 +258,14 @@ def test_the_same_text_with_kernels(kernel, monkeypatch):
     attend = functools.partial(getattr(attention_ragged, kernel), interpret=True)
     append = functools.partial(attention_ragged.tpu_append, interpret=True) if kernel == "tpu" else attention.append
     kinds = {
-        "dense": attention_decode.for_mesh(mesh),
+        "dense": attention_decode.for_mesh(mesh, 2, 8),
         kernel: attention_decode.Kind(
             attention.Cache, attention_ragged.append_over_tensor(append, mesh), attention_ragged.over_tensor(attend, mesh), False
         ),
     }
     got = {}
     for name, kind in kinds.items():
-        monkeypatch.setattr(attention_decode, "for_mesh", lambda mesh, kind=kind: kind)
+        monkeypatch.setattr(attention_decode, "for_mesh", lambda *_, kind=kind: kind)
         engine = Engine(spec, mesh, cfg, [20], STOPS, 0, jnp.float32)
         got[name] = engine.generate(engine.lay_out(params), make_requests(12), Sampling(1.0, 20), KEY)
     assert texts(got[kernel]) == texts(got["dense"])

@@ -26,6 +26,7 @@ def test_the_plan_by_hand():
     assert got.bank == 1024 * position  # 64 rows of 16 or 16 of 64
     assert got.slots == 16 * ((40 + 64) * position + 3 * 4 + 1)  # on CPU with a copy of the prompt
     assert got.outputs == 2 * (32 * (40 * 8 + 2 * 4) + 2 * 4)
+    assert memory.plan(make_engine(), copies=2).weights == 4 * num_params(SPEC)  # the reference, too, is laid out
     assert got.others == 1000 and got.total == sum((got.weights, got.bank, got.slots, got.outputs, got.temporaries, 1000))
 
 
@@ -50,7 +51,7 @@ def test_what_does_not_fit_is_told_with_the_arithmetic(monkeypatch):
     monkeypatch.setattr(memory, "device_bytes", lambda mesh: 1 << 17)
     with pytest.raises(ConfigError) as e:
         memory.fitting(make_engine, 16, 1 << 30)
-    for part in ("16 slots x 40 tokens 0.00 GiB", "held by the learner 1.00 GiB", "= 1.00 GiB", "config.rollout.slots", "int8"):
+    for part in ("16 slots x 40 tokens 0.00 GiB", "held by the learner 1.00 GiB", "= 1.00 GiB", "config.rollout.bank_tokens", "int8"):
         assert part in str(e.value)
     with pytest.raises(ConfigError, match="1 slots x 40 tokens"):
         memory.fitting(make_engine, 0, 1 << 30)

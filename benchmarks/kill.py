@@ -1,0 +1,290 @@
+"""Kills a run at any moment and looks whether it ends as if nothing had happened: `python -m benchmarks.kill [--runs 60]`.
+
+A small but complete run (three epochs, two prompt phases, updates, evaluations, asynchronous checkpoints) is killed with SIGKILL,
+started again, killed again, and at last left to end. Then every record but times, and every bit of the last checkpoint, must be
+those of a run that nobody disturbed. Half of the moments are drawn uniformly over the run, the others aim at each phase in turn.
+Some runs pretrain a base model of their own and are killed in that. `--runs` counts kills.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import report
+from benchmarks.report import Target
+from p2o_jax import config_files
+from p2o_jax.config import ConfigError
+from p2o_jax.main import command
+
+ROOT = Path(__file__).parent.parent
+TARGETS = {"every run ends the same": Target("frac_identical", ">=", 1.0), "every phase is hit": Target("phases_missed", "<=", 0)}
+SETTINGS = {
+    "world.steps": 150, "world.hard_per_family": 1, "world.easy_per_family": 10, "world.heldout_per_family": 4, "train.epochs": 3,
+    "rollout.questions": 8, "optim.minibatch_questions": 4, "loss.entropy_coef": 0.01, "gepa.min_hard": 4, "gepa.max_metric_calls": 60,
+    "gepa.acceptance": "margin", "gepa.acceptance_margin": 0, "gepa.temperature": 1.0, "gepa.filter_replies": "false",
+    "eval.every_steps": 2, "checkpoint.every_steps": 2, "checkpoint.keep_every": 4,
+}  # fmt: skip
+PRETRAINING = {"world.steps": 40, "train.epochs": 1}  # of runs that are killed in pretraining
+PHASES = ("start", "rollout", "reward", "score", "update", "gepa", "eval", "checkpoint", "resume", "epoch", "end", "pretraining")
+ONCE = ("start", "resume", "epoch", "end")  # phases that a process may come to but once
+KILLS_PER_RUN = 4
+PAUSE_S = 0.005  # around what lasts no longer than a signal takes
+AIM = "P2O_BENCHMARK_AIM"  # environment variable: a blow that the run deals itself, exactly where it should fall
+SIGNALLED = "signalled"
+RECORDS = ("metrics", "samples", "templates", "evaluations", "questions")
+
+
+def child(argv: Sequence[str]) -> None:
+    """The training command, with a line on standard output wherever a phase begins or ends."""
+    from p2o_jax import checkpoint, main, progress, recorder
+    from p2o_jax.world import pretrain
+
+    seen, aim = Counter[str](), json.loads(os.environ.get(AIM, "null"))
+
+    def strike() -> None:
+        os.write(1, f"{SIGNALLED}\n".encode())
+        os.kill(os.getpid(), aim["signal"])
+
+    def say(phase: str) -> None:
+        os.write(1, f"{phase}\n".encode())
+        seen[phase] += 1
+        if aim and phase == aim["phase"] and seen[phase] == aim["number"]:
+            threading.Timer(aim["delay"], strike).start() if aim["delay"] else strike()
+
+    def announced(owner: Any, name: str, phase: str) -> None:
+        inner = getattr(owner, name)
+
+        def outer(*args: Any, **kwargs: Any) -> Any:
+            say(phase)
+            time.sleep(PAUSE_S)
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                time.sleep(PAUSE_S)
+                say("between")
+
+        setattr(owner, name, outer)
+
+    phase_of = progress.Reporter.phase
+
+    def phase(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        say(name)
+        return phase_of(self, name, *args, **kwargs)
+
+    progress.Reporter.phase = phase
+    announced(checkpoint.Checkpoints, "save", "checkpoint")
+    announced(checkpoint.Checkpoints, "latest", "resume")
+    announced(recorder.Recorder, "search", "epoch")
+    announced(checkpoint.Checkpoints, "close", "end")
+    announced(pretrain, "pretrain", "pretraining")
+    announced(pretrain, "_save", "pretraining")
+    say("start")
+    sys.argv[1:] = argv
+    main.command(main.main)
+
+
+class Run:
+    """A training process, and the phase that it is in. With an aim it is signalled `delay` after the `number`-th beginning of `phase`."""
+
+    def __init__(
+        self, workdir: Path, settings: Mapping[str, Any], phase: str = "", number: int = 1, delay: float = 0.0, sign: int = signal.SIGKILL
+    ):
+        flags = [f"--config.{key}={value}" for key, value in settings.items()]
+        arguments = [sys.executable, "-m", "benchmarks.kill", "child", "--config", "configs/smoke.py", "--workdir", str(workdir), *flags]
+        aim = json.dumps({"phase": phase, "number": number, "delay": delay, "signal": sign} if phase else None)
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", AIM: aim}
+        self.workdir = workdir
+        self.log = open(workdir.with_suffix(".log"), "ab")  # noqa: SIM115  # closed in `wait`
+        self.process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=self.log)
+        self.phase = self.last = "start"  # `last`: of the run's own, to its end
+        self._changed = threading.Condition()
+        self._seen: Counter[str] = Counter()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            with self._changed:
+                self.phase = line.decode().strip()
+                self.last = self.last if self.phase == SIGNALLED else self.phase
+                self._seen[self.phase] += 1
+                self._changed.notify_all()
+        with self._changed:
+            self.phase = "ended"
+            self._changed.notify_all()
+
+    def kill_after(self, seconds: float) -> str:
+        """The phase that SIGKILL hits after so many seconds; "ended" if the run was faster."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.phase == "ended", seconds)
+        self.process.kill()
+        return self.hit()
+
+    def stop(self) -> tuple[int, float]:
+        """Exit code, and the seconds that it took, after the run's own SIGTERM."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._seen[SIGNALLED] or self.phase == "ended", 600)
+        begin = time.monotonic()
+        return self.wait(), time.monotonic() - begin
+
+    def hit(self) -> str:
+        """The phase that SIGKILL has hit, with "checkpoint" if one was half written; "ended" if the run ended before.
+
+        Raises:
+            ConfigError: it failed.
+        """
+        code = self.wait()
+        if code not in (0, -signal.SIGKILL):
+            raise ConfigError(f"{self.workdir.with_suffix('.log')}: the run failed with exit code {code}")
+        if code == 0:
+            return "ended"
+        half_written = self.last != "checkpoint" and list(self.workdir.glob("checkpoints/*-tmp"))
+        return f"{self.last} + checkpoint" if half_written else self.last
+
+    def wait(self) -> int:
+        """The exit code, at the end."""
+        code = self.process.wait(timeout=600)
+        self._reader.join()
+        self.log.close()
+        return code
+
+
+def run(argv: Sequence[str]) -> None:
+    """Runs and reports.
+
+    Raises:
+        ConfigError: wrong flags, or an undisturbed run that fails.
+    """
+    known = {"runs": "60", "kills-per-run": str(KILLS_PER_RUN), "seed": "0", "folder": "", "dynamic": "false"}
+    flags, overrides = config_files.parse_flags(argv, known)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(flags["folder"] or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {**SETTINGS, "rollout.dynamic_sampling": flags["dynamic"], **dict(overrides)}
+        figures = measure(folder, settings, int(flags["runs"]), int(flags["kills-per-run"]), random.Random(flags["seed"]))
+    report.finish("kill", figures, TARGETS)
+
+
+def measure(folder: Path, settings: Mapping[str, Any], kills: int, per_run: int, rng: random.Random) -> dict[str, Any]:
+    """The figures of so many kills."""
+    settings = {**settings, "train.compile_cache": folder / "compiled", "world.cache_dir": folder / "world"}
+    pretraining = {**settings, **PRETRAINING}
+    whole, seconds = uninterrupted(folder, "whole", settings)
+    base, _ = uninterrupted(folder, "base", pretraining)
+    hits: Counter[str] = Counter()
+    same, done, number = 0, 0, 0
+    aims = [phase for phase in PHASES if phase != "pretraining"]
+    begin = time.monotonic()
+    while done < kills:
+        of_base = number % 6 == 5 or (kills < 6 * per_run and number == 1)  # a run in six pretrains
+        workdir, own = folder / f"run{number}", pretraining if of_base else settings
+        own = {**own, "world.cache_dir": workdir.with_suffix(".world")} if of_base else own
+        phases, strikes = [], 0
+        while strikes < min(per_run, kills - done):
+            if of_base and strikes < 2:
+                phase = Run(workdir, own, "pretraining", 1 + strikes, rng.uniform(0, 3.0 if strikes == 0 else 0.1)).hit()
+            elif (done + strikes) % 2:
+                aim = aims[(done + strikes) // 2 % len(aims)]
+                phase = Run(workdir, own, aim, 1 if aim in ONCE else rng.randint(1, 3), rng.choice((0.0, rng.uniform(0, 0.1)))).hit()
+            else:
+                phase = Run(workdir, own).kill_after(rng.uniform(0, seconds))
+            if phase == "ended":  # before the blow fell
+                break
+            phases.append(phase)
+            strikes += 1
+        if Run(workdir, own).wait():
+            raise ConfigError(f"{workdir.with_suffix('.log')}: a run that had been killed in {phases} failed")
+        wrong = differences(base if of_base else whole, workdir)
+        hits.update(name for phase in phases for name in phase.split(" + "))
+        done += strikes
+        same += strikes if not wrong else 0
+        number += 1
+        print(f"{done}/{kills}  killed in {', '.join(phases)}: {'; '.join(wrong) or 'identical'}", file=sys.stderr, flush=True)
+        if not wrong:
+            shutil.rmtree(workdir)
+    for phase in (*PHASES, "between"):
+        print(f"killed in {phase}: {hits[phase]}", file=sys.stderr)
+    return {
+        "kills": done,
+        "identical": same,
+        "frac_identical": same / done,
+        "runs": number,
+        "phases": dict(hits),
+        "phases_missed": sum(not hits[phase] for phase in PHASES),
+        "seconds_uninterrupted": round(seconds, 1),
+        "seconds": round(time.monotonic() - begin, 1),
+    }
+
+
+def uninterrupted(folder: Path, name: str, settings: Mapping[str, Any]) -> tuple[Path, float]:
+    """The workdir of a run that nobody disturbs, and the seconds that a second one of the kind takes: programs and base are there."""
+    for workdir in (folder / f"{name}_first", folder / name):
+        begin = time.monotonic()
+        if Run(workdir, settings).wait():
+            raise ConfigError(f"{workdir.with_suffix('.log')}: an undisturbed run failed")
+    return folder / name, time.monotonic() - begin
+
+
+def differences(whole: Path, other: Path) -> list[str]:
+    """What differs between two finished runs, times aside: records, journals, results, and the bits of the last checkpoint."""
+    found = [name for name in RECORDS if _rows(whole / f"{name}.jsonl") != _rows(other / f"{name}.jsonl")]
+    journals = _names(whole / "gepa")
+    if journals != _names(other / "gepa"):
+        found.append("files of gepa/")
+    found += [f"gepa/{name}" for name in journals if _rows(whole / "gepa" / name) != _rows(other / "gepa" / name)]
+    found += ["result.json"] if _untimed(_json(whole / "result.json")) != _untimed(_json(other / "result.json")) else []
+    mine, theirs = (_last_state(folder) for folder in (whole, other))
+    found += ["checkpoints"] if mine[0] != theirs[0] else []
+    found += ["host state"] if mine[1] != theirs[1] else []
+    return found + [f"weight {name}" for name in mine[2] if mine[2][name].tobytes() != theirs[2][name].tobytes()]
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.glob("*"))
+
+
+def _rows(path: Path) -> list[Any]:
+    return [_untimed(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _untimed(value: Any) -> Any:
+    """The value without what depends on the clock, and the digests over that."""
+    if not isinstance(value, dict):
+        return [_untimed(v) for v in value] if isinstance(value, list) else value
+    timed = ("time/", "perf/", "seconds")
+    return {k: _untimed(v) for k, v in value.items() if not k.startswith(timed) and k not in ("check", "digest")}
+
+
+def _last_state(workdir: Path) -> tuple[list[int], Any, dict[str, np.ndarray]]:
+    """The ticks that have a checkpoint, and host state and arrays of the newest one."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    where = workdir / "checkpoints"
+    ticks = sorted(int(p.name) for p in where.iterdir() if p.name.isdecimal())
+    newest = (where / str(ticks[-1])).absolute()
+    arrays = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(newest / "learner")
+    host = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(newest / "host")
+    return ticks, _untimed(host), {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(arrays)}
+
+
+if __name__ == "__main__":
+    child(sys.argv[2:]) if sys.argv[1:2] == ["child"] else command(run)

@@ -1,0 +1,80 @@
+"""Size and opening time of reports of synthetic runs: `python -m benchmarks.report_size [--only short|long]`.
+
+Two runs: 200 policy steps with 8 samples each, and 5,000 with 20 each. Opening, in headless Chromium: from asking for the file until
+all but the charts is there (`read_s`) and until the first chart is drawn (`open_s`), the best of three. Without a browser the times
+are missing, and their targets not met.
+"""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import browser, report, report_runs
+from benchmarks.report import Target
+from p2o_jax import config_files
+from p2o_jax.main import command
+from p2o_jax.report import page, run
+
+SHAPES = {"short": report_runs.Shape(steps=200, samples_per_step=8), "long": report_runs.Shape(steps=5000, samples_per_step=20)}
+TARGETS = {
+    "200 steps: at most 10 MB": Target("short_mb", "<=", 10),
+    "200 steps: open within 3 s": Target("short_open_s", "<=", 3),
+    "5,000 steps, 100,000 samples: at most 30 MB": Target("long_mb", "<=", 30),
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs and reports.
+
+    Raises:
+        ConfigError: wrong flags, or no plotly.
+    """
+    flags, _ = config_files.parse_flags(argv, {"only": ""})
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in [flags["only"]] if flags["only"] else SHAPES:
+            figures |= {f"{name}_{key}": value for key, value in measured(Path(temporary) / name, SHAPES[name]).items()}
+    report.finish("report_size", figures, TARGETS)
+
+
+def measured(folder: Path, shape: report_runs.Shape) -> dict[str, Any]:
+    """Megabytes of the run's files and of its page, samples in it, seconds to make and to open it."""
+    report_runs.write(folder, shape)
+    start = time.monotonic()
+    data = run.page_data([folder], 3_000_000)
+    html = page.render(data)
+    made = time.monotonic() - start
+    path = folder.with_suffix(".html")
+    path.write_text(html, encoding="utf-8")
+    samples = data["runs"][0]["samples"]
+    figures: dict[str, Any] = {
+        "run_mb": round(sum(f.stat().st_size for f in folder.iterdir()) / 1e6, 1),
+        "mb": round(path.stat().st_size / 1e6, 2),
+        "samples": samples["total"],
+        "samples_shown": len(samples["rows"]),
+        "make_s": round(made, 2),
+    }
+    try:
+        read, opened = map(min, zip(*(open_seconds(path) for _ in range(3)), strict=True))
+        figures |= {"read_s": round(read, 2), "open_s": round(opened, 2)}
+    except browser.NoBrowser as e:
+        figures["no_browser"] = str(e)
+    return figures
+
+
+def open_seconds(path: Path) -> tuple[float, float]:
+    """From asking for the page until all but the charts is there, and until its first chart is drawn."""
+    with browser.opened() as chromium:
+        view = chromium.new_page(viewport={"width": 1200, "height": 900})
+        start = time.monotonic()
+        view.goto(path.as_uri())
+        view.wait_for_selector(".plot[data-drawn]")
+        opened = time.monotonic() - start
+        loaded = view.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
+        return loaded / 1000, opened
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,84 @@
+"""Plans: `python -m p2o_jax.plan --config C --topology v5p:4x4x4[,slices=2] [--model qwen3-4b|DIR] [--config.a.b=value ...]`.
+
+Compiles the config's programs (update, scoring, prefill, decoding, laying out) for TPUs that are not there, and prints for a chip
+what lies in its memory while each runs, what a policy step exchanges with other chips, and how long a step would take at best.
+Nothing is run. Needs libtpu (`pip install 'jax[tpu]'`, an environment of its own will do) and no TPU.
+
+    --prompt, --response   mean tokens of a prompt and of a response (512; half of config.rollout.max_new_tokens)
+    --questions            questions in an epoch, over which a prompt phase is spread (5000)
+    --price                dollars for a chip and hour
+    --out FILE.json        the same as JSON
+    --picture FILE.svg     a chip's memory as a picture
+    --sweep fsdp,tensor,remat,batch   tries other values of these, ranks what fits and says why the rest does not
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the compiler wants no TPU, and JAX is not to look for one
+
+from p2o_jax import config, config_files
+from p2o_jax.config import ConfigError
+from p2o_jax.main import command
+
+FLAGS = {"config": None, "topology": None, "model": "", "prompt": "512", "response": "", "questions": "5000"} | dict.fromkeys(
+    ("price", "out", "picture", "sweep"), ""
+)
+
+
+def run(argv: Sequence[str]) -> None:
+    """Prints the plan, or the sweep, that the command line asks for.
+
+    Raises:
+        ConfigError: wrong flags, config or model; no libtpu.
+    """
+    flags, overrides = config_files.parse_flags(argv, FLAGS)
+    cfg = config.resolve(config_files.load(flags["config"], overrides))
+    out, picture_file = (_file(flags, name) for name in ("out", "picture"))
+
+    from p2o_jax.plan import chips, picture, planner, programs, report, sweep
+    from p2o_jax.plan.estimate import Workload
+
+    topology = chips.parse(flags["topology"])
+    name = flags["model"] or cfg.model.path
+    response = _number(flags, "response") if flags["response"] else cfg.rollout.max_new_tokens / 2
+    work = Workload(int(_number(flags, "prompt")), int(response), int(_number(flags, "questions")))
+    case = planner.Case(name, programs.model_spec(name), cfg, topology, work, _number(flags, "price") if flags["price"] else None)
+    if flags["sweep"]:
+        figures = sweep.run(case, flags["sweep"].split(","), _tell)
+        print(sweep.as_text(figures))
+    else:
+        figures = planner.plan(case, _tell)
+        print(report.as_text(figures))
+        if picture_file:
+            picture.draw(figures, picture_file)
+    if out:
+        out.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+
+
+def _file(flags: dict[str, str], name: str) -> Path | None:
+    path = Path(flags[name])
+    if flags[name] and (path.is_dir() or not path.parent.is_dir()):
+        raise ConfigError(f"--{name}={path}: {'is a directory' if path.is_dir() else f'no such directory: {path.parent}'}")
+    return path if flags[name] else None
+
+
+def _number(flags: dict[str, str], name: str) -> float:
+    try:
+        value = float(flags[name])
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise ConfigError(f"--{name}={flags[name]}: expected a positive number")
+    return value
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    command(run)

@@ -1,0 +1,42 @@
+"""Whether a config fits, and where not, by how much it misses and which settings would mend it."""
+
+from collections.abc import Sequence
+
+from p2o_jax.config import Config
+from p2o_jax.plan.chips import GIB
+from p2o_jax.plan.memory import Load
+
+
+def misses(loads: Sequence[Load], limit_gib: float) -> list[Load]:
+    """The programs that do not fit beside what is kept, the worst first."""
+    over = [load for load in loads if load.total > limit_gib * GIB]
+    return sorted(over, key=lambda load: -load.total)
+
+
+def advice(load: Load, cfg: Config, shards: int, limit_gib: float) -> str:
+    """One line: what does not fit, by how much, and what to change."""
+    missing = load.total - limit_gib * GIB
+    settings = _settings(load, cfg, shards, missing)
+    return f"{load.program} needs {load.total / GIB:.2f} of {limit_gib} GiB, {missing / GIB:.2f} too much: {'; or '.join(settings)}"
+
+
+def _settings(load: Load, cfg: Config, shards: int, missing: float) -> list[str]:
+    r, o = cfg.rollout, cfg.optim
+    found = []
+    if load.program.startswith("decode") and load.caches > missing and r.slots > shards:
+        share = 1 - missing / load.caches
+        found.append(f"config.rollout.slots={max(int(r.slots * share) // shards, 1) * shards} (now {r.slots}), bank_tokens in proportion")
+    if load.program.startswith("prefill") and r.prefill_tokens > 1:
+        found.append(f"config.rollout.prefill_tokens={r.prefill_tokens // 2} (now {r.prefill_tokens}), or a smaller last prompt bucket")
+    if load.program.startswith(("update", "score")):
+        if o.micro_rows > shards:
+            found.append(f"config.optim.micro_rows={max(o.micro_rows // 2 // shards, 1) * shards} (now {o.micro_rows})")
+        if cfg.model.remat != "full":
+            found.append(f"config.model.remat=full (now {cfg.model.remat})")
+        if cfg.model.logit_chunk > 256:
+            found.append(f"config.model.logit_chunk={cfg.model.logit_chunk // 2} (now {cfg.model.logit_chunk})")
+    if load.optimizer > missing and o.mu_dtype == "float32":
+        found.append("config.optim.mu_dtype=bfloat16")
+    if load.reference > missing:
+        found.append("config.loss.kl=off, or config.lora.rank, where the frozen rest is the reference")
+    return [*found, "more of config.mesh.fsdp or config.mesh.tensor, that is more chips or another layout"]

@@ -1,0 +1,192 @@
+"""What a step of P²O would take at best: for each phase the time that its products, its memory traffic and its collectives need at
+the chip's peak speeds, of which the longest counts (a roofline: no run is faster, real ones are slower).
+
+Work and collectives are counted in the compiled programs; the attention of kernels, whose insides the text does not show, and
+memory traffic from sizes.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from p2o_jax import config
+from p2o_jax.gepa import budget
+from p2o_jax.models import flops
+from p2o_jax.models.spec import num_params
+from p2o_jax.plan.chips import Topology
+from p2o_jax.plan.cost import Cost, Kernel
+from p2o_jax.plan.memory import Held, position_bytes
+from p2o_jax.plan.programs import Parts, Program, bucket_of
+from p2o_jax.rollout.prefill import chunk_of
+
+BUSY = 0.9  # of decoded slots are in use, and of the tokens in packed rows real: as measured on CPUs (docs/performance.md)
+SPLASH = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}  # products of a splash kernel, by the start of its name
+
+
+class Workload(NamedTuple):
+    """What the questions are like: mean tokens of a prompt and of a response, questions in an epoch, and what of them is hard."""
+
+    prompt: int
+    response: int
+    questions: int
+    frac_hard: float = 0.3
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Collectives of a kind: how many, and bytes of their whole arrays on a chip."""
+
+    count: float
+    bytes: float
+
+
+class Phase(NamedTuple):
+    """A phase of a step: a chip's operations, bytes to and from its memory, bytes sent to other chips and to other slices."""
+
+    name: str
+    flops: float
+    hbm: float
+    ici: float
+    dcn: float
+    traffic: Mapping[str, Traffic]  # by kind
+
+    def seconds(self, topology: Topology) -> dict[str, float]:
+        """The time that each resource needs."""
+        chip = topology.chip
+        return {
+            "compute": self.flops / chip.flops,
+            "memory": self.hbm / chip.hbm_bytes,
+            "network": self.ici / chip.ici_bytes + self.dcn / chip.dcn_bytes,
+        }
+
+    def times(self, n: float, name: str) -> "Phase":
+        traffic = {kind: Traffic(t.count * n, t.bytes * n) for kind, t in self.traffic.items()}
+        return Phase(name, self.flops * n, self.hbm * n, self.ici * n, self.dcn * n, traffic)
+
+
+class Estimate(NamedTuple):
+    """A policy step with its share of a prompt phase. MFU counts what `models.flops` does: no recomputation, no padding."""
+
+    phases: tuple[Phase, ...]
+    seconds: float
+    generated_tokens: float  # by the policy step itself and by its share of GEPA
+    mfu: float
+    dollars_per_million: float | None
+
+
+def estimate(
+    parts: Parts, programs: Mapping[str, Program], kept: Held, topology: Topology, work: Workload, price: float | None
+) -> Estimate:
+    """The step of a config whose programs all fit; the price is that of a chip for an hour."""
+    r, devices = parts.cfg.rollout, parts.mesh.size
+    sequences = r.questions * r.group_size
+    slice_of = [device * topology.slices // devices for device in range(devices)]
+    rollout = _rollout(parts, programs, kept, slice_of, work)
+    steps_per_epoch = max(work.questions // r.questions, 1)
+    share = _gepa_rollouts(parts.cfg, work) / steps_per_epoch / sequences  # of a step's own rollouts
+    phases = (
+        _of_program("reshard", programs["lay_out"].cost, (), slice_of, kept.params + kept.weights),
+        *rollout,
+        *_learning(parts, programs, kept, slice_of, work),
+        _added(*rollout).times(share, "gepa, a step's share"),
+    )
+    seconds = sum(max(p.seconds(topology).values()) for p in phases)
+    tokens = sequences * work.response * (1 + share)
+    useful = _useful_flops(parts, work, share)
+    mfu = useful / (seconds * devices * topology.chip.flops)
+    paid = None if price is None else price * math.prod(topology.shape) * topology.slices * seconds / 3600
+    return Estimate(phases, seconds, tokens, mfu, paid and paid / tokens * 1e6)
+
+
+def _gepa_rollouts(cfg: config.Config, work: Workload) -> float:
+    """Rollouts of a prompt phase, by its budget, on the share of questions that is hard."""
+    if not cfg.gepa.enabled:
+        return 0.0
+    hard = work.frac_hard * work.questions
+    dev = min(cfg.gepa.dev_size, hard / 2) if cfg.gepa.dev_size >= 1 else cfg.gepa.dev_size * hard
+    return budget.total(cfg.gepa, int(hard - dev), int(dev))
+
+
+def _rollout(parts: Parts, programs: Mapping[str, Program], kept: Held, slice_of: Sequence[int], work: Workload) -> tuple[Phase, Phase]:
+    """Prefill of a step's prompts, one for each question, and decoding of all rollouts."""
+    r, spec, shards = parts.engine.cfg, parts.spec, parts.engine.num_shards
+    prefill, decode = (next(p for name, p in programs.items() if name.startswith(kind)) for kind in ("prefill", "decode"))
+    assert decode.cost is not None and prefill.cost is not None
+    chunk = chunk_of(bucket_of(parts.cfg, work.prompt))
+    pieces = max(shape[0] for shape in prefill.shapes if len(shape) == 2 and shape[1] == chunk)
+    calls = math.ceil(r.questions / pieces)
+    levels = [_of_program("prefill", prefill.cost, (level,), slice_of, kept.weights) for level in range(math.ceil(work.prompt / chunk))]
+    turn = decode.cost.loops[0][1]
+    steps = r.questions * r.group_size * work.response / r.slots / BUSY
+    slots = r.slots // shards
+    reads = slots * (work.prompt / r.group_size + work.response / 2) * position_bytes(parts)
+    step = turn.total([])
+    attention = 0.0
+    if step.kernels:
+        heads = spec.heads / parts.mesh.shape["tensor"]
+        attention = 4 * spec.layers * heads * spec.head_dim * slots * (work.prompt + work.response / 2)
+    phase = _of_program("decode", turn, (), slice_of, kept.weights + reads)
+    return (
+        functools.reduce(_added, levels).times(calls, "prefill"),
+        phase._replace(flops=phase.flops + attention).times(steps, "decode"),
+    )
+
+
+def _learning(parts: Parts, programs: Mapping[str, Program], kept: Held, slice_of: Sequence[int], work: Workload) -> list[Phase]:
+    """Scoring of what the first update does not cover (and of everything by the reference, with a KL term), and all updates."""
+    cfg, mesh = parts.cfg, parts.mesh
+    row_tokens = config.trained_row_tokens(cfg)
+    tokens = cfg.rollout.questions * cfg.rollout.group_size * (work.prompt + work.response)
+    micro = tokens / (row_tokens * cfg.optim.micro_rows) / BUSY
+    wanted = row_tokens * cfg.optim.micro_rows / parts.engine.num_shards * BUSY * work.response / (work.prompt + work.response)
+    heads = math.ceil(wanted / cfg.model.logit_chunk)
+    updates = cfg.rollout.questions / config.minibatch_questions(cfg)
+    passes = 1 - 1 / updates + (cfg.loss.kl != "off")
+    gathered = 2 * num_params(parts.spec) / mesh.shape["tensor"]  # weights in bfloat16, read whole in each pass
+    state = 2 * (kept.params + kept.optimizer)
+    score, update = programs["score"].cost, programs["update"].cost
+    return [
+        _of_program("score", score, (micro * passes, heads), slice_of, gathered * micro * passes),
+        _of_program("update", update, (micro, heads), slice_of, 3 * gathered * micro + state * updates),
+    ]
+
+
+def _of_program(name: str, cost: Cost | None, turns: tuple[float, ...], slice_of: Sequence[int], hbm: float) -> Phase:
+    assert cost is not None, "a program that does not fit has no estimate"
+    total = cost.total(turns)
+    work = total.flops + sum(n * kernel_flops(kernel) for kernel, n in total.kernels.items())
+    traffic: dict[str, Traffic] = {}
+    sent = {False: 0.0, True: 0.0}  # inside a slice, between slices
+    for collective, n in total.collectives.items():
+        before = traffic.get(collective.kind, Traffic(0, 0))
+        traffic[collective.kind] = Traffic(before.count + n, before.bytes + n * collective.bytes)
+        sent[collective.crosses(slice_of)] += n * collective.wire_bytes
+    return Phase(name, work, hbm, sent[False], sent[True], traffic)
+
+
+def kernel_flops(kernel: Kernel) -> float:
+    """Operations of a splash kernel, causal, on queries [..., T, C]; 0 for a kernel whose work depends on its data."""
+    products = next((n for start, n in SPLASH.items() if kernel.name.startswith(start)), 0)
+    if not products:
+        return 0.0
+    shape = next(a.shape for a in kernel.operands if len(a.shape) >= 3 and a.dtype in ("bf16", "f32"))
+    return products * math.prod(shape) * shape[-2]  # 2 T^2 C / 2 for each head
+
+
+def _added(a: Phase, b: Phase) -> Phase:
+    traffic = dict(a.traffic)
+    for kind, t in b.traffic.items():
+        before = traffic.get(kind, Traffic(0, 0))
+        traffic[kind] = Traffic(before.count + t.count, before.bytes + t.bytes)
+    return Phase("", a.flops + b.flops, a.hbm + b.hbm, a.ici + b.ici, a.dcn + b.dcn, traffic)
+
+
+def _useful_flops(parts: Parts, work: Workload, share: float) -> float:
+    spec, r = parts.spec, parts.cfg.rollout
+    sequences, whole = r.questions * r.group_size, work.prompt + work.response
+    prompts = r.questions * flops.forward(spec, 0, work.prompt)
+    sampled = (prompts + sequences * flops.forward(spec, work.prompt, whole)) * (1 + share)
+    passes = 1 - config.minibatch_questions(parts.cfg) / r.questions + (parts.cfg.loss.kl != "off")
+    return sampled + passes * flops.scoring(spec, [whole] * sequences) + flops.update(spec, [whole] * sequences)

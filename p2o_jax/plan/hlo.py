@@ -1,0 +1,168 @@
+"""XLA's HLO text, read: computations, their instructions, and which chips a collective joins."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import NamedTuple
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+HOST_OPS = ("infeed", "outfeed", "send", "recv")
+HOST_SPACE = "S(5)"  # arrays in the host's memory
+BYTES = {
+    "pred": 1, "s4": 1, "u4": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
+    "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16,
+}  # fmt: skip
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_NAME = re.compile(r"%([\w.\-]+)")
+_CALLED = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation|condition|body)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+
+
+class Array(NamedTuple):
+    """An array's element type and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * BYTES.get(self.dtype, 0)  # a type without bytes is a token or an opaque handle
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line: `name = result opcode(operands), attributes`."""
+
+    name: str
+    result: tuple[Array, ...]
+    opcode: str
+    operands: tuple[str, ...]
+    inside: str  # what stands in the parentheses: also a constant's value, or a parameter's number
+    attributes: str
+    on_host: bool
+
+    def attribute(self, key: str) -> str:
+        """The word or braced list after `key=`; empty where there is none."""
+        found = re.search(rf"(?:^|[\s,]){key}=(\{{[^}}]*\}}|[^\s,]+)", self.attributes)
+        return found.group(1).lstrip("%") if found else ""
+
+    @property
+    def called(self) -> list[str]:
+        """The computations that it runs."""
+        branches = _BRANCHES.search(self.attributes)
+        return _CALLED.findall(self.attributes) + (_NAME.findall(branches.group(1)) if branches else [])
+
+
+@dataclass(frozen=True)
+class Computation:
+    name: str
+    instructions: Mapping[str, Instruction]
+    root: Instruction
+
+
+@dataclass(frozen=True)
+class Module:
+    computations: Mapping[str, Computation]
+    entry: Computation
+    num_partitions: int
+
+
+def parse(text: str) -> Module:
+    """The computations of an HLO module.
+
+    Raises:
+        ValueError: no entry computation.
+    """
+    computations: dict[str, Computation] = {}
+    entry: Computation | None = None
+    header: re.Match[str] | None = None
+    lines: dict[str, Instruction] = {}
+    root = ""
+    for line in text.splitlines():
+        if header is None:
+            header = _HEADER.match(line)
+            lines, root = {}, ""
+        elif line == "}":
+            made = Computation(header.group(2), lines, lines[root])
+            computations[made.name] = made
+            entry = made if header.group(1) else entry
+            header = None
+        elif " = " in line:
+            instruction = parse_instruction(line)
+            lines[instruction.name] = instruction
+            if not root or line.lstrip().startswith("ROOT "):
+                root = instruction.name
+    if entry is None:
+        raise ValueError("no ENTRY computation in this HLO text")
+    partitions = re.search(r"\bnum_partitions=(\d+)", text)
+    return Module(computations, entry, int(partitions.group(1)) if partitions else 1)
+
+
+def parse_instruction(line: str) -> Instruction:
+    """An instruction from its line."""
+    left, right = line.split(" = ", 1)
+    end = _closing(right, 0) if right.startswith("(") else right.index(" ")
+    result, rest = right[:end], right[end:].lstrip()
+    opcode, _, _ = rest.partition("(")
+    close = _closing(rest, len(opcode))
+    inside, attributes = rest[len(opcode) + 1 : close - 1], rest[close:].lstrip(", ")
+    attributes = re.split(r", (?:metadata|backend_config)=", attributes, maxsplit=1)[0]
+    name = left.strip().removeprefix("ROOT ").lstrip("%")
+    return Instruction(name, arrays(result), opcode, tuple(_NAME.findall(inside)), inside, attributes, HOST_SPACE in result)
+
+
+def arrays(text: str) -> tuple[Array, ...]:
+    """The arrays of a result type, a tuple's in order."""
+    return tuple(
+        Array(dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", text))
+    )
+
+
+def _closing(text: str, start: int) -> int:
+    """The place after the parenthesis that closes the one at `start`."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += (text[i] == "(") - (text[i] == ")")
+        if depth == 0:
+            return i + 1
+    raise ValueError(f"no closing parenthesis in {text[start : start + 80]!r}")
+
+
+def groups(attributes: str, num_partitions: int) -> tuple[tuple[int, ...], ...]:
+    """The chips that exchange data with each other, from any of the ways in which XLA writes them; pairs for a permutation."""
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)+)\}", attributes)
+    if listed:
+        return tuple(tuple(int(n) for n in group.split(",") if n) for group in re.findall(r"\{([\d,]*)\}", listed.group(1)))
+    counted = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    if counted:
+        shape = [int(n) for n in counted.group(3).split(",")]
+        order = [int(n) for n in counted.group(4).split(",")] if counted.group(4) else list(range(len(shape)))
+        return _chunks(_transposed(shape, order), int(counted.group(2)))
+    meshed = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
+    if meshed:
+        axes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", meshed.group(1))}
+        names, over = list(axes), re.findall(r"'(\w+)'", meshed.group(2))
+        order = [names.index(name) for name in (*(n for n in names if n not in over), *over)]
+        return _chunks(_transposed(list(axes.values()), order), prod(axes[name] for name in over))
+    return (tuple(range(num_partitions)),)
+
+
+def _transposed(shape: Sequence[int], order: Sequence[int]) -> list[int]:
+    """0, 1, 2 … laid out in the shape, read with its axes in another order."""
+    strides = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    return [sum(i * strides[axis] for i, axis in zip(index, order, strict=True)) for index in product(*(range(shape[a]) for a in order))]
+
+
+def _chunks(items: Sequence[int], size: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(items[i : i + size]) for i in range(0, len(items), size))

@@ -1,0 +1,76 @@
+"""What lies in a chip's memory while each program runs: its own needs, and what the step keeps there meanwhile."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from p2o_jax.plan.programs import Parts, Program, shard_bytes
+
+
+class Held(NamedTuple):
+    """Bytes on a chip of what a policy step keeps from program to program."""
+
+    params: int  # the learner's, all of them
+    optimizer: int
+    reference: int  # the frozen initial policy, where a KL term asks for it
+    weights: int  # the policy laid out for decoding; kept until the step's end
+
+
+class Load(NamedTuple):
+    """Bytes on a chip while a program runs, by kind. `code` is that of all programs, which stay loaded."""
+
+    program: str
+    params: int
+    optimizer: int
+    reference: int
+    weights: int
+    caches: int
+    temporaries: int  # with rows, queues and other small arguments
+    code: int
+
+    @property
+    def total(self) -> int:
+        return sum(self[1:])
+
+
+def held(parts: Parts, programs: Mapping[str, Program]) -> Held:
+    """What is kept, by the shardings of the learner and what the sampler's programs take."""
+    state, shardings = parts.learner.abstract_state(), parts.learner.state_shardings
+
+    def size(tree: object, split: object) -> int:
+        return sum(map(shard_bytes, jax.tree.leaves(tree), jax.tree.leaves(split)))
+
+    first = {name.split()[0]: p.memory for name, p in programs.items()}
+    params = first["lay_out"].arguments[0]
+    reference = params if parts.cfg.loss.kl != "off" and not parts.spec.lora else 0
+    return Held(params, size(state.opt_state, shardings.opt_state), reference, first["lay_out"].outputs)
+
+
+def position_bytes(parts: Parts) -> int:
+    """Bytes on a chip of one position's keys and values in all layers."""
+    spec, split = parts.spec, parts.mesh.shape["tensor"]
+    heads = spec.kv_heads if spec.kv_heads % split else spec.kv_heads // split
+    vector = spec.head_dim * jnp.dtype(parts.engine.cache_dtype).itemsize + (4 if parts.engine.cache_dtype == jnp.int8 else 0)
+    return 2 * spec.layers * heads * vector
+
+
+def loads(programs: Mapping[str, Program], kept: Held) -> list[Load]:
+    """A line for each program."""
+    code = sum(p.memory.code for p in programs.values())
+    return [_load(p, kept, code) for p in programs.values()]
+
+
+def _load(program: Program, kept: Held, code: int) -> Load:
+    """What a program takes of what is kept counts once; of weights that it leaves out only what is kept does."""
+    name, memory = program.name, program.memory
+    first = memory.arguments[0] if memory.arguments else None  # None: too large to be compiled
+    if name.startswith("update"):
+        rest = memory.peak - (kept.params + kept.optimizer if first is None else first)
+        return Load(name, kept.params, kept.optimizer, kept.reference, kept.weights, 0, rest, code)
+    if name.startswith(("score", "lay_out")):
+        weights = kept.weights if name.startswith("score") else 0
+        return Load(name, kept.params, kept.optimizer, kept.reference, weights, 0, memory.peak - (first or kept.params), code)
+    rest = memory.peak - (first or kept.weights) - memory.caches
+    return Load(name, kept.params, kept.optimizer, kept.reference, kept.weights, memory.caches, rest, code)

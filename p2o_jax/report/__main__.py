@@ -1,0 +1,49 @@
+"""Shows runs: `python -m p2o_jax.report RUN... [--out report.html] [--serve] [--port 8100] [--samples-mb 3]`.
+
+RUN is a workdir, or a folder of several (a config with `arms` makes one); several runs are shown side by side. The page is one file
+without need of a network: accuracy, curves, templates, hard questions, samples, cost and settings. With --serve it is served on
+127.0.0.1 instead, and follows the run while it trains; Ctrl-C ends it. --samples-mb says how many samples the page holds.
+"""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from p2o_jax import files
+from p2o_jax.config import ConfigError
+from p2o_jax.main import command
+from p2o_jax.report import page, run, serve
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the report, or serves it.
+
+    Raises:
+        ConfigError: a path without a run, a port that is taken, or no plotly.
+    """
+    parser = argparse.ArgumentParser(prog="python -m p2o_jax.report", add_help=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--out", type=Path, default=Path("report.html"))
+    parser.add_argument("--serve", action="store_true")
+    parser.add_argument("--port", type=int, default=8100)
+    parser.add_argument("--samples-mb", type=float, default=3.0)
+    flags = parser.parse_args(argv)
+    paths, samples_bytes = run.workdirs(flags.runs), int(flags.samples_mb * 1e6)
+    if flags.serve:
+        try:
+            server = serve.server(paths, samples_bytes, flags.port)
+        except OSError as e:
+            raise ConfigError(f"--port={flags.port}: {e.strerror}") from e
+        with server, suppress(KeyboardInterrupt):
+            print(f"http://127.0.0.1:{server.server_address[1]}  (Ctrl-C ends it)", flush=True)
+            server.serve_forever()
+        return
+    flags.out.parent.mkdir(parents=True, exist_ok=True)
+    html = page.render(run.page_data(paths, samples_bytes))
+    files.write_whole(flags.out, html)
+    print(f"{flags.out}  {len(html) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    command(main)

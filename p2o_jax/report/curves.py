@@ -1,0 +1,75 @@
+"""Metrics over policy steps and generated tokens, thinned to what a screen can show, and accuracy with its interval."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from p2o_jax.report.rows import number
+
+MAX_POINTS = 1000  # of a curve
+Z95 = 1.959964  # standard normal quantile of .975
+KINDS = {"policy": "train/bad_updates", "evaluation": "eval/accuracy", "prompts": "gepa/skipped"}  # by a metric that only they have
+AXES = {"step": "step", "tokens": "ledger/generated_tokens"}
+
+
+def of_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """By kind of row: `every` (how many rows a point stands for), the axes `step` and `tokens`, and `values`, a list for each metric."""
+    by_kind: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        kind = next((kind for kind, mark in KINDS.items() if mark in row), "policy")
+        by_kind.setdefault(kind, []).append(row)
+    return {kind: _columns(part) for kind, part in by_kind.items()}
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    every = math.ceil(len(rows) / MAX_POINTS)
+    groups = [rows[i : i + every] for i in range(0, len(rows), every)]
+    names = sorted({name for row in rows for name in row if "/" in name})
+    columns = {name: [number(_of_group(name, group)) for group in groups] for name in names}
+    axes = {axis: [number(group[-1].get(name), 12) for group in groups] for axis, name in AXES.items()}
+    return {"every": every, **axes, "values": columns}
+
+
+def _of_group(name: str, group: Sequence[Mapping[str, Any]]) -> float | None:
+    """The metric of several rows in a row: their mean; the last of what only grows, the largest of maxima."""
+    values = [row[name] for row in group if number(row.get(name)) is not None]
+    if not values:
+        return None
+    if name.startswith(("ledger/", "time/ledger_")):
+        return values[-1]
+    return max(values) if name.endswith("_max") else sum(values) / len(values)
+
+
+def not_finite(rows: Iterable[Mapping[str, Any]]) -> int:
+    """How many values of the rows are no finite numbers, and so cannot be drawn."""
+    return sum(number(value) is None for row in rows for name, value in row.items() if "/" in name)
+
+
+def evaluations(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Accuracy on held-out questions over time with its 95 % interval, and by benchmark, or by family where there is one benchmark."""
+    found = []
+    for row in rows:
+        low, high = wilson(row["accuracy"], row.get("questions", 0))
+        parts = {name: part["accuracy"] for name, part in row["sets"].items()} if "sets" in row else row.get("by_family") or {}
+        found.append(
+            {
+                "step": row["step"],
+                "tokens": number(row.get("generated_tokens"), 12),
+                "accuracy": number(row["accuracy"]),
+                "low": number(low),
+                "high": number(high),
+                "questions": row.get("questions", 0),
+                "parts": {name: number(value) for name, value in parts.items()},
+            }
+        )
+    return found
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share among so many independent questions; never empty, at shares of 0 and 1 neither."""
+    if count == 0:
+        return 0.0, 1.0
+    middle = share + Z95**2 / (2 * count)
+    half = Z95 * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
+    scale = 1 + Z95**2 / count
+    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)

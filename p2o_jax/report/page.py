@@ -1,0 +1,79 @@
+"""One HTML file with everything in it: style, scripts, plotly, data. Nothing is fetched, and nothing in the data can be run.
+
+Data goes in as JSON with every `<` escaped, in a script element that is no script; the scripts put text in as text only. The page's
+content security policy knows the scripts by their hashes, and forbids all else.
+"""
+
+import base64
+import hashlib
+import json
+from importlib import resources
+from typing import Any
+
+from p2o_jax import __version__
+from p2o_jax.config import ConfigError
+
+SCRIPTS = ("core", "charts", "overview", "templates", "questions", "samples", "settings", "main")
+
+
+def render(data: dict[str, Any], stamp: str = "") -> str:
+    """The page that shows the data of `run.page_data`; one with a stamp of it asks its server for newer data."""
+    scripts = [plotly_js(), "\n".join(_static(f"{name}.js") for name in SCRIPTS)]
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            "script-src " + " ".join(f"'sha256-{_sha256(script)}'" for script in scripts),
+            "style-src 'unsafe-inline'",
+            "img-src data: blob:",
+            "connect-src 'self'" if stamp else "connect-src 'none'",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+    title = "p2o_jax: " + ", ".join(run["name"] for run in data["runs"])
+    parts = {
+        "POLICY": policy,
+        "TITLE": _escaped(title),
+        "STYLE": _static("page.css"),
+        "STAMP": stamp,
+        "VERSION": __version__,
+        "DATA": embedded(data),
+        "PLOTLY": scripts[0],
+        "SCRIPT": scripts[1],
+    }
+    head, *rest = _static("page.html").split("{{")
+    return head + "".join(parts[name] + text for name, text in (part.split("}}", 1) for part in rest))
+
+
+def embedded(data: Any) -> str:
+    """The data as JSON that is the same inside HTML: it has no `<`, and is ASCII."""
+    return as_json(data).replace("<", "\\u003c")
+
+
+def as_json(data: Any) -> str:
+    return json.dumps(data, separators=(",", ":"), allow_nan=False)
+
+
+def plotly_js() -> str:
+    """plotly.js as its Python package brings it.
+
+    Raises:
+        ConfigError: the package is not there.
+    """
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as e:
+        raise ConfigError("the report is drawn by plotly, which is not installed: pip install 'p2o-jax[report]'") from e
+    return get_plotlyjs()
+
+
+def _static(name: str) -> str:
+    return resources.files("p2o_jax.report").joinpath("static", name).read_text(encoding="utf-8")
+
+
+def _sha256(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")

@@ -1,0 +1,150 @@
+"""What a page tells of a run, from the files of its workdir. A run that is still going on, or was killed, has less of it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from p2o_jax.config import ConfigError
+from p2o_jax.gepa.search import REJECTIONS
+from p2o_jax.metrics import AMOUNTS, METRICS, PHASES
+from p2o_jax.report import curves, questions, rows, samples, templates
+
+MAX_NOTES = 50
+NEEDS = {  # the fields that a row of each file must have
+    "metrics": ("step",),
+    "evaluations": ("step", "accuracy"),
+    "templates": ("epoch",),
+    "questions": (
+        "epoch",
+        "question_id",
+        "hard",
+        "plain",
+        "templated",
+        "templates",
+        "first_hard_epoch",
+        "internalised_epoch",
+        "relapsed_epoch",
+    ),
+}
+FILES = (*NEEDS, "samples")
+
+
+def workdirs(paths: Sequence[str]) -> list[Path]:
+    """The workdirs of runs: each path itself, or the arms in it.
+
+    Raises:
+        ConfigError: with a line for every path that holds no run.
+    """
+    found: list[Path] = []
+    problems = []
+    for path in map(Path, paths):
+        inside = sorted(p.parent for p in path.glob("*/config.json"))
+        runs = [path] if (path / "config.json").is_file() else inside
+        found += runs
+        if not runs:
+            problems.append(f"{path}: no run in it (no config.json)")
+    if problems:
+        raise ConfigError(*problems)
+    return list(dict.fromkeys(found))
+
+
+def page_data(paths: Sequence[Path], samples_bytes: int) -> dict[str, Any]:
+    """Everything that a page shows of these runs, as JSON. `samples_bytes`: of samples, over all runs."""
+    names = _names(paths)
+    runs = [read(path, name, samples_bytes // len(paths)) for path, name in zip(paths, names, strict=True)]
+    used = sorted({name for run in runs for kind in run["curves"].values() for name in kind["values"]})
+    return {
+        "runs": runs,
+        "metrics": {name: METRICS[name] for name in used if name in METRICS},
+        "phases": PHASES,
+        "amounts": AMOUNTS,
+        "rejections": REJECTIONS,
+    }
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """As little of each path, from its end, as tells it from the others."""
+    parts = [path.resolve().parts for path in paths]
+    length = next((n for n in range(1, 99) if len({p[-n:] for p in parts}) == len(parts)), 99)
+    return ["/".join(p[-length:]) for p in parts]
+
+
+def read(workdir: Path, name: str, samples_bytes: int) -> dict[str, Any]:
+    """What the page shows of one run."""
+    notes: list[str] = []
+    config = rows.read_json(workdir / "config.json", notes)
+    versions = rows.read_json(workdir / "versions.json", notes)
+    success_above = config.get("reward", {}).get("success_above", 0.5)
+    read_rows = {file: rows.read(workdir / f"{file}.jsonl", needs, notes) for file, needs in NEEDS.items()}
+    metrics = list(read_rows["metrics"])
+    evaluations = curves.evaluations(read_rows["evaluations"])
+    trees = templates.epochs(read_rows["templates"], success_above)
+    lives = questions.lives(read_rows["questions"])
+    shown = samples.chosen(workdir / "samples.jsonl", samples_bytes, notes)
+    wanted = {question for tree in trees for question in _question_ids(tree)} | set(lives["questions"])
+    if bad := curves.not_finite(metrics):
+        notes.append(f"metrics.jsonl: {bad} values are not finite numbers and are left out of the curves")
+    return {
+        "name": name,
+        "summary": _summary(workdir, metrics, evaluations, notes),
+        "curves": curves.of_rows(metrics),
+        "evaluations": evaluations,
+        "templates": trees,
+        "questions": lives,
+        "samples": shown,
+        "question_texts": samples.question_texts(workdir / "samples.jsonl", wanted),
+        "ledger": _ledger(metrics),
+        "config": _flat(config),
+        "versions": {key: _told(value) for key, value in versions.items()},
+        "notes": notes if len(notes) <= MAX_NOTES else [*notes[:MAX_NOTES], f"{len(notes) - MAX_NOTES} further notes"],
+    }
+
+
+def _question_ids(tree: dict[str, Any]) -> set[str]:
+    return set(tree["dev"]) | {question for proposal in tree["rejected"] for question in proposal["minibatch"]}
+
+
+def _summary(workdir: Path, metrics: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
+    """The run in a few numbers. `seconds` are of all its starts."""
+    starts = workdir / "seconds.json"
+    result = rows.read_json(workdir / "result.json", notes)
+    totals = {name: max((row.get(f"ledger/{name}", 0) for row in metrics), default=0) for name in ("generated_tokens", "rollouts", "flops")}
+    return {
+        "finished": bool(result),
+        "steps": sum("train/bad_updates" in row for row in metrics),
+        "seconds": sum(json.loads(starts.read_text(encoding="utf-8"))) if starts.exists() else result.get("seconds"),
+        "before": evaluations[0] if evaluations else None,
+        "after": evaluations[-1] if evaluations else None,
+        "seconds_by_phase": _seconds_by_phase(metrics),
+        **totals,
+    }
+
+
+def _seconds_by_phase(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The sums of time/NAME_s; compiling is inside the others."""
+    names = {name for row in metrics for name in row if name.startswith("time/") and not name.startswith(("time/ledger_", "time/compile"))}
+    sums = {name: sum(row.get(name) or 0 for row in metrics) for name in sorted(names)}
+    return {name.removeprefix("time/").removesuffix("_s"): round(value, 2) for name, value in sums.items() if value >= 0.01}
+
+
+def _ledger(metrics: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """By phase, what it has cost since the run began: the amounts and `seconds`."""
+    last: dict[str, float] = {}
+    for row in metrics:
+        last |= row
+    names = {name: f"ledger/{{}}_{name}" for name in AMOUNTS} | {"seconds": "time/ledger_{}_s"}
+    table = {phase: {name: last[key.format(phase)] for name, key in names.items() if key.format(phase) in last} for phase in PHASES}
+    return {phase: row for phase, row in table.items() if row}
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """The settings by their dotted keys, as text."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": _told(value)}
+    return flat
+
+
+def _told(value: Any) -> str:
+    return rows.clip(value, 500)

@@ -1,0 +1,86 @@
+"""The page of a run that is still training, on this machine only; it asks for newer data every few seconds."""
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from p2o_jax.report import page, run
+
+HOSTS = ("127.0.0.1", "localhost")
+
+
+class Source:
+    """The newest data of runs, read again when one of their files has changed."""
+
+    def __init__(self, paths: Sequence[Path], samples_bytes: int):
+        self.paths, self.samples_bytes = paths, samples_bytes
+        self._lock = threading.Lock()
+        self._stamp: str = ""
+        self._data: dict[str, Any] = {}
+
+    def newest(self) -> tuple[str, dict[str, Any]]:
+        """(stamp, data); the stamp changes with the files."""
+        with self._lock:
+            stamp = self._stamp_of_files()
+            if stamp != self._stamp:
+                self._data = run.page_data(self.paths, self.samples_bytes)
+                self._stamp = stamp
+            return self._stamp, self._data
+
+    def _stamp_of_files(self) -> str:
+        names = [f"{name}.jsonl" for name in run.FILES] + ["result.json"]
+        files = [path / name for path in self.paths for name in names]
+        stats = [(s.st_mtime_ns, s.st_size) for file in files if file.exists() and (s := file.stat())]
+        return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+
+
+def server(paths: Sequence[Path], samples_bytes: int, port: int) -> ThreadingHTTPServer:
+    """A server on 127.0.0.1 of the page (/) and its data (/data.json). Port 0: any that is free.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    source = Source(paths, samples_bytes)
+    page.plotly_js()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
+            if host not in HOSTS:  # a page of another name that resolves to this machine may not read the run
+                self.send_error(403)
+            elif self.path == "/":
+                stamp, data = source.newest()
+                self._send("text/html; charset=utf-8", page.render(data, stamp).encode("utf-8"))
+            elif self.path == "/data.json":
+                self._send_data(*source.newest())
+            else:
+                self.send_error(404)
+
+        def _send_data(self, stamp: str, data: dict[str, Any]) -> None:
+            if self.headers.get("If-None-Match") == f'"{stamp}"':
+                self.send_response(304)
+                self.end_headers()
+            else:
+                self._send("application/json", page.as_json(data).encode("ascii"), stamp)
+
+        def _send(self, kind: str, body: bytes, stamp: str = "") -> None:
+            self.send_response(200)
+            headers = {
+                "Content-Type": kind,
+                "Content-Length": str(len(body)),
+                "Cache-Control": "no-cache",
+                "X-Content-Type-Options": "nosniff",
+            }
+            headers |= {"ETag": f'"{stamp}"'} if stamp else {}
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Requests are not told."""
+
+    return ThreadingHTTPServer(("127.0.0.1", port), Handler)

@@ -1,0 +1,119 @@
+"use strict";
+// What every section uses: the data, the view's state, elements made of text only, numbers as people write them.
+
+const page = {
+  data: JSON.parse(document.getElementById("data").textContent),
+  view: { axis: "step", smooth: 1, metric: "train/loss" },
+  charts: [],
+};
+
+/** An element; props are attributes, except on* (listeners) and dataset. Children are elements or text, never HTML. */
+function el(tag, props = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(props)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name === "dataset") Object.assign(node.dataset, value);
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value != null) node.setAttribute(name, value);
+  }
+  node.append(...children.flat(Infinity).filter((child) => child != null && child !== false));
+  return node;
+}
+
+function svg(tag, props = {}, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(props)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+/** The text with control characters and direction marks written out, so that none of them acts on the reader's view. */
+function shown(text) {
+  return String(text).replace(
+    /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ufeff\ud800-\udfff]/gu,
+    (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"),
+  );
+}
+
+/** The text for plotly, which reads some tags in labels. */
+function label(text) {
+  return shown(text).slice(0, 200).replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
+}
+
+function firstWords(text, length = 140) {
+  const flat = shown(text.slice(0, 4 * length)).replace(/\s+/g, " ").trim();
+  return flat.length > length ? flat.slice(0, length) + "…" : flat;
+}
+
+const share = (value) => (value == null ? "–" : value >= 0.9995 ? "1.00" : value.toFixed(3).replace(/^0/, ""));
+const count = (value) => (value == null ? "–" : Math.round(value).toLocaleString("en"));
+
+function short(value) {
+  if (value == null) return "–";
+  for (const [size, name] of [[1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"]])
+    if (Math.abs(value) >= size) return (value / size).toPrecision(3) + " " + name;
+  return count(value);
+}
+
+function duration(seconds) {
+  if (seconds == null) return "–";
+  if (seconds < 100) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
+  if (seconds < 6000) return `${(seconds / 60).toFixed(seconds < 600 ? 1 : 0)} min`;
+  return `${(seconds / 3600).toFixed(1)} h`;
+}
+
+/** The value of a CSS variable, as the page's colours are now. */
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const runColour = (i) => colour(`run-${i % 6}`);
+
+function dot(i) {
+  const node = el("span", { class: "dot" });
+  node.style.setProperty("--dot", `var(--run-${i % 6})`);
+  return node;
+}
+
+/** A colour between two #rrggbb ones. */
+function mixed(from, to, part) {
+  const channel = (hex, i) => parseInt(hex.slice(1 + 2 * i, 3 + 2 * i), 16);
+  return `rgb(${[0, 1, 2].map((i) => Math.round(channel(from, i) * (1 - part) + channel(to, i) * part))})`;
+}
+
+function fill(id, title, ...children) {
+  document.getElementById(id).replaceChildren(el("h2", { id: `h-${id}` }, title), ...children.filter(Boolean));
+}
+
+function select(name, options, value, onchange) {
+  const node = el("select", { onchange: () => onchange(node.value) }, options.map(([key, text]) => el("option", { value: key }, shown(text))));
+  node.value = value;
+  return el("label", {}, name, node);
+}
+
+/** "1 thing", "2 things". */
+const counted = (n, thing) => `${count(n)} ${thing}${n === 1 ? "" : "s"}`;
+
+/** Which run a section shows: a menu, where there are several. `state.run` is its place. */
+function runMenu(state, redraw, runs = page.data.runs.map((_, i) => i)) {
+  if (!runs.includes(state.run)) state.run = runs.find((i) => page.data.runs[i].templates.length) ?? runs[0];
+  if (runs.length < 2) return null;
+  return select("Run", runs.map((i) => [String(i), page.data.runs[i].name]), String(state.run), (value) => { state.run = Number(value); redraw(); });
+}
+
+function table(head, rows, textColumns = []) {
+  const mark = (i) => (textColumns.includes(i) ? { class: "text" } : {});
+  const cells = (tag, row) => row.map((cell, i) => el(tag, tag === "th" ? { scope: "col", ...mark(i) } : mark(i), cell ?? "–"));
+  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" },
+    el("table", {}, el("thead", {}, el("tr", {}, cells("th", head))), el("tbody", {}, rows.map((row) => el("tr", {}, cells("td", row))))));
+}
+
+/** Buttons to leaf through a list; `state.page` is the page. */
+function pager(state, total, size, redraw) {
+  const last = Math.max(Math.ceil(total / size) - 1, 0);
+  state.page = Math.min(state.page, last);
+  const step = (by, text) =>
+    el("button", { type: "button", disabled: state.page + by < 0 || state.page + by > last, onclick: () => { state.page += by; redraw(); } }, text);
+  return last ? el("div", { class: "toolbar" }, step(-1, "Previous"), el("span", { class: "soft" }, `${state.page + 1} of ${last + 1}`), step(1, "Next")) : null;
+}
+
+function questionText(run, id) {
+  return run.question_texts[id] ?? `question ${id}`;
+}

@@ -1,0 +1,60 @@
+// What came out: the headline, accuracy over time and by benchmark.
+
+function renderHeadline() {
+  document.getElementById("headline").replaceChildren(el("div", { class: "cards" }, page.data.runs.map(runCard)));
+}
+
+function runCard(run, i) {
+  const { summary, config } = run;
+  const method = config["gepa.enabled"] === "false" ? "GRPO" : "P²O";
+  const { before, after } = summary;
+  const facts = [
+    ["Trained", `${method} on ${shown(config["data.path"] ?? "?")}, from ${shown(config["model.path"] ?? "?")}`],
+    ["Preset", config.preset ?? "–"],
+    ["Policy steps", count(summary.steps) + (summary.finished ? "" : ", not finished")],
+    ["Generated", `${short(summary.generated_tokens)} tokens, ${short(summary.rollouts)} rollouts`],
+    ["Estimated FLOPs", summary.flops ? short(summary.flops) : "–"],
+    ["Time", duration(summary.seconds)],
+  ];
+  return el("article", { class: "card" },
+    el("h1", {}, dot(i), shown(run.name)),
+    el("p", { class: "big" }, after ? share(after.accuracy) : "–"),
+    el("p", { class: "soft" }, after
+      ? `plain accuracy on ${count(after.questions)} held-out questions, 95 % interval ${share(after.low)} to ${share(after.high)}; before training ${share(before.accuracy)}`
+      : "nothing was evaluated"),
+    el("dl", { class: "facts" }, facts.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
+    run.notes.length ? el("div", { class: "notes" }, run.notes.map((note) => el("p", {}, shown(note)))) : null);
+}
+
+function accuracyTraces() {
+  return page.data.runs.flatMap((run, i) => {
+    const rows = run.evaluations, x = rows.map((row) => row[page.view.axis]);
+    const band = (y, more) => ({ x, y, mode: "lines", line: { width: 0, color: runColour(i) }, showlegend: false, hoverinfo: "skip", ...more });
+    return [
+      band(rows.map((row) => row.low), {}),
+      band(rows.map((row) => row.high), { fill: "tonexty", fillcolor: runColour(i) + "22" }),
+      { x, y: rows.map((row) => row.accuracy), mode: "lines+markers", line: { color: runColour(i), width: 2 }, marker: { size: 6 }, name: label(run.name),
+        showlegend: page.data.runs.length > 1, customdata: rows.map((row) => [row.low, row.high]),
+        hovertemplate: `%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<br>${axisTitle()} %{x:,}<extra>${label(run.name)}</extra>` },
+    ];
+  });
+}
+
+function partTraces(part) {
+  return page.data.runs.map((run, i) => ({
+    x: run.evaluations.map((row) => row[page.view.axis]), y: run.evaluations.map((row) => row.parts[part]), mode: "lines+markers", name: label(run.name),
+    line: { color: runColour(i), width: 2 }, marker: { size: 4 }, showlegend: false, hovertemplate: `%{y:.3f}<extra>${label(run.name)}</extra>`,
+  }));
+}
+
+function renderAccuracy() {
+  const runs = page.data.runs;
+  if (!runs.some((run) => run.evaluations.length)) return fill("accuracy", "Accuracy", el("p", { class: "soft" }, "No held-out questions, no evaluation."));
+  const layout = () => ({ xaxis: { title: { text: axisTitle() } }, yaxis: { range: [-0.02, 1.02] } });
+  const parts = [...new Set(runs.flatMap((run) => run.evaluations.flatMap((row) => Object.keys(row.parts))))].sort();
+  const last = (run, part) => share(run.evaluations.at(-1)?.parts[part]);
+  fill("accuracy", "Accuracy",
+    chart({ title: "Held-out questions, plain prompt", note: "Mean answer score with Wilson's 95 % interval", traces: accuracyTraces, layout, tall: true }),
+    parts.length > 1 ? table(["Benchmark or family", ...runs.map((run) => shown(run.name))], parts.map((part) => [shown(part), ...runs.map((run) => last(run, part))])) : null,
+    parts.length > 1 ? el("div", { class: "grid" }, parts.slice(0, 12).map((part) => chart({ title: shown(part), traces: () => partTraces(part), layout }))) : null);
+}

@@ -1,0 +1,222 @@
+"""What a plan adds up from compiled programs: memory, roofline, advice, layouts. The programs are made up; no compiler is asked."""
+
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from p2o_jax import config
+from p2o_jax.config import Config, ConfigError
+from p2o_jax.models.spec import ModelSpec, num_params
+from p2o_jax.plan import advice, chips, cost, estimate, hlo, memory, picture, programs, report, sweep
+from p2o_jax.plan.chips import GIB
+from p2o_jax.plan.cost import Collective, Cost
+from p2o_jax.plan.estimate import Workload
+from p2o_jax.plan.memory import Held, Load
+from p2o_jax.plan.programs import Memory, Program
+
+SPEC = ModelSpec("qwen3", vocab=64, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=32, qk_norm=True, tied=True)
+V5E = chips.parse("v5e:2x4")
+
+
+def small_config(**rollout):
+    cfg = config.resolve(Config())
+    sizes = {"questions": 32, "group_size": 4, "max_new_tokens": 64, "prompt_buckets": (32, 64), "slots": 16, "bank_tokens": 4096} | rollout
+    return dataclasses.replace(
+        cfg,
+        rollout=dataclasses.replace(cfg.rollout, **sizes),
+        data=dataclasses.replace(cfg.data, max_prompt_tokens=32),
+        optim=dataclasses.replace(cfg.optim, minibatch_questions=16, micro_rows=8),
+        gepa=dataclasses.replace(cfg.gepa, reflect_new_tokens=16, budget="calls", max_metric_calls=64),
+    )
+
+
+class Here(chips.Topology):
+    """A topology's numbers, but the fake devices that are there."""
+
+    def devices(self):
+        return jax.devices()
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Learner and sampler on eight fake devices; nothing is compiled."""
+    return programs.make(small_config(), SPEC, Here("v5e", (2, 4), 1))
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_config_s_programs_are_its_own(rank):
+    """All are lowered, with adapters too; the learner's take params (or adapters and the frozen rest) and rows of the config's lengths."""
+    cfg = dataclasses.replace(small_config(), lora=config.Lora(rank=rank))
+    made = dict(programs.lowered(programs.make(cfg, SPEC, Here("v5e", (2, 4), 1)), prompt=20))
+    assert list(made) == [
+        "lay_out",
+        "prefill 32 in groups of 4",
+        "decode 32 in groups of 4",
+        "prefill 64",
+        "decode 64",
+        "update",
+        "score",
+        "score templated",
+    ]
+    state, frozen, rows, _ = made["update"].args_info[0]
+    assert rows.token.shape == (8, 8, 32 + 64) and made["score templated"].args_info[0][1].token.shape == (16, 8, 64 + 64)
+    assert bool(frozen) == bool(rank) and ("embed" in state.params) == (rank == 0)
+
+
+@pytest.mark.parametrize("text", ["v5e", "v5e:8", "h100:2x4", "v5p:2x2x2x2", "v5e:2x4,slices=0x", "v5e:2x4 "])
+def test_bad_topologies_are_told(text):
+    with pytest.raises(ConfigError, match="topology"):
+        chips.parse(text)
+
+
+def test_topologies_are_read():
+    assert chips.parse("v5p:4x4x8,slices=2") == ("v5p", (4, 4, 8), 2) and str(chips.parse("v5p:4x4x8,slices=2")) == "v5p:4x4x8,slices=2"
+    assert chips.parse("v6e:4x4").chip.flops == 918e12
+
+
+def test_specs_have_their_names_sizes():
+    """Billions of parameters, as the model cards tell them."""
+    sizes = {"qwen3-0.6b": 0.6, "qwen3-1.7b": 1.72, "qwen3-4b": 4.02, "qwen3-8b": 8.19, "qwen3-14b": 14.77, "qwen3-32b": 32.76}
+    assert {name: round(num_params(spec) / 1e9, 2) for name, spec in programs.SPECS.items()} == sizes
+    with pytest.raises(ConfigError, match="qwen3-4b"):
+        programs.model_spec("qwen9")
+
+
+def test_memory_while_each_program_runs():
+    kept = Held(params=10, optimizer=20, reference=10, weights=5)
+    made = {
+        "lay_out": Memory((10,), 0, 5, 5, 1),  # its output is its temporary
+        "prefill 32": Memory((4, 8, 1), 8, 2, 8, 1),  # a weight is not needed here, but stays
+        "decode 32": Memory((5, 8, 1, 7), 15, 3, 8, 1),
+        "update": Memory((30, 0, 2), 0, 40, 30, 1),
+        "score": Memory((10, 2), 0, 9, 2, 1),
+    }
+    loads = memory.loads({name: Program(name, m, Cost(), (), 0.0) for name, m in made.items()}, kept)
+    assert [load.total for load in loads] == [
+        10 + 20 + 10 + 0 + 5 + 5,  # params, optimizer, reference, -, the weights in the making, code
+        10 + 20 + 10 + 5 + 8 + 3 + 5,
+        10 + 20 + 10 + 5 + 15 + 4 + 5,
+        10 + 20 + 10 + 5 + 42 + 5,
+        10 + 20 + 10 + 5 + 11 + 5,
+    ]
+
+
+def test_held_bytes_follow_the_shardings(parts):
+    """Of a weight [.., width, ..] a chip of eight holds an eighth; norms are whole."""
+    made = {name: Program(name, Memory((123,), 0, 0, 77, 0), Cost(), (), 0.0) for name in ("lay_out",)}
+    kept = memory.held(parts, made)
+    norms = SPEC.layers * (2 * SPEC.width + 2 * SPEC.head_dim) + SPEC.width
+    a_copy = 4 * ((num_params(SPEC) - norms) // 8 + norms)
+    assert kept == Held(123, pytest.approx(2 * a_copy, abs=64), 0, 77)
+    assert memory.position_bytes(parts) == 2 * SPEC.layers * SPEC.kv_heads * SPEC.head_dim * 2
+
+
+def test_splash_kernels_count_half_of_all_pairs():
+    """Forward 2, dk and dv 4, dq 3 products over T²/2 pairs of C channels."""
+    arrays = (hlo.Array("s8", (1, 6, 6)), hlo.Array("bf16", (16, 3072, 128)), hlo.Array("bf16", (8, 3072, 128)))
+    pairs = 16 * 3072 * 3072 / 2 * 128
+    for name, products in (("splash_mha_fwd_residuals", 2), ("splash_mha_dkv_x", 4), ("splash_mha_dq_x", 3), ("ragged_decode", 0)):
+        assert estimate.kernel_flops(cost.Kernel(name, arrays)) == products * 2 * pairs
+
+
+def made_programs():
+    """A step's programs: 1e12 operations a turn of everything, gathers of 8e8 bytes a micro-batch."""
+    everywhere = (tuple(range(8)),)
+    gather = {Collective("all-gather", int(8e8), everywhere): 1.0}
+    turn = Cost(flops=1e12, kernels={cost.Kernel("ragged_decode", ()): 2.0})
+    micro = Cost(flops=1e12, collectives=gather, loops=((1.0, Cost(flops=2e12)),))
+    memory = Memory((1000,), 0, 0, 500, 0)
+    shapes = ((16, 16),)  # two prompts of a chunk a shard
+    return {
+        "lay_out": Program("lay_out", memory, Cost(collectives=gather), (), 0.0),
+        "prefill 32 in groups of 4": Program(
+            "prefill 32 in groups of 4", memory, Cost(flops=1e12, loops=((1.0, Cost(flops=1e11)),)), shapes, 0.0
+        ),
+        "decode 32 in groups of 4": Program("decode 32 in groups of 4", memory, Cost(loops=((1.0, turn),)), (), 0.0),
+        "update": Program("update", memory, Cost(collectives=gather, loops=((1.0, micro),)), (), 0.0),
+        "score": Program("score", memory, Cost(loops=((1.0, micro),)), (), 0.0),
+    }
+
+
+def test_a_step_by_hand(parts):
+    """32 questions x 4; prompts of 20 tokens (two chunks of 16), responses of 36; 128 * 56 tokens in 8 rows of 96, 90 % full."""
+    kept, work = Held(1000, 2000, 0, 500), Workload(20, 36, 320, 0.3)
+    made = estimate.estimate(parts, made_programs(), kept, V5E, work, price=1.0)
+    phase = {p.name: p for p in made.phases}
+    micro = 128 * 56 / (8 * 96) / 0.9
+    heads = 1  # 96 * 0.9 * 36 / 56 wanted tokens a chip, in chunks of 1024
+    assert phase["update"].flops == pytest.approx(micro * (1e12 + heads * 2e12))
+    assert phase["score"].flops == pytest.approx(0.5 * micro * 3e12)  # the second of two updates only
+    assert phase["update"].traffic["all-gather"].count == pytest.approx(1 + micro)
+    assert phase["update"].ici == pytest.approx((1 + micro) * 7e8) and phase["update"].dcn == 0
+    assert phase["prefill"].flops == 2 * (2 * 1e12 + 1e11)  # 32 prompts, 16 at a time; level 0, then level 1 with one earlier chunk
+    steps = 128 * 36 / 16 / 0.9
+    attention = 4 * SPEC.layers * SPEC.heads * SPEC.head_dim * 2 * (20 + 18)
+    assert phase["decode"].flops == pytest.approx(steps * (1e12 + attention))
+    position = memory.position_bytes(parts)
+    assert phase["decode"].hbm == pytest.approx(steps * (500 + 2 * (20 / 4 + 18) * position))
+    share = 64 / 10 / 128  # GEPA's 64 rollouts over ten steps
+    assert phase["gepa, a step's share"].flops == pytest.approx(share * (phase["decode"].flops + phase["prefill"].flops))
+    seconds = sum(max(p.seconds(V5E).values()) for p in made.phases)
+    assert made.seconds == pytest.approx(seconds) and made.generated_tokens == pytest.approx(128 * 36 * (1 + share))
+    assert phase["decode"].seconds(V5E)["compute"] == pytest.approx(phase["decode"].flops / 197e12)
+    assert made.dollars_per_million == pytest.approx(8 * seconds / 3600 / made.generated_tokens * 1e6)
+    assert 0 < made.mfu < 1
+
+
+def test_traffic_between_slices_is_counted_apart(parts):
+    two = chips.parse("v5e:2x2,slices=2")
+    made = estimate.estimate(parts, made_programs(), Held(1000, 2000, 0, 500), two, Workload(20, 36, 320), None)
+    update = next(p for p in made.phases if p.name == "update")
+    assert update.dcn > 0 and update.ici == 0 and made.dollars_per_million is None
+    assert update.seconds(two)["network"] == pytest.approx(update.dcn / two.chip.dcn_bytes)
+
+
+def load(program, **kinds):
+    sizes = dict.fromkeys(Load._fields[1:], 0) | {kind: int(n * GIB) for kind, n in kinds.items()}
+    return Load(program, **sizes)
+
+
+def test_advice_says_by_how_much_and_what_to_change():
+    cfg = small_config(slots=64)
+    too_large = [load("decode 32", weights=8, caches=10, params=1), load("update", params=2, optimizer=4, temporaries=12), load("score")]
+    assert [x.program for x in advice.misses(too_large, 15.75)] == ["decode 32", "update"]
+    lines = [advice.advice(x, cfg, 8, 15.75) for x in advice.misses(too_large, 15.75)]
+    assert lines[0].startswith("decode 32 needs 19.00 of 15.75 GiB, 3.25 too much: config.rollout.slots=40 (now 64)")
+    assert "2.25 too much" in lines[1] and "mu_dtype=bfloat16" in lines[1] and "micro_rows" not in lines[1]
+    assert all("config.mesh.fsdp" in line for line in lines)
+
+
+def test_layouts_use_all_chips_and_obey_the_rules_of_rows():
+    found = dict(sweep.layouts(small_config(), ("fsdp", "tensor"), 8))
+    meshes = {(c.mesh.data, c.mesh.fsdp, c.mesh.tensor) for c in found.values()}
+    assert meshes == {(d, f, t) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) for t in (1, 2, 4, 8) if d * f * t == 8}
+    assert all(c.optim.micro_rows % (c.mesh.data * c.mesh.fsdp) == 0 for c in found.values())
+    assert len(dict(sweep.layouts(small_config(), ("remat", "batch"), 8))) == 4
+    with pytest.raises(ConfigError, match="sweep"):
+        sweep.run(None, ["colour"], print)
+
+
+def test_a_picture_is_drawn(tmp_path, parts):
+    made = made_programs()
+    figures = report.as_json(
+        "tiny", parts, V5E, made, [load("update", params=1, temporaries=2), load("score", params=1)], None, Workload(1, 1, 1)
+    )
+    picture.draw(figures, tmp_path / "plan.svg")
+    drawn = (tmp_path / "plan.svg").read_text()
+    assert drawn.startswith("<?xml") and len(drawn) > 5000
+
+
+def test_text_and_json_tell_the_same(parts):
+    kept, work, made = Held(1000, 2000, 0, 500), Workload(20, 36, 320), made_programs()
+    step = estimate.estimate(parts, made, kept, V5E, work, 1.0)
+    figures = report.as_json("tiny", parts, V5E, made, memory.loads(made, kept), step, work)
+    text = report.as_text(figures)
+    assert figures["fits"] and "It fits." in text and f"{figures['step']['seconds']:.1f} s a step" in text
+    assert figures["per_token"] == {"collectives": {}, "host_transfers": 0} and "no collectives; 0 host transfers" in text
+    assert all(name in text for name in made)
+    too_large = report.as_json("tiny", parts, V5E, made, [load("update", temporaries=20)], None, work)
+    assert not too_large["fits"] and too_large["advice"][0] in report.as_text(too_large) and too_large["step"] is None
+    assert math.isclose(too_large["memory_gib"][0]["total"], 20)

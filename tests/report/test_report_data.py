@@ -1,0 +1,203 @@
+"""What a report says: numbers by hand, nothing lost silently, and a page that holds hostile text as data only."""
+
+import http.client
+import json
+import math
+import threading
+
+import pytest
+
+from p2o_jax.config import ConfigError
+from p2o_jax.report import curves, page, questions, rows, samples, serve, templates
+from p2o_jax.report import run as report_run
+from p2o_jax.report.__main__ import main
+
+pytest.importorskip("plotly", reason="pip install 'p2o-jax[report]'")
+
+
+def test_wilson_interval_by_hand():
+    low, high = curves.wilson(0.5, 100)
+    assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)
+    low, high = curves.wilson(0.0, 128)
+    assert low == 0 and math.isclose(high, 1.959964**2 / (128 + 1.959964**2))
+    assert curves.wilson(0.0, 0) == (0.0, 1.0)
+
+
+def test_a_long_curve_is_thinned_by_means_but_not_what_only_grows():
+    every = [
+        {"step": i, "train/bad_updates": 0, "reward/mean": i % 2, "ledger/generated_tokens": 10 * i, "train/logprob_gap_max": i}
+        for i in range(2000)
+    ]
+    thin = curves.of_rows(every)["policy"]
+    assert (thin["every"], len(thin["step"])) == (2, 1000)
+    assert thin["step"][:2] == [1, 3] and thin["tokens"][:2] == [10, 30]
+    assert set(thin["values"]["reward/mean"]) == {0.5}
+    assert thin["values"]["ledger/generated_tokens"][0] == 10 and thin["values"]["train/logprob_gap_max"][0] == 1
+
+
+def test_rows_of_different_kinds_are_kept_apart_and_what_is_not_finite_is_left_out():
+    made = [
+        {"step": 0, "eval/accuracy": 0.25},
+        {"step": 0, "train/bad_updates": 0, "train/loss": float("nan")},
+        {"step": 1, "gepa/skipped": 0, "gepa/hard_questions": 3},
+    ]
+    found = curves.of_rows(made)
+    assert found["evaluation"]["values"] == {"eval/accuracy": [0.25]} and found["prompts"]["values"]["gepa/hard_questions"] == [3]
+    assert found["policy"]["values"]["train/loss"] == [None] and curves.not_finite(made) == 1
+
+
+def test_a_clipped_text_tells_what_is_missing():
+    assert rows.clip("short") == "short"
+    assert rows.clip("a" * 7 + "b" * 7, 10) == "aaaaa\n[… 4 characters left out …]\nbbbbb"
+
+
+def test_a_smaller_share_is_part_of_a_larger_one():
+    few, many = ({i for i in range(2000) if rows.is_drawn(str(i), share)} for share in (0.1, 0.4))
+    assert few < many and 150 < len(few) < 250 and 700 < len(many) < 900
+    assert all(rows.is_drawn(str(i), 1.0) for i in range(2000))
+
+
+def test_what_is_no_row_is_told_and_a_torn_last_line_is_not(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b'{"a": 1}\nhalf\n[1]\n{"a": 2}\n{"b": 2}\n{"a": 3')
+    notes: list[str] = []
+    assert [row["a"] for row in rows.read(tmp_path / "x.jsonl", ("a",), notes)] == [1, 2]
+    assert notes == [f"x.jsonl:{line}: no row of a run; left out" for line in (2, 3, 5)]
+
+
+def test_a_tree_has_its_candidates_and_why_others_are_not_in_it():
+    dev = {"a": 1.0, "b": 0.5, "c": 0.0}
+    candidate = {"epoch": 3, "candidate": 0, "text": "", "parent": None, "dev_score": 0.5, "cover_rank": 0, "dev": dev}
+    gate = {"epoch": 3, "parent": 0, "text": "t", "outcome": "gate", "iteration": 1, "before": 1.0, "after": 0.0, "minibatch": ["a"]}
+    (tree,) = templates.epochs([candidate, gate, {**gate, "outcome": "leak"}], success_above=0.5)
+    assert tree["dev"] == ["a", "b", "c"] and tree["nodes"][0]["solves"] == "100"
+    assert tree["reasons"] == {"gate": 1, "leak": 1} and tree["rejected_total"] == 2 and tree["rejected"][0]["after"] == 0
+
+
+def test_many_rejected_templates_are_drawn_and_all_are_counted(monkeypatch):
+    monkeypatch.setattr(templates, "REJECTED_CHARS", 3000)
+    row = {"epoch": 0, "text": "x" * 100, "outcome": "gate"}
+    (tree,) = templates.epochs([row] * 200, 0.5)
+    assert tree["rejected_total"] == tree["reasons"]["gate"] == 200 and 3 < len(tree["rejected"]) < 35
+
+
+def test_the_life_of_a_question():
+    row = {"question_id": "q", "hard": True, "plain": [0, 4], "templated": [0, 0], "templates": {}, "first_hard_epoch": 0}
+    before = {**row, "epoch": 0, "internalised_epoch": None, "relapsed_epoch": None}
+    after = {**before, "epoch": 1, "hard": False, "plain": [1, 2], "templated": [2, 3], "templates": {"z": [2, 3]}, "internalised_epoch": 1}
+    never = {**before, "question_id": "easy", "first_hard_epoch": None}
+    found = questions.lives([before, never, after, {**after, "epoch": 2}])
+    assert (found["num_ever_hard"], found["num_seen"], found["epochs"]) == (1, 2, [0, 1, 2])
+    life = found["questions"]["q"]
+    assert life["epochs"][:2] == [[0, 1, 0, 4, 0, 0], [1, 0, 1, 2, 2, 3]] and (life["hard"], life["internalised"]) == (0, 1)
+    assert life["templates"] == found["templates"] == {"z": [4, 6]}
+
+
+def test_samples_fit_their_budget_and_are_counted(run):
+    path = run / "samples.jsonl"
+    everything = samples.chosen(path, 10**9, [])
+    some = samples.chosen(path, path.stat().st_size // 3, [])
+    assert everything["total"] == some["total"] == len(everything["rows"]) == 64
+    assert 8 < len(some["rows"]) < 36
+    name = everything["rows"][0]["question_id"]
+    assert samples.question_texts(path, {name})[name] == everything["rows"][0]["question"]
+
+
+def test_a_run_is_told_as_its_files_say(run):
+    (told,) = report_run.page_data([run], 10**9)["runs"]
+    assert told["name"] == "p2o" and told["notes"] == []
+    assert told["summary"]["steps"] == 16 and told["summary"]["generated_tokens"] == 15_000 and told["summary"]["finished"]
+    assert [tree["epoch"] for tree in told["templates"]] == [0, 1] and len(told["templates"][0]["nodes"]) == 8
+    assert told["config"]["gepa.enabled"] == "true"
+    assert set(told["question_texts"]) >= set(told["questions"]["questions"]) & {row["question_id"] for row in told["samples"]["rows"]}
+
+
+def test_a_run_that_has_only_begun_has_a_page(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    data = report_run.page_data([tmp_path], 1000)
+    assert data["runs"][0]["summary"]["after"] is None
+    assert "<!doctype html>" in page.render(data)
+
+
+def test_damaged_files_are_told_of_and_the_rest_is_shown(run, tmp_path):
+    for path in run.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "versions.json").write_text("{")
+    (tmp_path / "questions.jsonl").write_text("{}\n" * 100)
+    (told,) = report_run.page_data([tmp_path], 1000)["runs"]
+    assert told["notes"][0] == "versions.json: cannot be read; left out"
+    assert told["notes"][1] == "questions.jsonl:1: no row of a run; left out"
+    assert told["notes"][-1] == "51 further notes" and len(told["notes"]) == 51
+    assert told["summary"]["steps"] == 16
+
+
+def test_a_taken_port_is_told_in_one_line(run, served):
+    with pytest.raises(ConfigError, match=rf"--port={served[1]}: Address already in use"):
+        main([str(run), "--serve", "--port", str(served[1])])
+
+
+def test_runs_of_one_folder_are_found_and_named_by_what_differs(tmp_path):
+    for name in ("a/x", "b/x", "b/y"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    found = report_run.workdirs([str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "b" / "y")])
+    assert found == [tmp_path / "a" / "x", tmp_path / "b" / "x", tmp_path / "b" / "y"]
+    assert [run["name"] for run in report_run.page_data(found, 0)["runs"]] == ["a/x", "b/x", "b/y"]
+    with pytest.raises(ConfigError, match=r"nowhere: no run in it \(no config.json\)"):
+        report_run.workdirs([str(tmp_path / "nowhere")])
+
+
+def test_the_command_writes_one_file_that_fetches_nothing(run, tmp_path, capsys):
+    main([str(run), "--out", str(tmp_path / "r.html")])
+    html = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "r.html" in capsys.readouterr().out
+    assert "default-src 'none'" in html and "connect-src 'none'" in html
+    assert "<script src" not in html and '<link rel="stylesheet' not in html
+
+
+def test_hostile_text_is_data_only(hostile_run):
+    data = report_run.page_data([hostile_run], 10**9)
+    html = page.render(data)
+    assert "window.hacked" in page.embedded(data) and "<" not in page.embedded(data) and page.embedded(data).isascii()
+    before, _, after = html.partition(page.embedded(data))
+    assert "window.hacked" not in before + after and "<b>run" not in before + after
+    assert html.count("</script>") == page.render({"runs": []}).count("</script>") == 3
+    assert json.loads(page.embedded(data)) == json.loads(json.dumps(data))
+    (told,) = data["runs"]
+    assert told["notes"] == ["samples.jsonl:66: no row of a run; left out"]
+    assert max(len(row["response"]) for row in told["samples"]["rows"]) < 21_000
+
+
+@pytest.fixture
+def served(run):
+    """(port, source run) of a server of the run."""
+    with serve.server([run], 10**6, 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address
+        server.shutdown()
+        thread.join()
+
+
+def ask(address, path, **headers):
+    connection = http.client.HTTPConnection(*address)
+    connection.request("GET", path, headers=headers)
+    reply = connection.getresponse()
+    return reply.status, reply.headers, reply.read()
+
+
+def test_it_is_served_on_this_machine_only_and_told_again_when_it_changed(served, run):
+    assert served[0] == "127.0.0.1"
+    status, _, html = ask(served, "/")
+    assert status == 200 and b'data-stamp="' in html and b'data-stamp=""' not in html and b"connect-src 'self'" in html
+    status, headers, data = ask(served, "/data.json")
+    assert status == 200 and json.loads(data)["runs"][0]["name"] == "p2o"
+    known = {"If-None-Match": headers["ETag"]}
+    assert ask(served, "/data.json", **known)[0] == 304
+    metrics = run / "metrics.jsonl"
+    before = metrics.read_bytes()
+    metrics.write_bytes(before + b'{"step": 16, "train/bad_updates": 0}\n')
+    status, _, data = ask(served, "/data.json", **known)
+    metrics.write_bytes(before)
+    assert status == 200 and json.loads(data)["runs"][0]["summary"]["steps"] == 17
+    assert ask(served, "/etc/passwd")[0] == ask(served, "/../config.json")[0] == 404
+    assert ask(served, "/data.json", Host="evil.example:80")[0] == 403

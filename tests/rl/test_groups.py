@@ -1,0 +1,36 @@
+"""Groups that are none are not trained on."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from p2o_jax.records import Ask, Completion, Question, Rollout, Verdict
+from p2o_jax.rl.advantages import assert_groups
+
+
+def rollout(question: str, number: int) -> Rollout:
+    ask = Ask(Question(question, ({"role": "user", "content": question},), "1"), "", f"{question}/{number}")
+    return Rollout(ask, (1,), (1,), Completion(np.arange(3), np.zeros(3), True), "", Verdict(0.0, 0.0, "wrong"))
+
+
+GOOD = [rollout(q, i) for q in "ab" for i in range(2)]
+
+
+def test_groups_of_one_question_each_are_fine():
+    assert_groups(GOOD, 2)
+    assert_groups([], 2)
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (GOOD[:3], "3 rollouts are no groups of 2"),
+        ([GOOD[0], GOOD[2], GOOD[1], GOOD[3]], "rollouts 0 to 1 are of the questions"),
+        ([*GOOD[:3], replace(GOOD[3], completion=Completion(np.arange(3), np.zeros(2), True))], "rollout b/1 has 3 tokens and 2 log-probs"),
+    ],
+    ids=["torn", "mixed", "a log-prob less"],
+)
+def test_other_groups_are_told(bad, told):
+    with pytest.raises(AssertionError, match=told):
+        assert_groups(bad, 2)

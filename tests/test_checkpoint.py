@@ -1,0 +1,295 @@
+"""Checkpoints: what stays, every way to damage one, full and read-only disks, other meshes, and what is planned for the disk."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from p2o_jax import checkpoint, config, files
+from p2o_jax.checkpoint import Checkpoints
+from p2o_jax.config import ConfigError
+from p2o_jax.records import Assignment, Ledger, RunState
+
+PARTS = ("learner", "host")
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's readers of damaged files
+
+
+def mesh(count: int) -> Mesh:
+    return Mesh(np.array(jax.devices()[:count]), ("fsdp",))
+
+
+def learner(tick: int, devices: int = 8):
+    """Arrays of three dtypes, split over the devices or whole, that tell the tick."""
+    split, whole = (NamedSharding(mesh(devices), spec) for spec in (PartitionSpec("fsdp"), PartitionSpec()))
+    key = jax.random.key(tick)
+    return {
+        "w": jax.device_put(jax.random.normal(key, (64, 32)), split),
+        "mu": jax.device_put(jax.random.normal(key, (64, 16)).astype(jnp.bfloat16), split),
+        "count": jax.device_put(jnp.int32(tick), whole),
+    }
+
+
+def abstract(devices: int = 8):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), learner(0, devices))
+
+
+def state(tick: int, devices: int = 8) -> RunState:
+    """A state that is at policy step `tick`."""
+    told = Assignment({"q": ("z", "", "z")})
+    return RunState(learner(tick, devices), tick=tick, step=tick, assignment=told, ledger=Ledger({"policy": {"seconds": 0.1 * tick}}))
+
+
+def write(workdir: Path, ticks, **settings) -> None:
+    kept = Checkpoints(workdir, config.Checkpoint(**settings))
+    for tick in ticks:
+        kept.save(state(tick))
+    kept.close()
+
+
+def same(a: RunState, b: RunState) -> bool:
+    bits = [np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(*map(jax.tree.leaves, (a.learner, b.learner)), strict=True)]
+    return all(bits) and a.host_state() == b.host_state()
+
+
+def newest(workdir: Path, devices: int = 8, **settings) -> tuple[RunState | None, list[str]]:
+    told: list[str] = []
+    kept = Checkpoints(workdir, config.Checkpoint(**settings), told.append)
+    try:
+        return kept.latest(abstract(devices)), told
+    finally:
+        kept.close()
+
+
+def test_the_newest_the_milestones_and_the_best_stay(tmp_path):
+    kept = Checkpoints(tmp_path, config.Checkpoint(keep=2, keep_every=4))
+    for tick, accuracy in enumerate([0.1, 0.1, 0.5, 0.2, 0.3, 0.5, 0.4, 0.0, 0.0, 0.0, 0.0]):
+        kept.save(state(tick))
+        kept.save_if_best(state(tick), accuracy)
+    kept.close()
+    assert checkpoint.policies(checkpoint.directory(tmp_path, config.Checkpoint())) == {t: t for t in (0, 2, 4, 8, 9, 10)}
+    assert checkpoint.read_best(kept.directory) == (2, 2, 0.5)
+    again = Checkpoints(tmp_path, config.Checkpoint(keep=1))  # another start knows the best, too
+    again.save(state(11))
+    again.save_if_best(state(11), 0.5)
+    again.save(state(12))
+    again.close()
+    assert set(checkpoint.policies(kept.directory)) == {2, 12}
+
+
+def test_what_a_kill_kept_from_being_deleted_goes_at_the_end(tmp_path):
+    write(tmp_path, [1, 2, 3, 4], keep=4)
+    write(tmp_path, [4], keep=2)
+    assert set(checkpoint.policies(checkpoint.directory(tmp_path, config.Checkpoint()))) == {3, 4}
+
+
+def test_the_state_told_of_last_is_saved_unless_an_update_has_used_it_up(tmp_path):
+    kept = Checkpoints(tmp_path, config.Checkpoint(every_steps=0))
+    kept.save_last()
+    kept.save_if_due(state(0), state(1))
+    kept.save_last()
+    used_up = state(2)
+    kept.save_if_due(state(1), used_up)
+    jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(used_up.learner)
+    kept.save_last()
+    kept.close()
+    assert set(checkpoint.policies(kept.directory)) == {1}
+
+
+def test_a_prompt_phase_s_state_is_the_milestone_of_its_step(tmp_path):
+    kept = Checkpoints(tmp_path, config.Checkpoint(keep=1, keep_every=2))
+    for tick, step in enumerate([0, 1, 2, 2, 3]):
+        kept.save(RunState(learner(tick), tick=tick, step=step))
+    kept.close()
+    assert checkpoint.policies(kept.directory) == {0: 0, 2: 3, 3: 4}
+
+
+@pytest.mark.parametrize("damage", ["missing", "half", "empty", "flipped"])
+def test_no_damage_to_any_file_goes_unnoticed(tmp_path, damage):
+    """The state before is taken instead, or all bits are there (files that nobody reads); the damaged step is named and kept aside."""
+    write(tmp_path / "good", [1, 2])
+    paths = [p.relative_to(tmp_path / "good") for p in sorted((tmp_path / "good/checkpoints/2").rglob("*")) if p.is_file()]
+    outcomes = set()
+    for number, path in enumerate(paths):
+        run = tmp_path / f"{damage}{number}"
+        shutil.copytree(tmp_path / "good", run)
+        data = bytearray((run / path).read_bytes())
+        if damage == "missing":
+            (run / path).unlink()
+        elif damage == "flipped" and data:
+            data[len(data) // 2] ^= 0x10
+            (run / path).write_bytes(bytes(data))
+        else:
+            (run / path).write_bytes(bytes(data[: len(data) // 2 if damage == "half" else 0]))
+        found, told = newest(run)
+        assert found and same(found, state(found.tick)), path
+        outcomes.add(found.tick)
+        if found.tick == 1:
+            (line,) = told
+            assert str(run / "checkpoints/2") in line and "damaged" in line
+            assert (run / "checkpoints_damaged/2").is_dir() and not (run / "checkpoints/2").exists()
+            write(run, [2])
+            again, told = newest(run)
+            assert again and same(again, state(2)) and not told
+    assert 1 in outcomes
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_missing_part_is_damage(tmp_path, part):
+    write(tmp_path, [1, 2, 3], keep=3)
+    shutil.rmtree(tmp_path / "checkpoints/3" / part)
+    (tmp_path / "checkpoints/2/host/metadata").write_text("{")
+    found, told = newest(tmp_path, keep=3)
+    assert found and same(found, state(1)) and len(told) == 2
+
+
+def test_other_values_than_were_saved_are_damage(tmp_path):
+    write(tmp_path, [1, 2])
+    host = tmp_path / "checkpoints/2/host/metadata"
+    host.write_text(host.read_text().replace('"step": 2', '"step": 7'))
+    assert "host state" in newest(tmp_path)[1][0]
+    write(tmp_path, [2])
+    shutil.rmtree(tmp_path / "checkpoints/2/learner")
+    shutil.copytree(tmp_path / "checkpoints/1/learner", tmp_path / "checkpoints/2/learner")
+    found, told = newest(tmp_path)
+    assert found and found.tick == 1 and "arrays" in told[0]
+
+
+def test_a_run_does_not_start_over_when_nothing_can_be_read(tmp_path):
+    write(tmp_path, [1])
+    shutil.rmtree(tmp_path / "checkpoints/1/learner")
+    with pytest.raises(ConfigError, match=r"none of the checkpoints \[1\] can be read"):
+        newest(tmp_path)
+
+
+def test_another_run_s_checkpoints_are_refused_and_left_alone(tmp_path):
+    write(tmp_path, [1])
+    other = Checkpoints(tmp_path, config.Checkpoint(), settings="of another run")
+    with pytest.raises(ConfigError, match="run with other settings"):
+        other.latest(abstract())
+    other.close()
+    assert newest(tmp_path)[0].tick == 1
+
+
+def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path):
+    write(tmp_path, [1])
+    (left,) = [p for p in (tmp_path / "checkpoints").iterdir() if p.name == "1"]
+    shutil.copytree(left, tmp_path / "checkpoints/2.orbax-checkpoint-tmp")
+    (tmp_path / "checkpoints/best.json").write_text('{"tick": 2, "step": 2, "accuracy": 0.5}')  # noted, not yet written
+    found, told = newest(tmp_path)
+    assert found and same(found, state(1)) and not told
+    kept = Checkpoints(tmp_path, config.Checkpoint())
+    kept.save_if_best(state(2), 0.1)
+    kept.close()
+    assert checkpoint.read_best(kept.directory) == (2, 2, 0.1)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_another_number_of_devices_reads_the_same_bits(tmp_path, devices):
+    write(tmp_path, [3])
+    found, told = newest(tmp_path, devices)
+    assert found and same(found, state(3)) and not told
+    assert len(found.learner["w"].sharding.device_set) == devices
+
+
+def test_bit_sums_do_not_depend_on_the_mesh_and_see_every_bit():
+    sums = checkpoint.bit_sums(learner(5, 1))
+    assert sums == checkpoint.bit_sums(learner(5, 8)) and set(sums) == {"['w']", "['mu']", "['count']"}
+    assert checkpoint.bit_sums({"x": jnp.array([1, 2], jnp.int32)}) == {"['x']": 3}
+    assert checkpoint.bit_sums({"x": jnp.array([0.0, -0.0], jnp.float32)}) == {"['x']": 1 << 31}
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import conftest
+import test_checkpoint as t
+from p2o_jax import config
+from p2o_jax.checkpoint import Checkpoints
+from p2o_jax.main import command
+def run(argv):
+    kept = Checkpoints(Path(argv[0]), config.Checkpoint())
+    kept.save(t.state(1)); kept._manager.wait_until_finished()
+    {fault}
+    kept.save(t.state(2)); kept.close()
+command(run)
+"""
+
+
+def refused(workdir: Path, fault: str) -> str:
+    """What a program tells in which writing a second checkpoint fails (besides orbax, at length); the first one is whole."""
+    code = FULL.format(tests=str(Path(__file__).parent), fault=fault)
+    done = subprocess.run([sys.executable, "-c", code, str(workdir)], capture_output=True, text=True, timeout=120, env=dict(os.environ))
+    assert done.returncode == 2, done.stderr[-3000:]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    found, told = newest(workdir)
+    assert found and same(found, state(1)) and not told
+    return line
+
+
+def test_a_limit_on_file_sizes_is_told_and_the_older_one_is_good(tmp_path):
+    fault = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))"
+    line = refused(tmp_path, fault)
+    assert str(tmp_path / "checkpoints") in line and "could not be written" in line and "ticks [1] are whole" in line
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 256 KiB, where this process may mount one."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("no right to mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_and_the_older_one_is_good(small_disk):
+    fill = "open(Path(argv[0]) / 'fill', 'wb', buffering=0).write(bytes(1 << 20))"
+    line = refused(small_disk, fill)
+    assert "could not be written" in line and "ticks [1] are whole" in line and ("No space" in line or "ENOSPC" in line)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(ConfigError, match="no checkpoint can be written"):
+        Checkpoints(tmp_path, config.Checkpoint())
+
+
+def test_buckets_are_addressed_as_they_are():
+    there = checkpoint.directory(Path("runs/x"), config.Checkpoint(path="gs://bucket/run"))
+    assert str(there) == "gs://bucket/run" and isinstance(there, epath.Path)
+    assert checkpoint.directory(Path("/w"), config.Checkpoint()) == epath.Path("/w/checkpoints")
+    assert checkpoint.space_problems(Path("/w"), config.Checkpoint(path="gs://bucket/run"), 1 << 60, 10) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is there")
+def test_what_a_bucket_needs_is_told():
+    with pytest.raises(ConfigError, match="gs://bucket/run: no checkpoint can be written: .*gcsfs"):
+        Checkpoints(Path("runs/x"), config.Checkpoint(path="gs://bucket/run"))
+
+
+def test_planned_checkpoints_must_fit_on_the_disk(tmp_path):
+    assert checkpoint.space_problems(tmp_path / "run", config.Checkpoint(), 1000, 10) == []
+    stat = os.statvfs(tmp_path)
+    free = stat.f_bavail * stat.f_frsize
+    (line,) = checkpoint.space_problems(tmp_path / "run", config.Checkpoint(keep=2, keep_every=5), free // 5, 10)
+    assert "up to 6 checkpoints" in line and "config.checkpoint.keep=2" in line and "2 of config.checkpoint.keep_every=5" in line
+    assert checkpoint.space_problems(tmp_path / "run", config.Checkpoint(keep=2), free // 5, 10) == []
+
+
+def test_whole_files_replace_what_was_there(tmp_path):
+    for values in ([1], [1, 2]):
+        files.write_json(tmp_path / "a.json", values)
+        assert json.loads((tmp_path / "a.json").read_text()) == values
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

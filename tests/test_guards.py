@@ -1,0 +1,91 @@
+"""Requests to leave, steps that hang, rewards that teach nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from p2o_jax.guards import FlatRewards, Preempted, Preemption, Watchdog
+from p2o_jax.progress import Reporter
+
+VALUES = {"rollout/frac_truncated": 0.9, "reward/format": 0.1, "reward/frac_time_out": 0.25, "reward/frac_error": 0.0}
+
+
+def run(code: str, timeout: float = 30) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=timeout)
+
+
+def test_sigterm_is_raised_where_a_phase_begins_or_gets_on_and_nowhere_else():
+    before = signal.getsignal(signal.SIGTERM)
+    with Preemption(30.0) as preemption:
+        reporter = Reporter(enabled=False, poll=preemption.poll)
+        with reporter.phase("rollout", 3) as advance:
+            advance(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+            with pytest.raises(Preempted):
+                advance(1)
+        with pytest.raises(Preempted), reporter.phase("update"):
+            pass
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_without_sigterm_nothing_is_raised_and_nothing_is_left():
+    import threading
+
+    with Preemption(0.1) as preemption:
+        os.kill(os.getpid(), signal.SIGWINCH)  # other signals are not ours
+        time.sleep(0.2)
+        preemption.poll()
+    assert "preemption" not in [t.name for t in threading.enumerate()]
+
+
+def test_a_program_that_cannot_be_interrupted_is_left_with_exit_code_0():
+    """The main thread is in C and runs no Python, as in a long decode; the handler of a signal would wait for it."""
+    start = time.monotonic()
+    done = run(
+        """
+        import ctypes, os, signal, threading
+        from p2o_jax.guards import Preemption
+        with Preemption(1.0) as preemption:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            libc = ctypes.CDLL(None)
+            for _ in range(40):
+                libc.usleep(999_999)  # begun again by ctypes after a signal, never polled
+        """
+    )
+    assert done.returncode == 0 and "leaving within 1 s" in done.stderr and "time is up" in done.stderr
+    assert time.monotonic() - start < 10
+
+
+def test_the_watchdog_writes_all_stacks_when_a_step_lasts_too_long():
+    code = """
+        import time
+        from p2o_jax.guards import Watchdog
+        watchdog = Watchdog(0.5)
+        def hanging_step():
+            time.sleep({seconds})
+        for _ in range({steps}):
+            watchdog.restart()
+            hanging_step()
+        watchdog.close()
+    """
+    told = run(code.format(seconds=0.8, steps=1)).stderr
+    assert "Timeout" in told and "in hanging_step" in told
+    assert run(code.format(seconds=0.2, steps=4)).stderr == ""
+    assert Watchdog(0.0).restart() is None
+
+
+def test_rewards_that_stay_equal_are_noticed_ever_more_rarely():
+    flat = FlatRewards(3)
+    told = [flat.notice(0.0, 0.0, VALUES) for _ in range(13)]
+    assert [step for step, line in enumerate(told, start=1) if line] == [3, 6, 12]
+    assert "last 6 steps (now 0)" in told[5]
+    assert all(part in told[2] for part in ("cut off: 0.90", "closed box: 0.10", "in time: 0.25", "cannot be read: 0.00"))
+    assert not flat.notice(0.0, 1.0, VALUES)
+    assert [bool(flat.notice(1.0, 1.0, VALUES)) for _ in range(3)] == [False, False, True], "counted anew after a step with a difference"
+    assert not any(FlatRewards(0).notice(0.0, 0.0, VALUES) for _ in range(50))

@@ -1,0 +1,105 @@
+"""Runs that are killed, asked to leave, or moved to other devices, and what they are in the end. `benchmarks.kill` has many more kills."""
+
+import json
+import random
+import signal
+
+import pytest
+
+from benchmarks import kill
+from benchmarks.kill import Run
+
+SETTINGS = {**kill.SETTINGS, "world.steps": 40, "train.epochs": 2}
+DYNAMIC = {"rollout.dynamic_sampling": "true", "train.epochs": 1, "gepa.enabled": "false"}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Where base model and compiled programs of all runs are."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def settings(shared):
+    return {**SETTINGS, "world.cache_dir": shared / "world", "train.compile_cache": shared / "compiled"}
+
+
+@pytest.fixture(scope="module")
+def whole(shared, settings):
+    """The workdir of a run that nobody disturbed."""
+    assert Run(shared / "whole", settings).wait() == 0
+    return shared / "whole"
+
+
+def told(workdir) -> str:
+    return workdir.with_suffix(".log").read_text()
+
+
+def samples(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "samples.jsonl").read_text().splitlines()]
+
+
+def test_a_run_killed_again_and_again_ends_bit_for_bit_the_same(whole, settings, tmp_path):
+    """In an update, at the end of a checkpoint's save, in GEPA, and wherever it is at the end."""
+    rng, workdir = random.Random(0), tmp_path / "killed"
+    aims = (("update", 2), ("checkpoint", 2), ("gepa", 3), ("end", 1))
+    hits = [Run(workdir, settings, phase, number, rng.uniform(0, 0.02)).hit() for phase, number in aims]
+    assert "ended" not in hits
+    assert Run(workdir, settings).wait() == 0
+    assert kill.differences(whole, workdir) == []
+    starts = json.loads((workdir / "seconds.json").read_text())
+    assert len(starts) >= 4 and json.loads((workdir / "result.json").read_text())["seconds"] == pytest.approx(sum(starts), abs=0.1)
+
+
+def test_differences_are_found(whole, tmp_path):
+    """The comparison itself can fail: one digit of a metric, one row too many, one journal less."""
+    import shutil
+
+    for name, damage in (
+        ("metrics.jsonl", lambda text: text.replace('"step": 3', '"step": 4', 1)),
+        ("samples.jsonl", lambda text: text + text.splitlines()[0] + "\n"),
+    ):
+        other = shutil.copytree(whole, tmp_path / name)
+        (other / name).write_text(damage((other / name).read_text()))
+        assert kill.differences(whole, other) == [name.removesuffix(".jsonl")]
+    other = shutil.copytree(whole, tmp_path / "journal")
+    next((other / "gepa").glob("journal*")).rename(other / "gepa" / "journal_of_another_name.jsonl")
+    with pytest.raises(FileNotFoundError):
+        kill.differences(whole, other)
+
+
+@pytest.mark.parametrize(("phase", "number", "step"), [("rollout", 2, 1), ("update", 2, None), ("gepa", 3, 3)])
+def test_sigterm_saves_and_the_next_start_goes_on(whole, settings, tmp_path, phase, number, step):
+    workdir = tmp_path / "stopped"
+    code, seconds = Run(workdir, settings, phase, number, 0.02, signal.SIGTERM).stop()
+    assert code == 0, told(workdir)[-3000:]
+    assert seconds < 25.0 and "SIGTERM" in told(workdir) and not (workdir / "result.json").exists()
+    assert Run(workdir, settings).wait() == 0
+    if step is not None:  # the step itself is done again, nothing before it
+        assert f"resuming {workdir} at step {step}" in told(workdir)
+    assert kill.differences(whole, workdir) in ([], ["checkpoints"]), "it may have one more checkpoint"
+
+
+def test_dynamic_sampling_goes_on_as_it_would_have(settings, tmp_path):
+    settings = {**settings, **DYNAMIC}
+    assert Run(tmp_path / "whole", settings).wait() == 0
+    assert Run(tmp_path / "killed", settings, "update", 3).hit().startswith("update")
+    assert Run(tmp_path / "killed", settings).wait() == 0
+    assert kill.differences(tmp_path / "whole", tmp_path / "killed") == []
+    rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    assert max(row.get("rollout/sampling_rounds", 0) for row in rows) > 1, "further questions were asked"
+
+
+def test_a_run_moves_from_two_devices_to_eight_to_one(whole, settings, tmp_path):
+    """The same questions, templates and texts; numbers to 1e-4."""
+    workdir = tmp_path / "moved"
+    for devices in (2, 8):
+        hit = Run(workdir, {**settings, "mesh.cpu_devices": devices}, "update", 3).hit()
+        assert "update" in hit
+    assert Run(workdir, settings).wait() == 0
+    assert samples(workdir) == samples(whole)
+    ours, theirs = ([json.loads(line) for line in (w / "metrics.jsonl").read_text().splitlines()] for w in (workdir, whole))
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        untimed = [{k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))} for row in (a, b)]
+        assert untimed[0] == pytest.approx(untimed[1], rel=1e-4, abs=1e-4)
