@@ -206,6 +206,7 @@ def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, sou
     if model:
         for part in (train, *heldout):
             found += sources.too_long(part, lambda q: len(model.chat.render(q)), cfg.data.max_prompt_tokens) if part else []
+        found += reflection_problems(cfg, model.chat) if model_reflects(cfg) else []
     if model and train:
         found += runtime.from_process_0(lambda: _space_problems(cfg, workdir, model, len(train.questions)))
     if found or not train:
@@ -273,6 +274,17 @@ def held_bytes(cfg: Config, model: Model, learner: Learner) -> int:
     whole = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), whole, shardings)
     is_held = model.spec.lora is not None or cfg.loss.kl != "off"
     return memory.per_device(learner.abstract_state()) + (memory.per_device(whole) if is_held else 0)
+
+
+def reflection_problems(cfg: Config, chat: Chat) -> list[str]:
+    """A line if the longest reflection prompt, as the chat template puts it, is longer than the sampler takes."""
+    around, longest = len(chat.render_text("")), config.max_prompt_tokens(cfg)
+    if cfg.gepa.reflect_prompt_tokens + around <= longest:
+        return []
+    return [
+        f"config.gepa.reflect_prompt_tokens={cfg.gepa.reflect_prompt_tokens} and {around} tokens of chat template and system prompt around "
+        f"them must fit into the last of config.rollout.prompt_buckets={cfg.rollout.prompt_buckets}"
+    ]
 
 
 def model_reflects(cfg: Config) -> bool:
@@ -406,6 +418,11 @@ _MAY_CHANGE = (
     "rollout.min_slots",
     "rollout.bank_tokens",
     "rollout.prefill_tokens",
+    "rollout.share_prefixes",
+    "rollout.cache_dtype",  # what a run that ran out of memory is advised to set; like the mesh it changes roundings
+    "rollout.prompt_buckets",
+    "model.remat",
+    "model.logit_chunk",
     "train.num_samples_logged",
     "train.epochs",
     "train.max_bad_steps",

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-Advance = Callable[[int], None]
+Advance = Callable[..., None]  # (number of units done since the last call, note: what else matters now)
 
 
 def printable(text: str) -> str:
@@ -45,8 +45,8 @@ class Reporter:
         try:
             if self.enabled and total and self.console.is_terminal:
                 with self._bar(unit) as bar:
-                    task = bar.add_task(name, total=total)
-                    yield self._polled(lambda n: bar.advance(task, n))
+                    task = bar.add_task(name, total=total, note="")
+                    yield self._polled(lambda n, note: bar.update(task, advance=n, note=note))
             else:
                 yield self._polled(self._lines(name, total, unit))
         finally:
@@ -58,9 +58,9 @@ class Reporter:
         return taken
 
     def _polled(self, advance: Advance) -> Advance:
-        def polled(n: int) -> None:
+        def polled(n: int, note: str = "") -> None:
             self.poll()
-            advance(n)
+            advance(n, note)
 
         return polled
 
@@ -72,6 +72,7 @@ class Reporter:
             MofNCompleteColumn(),
             _Rate(unit) if unit else rate,
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
             console=self.console,
             transient=True,
         )
@@ -80,13 +81,15 @@ class Reporter:
         start = shown = time.monotonic()
         done = 0
 
-        def advance(n: int) -> None:
+        def advance(n: int, note: str) -> None:
             nonlocal done, shown
             done += n
             now = time.monotonic()
             if total and now - shown > self.every_s:
                 shown, rate = now, done / (now - start)
-                self.line(f"{name}: {done}/{total} {unit}, {rate:.1f}/s, {(total - done) / max(rate, 1e-9):.0f} s left")
+                self.line(
+                    f"{name}: {done}/{total} {unit}, {rate:.1f}/s, {(total - done) / max(rate, 1e-9):.0f} s left{', ' * bool(note)}{note}"
+                )
 
         return advance
 

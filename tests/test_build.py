@@ -102,3 +102,10 @@ def test_checkpoints_around_prompt_phases_only(tmp_path, monkeypatch):
     kept.save_if_due(*states[1:])
     kept.close()
     assert saved == [1, 2]
+
+
+def test_the_chat_template_around_a_reflection_prompt_counts():
+    cfg = replace(CFG, gepa=replace(CFG.gepa, reflect_prompt_tokens=90), rollout=replace(CFG.rollout, prompt_buckets=(50, 100)))
+    assert build.reflection_problems(cfg, SimpleNamespace(render_text=lambda text: (1,) * 10)) == []
+    (line,) = build.reflection_problems(cfg, SimpleNamespace(render_text=lambda text: (1,) * 11))
+    assert "reflect_prompt_tokens=90 and 11 tokens" in line and "(50, 100)" in line

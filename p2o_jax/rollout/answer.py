@@ -3,6 +3,7 @@
 import dataclasses
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -34,14 +35,14 @@ class Answerer:
     def answer(self, weights: Any, asks: Sequence[Ask], how: Sampling, key: jax.Array, phase: str = "rollout") -> list[Rollout]:
         """A scored rollout for each ask, in order."""
         requests = [Request(self.chat.render(a.question, a.template), a.name, a.expected_tokens) for a in asks]
-        completions, texts, judged = {}, {}, []
+        completions, texts, judged, start = {}, {}, [], time.monotonic()
         with self.reporter.phase(phase, len(asks), "rollouts") as advance:
             for finished in self.engine.stream(weights, requests, how, key):
                 completions.update(finished)
                 texts |= {i: self.chat.decode(c.token_ids.tolist()) for i, c in finished}
                 order = [i for i, _ in finished]
                 judged.append((order, self._judge.begin([texts[i] for i in order], [asks[i].question for i in order])))
-                advance(len(finished))
+                advance(len(finished), self._note(sum(len(c.token_ids) for c in completions.values()), time.monotonic() - start))
         with self.reporter.phase("reward" if phase == "rollout" else phase):
             verdicts = self._judge.end(judged)
         return [
@@ -55,6 +56,10 @@ class Answerer:
         completions = self.engine.generate(weights, requests, how, key)
         spent = self._cost([(r.prompt_ids, len(c.token_ids)) for r, c in zip(requests, completions, strict=True)])
         return [self.chat.decode(c.token_ids.tolist()) for c in completions], spent
+
+    def _note(self, tokens: int, seconds: float) -> str:
+        work = self.engine.work
+        return f"{tokens / max(seconds, 1e-9):,.0f} tokens/s, {work.busy / max(work.computed, 1):.0%} of slots in use"
 
     def cost(self, rollouts: Sequence[Rollout]) -> Cost:
         """What rollouts, sampled in one call, cost: for the ledger."""

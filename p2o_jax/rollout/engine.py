@@ -112,15 +112,15 @@ class Engine:
         self.stop_V = stop_V
         self._lay_out = jax.jit(functools.partial(_to_rollout_layout, spec, dtype), out_shardings=_rollout_shardings(self.spec, mesh))
         self.programs = Programs(self.lower)
-        self._work = Work()
+        self.work = Work()
 
     def lay_out(self, params: Any) -> Any:
         """The learner's params as decoding wants them: compute dtype, split over tensor only, one tree per layer."""
         return self._lay_out(params)
 
     def take_work(self) -> Work:
-        """What was done since the last call."""
-        taken, self._work = self._work, Work()
+        """What was done since the last call (`work` grows meanwhile)."""
+        taken, self.work = self.work, Work()
         return taken
 
     def generate(
@@ -155,7 +155,7 @@ class Engine:
         queue = self._queue(wave, requests, rows)
         jax.block_until_ready(bank)
         began = time.monotonic()
-        self._work = self._work.plus(Work(prefill_seconds=began - start))
+        self.work = self.work.plus(Work(prefill_seconds=began - start))
         copied = self.copied(wave.bucket, group)
         run = self.programs[Program("slots", copied, capacity=capacity)]()
         fixed = (np.asarray(jax.random.key_data(key)), sampling.knobs(how), np.int32(how.max_new_tokens))
@@ -179,7 +179,7 @@ class Engine:
                 run, out = go_on(run, sizes[0])  # it runs while the host works on what has ended
             else:
                 now = time.monotonic()
-                self._work = self._work.plus(Work(decode_seconds=now - began, tail_seconds=now - tail_began))
+                self.work = self.work.plus(Work(decode_seconds=now - began, tail_seconds=now - tail_began))
             finished = self._finished(wave, ended)
             if finished:
                 yield finished
@@ -189,7 +189,7 @@ class Engine:
     def _finished(self, wave: waves.Wave, out: Any) -> Finished:
         """What a stretch hands out, as the host knows it."""
         host = jax.tree.map(runtime.to_host, out)
-        self._work = self._work.plus(Work(int(host.busy.sum()), int(host.computed.sum()), int(host.steps.max())))
+        self.work = self.work.plus(Work(int(host.busy.sum()), int(host.computed.sum()), int(host.steps.max())))
         per_shard = len(host.rollout_F) // self.num_shards
         found = []
         for s, shard in enumerate(wave.shards):
@@ -245,9 +245,9 @@ class Engine:
                         token[s, n, : len(ids)], row[s, n], source[s, n] = ids, piece.row, piece.source
                 at = [self._put(x) for x in (token, row, source)]
                 bank = run(weights, bank, *at, np.int32(level))
-                self._work = self._work.plus(Work(prefilled=token.size))
+                self.work = self.work.plus(Work(prefilled=token.size))
         prompt_tokens = sum(len(prompt) - 1 for shard in wave.shards for prompt in shard.prompts)
-        self._work = self._work.plus(Work(prompt_tokens=prompt_tokens))
+        self.work = self.work.plus(Work(prompt_tokens=prompt_tokens))
         return bank
 
     def _queue(self, wave: waves.Wave, requests: Sequence[Request], rows: int) -> decode.Queue:

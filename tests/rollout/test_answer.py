@@ -9,6 +9,7 @@ import pytest
 from p2o_jax.progress import Reporter
 from p2o_jax.records import Ask, Completion, Question, Sampling, Verdict
 from p2o_jax.rollout.answer import Answerer
+from p2o_jax.rollout.engine import Work
 
 QUESTIONS = [Question(f"q{i}", ({"role": "user", "content": f"n{i}"},), str(i)) for i in range(6)]
 ASKS = [Ask(question, "", f"{question.id}/{g}") for question in QUESTIONS for g in range(2)]
@@ -19,7 +20,7 @@ class Sampler:
     """Finishes the requests backwards, two at a time; request i has i + 1 tokens. `between` is called after each two."""
 
     def __init__(self, between=lambda: None):
-        self.between, self.asked = between, []
+        self.between, self.asked, self.work = between, [], Work()
 
     def stream(self, weights, requests, how, key):
         self.asked.append(requests)
