@@ -7,6 +7,7 @@ of others) goes through `from_process_0`.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -48,8 +49,9 @@ def in_a_group() -> bool:
     By JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID), Slurm, Open MPI, or as a host of a TPU pod.
     """
     env = os.environ
+    hosts = env.get("TPU_WORKER_HOSTNAMES", "").split(",")  # libtpu may put a sentence there
     several = any(int(env.get(name, "1")) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES"))
-    return several or "JAX_COORDINATOR_ADDRESS" in env or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+    return several or "JAX_COORDINATOR_ADDRESS" in env or (len(hosts) > 1 and all(re.fullmatch(r"[\w.:-]+", h) for h in hosts))
 
 
 def key(seed: int, *names: str | int) -> jax.Array:
