@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     c.rollout.prompt_buckets = (256, 512, 1536, 8192)
     c.rollout.slots = 512
     c.rollout.bank_tokens = 131072
-    c.rollout.prefill_tokens = 32768
+    c.rollout.prefill_tokens = 4096  # in each of eight parts of the mesh
     c.optim.minibatch_questions = 64
     c.optim.micro_rows = 16
     c.gepa.min_hard = 64

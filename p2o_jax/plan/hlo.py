@@ -7,16 +7,6 @@ from itertools import product
 from math import prod
 from typing import NamedTuple
 
-COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
-HOST_OPS = ("infeed", "outfeed", "send", "recv")
 HOST_SPACE = "S(5)"  # arrays in the host's memory
 BYTES = {
     "pred": 1, "s4": 1, "u4": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
