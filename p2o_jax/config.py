@@ -30,6 +30,7 @@ class Model:
 class World:
     """The built-in world (used where model.path or data.path is "world")."""
 
+    size: Literal["small", "large"] = "small"  # of its language; large: more families, longer chains (p2o_jax/world/large.py), for a GPU
     seed: int = 0  # of families, documents, pretraining and questions alike
     p_chain_plain: float = 1e-5  # the dial: P(whole chain | no template) in the pretraining text
     steps: int = 1500  # pretraining steps
@@ -69,12 +70,15 @@ class Chat:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices along each axis; one of them may be -1: whatever is left."""
+    """Devices along each axis, one of which may be -1: whatever is left; and how long processes wait for each other."""
 
     cpu_devices: int = 0  # parts that a CPU is split into, where it is the only device; 0: one, or as JAX is told
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
+    start_s: float = 300.0  # within which all processes must have come
+    silent_s: float = 100.0  # a process that gives no sign of life for so long ends the run on all
+    absent_s: float = 1800.0  # and so does one that is so long behind where the others wait for it
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ class Reward:
 class Mining:
     max_successes: int = 1  # a question is hard with at most so many successes, and not all, in its group
     judge_on: Literal["all", "plain"] | None = None  # rollouts that decide hardness
+    sticky: bool = False  # ▲ what the last epoch found hard stays hard until a plain rollout succeeds
     extra_plain_groups: int = 0  # ▲ further plain groups of G for each question that the last epoch found hard
 
 
@@ -132,12 +137,14 @@ class Adv:
 
 @dataclass(frozen=True)
 class Distill:
-    mode: Literal["ratio_mask", "truncated", "plain", "importance", "off"] = "ratio_mask"  # algorithm step 6
+    mode: Literal["ratio_mask", "truncated", "transfer", "plain", "importance", "off"] = "ratio_mask"  # algorithm step 6
     clip: Literal["hard", "soft"] = "hard"
     eps_low: float = 0.99
     eps_high: float = 9.0
     cap: float = 2.0  # of the density ratio that is the weight, for mode=truncated
-    drop_failed_templated: bool = False  # mask templated rollouts with score 0
+    transfer_scale: float = 0.3  # nats per token by which a response may lean on its template for a weight of 1/e, for mode=transfer
+    drop_failed_templated: bool | None = None  # templated rollouts that fail leave the loss
+    failed_weight: float = 1.0  # ▲ of the tokens of failed templated rollouts, times what the mode says
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,7 @@ class Gepa:
     max_template_tokens: int = 1024
     temperature: float | None = None  # of candidate evaluation
     count_unsolved_fronts: bool | None = None  # dev questions that nobody solves weigh in the choice of parents
+    reliance: bool = False  # ▲ a second front: of those that solve a dev question, the template whose response leans on it least
     fill_width: bool | None = None  # reuse parents, with other minibatches, until k proposals are made
     max_iterations: int | None = None  # 0: no limit
     patience: int | None = None  # iterations without an accepted child; 0: no limit
@@ -259,7 +267,8 @@ class Train:
     num_samples_logged: int = 8  # rollouts written to samples.jsonl per step
     watchdog_s: float = 1800.0  # a step or iteration of GEPA that lasts longer has all stacks written to standard error; 0: never
     flat_rewards_steps: int = 20  # a notice when so many steps in a row had equal rewards only; 0: never
-    compile_cache: str = "runs/cache"  # folder of compiled programs, so that a second start compiles nothing; empty: none
+    compile_cache: str = "runs/cache"  # folder, or gs://BUCKET/FOLDER, of compiled programs: a second start compiles nothing; empty: none
+    wandb_project: str = ""  # Weights & Biases is told the metrics, too (extra "wandb"; it takes its key from WANDB_API_KEY); empty: not
 
 
 @dataclass(frozen=True)
@@ -291,6 +300,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # As the released code does it, the oddities that matter for its numbers included.
     "faithful": {
         "mining.judge_on": "all",
+        "distill.drop_failed_templated": False,
         "gepa.temperature": 0.0,
         "gepa.count_unsolved_fronts": True,
         "gepa.fill_width": False,
@@ -304,6 +314,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # ▲ The mends of docs/algorithm.md's table of known weaknesses; each is a switch of its own.
     "recommended": {
         "mining.judge_on": "plain",
+        "distill.drop_failed_templated": True,  # docs/results.md
         "gepa.temperature": 0.0,
         "gepa.count_unsolved_fronts": False,
         "gepa.fill_width": True,

@@ -16,12 +16,14 @@ _POSITIVE = (
     ("api", "timeout_s"), ("api", "concurrency"), ("assign", "bandit_prior"),
     ("reward", "timeout_s"), ("model", "logit_chunk"), ("checkpoint", "keep"),
     ("checkpoint", "grace_s"), ("rollout", "temperature"), ("data", "max_prompt_tokens"),
-    ("rollout", "max_sampling_rounds"), ("distill", "cap"), ("train", "rollout_is_cap"),
+    ("rollout", "max_sampling_rounds"), ("distill", "cap"), ("distill", "transfer_scale"), ("train", "rollout_is_cap"),
+    ("mesh", "start_s"), ("mesh", "silent_s"), ("mesh", "absent_s"),
     ("world", "steps"), ("world", "p_chain_plain"), ("world", "hard_per_family"), ("world", "heldout_per_family"),
 )  # fmt: skip
 _FRACTIONS = (
     ("rollout", "top_p"),
     ("rollout", "min_p"),
+    ("distill", "failed_weight"),
     ("optim", "warmup_frac"),
     ("optim", "b1"),
     ("optim", "b2"),
@@ -45,6 +47,7 @@ _NOT_NEGATIVE = (
     ("api", "dollars_per_million_prompt"),
     ("api", "dollars_per_million_reply"),
 )
+_LONGEST_WORLD_DOCUMENT = {"small": 75, "large": 108}  # tokens of a question under the longest template, with its whole chain
 
 
 def _mesh_problems(mesh: Mesh, num_devices: int) -> list[str]:
@@ -122,6 +125,12 @@ def problems(config: Config, num_devices: int) -> list[str]:
     for section, part in vars(config).items():
         for name, value in getattr(part, "__dict__", {}).items():
             rule(not isinstance(value, float) or math.isfinite(value), f"config.{section}.{name}={value} must be finite")
+    size, longest_document = config.world.size, _LONGEST_WORLD_DOCUMENT[config.world.size]
+    rule(
+        config.world.row_tokens >= longest_document,
+        f"config.world.row_tokens={config.world.row_tokens} must hold the longest document of config.world.size={size}, "
+        f"{longest_document} tokens",
+    )
     mini = minibatch_questions(config)
     rule(
         mini > 0 and rollout.questions % mini == 0,
