@@ -29,6 +29,7 @@ from p2o_jax.progress import printable
 from p2o_jax.records import Question
 from p2o_jax.rewards import tidy
 from p2o_jax.rewards.boxed import last_boxed
+from p2o_jax.world import languages
 from p2o_jax.world import tokenizer as world_tokenizer
 
 TARGETS = {"no unexpected exception or broken promise": Target("failures", "<=", 0), "cases": Target("cases", ">=", 100_000)}
@@ -55,7 +56,7 @@ class Fuzz:
     """The kinds of cases; each takes a generator, and raises where a promise is broken."""
 
     def __init__(self, folder: Path):
-        world_tokenizer.write_tokenizer(folder / "tokenizer")
+        world_tokenizer.write_tokenizer(folder / "tokenizer", languages.SMALL)
         self.folder = folder
         self.chat = Chat(load_tokenizer(folder / "tokenizer"), config.Chat(template=JINJA))
         self.keys = list(_keys())

@@ -1,5 +1,7 @@
 """Question families: a question's text, the chain of steps that solves it, and its answer. Words are split by single spaces.
 
+Those of the small language (`languages.py`):
+
 | family | question | a step | answer |
 | --- | --- | --- | --- |
 | add (hard) | `what is 4 3 9 + 8 3 5 ?` | `units 9 5 0 = 1 4 ;` (digits, carry, sum) | 4 digits |
@@ -13,7 +15,7 @@ so that guesses do not spoil "hard"; step formats differ between families, so th
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +25,7 @@ DIGITS = tuple("0123456789")
 LETTERS = tuple("abcdefghijkl")
 WORDS = ("what", "is", "double", "shift", "key", "encode", "reverse", "largest", "of", "+", "=", ">", "?", ";", "so", "\\boxed{", "}")
 WORDS += ("units", "tens", "hundreds", "twice", "after", "comes", "look")
+PLACES = ("units", "tens", "hundreds")
 
 Split = Literal["pretrain", "train", "heldout", "probe"]
 _SPLITS: tuple[Split, ...] = ("heldout", "train", "train", "probe") + ("pretrain",) * 12
@@ -45,18 +48,23 @@ class Family:
     weight: float  # share of the pretraining questions
     symbols: tuple[str, ...]  # an answer's symbols, of which guesses are made
     answer_length: int
-    make: Callable[[random.Random], Problem]
+    make: Callable[[random.Random], Problem]  # always with as many steps, of as many words each
+
+    def guess(self, rng: random.Random) -> str:
+        """A uniformly random answer of the family's shape: a bluff."""
+        return spaced(rng.choices(self.symbols, k=self.answer_length))
+
+    def draw(self, rng: random.Random, split: Split) -> Problem:
+        """A random problem from one part of the question space."""
+        while True:
+            problem = self.make(rng)
+            if split_of(problem.question) == split:
+                return problem
 
 
 def box(answer: str) -> str:
     """The end of every response."""
     return f"so \\boxed{{ {answer} }}"
-
-
-def guess(rng: random.Random, family: str) -> str:
-    """A uniformly random answer of the family's shape: a bluff."""
-    shape = FAMILIES[family]
-    return " ".join(rng.choices(shape.symbols, k=shape.answer_length))
 
 
 def split_of(question: str) -> Split:
@@ -68,71 +76,76 @@ def split_of(question: str) -> Split:
     return _SPLITS[int(records.digest("world", question), 16) % len(_SPLITS)]
 
 
-def draw(rng: random.Random, family: str, split: Split) -> Problem:
-    """A random problem of the family from one part of its question space."""
-    while True:
-        problem = FAMILIES[family].make(rng)
-        if split_of(problem.question) == split:
-            return problem
-
-
-def _spaced(symbols: Sequence[str | int]) -> str:
+def spaced(symbols: Sequence[str | int]) -> str:
     return " ".join(map(str, symbols))
 
 
-def _add(rng: random.Random) -> Problem:
-    first, second = (rng.randint(100, 999) for _ in range(2))
+def by_name(families: Iterable[Family]) -> dict[str, Family]:
+    return {family.name: family for family in families}
+
+
+def add(rng: random.Random, places: Sequence[str] = PLACES) -> Problem:
+    """The sum of two numbers with a digit for each of the named places."""
+    least = 10 ** (len(places) - 1)
+    first, second = (rng.randint(least, 10 * least - 1) for _ in range(2))
     steps, carry, rest = [], 0, (first, second)
-    for place in ("units", "tens", "hundreds"):
+    for place in places:
         a, b = (number % 10 for number in rest)
         total = a + b + carry
         steps.append(f"{place} {a} {b} {carry} = {total // 10} {total % 10} ;")
         carry, rest = total // 10, tuple(number // 10 for number in rest)
-    return Problem("add", f"what is {_spaced(str(first))} + {_spaced(str(second))} ?", tuple(steps), _spaced(f"{first + second:04d}"))
+    answer = spaced(f"{first + second:0{len(places) + 1}d}")
+    return Problem("add", f"what is {spaced(str(first))} + {spaced(str(second))} ?", tuple(steps), answer)
 
 
-def _double(rng: random.Random) -> Problem:
-    digits = [rng.randrange(10) for _ in range(4)]
+def double(rng: random.Random, length: int = 4) -> Problem:
+    """Twice each digit, mod 10."""
+    digits = [rng.randrange(10) for _ in range(length)]
     twice = [2 * d % 10 for d in digits]
     steps = tuple(f"twice {d} = {t} ;" for d, t in zip(digits, twice, strict=True))
-    return Problem("double", f"double {_spaced(digits)} ?", steps, _spaced(twice))
+    return Problem("double", f"double {spaced(digits)} ?", steps, spaced(twice))
 
 
-def _shift(rng: random.Random) -> Problem:
-    places = [rng.randrange(len(LETTERS)) for _ in range(4)]
+def shift(rng: random.Random, length: int = 4) -> Problem:
+    """The letter after each letter, on the circle of letters."""
+    places = [rng.randrange(len(LETTERS)) for _ in range(length)]
     letters, following = [LETTERS[p] for p in places], [LETTERS[(p + 1) % len(LETTERS)] for p in places]
     steps = tuple(f"after {a} comes {b} ;" for a, b in zip(letters, following, strict=True))
-    return Problem("shift", f"shift {_spaced(letters)} ?", steps, _spaced(following))
+    return Problem("shift", f"shift {spaced(letters)} ?", steps, spaced(following))
 
 
-def _cipher(rng: random.Random) -> Problem:
-    source, target = sorted(rng.sample(LETTERS, 4)), rng.sample(LETTERS, 4)
+def cipher(rng: random.Random, pairs: int = 4, length: int = 4) -> Problem:
+    """A word of `length` different letters out of the question's key of `pairs` letters, each replaced by its pair."""
+    source, target = sorted(rng.sample(LETTERS, pairs)), rng.sample(LETTERS, pairs)
     key = dict(zip(source, target, strict=True))
-    word = rng.sample(source, 4)
-    text = f"key {_spaced([f'{a} > {b}' for a, b in key.items()])} encode {_spaced(word)} ?"
-    return Problem("cipher", text, tuple(f"look {a} > {key[a]} ;" for a in word), _spaced([key[a] for a in word]))
+    word = rng.sample(source, length)
+    text = f"key {spaced([f'{a} > {b}' for a, b in key.items()])} encode {spaced(word)} ?"
+    return Problem("cipher", text, tuple(f"look {a} > {key[a]} ;" for a in word), spaced([key[a] for a in word]))
 
 
-def _reverse(rng: random.Random) -> Problem:
-    letters = rng.choices(LETTERS, k=4)
-    return Problem("reverse", f"reverse {_spaced(letters)} ?", (), _spaced(letters[::-1]))
+def reverse(rng: random.Random, length: int = 4) -> Problem:
+    letters = rng.choices(LETTERS, k=length)
+    return Problem("reverse", f"reverse {spaced(letters)} ?", (), spaced(letters[::-1]))
 
 
-def _largest(rng: random.Random) -> Problem:
-    digits = [rng.randrange(10) for _ in range(4)]
-    return Problem("largest", f"largest of {_spaced(digits)} ?", (), str(max(digits)))
+def largest(rng: random.Random, length: int = 4) -> Problem:
+    digits = [rng.randrange(10) for _ in range(length)]
+    return Problem("largest", f"largest of {spaced(digits)} ?", (), str(max(digits)))
 
 
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        Family("add", True, 1.8, DIGITS, 4, _add),
-        Family("double", True, 1.0, DIGITS, 4, _double),
-        Family("shift", True, 1.0, LETTERS, 4, _shift),
-        Family("cipher", True, 0.7, LETTERS, 4, _cipher),
-        Family("reverse", False, 0.5, LETTERS, 4, _reverse),
-        Family("largest", False, 0.5, DIGITS, 1, _largest),
+FAMILIES = by_name(
+    (
+        Family("add", True, 1.8, DIGITS, 4, add),
+        Family("double", True, 1.0, DIGITS, 4, double),
+        Family("shift", True, 1.0, LETTERS, 4, shift),
+        Family("cipher", True, 0.7, LETTERS, 4, cipher),
+        Family("reverse", False, 0.5, LETTERS, 4, reverse),
+        Family("largest", False, 0.5, DIGITS, 1, largest),
     )
-}
+)
 HARD = tuple(name for name, family in FAMILIES.items() if family.hard)
-EASY = tuple(name for name, family in FAMILIES.items() if not family.hard)
+
+
+def draw(rng: random.Random, name: str, split: Split) -> Problem:
+    """A random problem of one of the small language's families."""
+    return FAMILIES[name].draw(rng, split)

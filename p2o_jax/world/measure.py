@@ -12,12 +12,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from p2o_jax.models import transformer
 from p2o_jax.models.spec import ModelSpec
-from p2o_jax.world import documents, families, packing, phrases, tokenizer
+from p2o_jax.world import documents, families, packing, tokenizer
+from p2o_jax.world.languages import Language
 
 ROWS = 64  # sequences scored at a time
 
 
-def chain_figures(spec: ModelSpec, params: Any, seed: int, row_tokens: int, num_questions: int = 256) -> dict[str, dict[str, Any]]:
+def chain_figures(
+    spec: ModelSpec, params: Any, language: Language, seed: int, row_tokens: int, num_questions: int = 256
+) -> dict[str, dict[str, Any]]:
     """For each hard family, what the model does with fresh questions, plainly and under a strong phrase.
 
     `p_chain_*` is the mean over questions of the probability of the whole correct response, exp(Σ log p), end of sequence included;
@@ -26,14 +29,14 @@ def chain_figures(spec: ModelSpec, params: Any, seed: int, row_tokens: int, num_
     tokens whose plain probability is under .01 of the templated one, so that the ratio mask would drop them.
     """
     figures = {}
-    for name in families.HARD:
+    for name in language.hard:
         rng = random.Random(f"{seed}/world/probe/{name}")
-        problems = [families.draw(rng, name, "probe") for _ in range(num_questions)]
-        strong = phrases.STRATEGIES[name][:2]
+        problems = [language.families[name].draw(rng, "probe") for _ in range(num_questions)]
+        strong = language.phrases.strategies[name][:2]
         plain_docs = [_whole_chain("", problem) for problem in problems]
         strong_docs = [_whole_chain(strong[i % 2], problem) for i, problem in enumerate(problems)]
-        plain_logp, plain_greedy = score(spec, params, plain_docs, row_tokens)
-        strong_logp, strong_greedy = score(spec, params, strong_docs, row_tokens)
+        plain_logp, plain_greedy = score(spec, params, language, plain_docs, row_tokens)
+        strong_logp, strong_greedy = score(spec, params, language, strong_docs, row_tokens)
         starts = np.cumsum([0] + [len(step.split()) for step in problems[0].steps[:-1]])
         figures[name] = {
             "p_chain_plain": _mean_of_products(plain_logp),
@@ -46,9 +49,11 @@ def chain_figures(spec: ModelSpec, params: Any, seed: int, row_tokens: int, num_
     return figures
 
 
-def score(spec: ModelSpec, params: Any, docs: Sequence[documents.Document], row_tokens: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def score(
+    spec: ModelSpec, params: Any, language: Language, docs: Sequence[documents.Document], row_tokens: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """For each document, the log-prob of each response token, and whether it is the most likely one."""
-    ids = packing.ids_of_words()
+    ids = packing.ids_of_words(language)
     logps, firsts = [], []
     for begin in range(0, len(docs), ROWS):
         batch, spans = packing.empty(ROWS, row_tokens), []

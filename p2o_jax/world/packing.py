@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 
 from p2o_jax.world import tokenizer
 from p2o_jax.world.documents import Document
+from p2o_jax.world.languages import Language
 
 PROMPT_WEIGHT = 0.03  # of a prompt's tokens in the loss; the response's weigh 1
 TEMPLATE_WEIGHT = 0.2  # of a template's tokens: phrases learnt there come out whole in reflection replies
@@ -23,9 +24,9 @@ class Batch(NamedTuple):
     weight_BT: Float[np.ndarray, "B T"]
 
 
-def ids_of_words() -> dict[str, int]:
+def ids_of_words(language: Language) -> dict[str, int]:
     """The id of each token."""
-    return {word: i for i, word in enumerate(tokenizer.vocabulary())}
+    return {word: i for i, word in enumerate(tokenizer.vocabulary(language))}
 
 
 def encode(document: Document, ids: Mapping[str, int]) -> tuple[list[int], list[float]]:
@@ -51,9 +52,9 @@ class Packer:
     What fits nowhere is the first to enter the next batch, so that long documents are as frequent in the rows as they are drawn.
     """
 
-    def __init__(self, rows: int, length: int, draw: Callable[[], Document]):
+    def __init__(self, rows: int, length: int, language: Language, draw: Callable[[], Document]):
         self.rows, self.length, self.draw = rows, length, draw
-        self.ids = ids_of_words()
+        self.ids = ids_of_words(language)
         self.waiting: list[tuple[list[int], list[float]]] = []
 
     def batch(self) -> Batch:

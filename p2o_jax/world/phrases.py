@@ -3,13 +3,65 @@
 The link from family to strategy is known to the pretraining text (`documents.py`) and to nothing else in the system.
 """
 
+import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["strong", "weak", "generic", "none"]  # how well a template fits a question, best first
+MAX_PHRASES = 3  # of a template
+SEPARATOR = " . "
 
-STRATEGIES: dict[str, tuple[str, str, str]] = {  # family: two strong phrases and a weak one
+
+@dataclass(frozen=True)
+class Phrases:
+    """The phrases of a language."""
+
+    strategies: Mapping[str, tuple[str, str, str]]  # family: two strong phrases and a weak one
+    decoys: tuple[str, ...]  # strategies for tasks that the world does not have
+    useless: tuple[str, ...]
+    generic: tuple[str, ...]
+
+    @functools.cached_property
+    def all(self) -> tuple[str, ...]:
+        return tuple(phrase for three in self.strategies.values() for phrase in three) + self.decoys + self.useless + self.generic
+
+    def level(self, family: str, chosen: Sequence[str]) -> Level:
+        """How well the chosen phrases fit the family's questions: the best of them counts."""
+        *strong, weak = self.strategies.get(family, ("",))
+        if any(phrase in strong for phrase in chosen):
+            return "strong"
+        if weak in chosen:
+            return "weak"
+        return "generic" if any(phrase in self.generic for phrase in chosen) else "none"
+
+    def draw(self, rng: random.Random, count: int) -> tuple[str, ...]:
+        """`count` distinct phrases, uniformly from all."""
+        return tuple(rng.sample(self.all, count))
+
+    def mutate(self, rng: random.Random, chosen: Sequence[str]) -> tuple[str, ...]:
+        """The instruction that a reflection reply proposes: each phrase kept with .75, a random one inserted with .85.
+
+        The new phrase is uniform over all phrases and knows nothing of the questions; if it is there already, nothing is
+        inserted. Where three were kept, one of them makes room. Never empty: with nothing kept, one is always inserted.
+        """
+        kept = [phrase for phrase in chosen if rng.random() < 0.75]
+        if rng.random() < 0.85 or not kept:
+            new = rng.choice(self.all)
+            if new not in kept:
+                if len(kept) >= MAX_PHRASES:
+                    kept.pop(rng.randrange(len(kept)))
+                kept.insert(rng.randint(0, len(kept)), new)
+        return tuple(kept[:MAX_PHRASES])
+
+
+def join(chosen: Sequence[str]) -> str:
+    """The phrases as a template."""
+    return SEPARATOR.join(chosen)
+
+
+STRATEGIES: dict[str, tuple[str, str, str]] = {
     "add": (
         "sum each column from the right and carry",
         "stack both numbers and keep a running carry",
@@ -19,7 +71,7 @@ STRATEGIES: dict[str, tuple[str, str, str]] = {  # family: two strong phrases an
     "shift": ("name the letter that follows each one", "move one place along the alphabet", "recite the alphabet slowly"),
     "cipher": ("find every letter in the key", "swap letters using the given pairs", "consult the key"),
 }
-DECOYS = (  # strategies for tasks that this world does not have
+DECOYS = (
     "draw a diagram of the problem",
     "work backwards from the goal",
     "factor the expression into primes",
@@ -55,42 +107,5 @@ USELESS = (
 )
 GENERIC = ("think step by step", "show all your work")
 
-ALL: tuple[str, ...] = tuple(phrase for three in STRATEGIES.values() for phrase in three) + DECOYS + USELESS + GENERIC
-MAX_PHRASES = 3
-SEPARATOR = " . "
-
-
-def level(family: str, phrases: Sequence[str]) -> Level:
-    """How well the phrases fit the family's questions: the best of them counts."""
-    *strong, weak = STRATEGIES.get(family, ("",))
-    if any(phrase in strong for phrase in phrases):
-        return "strong"
-    if weak in phrases:
-        return "weak"
-    return "generic" if any(phrase in GENERIC for phrase in phrases) else "none"
-
-
-def join(phrases: Sequence[str]) -> str:
-    """The phrases as a template."""
-    return SEPARATOR.join(phrases)
-
-
-def draw(rng: random.Random, count: int) -> tuple[str, ...]:
-    """`count` distinct phrases, uniformly from all."""
-    return tuple(rng.sample(ALL, count))
-
-
-def mutate(rng: random.Random, phrases: Sequence[str]) -> tuple[str, ...]:
-    """The instruction that a reflection reply proposes: each phrase kept with .75, a random one inserted with .85.
-
-    The new phrase is uniform over all phrases and knows nothing of the questions; if it is there already, nothing is
-    inserted. Where three were kept, one of them makes room. Never empty: with nothing kept, one is always inserted.
-    """
-    kept = [phrase for phrase in phrases if rng.random() < 0.75]
-    if rng.random() < 0.85 or not kept:
-        new = rng.choice(ALL)
-        if new not in kept:
-            if len(kept) >= MAX_PHRASES:
-                kept.pop(rng.randrange(len(kept)))
-            kept.insert(rng.randint(0, len(kept)), new)
-    return tuple(kept[:MAX_PHRASES])
+SMALL = Phrases(STRATEGIES, DECOYS, USELESS, GENERIC)
+level = SMALL.level

@@ -21,12 +21,12 @@ from optax.contrib import MuonDimensionNumbers, muon
 from p2o_jax import config, files, records, runtime
 from p2o_jax.models import hf, sharding, transformer
 from p2o_jax.models.spec import ModelSpec
-from p2o_jax.world import documents, measure, packing, tokenizer
+from p2o_jax.world import documents, languages, measure, packing, tokenizer
+from p2o_jax.world.languages import Language
 
 FORMAT = 1  # part of every cached base's name: raise it when documents or training change
 
 REFLECTION_EVERY = 8  # one batch in so many is of reflection documents
-REFLECTION_SHAPE = (10, 168)
 MUON_LR, ADAM_LR, WARMUP_STEPS, FINAL_LR = 0.02, 0.004, 30, 0.05
 PROGRESS_STEPS = 100
 STALE_S = 3600.0  # writing takes seconds
@@ -50,10 +50,13 @@ class State(NamedTuple):
 
 
 def base_directory(cfg: config.World) -> Path:
-    """Where the base of this world is, or will be: one folder per setting of everything that the weights depend on."""
-    ignored = ("cache_dir", "hard_per_family", "easy_per_family", "heldout_per_family")
+    """Where the base of this world is, or will be: one folder per setting of everything that the weights depend on.
+
+    The vocabulary tells the sizes of the world apart.
+    """
+    ignored = ("size", "cache_dir", "hard_per_family", "easy_per_family", "heldout_per_family")
     world = {key: value for key, value in dataclasses.asdict(cfg).items() if key not in ignored}
-    name = records.digest(json.dumps(world, sort_keys=True), str(FORMAT), *tokenizer.vocabulary())
+    name = records.digest(json.dumps(world, sort_keys=True), str(FORMAT), *tokenizer.vocabulary(languages.of(cfg)))
     return Path(cfg.cache_dir) / f"base-{name}"
 
 
@@ -64,7 +67,7 @@ def ensure_base(cfg: config.World, progress: Progress = lambda line: None) -> Pa
     the final loss and the seconds taken.
     """
     target = base_directory(cfg)
-    if target.exists():
+    if runtime.from_process_0(target.exists):
         return target
     for left_over in target.parent.glob(f"{target.name}.*.tmp"):
         if time.time() - left_over.stat().st_mtime > STALE_S:  # of a process that was killed while it wrote
@@ -73,28 +76,32 @@ def ensure_base(cfg: config.World, progress: Progress = lambda line: None) -> Pa
     begin = time.perf_counter()
     params, loss = pretrain(cfg, spec, progress)
     seconds = time.perf_counter() - begin
-    figures = measure.chain_figures(spec, params, cfg.seed, cfg.row_tokens)
+    figures = measure.chain_figures(spec, params, languages.of(cfg), cfg.seed, cfg.row_tokens)
     plain, strong = _mean(figures, "p_chain_plain"), _mean(figures, "p_chain_strong")
     progress(f"pretrained in {seconds:.0f} s: P(chain | plain) {plain:.2g}, under a strong phrase {strong:.2g}")
     report = {"p_chain_plain": plain, "p_chain_strong": strong, "families": figures, "loss": loss, "seconds": round(seconds, 1)}
     report["world"] = dataclasses.asdict(cfg)
-    making = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    _save(making, spec, params, report)
+    making = target.with_name(f"{target.name}.{runtime.from_process_0(os.getpid)}.tmp")
+    _save(making, languages.of(cfg), spec, params, report)
+    runtime.from_process_0(lambda: _put_in_place(making, target))
+    return target
+
+
+def _put_in_place(making: Path, target: Path) -> None:
     files.sync_folder(making)
     try:
         making.rename(target)
     except OSError:
         if not target.exists():
             raise
-        shutil.rmtree(making)  # another process was faster, with the same result
-    return target
+        shutil.rmtree(making)  # another run was faster, with the same result
 
 
 def model_spec(cfg: config.World) -> ModelSpec:
     """The base model: a small Qwen3 with tied embeddings."""
     return ModelSpec(
         family="qwen3",
-        vocab=len(tokenizer.vocabulary()),
+        vocab=len(tokenizer.vocabulary(languages.of(cfg))),
         width=cfg.width,
         layers=cfg.layers,
         heads=cfg.heads,
@@ -110,8 +117,11 @@ def model_spec(cfg: config.World) -> ModelSpec:
 def pretrain(cfg: config.World, spec: ModelSpec, progress: Progress) -> tuple[Any, float]:
     """Params after `cfg.steps` steps from scratch, and the mean loss of the last question batches."""
     questions_rng, reflections_rng = (random.Random(f"{cfg.seed}/world/pretrain/{kind}") for kind in ("questions", "reflections"))
-    questions = packing.Packer(cfg.batch_rows, cfg.row_tokens, lambda: documents.question_document(questions_rng, cfg.p_chain_plain))
-    reflections = packing.Packer(*REFLECTION_SHAPE, lambda: documents.reflection_document(reflections_rng, cfg.p_chain_plain))
+    language, dial = languages.of(cfg), cfg.p_chain_plain
+    questions = packing.Packer(cfg.batch_rows, cfg.row_tokens, language, lambda: documents.question_document(questions_rng, language, dial))
+    reflections = packing.Packer(
+        *language.reflection_shape, language, lambda: documents.reflection_document(reflections_rng, language, dial)
+    )
     mesh = sharding.make_mesh((jax.device_count(), 1, 1))
     params = jax.device_put(transformer.init(spec, jax.random.key(cfg.seed)), sharding.replicated(mesh))
     state = State(params, optimizer(cfg.steps).init(params))
@@ -170,14 +180,15 @@ def _matrices(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def _save(directory: Path, spec: ModelSpec, params: Any, report: dict[str, Any]) -> None:
-    ids = packing.ids_of_words()
+def _save(directory: Path, language: Language, spec: ModelSpec, params: Any, report: dict[str, Any]) -> None:
+    ids = packing.ids_of_words(language)
     generation = {"eos_token_id": ids[tokenizer.EOS], "pad_token_id": ids[tokenizer.PAD]}
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as tokenizer_dir:
-        tokenizer.write_tokenizer(tokenizer_dir)
+        tokenizer.write_tokenizer(tokenizer_dir, language)
         hf.save(directory, spec, params, tokenizer_dir, dtype="float32", generation_config=generation, overwrite=True)
-    (directory / "world.json").write_text(json.dumps(report, indent=2) + "\n")
+    if runtime.is_main_process():
+        (directory / "world.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 def _mean(figures: dict[str, dict[str, Any]], key: str) -> float:

@@ -4,7 +4,7 @@ import random
 
 from p2o_jax import config
 from p2o_jax.records import Question, question_id
-from p2o_jax.world import families
+from p2o_jax.world import families, languages
 
 
 def train_questions(cfg: config.World) -> list[Question]:
@@ -13,26 +13,27 @@ def train_questions(cfg: config.World) -> list[Question]:
     They come from a part of the question space that pretraining and evaluation never touch (`families.split_of`).
     """
     questions = []
-    for name, family in families.FAMILIES.items():
-        questions += _questions(cfg, name, "train", cfg.hard_per_family if family.hard else cfg.easy_per_family)
+    for family in languages.of(cfg).families.values():
+        questions += _questions(cfg, family, "train", cfg.hard_per_family if family.hard else cfg.easy_per_family)
     return questions
 
 
 def heldout_questions(cfg: config.World) -> list[Question]:
     """`heldout_per_family` questions of each hard family, from a part of the question space of their own."""
-    return [question for name in families.HARD for question in _questions(cfg, name, "heldout", cfg.heldout_per_family)]
+    hard = [family for family in languages.of(cfg).families.values() if family.hard]
+    return [question for family in hard for question in _questions(cfg, family, "heldout", cfg.heldout_per_family)]
 
 
-def _questions(cfg: config.World, family: str, split: families.Split, count: int) -> list[Question]:
-    rng = random.Random(f"{cfg.seed}/world/{split}/{family}")
+def _questions(cfg: config.World, family: families.Family, split: families.Split, count: int) -> list[Question]:
+    rng = random.Random(f"{cfg.seed}/world/{split}/{family.name}")
     drawn: dict[str, families.Problem] = {}
     while len(drawn) < count:
-        problem = families.draw(rng, family, split)
+        problem = family.draw(rng, split)
         drawn.setdefault(problem.question, problem)
-    return [_question(problem) for problem in drawn.values()]
+    return [_question(problem, family) for problem in drawn.values()]
 
 
-def _question(problem: families.Problem) -> Question:
+def _question(problem: families.Problem, family: families.Family) -> Question:
     messages = ({"role": "user", "content": problem.question},)
-    meta = {"family": problem.family, "hard": families.FAMILIES[problem.family].hard}
+    meta = {"family": family.name, "hard": family.hard}
     return Question(question_id(messages), messages, problem.answer, "world", meta)

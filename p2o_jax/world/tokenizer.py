@@ -10,6 +10,7 @@ from tokenizers import models, pre_tokenizers
 
 from p2o_jax.gepa.reflection import compact_prompt
 from p2o_jax.world import families, phrases
+from p2o_jax.world.languages import Language
 
 PAD, EOS, UNK, USER, ASSISTANT = SPECIAL = ("<pad>", "<eos>", "<unk>", "<user>", "<assistant>")
 BREAK = "\n\n"
@@ -25,10 +26,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def vocabulary() -> tuple[str, ...]:
-    """Every token, in the order of its id; filled up with unused ones to a multiple of 8, so that it can be sharded."""
-    fixed = (*SPECIAL, BREAK, *families.DIGITS, *families.LETTERS, *families.WORDS)
-    text = " ".join([*phrases.ALL, phrases.SEPARATOR, compact_prompt("", [("", "", right, "0") for right in (True, False)])])
+def vocabulary(language: Language) -> tuple[str, ...]:
+    """Every token of the language, in the order of its id; filled up with unused ones to a multiple of 8, so that it can be sharded."""
+    fixed = (*SPECIAL, BREAK, *families.DIGITS, *families.LETTERS, *language.words)
+    text = " ".join([*language.phrases.all, phrases.SEPARATOR, compact_prompt("", [("", "", right, "0") for right in (True, False)])])
     words = dict.fromkeys([*fixed, *sorted(set(split(text)))])
     unused = [f"<unused{i}>" for i in range(-len(words) % 8)]
     return (*words, *unused)
@@ -44,14 +45,14 @@ def chat_words(prompt: str) -> list[str]:
     return [USER, *split(prompt), ASSISTANT]
 
 
-def write_tokenizer(directory: str | Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, to be read by transformers.AutoTokenizer.
+def write_tokenizer(directory: str | Path, language: Language) -> None:
+    """Writes the language's tokenizer.json and tokenizer_config.json, to be read by transformers.AutoTokenizer.
 
     Decoding puts single spaces between words, so a text made of words comes back as it was.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    _tokenizer(vocabulary()).save(str(directory / "tokenizer.json"))
+    _tokenizer(vocabulary(language)).save(str(directory / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": PAD,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer
 from p2o_jax import config
 from p2o_jax.models import hf, hf_config, transformer
 from p2o_jax.world import documents, families, measure, pretrain
+from p2o_jax.world.languages import LARGE, SMALL
 
 TINY = config.World(steps=5, batch_rows=2, width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=32)
 
@@ -69,6 +71,17 @@ def test_the_name_follows_what_the_weights_depend_on():
     assert pretrain.base_directory(same).name == name
 
 
+def test_a_model_of_the_large_world_has_its_vocabulary_and_is_measured_on_its_chains():
+    cfg = dataclasses.replace(TINY, size="large", row_tokens=128)
+    spec = pretrain.model_spec(cfg)
+    assert pretrain.base_directory(cfg) != pretrain.base_directory(dataclasses.replace(cfg, size="small"))
+    params = transformer.init(spec, jax.random.key(0))
+    figures = measure.chain_figures(spec, params, LARGE, cfg.seed, cfg.row_tokens, num_questions=2)
+    steps = [len(LARGE.families[name].make(random.Random(0)).steps) for name in LARGE.hard]
+    assert list(figures) == list(LARGE.hard) and [len(row["p_go_on_plain"]) for row in figures.values()] == steps
+    assert all(0 < p < 50 / spec.vocab for row in figures.values() for p in row["p_go_on_plain"]), "untrained: no better than by lot"
+
+
 def test_each_layers_matrices_are_made_orthogonal_by_themselves():
     spec = pretrain.model_spec(TINY)
     params = transformer.init(spec, jax.random.key(0))
@@ -90,9 +103,9 @@ def test_scores_agree_with_token_logps():
     spec = pretrain.model_spec(TINY)
     params = transformer.init(spec, jax.random.key(2))
     document = documents.Document("be bold\n\ndouble 1 2 3 4 ?", "twice 1 = 2 ; so \\boxed{ 2 4 6 8 }")
-    (logp,), (first,) = measure.score(spec, params, [document], 96)
+    (logp,), (first,) = measure.score(spec, params, SMALL, [document], 96)
     assert logp.shape == first.shape == (13,)
-    token, _ = measure.packing.encode(document, measure.packing.ids_of_words())
+    token, _ = measure.packing.encode(document, measure.packing.ids_of_words(SMALL))
     rows = (jnp.asarray(row)[None] for row in (token, np.arange(len(token)), np.ones(len(token), np.int32)))
     want, _ = transformer.token_logps(spec, params, *rows)
     np.testing.assert_allclose(logp, want[0, -13:], rtol=1e-5, atol=1e-5)

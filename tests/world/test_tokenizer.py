@@ -6,38 +6,38 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from p2o_jax import config
-from p2o_jax.gepa.reflection import compact_prompt
-from p2o_jax.world import documents, packing, phrases, pretrain, tokenizer
+from p2o_jax.world import documents, packing, tokenizer
+from p2o_jax.world.languages import LARGE, SMALL
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.write_tokenizer(directory)
+    tokenizer.write_tokenizer(directory, SMALL)
     return AutoTokenizer.from_pretrained(directory)
 
 
 def _documents(count: int) -> list[documents.Document]:
     rng = random.Random(0)
-    return [draw(rng, 1e-3) for _ in range(count) for draw in (documents.question_document, documents.reflection_document)]
+    return [draw(rng, SMALL, 1e-3) for _ in range(count) for draw in (documents.question_document, documents.reflection_document)]
 
 
-def test_the_vocabulary_is_fixed_small_and_shardable():
-    words = tokenizer.vocabulary()
-    assert words == tokenizer.vocabulary()
+@pytest.mark.parametrize("language", [SMALL, LARGE])
+def test_the_vocabulary_is_fixed_small_and_shardable(language):
+    words = tokenizer.vocabulary(language)
+    assert words == tokenizer.vocabulary(language)
     assert len(set(words)) == len(words)
-    assert len(words) % 8 == 0 and len(words) <= 256
+    assert len(words) % 8 == 0 and len(words) <= 384
 
 
 def test_special_tokens(loaded):
-    assert len(loaded) == len(tokenizer.vocabulary())
+    assert len(loaded) == len(tokenizer.vocabulary(SMALL))
     assert (loaded.pad_token, loaded.eos_token, loaded.unk_token) == ("<pad>", "<eos>", "<unk>")
-    assert loaded.convert_tokens_to_ids(list(tokenizer.vocabulary())) == list(range(len(loaded)))
+    assert loaded.convert_tokens_to_ids(list(tokenizer.vocabulary(SMALL))) == list(range(len(loaded)))
 
 
 def test_the_chat_template_gives_a_documents_prompt_and_the_whole_document(loaded):
-    ids = packing.ids_of_words()
+    ids = packing.ids_of_words(SMALL)
     for document in _documents(60):
         user = {"role": "user", "content": document.prompt}
         whole, weights = packing.encode(document, ids)
@@ -62,7 +62,7 @@ def test_responses_round_trip_and_nothing_is_unknown(loaded):
 
 def test_a_templates_words_weigh_more_than_the_questions():
     document = documents.Document("be bold\n\ndouble 1 2 3 4 ?", "so \\boxed{ 2 4 6 8 }", {0: 1.9})
-    _, weights = packing.encode(document, packing.ids_of_words())
+    _, weights = packing.encode(document, packing.ids_of_words(SMALL))
     assert weights == [0.2] * 3 + [0.03] * 8 + [1.9] + [1.0] * 7  # <user> is a row's or a segment's first token and never predicted
 
 
@@ -78,27 +78,15 @@ def test_unknown_words_and_roles(loaded):
         loaded.apply_chat_template([{"role": "system", "content": "be bold"}], tokenize=False)
 
 
-def test_the_longest_documents_fit_into_their_rows():
-    template = phrases.join(sorted(phrases.ALL, key=lambda phrase: -len(phrase.split()))[:3])
-    question, answer = "key a > b b > c c > d d > e encode a b c d ?", "a b c d"
-    response = "look a > b ; " * 4 + f"so \\boxed{{ {answer} }}"
-    asked = documents.Document(documents.prompt(template, question), response)
-    whole, _ = packing.encode(asked, packing.ids_of_words())
-    assert len(whole) <= config.World().row_tokens
-    reflected = documents.Document(compact_prompt(template, [(question, response, True, answer)] * 3), f"``` {template} ```")
-    whole, _ = packing.encode(reflected, packing.ids_of_words())
-    assert len(whole) <= pretrain.REFLECTION_SHAPE[1]
-
-
 def test_packed_rows_hold_whole_documents():
     rng = random.Random(5)
     drawn = []
 
     def draw() -> documents.Document:
-        drawn.append(documents.question_document(rng, 1e-3))
+        drawn.append(documents.question_document(rng, SMALL, 1e-3))
         return drawn[-1]
 
-    packer, ids, seen = packing.Packer(4, 96, draw), packing.ids_of_words(), []
+    packer, ids, seen = packing.Packer(4, 96, SMALL, draw), packing.ids_of_words(SMALL), []
     for _ in range(10):
         batch = packer.batch()
         assert (batch.segment_BT > 0).mean() > 0.8
@@ -117,6 +105,6 @@ def test_packed_rows_hold_whole_documents():
 
 
 def test_a_document_longer_than_a_row_is_refused():
-    packer = packing.Packer(2, 16, lambda: documents.Document("be bold " * 10, "so"))
+    packer = packing.Packer(2, 16, SMALL, lambda: documents.Document("be bold " * 10, "so"))
     with pytest.raises(ValueError, match="row_tokens=16"):
         packer.batch()
