@@ -8,11 +8,14 @@ from p2o_jax import config
 from p2o_jax.records import Question
 
 
-def find_hard(questions: Sequence[Question], solved_QG: np.ndarray, templated_QG: np.ndarray, cfg: config.Mining) -> tuple[str, ...]:
+def find_hard(
+    questions: Sequence[Question], solved_QG: np.ndarray, templated_QG: np.ndarray, cfg: config.Mining, last_hard_ids: Sequence[str] = ()
+) -> tuple[str, ...]:
     """The ids of the hard questions, in batch order, each once: at most `max_successes` of their rollouts succeeded, and not all.
 
     ▲ `judge_on="plain"` looks at untemplated rollouts only, as "solved with a crutch" is not solved; a question that has
-    none is judged by all of its rollouts. "all" is what the released code does.
+    none is judged by all of its rollouts. "all" is what the released code does. ▲ With `sticky`, questions of `last_hard_ids`, hard
+    in the last epoch, are hard unless a plain rollout succeeded, too.
     """
     assert cfg.judge_on is not None, "config.mining must be resolved"
     judged_QG = np.ones_like(templated_QG, bool)
@@ -23,7 +26,11 @@ def find_hard(questions: Sequence[Question], solved_QG: np.ndarray, templated_QG
     for question, solved_G, judged_G in zip(questions, solved_QG, judged_QG, strict=True):
         successes[question.id] = successes.get(question.id, 0) + int((solved_G & judged_G).sum())
         tried[question.id] = tried.get(question.id, 0) + int(judged_G.sum())
-    return tuple(name for name, count in successes.items() if count <= cfg.max_successes and (count == 0 or count < tried[name]))
+    hard = {name for name, count in successes.items() if count <= cfg.max_successes and (count == 0 or count < tried[name])}
+    if cfg.sticky:
+        solved_Q = np.any(solved_QG & ~templated_QG, axis=1).tolist()
+        hard |= set(last_hard_ids) - {q.id for q, solved in zip(questions, solved_Q, strict=True) if solved}
+    return tuple(name for name in successes if name in hard)
 
 
 def with_extra_groups(questions: Sequence[Question], last_hard_ids: Sequence[str], cfg: config.Mining) -> list[Question]:
@@ -43,10 +50,12 @@ def outcome_metrics(
     zero_advantage_Q: np.ndarray,
     last_hard_ids: Sequence[str],
 ) -> dict[str, float]:
-    """Shares of groups that teach nothing, of all and of those that were hard in the last epoch; the latter's plain successes."""
+    """Shares of groups that teach nothing: of all, of those hard in the last epoch, of the others; and the hard ones' plain successes."""
     hard = set(last_hard_ids)
     was_hard_Q = np.array([q.id in hard for q in questions])
     values = {"rollout/frac_zero_advantage": float(zero_advantage_Q.mean())}
+    if not was_hard_Q.all():
+        values["rollout/frac_zero_advantage_other"] = float(zero_advantage_Q[~was_hard_Q].mean())
     if was_hard_Q.any():
         values["hard/frac_zero_advantage"] = float(zero_advantage_Q[was_hard_Q].mean())
     judged_Q = was_hard_Q & ~templated_QG.all(axis=1)

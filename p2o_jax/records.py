@@ -122,6 +122,7 @@ class Outcome:
     format_score: float
     text: str
     feedback: str = ""  # of a reward function of one's own
+    transfer: float = 0.0  # how likely the response is without its template, against with it (config.gepa.reliance)
 
 
 @dataclass(frozen=True)

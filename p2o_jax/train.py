@@ -49,7 +49,7 @@ def policy_step(cfg: Config, parts: Parts, state: RunState) -> RunState:
 
     solved_QG = np.array([r.succeeded for r in rollouts]).reshape(-1, group_size)
     templated_QG = np.array([r.templated for r in rollouts]).reshape(-1, group_size)
-    found = mining.find_hard(questions, solved_QG, templated_QG, cfg.mining)
+    found = mining.find_hard(questions, solved_QG, templated_QG, cfg.mining, state.last_hard_ids)
     advantage_QG = advantages.of_rollouts(filled.trained, cfg)
 
     with parts.reporter.phase("score"):  # before any update: old, reference and templated log-probs, and the weights w

@@ -40,6 +40,15 @@ def test_all_rollouts_succeeding_is_not_hard_however_few_they_are():
     assert find(np.array([[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]), templated, 1, "plain") == ("q1",)
 
 
+def test_sticky_questions_stay_hard_until_a_plain_success():
+    """q1 and q2 succeed under a template only, q3 plainly; q4 is not in the batch."""
+    solved = np.array([[0, 0], [1, 0], [1, 0], [0, 1]], bool)
+    templated = np.array([[True, False]] * 4)
+    cfg = config.Mining(max_successes=0, judge_on="all", sticky=True)
+    assert mining.find_hard(QUESTIONS[:4], solved, templated, cfg, ["q3", "q2", "q4"]) == ("q0", "q2")
+    assert mining.find_hard(QUESTIONS[:4], solved, templated, cfg) == ("q0",)
+
+
 def test_a_question_enters_once():
     cfg = config.Mining(judge_on="all")
     assert mining.find_hard([QUESTIONS[0]] * 2, np.zeros((2, 2), bool), np.zeros((2, 2), bool), cfg) == ("q0",)
@@ -60,3 +69,15 @@ def test_extra_groups_are_for_what_the_last_epoch_found_hard():
     assert mining.with_extra_groups(batch, ["q1"], config.Mining()) == batch
     found = mining.with_extra_groups(batch, ["q1", "q4"], config.Mining(extra_plain_groups=2))
     assert [q.id for q in found] == ["q0", "q1", "q2", "q1", "q1"]
+
+
+def test_groups_that_teach_nothing_are_counted_apart_for_hard_questions_and_others():
+    solved = np.array([[1, 0], [0, 0], [1, 1], [0, 1]], bool)
+    zero = np.array([False, True, True, True])
+    values = mining.outcome_metrics(QUESTIONS[:4], solved, np.zeros((4, 2), bool), zero, ["q0", "q1"])
+    assert values == {
+        "rollout/frac_zero_advantage": 0.75,
+        "rollout/frac_zero_advantage_other": 1.0,
+        "hard/frac_zero_advantage": 0.5,
+        "hard/frac_easier": 0.5,
+    }

@@ -96,13 +96,14 @@ def search(
     if not dev:
         return _result(phase, steps.State(("",), (None,), ((),), stage="done"), world)
 
-    state = steps.init(phase, world.dev([""], "seed")[0])
+    scores, transfers = world.dev([""], "seed")
+    state = steps.init(phase, scores[0], transfers[0])
     while (state := steps.select(phase, state)).stage != "done":
         before, examples = world.parents(state)
         replies = world.replies(state, examples)
         state = steps.propose(phase, state, before, replies, count_tokens, fits, spells_special)
         state = steps.gate(phase, state, world.children(state))
-        state = steps.promote(phase, state, world.dev([p.text for p in steps.racing(state)], "dev"))
+        state = steps.promote(phase, state, *world.dev([p.text for p in steps.racing(state)], "dev"))
         progress(_stats(phase, state, world))
     return _result(phase, state, world)
 
@@ -135,11 +136,12 @@ class _World:
         groups = [got[i : i + n] for i in range(0, len(got), n)]
         return [(sum(float(o.score) for o in group) / n, group[0]) for group in groups]
 
-    def dev(self, templates: Sequence[str], stage: Stage) -> list[list[float]]:
-        """The scores of each template on all of dev."""
+    def dev(self, templates: Sequence[str], stage: Stage) -> tuple[list[list[float]], list[list[float]]]:
+        """The scores of each template on all of dev, and the transfers of the first rollouts."""
         dev = self._phase.dev
-        scores = [score for score, _ in self.outcomes([(template, q) for template in templates for q in dev], stage)]
-        return [scores[i : i + len(dev)] for i in range(0, len(scores), len(dev))]
+        got = self.outcomes([(template, q) for template in templates for q in dev], stage)
+        rows = [got[i : i + len(dev)] for i in range(0, len(got), len(dev))]
+        return [[score for score, _ in row] for row in rows], [[first.transfer for _, first in row] for row in rows]
 
     def parents(self, state: steps.State) -> tuple[list[float], list[list[reflection.Example]]]:
         """The score of each proposal's parent, summed over its minibatch, and the examples to reflect on."""

@@ -55,6 +55,7 @@ class State:
     templates: tuple[str, ...]
     parents: tuple[int | None, ...]
     score_ZN: tuple[tuple[float, ...], ...]  # [candidate][dev question]
+    transfer_ZN: tuple[tuple[float, ...], ...] = ()  # likewise Outcome.transfer; empty without config.gepa.reliance
     iteration: int = 0
     stage: Stage = "select"
     wave: tuple[Proposal, ...] = ()  # of this iteration
@@ -74,18 +75,19 @@ def from_json(value: Mapping[str, Any]) -> State:
     """The state that `to_json` was given."""
     kept: dict[str, Any] = {f.name: value[f.name] for f in fields(State)}
     kept |= {name: tuple(kept[name]) for name in ("templates", "parents", "used", "events")}
-    kept["score_ZN"] = tuple(tuple(row) for row in kept["score_ZN"])
+    kept |= {name: tuple(tuple(row) for row in kept[name]) for name in ("score_ZN", "transfer_ZN")}
     kept["wave"] = tuple(Proposal(**{**p, "minibatch": tuple(p["minibatch"])}) for p in kept["wave"])
     return State(**kept)
 
 
-def init(phase: Phase, dev_scores: Sequence[float]) -> State:
+def init(phase: Phase, dev_scores: Sequence[float], transfers: Sequence[float] = ()) -> State:
     """The state with one candidate, the empty template, evaluated on dev (step 2).
 
     ▲ With `charge_all` these rollouts are charged; the released code gives them away.
     """
     spent = len(dev_scores) * phase.cfg.rollouts_per_eval
-    state = State(("",), (None,), (tuple(dev_scores),), generated=spent, charged=spent if phase.cfg.charge_all else 0)
+    rows = (tuple(transfers),) if phase.cfg.reliance else ()
+    state = State(("",), (None,), (tuple(dev_scores),), rows, generated=spent, charged=spent if phase.cfg.charge_all else 0)
     return _checked(phase, state)
 
 
@@ -105,7 +107,7 @@ def select(phase: Phase, state: State) -> State:
     if width < 1:
         return replace(state, stage="done")
     rng = random.Random(f"{phase.seed}/select/{state.iteration}")
-    weights = pareto.weights(state.score_ZN, bool(cfg.count_unsolved_fronts))
+    weights = pareto.weights(state.score_ZN, bool(cfg.count_unsolved_fronts), state.transfer_ZN)
     used, wave = set(state.used), []
     for parent in sampling.parents(rng, weights, width, bool(cfg.fill_width)):
         taken = {tuple(sorted(p.minibatch)) for p in wave if p.parent == parent}
@@ -175,7 +177,7 @@ def gate(phase: Phase, state: State, after: Sequence[float]) -> State:
     return replace(state, wave=tuple(wave))
 
 
-def promote(phase: Phase, state: State, dev_scores: Sequence[Sequence[float]]) -> State:
+def promote(phase: Phase, state: State, dev_scores: Sequence[Sequence[float]], transfers: Sequence[Sequence[float]] = ()) -> State:
     """The state after the iteration: accepted children are candidates, with their parent and their dev scores (step 3e).
 
     Done where the reflecting endpoint answered none of the iteration's prompts: the phase ends with what it has.
@@ -199,6 +201,7 @@ def promote(phase: Phase, state: State, dev_scores: Sequence[Sequence[float]]) -
         state,
         templates=(*state.templates, *(p.text for p in accepted)),
         parents=(*state.parents, *(p.parent for p in accepted)),
+        transfer_ZN=(*state.transfer_ZN, *map(tuple, transfers)) if phase.cfg.reliance else (),
         events=(*state.events, *events),
         iteration=state.iteration + 1,
         idle=0 if accepted else state.idle + 1,

@@ -27,6 +27,7 @@ class Example:
     logp_old_R: np.ndarray = field(default_factory=_empty)  # what the PPO ratio is taken against
     logp_ref_R: np.ndarray = field(default_factory=_empty)
     weight_R: np.ndarray = field(default_factory=_empty)
+    weight: float = 1.0  # of all tokens, beside weight_R's own reasons (distill.failed_weight)
     fresh: bool = False  # not scored: the update that it is in is the first since it was sampled
 
     @property
@@ -62,17 +63,16 @@ def examples(rollouts: Sequence[Rollout], advantage_QG: np.ndarray, cfg: Distill
     """An example for each rollout, in group order (algorithm step 6: templated rollouts are trained on the plain prompt)."""
     made = []
     for rollout, advantage in zip(rollouts, advantage_QG.reshape(-1), strict=True):
+        failed = rollout.templated and not rollout.succeeded
         made.append(
             Example(
                 prompt_ids=rollout.prompt_ids if cfg.mode == "off" else rollout.plain_ids,
                 sampled_on_ids=rollout.prompt_ids,
                 response_ids=rollout.completion.token_ids,
                 advantage=float(advantage),
-                trained=not (
-                    (cfg.drop_failed_templated and rollout.templated and not rollout.succeeded)
-                    or (overlong == "mask" and not rollout.completion.stopped)
-                ),
+                trained=not ((cfg.drop_failed_templated and failed) or (overlong == "mask" and not rollout.completion.stopped)),
                 logp_sampler_R=rollout.completion.logp_R,
+                weight=cfg.failed_weight if failed else 1.0,
             )
         )
     return made

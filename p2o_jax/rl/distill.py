@@ -11,17 +11,27 @@ def token_weights(
 ) -> Float[np.ndarray, "R"]:
     """w of each token: 1 inside the bounds on rho = pi_old(y | x) / pi_old(y | T(x, z)); outside 0 (hard) or bound / rho (soft).
 
-    With mode=truncated min(rho, cap): an importance weight of bounded variance. In all other modes 1. A constant to the gradient.
+    With mode=truncated min(rho, cap): an importance weight of bounded variance. ▲ With mode=transfer exp(min(d, 0) / scale) for the
+    whole response, d its mean log rho: what leans on the template counts less (arXiv 2604.00698). In all other modes 1. A constant
+    to the gradient.
     """
     rho = density_ratio(logp_old_plain_R, logp_old_templated_R)
     if cfg.mode == "truncated":
         return np.minimum(rho, np.float32(cfg.cap))
+    if cfg.mode == "transfer":
+        return np.full_like(rho, transfer(logp_old_plain_R, logp_old_templated_R, cfg.transfer_scale))
     if cfg.mode != "ratio_mask":
         return np.ones_like(rho)
     low, high = np.float32(1 - cfg.eps_low), np.float32(1 + cfg.eps_high)
     if cfg.clip == "hard":
         return ((rho >= low) & (rho <= high)).astype(np.float32)
     return np.where(rho < low, low / rho, np.where(rho > high, high / rho, np.float32(1)))
+
+
+def transfer(logp_plain_R: Float[np.ndarray, "R"], logp_templated_R: Float[np.ndarray, "R"], scale: float) -> float:
+    """exp(min(d, 0) / scale), d the mean of a response's log rho: 1 for one that does not lean on its template (arXiv 2604.00698)."""
+    leaning = float(np.mean(logp_plain_R - logp_templated_R, dtype=np.float64)) if len(logp_plain_R) else 0.0
+    return float(np.exp(min(leaning, 0.0) / scale))
 
 
 def density_ratio(logp_old_plain_R: Float[np.ndarray, "R"], logp_old_templated_R: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:

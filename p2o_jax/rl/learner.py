@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from p2o_jax import config, runtime
 from p2o_jax.models import lora, sharding, transformer
 from p2o_jax.models.spec import ModelSpec
+from p2o_jax.records import Rollout
 from p2o_jax.rl import batch, distill, losses
 from p2o_jax.rl.batch import Example, Rows
 from p2o_jax.rl.optimizer import make_optimizer
@@ -86,6 +87,13 @@ class Learner:
             scored += [flat[r, a:b].copy() for r, a, b in packed.places]
         return scored
 
+    def transfers(self, params: Any, rollouts: Sequence[Rollout]) -> list[float]:
+        """How likely each response is on its plain prompt, against the prompt that it was sampled on (distill.transfer)."""
+        on = [(r.plain_ids, r.completion.token_ids) for r in rollouts], [(r.prompt_ids, r.completion.token_ids) for r in rollouts]
+        rows = config.templated_row_tokens(self.cfg)
+        plain, templated = (self.score_tokens(params, sequences, rows) for sequences in on)
+        return [distill.transfer(p, t, self.cfg.distill.transfer_scale) for p, t in zip(plain, templated, strict=True)]
+
     def score(self, params: Any, ref_params: Any, made: Sequence[Example], first_update: int = 0) -> tuple[list[Example], Stats]:
         """The examples with old and reference log-probs and distillation weights (algorithm step 6), taken before any update.
 
@@ -104,8 +112,8 @@ class Learner:
             ref = self._score_on(ref_params, made, contributing, "prompt_ids", config.trained_row_tokens(self.cfg))
         rho, gap, weights, rollout_weights = [], [], [], []
         for i in set(contributing).difference(used):
-            one = np.ones(len(made[i].response_ids), np.float32)
-            scored[i] = replace(made[i], logp_ref_R=ref.get(i, one), weight_R=one, fresh=True)
+            weight = np.full(len(made[i].response_ids), made[i].weight, np.float32)
+            scored[i] = replace(made[i], logp_ref_R=ref.get(i, weight), weight_R=weight, fresh=True)
         for i in used:
             on_template = templated.get(i, plain[i])
             old = on_template if self.cfg.distill.mode == "importance" else plain[i]
@@ -119,7 +127,7 @@ class Learner:
                 train = self.cfg.train
                 rollout_weights.append(distill.rollout_weights(on_template, made[i].logp_sampler_R, train.rollout_is, train.rollout_is_cap))
                 weight = weight * rollout_weights[-1]
-            scored[i] = replace(made[i], logp_old_R=old, logp_ref_R=ref[i], weight_R=weight)
+            scored[i] = replace(made[i], logp_old_R=old, logp_ref_R=ref[i], weight_R=weight * np.float32(made[i].weight))
         num_tokens = sum(len(made[i].response_ids) for i in contributing)
         stats = distill_stats(rho, weights, num_tokens, self.cfg.distill) | gap_stats(gap)
         return scored, stats | rollout_weight_stats(rollout_weights, self.cfg.train.rollout_is_cap)

@@ -19,6 +19,8 @@ from p2o_jax.rollout.answer import Answerer, Cost
 T = TypeVar("T")
 REFLECT = "gepa_reflect"  # the ledger's name for reflection; evaluation's are "gepa_" and the stage
 
+Transfers = Callable[[Sequence[Rollout]], Sequence[float]]  # Outcome.transfer of rollouts
+
 # (prompts, names, what reflection has cost so far) -> (replies, None for a missing one, and what they cost)
 Reply = Callable[[Sequence[str], Sequence[str], Cost], tuple[Sequence[str | None], Cost]]
 
@@ -27,12 +29,23 @@ class Stages:
     """`evaluate` and `reflect` of one prompt phase, and in `ledger` what they cost.
 
     Calls are numbered, so that no two rollouts of a phase share their randomness, and a phase run again makes the same ones.
+    `transfers` is asked about the rollouts that succeed where `gepa.reliance` is on; it may be None otherwise.
     """
 
-    def __init__(self, answerer: Answerer, weights: Any, reply: Reply, cfg: config.Config, key: jax.Array, ledger: Ledger):
+    def __init__(
+        self,
+        answerer: Answerer,
+        weights: Any,
+        reply: Reply,
+        cfg: config.Config,
+        key: jax.Array,
+        ledger: Ledger,
+        transfers: Transfers | None = None,
+    ):
         assert cfg.gepa.temperature is not None, "config.gepa must be resolved"
         self.answerer, self.weights, self.reply, self.key = answerer, weights, reply, key
-        self.ledger = ledger
+        assert transfers or not cfg.gepa.reliance, "gepa.reliance needs transfers"
+        self.ledger, self.transfers = ledger, transfers if cfg.gepa.reliance else None
         self.num_calls = 0
         self.stage = "seed"
         self.last_costs: dict[str, Cost] = {}  # of the last call, by phase
@@ -48,8 +61,10 @@ class Stages:
         start = time.monotonic()
         asks = [Ask(question, template, self._name("evaluate", i)) for i, (template, question) in enumerate(pairs)]
         rollouts = self.answerer.answer(self.weights, asks, self.evaluation, self.key, phase="gepa")
+        solved = [r for r in rollouts if r.succeeded]
+        transfers = dict(zip((r.ask.name for r in solved), self.transfers(solved), strict=True)) if self.transfers else {}
         self.book({f"gepa_{self.stage}": {**self.answerer.cost(rollouts), "seconds": time.monotonic() - start}})
-        return [_outcome(r) for r in rollouts]
+        return [_outcome(r, transfers.get(r.ask.name, 0.0)) for r in rollouts]
 
     def reflect(self, prompts: Sequence[str]) -> list[str | None]:
         """A reply to each reflection prompt, all asked for together; None where there is none."""
@@ -74,9 +89,9 @@ class Stages:
         return f"{stage}/{self.num_calls}/{i}"
 
 
-def _outcome(r: Rollout) -> Outcome:
+def _outcome(r: Rollout, transfer: float) -> Outcome:
     judged = r.verdict.status in ("correct", "wrong")
-    return Outcome(r.verdict.answer_score, r.verdict.format_score, r.text, r.verdict.note if judged else "")
+    return Outcome(r.verdict.answer_score, r.verdict.format_score, r.text, r.verdict.note if judged else "", transfer)
 
 
 class PhaseJournals:

@@ -39,6 +39,13 @@ def test_fronts_by_hand():
     assert pareto.weights(score_ZN, count_unsolved=False) == {0: 1, 1: 2, 2: 1}
 
 
+def test_the_second_front_holds_those_of_the_first_that_lean_least_on_their_template():
+    score_ZN = [(0, 0, 1, 0), (1, 0, 1, 0), (1, 0, 0, 0)]
+    transfer_ZN = [(0, 0, 0.5, 0), (0.9, 0, 0.5, 0), (0.1, 0, 0, 0)]  # question 0: candidate 1 alone; question 2: both
+    assert pareto.weights(score_ZN, False, transfer_ZN) == {0: 1 + 1, 1: 2 + 2, 2: 1}
+    assert pareto.weights(score_ZN, False, [(0,) * 4] * 3) == pareto.weights(score_ZN, False)
+
+
 def test_weights_are_equal_when_nothing_is_solved():
     assert pareto.weights([(0, 0), (0, 0), (0, 0)], count_unsolved=False) == {0: 2, 1: 2, 2: 2}
 

@@ -182,6 +182,10 @@ def reference(cfg, rollouts=None):
         if r.prompt_ids != r.plain_ids and cfg.distill.mode == "ratio_mask":
             outside = {"hard": np.zeros_like(rho), "soft": np.clip(rho, low, high) / rho}[cfg.distill.clip]
             w = np.where((rho < low) | (rho > high), outside, 1.0)
+        if r.prompt_ids != r.plain_ids and cfg.distill.mode == "transfer":
+            w = np.full_like(rho, np.exp(min((on_x - on_Tx).mean(), 0.0) / cfg.distill.transfer_scale))
+        if r.ask.template and r.verdict.answer_score == 0:
+            w = w * cfg.distill.failed_weight
         old.append(on_Tx if cfg.distill.mode == "importance" else on_x)
         weights.append(w)
         keep_N.append(not (cfg.distill.drop_failed_templated and r.ask.template and r.verdict.answer_score == 0))
@@ -256,6 +260,9 @@ VARIANTS = {
     },
     "seq-mean-token-sum, failed templated dropped": {"loss__aggregation": "seq-mean-token-sum", "distill__drop_failed_templated": True},
     "seq-mean-token-sum-norm, Dr. GRPO": {"loss__aggregation": "seq-mean-token-sum-norm", "adv__kind": "dr_grpo"},
+    "transfer": {"distill__mode": "transfer"},
+    "failed templated weigh less": {"distill__failed_weight": 0.25},
+    "off, failed templated weigh less": {"distill__mode": "off", "distill__failed_weight": 0.25},
     "importance": {"distill__mode": "importance"},
     "plain": {"distill__mode": "plain"},
     "off": {"distill__mode": "off"},
@@ -398,6 +405,8 @@ def test_scores_are_log_probs_on_the_right_prompts():
         gaps.append(np.abs(Tx - r.completion.logp_R))
         if r.templated:
             ratios.append(np.exp(x - Tx))
+    leaning = [min((x - Tx).mean(), 0.0) for x, Tx in zip(on_x, on_Tx, strict=True)]
+    np.testing.assert_allclose(learner.transfers(OLD, rollouts), np.exp(np.array(leaning) / 0.3), rtol=1e-3)
     ratio, gap = np.concatenate(ratios), np.concatenate(gaps)
     assert stats["distill/frac_masked_low"] == pytest.approx((ratio < 0.5).mean())
     assert stats["distill/frac_masked_high"] == pytest.approx((ratio > 1.8).mean())

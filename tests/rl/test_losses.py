@@ -176,5 +176,8 @@ def test_weights_by_hand():
     soft = distill.token_weights(plain, templated, Distill(clip="soft"))
     np.testing.assert_allclose(soft, [1, 2, 0.5, 1], rtol=1e-4)  # 0.01 / 0.005 and 10 / 20
     np.testing.assert_allclose(soft * distill.density_ratio(plain, templated), [1, 0.01, 10, 0.02], rtol=1e-4)
+    leaning = np.log(np.float32([1.0, 0.005, 20.0, 0.02])).mean()  # -1.55 nats per token
+    np.testing.assert_allclose(distill.token_weights(plain, templated, Distill(mode="transfer")), np.exp(leaning / 0.3), rtol=1e-4)
+    np.testing.assert_array_equal(distill.token_weights(templated, plain, Distill(mode="transfer")), [1, 1, 1, 1])
     for mode in ("plain", "importance", "off"):
         np.testing.assert_array_equal(distill.token_weights(plain, templated, Distill(mode=mode)), [1, 1, 1, 1])

@@ -63,6 +63,27 @@ def test_what_a_reward_function_says_is_feedback_unless_it_failed(answerer):
     assert [(o.score, o.feedback) for o in outcomes] == [(0.2, "Shorter."), (0.0, ""), (1.0, "")]
 
 
+def test_transfers_of_successes_alone_are_asked_for_with_reliance(answerer):
+    made, weights = answerer
+    told = [Verdict(1.0, 1.0, "correct"), Verdict(0.0, 1.0, "wrong"), Verdict(1.0, 1.0, "correct")]
+    judged = Answerer(made.engine, made.chat, lambda texts, questions: told, made.reporter)
+    asked = []
+    on = dataclasses.replace(CFG, gepa=dataclasses.replace(CFG.gepa, reliance=True))
+
+    def transfers(rollouts):
+        asked.extend(r.ask.question.id for r in rollouts)
+        return [0.25, 0.5]
+
+    outcomes = Stages(judged, weights, lambda *_: ([], {}), on, runtime.key(0, "gepa"), Ledger(), transfers).evaluate(
+        [("z", q) for q in HARD[:3]]
+    )
+    assert asked == ["q0", "q2"] and [o.transfer for o in outcomes] == [0.25, 0.0, 0.5]
+    off = Stages(judged, weights, lambda *_: ([], {}), CFG, runtime.key(0, "gepa"), Ledger(), transfers).evaluate(
+        [("z", q) for q in HARD[:3]]
+    )
+    assert asked == ["q0", "q2"] and {o.transfer for o in off} == {0.0}
+
+
 def verify(texts, questions):
     return [Verdict(float(len(t) % 3 == int(q.answer)), 1.0, "correct") for t, q in zip(texts, questions, strict=True)]
 
