@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from p2o_jax import checkpoint, config, config_rules, files, runtime
+from p2o_jax import checkpoint, config, config_rules, files, footprint, recorder, runtime
 from p2o_jax.checkpoint import Checkpoints
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data import benchmarks, sources
@@ -152,7 +152,9 @@ class Parts:
     def stages(self, state: RunState) -> Stages:
         """What GEPA calls in the prompt phase of a state."""
         weights, key = self.weights(state), self.key("gepa", state.step)
-        return Stages(self.answerer, weights, self.reflector(weights, key, state.step), self.cfg, key, state.ledger)
+        policy = self.learner.policy(state.learner)
+        reply = self.reflector(weights, key, state.step)
+        return Stages(self.answerer, weights, reply, self.cfg, key, state.ledger, lambda made: self.learner.transfers(policy, made))
 
     def reflector(self, policy_weights: Any, key: jax.Array, step: int) -> Reply:
         """What writes new templates: the policy, its frozen start, or an endpoint, which process 0 alone talks to."""
@@ -200,6 +202,7 @@ def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, sou
     if cfg.gepa.enabled and cfg.gepa.reflector == "api":
         found += runtime.from_process_0(lambda: key_problems(cfg.api))
     found += runtime.from_process_0(lambda: reward_problems(cfg.reward)) if cfg.reward.fn else []
+    found += runtime.from_process_0(lambda: recorder.problems(cfg))
     if found and cfg.model.path == WORLD:
         raise ConfigError(*found)
     model = collect(found, lambda: open_model(cfg, reporter))
@@ -262,18 +265,26 @@ def make_engine(cfg: Config, model: Model, held: int = 0, device_memory: int | N
         rollout, chat = dataclasses.replace(cfg.rollout, slots=slots), model.chat
         return Engine(model.spec, model.mesh, rollout, capacities, chat.stop_ids, chat.pad_id, model.dtype, grouped_up_to)
 
-    has_reference = cfg.gepa.enabled and cfg.gepa.reflector == "reference"
-    return memory.fitting(make, cfg.rollout.slots, held, 2 if has_reference else 1, device_memory)
+    return memory.fitting(make, cfg.rollout.slots, held, sampling_copies(cfg), device_memory)
+
+
+def sampling_copies(cfg: Config) -> int:
+    """Models laid out for sampling at a time: the policy, and the reference where it reflects."""
+    return 2 if cfg.gepa.enabled and cfg.gepa.reflector == "reference" else 1
 
 
 def held_bytes(cfg: Config, model: Model, learner: Learner) -> int:
     """What training holds per device while it samples: the train state, and the whole initial model where that is needed besides."""
+    is_held = model.spec.lora is not None or cfg.loss.kl != "off"
+    return memory.per_device(learner.abstract_state()) + (whole_model_bytes(cfg, model) if is_held else 0)
+
+
+def whole_model_bytes(cfg: Config, model: Model) -> int:
+    """All params of the model per device, as the learner lays them out."""
     spec = dataclasses.replace(model.spec, lora=None)
     whole = jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0), cfg.model.param_dtype))
     shardings = sharding.param_shardings(spec, model.mesh, sharding.LEARNER)
-    whole = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), whole, shardings)
-    is_held = model.spec.lora is not None or cfg.loss.kl != "off"
-    return memory.per_device(learner.abstract_state()) + (memory.per_device(whole) if is_held else 0)
+    return memory.per_device(jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), whole, shardings))
 
 
 def reflection_problems(cfg: Config, chat: Chat) -> list[str]:
@@ -428,6 +439,7 @@ _MAY_CHANGE = (
     "train.max_bad_steps",
     "train.max_generated_tokens",
     "train.compile_cache",
+    "train.wandb_project",
     "train.watchdog_s",
     "train.flat_rewards_steps",
     "checkpoint.every_steps",
@@ -462,11 +474,15 @@ def _differences(before: Any, now: Any, where: str = "") -> list[tuple[str, Any,
 
 
 def describe(parts: Parts) -> str:
-    """A few words on what runs where."""
+    """What runs where, and what it takes of each chip's memory, a line for each group."""
     spec, mesh = parts.model.spec, parts.model.mesh
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     device = mesh.devices.flat[0]
-    return (
-        f"{parts.model.directory}: {spec.family}, {num_params(spec):,} parameters; {device.device_kind} mesh {shape}; "
-        f"{len(parts.questions)} questions, {len(parts.evaluation.questions)} held out"
-    )
+    copies, whole = sampling_copies(parts.cfg), whole_model_bytes(parts.cfg, parts.model)
+    lines = [
+        f"{parts.model.directory}: {spec.family}, {num_params(spec):,} parameters; {device.device_kind} mesh {shape}, "
+        f"processes: {jax.process_count()}; "
+        f"{len(parts.questions)} questions, {len(parts.evaluation.questions)} held out",
+        *footprint.measure(parts.cfg, parts.learner, parts.engine, copies, whole).table(),
+    ]
+    return "\n".join(lines)

@@ -7,6 +7,7 @@ own digest, and a sum over the bits of every array, which is the same on any mes
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +51,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(preservation_policy=_Preserved(self._preserved), cleanup_tmp_directories=True)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            _check_shared(self.directory)
             self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=ITEMS)
         except (OSError, ImportError) as e:  # gs:// needs the extra "gs"
             raise config.ConfigError(f"{self.directory}: no checkpoint can be written: {e}") from e
@@ -186,6 +188,25 @@ class _Preserved(ocp.checkpoint_managers.PreservationPolicy):
 def directory(workdir: Path, cfg: config.Checkpoint) -> epath.Path:
     """Where a run's checkpoints are: config.checkpoint.path, which may be gs://BUCKET/FOLDER, or a folder of the workdir."""
     return epath.Path(cfg.path) if "://" in cfg.path else epath.Path((Path(cfg.path) if cfg.path else workdir / "checkpoints").absolute())
+
+
+def _check_shared(where: epath.Path) -> None:
+    """Raises a ConfigError if not all processes see the same folder: they would wait for each other's parts of a checkpoint."""
+    if jax.process_count() == 1:
+        return
+
+    def leave_note() -> str:
+        name = f"note-{secrets.token_hex(8)}"
+        (where / name).write_text("")
+        return name
+
+    note = where / runtime.from_process_0(leave_note)
+    shared = runtime.everywhere(note.exists())
+    runtime.from_process_0(note.unlink)
+    if not shared:
+        raise config.ConfigError(
+            f"{where}: not all processes see the same folder; give one that they share (--workdir, config.checkpoint.path)"
+        )
 
 
 def space_problems(workdir: Path, cfg: config.Checkpoint, state_bytes: int, num_steps: int) -> list[str]:

@@ -213,7 +213,7 @@ def _config(flags: dict[str, str], overrides: Sequence[tuple[str, str]]) -> Conf
 
     values: Any = config_files.to_config_dict(config_files.read_config(Path(flags["workdir"])) if flags["workdir"] else Config())
     config_files.override(values, [(key, text) for key, text in overrides if key == "mesh.cpu_devices"])
-    num_devices = str(runtime.start(values.mesh.cpu_devices, compile_cache=""))
+    num_devices = str(runtime.start(values.mesh, compile_cache=""))
     defaults = {"gepa.enabled": "false", "optim.micro_rows": num_devices, "rollout.slots": "0", "arms": "()", "lora.rank": "0"}
     config_files.override(values, [*defaults.items(), *overrides])
     return config.resolve(config_files.from_config_dict(values))

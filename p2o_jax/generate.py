@@ -132,7 +132,7 @@ def command_config(model: str, overrides: Sequence[tuple[str, str]]) -> Config:
 
     values: Any = config_files.to_config_dict(Config())
     config_files.override(values, [(key, text) for key, text in overrides if key == "mesh.cpu_devices"])
-    num_devices = str(runtime.start(values.mesh.cpu_devices, compile_cache=""))
+    num_devices = str(runtime.start(values.mesh, compile_cache=""))
     defaults = {
         "model.path": model,
         "data.prompt_template": "{question}",

@@ -3,16 +3,18 @@
 A workdir that holds a checkpoint is resumed. A config with `arms` runs each of them in a folder of its own and compares them.
 """
 
+import contextlib
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would tell that there is no PyTorch
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from p2o_jax import config, config_files, guards
+from p2o_jax import config, config_files, guards, peers
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.progress import Reporter, printable
 
@@ -47,7 +49,7 @@ def check_arms(arms: Mapping[str, Config]) -> None:
 
     found = []
     for name, arm in arms.items():
-        num_devices = runtime.start(arm.mesh.cpu_devices, arm.train.compile_cache)
+        num_devices = runtime.start(arm.mesh, arm.train.compile_cache)
         if arm.checkpoint.path:
             found.append(f"config.arms, {name}: config.checkpoint.path must be empty: arms would share one folder")
         found += [f"config.arms, {name}: {line}" for line in config_rules.problems(arm, num_devices)]
@@ -63,45 +65,66 @@ def train_one(cfg: Config, workdir: Path) -> None:
     """
     from p2o_jax import build, compare, runtime, train
 
-    runtime.start(cfg.mesh.cpu_devices, cfg.train.compile_cache)
+    runtime.start(cfg.mesh, cfg.train.compile_cache)
     with guards.Preemption(cfg.checkpoint.grace_s, runtime.on_any) as preemption:
         reporter = Reporter(enabled=runtime.is_main_process(), poll=preemption.poll)
         reporter.line(f"--- {workdir}")
         parts = build.Parts(cfg, workdir, reporter)
         reporter.line(build.describe(parts))
-        try:
-            state = train.run(cfg, parts)
-        except guards.Preempted:
-            parts.checkpoints.save_last()
-            raise
-        finally:
-            parts.close()
+        with contextlib.ExitStack() as stack:
+            stack.callback(parts.close)
+            try:
+                state = train.run(cfg, parts)
+            except guards.Preempted:
+                parts.checkpoints.save_last()
+                raise
+            except Exception:
+                if peers.joined():
+                    stack.pop_all()  # the others may not come to where checkpoints are closed together
+                raise
     if runtime.is_main_process():
         compare.write_one(workdir, parts.model.directory, state.ledger)
 
 
 def command(run: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command; what the user can mend is told in one line each, with exit code 2 and no traceback."""
+    """Runs a command; what the user can mend is told in one line each, with exit code 2 and no traceback.
+
+    One of several processes that fails ends at once, without clean-up, and tells the others why.
+    """
     if any(flag in ("-h", "--help") for flag in sys.argv[1:]):
-        print((sys.modules["__main__"].__doc__ or "").strip())
-        print("\nEvery setting, with its unit and default, stands in p2o_jax/config.py.")
+        try:
+            print((sys.modules["__main__"].__doc__ or "").strip())
+            print("\nEvery setting, with its unit and default, stands in p2o_jax/config.py.", flush=True)
+        except BrokenPipeError:  # `--help | head`: nobody reads on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     try:
         run(sys.argv[1:])
-    except ConfigError as e:
-        for line in e.problems:
-            print(f"error: {printable(line)}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as e:
-        if e.errno not in DISK_ERRORS:
-            raise
-        print(f"error: {e.filename or 'a file'} could not be written: {e.strerror} (the same command goes on)", file=sys.stderr)
-        sys.exit(2)
     except guards.Preempted:
         print("left on SIGTERM; the same command goes on", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted (a training run goes on from its last checkpoint by the same command)", file=sys.stderr)
-        sys.exit(130)
+        peers.stop(130, "interrupted")
+    except peers.Missing as e:
+        print(f"error: {printable(str(e))}", file=sys.stderr)
+        sys.exit(peers.GONE)
+    except Exception as e:
+        peers.wait_for_news()
+        lines = mendable(e)
+        if not lines and not peers.joined():
+            raise
+        for line in lines or traceback.format_exception(e):
+            print(f"error: {printable(line)}" if lines else line, file=sys.stderr)
+        peers.stop(2 if lines else 1, lines[0] if lines else f"{type(e).__name__}: {e}")
+
+
+def mendable(e: Exception) -> list[str]:
+    """What the user can mend, a line each; nothing if the fault is ours."""
+    if isinstance(e, ConfigError):
+        return list(e.problems)
+    if isinstance(e, OSError) and e.errno in DISK_ERRORS:
+        return [f"{e.filename or 'a file'} could not be written: {e.strerror} (the same command goes on)"]
+    return []
 
 
 if __name__ == "__main__":

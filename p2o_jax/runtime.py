@@ -13,7 +13,12 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import clusters  # of JAX's own start; needed before it, to know who must come
+from jax._src.clusters import cloud_tpu_cluster
 from jax.experimental import multihost_utils
+
+from p2o_jax import peers
+from p2o_jax.config import ConfigError, Mesh
 
 T = TypeVar("T")
 
@@ -28,19 +33,42 @@ def split_cpu(num_devices: int) -> None:
         jax.config.update("jax_num_cpu_devices", num_devices)
 
 
-def start(cpu_devices: int, compile_cache: str) -> int:
+def start(mesh: Mesh, compile_cache: str) -> int:
     """The number of devices of all processes, after what must be done before JAX is first used.
 
     That is: this process' CPU split, the other processes joined where there are any, compiled programs kept.
+
+    Raises:
+        peers.Missing: not all processes came in time.
     """
-    if cpu_devices:
-        split_cpu(cpu_devices)
+    if mesh.cpu_devices:
+        split_cpu(mesh.cpu_devices)
     if in_a_group() and not jax.distributed.is_initialized():
-        number, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))  # None: JAX asks the cluster
-        jax.distributed.initialize(num_processes=int(number) if number else None, process_id=int(index) if index else None)
+        limits = peers.Limits(mesh.start_s, mesh.silent_s, mesh.absent_s)
+        address, number, index = place_in_group(limits.start)
+        peers.join(address, index, number, limits)
+        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself; guards.Preemption agrees by `on_any`
+        later = int(limits.silent + 30)  # so that `peers` speaks first, and names the host
+        jax.distributed.initialize(address, number, index, initialization_timeout=later, heartbeat_timeout_seconds=later)
     if compile_cache:
-        jax.config.update("jax_compilation_cache_dir", os.path.abspath(compile_cache))
+        jax.config.update("jax_compilation_cache_dir", compile_cache if "://" in compile_cache else os.path.abspath(compile_cache))
     return jax.device_count()
+
+
+def place_in_group(timeout_s: float) -> tuple[str, int, int]:
+    """Process 0's HOST:PORT, the number of processes, and this one's: as JAX_* variables tell, or, what they don't, the cluster.
+
+    Raises:
+        ConfigError: neither does.
+    """
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, number, index = map(os.environ.get, names)
+    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        address, int(number) if number else None, int(index) if index else None, None, None, int(timeout_s)
+    )[:3]
+    if missing := [name for name, value in zip(names, found, strict=True) if value is None]:
+        raise ConfigError(f"this is one of several processes, but {', '.join(missing)} is not set, and no cluster tells it")
+    return found  # type: ignore[return-value]
 
 
 def in_a_group() -> bool:
@@ -51,7 +79,14 @@ def in_a_group() -> bool:
     env = os.environ
     hosts = env.get("TPU_WORKER_HOSTNAMES", "").split(",")  # libtpu may put a sentence there
     several = any(int(env.get(name, "1")) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES"))
-    return several or "JAX_COORDINATOR_ADDRESS" in env or (len(hosts) > 1 and all(re.fullmatch(r"[\w.:-]+", h) for h in hosts))
+    several |= "JAX_COORDINATOR_ADDRESS" in env or (len(hosts) > 1 and all(re.fullmatch(r"[\w.:-]+", h) for h in hosts))
+    return several or _tpu_hosts() > 1
+
+
+def _tpu_hosts() -> int:
+    """Hosts of the TPU machine that this is one of, as JAX learns of them from Google's metadata server; 1 where there is no TPU."""
+    pod = cloud_tpu_cluster.GceTpuCluster
+    return pod.get_process_count() if pod.is_env_present() else 1
 
 
 def key(seed: int, *names: str | int) -> jax.Array:
@@ -77,6 +112,7 @@ def from_process_0(decide: Callable[[], T]) -> T:
     """What `decide` returns on process 0, on every process; it must be JSON. An exception there is raised everywhere."""
     if jax.process_count() == 1:
         return decide()
+    peers.met()
     text = ""
     if is_main_process():
         try:
@@ -95,7 +131,10 @@ def from_process_0(decide: Callable[[], T]) -> T:
 
 def everywhere(holds: bool) -> bool:
     """Whether it holds on every process."""
-    return holds if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.bool_(holds))))
+    if jax.process_count() == 1:
+        return holds
+    peers.met()
+    return bool(np.all(multihost_utils.process_allgather(np.bool_(holds))))
 
 
 def on_any(holds: bool) -> bool:
@@ -107,6 +146,7 @@ def to_host(x: jax.Array) -> np.ndarray:
     """The whole array on every process (for small results: tokens, log-probs, scalars)."""
     if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
+    peers.met()
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 

@@ -60,7 +60,7 @@ def run(argv: Sequence[str]) -> None:
 
     reporter = Reporter(enabled=runtime.is_main_process())
     cfg, given = _config(flags["model"], overrides)
-    runtime.start(cfg.mesh.cpu_devices, compile_cache="")
+    runtime.start(cfg.mesh, compile_cache="")
     scorer = open_scorer(cfg, tokens, flags["tokens"])
     T, shards = tokens.id_BT.shape[1], scorer.mesh.shape["data"] * scorer.mesh.shape["fsdp"]
     fitting = max(min(MAX_ROWS, SCORES_BYTES // (4 * scorer.spec.heads * T**2)), 1) * shards

@@ -1,8 +1,10 @@
 """What the environment says of other processes."""
 
 import pytest
+from jax._src.clusters import cloud_tpu_cluster
 
 from p2o_jax import runtime
+from p2o_jax.config import ConfigError
 
 NAMES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES", "JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES")
 
@@ -28,3 +30,50 @@ def test_whether_there_are_other_processes(found, expected, monkeypatch):
     for name, value in found.items():
         monkeypatch.setenv(name, value)
     assert runtime.in_a_group() is expected
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_hosts_of_a_tpu_pod_know_each_other_by_the_metadata_server(workers, monkeypatch):
+    """As on a Cloud TPU VM, on which no variable tells of the other hosts."""
+    told = {"agent-worker-number": "2", "worker-network-endpoints": ",".join(f"a:b:10.0.0.{i}" for i in range(1, workers + 1))}
+    for name in (*NAMES, "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "TPU_SKIP_MDS_QUERY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: (told.get(key, ""), 200 if key in told else 404))
+    monkeypatch.setattr(cloud_tpu_cluster, "get_tpu_env_value", lambda key: None)
+    assert runtime.in_a_group() is (workers > 1)
+    if workers > 1:
+        assert runtime.place_in_group(1.0) == (f"10.0.0.1:{cloud_tpu_cluster.coordinator_port}", 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}, ("10.0.0.1:1234", 4, 3)),
+        (
+            {
+                "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.0.0.7:1",
+                "OMPI_COMM_WORLD_SIZE": "2",
+                "OMPI_COMM_WORLD_RANK": "1",
+                "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+            },
+            ("10.0.0.7:", 2, 1),
+        ),
+    ],
+    ids=["JAX_*", "Open MPI"],
+)
+def test_where_this_process_stands(found, expected, monkeypatch):
+    for name in (*NAMES, "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    address, count, index = runtime.place_in_group(1.0)
+    assert address.startswith(expected[0]) and (count, index) == expected[1:]
+
+
+def test_what_nobody_tells_is_named(monkeypatch):
+    for name in (*NAMES, "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234")
+    with pytest.raises(ConfigError, match="JAX_NUM_PROCESSES, JAX_PROCESS_ID is not set"):
+        runtime.place_in_group(1.0)

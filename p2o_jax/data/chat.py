@@ -57,7 +57,7 @@ class Tokenizer:
         return self.hf.encode(_HALF_PAIR.sub("\ufffd", text), add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.hf.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.hf.backend_tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)  # hf.decode looks at each id again
 
     def apply_template(self, messages: Sequence[Message], template: str, enable_thinking: bool) -> str:
         """See TextCodec.

@@ -3,6 +3,7 @@
 `weights(spec)` serves initialisation, sharding, checkpoints in and out, and ahead-of-time compilation alike.
 """
 
+import functools
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -133,6 +134,7 @@ def _adapter(name: str, w: Weight, rank: int) -> dict[str, Weight]:
     }
 
 
+@functools.cache
 def num_params(spec: ModelSpec) -> int:
     """The number of weights."""
 

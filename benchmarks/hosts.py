@@ -1,0 +1,191 @@
+"""Seconds of a policy step outside device code: `python -m benchmarks.hosts [--sizes 16,32,64,128] [--steps 3] [--profile true]`.
+
+The real `train.policy_step` on eight fake devices, with groups of six and responses of 1,024 tokens, half of the questions under
+templates: assignment, chat template, waves, queues, packing, texts, verdicts' way back, advantages, statistics, records. Compiled
+programs are replaced by ones that hand out arrays of the right shapes, and their time is left out; transfers to and from the devices
+stay in. The verifier is replaced by one that is always done: it works beside the sampler (benchmarks.verifier has its figures).
+Checkpoints are left out. As a shared machine's clock says little, seconds are CPU seconds of the process. The share is that of the step
+times which docs/scale.md gives for real chips, as bounds; a TPU host's cores are taken to be as fast as this machine's.
+"""
+
+import cProfile
+import io
+import itertools
+import json
+import pstats
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks import report
+from benchmarks.report import Target
+from p2o_jax import config_files
+from p2o_jax.main import command
+
+MODEL = Path(__file__).parent.parent / "tests/golden/hf/qwen3_tied"  # its tokenizer is what matters
+DEVICES, GROUP, RESPONSE, PROMPT = 8, 6, 1024, 320  # a prompt is of about half as many tokens as it may have
+STEP_S = {"0.6B on v5e:2x4": 13.0, "4B on v5p:2x2x4": 165.0}  # of a step of 128 questions, docs/scale.md
+TARGETS = {"host's share of a step": Target("frac_of_0.6B on v5e:2x4", "<=", 0.05)}
+
+
+class Clock:
+    """CPU seconds spent in what stands for device code."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def apart(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any) -> Any:
+            begin = time.process_time()
+            try:
+                return run(*args)
+            finally:
+                self.seconds += time.process_time() - begin
+
+        return timed
+
+
+class FakePrograms:
+    """Stands for `rollout.programs.Programs`: every stretch of decoding ends the next eighth of each queue."""
+
+    def __init__(self, engine: Any, clock: Clock):
+        self.engine, self.clock = engine, clock
+        self.at: int = 0
+
+    def __getitem__(self, program: Any) -> Any:
+        return self.clock.apart({"decode": self.decode, "slots": self.begin}.get(program.kind, lambda *args: None))
+
+    def begin(self) -> None:
+        self.at = 0
+
+    def decode(self, weights: Any, bank: Any, queue: Any, *rest: Any) -> Any:
+        from p2o_jax import runtime
+        from p2o_jax.rollout import decode
+        from p2o_jax.rollout.engine import STRETCHES
+
+        size_S = np.asarray(queue.size).reshape(-1)
+        shards, enough = len(size_S), -(-self.engine.max_rollouts // STRETCHES)
+        rooms = min(enough + self.engine.sizes[0], self.engine.max_rollouts)  # of rollouts that a stretch may end
+        first, self.at = self.at, self.at + enough
+        number_S = np.clip(size_S - first, 0, enough)
+        rollout_SF = np.minimum(first + np.arange(rooms), self.engine.max_rollouts - 1)[None].repeat(shards, 0)
+        left = int(max(size_S - self.at).clip(0))
+        shape = (shards * rooms, RESPONSE)
+        token_FS = np.random.default_rng(first).integers(10, 300, shape, np.int32)
+        whole = np.ones(shards, np.int32)
+        out = (
+            rollout_SF.reshape(-1).astype(np.int32),
+            token_FS,
+            np.full(shape, -1.0, np.float32),
+            np.full(shards * rooms, RESPONSE, np.int32),
+            number_S.astype(np.int32),
+            *(whole * n for n in (left, 0, RESPONSE, RESPONSE, RESPONSE)),
+        )
+        return None, decode.Stretch(*(runtime.put(x, self.engine.rows) for x in out))
+
+
+def run(argv: Sequence[str]) -> None:
+    """Measures and reports.
+
+    Raises:
+        ConfigError: wrong flags.
+    """
+    flags, _ = config_files.parse_flags(argv, {"sizes": "16,32,64,128", "steps": "3", "profile": "false"})
+    profile = cProfile.Profile() if flags["profile"] == "true" else None
+    sizes = {}
+    for questions in map(int, flags["sizes"].split(",")):
+        sizes[questions] = measure(questions, int(flags["steps"]), profile)
+        print(f"{questions} questions: {sizes[questions]}", file=sys.stderr, flush=True)
+    if profile:
+        text = io.StringIO()
+        pstats.Stats(profile, stream=text).sort_stats("cumulative").print_stats(45)
+        print(text.getvalue(), file=sys.stderr)
+    host_s = sizes[max(sizes)]["host_s"]
+    figures = {"by_questions": sizes, "host_s": host_s} | {f"frac_of_{name}": round(host_s / s, 4) for name, s in STEP_S.items()}
+    report.finish("hosts", figures, TARGETS)
+
+
+def measure(questions: int, steps: int, profile: cProfile.Profile | None) -> dict[str, float]:
+    """CPU seconds of the host in a step, by what it does, and its rollouts; medians."""
+    from p2o_jax import build, runtime, train
+    from p2o_jax.progress import Reporter
+    from p2o_jax.records import Assignment, RunState, Verdict
+    from p2o_jax.rl.learner import TrainState
+
+    clock, verdicts = Clock(), itertools.cycle([1.0, 0.0, 0.0])
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = settings(questions, Path(folder))
+        runtime.start(cfg.mesh, "")
+        build.sampling_programs = lambda cfg, engine: []  # nothing is compiled
+        parts: Any = build.Parts(cfg, Path(folder) / "run", Reporter(enabled=False))
+        engine, learner = parts.engine, parts.learner
+        engine.programs = FakePrograms(engine, clock)
+        engine._lay_out = lambda params: params
+        parts.answerer._judge.verify = lambda texts, asked: [Verdict(next(verdicts), 1.0, "correct") for _ in texts]
+        sums = dict.fromkeys(sums_of(learner), 1.0) | {"bad": 0.0}
+        learner._score = clock.apart(lambda params, rows, count: runtime.put(np.zeros(rows.token.shape, np.float32), rows.token.sharding))
+        learner._update = clock.apart(lambda state, frozen, rows, count: (state, sums))
+        parts.record.open(0, 0)
+        templates = [f"Strategy number {z}: think about the units first. " + "Check each step. " * 11 for z in range(16)]
+        given = {
+            q.id: tuple(templates[(n + g) % 16] if g < 4 else "" for g in range(GROUP))
+            for n, q in enumerate(parts.questions.questions)
+            if n % 2
+        }
+        state = RunState(TrainState({}, {}, np.int32(0)), tick=1, assignment=Assignment(given))
+        seconds = []
+        for step in range(steps + 1):
+            begin, device = time.process_time(), clock.seconds
+            if profile and step:
+                profile.enable()
+            state = train.policy_step(cfg, parts, state)
+            if profile and step:
+                profile.disable()
+            seconds.append(time.process_time() - begin - (clock.seconds - device))
+        parts.close()
+    return {"rollouts": questions * GROUP, "host_s": round(median(seconds[1:]), 3), "first_host_s": round(seconds[0], 3)}
+
+
+def sums_of(learner: Any) -> list[str]:
+    """The names of what an update sums up."""
+    import jax
+    import jax.numpy as jnp
+
+    one = learner._pack([], 64, 1).rows
+    return list(jax.eval_shape(learner._update_state, learner.abstract_state(), {}, one, jnp.int32(1))[1])
+
+
+def settings(questions: int, folder: Path) -> Any:
+    from p2o_jax import config
+    from p2o_jax.config import Config
+
+    path = folder / "questions.jsonl"
+    text = "A train leaves at {i} o'clock and drives {i} miles an hour; how far has it come when another one overtakes it? Explain it well."
+    path.write_text("".join(json.dumps({"question": text.format(i=i), "answer": str(i)}) + "\n" for i in range(questions)))
+    base = config.resolve(Config())
+    return replace(
+        base,
+        model=replace(base.model, path=str(MODEL)),
+        data=replace(base.data, path=str(path), prompt_template="{question}", max_prompt_tokens=PROMPT),
+        mesh=replace(base.mesh, cpu_devices=DEVICES),
+        rollout=replace(
+            base.rollout, questions=questions, group_size=GROUP, max_new_tokens=RESPONSE, prompt_buckets=(PROMPT, 2 * PROMPT), slots=768,
+            min_slots=0, bank_tokens=2**19,
+        ),
+        optim=replace(base.optim, minibatch_questions=questions // 2, micro_rows=DEVICES),
+        gepa=replace(base.gepa, reflector="api", max_template_tokens=PROMPT),
+        api=replace(base.api, base_url="http://localhost:9/v1", model="none", key_env=()),
+        reward=replace(base.reward, kind="exact"),
+        train=replace(base.train, epochs=1000),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    command(run)

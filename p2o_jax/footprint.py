@@ -1,0 +1,96 @@
+"""What a run holds in each chip's memory, by group, as it is told at the start.
+
+What is kept is counted by the shardings; activations are reckoned, and only `p2o_jax.plan` has them from the compiler.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from p2o_jax import config
+from p2o_jax.models import sharding
+from p2o_jax.rl.learner import Learner
+from p2o_jax.rollout import memory
+from p2o_jax.rollout.engine import Engine
+
+SAVED = {"full": 1, "dots": 9, "none": 18}  # activations [.., D] that a layer keeps for the backward pass, about, by model.remat
+
+
+class Footprint(NamedTuple):
+    """Bytes on a chip."""
+
+    params: int  # the learner's, frozen ones included
+    optimizer: int
+    reference: int  # the frozen initial policy, where a KL term asks for it and nothing else holds it
+    sampling_params: int  # laid out for sampling: the policy, and the reference where it reflects
+    kv_cache: int
+    sampling_activations: int
+    gradients: int
+    update_activations: int
+    limit: int  # of the device
+
+    @property
+    def held(self) -> int:
+        return self.params + self.optimizer + self.reference
+
+    @property
+    def sampling(self) -> int:
+        return self.held + self.sampling_params + self.kv_cache + self.sampling_activations
+
+    @property
+    def update(self) -> int:
+        return self.held + self.gradients + self.update_activations
+
+    def table(self) -> list[str]:
+        """A line for each group."""
+        rows = [
+            ("params, learner", self.params, ""),
+            ("optimizer", self.optimizer, ""),
+            ("reference", self.reference, ""),
+            ("params, laid out for sampling", self.sampling_params, ""),
+            ("KV cache", self.kv_cache, ""),
+            ("activations, sampling", self.sampling_activations, "estimate"),
+            ("gradients", self.gradients, ""),
+            ("activations, update", self.update_activations, "estimate"),
+            ("while sampling", self.sampling, f"of {_size(self.limit)}"),
+            ("while updating", self.update, f"of {_size(self.limit)}"),
+        ]
+        return ["bytes per chip"] + [f"  {name:<30}{_size(count):>12}  {note}".rstrip() for name, count, note in rows]
+
+
+def measure(cfg: config.Config, learner: Learner, engine: Engine, copies: int, whole_model: int) -> Footprint:
+    """The footprint of a run. `copies`: models laid out for sampling; `whole_model`: bytes per chip of all params, unadapted."""
+    state, plan = learner.abstract_state(), memory.plan(engine, copies=copies)
+    params = memory.per_device(state.params)
+    adapted = learner.spec.lora is not None
+    return Footprint(
+        params=params + whole_model * adapted,
+        optimizer=memory.per_device(state.opt_state),
+        reference=whole_model if cfg.loss.kl != "off" and not adapted else 0,
+        sampling_params=plan.weights,
+        kv_cache=plan.bank + plan.slots,
+        sampling_activations=plan.outputs + plan.temporaries,
+        gradients=_in_float32(state.params),
+        update_activations=_update_activations(cfg, learner),
+        limit=memory.device_bytes(engine.mesh),
+    )
+
+
+def _in_float32(abstract_params: Any) -> int:
+    return sum(memory.per_device(x) // x.dtype.itemsize * 4 for x in jax.tree.leaves(abstract_params))
+
+
+def _update_activations(cfg: config.Config, learner: Learner) -> int:
+    """What the layers keep, one layer at work with its gradients, and the logits of a chunk with theirs."""
+    spec, tensor = learner.spec, learner.mesh.shape["tensor"]
+    tokens = cfg.optim.micro_rows * config.trained_row_tokens(cfg) // sharding.num_shards(learner.mesh)
+    value, gradient = jnp.dtype(learner.dtype).itemsize, 4
+    kept = SAVED[cfg.model.remat] * spec.layers * tokens * spec.width * value
+    layer = tokens * (4 * spec.width + (3 * spec.mlp + (spec.heads + 2 * spec.kv_heads) * spec.head_dim) // tensor)
+    logits = min(cfg.model.logit_chunk, tokens) * spec.vocab_rows // tensor
+    return kept + layer * (value + gradient) + logits * (gradient + gradient)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:.2f} MiB"
