@@ -26,12 +26,15 @@ SPLASH_BLOCKS = (512, 256, 128)
 
 
 def for_mesh(mesh: Mesh) -> Attention:
-    """The attention for rows that live on this mesh: flash kernels on GPU (cuDNN) and TPU (splash), by length on CPU."""
-    platform = mesh.devices.flat[0].platform
-    if platform == "tpu":
+    """The attention for rows that live on this mesh: flash kernels on GPU (cuDNN) and TPU (splash), by length on CPU.
+
+    For GPUs that are not there, query chunks: cuDNN's kernel can't be traced without the library.
+    """
+    device = mesh.devices.flat[0]
+    if device.platform == "tpu":
         return functools.partial(splash, mesh=mesh)
-    if platform in ("gpu", "cuda"):
-        return cudnn
+    if device.platform in ("gpu", "cuda"):
+        return by_length if type(device.client).__name__ == "CompileOnlyPyClient" else cudnn
     return by_length
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from p2o_jax.config import ConfigError
@@ -43,7 +44,9 @@ def make_mesh(shape: tuple[int, int, int], devices: Any = None) -> Mesh:
     slice_of = [getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices]
     numbers = sorted(set(slice_of))
     if len(numbers) == 1:
-        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+        split = devices[0].platform == "tpu"  # an axis may be a part of one of a slice's: 2 of v6e:4x4
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
+        return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
     data, fsdp, tensor = shape
     if data % len(numbers):
         raise ConfigError(f"config.mesh.data={data} must be a multiple of the number of slices, {len(numbers)}")
@@ -87,6 +90,28 @@ def batch_sharding(mesh: Mesh, *lead: None) -> NamedSharding:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
+
+
+def gathered(w_VD: jax.Array, mesh: Mesh) -> jax.Array:
+    """An embedding or output head with its width whole on every device.
+
+    Its gradient is split over rows first, then as the weight is: split along its last axis at once, TPUs reduce it whole on every
+    device, twice the bytes of a reduce-scatter. (On eight devices that is enough; on sixteen they still do: docs/scale.md.)
+    """
+
+    def lie(x_VD: jax.Array, *axes: Any) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x_VD, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    @jax.custom_vjp
+    def gather(w_VD: jax.Array) -> jax.Array:
+        return lie(w_VD, LEARNER["vocab"])
+
+    def backward(_: None, g_VD: jax.Array) -> tuple[jax.Array]:
+        by_rows = lie(g_VD, (LEARNER["vocab"], LEARNER["width"]))
+        return (lie(by_rows, LEARNER["vocab"], LEARNER["width"]),)
+
+    gather.defvjp(lambda w_VD: (gather(w_VD), None), backward)
+    return gather(w_VD)
 
 
 def num_shards(mesh: Mesh) -> int:

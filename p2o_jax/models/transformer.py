@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from p2o_jax.models import attention, attention_fast, head, rope, sharding
@@ -179,7 +179,7 @@ def token_logps(
     head_VD = params["embed"] if spec.tied else params["lm_head"]
     parts = sharding.num_shards(mesh) if mesh and B % sharding.num_shards(mesh) == 0 else 1
     if mesh and mesh.size > 1:  # gathered once, before the loop over chunks
-        head_VD = jax.lax.with_sharding_constraint(head_VD.astype(dtype), NamedSharding(mesh, PartitionSpec("tensor")))
+        head_VD = sharding.gathered(head_VD.astype(dtype), mesh)
     by_part = tuple(x.reshape(parts, -1, *x.shape[2:]) for x in (x_BTD, jnp.roll(token_BT, -1, axis=1), predicts_BT))
     logp, entropy = head.token_logps(by_part[0], head_VD, by_part[1], by_part[2], temperature, spec.vocab, chunk, entropy_gradient)
     return _to_own_token(logp, B, T), _to_own_token(entropy, B, T)

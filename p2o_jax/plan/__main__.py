@@ -9,7 +9,9 @@ Nothing is run. Needs libtpu (`pip install 'jax[tpu]'`, an environment of its ow
     --price                dollars for a chip and hour
     --out FILE.json        the same as JSON
     --picture FILE.svg     a chip's memory as a picture
-    --sweep fsdp,tensor,remat,batch   tries other values of these, ranks what fits and says why the rest does not
+    --sweep fsdp,tensor,remat,batch,cache   tries other values of these, ranks what fits and says why the rest does not
+    --jobs                 programs compiled at a time (1); each takes a core and, for 32 billion parameters, 5 GB
+    --quick true           compiles the sampler for two and four layers only and carries on from there: half of the time
 """
 
 import json
@@ -24,9 +26,16 @@ from p2o_jax import config, config_files
 from p2o_jax.config import ConfigError
 from p2o_jax.main import command
 
-FLAGS = {"config": None, "topology": None, "model": "", "prompt": "512", "response": "", "questions": "5000"} | dict.fromkeys(
-    ("price", "out", "picture", "sweep"), ""
-)
+FLAGS = {
+    "config": None,
+    "topology": None,
+    "model": "",
+    "prompt": "512",
+    "response": "",
+    "questions": "5000",
+    "jobs": "1",
+    "quick": "false",
+} | dict.fromkeys(("price", "out", "picture", "sweep"), "")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -42,16 +51,19 @@ def run(argv: Sequence[str]) -> None:
     from p2o_jax.plan import chips, picture, planner, programs, report, sweep
     from p2o_jax.plan.estimate import Workload
 
+    if flags["quick"] not in ("true", "false"):
+        raise ConfigError(f"--quick={flags['quick']}: expected true or false")
+    how = programs.How(int(_number(flags, "jobs")), flags["quick"] == "true")
     topology = chips.parse(flags["topology"])
     name = flags["model"] or cfg.model.path
     response = _number(flags, "response") if flags["response"] else cfg.rollout.max_new_tokens / 2
     work = Workload(int(_number(flags, "prompt")), int(response), int(_number(flags, "questions")))
     case = planner.Case(name, programs.model_spec(name), cfg, topology, work, _number(flags, "price") if flags["price"] else None)
     if flags["sweep"]:
-        figures = sweep.run(case, flags["sweep"].split(","), _tell)
+        figures = sweep.run(case, flags["sweep"].split(","), _tell, how)
         print(sweep.as_text(figures))
     else:
-        figures = planner.plan(case, _tell)
+        figures = planner.plan(case, _tell, how=how)
         print(report.as_text(figures))
         if picture_file:
             picture.draw(figures, picture_file)

@@ -26,6 +26,8 @@ def _settings(load: Load, cfg: Config, shards: int, missing: float) -> list[str]
     if load.program.startswith("decode") and load.caches > missing and r.slots > shards:
         share = 1 - missing / load.caches
         found.append(f"config.rollout.slots={max(int(r.slots * share) // shards, 1) * shards} (now {r.slots}), bank_tokens in proportion")
+    if load.caches / 2 > missing and r.cache_dtype == "auto":
+        found.append("config.rollout.cache_dtype=int8 (now auto)")
     if load.program.startswith("prefill") and r.prefill_tokens > 1:
         found.append(f"config.rollout.prefill_tokens={r.prefill_tokens // 2} (now {r.prefill_tokens}), or a smaller last prompt bucket")
     if load.program.startswith(("update", "score")):
@@ -39,4 +41,8 @@ def _settings(load: Load, cfg: Config, shards: int, missing: float) -> list[str]
         found.append("config.optim.mu_dtype=bfloat16")
     if load.reference > missing:
         found.append("config.loss.kl=off, or config.lora.rank, where the frozen rest is the reference")
+    if load.reflector > missing:
+        found.append("config.gepa.reflector=policy or api (now reference: a second model laid out for decoding)")
+    if (load.weights + load.reflector) / 2 > missing:
+        found.append(f"config.mesh.tensor={2 * max(cfg.mesh.tensor, 1)}, which splits weights for decoding (now {cfg.mesh.tensor})")
     return [*found, "more of config.mesh.fsdp or config.mesh.tensor, that is more chips or another layout"]

@@ -1,4 +1,4 @@
-"""TPUs as their maker's documentation describes them, and topologies of them for the compiler."""
+"""TPUs and GPUs as their makers' documentation describes them, and topologies of them for the compiler."""
 
 import os
 import re
@@ -11,13 +11,15 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """What one JAX device has (a chip; of tpu7x half of one). Speeds are peaks, from docs.cloud.google.com/tpu/docs."""
+    """What one JAX device has (a chip; of tpu7x half of one). Speeds are peaks: of TPUs from docs.cloud.google.com/tpu/docs, of GPUs
+    (SXM modules of 80, 80 and 141 GB) from NVIDIA's data sheets, without sparsity.
+    """
 
-    hbm_gib: float  # as the compiler enforces it
+    hbm_gib: float  # as the compiler enforces it; of a GPU what XLA_PYTHON_CLIENT_MEM_FRACTION=.95 gives JAX
     flops: float  # bfloat16, a second
     hbm_bytes: float  # a second
-    ici_bytes: float  # a second, one way, over all links to other chips
-    dcn_bytes: float  # a second, one way: its share of a host's 200 Gbit/s between slices (told for v5e, taken for all)
+    ici_bytes: float  # a second, one way, over all links to other chips; of GPUs NVLink
+    dcn_bytes: float  # a second, one way: its share of a host's 200 Gbit/s between slices (told for v5e, taken for all); of GPUs InfiniBand
 
 
 CHIPS = {
@@ -26,11 +28,32 @@ CHIPS = {
     "v5p": Chip(95.74, 459e12, 2765e9, 600e9, 6.25e9),
     "v6e": Chip(31.25, 918e12, 1638e9, 400e9, 3.125e9),
     "tpu7x": Chip(94.75, 1153e12, 3690e9, 300e9, 3.125e9),
+    "a100": Chip(0.95 * 79.1, 312e12, 2039e9, 300e9, 25e9),
+    "h100": Chip(0.95 * 79.1, 989e12, 3350e9, 450e9, 50e9),
+    "h200": Chip(0.95 * 139.8, 989e12, 4800e9, 450e9, 50e9),
+}
+
+
+class Gpu(NamedTuple):
+    """What XLA wants to know of a GPU that is not there, from NVIDIA's tuning guides."""
+
+    capability: tuple[int, int]
+    cores: int  # streaming multiprocessors
+    fpus: int  # of each
+    shared_memory: int  # bytes of each
+    l2_bytes: int
+    clock_ghz: float
+
+
+GPUS = {
+    "a100": Gpu((8, 0), 108, 64, 164 * 1024, 40 * 2**20, 1.41),
+    "h100": Gpu((9, 0), 132, 128, 228 * 1024, 50 * 2**20, 1.98),
+    "h200": Gpu((9, 0), 132, 128, 228 * 1024, 60 * 2**20, 1.98),
 }
 
 
 class Topology(NamedTuple):
-    """A kind of chip, a slice's shape, and how many slices: `v5p:4x4x4,slices=2`."""
+    """A kind of chip, a slice's shape, and how many slices: `v5p:4x4x4,slices=2`; of GPUs those of a host, and how many hosts: `h100:8`."""
 
     kind: str
     shape: tuple[int, ...]
@@ -44,24 +67,26 @@ class Topology(NamedTuple):
         """JAX devices that can be compiled for, slice after slice.
 
         Raises:
-            ConfigError: no libtpu, or a shape that it refuses.
+            ConfigError: no compiler for them, or a shape that it refuses.
         """
         from jax.experimental import topologies
 
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-        hosts = _chips_per_host(self.kind, self.shape)
-        how: dict[str, Any] = {"num_slices": self.slices} if self.slices > 1 else {}
-        how |= {"chips_per_host_bounds": hosts} if hosts else {}
-        how |= {"chip_config_name": "megacore"} if self.kind == "v4" else {}
         try:
-            found = topologies.get_topology_desc(
-                platform="tpu", topology_name=f"{self.kind}:{'x'.join(map(str, self.shape))}", **how
-            ).devices
+            found = topologies.get_topology_desc(**self._asked()).devices
         except (RuntimeError, ValueError, NotImplementedError) as e:
-            raise ConfigError(
-                f"--topology={self}: {str(e).strip().splitlines()[0]} (the compiler is libtpu: pip install 'jax[tpu]')"
-            ) from e
+            compiler = "jax[cuda13]' nvidia-cuda-nvcc nvidia-nvvm" if self.kind in GPUS else "jax[tpu]'"
+            raise ConfigError(f"--topology={self}: {str(e).strip().splitlines()[0]} (the compiler: pip install '{compiler})") from e
         return sorted(found, key=lambda d: (getattr(d, "slice_index", 0), d.id))
+
+    def _asked(self) -> dict[str, Any]:
+        if self.kind in GPUS:
+            return {"platform": "cuda", "target_config": _target(self.kind), "topology": f"1x{self.slices}x{self.shape[0]}"}
+        hosts = _chips_per_host(self.kind, self.shape)
+        asked: dict[str, Any] = {"num_slices": self.slices} if self.slices > 1 else {}
+        asked |= {"chips_per_host_bounds": hosts} if hosts else {}
+        asked |= {"chip_config_name": "megacore"} if self.kind == "v4" else {}
+        return asked | {"platform": "tpu", "topology_name": f"{self.kind}:{'x'.join(map(str, self.shape))}"}
 
     def __str__(self) -> str:
         return f"{self.kind}:{'x'.join(map(str, self.shape))}" + (f",slices={self.slices}" if self.slices > 1 else "")
@@ -71,12 +96,47 @@ def parse(text: str) -> Topology:
     """The topology of a flag.
 
     Raises:
-        ConfigError: not of the form kind:AxB[xC][,slices=N], or an unknown kind.
+        ConfigError: not of the form kind:AxB[xC][,slices=N], or kind:N[,slices=N] for GPUs; or an unknown kind.
     """
-    match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})(?:,slices=(\d+))?", text)
-    if not match or match.group(1) not in CHIPS:
-        raise ConfigError(f"--topology={text}: expected KIND:AxB or KIND:AxBxC[,slices=N] with one of {', '.join(CHIPS)}")
-    return Topology(match.group(1), tuple(int(n) for n in match.group(2).split("x")), int(match.group(3) or 1))
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+){0,2})(?:,slices=(\d+))?", text)
+    shape = tuple(int(n) for n in match.group(2).split("x")) if match else ()
+    if not match or match.group(1) not in CHIPS or (match.group(1) in GPUS) != (len(shape) == 1):
+        tpus = ", ".join(kind for kind in CHIPS if kind not in GPUS)
+        raise ConfigError(
+            f"--topology={text}: expected KIND:AxB or KIND:AxBxC[,slices=N] with one of {tpus}, or KIND:N[,slices=N] with one of "
+            f"{', '.join(GPUS)}: GPUs of a host, and hosts"
+        )
+    return Topology(match.group(1), shape, int(match.group(3) or 1))
+
+
+def _target(kind: str) -> str:
+    """A GPU as XLA's target configuration, in protobuf's text format."""
+    gpu, chip = GPUS[kind], CHIPS[kind]
+    major, minor = gpu.capability
+    return f"""gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: {gpu.shared_memory - 1024}
+  shared_memory_per_core: {gpu.shared_memory}
+  core_count: {gpu.cores}
+  fpus_per_core: {gpu.fpus}
+  clock_rate_ghz: {gpu.clock_ghz}
+  l2_cache_size: {gpu.l2_bytes}
+  memory_bandwidth: {int(chip.hbm_bytes)}
+  device_memory_size: {int(chip.hbm_gib * GIB)}
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+device_description_str: "{kind.upper()}"
+"""
 
 
 def _chips_per_host(kind: str, shape: tuple[int, ...]) -> tuple[int, int, int] | None:

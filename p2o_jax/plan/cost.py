@@ -8,7 +8,7 @@ micro-batches) are kept apart as `loops`, and the caller says how often they tur
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
 from typing import NamedTuple
@@ -86,7 +86,21 @@ def cost(text: str) -> Cost:
     return _Reader(module).of(module.entry, {})
 
 
+def carried_on(a: Cost, b: Cost, times: float) -> Cost:
+    """What is linear in something, from a to b and `times` as far. Loops begun equally often are taken for the same ones."""
+    weights = (1 - times, times)
+    plain = _sum([(w, replace(c, loops=())) for w, c in zip(weights, (a, b), strict=True)])
+    if [begun for begun, _ in a.loops] == [begun for begun, _ in b.loops]:
+        pairs = zip(a.loops, b.loops, strict=True)
+        return replace(plain, loops=tuple((begun, carried_on(x, y, times)) for (begun, x), (_, y) in pairs))
+    return replace(plain, loops=tuple((w * begun, loop) for w, c in zip(weights, (a, b), strict=True) for begun, loop in c.loops))
+
+
 Value = tuple[int | None, int]  # (None, n): the number n; (i, n): element i of the loop's state, plus n
+
+
+# By channel, with how often: a collective that is done piece by piece stands in several fusions, of which some may lie in loops.
+Pieces = dict[str, tuple[Collective, float]]
 
 
 class _Reader:
@@ -96,33 +110,32 @@ class _Reader:
         self.module = module
 
     def of(self, computation: Computation, known: Mapping[int, int]) -> Cost:
+        found, pieces = self._read(computation, known)
+        return _sum([(1.0, found), *((times, Cost(collectives={c: 1.0})) for c, times in pieces.values())])
+
+    def _read(self, computation: Computation, known: Mapping[int, int]) -> tuple[Cost, Pieces]:
         parts: list[tuple[float, Cost]] = []
-        pieces: dict[str, Collective] = {}  # by channel: a collective that is done piece by piece stands in several fusions
+        pieces: Pieces = {}
         self._walk(computation, known, parts, pieces, fused=False)
-        parts += [(1.0, Cost(collectives={c: 1.0})) for c in pieces.values()]
-        return _sum(parts)
+        return _sum(parts), pieces
 
     def _walk(
-        self,
-        computation: Computation,
-        known: Mapping[int, int],
-        parts: list[tuple[float, Cost]],
-        pieces: dict[str, Collective],
-        fused: bool,
+        self, computation: Computation, known: Mapping[int, int], parts: list[tuple[float, Cost]], pieces: Pieces, fused: bool
     ) -> None:
         for line in computation.instructions.values():
             kind = line.opcode.removesuffix("-start")
             if line.opcode == "while":
-                parts.append(self._loop(line, computation, known))
+                parts.append(self._loop(line, computation, known, pieces))
             elif line.opcode == "conditional":
                 parts.append((1.0, max((self.of(self._at(name), {}) for name in line.called), key=lambda c: c.flops)))
             elif line.opcode in ("fusion", "call", "async-start"):
                 for name in line.called:
                     self._walk(self._at(name), {}, parts, pieces, fused or line.opcode != "call")
             elif kind in COLLECTIVES:
-                made = self._collective(line, "reduce-scatter" if computation.name.startswith("all-reduce-scatter") else kind, computation)
-                if fused:
-                    pieces[line.attribute("channel_id") or line.name] = made
+                scatters = computation.name.startswith("all-reduce-scatter")
+                made = self._collective(line, "reduce-scatter" if scatters else kind, computation)
+                if fused and not scatters:  # those are whole, and may share a channel
+                    pieces[line.attribute("channel_id") or line.name] = made, 1.0
                 else:
                     parts.append((1.0, Cost(collectives={made: 1.0})))
             else:
@@ -147,14 +160,18 @@ class _Reader:
         moves = line.opcode in HOST_OPS or (line.on_host and line.opcode in ("copy-start", "copy"))
         return Cost(host_transfers=float(moves))
 
-    def _loop(self, line: Instruction, computation: Computation, known: Mapping[int, int]) -> tuple[float, Cost]:
+    def _loop(self, line: Instruction, computation: Computation, known: Mapping[int, int], pieces: Pieces) -> tuple[float, Cost]:
         condition, body = self._at(line.attribute("condition")), self._at(line.attribute("body"))
         start = self._elements(line.operands[0], computation, known)
         after = self._elements(body.root.name, body, {})
         fixed = {i: v[1] for i, v in enumerate(start) if v and v[0] is None and i < len(after) and after[i] == (i, 0)}
-        inner = self.of(body, fixed)
         turns = self._turns(condition, fixed, start, after)
-        return (1.0, Cost(loops=((1.0, inner),))) if turns is None else (turns, inner)
+        if turns is None:
+            return 1.0, Cost(loops=((1.0, self.of(body, fixed)),))
+        inner, inside = self._read(body, fixed)
+        for channel, (collective, times) in inside.items():
+            pieces[channel] = (collective, 1.0) if channel in pieces else (collective, times * turns)
+        return turns, inner
 
     def _turns(
         self, condition: Computation, fixed: Mapping[int, int], start: Sequence[Value | None], after: Sequence[Value | None]

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from p2o_jax import config
 from p2o_jax.gepa import budget
 from p2o_jax.models import flops
@@ -18,6 +20,7 @@ from p2o_jax.models.spec import num_params
 from p2o_jax.plan.chips import Topology
 from p2o_jax.plan.cost import Cost, Kernel
 from p2o_jax.plan.memory import Held, position_bytes
+from p2o_jax.plan.minimum import Exchange, exchange
 from p2o_jax.plan.programs import Parts, Program, bucket_of
 from p2o_jax.rollout.prefill import chunk_of
 
@@ -74,6 +77,7 @@ class Estimate(NamedTuple):
     generated_tokens: float  # by the policy step itself and by its share of GEPA
     mfu: float
     dollars_per_million: float | None
+    exchange: Exchange  # of the update, in a micro-batch
 
 
 def estimate(
@@ -97,7 +101,10 @@ def estimate(
     useful = _useful_flops(parts, work, share)
     mfu = useful / (seconds * devices * topology.chip.flops)
     paid = None if price is None else price * math.prod(topology.shape) * topology.slices * seconds / 3600
-    return Estimate(phases, seconds, tokens, mfu, paid and paid / tokens * 1e6)
+    update = programs["update"].cost
+    assert update is not None
+    exchanged = exchange(parts.spec, parts.mesh, update, _head_turns(parts, work), jnp.dtype(parts.engine.dtype).itemsize)
+    return Estimate(phases, seconds, tokens, mfu, paid and paid / tokens * 1e6, exchanged)
 
 
 def _gepa_rollouts(cfg: config.Config, work: Workload) -> float:
@@ -140,8 +147,7 @@ def _learning(parts: Parts, programs: Mapping[str, Program], kept: Held, slice_o
     row_tokens = config.trained_row_tokens(cfg)
     tokens = cfg.rollout.questions * cfg.rollout.group_size * (work.prompt + work.response)
     micro = tokens / (row_tokens * cfg.optim.micro_rows) / BUSY
-    wanted = row_tokens * cfg.optim.micro_rows / parts.engine.num_shards * BUSY * work.response / (work.prompt + work.response)
-    heads = math.ceil(wanted / cfg.model.logit_chunk)
+    heads = _head_turns(parts, work)
     updates = cfg.rollout.questions / config.minibatch_questions(cfg)
     passes = 1 - 1 / updates + (cfg.loss.kl != "off")
     gathered = 2 * num_params(parts.spec) / mesh.shape["tensor"]  # weights in bfloat16, read whole in each pass
@@ -151,6 +157,14 @@ def _learning(parts: Parts, programs: Mapping[str, Program], kept: Held, slice_o
         _of_program("score", score, (micro * passes, heads), slice_of, gathered * micro * passes),
         _of_program("update", update, (micro, heads), slice_of, 3 * gathered * micro + state * updates),
     ]
+
+
+def _head_turns(parts: Parts, work: Workload) -> int:
+    """Turns of the output head's loop in a micro-batch: it runs over the tokens of responses only."""
+    cfg = parts.cfg
+    row_tokens = config.trained_row_tokens(cfg)
+    wanted = row_tokens * cfg.optim.micro_rows / parts.engine.num_shards * BUSY * work.response / (work.prompt + work.response)
+    return math.ceil(wanted / cfg.model.logit_chunk)
 
 
 def _of_program(name: str, cost: Cost | None, turns: tuple[float, ...], slice_of: Sequence[int], hbm: float) -> Phase:

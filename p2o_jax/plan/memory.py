@@ -15,7 +15,8 @@ class Held(NamedTuple):
     params: int  # the learner's, all of them
     optimizer: int
     reference: int  # the frozen initial policy, where a KL term asks for it
-    weights: int  # the policy laid out for decoding; kept until the step's end
+    reflector: int  # the frozen initial policy laid out for decoding, where it reflects; kept from the first prompt phase on
+    weights: int  # the policy laid out for decoding; kept while it samples
 
 
 class Load(NamedTuple):
@@ -25,6 +26,7 @@ class Load(NamedTuple):
     params: int
     optimizer: int
     reference: int
+    reflector: int
     weights: int
     caches: int
     temporaries: int  # with rows, queues and other small arguments
@@ -45,7 +47,9 @@ def held(parts: Parts, programs: Mapping[str, Program]) -> Held:
     first = {name.split()[0]: p.memory for name, p in programs.items()}
     params = first["lay_out"].arguments[0]
     reference = params if parts.cfg.loss.kl != "off" and not parts.spec.lora else 0
-    return Held(params, size(state.opt_state, shardings.opt_state), reference, first["lay_out"].outputs)
+    weights, gepa = first["lay_out"].outputs, parts.cfg.gepa
+    reflector = weights if gepa.enabled and gepa.reflector == "reference" else 0
+    return Held(params, size(state.opt_state, shardings.opt_state), reference, reflector, weights)
 
 
 def position_bytes(parts: Parts) -> int:
@@ -66,11 +70,12 @@ def _load(program: Program, kept: Held, code: int) -> Load:
     """What a program takes of what is kept counts once; of weights that it leaves out only what is kept does."""
     name, memory = program.name, program.memory
     first = memory.arguments[0] if memory.arguments else None  # None: too large to be compiled
+    learns = name.startswith(("update", "score", "lay_out"))
     if name.startswith("update"):
-        rest = memory.peak - (kept.params + kept.optimizer if first is None else first)
-        return Load(name, kept.params, kept.optimizer, kept.reference, kept.weights, 0, rest, code)
-    if name.startswith(("score", "lay_out")):
-        weights = kept.weights if name.startswith("score") else 0
-        return Load(name, kept.params, kept.optimizer, kept.reference, weights, 0, memory.peak - (first or kept.params), code)
-    rest = memory.peak - (first or kept.weights) - memory.caches
-    return Load(name, kept.params, kept.optimizer, kept.reference, kept.weights, memory.caches, rest, code)
+        mine = kept.params + kept.optimizer
+    else:
+        mine = kept.params if learns else kept.weights
+    caches = 0 if learns else memory.caches
+    rest = memory.peak - (first or mine) - caches
+    weights = 0 if learns else kept.weights
+    return Load(name, kept.params, kept.optimizer, kept.reference, kept.reflector, weights, caches, rest, code)

@@ -4,7 +4,8 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -22,6 +23,7 @@ from p2o_jax.records import Sampling
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rollout import memory
 from p2o_jax.rollout.engine import Engine
+from p2o_jax.rollout.engine import Program as EngineProgram
 
 _QWEN3: dict[str, Any] = {"family": "qwen3", "vocab": 151936, "head_dim": 128, "rope": Rope(theta=1e6), "qk_norm": True}
 SPECS = {
@@ -34,6 +36,8 @@ SPECS = {
 }
 KEY_BYTES = 8  # of a random key
 UNLIMITED = 2**62
+DEPTHS = (2, 4)  # layers of the models that stand for deep ones in quick plans
+OF_DEPTH = ", layers: "
 NUM_UPDATES = 100  # the length of the schedule makes no difference to a program
 
 
@@ -110,20 +114,44 @@ def make(cfg: Config, spec: ModelSpec, topology: Topology) -> Parts:
     if found:
         raise ConfigError(*dict.fromkeys(found))
     dtype = jnp.float32 if cfg.model.compute_dtype == "float32" else jnp.bfloat16
-    model = build.Model(Path(), spec, cast(Any, _Chat()), mesh, dtype)
+    model = _model(spec, mesh, dtype)
     learner = Learner(spec, mesh, cfg, NUM_UPDATES, dtype, model.chat.pad_id)
     enough = UNLIMITED if cfg.rollout.slots else int(topology.chip.hbm_gib * GIB)  # what does not fit is compiled, too
-    return Parts(cfg, spec, mesh, learner, build.make_engine(cfg, model, memory.per_device(learner.abstract_state()), enough))
+    return Parts(cfg, spec, mesh, learner, build.make_engine(cfg, model, build.held_bytes(cfg, model, learner), enough))
 
 
-def lowered(parts: Parts, prompt: int) -> list[tuple[str, jax.stages.Lowered]]:
-    """The programs that matter: laying out, the sampler's for prompts of this many tokens in whole groups, and for the longest ones
-    that training has, each rollout by itself; then the learner's."""
-    cfg, engine, spec = parts.cfg, parts.engine, parts.spec
+def _model(spec: ModelSpec, mesh: Mesh, dtype: Any) -> build.Model:
+    return build.Model(Path(), spec, cast(Any, _Chat()), mesh, dtype)
+
+
+class Asked(NamedTuple):
+    """A program to be compiled, and the bytes on a chip of the keys and values that it is given."""
+
+    name: str
+    made: jax.stages.Lowered
+    caches: int = 0
+
+
+def lowered(parts: Parts, prompt: int, depths: Sequence[int] = ()) -> Iterator[Asked]:
+    """The programs that matter: laying out, the sampler's (see `sampler`) and the learner's. With `depths` the sampler's are those of
+    models of so many layers each, their names end with the number."""
+    cfg, spec = parts.cfg, parts.spec
     full = jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0), cfg.model.param_dtype))
     shardings = sharding.param_shardings(spec, parts.mesh, sharding.LEARNER)
     params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), full, shardings)
-    found = [("lay_out", jax.jit(engine.lay_out).lower(params))]
+    yield Asked("lay_out", jax.jit(parts.engine.lay_out).lower(params))
+    if not depths:
+        yield from sampler(parts.engine, cfg, prompt)
+    for depth in depths:
+        model = _model(dataclasses.replace(spec, layers=depth), parts.mesh, parts.engine.dtype)
+        shallow = build.make_engine(dataclasses.replace(cfg, rollout=parts.engine.cfg), model, 0, UNLIMITED)
+        yield from (asked._replace(name=f"{asked.name}{OF_DEPTH}{depth}") for asked in sampler(shallow, cfg, prompt))
+    yield from (Asked(*program) for program in parts.learner.programs())
+
+
+def sampler(engine: Engine, cfg: Config, prompt: int) -> Iterator[Asked]:
+    """The sampler's programs for prompts of this many tokens in whole groups, and for the longest ones that training has, each rollout
+    by itself."""
     r = cfg.rollout
     needed = engine.needed(Sampling(r.temperature, r.max_new_tokens, r.top_k, r.top_p, r.min_p), max(r.prompt_buckets))
     usual, longest = bucket_of(cfg, prompt), bucket_of(cfg, config.max_templated_prompt_tokens(cfg))
@@ -131,8 +159,16 @@ def lowered(parts: Parts, prompt: int) -> list[tuple[str, jax.stages.Lowered]]:
         for p in needed:
             if (p.bucket, p.rows) == (bucket, rows) and p.kind in ("prefill", "decode") and p.size in (0, engine.sizes[0]):
                 how = f" in groups of {group}" if group > 1 else ""
-                found.append((f"{p.kind} {bucket}{how}", engine.lower(p)))
-    return [*found, *parts.learner.programs()]
+                yield Asked(f"{p.kind} {bucket}{how}", engine.lower(p), _caches(engine, p))
+
+
+def _caches(engine: Engine, p: EngineProgram) -> int:
+    """Of the bank, and in decoding of the slots."""
+    bank = memory.per_device(engine.abstract_bank(p))
+    if p.kind == "prefill":
+        return bank
+    rows = engine.abstract_run(p._replace(bucket=engine.copied(p.bucket, p.group))).rows
+    return bank + memory.per_device((rows.slots, rows.prompts))
 
 
 def bucket_of(cfg: Config, prompt: int) -> int:
@@ -140,44 +176,86 @@ def bucket_of(cfg: Config, prompt: int) -> int:
     return min((b for b in cfg.rollout.prompt_buckets if b >= prompt), default=max(cfg.rollout.prompt_buckets))
 
 
-def compile_all(parts: Parts, prompt: int, tell: Callable[[str], None], known: Known) -> dict[str, Program]:
-    """The programs of `lowered`, by name, compiled one after the other unless they are known already."""
+class How(NamedTuple):
+    """How programs are compiled: so many at a time; `quick`: the sampler's, whose layers are unrolled, for two small depths only. Those of
+    the whole model follow, as what a program does and holds is linear in the number of layers."""
+
+    jobs: int = 1
+    quick: bool = False
+
+
+def compile_all(parts: Parts, prompt: int, tell: Callable[[str], None], known: Known, how: How) -> dict[str, Program]:
+    """The programs of `lowered`, by name, compiled unless they are known already."""
+    quick = how.quick and parts.spec.layers > max(DEPTHS)
+    found: dict[str, Future[Program] | Program] = {}
+    keys: dict[str, tuple[Any, ...]] = {}
+    with ThreadPoolExecutor(how.jobs) as pool:
+        for asked in lowered(parts, prompt, DEPTHS if quick else ()):
+            name = asked.name
+            keys[name] = (name, *parts.mesh.shape.values(), *_depends(parts, name))
+            found[name] = known.get(keys[name]) or pool.submit(compile_one, asked, tell)
+    programs = {name: p.result() if isinstance(p, Future) else p for name, p in found.items()}
+    known.update((keys[name], program) for name, program in programs.items())
+    return _deepened(programs, parts.spec.layers)
+
+
+def _deepened(programs: Mapping[str, Program], layers: int) -> dict[str, Program]:
+    """The programs, those of both small depths replaced by that of so many layers; the order stays."""
+    less, more = DEPTHS
     found = {}
-    for name, made in lowered(parts, prompt):
-        learns = (parts.cfg.model.remat, parts.cfg.optim.micro_rows) if name.startswith(("update", "score")) else ()
-        key = (name, *parts.mesh.shape.values(), *learns)
-        found[name] = known[key] = known.get(key) or compile_one(name, made, tell)
+    for name, program in programs.items():
+        plain, _, depth = name.partition(OF_DEPTH)
+        if depth == str(less):
+            found[plain] = deeper(program, programs[f"{plain}{OF_DEPTH}{more}"], (layers - less) / (more - less))
+        elif not depth:
+            found[name] = program
     return found
 
 
-def compile_one(name: str, made: jax.stages.Lowered, tell: Callable[[str], None]) -> Program:
+def deeper(a: Program, b: Program, times: float) -> Program:
+    """What is linear in the number of layers, carried on from a to b and `times` as far; too large where one of both is."""
+
+    def along(x: float, y: float) -> int:
+        return round(x + times * (y - x))
+
+    arguments = tuple(map(along, a.memory.arguments, b.memory.arguments))
+    rest = (along(x, y) for x, y in zip(a.memory[1:], b.memory[1:], strict=True))
+    found = cost.carried_on(a.cost, b.cost, times) if a.cost and b.cost else None
+    return Program(a.name.partition(OF_DEPTH)[0], Memory(arguments, *rest), found, b.shapes, a.seconds + b.seconds)
+
+
+def _depends(parts: Parts, name: str) -> tuple[Any, ...]:
+    """What a program depends on of the settings that layouts differ in, besides the mesh."""
+    if name.startswith(("update", "score")):
+        return parts.cfg.model.remat, parts.cfg.optim.micro_rows
+    return () if name == "lay_out" else (parts.engine.cfg.cache_dtype, parts.engine.cfg.slots)
+
+
+def compile_one(asked: Asked, tell: Callable[[str], None]) -> Program:
     """The program compiled; `tell` says a line when it is done."""
-    start = time.monotonic()
+    start, (name, made, caches) = time.monotonic(), asked
     shapes = tuple(x.shape for x in jax.tree.leaves(made.args_info))
     try:
         compiled = made.compile()
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
-        program = Program(name, Memory((), 0, _needed(str(e)), 0, 0), None, shapes, time.monotonic() - start)
+        account, found = Memory((), caches, _needed(str(e)), 0, 0), None
     else:
-        program = Program(name, _memory(made, compiled), cost.cost(compiled.as_text() or ""), shapes, time.monotonic() - start)
-    tell(f"{name}: {program.memory.peak / GIB:.2f} GiB a chip{'' if program.cost else ', too large'}; compiled in {program.seconds:.0f} s")
+        account, found = _memory(made, compiled, caches), cost.cost(compiled.as_text() or "")
+    program = Program(name, account, found, shapes, time.monotonic() - start)
+    tell(f"{name}: {account.peak / GIB:.2f} GiB a chip{'' if found else ', too large'}; compiled in {program.seconds:.0f} s")
     return program
 
 
-def _memory(made: jax.stages.Lowered, compiled: jax.stages.Compiled) -> Memory:
+def _memory(made: jax.stages.Lowered, compiled: jax.stages.Compiled, caches: int) -> Memory:
     """The compiler's own account. Of the arguments it knows the sum only; they are told apart by their shardings."""
     found = compiled.memory_analysis()
     assert found is not None
-    parts: list[list[tuple[int, int]]] = []  # rank and bytes of each array
-    for arg, splits in zip(made.args_info[0], compiled.input_shardings[0], strict=True):
-        parts.append([])
-        jax.tree.map(lambda x, split: parts[-1].append((len(x.shape), shard_bytes(x, split))), arg, splits)
-    sizes = [sum(size for _, size in part) for part in parts]
-    caches = sum(size for part in parts[1:] for rank, size in part if rank >= 3)
+    pairs = zip(made.args_info[0], compiled.input_shardings[0], strict=True)
+    sizes = tuple(sum(jax.tree.leaves(jax.tree.map(shard_bytes, arg, splits))) for arg, splits in pairs)
     temporaries = max(found.peak_memory_in_bytes - sum(sizes), 0)
-    return Memory(tuple(sizes), caches, temporaries, found.output_size_in_bytes, found.generated_code_size_in_bytes)
+    return Memory(sizes, caches, temporaries, found.output_size_in_bytes, found.generated_code_size_in_bytes)
 
 
 def shard_bytes(x: Any, split: Any) -> int:

@@ -1,5 +1,6 @@
 """A plan as text and as JSON."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,9 +10,10 @@ from p2o_jax.plan.advice import advice, misses
 from p2o_jax.plan.chips import GIB, Topology
 from p2o_jax.plan.estimate import Estimate, Phase, Workload
 from p2o_jax.plan.memory import Load
+from p2o_jax.plan.minimum import Exchange
 from p2o_jax.plan.programs import Parts, Program
 
-COLUMNS = ("params", "optimizer", "reference", "weights", "caches", "temporaries", "code")
+COLUMNS = ("params", "optimizer", "reference", "reflector", "weights", "caches", "temporaries", "code")
 
 
 def as_text(figures: Mapping[str, Any]) -> str:
@@ -40,6 +42,7 @@ def as_text(figures: Mapping[str, Any]) -> str:
                 for p in step["phases"]
             ],
         )
+        lines += ["", _exchanged(step["update_exchange"])]
         work = figures["workload"]
         lines += [
             "",
@@ -48,7 +51,7 @@ def as_text(figures: Mapping[str, Any]) -> str:
             f"Assumed: prompts of {work['prompt']} and responses of {work['response']} tokens on average, {work['questions']} questions "
             f"in an epoch, {work['frac_hard']:.0%} of them hard. No run is faster than this; real ones are slower.",
         ]
-    return "\n".join(lines)
+    return "\n".join(lines + [f"\n{note}" for note in figures.get("notes", ())])
 
 
 def as_json(
@@ -74,6 +77,7 @@ def as_json(
         "fits": not misses(loads, limit),
         "advice": [advice(load, cfg, shards, limit) for load in misses(loads, limit)],
         "compile_s": {name: round(p.seconds, 1) for name, p in programs.items()},
+        "cpu_s": round(time.process_time(), 1),
         "workload": work._asdict(),
         "per_token": _per_token(programs),
         "step": _step(step, topology) if step else None,
@@ -100,7 +104,22 @@ def _step(step: Estimate, topology: Topology) -> dict[str, Any]:
         "tokens_per_s": step.generated_tokens / step.seconds,
         "mfu": step.mfu,
         "dollars_per_million": step.dollars_per_million,
+        "update_exchange": _exchange(step.exchange),
     }
+
+
+def _exchange(exchange: Exchange) -> dict[str, Any]:
+    return {"sent": dict(sorted(exchange.sent.items())), "minimum": exchange.minimum, "ratio": exchange.ratio}
+
+
+def _exchanged(exchange: Mapping[str, Any]) -> str:
+    if exchange["ratio"] is None:
+        return "A micro-batch of the update need not exchange anything."
+    sent = ", ".join(f"{kind} {size / 1e9:.3g}" for kind, size in exchange["sent"].items())
+    return (
+        f"A micro-batch of the update sends {exchange['ratio']:.2f} x the least of FSDP from a chip, {exchange['minimum'] / 1e9:.3g} GB; "
+        f"in GB: {sent}."
+    )
 
 
 def _phase(phase: Phase, topology: Topology) -> dict[str, Any]:

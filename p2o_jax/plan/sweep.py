@@ -8,13 +8,13 @@ from typing import Any
 from p2o_jax import config
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.plan.planner import Case, plan
-from p2o_jax.plan.programs import Known
+from p2o_jax.plan.programs import How, Known
 
-AXES = ("fsdp", "tensor", "remat", "batch")
+AXES = ("fsdp", "tensor", "remat", "batch", "cache")
 MAX_TENSOR = 8
 
 
-def run(case: Case, axes: Sequence[str], tell: Callable[[str], None]) -> dict[str, Any]:
+def run(case: Case, axes: Sequence[str], tell: Callable[[str], None], how: How) -> dict[str, Any]:
     """The figures of every layout of these axes; a layout that breaks a rule is there with the rule.
 
     Raises:
@@ -28,7 +28,7 @@ def run(case: Case, axes: Sequence[str], tell: Callable[[str], None]) -> dict[st
     for name, cfg in layouts(case.cfg, axes, len(case.topology.devices())):
         tell(name)
         try:
-            figures = plan(case._replace(cfg=cfg), tell, known)
+            figures = plan(case._replace(cfg=cfg), tell, known, how)
             why = figures["advice"]
         except ConfigError as e:
             figures, why = None, list(e.problems)
@@ -42,7 +42,9 @@ def layouts(cfg: Config, axes: Sequence[str], devices: int) -> Iterator[tuple[st
     data, fsdp, tensor = config.mesh_shape(cfg.mesh, devices)
     powers = [2**n for n in range(devices.bit_length()) if devices % 2**n == 0]
     tensors = [n for n in powers if n <= MAX_TENSOR] if "tensor" in axes else [tensor]
-    for t, remat in itertools.product(tensors, ("full", "dots") if "remat" in axes else (cfg.model.remat,)):
+    remats = ("full", "dots") if "remat" in axes else (cfg.model.remat,)
+    caches = ("auto", "int8") if "cache" in axes else (cfg.rollout.cache_dtype,)
+    for t, remat, cache in itertools.product(tensors, remats, caches):
         for f in (
             [n for n in powers if devices % (n * t) == 0]
             if "fsdp" in axes
@@ -56,8 +58,9 @@ def layouts(cfg: Config, axes: Sequence[str], devices: int) -> Iterator[tuple[st
                     mesh=dataclasses.replace(cfg.mesh, data=d, fsdp=f, tensor=t),
                     model=dataclasses.replace(cfg.model, remat=remat),
                     optim=dataclasses.replace(cfg.optim, micro_rows=rows),
+                    rollout=dataclasses.replace(cfg.rollout, cache_dtype=cache),
                 )
-                yield f"data {d} x fsdp {f} x tensor {t}, remat {remat}, {rows} rows", made
+                yield f"data {d} x fsdp {f} x tensor {t}, remat {remat}, {rows} rows, cache {cache}", made
 
 
 def as_text(figures: dict[str, Any]) -> str:

@@ -67,7 +67,7 @@ def test_products_written_as_convolutions(left, right, out, attributes, flops):
     assert cost.cost(program(entry)).flops == flops
 
 
-def loop(condition, step, start, inside=""):
+def loop(condition, step, start, inside="", beside="", more=""):
     """A loop whose state is (counter, limit, weights): how often does a product of 2 * 4 * 4 * 8 operations turn?"""
     others = f"""%add_one (a: s32[], b: s32[]) -> s32[] {{
   %a = s32[] parameter(0)
@@ -92,11 +92,12 @@ def loop(condition, step, start, inside=""):
   %five = s32[] constant(5)
   ROOT %c = pred[] {condition}
 }}
-"""
+{more}"""
     entry = f"""  %p = f32[4,8]{{1,0}} parameter(0)
   %limit = s32[] {start}
   %zero = s32[] constant(0)
   %first = s32[] copy(%zero)
+{beside}
   %init = (s32[], s32[], f32[4,8]{{1,0}}) tuple(%first, %limit, %p)
   ROOT %while.1 = (s32[], s32[], f32[4,8]{{1,0}}) while(%init), condition=%cond, body=%body"""
     return program(entry, others)
@@ -136,6 +137,23 @@ def test_collectives_in_a_loop_count_with_it():
     assert found.collectives == {Collective("all-gather", 32 * 8 * 4, EIGHT): 5}
 
 
+@pytest.mark.parametrize(("beside", "times"), [("", 5), ("  %f1 = f32[32,8]{1,0} fusion(%p), kind=kCustom, calls=%piece.1", 1)])
+def test_a_collective_done_in_pieces_by_a_loop_and_beside_it_counts_once(beside, times):
+    """One that stands in a loop only is done at every turn."""
+    more = """%piece.1 (x: f32[4,8]) -> f32[32,8] {
+  %x = f32[4,8]{1,0} parameter(0)
+  ROOT %all-gather.1 = f32[32,8]{1,0} all-gather(%x), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+%piece.2 (y: f32[4,8]) -> f32[32,8] {
+  %y = f32[4,8]{1,0} parameter(0)
+  ROOT %all-gather.2 = f32[32,8]{1,0} all-gather(%y), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+"""
+    inside = "  %f2 = f32[32,8]{1,0} fusion(%w), kind=kCustom, calls=%piece.2"
+    found = cost.cost(loop("compare(%i.1, %five), direction=LT", 1, "constant(7)", inside, beside, more))
+    assert found.collectives == {Collective("all-gather", 1024, EIGHT): times}
+
+
 def test_pieces_of_one_collective_count_once_and_others_each():
     """A gather that is done piece by piece stands in several fusions; manual collectives may all have the same channel."""
     others = """%piece.1 (x: f32[4,8]) -> f32[32,8] {
@@ -161,13 +179,14 @@ def test_pieces_of_one_collective_count_once_and_others_each():
   %f1 = f32[32,8]{1,0} fusion(%p), kind=kCustom, calls=%piece.1
   %f2 = f32[32,8]{1,0} fusion(%p), kind=kCustom, calls=%piece.2
   %f3 = f32[1,8]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.4
+  %f4 = f32[1,8]{1,0} fusion(%f3), kind=kCustom, calls=%all-reduce-scatter.4
   %pmax.1 = s32[] all-reduce(%p), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%sum
   %permute = (f32[4,8]{1,0}, f32[4,8]{1,0}, u32[], u32[]) collective-permute-start(%p), channel_id=2, source_target_pairs={{0,1},{1,0}}
   %done = f32[4,8]{1,0} collective-permute-done(%permute)
   ROOT %pmax.2 = s32[] all-reduce(%p), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%sum"""
     assert cost.cost(program(entry, others)).collectives == {
         Collective("all-gather", 1024, EIGHT): 1,
-        Collective("reduce-scatter", 128, ((0, 1, 2, 3), (4, 5, 6, 7))): 1,
+        Collective("reduce-scatter", 128, ((0, 1, 2, 3), (4, 5, 6, 7))): 2,
         Collective("all-reduce", 128, EIGHT): 2,
         Collective("collective-permute", 128, ((0, 1), (1, 0))): 1,
     }
