@@ -1,7 +1,11 @@
-"""A headless Chromium that looks at pages: playwright's package with a Chromium that is on the machine."""
+"""A headless Chromium that looks at pages: playwright's package with a Chromium that is on the machine.
+
+`python -m benchmarks.browser` says which one is found; the exit code is 1 if none is.
+"""
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,3 +40,16 @@ def opened() -> Iterator[Any]:
             raise NoBrowser(f"no Chromium here: {HOW}") from e
         yield browser
         browser.close()
+
+
+def main() -> None:
+    """Says which browser is found."""
+    try:
+        with opened() as browser:
+            print(f"Chromium {browser.version}")
+    except NoBrowser as e:
+        sys.exit(str(e))
+
+
+if __name__ == "__main__":
+    main()

@@ -116,6 +116,7 @@ def _questions(epoch: int, names: list[str], tree: list[dict[str, Any]], shape: 
 
 
 def _samples(names: list[str], trees: list[list[dict[str, Any]]], shape: Shape, lot: random.Random) -> Iterable[dict[str, Any]]:
+    asked = {name: f"question {name}: {_text(30, lot)}?" for name in names}
     for step in range(shape.steps):
         tree = trees[min(step // shape.steps_per_epoch, len(trees) - 1)]
         for i in range(shape.samples_per_step):
@@ -123,7 +124,7 @@ def _samples(names: list[str], trees: list[list[dict[str, Any]]], shape: Shape, 
             yield {
                 "step": step,
                 "question_id": name,
-                "question": f"question {name}: {_text(30, lot)}?",
+                "question": asked[name],
                 "answer": "42",
                 "template": tree[1]["text"] if i % 2 else "",
                 "response": _text(shape.response_words, lot) + " \\boxed{42}",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from p2o_jax import history
+from p2o_jax.config import ConfigError
 from p2o_jax.gepa import STATS, api
 from p2o_jax.records import Ledger, Rollout
 
@@ -53,6 +54,7 @@ METRICS: dict[str, str] = {
     "rollout/sampling_rounds": "batches of questions asked in this step by dynamic sampling",
     "rollout/wasted_rollouts": "rollouts of this step that dynamic sampling left out of the update",
     "rollout/frac_zero_advantage": "share of groups whose advantages are all zero: nothing is learnt from them",
+    "rollout/frac_zero_advantage_other": "the same among the questions that were not hard in the last epoch",
     "reward/mean": "mean answer score",
     "reward/mean_plain": "mean answer score of untemplated rollouts",
     "reward/mean_templated": "mean answer score of templated rollouts",
@@ -117,13 +119,20 @@ def is_known(name: str) -> bool:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file, without a torn last line; none if there is no such file."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    """The rows of a JSONL file, without a last line that a kill has torn off; none if there is no such file.
+
+    Raises:
+        ConfigError: with a line for every other line that is no JSON.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    rows, bad = [], []
+    for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            rows += [json.loads(line)] if line else []
+        except ValueError:
+            bad += [f"{path}:{number}: not JSON: {line[:60]!r}"] if number < len(lines) else []
+    if bad:
+        raise ConfigError(*bad)
     return rows
 
 

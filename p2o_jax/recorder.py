@@ -1,17 +1,20 @@
-"""The records of a run: JSONL files, TensorBoard events, and the lines that the terminal shows.
+"""The records of a run: JSONL files, TensorBoard events, Weights & Biases, and the lines that the terminal shows.
 
 `tick` (policy steps and prompt phases together) says which rows a checkpoint has seen: on resume later rows are cut off, so that
 no row is there twice or missing.
 """
 
+import dataclasses
 import json
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from p2o_jax import files, guards, history, runtime
-from p2o_jax.config import Config
+from p2o_jax.config import Config, ConfigError
 from p2o_jax.data.questions import Questions
 from p2o_jax.gepa import api, to_gepa_result
 from p2o_jax.metrics import is_known, ledger_metrics
@@ -37,7 +40,8 @@ class Recorder:
     def open(self, tick: int, step: int) -> None:
         """Opens the files of a run that goes on at this tick and step."""
         if runtime.is_main_process():
-            self.log = RunLog(self.workdir, tick, step, self.reporter)
+            wandb = WandbRun(self.workdir, self.cfg) if self.cfg.train.wandb_project else None
+            self.log = RunLog(self.workdir, tick, step, self.reporter, wandb)
         self.watchdog.restart()
 
     def close(self) -> None:
@@ -136,12 +140,19 @@ class Recorder:
         return times
 
 
+def problems(cfg: Config) -> list[str]:
+    """A line if the records need a package that is not there."""
+    if cfg.train.wandb_project and find_spec("wandb") is None:
+        return [f"config.train.wandb_project={cfg.train.wandb_project} needs the package wandb: pip install 'p2o-jax[wandb]'"]
+    return []
+
+
 class RunLog:
-    """Writes the JSONL files of FILES and TensorBoard events. Only the main process has one."""
+    """Writes the JSONL files of FILES, TensorBoard events, and points of Weights & Biases. Only the main process has one."""
 
     FILES = ("metrics", "samples", "templates", "evaluations", "questions")
 
-    def __init__(self, workdir: Path, tick: int, step: int, reporter: Reporter):
+    def __init__(self, workdir: Path, tick: int, step: int, reporter: Reporter, wandb: "WandbRun | None" = None):
         """Opens the records of a run that goes on at this tick and step: rows of that tick or later are cut off.
 
         What is missing or cannot be read before that is told: no kill leaves such a gap, but a power cut or another program may.
@@ -154,14 +165,17 @@ class RunLog:
         if missing := sorted(set(range(tick)) - ticks):
             reporter.line(f"{workdir / 'metrics.jsonl'}: there are no rows of the ticks {missing[:20]}{' ...' if missing[20:] else ''}")
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
+        self._wandb = wandb
 
     def metrics(self, tick: int, step: int, values: Mapping[str, float]) -> None:
-        """One row of metrics.jsonl and a TensorBoard point for each value."""
+        """One row of metrics.jsonl, and a point for each value in TensorBoard and at Weights & Biases."""
         unknown = sorted(name for name in values if not is_known(name))
         assert not unknown, f"not in metrics.METRICS: {unknown}"
         self.rows("metrics", tick, [{"step": step, **{k: float(v) for k, v in values.items()}}])
         for name, value in values.items():
             self._tensorboard.add_scalar(name, float(value), step)
+        if self._wandb:
+            self._wandb.metrics(step, values)
 
     def rows(self, name: str, tick: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Appends rows to NAME.jsonl."""
@@ -171,6 +185,44 @@ class RunLog:
     def close(self) -> None:
         self.clock.write()
         self._tensorboard.close()
+        if self._wandb:
+            self._wandb.close()
+
+
+class WandbRun:
+    """The run at Weights & Biases, which is told its settings and metrics; WANDB_MODE=offline keeps them in WORKDIR/wandb for later.
+
+    A run that goes on is the same one there, by the id in WORKDIR/wandb.json. Steps that are done again after a kill are told again.
+    """
+
+    def __init__(self, workdir: Path, cfg: Config):
+        """Raises a ConfigError where Weights & Biases does not take the run: no key, no such project, no network."""
+        import wandb
+
+        path = workdir / "wandb.json"
+        run_id = json.loads(path.read_text(encoding="utf-8"))["id"] if path.exists() else secrets.token_hex(4)
+        files.write_json(path, {"id": run_id})
+        try:
+            self.run = wandb.init(
+                project=cfg.train.wandb_project,
+                id=run_id,
+                name=workdir.name,
+                resume="allow",
+                dir=str(workdir),
+                config=dataclasses.asdict(cfg),
+                settings=wandb.Settings(console="off"),
+            )
+        except wandb.Error as e:
+            raise ConfigError(
+                f"config.train.wandb_project={cfg.train.wandb_project}: {e} (WANDB_MODE=offline needs neither key nor network)"
+            ) from e
+        self.run.define_metric("*", step_metric="step")
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log({"step": step, **{name: float(value) for name, value in values.items()}})
+
+    def close(self) -> None:
+        self.run.finish()
 
 
 class Clock:

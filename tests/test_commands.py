@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -218,3 +219,12 @@ def test_commands_end_with_exit_code_2_and_no_traceback(tmp_path):
 def test_command_modules_do_not_import_jax():
     program = "import sys; from p2o_jax import generate, score, export; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_help_that_nobody_reads_on_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command, root = [sys.executable, "-m", "p2o_jax.main", "--help"], Path(__file__).parents[1]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False, cwd=root)
+    os.close(writer)
+    assert done.returncode == 0 and done.stderr == b""

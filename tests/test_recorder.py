@@ -1,12 +1,17 @@
 """A run's records on a second start: what is cut, what is told, and how long it all took."""
 
 import json
+import sys
 import time
+import types
 
 import pytest
 
+from p2o_jax import recorder
+from p2o_jax.config import Config, ConfigError, Train
+from p2o_jax.metrics import read_rows
 from p2o_jax.progress import Reporter, printable
-from p2o_jax.recorder import Clock, RunLog, cut, read_seconds
+from p2o_jax.recorder import Clock, RunLog, WandbRun, cut, read_seconds
 
 
 class Telling(Reporter):
@@ -72,6 +77,76 @@ def test_cutting_is_done_whole_or_not_at_all(run, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         cut(run / "metrics.jsonl", 1, print)
     assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_bad_line_before_the_last_is_not_read_over(run):
+    path = run / "metrics.jsonl"
+    with open(path, "ab") as f:
+        f.write(b'{"tick": 4, "st')
+    assert [row["tick"] for row in read_rows(path)] == [0, 1, 2, 3]
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b"half a li\n", b"\x00\xff\n", *lines[3:]]))
+    with pytest.raises(ConfigError) as e:
+        read_rows(path)
+    assert e.value.problems == (f"{path}:2: not JSON: b'half a li'", f"{path}:3: not JSON: b'\\x00\\xff'")
+    assert read_rows(run / "none.jsonl") == []
+
+
+class FakeWandb(types.ModuleType):
+    """Weights & Biases, as far as it is used; `taken` is what it was told."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self, refuses=""):
+        super().__init__("wandb")
+        self.refuses, self.runs, self.points = refuses, [], []
+        self.Settings = dict
+
+    def init(self, **options):
+        if self.refuses:
+            raise self.Error(self.refuses)
+        self.runs.append(options)
+        return types.SimpleNamespace(log=self.points.append, define_metric=lambda *_, **__: None, finish=lambda: self.points.append("end"))
+
+
+CFG = Config(train=Train(wandb_project="p2o"))
+
+
+def test_weights_and_biases_is_told_the_same_run_again_after_a_resume(tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setenv("WANDB_API_KEY", "secret-key")
+    for tick in range(2):
+        log = RunLog(tmp_path, tick, tick, Telling(), WandbRun(tmp_path, CFG))
+        log.metrics(tick, tick, {"reward/mean": 0.5})
+        log.close()
+    first, second = wandb.runs
+    assert first["id"] == second["id"] and second["resume"] == "allow" and second["project"] == "p2o"
+    assert first["config"]["train"]["wandb_project"] == "p2o" and first["name"] == tmp_path.name
+    assert wandb.points == [{"step": 0, "reward/mean": 0.5}, "end", {"step": 1, "reward/mean": 0.5}, "end"]
+    assert not any(b"secret-key" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_weights_and_biases_that_refuses_or_is_not_there_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb("api_key not configured"))
+    with pytest.raises(ConfigError, match="config.train.wandb_project=p2o: api_key not configured .*WANDB_MODE=offline"):
+        WandbRun(tmp_path, CFG)
+    monkeypatch.setattr(recorder, "find_spec", lambda name: None)
+    assert recorder.problems(CFG) == ["config.train.wandb_project=p2o needs the package wandb: pip install 'p2o-jax[wandb]'"]
+    assert recorder.problems(Config()) == []
+
+
+def test_weights_and_biases_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="pip install 'p2o-jax[wandb]'")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for tick in range(2):
+        log = RunLog(tmp_path, tick, tick, Telling(), WandbRun(tmp_path, CFG))
+        log.metrics(tick, tick, {"reward/mean": 0.5})
+        log.close()
+    run_id = json.loads((tmp_path / "wandb.json").read_text())["id"]
+    assert len([path for path in tmp_path.glob("wandb/offline-run-*") if path.name.endswith(run_id)]) == 2
 
 
 def test_the_seconds_of_all_starts_count(tmp_path):

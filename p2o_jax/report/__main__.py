@@ -2,7 +2,7 @@
 
 RUN is a workdir, or a folder of several (a config with `arms` makes one); several runs are shown side by side. The page is one file
 without need of a network: accuracy, curves, templates, hard questions, samples, cost and settings. With --serve it is served on
-127.0.0.1 instead, and follows the run while it trains; Ctrl-C ends it. --samples-mb says how many samples the page holds.
+127.0.0.1 instead, follows the run while it trains, and has all samples; Ctrl-C ends it. --samples-mb says how many samples the file holds.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     paths, samples_bytes = run.workdirs(flags.runs), int(flags.samples_mb * 1e6)
     if flags.serve:
         try:
-            server = serve.server(paths, samples_bytes, flags.port)
+            server = serve.server(paths, flags.port)
         except OSError as e:
             raise ConfigError(f"--port={flags.port}: {e.strerror}") from e
         with server, suppress(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""The page of a run that is still training, on this machine only; it asks for newer data every few seconds."""
+"""The page of a run that is still training, on this machine only; it asks for newer data now and then, for samples when they are read."""
 
 import hashlib
 import threading
@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from p2o_jax.report import page, run
+from p2o_jax.report.samples import SampleFile
 
 HOSTS = ("127.0.0.1", "localhost")
 
@@ -15,8 +17,9 @@ HOSTS = ("127.0.0.1", "localhost")
 class Source:
     """The newest data of runs, read again when one of their files has changed."""
 
-    def __init__(self, paths: Sequence[Path], samples_bytes: int):
-        self.paths, self.samples_bytes = paths, samples_bytes
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = paths
+        self.samples = [SampleFile(path / "samples.jsonl") for path in paths]
         self._lock = threading.Lock()
         self._stamp: str = ""
         self._data: dict[str, Any] = {}
@@ -26,7 +29,7 @@ class Source:
         with self._lock:
             stamp = self._stamp_of_files()
             if stamp != self._stamp:
-                self._data = run.page_data(self.paths, self.samples_bytes)
+                self._data = run.page_data(self.paths, 0)
                 self._stamp = stamp
             return self._stamp, self._data
 
@@ -36,19 +39,29 @@ class Source:
         stats = [(s.st_mtime_ns, s.st_size) for file in files if file.exists() and (s := file.stat())]
         return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
+    def samples_page(self, query: str) -> dict[str, Any] | None:
+        """The samples that a query asks for: `run` and the arguments of `SampleFile.page`; None if it is none."""
+        asked = {name: values[0] for name, values in parse_qs(query, keep_blank_values=True).items()}
+        try:
+            samples, number = self.samples[int(asked["run"])], int(asked["page"])
+            return samples.page(asked["search"], asked["status"], asked["prompt"], asked["order"], max(number, 0))
+        except (KeyError, ValueError, IndexError):
+            return None
 
-def server(paths: Sequence[Path], samples_bytes: int, port: int) -> ThreadingHTTPServer:
-    """A server on 127.0.0.1 of the page (/) and its data (/data.json). Port 0: any that is free.
+
+def server(paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
+    """A server on 127.0.0.1 of the page (/), its data (/data.json) and its samples (/samples.json). Port 0: any that is free.
 
     Raises:
         OSError: the port is taken.
     """
-    source = Source(paths, samples_bytes)
+    source = Source(paths)
     page.plotly_js()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
+            url = urlsplit(self.path)
             if host not in HOSTS:  # a page of another name that resolves to this machine may not read the run
                 self.send_error(403)
             elif self.path == "/":
@@ -56,6 +69,8 @@ def server(paths: Sequence[Path], samples_bytes: int, port: int) -> ThreadingHTT
                 self._send("text/html; charset=utf-8", page.render(data, stamp).encode("utf-8"))
             elif self.path == "/data.json":
                 self._send_data(*source.newest())
+            elif url.path == "/samples.json" and (found := source.samples_page(url.query)) is not None:
+                self._send("application/json", page.as_json(found).encode("ascii"))
             else:
                 self.send_error(404)
 

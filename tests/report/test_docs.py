@@ -12,7 +12,7 @@ from docs import generate
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(ROOT.glob("docs/*.md")) + [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "tpu/README.md")]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-FILE = re.compile(r"`((?:p2o_jax|benchmarks|configs|docs|tests|tpu)/[\w./-]*)`")
+FILE = re.compile(r"`((?:p2o_jax|benchmarks|configs|docs|tests|tpu|gpu)/[\w./-]*)`")
 SETTING = re.compile(r"--config\.([a-z_]+(?:\.[a-z_]+)*)=")
 
 

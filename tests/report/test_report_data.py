@@ -4,6 +4,7 @@ import http.client
 import json
 import math
 import threading
+import tracemalloc
 
 import pytest
 
@@ -98,8 +99,64 @@ def test_samples_fit_their_budget_and_are_counted(run):
     some = samples.chosen(path, path.stat().st_size // 3, [])
     assert everything["total"] == some["total"] == len(everything["rows"]) == 64
     assert 8 < len(some["rows"]) < 36
-    name = everything["rows"][0]["question_id"]
-    assert samples.question_texts(path, {name})[name] == everything["rows"][0]["question"]
+    first = everything["rows"][0]
+    assert samples.question_texts(path, {first["question_id"]})[first["question_id"]] == everything["texts"][first["question"]]
+    questions = {text for text in everything["texts"] if text.startswith("question ")}
+    assert len(everything["texts"]) == len(set(everything["texts"])) and 1 < len(questions) < 64, "a text is in the page once"
+
+
+def read_pages(file, search="", status="all", prompt="all", order="first"):
+    pages = [file.page(search, status, prompt, order, number) for number in range(5)]
+    assert len({page["found"] for page in pages}) == 1 and sum(len(page["rows"]) for page in pages) == min(pages[0]["found"], 100)
+    return pages[0]["found"], [row for page in pages for row in page["rows"]]
+
+
+def test_a_server_s_samples_are_read_page_by_page_and_searched(run):
+    path = run / "samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    file = samples.SampleFile(path)
+    found, told = read_pages(file)
+    assert found == 64 and [row["response"] for row in told] == [row["response"] for row in rows]
+    assert read_pages(file, order="last")[1] == told[::-1]
+    right = [row for row in rows if row["status"] == "correct" and not row["template"]]
+    assert [row["response"] for row in read_pages(file, status="correct", prompt="plain")[1]] == [row["response"] for row in right]
+    name = rows[7]["question_id"]
+    assert {row["question_id"] for row in read_pages(file, search=name.upper())[1]} == {name}
+    assert read_pages(file, search="step")[0] == 0, "names of fields are not searched"
+    assert file.page("", "no such", "all", "first", 0)["found"] == file.page("", "all", "no such", "first", 0)["found"] == 0
+
+
+def test_samples_that_come_are_found_and_those_of_a_resumed_run_are_read_again(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    file = samples.SampleFile(path)
+    assert file.page("", "all", "all", "first", 0) == {"rows": [], "found": 0, "total": 0, "bad": 0, "statuses": []}
+    row = {"step": 0, "question_id": "q", "question": 'Ä "quoted"\nline', "response": "x" * 50_000, "status": "correct"}
+    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "question": "other"})[:60])
+    assert read_pages(file)[0] == 1 and file.page("", "all", "all", "first", 0)["statuses"] == ["correct"]
+    for words in ('"QUOTED"', "ä", "\nline"):
+        assert read_pages(file, search=words)[0] == 1
+    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "question": "other"}) + "\n[1]\n")
+    assert read_pages(file)[0] == 2 and read_pages(file, search="other")[0] == 1 and file.page("", "all", "all", "first", 0)["bad"] == 1
+    path.write_text(json.dumps({**row, "status": "wrong"}) + "\n")
+    found, (told,) = read_pages(file)
+    assert found == 1 and told["status"] == "wrong" and len(told["response"]) < 21_000
+    assert file.page("", "all", "all", "first", 0)["statuses"] == ["wrong"]
+
+
+def test_searching_30_megabytes_takes_little_memory(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    with open(path, "w") as f:
+        for i in range(1200):
+            f.write(
+                json.dumps({"step": i, "question_id": f"q{i}", "question": "?", "response": f"{i} " + "word " * 5000, "status": "wrong"})
+                + "\n"
+            )
+    file = samples.SampleFile(path)
+    tracemalloc.start()
+    assert file.page("q1199", "all", "all", "last", 0)["rows"][0]["step"] == 1199
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 30e6 and peak < 3e6
 
 
 def test_a_run_is_told_as_its_files_say(run):
@@ -164,13 +221,13 @@ def test_hostile_text_is_data_only(hostile_run):
     assert json.loads(page.embedded(data)) == json.loads(json.dumps(data))
     (told,) = data["runs"]
     assert told["notes"] == ["samples.jsonl:66: no row of a run; left out"]
-    assert max(len(row["response"]) for row in told["samples"]["rows"]) < 21_000
+    assert max(map(len, (*told["samples"]["texts"], *(row["response"] for row in told["samples"]["rows"])))) < 21_000
 
 
 @pytest.fixture
 def served(run):
     """(port, source run) of a server of the run."""
-    with serve.server([run], 10**6, 0) as server:
+    with serve.server([run], 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server.server_address
@@ -199,5 +256,10 @@ def test_it_is_served_on_this_machine_only_and_told_again_when_it_changed(served
     status, _, data = ask(served, "/data.json", **known)
     metrics.write_bytes(before)
     assert status == 200 and json.loads(data)["runs"][0]["summary"]["steps"] == 17
+    asks = "/samples.json?run=0&search=&status=all&prompt=all&order=first&page="
+    status, _, data = ask(served, f"{asks}3")
+    assert status == 200 and len(json.loads(data)["rows"]) == 4 and json.loads(data)["total"] == 64
+    assert ask(served, f"{asks}x")[0] == ask(served, "/samples.json")[0] == ask(served, f"{asks}0".replace("run=0", "run=7"))[0] == 404
+    assert ask(served, f"{asks}0", Host="evil.example:80")[0] == 403
     assert ask(served, "/etc/passwd")[0] == ask(served, "/../config.json")[0] == 404
     assert ask(served, "/data.json", Host="evil.example:80")[0] == 403

@@ -1,5 +1,6 @@
 """The page in a headless browser: charts are drawn, templates and samples can be read, nothing in them is run."""
 
+import json
 import threading
 
 import pytest
@@ -97,15 +98,16 @@ def test_a_difference_holds_both_texts(tab):
 
 
 def test_search_finds_a_sample(tab, run):
-    wanted = report_run.page_data([run], 10**9)["runs"][0]["samples"]["rows"][37]
+    wanted = json.loads((run / "samples.jsonl").read_text().splitlines()[37])
     tab.fill("#sample-search", wanted["question"][:40].upper())
+    tab.wait_for_function("() => !document.getElementById('sample-count').innerText.startsWith('64')")
     found = tab.inner_text("#sample-count")
     assert found.split()[0] != "64" and int(found.split()[0]) >= 1
     tab.click("#sample-rows summary >> nth=0")
     tab.wait_for_selector("#sample-rows details[open] pre")
     assert wanted["question"] in tab.inner_text("#sample-rows details >> nth=0")
     tab.fill("#sample-search", "not in any sample")
-    assert tab.inner_text("#sample-count") == "0 samples"
+    tab.wait_for_function("() => document.getElementById('sample-count').innerText === '0 samples'")
 
 
 def test_the_life_of_a_question_leads_to_its_samples(tab):
@@ -134,6 +136,7 @@ def test_hostile_text_is_inert_and_can_be_read(view, hostile_run):
     assert "<img src=x onerror='window.hacked = 1'>" in text
     assert "\\u001b[31m" in text and "\\u202e" in text and "\\ud800" in text and "\x1b" not in text
     tab.fill("#sample-search", "xxxxxxxxxxxx")
+    tab.wait_for_function("() => document.getElementById('sample-count').innerText.startsWith('1 sample')")
     tab.click("#sample-rows summary >> nth=0")
     tab.wait_for_selector("#sample-rows details[open] pre")
     assert "980,000 characters left out" in tab.inner_text("#sample-rows")
@@ -150,10 +153,22 @@ def test_it_fits_a_phone_and_the_dark(tab, width, scheme):
 
 
 def test_a_served_page_follows_the_run(view, run):
-    with serve.server([run], 10**6, 0) as server:
-        thread = threading.Thread(target=server.serve_forever)
+    with serve.server([run], 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         tab = view(url=f"http://127.0.0.1:{server.server_address[1]}/")
+        tab.wait_for_function("() => document.getElementById('sample-count').innerText === '64 samples'")
+        tab.click("#samples button:text('Next')")
+        tab.wait_for_function("() => document.querySelectorAll('#sample-rows details').length === 20")
+        tab.select_option("#samples select >> nth=0", "correct")
+        tab.wait_for_function("() => !document.getElementById('sample-count').innerText.startsWith('64')")
+        tab.select_option("#samples select >> nth=0", "all")
+        wanted = json.loads((run / "samples.jsonl").read_text().splitlines()[37])
+        tab.fill("#sample-search", wanted["question"])
+        tab.wait_for_function("() => !document.getElementById('sample-count').innerText.startsWith('64')")
+        tab.click("#sample-rows summary >> nth=0")
+        assert wanted["question"] in tab.inner_text("#sample-rows details >> nth=0")
+        tab.click("#sample-rows summary >> nth=0")
         tab.fill("#sample-search", "known")
         metrics = run / "metrics.jsonl"
         before = metrics.read_bytes()

@@ -92,7 +92,7 @@ function curveChart([title, kind, metrics]) {
 
 const CURVES = [
   ["Reward", "share", [["reward/mean_plain", "plain"], ["reward/mean_templated", "templated"]]],
-  ["Groups that teach nothing", "share", [["rollout/frac_zero_advantage", "all"], ["hard/frac_zero_advantage", "hard"]]],
+  ["Groups that teach nothing", "share", [["rollout/frac_zero_advantage", "all"], ["hard/frac_zero_advantage", "hard"], ["rollout/frac_zero_advantage_other", "others"]]],
   ["Hard questions", "count", [["gepa/hard_questions", "hard in the epoch"]]],
   ["Hard becoming easy", "count", [["hard/num_ever", "ever hard"], ["hard/num_internalised", "internalised"], ["hard/num_relapsed", "relapsed"]]],
   ["Dev questions covered", "share", [["gepa/frac_dev_covered", "by all"], ["gepa/best_dev_score", "by the best"]]],

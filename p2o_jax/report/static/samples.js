@@ -1,43 +1,67 @@
-// Rollouts to read, with a search over their texts.
+// Rollouts to read, with a search over their texts: those that the page holds, or all of the run's, page by page, where there is a server.
 
-const sampleView = { run: null, page: 0, search: "", verdict: "all", prompt: "all", order: "first" };
+const sampleView = { run: null, page: 0, search: "", status: "all", prompt: "all", order: "first" };
 const SAMPLES_PER_PAGE = 20;
+const isServed = Boolean(document.body.dataset.stamp);
+let asked = 0; // of the server, so that a late answer does not take the place of a newer one
 
 function renderSamples() {
-  const withSamples = page.data.runs.map((run, i) => (run.samples.rows.length ? i : -1)).filter((i) => i >= 0);
+  const withSamples = page.data.runs.map((run, i) => (run.samples.total ? i : -1)).filter((i) => i >= 0);
   if (!withSamples.length) return fill("samples", "Samples", el("p", { class: "soft" }, "None were written down."));
-  const menu = runMenu(sampleView, () => { sampleView.page = 0; renderSamples(); }, withSamples);
+  const menu = runMenu(sampleView, () => { Object.assign(sampleView, { page: 0, status: "all" }); renderSamples(); }, withSamples);
   const run = page.data.runs[sampleView.run];
   const change = (name) => (value) => { sampleView[name] = value; sampleView.page = 0; list(); };
-  const search = el("input", { type: "search", id: "sample-search", placeholder: "Search question, template, response, answer", "aria-label": "Search samples", oninput: () => change("search")(search.value) });
+  const search = el("input", { type: "search", id: "sample-search", placeholder: "Search question, template, response, answer", "aria-label": "Search samples", oninput: () => { clearTimeout(search.typing); search.typing = setTimeout(() => change("search")(search.value), isServed ? 250 : 0); } });
   search.value = sampleView.search;
-  const verdicts = [...new Set(run.samples.rows.map((row) => row.status))].sort();
-  if (!verdicts.includes(sampleView.verdict)) sampleView.verdict = "all";
   const rows = el("div", { class: "rows", id: "sample-rows" }), number = el("p", { class: "soft", id: "sample-count", role: "status" }), pages = el("div");
-  const list = () => listSamples(rows, number, pages, list);
+  const status = select("Verdict", [["all", "all"]], "all", change("status"));
+  const list = async () => {
+    const found = isServed ? await ofServer() : ofPage(run.samples);
+    if (found) listSamples(found, rows, number, pages, status.querySelector("select"), list);
+  };
   fill("samples", "Samples",
     el("div", { class: "toolbar" }, menu, search,
-      select("Verdict", [["all", "all"], ...verdicts.map((v) => [v, v])], sampleView.verdict, change("verdict")),
+      status,
       select("Prompt", [["all", "all"], ["plain", "plain"], ["templated", "templated"]], sampleView.prompt, change("prompt")),
       select("Order", [["first", "first step first"], ["last", "last step first"]], sampleView.order, change("order"))),
     number, rows, pages);
   list();
 }
 
+/** The page of samples that the view asks for, of the server; null if it is gone, or something newer was asked meanwhile. */
+async function ofServer() {
+  const number = ++asked;
+  try {
+    const reply = await fetch(`/samples.json?${new URLSearchParams(sampleView)}`, { cache: "no-store" });
+    const found = reply.ok ? await reply.json() : null;
+    return number === asked ? found : null;
+  } catch {
+    return null;
+  }
+}
+
+/** The same, of the samples that the page holds. */
+function ofPage({ rows, total, texts }) {
+  const whole = rows.map((row) => ({ ...row, question: texts[row.question], answer: texts[row.answer], template: texts[row.template] }));
+  const found = whole.filter((row) => isFound(row, sampleView.search.toLowerCase()));
+  if (sampleView.order === "last") found.reverse();
+  const at = sampleView.page * SAMPLES_PER_PAGE;
+  return { rows: found.slice(at, at + SAMPLES_PER_PAGE), found: found.length, total, held: rows.length, statuses: [...new Set(rows.map((row) => row.status))].sort() };
+}
+
 function isFound(row, words) {
-  if (sampleView.verdict !== "all" && row.status !== sampleView.verdict) return false;
+  if (sampleView.status !== "all" && row.status !== sampleView.status) return false;
   if (sampleView.prompt !== "all" && (sampleView.prompt === "templated") !== Boolean(row.template.trim())) return false;
   return !words || [row.question, row.template, row.response, row.answer, row.question_id].some((text) => text.toLowerCase().includes(words));
 }
 
-function listSamples(rows, number, pages, redraw) {
-  const { rows: all, total } = page.data.runs[sampleView.run].samples;
-  const found = all.filter((row) => isFound(row, sampleView.search.toLowerCase()));
-  if (sampleView.order === "last") found.reverse();
-  pages.replaceChildren(...[pager(sampleView, found.length, SAMPLES_PER_PAGE, redraw)].filter(Boolean));
-  const drawn = all.length < total ? `; this page holds ${count(all.length)} of the run's ${count(total)}, drawn evenly (--samples-mb holds more)` : "";
-  number.textContent = counted(found.length, "sample") + drawn;
-  rows.replaceChildren(...found.slice(sampleView.page * SAMPLES_PER_PAGE, (sampleView.page + 1) * SAMPLES_PER_PAGE).map(sampleRow));
+function listSamples({ rows, found, total, held = total, bad = 0, statuses }, list, number, pages, menu, redraw) {
+  menu.replaceChildren(...["all", ...statuses].map((name) => el("option", { value: name }, shown(name))));
+  menu.value = statuses.includes(sampleView.status) ? sampleView.status : "all";
+  pages.replaceChildren(...[pager(sampleView, found, SAMPLES_PER_PAGE, redraw)].filter(Boolean));
+  const drawn = held < total ? `; this page holds ${count(held)} of the run's ${count(total)}, drawn evenly (--samples-mb holds more, --serve has all)` : "";
+  number.textContent = counted(found, "sample") + drawn + (bad ? `; ${counted(bad, "line")} of samples.jsonl cannot be read` : "");
+  list.replaceChildren(...rows.map(sampleRow));
 }
 
 function sampleRow(row) {
@@ -58,7 +82,7 @@ function sampleDetail(row) {
 
 /** Shows a question's samples. */
 function searchSamples(run, questionId) {
-  Object.assign(sampleView, { run, page: 0, search: questionId, verdict: "all", prompt: "all" });
+  Object.assign(sampleView, { run, page: 0, search: questionId, status: "all", prompt: "all" });
   renderSamples();
   document.getElementById("samples").scrollIntoView();
   document.getElementById("sample-search").focus();
