@@ -1,0 +1,128 @@
+"""The arms of the three suites: settings over configs/science.py, and what they are compared for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+DIALS = ("1e-2", "1e-3", "1e-4", "1e-5")  # world.p_chain_plain
+HEADLINE = "1e-5"  # the dial of the suites that do not turn it
+NUM_BASES = 2  # base models for each dial: a seed uses that of world.seed = seed mod 2
+TEACHER_PORT = 18765
+
+TAUGHT = (
+    "gepa.reflector=api",
+    "api.model=scripted",
+    "api.key_env=()",
+    f"api.base_url=http://127.0.0.1:{TEACHER_PORT}/v1",
+)  # benchmarks/science/teacher.py reflects
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Settings over configs/science.py; `seeds` are as many as the suite runs at most, all of them where 0."""
+
+    name: str
+    what: str
+    settings: tuple[str, ...] = ()
+    seeds: int = 0
+    claim: str = ""  # of the paper, where the arm is one of its ablations: its figures, without → with
+    expected: int = 0  # by that claim the arm is better (1) or worse (-1) than P²O as released; 0: no claim
+
+
+@dataclass(frozen=True)
+class Run:
+    """An arm at a dial with a seed. The seed fixes the order of questions, all sampling and, modulo NUM_BASES, questions and base model."""
+
+    arm: Arm
+    dial: str
+    seed: int
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """`key=value` of each setting that differs from configs/science.py, sorted; it names the run in the results."""
+        fixed = (f"world.p_chain_plain={self.dial}", f"world.seed={self.seed % NUM_BASES}", f"train.seed={self.seed}")
+        return tuple(sorted((*self.arm.settings, *fixed)))
+
+
+GRPO = Arm("grpo", "GRPO, groups of 8", ("gepa.enabled=false",))
+GRPO_DOUBLE = Arm("grpo-16", "GRPO, groups of 16", ("gepa.enabled=false", "rollout.group_size=16"), seeds=3)
+GRPO_EXTRA = Arm("grpo-extra", "GRPO, extra plain groups", ("gepa.enabled=false", "mining.extra_plain_groups=1"), seeds=3)
+DAPO = Arm("dapo", "GRPO with dynamic sampling (DAPO)", ("gepa.enabled=false", "rollout.dynamic_sampling=true"), seeds=3)
+FAITHFUL = Arm("faithful", "P²O, as released", ("preset=faithful",))
+RECOMMENDED = Arm("recommended", "P²O, recommended")
+KEPT = "distill.drop_failed_templated=false"
+BEFORE = Arm("before", "P²O, recommended, failed templated rollouts kept", (KEPT,))  # what the preset was when the recipe was tried
+
+
+def _faithful(name: str, what: str, *settings: str, claim: str = "", expected: int = 0) -> Arm:
+    return Arm(name, what, ("preset=faithful", *settings), seeds=3, claim=claim, expected=expected)
+
+
+def _recommended(name: str, what: str, *settings: str) -> Arm:
+    return Arm(name, what, (KEPT, *settings), seeds=3)
+
+
+PAPER = (
+    FAITHFUL,
+    GRPO,
+    GRPO_DOUBLE,
+    DAPO,
+    _faithful(
+        "no-distillation", "trained on the templated prompt", "distill.mode=off", "optim.row_tokens=128", claim="65.2 → 55.6", expected=-1,
+    ),
+    _faithful("same-template", "one template per group", "assign.same_template_in_group=true", claim="65.2 → 64.2", expected=-1),
+    _faithful(
+        "one-reflection", "one round of reflection in place of GEPA", "gepa.max_iterations=1", "gepa.parents=16", "gepa.fill_width=true",
+        claim="64.2 → 50.4", expected=-1,
+    ),
+    _faithful("threshold-1", "hard: at most 1 success", "mining.max_successes=1", claim="62.1 (0) → 64.2 (≤ 1)"),
+    _faithful("threshold-3", "hard: at most 3 successes", "mining.max_successes=3", claim="62.1 (0) → 64.1 (≤ 3)"),
+    _faithful("reflector-policy", "the current policy reflects", "gepa.reflector=policy", claim="loses diversity late in training"),
+    _faithful("reflector-teacher", "a scripted teacher reflects", *TAUGHT, claim="62.4 → 65.2 (DeepScaler), 64.2 → 57.9 (DeepMath)"),
+    _faithful("template-at-test", "asked under the best template at test time", "eval.template=best"),
+    _faithful("prompts-first", "GEPA once on all questions, then training", "gepa.schedule=first", "gepa.max_metric_calls=1500"),
+    _faithful(
+        "gepa-only", "GEPA alone, asked under its best template", "gepa.schedule=first", "gepa.max_metric_calls=5000", "train.epochs=0",
+        "eval.template=best",
+    ),
+)  # fmt: skip
+
+RECIPE = (
+    FAITHFUL,
+    _faithful("f+plain-1", "+ 1 plain rollout per group, judged on it", "assign.plain_rollouts=1", "mining.judge_on=plain"),
+    _faithful("f+plain-2", "+ 2 plain rollouts per group, judged on them", "assign.plain_rollouts=2", "mining.judge_on=plain"),
+    _faithful("f+plain-4", "+ 4 plain rollouts per group, judged on them", "assign.plain_rollouts=4", "mining.judge_on=plain"),
+    _faithful("f+sticky", "+ 2 plain rollouts, hard until a plain success", "assign.plain_rollouts=2", "mining.sticky=true"),
+    _faithful("f+fronts", "+ unsolved dev questions do not choose parents", "gepa.count_unsolved_fronts=false"),
+    _faithful("f+width", "+ proposals always fill the width", "gepa.fill_width=true", "gepa.max_iterations=100", "gepa.patience=8"),
+    _faithful("f+filters", "+ replies filtered, leaks rejected", "gepa.filter_replies=true", "gepa.leak_guard=true"),
+    BEFORE,
+    RECOMMENDED,
+    _recommended("r+shrink-failed", "failed templated rollouts weigh 0.3", "distill.failed_weight=0.3"),
+    _recommended("r+no-mask", "no ratio mask", "distill.mode=plain"),
+    _recommended("r+soft-mask", "soft ratio clip", "distill.clip=soft"),
+    _recommended("r+truncated", "truncated importance weights", "distill.mode=truncated"),
+    _recommended("r+importance", "importance ratios (no distillation bias)", "distill.mode=importance"),
+    _recommended("r+transfer", "weights exp(min(Δ, 0) / 0.3) (HiLL)", "distill.mode=transfer"),
+    _recommended("r+patience-2", "GEPA stops after 2 fruitless iterations", "gepa.patience=2"),
+    _recommended("r+calls-150", "GEPA with half the budget", "gepa.max_metric_calls=150"),
+    _recommended("r+calls-600", "GEPA with twice the budget", "gepa.max_metric_calls=600"),
+    _recommended("r+bandit", "templates chosen by an online bandit", "assign.bandit=true"),
+    _recommended("r+reliance", "reliance as a second front", "gepa.reliance=true"),
+    _recommended("r+teacher", "a scripted teacher reflects", *TAUGHT),
+    _recommended("r+kl", "KL to the base model (k3, 0.01)", "loss.kl=k3", "loss.kl_coef=0.01"),
+    _recommended("r+off", "no context distillation", "distill.mode=off", "optim.row_tokens=128"),
+)
+DIAL = (GRPO, GRPO_DOUBLE, GRPO_EXTRA, DAPO, FAITHFUL, BEFORE, RECOMMENDED)
+SUITES: dict[str, tuple[tuple[Arm, ...], tuple[str, ...]]] = {
+    "dial": (DIAL, DIALS),
+    "paper": (PAPER, (HEADLINE,)),
+    "recipe": (RECIPE, (HEADLINE,)),
+}  # arms, dials
+
+
+def runs(suite: str, seeds: int) -> Iterator[Run]:
+    """All runs of a suite, the first seed of every arm before the second of any."""
+    arms, dials = SUITES[suite]
+    for seed in range(seeds):
+        for dial in reversed(dials):
+            yield from (Run(arm, dial, seed) for arm in arms if seed < (arm.seeds or seeds))

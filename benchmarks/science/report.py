@@ -1,0 +1,232 @@
+"""The tables and plots of docs/results.md, from the results' rows alone."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.science import arms, estimates
+from benchmarks.science.arms import Arm
+from benchmarks.science.estimates import Estimate
+from p2o_jax import files
+from p2o_jax.config import ConfigError
+
+ROOT = Path(__file__).parent.parent.parent
+PAGE = ROOT / "docs" / "results.md"
+DIAL_PLOT = ROOT / "docs" / "images" / "science-dial.png"
+RECIPE_PLOT = ROOT / "docs" / "images" / "science-recipe.png"
+BEGIN, END = "<!-- science: written by python -m benchmarks.science --report yes -->", "<!-- /science -->"
+BUDGET = 80_000.0
+COLOURS = {"grpo": "C0", "grpo-16": "C9", "grpo-extra": "C2", "dapo": "C5", "faithful": "C1", "before": "C6", "recommended": "C3"}
+
+Rows = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]  # (arm, dial): a row for each seed
+
+
+def write(results: Path) -> None:
+    """Writes the part of docs/results.md between its markers, and the plots.
+
+    Raises:
+        ConfigError: the page has no markers, or there are no rows.
+    """
+    rows, page = read(results), PAGE.read_text(encoding="utf-8")
+    if BEGIN not in page or END not in page:
+        raise ConfigError(f"{PAGE}: no lines {BEGIN!r} and {END!r}")
+    made = "\n\n".join(section for section in (dial(rows), paper(rows), recipe(rows), account(rows)) if section)
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    files.write_whole(PAGE, f"{before}{BEGIN}\n\n{made}\n\n{END}{after}")
+    plot_dial(rows)
+    plot_recipe(rows)
+
+
+def read(results: Path) -> Rows:
+    """The rows of every arm and dial, by their settings: arms that several suites share are there once, under each of their names."""
+    found = {tuple(row["overrides"]): row for row in map(json.loads, results.read_text(encoding="utf-8").splitlines())}
+    rows: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for suite, (several, dials) in arms.SUITES.items():
+        for arm in several:
+            for dial_ in dials:
+                wanted = [run for run in arms.runs(suite, 100) if run.arm == arm and run.dial == dial_]
+                rows[arm.name, dial_] = [_with_mean(found[run.overrides]) for run in wanted if run.overrides in found]
+    if not any(rows.values()):
+        raise ConfigError(f"{results}: no rows")
+    return {key: value for key, value in rows.items() if value}
+
+
+def dial(rows: Rows) -> str:
+    """Final and mean accuracy of each arm at each dial, and where P²O is ahead."""
+    several, dials = arms.SUITES["dial"]
+    text = ["## The dial: when does P²O help?", ""]
+    text += [f"![accuracy over generated tokens at four dials](images/{DIAL_PLOT.name})", ""]
+    measured = " | ".join(_range([row["p_chain_plain"] for arm in several for row in rows.get((arm.name, d), ())]) for d in dials)
+    head = [
+        "| | " + " | ".join(f"dial {d}" for d in dials) + " |",
+        "| --- |" + " --- |" * len(dials),
+        f"| measured P(chain, plain) | {measured} |",
+    ]
+    for title, figure in (("at the end", "accuracy"), ("on average over the budget", "mean_accuracy")):
+        text += [f"Plain accuracy on held-out hard questions {title}:", "", *head]
+        for arm in several:
+            cells = (_cell(rows.get((arm.name, d)), figure) for d in dials)
+            text.append(f"| {arm.what} | " + " | ".join(cells) + " |")
+        text.append("")
+    text += [
+        "P²O (recommended) less the better of the GRPO arms, and less P²O as released, on average over the budget, paired by seed:",
+        "",
+    ]
+    text += [head[0], head[1]]
+    for title, others in (("less the best GRPO arm", ("grpo", "grpo-16", "grpo-extra", "dapo")), ("less P²O as released", ("faithful",))):
+        cells = []
+        for d in dials:
+            there = [name for name in others if rows.get((name, d))]
+            best = max(there, key=lambda name: estimates.estimate(_values(rows[name, d], "mean_accuracy")).mean, default="")
+            cells.append(
+                _against(rows, ("recommended", d), (best, d), "mean_accuracy") + (f" ({best})" if best and len(others) > 1 else "")
+            )
+        text.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(text)
+
+
+def paper(rows: Rows) -> str:
+    """Each ablation of the paper beside ours."""
+    base = "faithful", arms.HEADLINE
+    text = [f"## The paper's ablations in miniature (dial {arms.HEADLINE})", ""]
+    text += ["| arm | the paper | plain accuracy, end | mean over the budget | mean, less P²O as released | does it agree? |"]
+    text += ["| --- | --- | --- | --- | --- | --- |"]
+    for arm in arms.SUITES["paper"][0]:
+        key = arm.name, arms.HEADLINE
+        less = "" if key == base else _against(rows, key, base, "mean_accuracy")
+        told = "" if key == base or key not in rows else _verdict(arm, _difference(rows, key, base, "mean_accuracy"))
+        end, mean = (_cell(rows.get(key), figure) for figure in ("accuracy", "mean_accuracy"))
+        text.append(f"| {arm.what} | {arm.claim or '–'} | {end} | {mean} | {less} | {told} |")
+    return "\n".join(text)
+
+
+def recipe(rows: Rows) -> str:
+    """One switch at a time, beside what it was turned in."""
+    text = [f"## From faithful to recommended, one switch at a time (dial {arms.HEADLINE})", ""]
+    text += [f"![differences to what each switch was turned in](images/{RECIPE_PLOT.name})", ""]
+    text += [
+        "| arm | plain accuracy, end | mean over the budget | mean, less that of what it was turned in | |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for arm, base in _switches():
+        key, own = (arm.name, arms.HEADLINE), (base, arms.HEADLINE)
+        less, told = "", ""
+        if key != own and key in rows and own in rows:
+            told = {1: "helps", 0: "no difference shown", -1: "hurts"}[_difference(rows, key, own, "mean_accuracy").sign]
+            less = _against(rows, key, own, "mean_accuracy")
+        text.append(f"| {arm.what} | {_cell(rows.get(key), 'accuracy')} | {_cell(rows.get(key), 'mean_accuracy')} | {less} | {told} |")
+    return "\n".join(text)
+
+
+def account(rows: Rows) -> str:
+    """What it took."""
+    every = {tuple(row["overrides"]): row for several in rows.values() for row in several}.values()
+    hours = sum(row["cpu_seconds"] for row in every) / 3600
+    versions = sorted({f"jax {row['versions']['jax']}" for row in every})
+    return f"{len(every)} runs, {hours:.1f} CPU hours besides pretraining the base models; {', '.join(versions)}."
+
+
+def plot_dial(rows: Rows) -> None:
+    """Accuracy over generated tokens at each dial: means of seeds, and the range of seeds behind them."""
+    plt = _pyplot()
+    several, dials = arms.SUITES["dial"]
+    figure, panels = plt.subplots(1, len(dials), figsize=(14, 3.8), sharey=True, constrained_layout=True)
+    grid = [BUDGET * i / 80 for i in range(81)]
+    for panel, dial_ in zip(panels, dials, strict=True):
+        for arm in several:
+            curves = [[estimates.at(row["curve"], t) for t in grid] for row in rows.get((arm.name, dial_), ())]
+            if not curves:
+                continue
+            columns = list(zip(*curves, strict=True))
+            colour, x = COLOURS[arm.name], [t / 1000 for t in grid]
+            panel.plot(
+                x,
+                [sum(c) / len(c) for c in columns],
+                color=colour,
+                label=arm.what,
+                lw=2 if arm.name in ("faithful", "recommended") else 1.3,
+            )
+            panel.fill_between(x, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.12, lw=0)
+        panel.set(title=f"P(chain | plain) = {dial_}", xlabel="generated tokens (thousands)", ylim=(-0.02, 1.02))
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("plain accuracy, held out")
+    panels[0].legend(frameon=False, fontsize=8, loc="upper left")
+    figure.savefig(DIAL_PLOT, dpi=110)
+    plt.close(figure)
+
+
+def plot_recipe(rows: Rows) -> None:
+    """Difference of each switch to its preset, with its interval."""
+    plt = _pyplot()
+    found = []
+    for arm, base in _switches():
+        key, own = (arm.name, arms.HEADLINE), (base, arms.HEADLINE)
+        if key != own and key in rows and own in rows:
+            found.append((arm.what, base, _difference(rows, key, own, "mean_accuracy")))
+    if not found:
+        return
+    figure, axes = plt.subplots(figsize=(8, 0.32 * len(found) + 1), constrained_layout=True)
+    for place, (_, base, d) in enumerate(reversed(found)):
+        axes.plot([d.low, d.high], [place, place], color=COLOURS[base], lw=2)
+        axes.plot([d.mean], [place], "o", color=COLOURS[base])
+    axes.axvline(0, color="0.5", lw=0.8)
+    axes.set_yticks(range(len(found)), [label for label, _, _ in reversed(found)], fontsize=8)
+    axes.set_xlabel(
+        "mean plain accuracy over the budget, less that of what it was tried in (orange: as released, pink: recommended before)"
+    )
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.savefig(RECIPE_PLOT, dpi=110)
+    plt.close(figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _switches() -> list[tuple[Arm, str]]:
+    """The recipe's arms, each with the arm that it is compared with."""
+    return [(arm, "faithful" if "preset=faithful" in arm.settings else "before") for arm in arms.SUITES["recipe"][0]]
+
+
+def _verdict(arm: Arm, d: Estimate) -> str:
+    if not arm.expected:
+        return {1: "better", 0: "no difference shown", -1: "worse"}[d.sign]
+    return "no difference shown" if not d.sign else "yes" if d.sign == arm.expected else "no: the other way round"
+
+
+def _with_mean(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "mean_accuracy": estimates.mean_accuracy(row["curve"], BUDGET)}
+
+
+def _values(rows: Sequence[Mapping[str, Any]], figure: str) -> list[float]:
+    return list(estimates.by_seed(rows, figure).values())
+
+
+def _difference(rows: Rows, ours: tuple[str, str], theirs: tuple[str, str], figure: str) -> Estimate:
+    return estimates.difference(estimates.by_seed(rows[ours], figure), estimates.by_seed(rows[theirs], figure))
+
+
+def _against(rows: Rows, ours: tuple[str, str], theirs: tuple[str, str], figure: str) -> str:
+    if not rows.get(ours) or not rows.get(theirs):
+        return "–"
+    d = _difference(rows, ours, theirs, figure)
+    told = f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+    return f"**{told}**" if d.sign else told
+
+
+def _cell(rows: Sequence[Mapping[str, Any]] | None, figure: str) -> str:
+    if not rows:
+        return "–"
+    e = estimates.estimate(_values(rows, figure))
+    return f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}] ({e.n})"
+
+
+def _range(values: Sequence[float]) -> str:
+    found = sorted(set(values))
+    return "–" if not found else f"{found[0]:.1e}" if len(found) == 1 else f"{found[0]:.1e} to {found[-1]:.1e}"

@@ -1,0 +1,152 @@
+"""Runs arms, two at a time at most, each by the real command on one core, and appends a row per run to the results."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+from benchmarks.science.arms import Run
+from p2o_jax import config, config_files, records
+from p2o_jax.config import ConfigError
+from p2o_jax.metrics import read_rows
+from p2o_jax.world import pretrain
+
+CONFIG = "configs/science.py"
+RESULTS = Path(__file__).with_name("results.jsonl")
+VARY = ("cpu_seconds", "versions")  # what may differ in the rows of equal runs
+
+
+def command(run: Run, workdir: str) -> list[str]:
+    """The command that makes this run again."""
+    return ["python", "-m", "p2o_jax.main", f"--config={CONFIG}", *(f"--config.{o}" for o in run.overrides), f"--workdir={workdir}"]
+
+
+def pending(runs: Iterable[Run], results: Path) -> list[Run]:
+    """The runs that have no row yet, each once."""
+    known = {tuple(row["overrides"]) for row in read_rows(results)}
+    left: dict[tuple[str, ...], Run] = {}
+    for run in runs:
+        if run.overrides not in known:
+            left.setdefault(run.overrides, run)
+    return list(left.values())
+
+
+def run_all(runs: Sequence[Run], results: Path, at_a_time: int) -> None:
+    """Makes the runs and appends their rows, in the order in which they end; base models first, one after the other.
+
+    Raises:
+        ConfigError: runs that failed, each with the end of what it said; the others have their rows.
+    """
+    cores: Queue[int] = Queue()
+    for core in sorted(os.sched_getaffinity(0))[:at_a_time]:
+        cores.put(core)
+    failed, begin = [], time.time()
+    for world in dict.fromkeys(settings(run).world for run in runs):
+        pretrain.ensure_base(world, lambda line: print(line, flush=True))
+
+    def one(run: Run) -> tuple[Run, dict[str, Any] | str]:
+        core = cores.get()
+        try:
+            return run, make(run, core)
+        finally:
+            cores.put(core)
+
+    with ThreadPoolExecutor(cores.qsize()) as pool:
+        for done, future in enumerate(as_completed([pool.submit(one, run) for run in runs]), start=1):
+            run, row = future.result()
+            name = f"{run.arm.name}, dial {run.dial}, seed {run.seed}"
+            if isinstance(row, str):
+                failed.append(f"{name}: {row}")
+                continue
+            with results.open("a", encoding="utf-8") as f:
+                f.write(json.dumps(row) + "\n")
+            left = (time.time() - begin) / done * (len(runs) - done)
+            print(
+                f"{done}/{len(runs)}  {name}: {row['accuracy']:.3f}, {row['cpu_seconds']:.0f} s of CPU; {left / 60:.0f} min left",
+                flush=True,
+            )
+    if failed:
+        raise ConfigError(*failed)
+
+
+def redo(runs: Iterable[Run], results: Path) -> None:
+    """Makes again those of the runs that have a row.
+
+    Raises:
+        ConfigError: with a line for every figure that came out otherwise.
+    """
+    known, found = {tuple(row["overrides"]): row for row in read_rows(results)}, []
+    for run in runs:
+        if (old := known.get(run.overrides)) is None:
+            continue
+        row = make(run, min(os.sched_getaffinity(0)))
+        again = {"failed": row} if isinstance(row, str) else json.loads(json.dumps(row))
+        differ = [key for key in old if key not in VARY and again.get(key) != old[key]]
+        print(f"{run.arm.name}, dial {run.dial}, seed {run.seed}: {'differs' if differ else 'the same'}", flush=True)
+        found += [f"{run.arm.name}, dial {run.dial}, seed {run.seed}: {key} is {again.get(key)}, was {old[key]}" for key in differ]
+    if found:
+        raise ConfigError(*found)
+
+
+def make(run: Run, core: int) -> dict[str, Any] | str:
+    """The row of one run, which is made on this core alone: with one thread, sums have one order. Or the end of what it said, failing."""
+    folder = tempfile.mkdtemp(prefix="science-")
+    words = [sys.executable, *command(run, f"{folder}/run")[1:]]
+    try:
+        with tempfile.TemporaryFile("w+") as said:
+            child = subprocess.Popen(words, stdout=said, stderr=said)
+            os.sched_setaffinity(child.pid, {core})
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+            if child.returncode or not Path(folder, "run", "result.json").exists():  # after SIGTERM a run leaves with exit code 0
+                said.seek(0)
+                return f"exit code {child.returncode}: {said.read()[-1500:]}"
+        return {**figures(run, Path(folder) / "run"), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1)}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def figures(run: Run, workdir: Path) -> dict[str, Any]:
+    """What is kept of a finished run: its settings, accuracy over generated tokens, hard questions by epoch, what it took, a digest.
+
+    The digest is of all losses, evaluations and templates: equal digests are equal runs, bit for bit.
+    """
+    result = _read(workdir / "result.json")
+    metrics, evaluations = read_rows(workdir / "metrics.jsonl"), read_rows(workdir / "evaluations.jsonl")
+    losses = [row["train/loss"] for row in metrics if "train/loss" in row]
+    curve = [[row["generated_tokens"], row["accuracy"]] for row in evaluations]
+    texts = [row["text"] for row in read_rows(workdir / "templates.jsonl")]
+    return {
+        "arm": run.arm.name,
+        "dial": run.dial,
+        "seed": run.seed,
+        "overrides": run.overrides,
+        "accuracy": result["accuracy"],
+        "by_family": result["by_family"],
+        "curve": curve,
+        "generated_tokens": result["generated_tokens"],
+        "flops": sum(row.get("flops", 0) for row in result["ledger"].values()),
+        "steps": result["steps"],
+        "hard_by_epoch": [row["gepa/hard_questions"] for row in metrics if "gepa/hard_questions" in row],
+        "p_chain_plain": result["p_chain_plain"],
+        "digest": records.digest(json.dumps([losses, curve, texts])),
+        "versions": {name: version for name, version in _read(workdir / "versions.json").items() if name in ("p2o_jax", "jax", "jaxlib")},
+    }
+
+
+def settings(run: Run) -> config.Config:
+    """The config of a run, unresolved."""
+    values = config_files.load_config_dict(CONFIG, [tuple(o.split("=", 1)) for o in run.overrides])
+    return config_files.from_config_dict(values)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
