@@ -140,7 +140,7 @@ def test_overrides_are_parsed_as_the_field_s_type(key, text, value):
         ("rollout.group_size", "4.0", "config.rollout.group_size=4.0: expected int"),
         ("gepa.enabled", "1", "config.gepa.enabled=1: expected bool"),
         ("gepa.enabled", "yes", "config.gepa.enabled=yes: expected bool"),
-        ("distill.mode", "none", "config.distill.mode=none: expected one of ratio_mask, truncated, plain, importance, off"),
+        ("distill.mode", "none", "config.distill.mode=none: expected one of ratio_mask, truncated, transfer, plain, importance, off"),
         ("rollout.prompt_buckets", "(16, 'a')", "config.rollout.prompt_buckets=(16, 'a'): expected tuple"),
         ("rollout.tempreture", "1", "config.rollout.tempreture: no such key (did you mean config.rollout.temperature?)"),
         ("temperature", "1", "config.temperature: no such key (did you mean config."),
