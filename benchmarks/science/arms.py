@@ -25,6 +25,7 @@ class Arm:
     settings: tuple[str, ...] = ()
     seeds: int = 0
     claim: str = ""  # of the paper, where the arm is one of its ablations: its figures, without → with
+    against: str = ""  # the arm that a switch of the recipe is compared with
     expected: int = 0  # by that claim the arm is better (1) or worse (-1) than P²O as released; 0: no claim
 
 
@@ -48,17 +49,21 @@ GRPO_DOUBLE = Arm("grpo-16", "GRPO, groups of 16", ("gepa.enabled=false", "rollo
 GRPO_EXTRA = Arm("grpo-extra", "GRPO, extra plain groups", ("gepa.enabled=false", "mining.extra_plain_groups=1"), seeds=3)
 DAPO = Arm("dapo", "GRPO with dynamic sampling (DAPO)", ("gepa.enabled=false", "rollout.dynamic_sampling=true"), seeds=3)
 FAITHFUL = Arm("faithful", "P²O, as released", ("preset=faithful",))
-RECOMMENDED = Arm("recommended", "P²O, recommended")
+RECOMMENDED = Arm("recommended", "P²O, recommended", against="before")
 KEPT = "distill.drop_failed_templated=false"
 BEFORE = Arm("before", "P²O, recommended, failed templated rollouts kept", (KEPT,))  # what the preset was when the recipe was tried
 
 
 def _faithful(name: str, what: str, *settings: str, claim: str = "", expected: int = 0) -> Arm:
-    return Arm(name, what, ("preset=faithful", *settings), seeds=3, claim=claim, expected=expected)
+    return Arm(name, what, ("preset=faithful", *settings), seeds=3, claim=claim, expected=expected, against="faithful")
+
+
+def _before(name: str, what: str, *settings: str) -> Arm:
+    return Arm(name, what, (KEPT, *settings), seeds=3, against="before")
 
 
 def _recommended(name: str, what: str, *settings: str) -> Arm:
-    return Arm(name, what, (KEPT, *settings), seeds=3)
+    return Arm(name, what, settings, seeds=3, against="recommended")
 
 
 PAPER = (
@@ -97,20 +102,23 @@ RECIPE = (
     _faithful("f+filters", "+ replies filtered, leaks rejected", "gepa.filter_replies=true", "gepa.leak_guard=true"),
     BEFORE,
     RECOMMENDED,
-    _recommended("r+shrink-failed", "failed templated rollouts weigh 0.3", "distill.failed_weight=0.3"),
-    _recommended("r+no-mask", "no ratio mask", "distill.mode=plain"),
-    _recommended("r+soft-mask", "soft ratio clip", "distill.clip=soft"),
-    _recommended("r+truncated", "truncated importance weights", "distill.mode=truncated"),
-    _recommended("r+importance", "importance ratios (no distillation bias)", "distill.mode=importance"),
-    _recommended("r+transfer", "weights exp(min(Δ, 0) / 0.3) (HiLL)", "distill.mode=transfer"),
-    _recommended("r+patience-2", "GEPA stops after 2 fruitless iterations", "gepa.patience=2"),
-    _recommended("r+calls-150", "GEPA with half the budget", "gepa.max_metric_calls=150"),
-    _recommended("r+calls-600", "GEPA with twice the budget", "gepa.max_metric_calls=600"),
-    _recommended("r+bandit", "templates chosen by an online bandit", "assign.bandit=true"),
-    _recommended("r+reliance", "reliance as a second front", "gepa.reliance=true"),
-    _recommended("r+teacher", "a scripted teacher reflects", *TAUGHT),
-    _recommended("r+kl", "KL to the base model (k3, 0.01)", "loss.kl=k3", "loss.kl_coef=0.01"),
-    _recommended("r+off", "no context distillation", "distill.mode=off", "optim.row_tokens=128"),
+    _before("r+shrink-failed", "failed templated rollouts weigh 0.3", "distill.failed_weight=0.3"),
+    _before("r+no-mask", "no ratio mask", "distill.mode=plain"),
+    _before("r+soft-mask", "soft ratio clip", "distill.clip=soft"),
+    _before("r+truncated", "truncated importance weights", "distill.mode=truncated"),
+    _before("r+importance", "importance ratios (no distillation bias)", "distill.mode=importance"),
+    _before("r+transfer", "weights exp(min(Δ, 0) / 0.3) (HiLL)", "distill.mode=transfer"),
+    _before("r+patience-2", "GEPA stops after 2 fruitless iterations", "gepa.patience=2"),
+    _before("r+calls-150", "GEPA with half the budget", "gepa.max_metric_calls=150"),
+    _before("r+calls-600", "GEPA with twice the budget", "gepa.max_metric_calls=600"),
+    _before("r+bandit", "templates chosen by an online bandit", "assign.bandit=true"),
+    _before("r+reliance", "reliance as a second front", "gepa.reliance=true"),
+    _before("r+teacher", "a scripted teacher reflects", *TAUGHT),
+    _before("r+kl", "KL to the base model (k3, 0.01)", "loss.kl=k3", "loss.kl_coef=0.01"),
+    _recommended("n+plain-4", "recommended, 4 plain rollouts per group", "assign.plain_rollouts=4"),
+    _recommended("n+unsolved", "recommended, unsolved dev questions choose parents", "gepa.count_unsolved_fronts=true"),
+    _recommended("n+one-round", "recommended, one round of reflection", "gepa.max_iterations=1", "gepa.parents=16"),
+    _before("r+off", "no context distillation", "distill.mode=off", "optim.row_tokens=128"),
 )
 DIAL = (GRPO, GRPO_DOUBLE, GRPO_EXTRA, DAPO, FAITHFUL, BEFORE, RECOMMENDED)
 SUITES: dict[str, tuple[tuple[Arm, ...], tuple[str, ...]]] = {

@@ -109,10 +109,10 @@ def recipe(rows: Rows) -> str:
         "| arm | plain accuracy, end | mean over the budget | mean, less that of what it was turned in | |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for arm, base in _switches():
-        key, own = (arm.name, arms.HEADLINE), (base, arms.HEADLINE)
+    for arm in arms.SUITES["recipe"][0]:
+        key, own = (arm.name, arms.HEADLINE), (arm.against, arms.HEADLINE)
         less, told = "", ""
-        if key != own and key in rows and own in rows:
+        if key in rows and own in rows:
             told = {1: "helps", 0: "no difference shown", -1: "hurts"}[_difference(rows, key, own, "mean_accuracy").sign]
             less = _against(rows, key, own, "mean_accuracy")
         text.append(f"| {arm.what} | {_cell(rows.get(key), 'accuracy')} | {_cell(rows.get(key), 'mean_accuracy')} | {less} | {told} |")
@@ -131,7 +131,7 @@ def plot_dial(rows: Rows) -> None:
     """Accuracy over generated tokens at each dial: means of seeds, and the range of seeds behind them."""
     plt = _pyplot()
     several, dials = arms.SUITES["dial"]
-    figure, panels = plt.subplots(1, len(dials), figsize=(14, 3.8), sharey=True, constrained_layout=True)
+    figure, panels = plt.subplots(1, len(dials), figsize=(14, 4.4), sharey=True, constrained_layout=True)
     grid = [BUDGET * i / 80 for i in range(81)]
     for panel, dial_ in zip(panels, dials, strict=True):
         for arm in several:
@@ -151,7 +151,7 @@ def plot_dial(rows: Rows) -> None:
         panel.set(title=f"P(chain | plain) = {dial_}", xlabel="generated tokens (thousands)", ylim=(-0.02, 1.02))
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("plain accuracy, held out")
-    panels[0].legend(frameon=False, fontsize=8, loc="upper left")
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=4)
     figure.savefig(DIAL_PLOT, dpi=110)
     plt.close(figure)
 
@@ -160,21 +160,22 @@ def plot_recipe(rows: Rows) -> None:
     """Difference of each switch to its preset, with its interval."""
     plt = _pyplot()
     found = []
-    for arm, base in _switches():
-        key, own = (arm.name, arms.HEADLINE), (base, arms.HEADLINE)
-        if key != own and key in rows and own in rows:
-            found.append((arm.what, base, _difference(rows, key, own, "mean_accuracy")))
+    for arm in arms.SUITES["recipe"][0]:
+        key, own = (arm.name, arms.HEADLINE), (arm.against, arms.HEADLINE)
+        if key in rows and own in rows:
+            found.append((arm.what, arm.against, _difference(rows, key, own, "mean_accuracy")))
     if not found:
         return
-    figure, axes = plt.subplots(figsize=(8, 0.32 * len(found) + 1), constrained_layout=True)
+    figure, axes = plt.subplots(figsize=(8, 0.3 * len(found) + 1.6), constrained_layout=True)
     for place, (_, base, d) in enumerate(reversed(found)):
         axes.plot([d.low, d.high], [place, place], color=COLOURS[base], lw=2)
         axes.plot([d.mean], [place], "o", color=COLOURS[base])
     axes.axvline(0, color="0.5", lw=0.8)
     axes.set_yticks(range(len(found)), [label for label, _, _ in reversed(found)], fontsize=8)
-    axes.set_xlabel(
-        "mean plain accuracy over the budget, less that of what it was tried in (orange: as released, pink: recommended before)"
-    )
+    axes.set_xlabel("mean accuracy over the budget, less that of what the switch was turned in")
+    shown = [arm for arm in (arms.FAITHFUL, arms.BEFORE, arms.RECOMMENDED) if any(base == arm.name for _, base, _ in found)]
+    handles = [plt.Line2D([], [], color=COLOURS[arm.name], marker="o", label=arm.what) for arm in shown]
+    figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside lower center")
     axes.spines[["top", "right", "left"]].set_visible(False)
     figure.savefig(RECIPE_PLOT, dpi=110)
     plt.close(figure)
@@ -187,11 +188,6 @@ def _pyplot() -> Any:
     from matplotlib import pyplot
 
     return pyplot
-
-
-def _switches() -> list[tuple[Arm, str]]:
-    """The recipe's arms, each with the arm that it is compared with."""
-    return [(arm, "faithful" if "preset=faithful" in arm.settings else "before") for arm in arms.SUITES["recipe"][0]]
 
 
 def _verdict(arm: Arm, d: Estimate) -> str:
