@@ -53,7 +53,7 @@ def free_port() -> int:
 
 def vanish(one: Peers) -> None:
     """As the kernel ends a process' connections."""
-    for line in one._lines.values():
+    for line in list(one._lines.values()):
         line.socket.shutdown(socket.SHUT_RDWR)
 
 

@@ -32,9 +32,9 @@ SETTINGS = {
     "rollout.questions": 8, "rollout.group_size": 4, "rollout.max_new_tokens": 16, "rollout.prompt_buckets": "(160,)", "rollout.slots": 16,
     "rollout.min_slots": 0, "rollout.bank_tokens": 8192, "rollout.prefill_tokens": 512, "optim.micro_rows": 8, "optim.row_tokens": 192,
     "optim.minibatch_questions": 8, "optim.lr": 1e-5, "loss.entropy_coef": 0.01, "reward.fn": "p2o_jax.rewards.examples:pattern",
-    "reward.workers": 1, "gepa.min_hard": 4, "gepa.dev_size": 4, "gepa.max_metric_calls": 40, "gepa.temperature": 1.0,
+    "reward.workers": 1, "gepa.min_hard": 4, "gepa.dev_size": 4, "gepa.max_metric_calls": 80, "gepa.temperature": 1.0,
     "gepa.acceptance": "margin", "gepa.acceptance_margin": 0, "gepa.reflector": "api", "api.model": "teacher", "api.key_env": "('MY_KEY',)",
-    "train.epochs": 2, "train.num_samples_logged": 32, "eval.every_steps": 0, "checkpoint.every_steps": 1,
+    "train.seed": 3, "train.epochs": 2, "train.num_samples_logged": 32, "eval.every_steps": 0, "checkpoint.every_steps": 1,
 }  # fmt: skip
 
 

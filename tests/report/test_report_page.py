@@ -165,9 +165,11 @@ def test_a_served_page_follows_the_run(view, run):
         tab.select_option("#samples select >> nth=0", "all")
         wanted = json.loads((run / "samples.jsonl").read_text().splitlines()[37])
         tab.fill("#sample-search", wanted["question"])
-        tab.wait_for_function("() => !document.getElementById('sample-count').innerText.startsWith('64')")
+        found = "id => [...document.querySelectorAll('#sample-rows summary')].every((line) => line.innerText.includes(id))"
+        tab.wait_for_function(found, arg=wanted["question_id"])
         tab.click("#sample-rows summary >> nth=0")
-        assert wanted["question"] in tab.inner_text("#sample-rows details >> nth=0")
+        shown = "text => document.querySelector('#sample-rows details').innerText.includes(text)"
+        tab.wait_for_function(shown, arg=wanted["question"])
         tab.click("#sample-rows summary >> nth=0")
         tab.fill("#sample-search", "known")
         metrics = run / "metrics.jsonl"

@@ -40,7 +40,7 @@ def make_config(**changes) -> config.Config:
             ),
             gepa=config.Gepa(max_template_tokens=LONGEST_TEMPLATE),
             loss=config.Loss(clip_low=0.1, clip_high=0.15, dual_clip=1.4),
-            distill=config.Distill(eps_low=0.5, eps_high=0.8),
+            distill=config.Distill(eps_low=0.5, eps_high=0.8, drop_failed_templated=False),
             optim=config.Optim(lr=1e-2, b2=0.99, warmup_frac=0.0, clip_norm=0.05, minibatch_questions=NUM_GROUPS, micro_rows=8),
             model=config.Model(remat="none"),
         )
