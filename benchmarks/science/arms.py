@@ -62,10 +62,6 @@ def _before(name: str, what: str, *settings: str) -> Arm:
     return Arm(name, what, (KEPT, *settings), seeds=3, against="before")
 
 
-def _recommended(name: str, what: str, *settings: str) -> Arm:
-    return Arm(name, what, settings, seeds=3, against="recommended")
-
-
 PAPER = (
     FAITHFUL,
     GRPO,
@@ -115,9 +111,6 @@ RECIPE = (
     _before("r+reliance", "reliance as a second front", "gepa.reliance=true"),
     _before("r+teacher", "a scripted teacher reflects", *TAUGHT),
     _before("r+kl", "KL to the base model (k3, 0.01)", "loss.kl=k3", "loss.kl_coef=0.01"),
-    _recommended("n+plain-4", "recommended, 4 plain rollouts per group", "assign.plain_rollouts=4"),
-    _recommended("n+unsolved", "recommended, unsolved dev questions choose parents", "gepa.count_unsolved_fronts=true"),
-    _recommended("n+one-round", "recommended, one round of reflection", "gepa.max_iterations=1", "gepa.parents=16"),
     _before("r+off", "no context distillation", "distill.mode=off", "optim.row_tokens=128"),
 )
 DIAL = (GRPO, GRPO_DOUBLE, GRPO_EXTRA, DAPO, FAITHFUL, BEFORE, RECOMMENDED)
