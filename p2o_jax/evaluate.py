@@ -209,11 +209,10 @@ def _protocol(flags: dict[str, str]) -> Protocol:
 
 def _config(flags: dict[str, str], overrides: Sequence[tuple[str, str]]) -> Config:
     """The run's config, or the defaults, with what has to do with training only made to fit any machine."""
-    from p2o_jax import runtime
+    from p2o_jax import generate
 
-    values: Any = config_files.to_config_dict(config_files.read_config(Path(flags["workdir"])) if flags["workdir"] else Config())
-    config_files.override(values, [(key, text) for key, text in overrides if key == "mesh.cpu_devices"])
-    num_devices = str(runtime.start(values.mesh, compile_cache=""))
+    values = config_files.to_config_dict(config_files.read_config(Path(flags["workdir"])) if flags["workdir"] else Config())
+    num_devices = str(generate.start(values, overrides))
     defaults = {"gepa.enabled": "false", "optim.micro_rows": num_devices, "rollout.slots": "0", "arms": "()", "lora.rank": "0"}
     config_files.override(values, [*defaults.items(), *overrides])
     return config.resolve(config_files.from_config_dict(values))

@@ -126,13 +126,18 @@ def _temperature(text: str) -> float:
     return value
 
 
-def command_config(model: str, overrides: Sequence[tuple[str, str]]) -> Config:
-    """The config of a command that only samples: the defaults of training where they have nothing to do with the machine or the file."""
+def start(values: Any, overrides: Sequence[tuple[str, str]]) -> int:
+    """The number of devices, on which other defaults depend; JAX is started as the values, and the override of its devices, say."""
     from p2o_jax import runtime
 
-    values: Any = config_files.to_config_dict(Config())
     config_files.override(values, [(key, text) for key, text in overrides if key == "mesh.cpu_devices"])
-    num_devices = str(runtime.start(values.mesh, compile_cache=""))
+    return runtime.start(values.mesh, compile_cache="")
+
+
+def command_config(model: str, overrides: Sequence[tuple[str, str]]) -> Config:
+    """The config of a command that only samples: the defaults of training where they have nothing to do with the machine or the file."""
+    values = config_files.to_config_dict(Config())
+    num_devices = str(start(values, overrides))
     defaults = {
         "model.path": model,
         "data.prompt_template": "{question}",

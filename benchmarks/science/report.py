@@ -17,6 +17,7 @@ DIAL_PLOT = ROOT / "docs" / "images" / "science-dial.png"
 RECIPE_PLOT = ROOT / "docs" / "images" / "science-recipe.png"
 BEGIN, END = "<!-- science: written by python -m benchmarks.science --report yes -->", "<!-- /science -->"
 BUDGET = 80_000.0
+MOST_SEEDS = 100  # that rows are looked for
 COLOURS = {"grpo": "C0", "grpo-16": "C9", "grpo-extra": "C2", "dapo": "C5", "faithful": "C1", "before": "C6", "recommended": "C3"}
 
 Rows = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]  # (arm, dial): a row for each seed
@@ -41,15 +42,14 @@ def write(results: Path) -> None:
 def read(results: Path) -> Rows:
     """The rows of every arm and dial, by their settings: arms that several suites share are there once, under each of their names."""
     found = {tuple(row["overrides"]): row for row in map(json.loads, results.read_text(encoding="utf-8").splitlines())}
-    rows: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for suite, (several, dials) in arms.SUITES.items():
-        for arm in several:
-            for dial_ in dials:
-                wanted = [run for run in arms.runs(suite, 100) if run.arm == arm and run.dial == dial_]
-                rows[arm.name, dial_] = [_with_mean(found[run.overrides]) for run in wanted if run.overrides in found]
-    if not any(rows.values()):
+    rows: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}  # by seed: an arm may be in several suites
+    for suite in arms.SUITES:
+        for run in arms.runs(suite, MOST_SEEDS):
+            if run.overrides in found:
+                rows.setdefault((run.arm.name, run.dial), {})[run.seed] = _with_mean(found[run.overrides])
+    if not rows:
         raise ConfigError(f"{results}: no rows")
-    return {key: value for key, value in rows.items() if value}
+    return {key: list(by_seed.values()) for key, by_seed in rows.items()}
 
 
 def dial(rows: Rows) -> str:

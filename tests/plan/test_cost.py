@@ -137,10 +137,7 @@ def test_collectives_in_a_loop_count_with_it():
     assert found.collectives == {Collective("all-gather", 32 * 8 * 4, EIGHT): 5}
 
 
-@pytest.mark.parametrize(("beside", "times"), [("", 5), ("  %f1 = f32[32,8]{1,0} fusion(%p), kind=kCustom, calls=%piece.1", 1)])
-def test_a_collective_done_in_pieces_by_a_loop_and_beside_it_counts_once(beside, times):
-    """One that stands in a loop only is done at every turn."""
-    more = """%piece.1 (x: f32[4,8]) -> f32[32,8] {
+PIECES = """%piece.1 (x: f32[4,8]) -> f32[32,8] {
   %x = f32[4,8]{1,0} parameter(0)
   ROOT %all-gather.1 = f32[32,8]{1,0} all-gather(%x), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
 }
@@ -148,23 +145,22 @@ def test_a_collective_done_in_pieces_by_a_loop_and_beside_it_counts_once(beside,
   %y = f32[4,8]{1,0} parameter(0)
   ROOT %all-gather.2 = f32[32,8]{1,0} all-gather(%y), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
 }
-"""
+"""  # of one gather
+
+
+@pytest.mark.parametrize(("beside", "times"), [("", 5), ("  %f1 = f32[32,8]{1,0} fusion(%p), kind=kCustom, calls=%piece.1", 1)])
+def test_a_collective_done_in_pieces_by_a_loop_and_beside_it_counts_once(beside, times):
+    """One that stands in a loop only is done at every turn."""
     inside = "  %f2 = f32[32,8]{1,0} fusion(%w), kind=kCustom, calls=%piece.2"
-    found = cost.cost(loop("compare(%i.1, %five), direction=LT", 1, "constant(7)", inside, beside, more))
+    found = cost.cost(loop("compare(%i.1, %five), direction=LT", 1, "constant(7)", inside, beside, PIECES))
     assert found.collectives == {Collective("all-gather", 1024, EIGHT): times}
 
 
 def test_pieces_of_one_collective_count_once_and_others_each():
     """A gather that is done piece by piece stands in several fusions; manual collectives may all have the same channel."""
-    others = """%piece.1 (x: f32[4,8]) -> f32[32,8] {
-  %x = f32[4,8]{1,0} parameter(0)
-  ROOT %all-gather.1 = f32[32,8]{1,0} all-gather(%x), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
-}
-%piece.2 (y: f32[4,8]) -> f32[32,8] {
-  %y = f32[4,8]{1,0} parameter(0)
-  ROOT %all-gather.2 = f32[32,8]{1,0} all-gather(%y), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
-}
-%all-reduce-scatter.4 (z: f32[4,8]) -> f32[1,8] {
+    others = (
+        PIECES
+        + """%all-reduce-scatter.4 (z: f32[4,8]) -> f32[1,8] {
   %z = f32[4,8]{1,0} parameter(0)
   %all-reduce.3 = f32[4,8]{1,0} all-reduce(%z), channel_id=6, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%sum
   ROOT %mine = f32[1,8]{1,0} slice(%all-reduce.3), slice={[0:1], [0:8]}
@@ -175,6 +171,7 @@ def test_pieces_of_one_collective_count_once_and_others_each():
   ROOT %s = f32[] add(%a, %b)
 }
 """
+    )
     entry = """  %p = f32[4,8]{1,0} parameter(0)
   %f1 = f32[32,8]{1,0} fusion(%p), kind=kCustom, calls=%piece.1
   %f2 = f32[32,8]{1,0} fusion(%p), kind=kCustom, calls=%piece.2
