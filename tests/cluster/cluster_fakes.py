@@ -11,6 +11,7 @@ GCLOUD = r"""
 echo "gcloud $*" | tr '\n' ' ' >> "$CLOUD/asked"; echo >> "$CLOUD/asked"
 bucket() { echo "$CLOUD/buckets/${1#gs://}"; }
 local_path() { [[ $1 == gs://* ]] && bucket "$1" || echo "$1"; }
+become() { echo "$1" > "$CLOUD/next.$$" && mv "$CLOUD/next.$$" "$CLOUD/state"; } # at once: the file is never seen empty
 state=$(cat "$CLOUD/state" 2> /dev/null)
 case "$*" in
   "storage ls"*) [[ -e $(bucket "$3") ]] ;;
@@ -20,18 +21,19 @@ case "$*" in
     [[ $to != */ ]] || to=$to${from##*/}
     if [[ $to == - ]]; then cat "$from"; else mkdir -p "${to%/*}" && cp "$from" "$to"; fi
     ;;
-  *"queued-resources create"*) [[ ! -e $CLOUD/no_quota ]] && echo ACCEPTED > "$CLOUD/state" || echo FAILED > "$CLOUD/state" ;;
+  *"queued-resources create"*) [[ ! -e $CLOUD/no_quota ]] && become ACCEPTED || become FAILED ;;
   *"queued-resources list"*)
     [[ ! -e $CLOUD/offline ]] || { rm "$CLOUD/offline"; exit 1; }
     case $state in
-      ACCEPTED) next=PROVISIONING ;;
-      PROVISIONING) next=ACTIVE && mkdir -p "$CLOUD/worker0" "$CLOUD/worker1" ;;
-      *) next=$state ;;
+      ACCEPTED) state=PROVISIONING && become "$state" ;;
+      PROVISIONING) state=ACTIVE && mkdir -p "$CLOUD/worker0" "$CLOUD/worker1" && become "$state" ;;
     esac
-    [[ -z $next ]] || echo "$next" | tee "$CLOUD/state"
+    [[ -z $state ]] || echo "$state"
     ;;
   *"queued-resources describe"*) echo "what it says" ;;
-  *"queued-resources delete"*) rm -rf "$CLOUD/state" "$CLOUD/worker0" "$CLOUD/worker1" ;;
+  *"queued-resources delete"*)
+    until rm -rf "$CLOUD/state" "$CLOUD/worker0" "$CLOUD/worker1"; do sleep 0.02; done # what still runs there may write meanwhile
+    ;;
   *"queued-resources ssh"*)
     [[ $state == ACTIVE && ! -e $CLOUD/unreachable ]] || { rm -f "$CLOUD/unreachable"; exit 255; }
     for arg; do [[ $arg != --command=* ]] || command=${arg#--command=}; done
@@ -62,7 +64,7 @@ if [[ -e $workdir/metrics.jsonl ]]; then
 else
   [[ $WORKER != 0 ]] || echo '{"step": 1}' >> "$workdir/metrics.jsonl"
   until [[ -e $saved ]]; do sleep 0.02; done
-  echo SUSPENDED > "$CLOUD/state"
+  [[ $WORKER != 0 ]] || { echo SUSPENDED > "$CLOUD/next" && mv "$CLOUD/next" "$CLOUD/state"; }
   sleep 0.2
 fi
 """
