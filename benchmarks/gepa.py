@@ -109,7 +109,7 @@ class World:
         def reply(prompts: Sequence[str], names: Sequence[str], spent: Any) -> Any:
             return self.answerer.reply(self.weights, prompts, names, how, key)
 
-        stages = Stages(self.answerer, self.weights, reply, cfg, key, Ledger())
+        stages = Stages(self.answerer, lambda: self.weights, reply, cfg, key, Ledger())
         self.engine.take_work()
         start = time.monotonic()
         result = gepa.search(

@@ -75,7 +75,7 @@ class Parts:
         num_updates = cfg.train.epochs * self.questions.steps_per_epoch * (cfg.rollout.questions // config.minibatch_questions(cfg))
         bad_batch = workdir / "bad_batch.npz"
         self.learner = Learner(self.model.spec, self.model.mesh, cfg, num_updates, self.model.dtype, self.chat.pad_id, bad_batch)
-        self.engine = make_engine(cfg, self.model, held_bytes(cfg, self.model, self.learner))
+        self.engine = make_engine(cfg, self.model, held_bytes(cfg, self.model.spec, self.model.mesh, self.learner))
         self.verifier = Verifier(cfg.reward)
         self._check_answers(train, *heldout)
         self.answerer = Answerer(self.engine, self.chat, self.verifier.judge, reporter)
@@ -138,36 +138,32 @@ class Parts:
 
     @cached_property
     def reference_params(self) -> Any:
-        """The frozen initial policy, laid out for the learner; only loaded where a KL term asks for it and nothing holds it already."""
-        return self._initial_params() if self.cfg.loss.kl != "off" else None
+        """The frozen initial policy, laid out for the learner; in the dtype of computation where no KL term asks for it."""
+        if self.learner.frozen:
+            return self.learner.frozen
+        return self.model.load(reference_dtype(self.cfg, self.model.dtype))
 
-    @cached_property
-    def reference_weights(self) -> Any:
-        """The frozen initial policy, laid out for decoding."""
-        return self.engine.lay_out(self._initial_params())
-
-    def _initial_params(self) -> Any:
-        return self.learner.frozen or self.model.load(self.cfg.model.param_dtype)
+    @property
+    def kl_params(self) -> Any:
+        """What the KL term compares with; None without one."""
+        return self.reference_params if self.cfg.loss.kl != "off" else None
 
     def stages(self, state: RunState) -> Stages:
         """What GEPA calls in the prompt phase of a state."""
-        weights, key = self.weights(state), self.key("gepa", state.step)
-        policy = self.learner.policy(state.learner)
-        reply = self.reflector(weights, key, state.step)
+        policy, key, laid_out = self.learner.policy(state.learner), self.key("gepa", state.step), LaidOut(self.engine.lay_out)
+        weights, reply = lambda: laid_out.of(policy), self.reflector(laid_out, policy, key, state.step)
         return Stages(self.answerer, weights, reply, self.cfg, key, state.ledger, lambda made: self.learner.transfers(policy, made))
 
-    def reflector(self, policy_weights: Any, key: jax.Array, step: int) -> Reply:
+    def reflector(self, laid_out: "LaidOut", policy: Any, key: jax.Array, step: int) -> Reply:
         """What writes new templates: the policy, its frozen start, or an endpoint, which process 0 alone talks to."""
         g = self.cfg.gepa
         if g.reflector == "api":
             keys = api.read_keys(self.cfg.api.key_env) if runtime.is_main_process() else ()
             endpoint = api.Endpoint(self.cfg.api, g, keys, f"{self.cfg.train.seed}/api/{step}")
             return lambda prompts, names, spent: runtime.from_process_0(lambda: endpoint.complete(prompts, names, spent))
-        weights, how = (
-            policy_weights if g.reflector == "policy" else self.reference_weights,
-            Sampling(g.reflect_temperature, g.reflect_new_tokens),
-        )
-        return lambda prompts, names, spent: self.answerer.reply(weights, prompts, names, how, key)
+        params = policy if g.reflector == "policy" else self.reference_params
+        how = Sampling(g.reflect_temperature, g.reflect_new_tokens)
+        return lambda prompts, names, spent: self.answerer.reply(laid_out.of(params), prompts, names, how, key)
 
     def step_costs(self, rollouts: Sequence[Rollout], scored: Sequence[Example]) -> dict[str, dict[str, float]]:
         """What a policy step has cost, by phase of the ledger."""
@@ -180,6 +176,23 @@ class Parts:
         with contextlib.ExitStack() as stack:  # in reverse; whichever fails, the others are closed
             for part in (self.record, self.verifier, self.checkpoints):
                 stack.callback(part.close)
+
+
+class LaidOut:
+    """One model at a time, laid out for decoding: the last is let go of before another is made.
+
+    Where the frozen model reflects, that is two lay-outs in each iteration of GEPA: it, and the policy again.
+    """
+
+    def __init__(self, lay_out: Callable[[Any], Any]):
+        self._lay_out, self._params, self._weights = lay_out, None, None
+
+    def of(self, params: Any) -> Any:
+        """These params laid out; whoever calls must not keep them."""
+        if params is not self._params:
+            self._weights = None
+            self._params, self._weights = params, self._lay_out(params)
+        return self._weights
 
 
 def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, sources.Loaded, list[sources.Loaded]]:
@@ -265,26 +278,32 @@ def make_engine(cfg: Config, model: Model, held: int = 0, device_memory: int | N
         rollout, chat = dataclasses.replace(cfg.rollout, slots=slots), model.chat
         return Engine(model.spec, model.mesh, rollout, capacities, chat.stop_ids, chat.pad_id, model.dtype, grouped_up_to)
 
-    return memory.fitting(make, cfg.rollout.slots, held, sampling_copies(cfg), device_memory)
+    return memory.fitting(make, cfg.rollout.slots, held, device_memory)
 
 
-def sampling_copies(cfg: Config) -> int:
-    """Models laid out for sampling at a time: the policy, and the reference where it reflects."""
-    return 2 if cfg.gepa.enabled and cfg.gepa.reflector == "reference" else 1
-
-
-def held_bytes(cfg: Config, model: Model, learner: Learner) -> int:
+def held_bytes(cfg: Config, spec: ModelSpec, mesh: Mesh, learner: Learner) -> int:
     """What training holds per device while it samples: the train state, and the whole initial model where that is needed besides."""
-    is_held = model.spec.lora is not None or cfg.loss.kl != "off"
-    return memory.per_device(learner.abstract_state()) + (whole_model_bytes(cfg, model) if is_held else 0)
+    return memory.per_device(learner.abstract_state()) + reference_bytes(cfg, spec, mesh, learner.dtype)
 
 
-def whole_model_bytes(cfg: Config, model: Model) -> int:
-    """All params of the model per device, as the learner lays them out."""
-    spec = dataclasses.replace(model.spec, lora=None)
-    whole = jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0), cfg.model.param_dtype))
-    shardings = sharding.param_shardings(spec, model.mesh, sharding.LEARNER)
+def reference_bytes(cfg: Config, spec: ModelSpec, mesh: Mesh, dtype: Any) -> int:
+    """The frozen initial model per device, as the learner lays it out; 0 where nothing asks for it. Computation is in `dtype`.
+
+    A KL term does, reflection by it, and adapters, which are trained on it.
+    """
+    reflects = cfg.gepa.enabled and cfg.gepa.reflector == "reference"
+    if spec.lora is None and cfg.loss.kl == "off" and not reflects:
+        return 0
+    held = cfg.model.param_dtype if spec.lora else reference_dtype(cfg, dtype)
+    spec = dataclasses.replace(spec, lora=None)
+    whole = jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0), held))
+    shardings = sharding.param_shardings(spec, mesh, sharding.LEARNER)
     return memory.per_device(jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), whole, shardings))
+
+
+def reference_dtype(cfg: Config, dtype: Any) -> str:
+    """That of params where a KL term asks for the initial model, else that of computation."""
+    return cfg.model.param_dtype if cfg.loss.kl != "off" else str(jnp.dtype(dtype))
 
 
 def reflection_problems(cfg: Config, chat: Chat) -> list[str]:
@@ -478,11 +497,11 @@ def describe(parts: Parts) -> str:
     spec, mesh = parts.model.spec, parts.model.mesh
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     device = mesh.devices.flat[0]
-    copies, whole = sampling_copies(parts.cfg), whole_model_bytes(parts.cfg, parts.model)
+    reference = reference_bytes(parts.cfg, spec, mesh, parts.model.dtype)
     lines = [
         f"{parts.model.directory}: {spec.family}, {num_params(spec):,} parameters; {device.device_kind} mesh {shape}, "
         f"processes: {jax.process_count()}; "
         f"{len(parts.questions)} questions, {len(parts.evaluation.questions)} held out",
-        *footprint.measure(parts.cfg, parts.learner, parts.engine, copies, whole).table(),
+        *footprint.measure(parts.cfg, parts.learner, parts.engine, reference).table(),
     ]
     return "\n".join(lines)

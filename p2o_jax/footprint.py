@@ -59,15 +59,15 @@ class Footprint(NamedTuple):
         return ["bytes per chip"] + [f"  {name:<30}{_size(count):>12}  {note}".rstrip() for name, count, note in rows]
 
 
-def measure(cfg: config.Config, learner: Learner, engine: Engine, copies: int, whole_model: int) -> Footprint:
-    """The footprint of a run. `copies`: models laid out for sampling; `whole_model`: bytes per chip of all params, unadapted."""
-    state, plan = learner.abstract_state(), memory.plan(engine, copies=copies)
+def measure(cfg: config.Config, learner: Learner, engine: Engine, reference: int) -> Footprint:
+    """The footprint of a run. `reference`: bytes per chip of the frozen initial model, where it is held; with adapters a part of params."""
+    state, plan = learner.abstract_state(), memory.plan(engine)
     params = memory.per_device(state.params)
     adapted = learner.spec.lora is not None
     return Footprint(
-        params=params + whole_model * adapted,
+        params=params + reference * adapted,
         optimizer=memory.per_device(state.opt_state),
-        reference=whole_model if cfg.loss.kl != "off" and not adapted else 0,
+        reference=reference * (not adapted),
         sampling_params=plan.weights,
         kv_cache=plan.bank + plan.slots,
         sampling_activations=plan.outputs + plan.temporaries,

@@ -127,10 +127,10 @@ def _temperature(text: str) -> float:
 
 
 def start(values: Any, overrides: Sequence[tuple[str, str]]) -> int:
-    """The number of devices, on which other defaults depend; JAX is started as the values, and the override of its devices, say."""
+    """The number of devices, on which other defaults depend; JAX is started as the values, and the overrides of `mesh`, say."""
     from p2o_jax import runtime
 
-    config_files.override(values, [(key, text) for key, text in overrides if key == "mesh.cpu_devices"])
+    config_files.override(values, [(key, text) for key, text in overrides if key.startswith("mesh.")])
     return runtime.start(values.mesh, compile_cache="")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from p2o_jax import assign, bandit, gepa, history, mining
 from p2o_jax.build import Parts
-from p2o_jax.config import Config
+from p2o_jax.config import Config, minibatch_questions
 from p2o_jax.metrics import mean_of, rollout_metrics
 from p2o_jax.records import Ledger, RunState, SearchResult
 from p2o_jax.rl import advantages, batch
@@ -54,11 +54,11 @@ def policy_step(cfg: Config, parts: Parts, state: RunState) -> RunState:
 
     with parts.reporter.phase("score"):  # before any update: old, reference and templated log-probs, and the weights w
         examples = batch.examples(filled.trained, advantage_QG, cfg.distill, cfg.loss.overlong)
-        policy = parts.learner.policy(state.learner)
-        examples, score_stats = parts.learner.score(policy, parts.reference_params, examples, cfg.optim.minibatch_questions * group_size)
+        policy, size = parts.learner.policy(state.learner), minibatch_questions(cfg) * group_size
+        examples, score_stats = parts.learner.score(policy, parts.kl_params, examples, size)
     learner, update_stats = state.learner, []
     with parts.reporter.phase("update"):
-        for minibatch in batch.minibatches(examples, cfg.optim.minibatch_questions * group_size):
+        for minibatch in batch.minibatches(examples, size):
             learner, stats = parts.learner.update(learner, minibatch)
             update_stats.append(stats)
 

@@ -5,14 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import pytest
 
 from p2o_jax import build, checkpoint, config
 from p2o_jax.checkpoint import Checkpoints
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data.sources import load
-from p2o_jax.models import hf_config
-from p2o_jax.models.spec import num_params
+from p2o_jax.models import hf_config, sharding
+from p2o_jax.models.spec import ModelSpec, num_params
 from p2o_jax.progress import Reporter
 from p2o_jax.records import RunState
 
@@ -102,6 +103,39 @@ def test_checkpoints_around_prompt_phases_only(tmp_path, monkeypatch):
     kept.save_if_due(*states[1:])
     kept.close()
     assert saved == [1, 2]
+
+
+def test_one_model_at_a_time_is_laid_out():
+    """The policy, what reflects, the policy again: each is let go of before the next is made, and made only where it is not there."""
+    policy, frozen, alive, made = {}, {}, [], []
+
+    class Weights:
+        def __del__(self):
+            alive.remove(id(self))
+
+    def lay_out(params):
+        assert not alive, "two models at a time"
+        weights = Weights()
+        alive.append(id(weights))
+        made.append("policy" if params is policy else "frozen")
+        return weights
+
+    laid_out = build.LaidOut(lay_out)
+    for params in (policy, policy, frozen, frozen, policy):
+        laid_out.of(params)
+    assert made == ["policy", "frozen", "policy"]
+
+
+def test_the_initial_model_is_held_for_whoever_asks_for_it():
+    """For a KL term in the params' dtype; where it only reflects, in that of computation."""
+    mesh, spec = sharding.make_mesh((1, 8, 1)), ModelSpec("qwen3", 64, 32, 2, 4, 2, 8, 48, tied=True)
+
+    def held(kl="off", reflector="policy"):
+        cfg = replace(CFG, loss=replace(CFG.loss, kl=kl), gepa=replace(CFG.gepa, enabled=True, reflector=reflector))
+        return build.reference_bytes(cfg, spec, mesh, jnp.bfloat16)
+
+    assert held() == held(reflector="api") == 0 and held("k3", "reference") == held("k3") == 2 * held(reflector="reference")
+    assert num_params(spec) / 4 < held(reflector="reference") < num_params(spec) / 2  # two bytes each, an eighth of all but norms
 
 
 def test_the_chat_template_around_a_reflection_prompt_counts():

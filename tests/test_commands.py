@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from p2o_jax import checkpoint, config, config_files, export, generate, score
+from p2o_jax import checkpoint, config, config_files, export, generate, runtime, score
 from p2o_jax.checkpoint import Checkpoints
 from p2o_jax.config import ConfigError
 from p2o_jax.data.chat import Chat, load_tokenizer
@@ -55,6 +55,14 @@ def sampled(tmp_path_factory):
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "and a much longer prompt " * 4}]
     prompts = jsonl(folder / "p.jsonl", {"prompt": "What is 12 + 34?", "answer": 46}, "", {"question": messages})
     return prompts, generated(prompts, folder, "--n=3", "--template=think", "--config.rollout.temperature=1")
+
+
+def test_jax_is_started_by_the_mesh_of_the_command_line(monkeypatch):
+    """Its time limits, too, which the processes wait by before there is a config."""
+    seen = []
+    monkeypatch.setattr(runtime, "start", lambda mesh, compile_cache: seen.append(mesh) or 8)
+    cfg = generate.command_config("M", [("mesh.start_s", "7"), ("mesh.silent_s", "8"), ("rollout.slots", "16")])
+    assert (seen[0].start_s, seen[0].silent_s) == (7, 8) == (cfg.mesh.start_s, cfg.mesh.silent_s)
 
 
 def test_generate_writes_k_completions_of_each_prompt(sampled):

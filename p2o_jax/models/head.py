@@ -2,16 +2,19 @@
 
 Wanted positions are moved to the front and the head runs over chunks of them, as many as there are (a loop of dynamic length,
 forward and backward). The backward pass makes each chunk's logits again. Rows that are split over devices stay where they are: S
-parts work side by side, and the head's gradient is summed over them once, at the end.
+parts work side by side with the whole head, gathered once, and its gradient is summed over them and scattered once, at the end.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
+
+from p2o_jax.models import sharding
 
 PADDING_LOGIT = -1e30  # finite: an infinite one makes the entropy nan
 
@@ -25,20 +28,33 @@ def token_logps(
     vocab: int,
     chunk: int,
     entropy_gradient: bool = True,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "S N"], Float[Array, "S N"]]:
     """log p(target) at the temperature, and the entropy of that prediction, float32; both 0 where not wanted.
 
-    `chunk` is the number of tokens of a part whose logits exist at one time; rows of the head from `vocab` on are padding.
+    `chunk` is the number of tokens of a part whose logits exist at one time; rows of the head from `vocab` on are padding. Of the
+    mesh, where there is one, the head is split as a learner's weight is, and S over data x fsdp.
     """
-    return _logps(x_SND, head_VD, target_SN, wanted_SN, jnp.float32(temperature), vocab, min(chunk, x_SND.shape[1]), entropy_gradient)
+    how = _How(vocab, min(chunk, x_SND.shape[1]), entropy_gradient, head_VD.dtype, mesh)
+    return _logps(x_SND, head_VD, target_SN, wanted_SN, jnp.float32(temperature), how)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _logps(x_SND: Any, head_VD: Any, target_SN: Any, wanted_SN: Any, temperature: Any, vocab: int, size: int, entropy_gradient: bool):
-    return _forward(x_SND, head_VD, target_SN, wanted_SN, temperature, vocab, size, entropy_gradient)[0]
+class _How(NamedTuple):
+    vocab: int
+    size: int  # of a chunk
+    entropy_gradient: bool
+    head_dtype: Any
+    mesh: Mesh | None
 
 
-def _forward(x_SND: Any, head_VD: Any, target_SN: Any, wanted_SN: Any, temperature: Any, vocab: int, size: int, entropy_gradient: bool):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _logps(x_SND: Any, head_VD: Any, target_SN: Any, wanted_SN: Any, temperature: Any, how: _How):
+    return _forward(x_SND, head_VD, target_SN, wanted_SN, temperature, how)[0]
+
+
+def _forward(x_SND: Any, head_VD: Any, target_SN: Any, wanted_SN: Any, temperature: Any, how: _How):
+    vocab, size = how.vocab, how.size
+    head_VD = sharding.gathered(head_VD.astype(x_SND.dtype), how.mesh)
     order_SN = jnp.argsort(~wanted_SN, axis=1, stable=True)
     x, target = _take(x_SND, order_SN, size), _take(target_SN, order_SN, size)
 
@@ -60,11 +76,11 @@ def _forward(x_SND: Any, head_VD: Any, target_SN: Any, wanted_SN: Any, temperatu
     return out, (x_SND, head_VD, target_SN, wanted_SN, temperature, order_SN, back_SN, logz, entropy)
 
 
-def _backward(vocab: int, size: int, entropy_gradient: bool, kept: Any, cotangents: Any) -> Any:
+def _backward(how: _How, kept: Any, cotangents: Any) -> Any:
+    vocab, size = how.vocab, how.size
     x_SND, head_VD, target_SN, wanted_SN, temperature, order_SN, back_SN, logz, entropy = kept
     x, target = _take(x_SND, order_SN, size), _take(target_SN, order_SN, size)
     by_logp, by_entropy = (_take(jnp.where(wanted_SN, g, 0.0), order_SN, size)[..., None] for g in cotangents)
-    head = head_VD.astype(x.dtype)
 
     def one(i: jax.Array, done: Any) -> Any:
         dx, dhead_SVD = done
@@ -73,24 +89,27 @@ def _backward(vocab: int, size: int, entropy_gradient: bool, kept: Any, cotangen
         p_ScV = jnp.exp(z_ScV - logz_Sc1)
         hit_ScV = _chunk(target, i, size)[..., None] == jnp.arange(z_ScV.shape[-1])[None, None]
         dz_ScV = _chunk(by_logp, i, size) * (hit_ScV - p_ScV)
-        if entropy_gradient:
+        if how.entropy_gradient:
             dz_ScV -= _chunk(by_entropy, i, size) * p_ScV * (z_ScV - logz_Sc1 + _chunk(entropy, i, size)[..., None])
         dz_ScV = (dz_ScV / temperature).astype(x.dtype)
-        dx = lax.dynamic_update_slice_in_dim(dx, jnp.einsum("ScV,VD->ScD", dz_ScV, head), i * size, axis=1)
+        dx = lax.dynamic_update_slice_in_dim(dx, jnp.einsum("ScV,VD->ScD", dz_ScV, head_VD), i * size, axis=1)
         return dx, dhead_SVD + jnp.einsum("ScV,ScD->SVD", dz_ScV, x_ScD, preferred_element_type=jnp.float32)
 
     S = x.shape[0]
     start = (jnp.zeros_like(x), jnp.zeros((S, *head_VD.shape), jnp.float32))
     dx, dhead_SVD = lax.fori_loop(0, _num_chunks(wanted_SN, size), one, start)
     dx_SND = jnp.take_along_axis(dx, back_SN[..., None], axis=1)
-    return dx_SND, dhead_SVD.sum(axis=0).astype(head_VD.dtype), None, None, jnp.zeros_like(temperature)
+    if S > 1:  # what is sent between parts is in the compute dtype, as the other weights' gradients are
+        dhead_SVD = dhead_SVD.astype(x.dtype)
+    dhead_VD = sharding.scattered(dhead_SVD, how.mesh).astype(how.head_dtype)
+    return dx_SND, dhead_VD, None, None, jnp.zeros_like(temperature)
 
 
 _logps.defvjp(_forward, _backward)
 
 
 def _scores(x_ScD: jax.Array, head_VD: jax.Array, temperature: jax.Array, vocab: int) -> jax.Array:
-    z = jnp.einsum("ScD,VD->ScV", x_ScD, head_VD.astype(x_ScD.dtype), preferred_element_type=jnp.float32) / temperature
+    z = jnp.einsum("ScD,VD->ScV", x_ScD, head_VD, preferred_element_type=jnp.float32) / temperature
     V = head_VD.shape[0]
     return z if vocab == V else jnp.where((jnp.arange(V) < vocab)[None, None], z, PADDING_LOGIT)
 

@@ -4,12 +4,16 @@ The learner splits weights over fsdp and tensor. Rollouts split them over tensor
 weight; sequences are split over data x fsdp in both.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.experimental import mesh_utils
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from p2o_jax.config import ConfigError
@@ -92,26 +96,42 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def gathered(w_VD: jax.Array, mesh: Mesh) -> jax.Array:
-    """An embedding or output head with its width whole on every device.
+def gathered(w_VD: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """An embedding or output head with its width whole on every device."""
+    if mesh is None:
+        return w_VD
+    return lax.with_sharding_constraint(w_VD, NamedSharding(mesh, PartitionSpec(LEARNER["vocab"])))
 
-    Its gradient is split over rows first, then as the weight is: split along its last axis at once, TPUs reduce it whole on every
-    device, twice the bytes of a reduce-scatter. (On eight devices that is enough; on sixteen they still do: docs/scale.md.)
+
+def scattered(g_SVD: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """The sum over S of what the parts of a batch add to the gradient of a `gathered` weight, in g's dtype, split as the weight is.
+
+    With S on data x fsdp an explicit reduce-scatter over rows, then an exchange of rows for columns. TPUs reduce the whole on every chip,
+    twice the bytes, where it is left to them; and also over more than eight chips at once, or over the minor axis (docs/scale.md).
     """
+    if mesh is None or g_SVD.shape[0] == 1:
+        return g_SVD.sum(axis=0)
+    V, n = g_SVD.shape[1] // mesh.shape["tensor"], mesh.shape["fsdp"]
 
-    def lie(x_VD: jax.Array, *axes: Any) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x_VD, NamedSharding(mesh, PartitionSpec(*axes)))
+    def scatter(g_1VD: jax.Array) -> jax.Array:
+        g_VD = jnp.pad(g_1VD[0], ((0, -V % n), (0, 0)))
+        g_VD = with_layout_constraint(g_VD, Layout(major_to_minor=(0, 1)))
+        for groups in _rounds(n):
+            g_VD = lax.psum_scatter(g_VD, "fsdp", axis_index_groups=groups, tiled=True)
+        return lax.all_to_all(lax.psum(g_VD, "data"), "fsdp", 1, 0, tiled=True)[:V]
 
-    @jax.custom_vjp
-    def gather(w_VD: jax.Array) -> jax.Array:
-        return lie(w_VD, LEARNER["vocab"])
+    rows, split = PartitionSpec(BATCH_AXES, "tensor"), PartitionSpec("tensor", "fsdp")
+    return jax.shard_map(scatter, mesh=mesh, in_specs=rows, out_specs=split, check_vma=False)(g_SVD)
 
-    def backward(_: None, g_VD: jax.Array) -> tuple[jax.Array]:
-        by_rows = lie(g_VD, (LEARNER["vocab"], LEARNER["width"]))
-        return (lie(by_rows, LEARNER["vocab"], LEARNER["width"]),)
 
-    gather.defvjp(lambda w_VD: (gather(w_VD), None), backward)
-    return gather(w_VD)
+def _rounds(n: int) -> list[list[list[int]]]:
+    """Groups of neighbours, at most four where n allows it, in which n devices reduce and scatter, round after round."""
+    sizes: list[int] = []
+    while n > 1:
+        sizes.insert(0, next((k for k in (4, 3, 2) if n % k == 0), n))
+        n //= sizes[0]
+    index = np.arange(math.prod(sizes)).reshape(sizes)
+    return [np.moveaxis(index, i, -1).reshape(-1, size).tolist() for i, size in enumerate(sizes)]
 
 
 def num_shards(mesh: Mesh) -> int:

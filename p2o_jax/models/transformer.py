@@ -178,10 +178,8 @@ def token_logps(
     predicts_BT = jnp.pad(inside, ((0, 0), (0, 1)))
     head_VD = params["embed"] if spec.tied else params["lm_head"]
     parts = sharding.num_shards(mesh) if mesh and B % sharding.num_shards(mesh) == 0 else 1
-    if mesh and mesh.size > 1:  # gathered once, before the loop over chunks
-        head_VD = sharding.gathered(head_VD.astype(dtype), mesh)
     by_part = tuple(x.reshape(parts, -1, *x.shape[2:]) for x in (x_BTD, jnp.roll(token_BT, -1, axis=1), predicts_BT))
-    logp, entropy = head.token_logps(by_part[0], head_VD, by_part[1], by_part[2], temperature, spec.vocab, chunk, entropy_gradient)
+    logp, entropy = head.token_logps(by_part[0], head_VD, by_part[1], by_part[2], temperature, spec.vocab, chunk, entropy_gradient, mesh)
     return _to_own_token(logp, B, T), _to_own_token(entropy, B, T)
 
 

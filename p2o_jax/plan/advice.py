@@ -39,10 +39,10 @@ def _settings(load: Load, cfg: Config, shards: int, missing: float) -> list[str]
             found.append(f"config.model.logit_chunk={cfg.model.logit_chunk // 2} (now {cfg.model.logit_chunk})")
     if load.optimizer > missing and o.mu_dtype == "float32":
         found.append("config.optim.mu_dtype=bfloat16")
-    if load.reference > missing:
+    if load.reference > missing and cfg.loss.kl != "off":
         found.append("config.loss.kl=off, or config.lora.rank, where the frozen rest is the reference")
-    if load.reflector > missing:
-        found.append("config.gepa.reflector=policy or api (now reference: a second model laid out for decoding)")
-    if (load.weights + load.reflector) / 2 > missing:
+    elif load.reference > missing:
+        found.append("config.gepa.reflector=policy or api (now reference: a frozen second model)")
+    if load.weights / 2 > missing:
         found.append(f"config.mesh.tensor={2 * max(cfg.mesh.tensor, 1)}, which splits weights for decoding (now {cfg.mesh.tensor})")
     return [*found, "more of config.mesh.fsdp or config.mesh.tensor, that is more chips or another layout"]

@@ -78,6 +78,7 @@ class Estimate(NamedTuple):
     mfu: float
     dollars_per_million: float | None
     exchange: Exchange  # of the update, in a micro-batch
+    lay_outs: int  # in an iteration of GEPA: of the frozen model to reflect, and of the policy again; each takes what phase `reshard` does
 
 
 def estimate(
@@ -104,7 +105,9 @@ def estimate(
     update = programs["update"].cost
     assert update is not None
     exchanged = exchange(parts.spec, parts.mesh, update, _head_turns(parts, work), jnp.dtype(parts.engine.dtype).itemsize)
-    return Estimate(phases, seconds, tokens, mfu, paid and paid / tokens * 1e6, exchanged)
+    gepa = parts.cfg.gepa
+    lay_outs = 2 if gepa.enabled and gepa.reflector == "reference" else 0
+    return Estimate(phases, seconds, tokens, mfu, paid and paid / tokens * 1e6, exchanged, lay_outs)
 
 
 def _gepa_rollouts(cfg: config.Config, work: Workload) -> float:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from p2o_jax import build
 from p2o_jax.plan.programs import Parts, Program, shard_bytes
 
 
@@ -14,9 +15,8 @@ class Held(NamedTuple):
 
     params: int  # the learner's, all of them
     optimizer: int
-    reference: int  # the frozen initial policy, where a KL term asks for it
-    reflector: int  # the frozen initial policy laid out for decoding, where it reflects; kept from the first prompt phase on
-    weights: int  # the policy laid out for decoding; kept while it samples
+    reference: int  # the frozen initial policy, split as the learner's params are, where a KL term asks for it or it reflects
+    weights: int  # the policy, or what reflects, laid out for decoding; kept while it samples
 
 
 class Load(NamedTuple):
@@ -26,7 +26,6 @@ class Load(NamedTuple):
     params: int
     optimizer: int
     reference: int
-    reflector: int
     weights: int
     caches: int
     temporaries: int  # with rows, queues and other small arguments
@@ -45,11 +44,9 @@ def held(parts: Parts, programs: Mapping[str, Program]) -> Held:
         return sum(map(shard_bytes, jax.tree.leaves(tree), jax.tree.leaves(split)))
 
     first = {name.split()[0]: p.memory for name, p in programs.items()}
-    params = first["lay_out"].arguments[0]
-    reference = params if parts.cfg.loss.kl != "off" and not parts.spec.lora else 0
-    weights, gepa = first["lay_out"].outputs, parts.cfg.gepa
-    reflector = weights if gepa.enabled and gepa.reflector == "reference" else 0
-    return Held(params, size(state.opt_state, shardings.opt_state), reference, reflector, weights)
+    reference = 0 if parts.spec.lora else build.reference_bytes(parts.cfg, parts.spec, parts.mesh, parts.learner.dtype)
+    optimizer = size(state.opt_state, shardings.opt_state)
+    return Held(first["lay_out"].arguments[0], optimizer, reference, first["lay_out"].outputs)
 
 
 def position_bytes(parts: Parts) -> int:
@@ -78,4 +75,4 @@ def _load(program: Program, kept: Held, code: int) -> Load:
     caches = 0 if learns else memory.caches
     rest = memory.peak - (first or mine) - caches
     weights = 0 if learns else kept.weights
-    return Load(name, kept.params, kept.optimizer, kept.reference, kept.reflector, weights, caches, rest, code)
+    return Load(name, kept.params, kept.optimizer, kept.reference, weights, caches, rest, code)

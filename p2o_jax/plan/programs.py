@@ -117,7 +117,7 @@ def make(cfg: Config, spec: ModelSpec, topology: Topology) -> Parts:
     model = _model(spec, mesh, dtype)
     learner = Learner(spec, mesh, cfg, NUM_UPDATES, dtype, model.chat.pad_id)
     enough = UNLIMITED if cfg.rollout.slots else int(topology.chip.hbm_gib * GIB)  # what does not fit is compiled, too
-    return Parts(cfg, spec, mesh, learner, build.make_engine(cfg, model, build.held_bytes(cfg, model, learner), enough))
+    return Parts(cfg, spec, mesh, learner, build.make_engine(cfg, model, build.held_bytes(cfg, spec, mesh, learner), enough))
 
 
 def _model(spec: ModelSpec, mesh: Mesh, dtype: Any) -> build.Model:

@@ -13,7 +13,7 @@ from p2o_jax.plan.memory import Load
 from p2o_jax.plan.minimum import Exchange
 from p2o_jax.plan.programs import Parts, Program
 
-COLUMNS = ("params", "optimizer", "reference", "reflector", "weights", "caches", "temporaries", "code")
+COLUMNS = ("params", "optimizer", "reference", "weights", "caches", "temporaries", "code")
 
 
 def as_text(figures: Mapping[str, Any]) -> str:
@@ -43,6 +43,9 @@ def as_text(figures: Mapping[str, Any]) -> str:
             ],
         )
         lines += ["", _exchanged(step["update_exchange"])]
+        if step["lay_outs"]:
+            seconds = step["lay_outs"] * step["phases"][0]["seconds"]
+            lines.append(f"An iteration of GEPA lays {step['lay_outs']} models out, in {seconds:.2g} s; this is not in its share.")
         work = figures["workload"]
         lines += [
             "",
@@ -105,6 +108,7 @@ def _step(step: Estimate, topology: Topology) -> dict[str, Any]:
         "mfu": step.mfu,
         "dollars_per_million": step.dollars_per_million,
         "update_exchange": _exchange(step.exchange),
+        "lay_outs": step.lay_outs,
     }
 
 

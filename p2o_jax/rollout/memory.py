@@ -49,15 +49,15 @@ class Plan:
         return " + ".join(parts) + f" = {_gib(self.total)}"
 
 
-def plan(engine: Engine, others: int = 0, copies: int = 1) -> Plan:
-    """The memory of an engine's largest programs, with `others` bytes per device held besides; `copies`: models laid out for decoding."""
+def plan(engine: Engine, others: int = 0) -> Plan:
+    """The memory of an engine's largest programs, with `others` bytes per device held besides."""
     spec, mesh, capacity = engine.spec, engine.mesh, engine.capacities[-1]
     shapes = [(bucket, rows) for bucket in engine.cfg.prompt_buckets for rows, _ in engine.shapes(bucket)]
     copied = max(engine.copied(bucket, group) for bucket in engine.cfg.prompt_buckets for _, group in engine.shapes(bucket))
     run = engine.abstract_run(Program("slots", copied, capacity=capacity, size=engine.sizes[0]))
     logits = engine.sizes[0] * spec.vocab_rows * 4 // mesh.shape["tensor"]
     return Plan(
-        weights=copies * per_device(engine.abstract_weights),
+        weights=per_device(engine.abstract_weights),
         bank=max(per_device(engine.abstract_bank(Program("bank", bucket, rows))) for bucket, rows in shapes),
         slots=per_device(run.rows),
         outputs=2 * per_device(run._replace(rows=())),
@@ -66,7 +66,7 @@ def plan(engine: Engine, others: int = 0, copies: int = 1) -> Plan:
     )
 
 
-def fitting(make: Callable[[int], Engine], slots: int, others: int = 0, copies: int = 1, memory: int | None = None) -> Engine:
+def fitting(make: Callable[[int], Engine], slots: int, others: int = 0, memory: int | None = None) -> Engine:
     """The engine with so many slots, or, where that is 0, with as many per shard, up to MAX_SLOTS, as there is memory for.
 
     `memory`: bytes of a device, where it is not there to be asked.
@@ -79,15 +79,26 @@ def fitting(make: Callable[[int], Engine], slots: int, others: int = 0, copies: 
     if not slots:
         most = min(MAX_SLOTS, engine.max_rollouts)
         counts = [n * engine.num_shards for n in sorted({most, *(1 << k for k in range(most.bit_length()))}, reverse=True)]
-        fits = (candidate for candidate in map(make, counts) if plan(candidate, others, copies).total <= limit)
+        fits = (candidate for candidate in map(make, counts) if plan(candidate, others).total <= limit)
         engine = next(fits, make(engine.num_shards))
-    needed = plan(engine, others, copies)
+    needed = plan(engine, others)
     if needed.total > limit:
+        missing = needed.total - limit
         raise ConfigError(
-            f"sampling does not fit into a device's memory: {needed.told(engine)}, of {_gib(limit)} usable; lower "
-            "config.rollout.bank_tokens, slots or max_new_tokens, set config.rollout.cache_dtype=int8, or use more devices (config.mesh)"
+            f"sampling does not fit into a device's memory: {needed.told(engine)}, of {_gib(limit)} usable, {_gib(missing)} too much; "
+            f"{_more_tensor(engine, needed, missing)}lower config.rollout.bank_tokens, slots or max_new_tokens, "
+            "set config.rollout.cache_dtype=int8, or use more devices (config.mesh)"
         )
     return engine
+
+
+def _more_tensor(engine: Engine, needed: Plan, missing: int) -> str:
+    """The least config.mesh.tensor that splits the weights as far as is needed, as a remedy; empty if none does."""
+    spec, now, shards = engine.spec, engine.mesh.shape["tensor"], engine.num_shards
+    for more in (n for n in range(2, shards + 1) if shards % n == 0 and spec.heads % (n * now) == spec.mlp % (n * now) == 0):
+        if needed.weights * (1 - 1 / more) >= missing:
+            return f"set config.mesh.tensor={more * now} (now {now}), which splits the weights, "
+    return ""
 
 
 def per_device(tree: Any) -> int:

@@ -29,13 +29,14 @@ class Stages:
     """`evaluate` and `reflect` of one prompt phase, and in `ledger` what they cost.
 
     Calls are numbered, so that no two rollouts of a phase share their randomness, and a phase run again makes the same ones.
+    `weights` is asked for the policy, laid out for decoding, at each evaluation: reflection may have taken its place.
     `transfers` is asked about the rollouts that succeed where `gepa.reliance` is on; it may be None otherwise.
     """
 
     def __init__(
         self,
         answerer: Answerer,
-        weights: Any,
+        weights: Callable[[], Any],
         reply: Reply,
         cfg: config.Config,
         key: jax.Array,
@@ -60,7 +61,7 @@ class Stages:
         """An outcome for each (template, question), all sampled together."""
         start = time.monotonic()
         asks = [Ask(question, template, self._name("evaluate", i)) for i, (template, question) in enumerate(pairs)]
-        rollouts = self.answerer.answer(self.weights, asks, self.evaluation, self.key, phase="gepa")
+        rollouts = self.answerer.answer(self.weights(), asks, self.evaluation, self.key, phase="gepa")
         solved = [r for r in rollouts if r.succeeded]
         transfers = dict(zip((r.ask.name for r in solved), self.transfers(solved), strict=True)) if self.transfers else {}
         self.book({f"gepa_{self.stage}": {**self.answerer.cost(rollouts), "seconds": time.monotonic() - start}})

@@ -1,29 +1,10 @@
-"""What is the same on every mesh: the gathered head's gradient, and how the comparison of meshes counts."""
+"""How the comparison of meshes counts."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import sharding as compared
-from p2o_jax.models import sharding
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2), (1, 1, 8)])
-def test_a_gathered_head_has_the_plain_gradient_split_as_the_weight_is(shape):
-    mesh = sharding.make_mesh(shape)
-    split = NamedSharding(mesh, PartitionSpec("tensor", "fsdp"))
-    w_VD = jax.random.normal(jax.random.key(0), (32, 16))
-    x_ND = jax.random.normal(jax.random.key(1), (8, 16))
-
-    def loss(w_VD, gather):
-        return jnp.sum(jax.nn.logsumexp(x_ND @ gather(w_VD).T, axis=-1))
-
-    plain = jax.grad(loss)(w_VD, lambda w: w)
-    made = jax.jit(jax.grad(lambda w: loss(w, lambda w: sharding.gathered(w, mesh))))(jax.device_put(w_VD, split))
-    np.testing.assert_allclose(made, plain, rtol=1e-5, atol=1e-6)
-    assert made.sharding.is_equivalent_to(split, 2)
 
 
 def test_all_meshes_of_eight_are_compared():

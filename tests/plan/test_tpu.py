@@ -102,13 +102,16 @@ def test_a_gather_of_weights_and_a_visit_to_the_host_in_a_loop_are_seen():
     assert turn.host_transfers > 0 and ("all-gather", 64 * 64 * 4) in {(c.kind, c.bytes) for c in turn.collectives}
 
 
-def test_an_update_exchanges_little_more_than_fsdp_must():
+@pytest.mark.parametrize(("topology", "tensor"), [("v5e:2x4", 1), ("v5p:2x2x4", 1), ("v6e:4x4", 2)])
+def test_an_update_exchanges_little_more_than_fsdp_must(topology, tensor):
     """No gradient is reduced whole on every chip: the embedding's was, which made it 1.4 times the least."""
     pytest.importorskip("libtpu")
-    parts = decode_parts("v5e:2x4", 1)
-    update = dict(parts.learner.programs())["update"].compile()
-    found = minimum.exchange(parts.spec, parts.mesh, cost.cost(update.as_text()), 1, 2)
-    assert found.ratio < 1.2
+    parts = decode_parts(topology, tensor)
+    update = cost.cost(dict(parts.learner.programs())["update"].compile().as_text())
+    assert minimum.exchange(parts.spec, parts.mesh, update, 1, 2).ratio < 1.2
+    sent = [c for c in update.loops[0][1].total((1,)).collectives if minimum.crosses_batch(c, parts.mesh)]
+    embedding = 2 * SPEC.vocab * SPEC.width // tensor
+    assert max(c.bytes for c in sent if c.kind == "all-reduce") < embedding / 2 < max(c.bytes for c in sent if c.kind == "reduce-scatter")
 
 
 def test_slices_lie_along_the_data_axis():
@@ -168,7 +171,7 @@ def test_decoding_that_the_compiler_refuses_is_told_with_what_would_mend_it():
     parts = decode_parts("v5e:2x4", 1, slots=4096, max_new_tokens=16384)
     asked = next(a for a in programs.sampler(parts.engine, parts.cfg, 64) if a.name.startswith("decode"))
     program = programs.compile_one(asked, lambda line: None)
-    (load,) = memory.loads({asked.name: program}, memory.Held(0, 0, 0, 0, 0))
+    (load,) = memory.loads({asked.name: program}, memory.Held(0, 0, 0, 0))
     assert program.cost is None and program.memory.peak > 16 * chips.GIB
     line = advice.advice(load, parts.cfg, 8, 15.75)
     assert "of 15.75 GiB" in line and "too much: config.rollout.slots=" in line and "cache_dtype=int8" in line

@@ -26,7 +26,6 @@ def test_the_plan_by_hand():
     assert got.bank == 1024 * position  # 64 rows of 16 or 16 of 64
     assert got.slots == 16 * ((40 + 64) * position + 3 * 4 + 1)  # on CPU with a copy of the prompt
     assert got.outputs == 2 * (32 * (40 * 8 + 2 * 4) + 2 * 4)
-    assert memory.plan(make_engine(), copies=2).weights == 4 * num_params(SPEC)  # the reference, too, is laid out
     assert got.others == 1000 and got.total == sum((got.weights, got.bank, got.slots, got.outputs, got.temporaries, 1000))
 
 
@@ -55,6 +54,21 @@ def test_what_does_not_fit_is_told_with_the_arithmetic(monkeypatch):
         assert part in str(e.value)
     with pytest.raises(ConfigError, match="1 slots x 40 tokens"):
         memory.fitting(make_engine, 0, 1 << 30)
+
+
+def test_the_tensor_axis_that_would_do_is_a_remedy(monkeypatch):
+    """It halves the weights, and quarters them; where that is not enough, or nothing is left to split, it is not told."""
+    needed = memory.plan(make_engine(8, (1, 4, 1)))
+
+    def told(missing, shape=(1, 4, 1)):
+        monkeypatch.setattr(memory, "device_bytes", lambda mesh: (needed.total - missing) / memory.USABLE + 1e-6)
+        with pytest.raises(ConfigError) as e:
+            memory.fitting(lambda slots: make_engine(8, shape), 8)
+        return str(e.value)
+
+    assert "set config.mesh.tensor=2 (now 1)" in told(needed.weights // 2) and "0.00 GiB too much" in told(1)
+    assert "set config.mesh.tensor=4 (now 1)" in told(needed.weights // 2 + 1)
+    assert "mesh.tensor" not in told(needed.weights * 3 // 4 + 1) + told(needed.weights // 2, (1, 1, 1))
 
 
 def test_the_memory_of_this_machine():

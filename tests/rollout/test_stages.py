@@ -58,7 +58,7 @@ def test_what_a_reward_function_says_is_feedback_unless_it_failed(answerer):
     made, weights = answerer
     told = [Verdict(0.2, 1.0, "wrong", "Shorter."), Verdict(0.0, 1.0, "error", "KeyError"), Verdict(1.0, 1.0, "correct")]
     judged = Answerer(made.engine, made.chat, lambda texts, questions: told, made.reporter)
-    stages = Stages(judged, weights, lambda *_: ([], {}), CFG, runtime.key(0, "gepa"), Ledger())
+    stages = Stages(judged, lambda: weights, lambda *_: ([], {}), CFG, runtime.key(0, "gepa"), Ledger())
     outcomes = stages.evaluate([("", q) for q in HARD[:3]])
     assert [(o.score, o.feedback) for o in outcomes] == [(0.2, "Shorter."), (0.0, ""), (1.0, "")]
 
@@ -74,11 +74,11 @@ def test_transfers_of_successes_alone_are_asked_for_with_reliance(answerer):
         asked.extend(r.ask.question.id for r in rollouts)
         return [0.25, 0.5]
 
-    outcomes = Stages(judged, weights, lambda *_: ([], {}), on, runtime.key(0, "gepa"), Ledger(), transfers).evaluate(
+    outcomes = Stages(judged, lambda: weights, lambda *_: ([], {}), on, runtime.key(0, "gepa"), Ledger(), transfers).evaluate(
         [("z", q) for q in HARD[:3]]
     )
     assert asked == ["q0", "q2"] and [o.transfer for o in outcomes] == [0.25, 0.0, 0.5]
-    off = Stages(judged, weights, lambda *_: ([], {}), CFG, runtime.key(0, "gepa"), Ledger(), transfers).evaluate(
+    off = Stages(judged, lambda: weights, lambda *_: ([], {}), CFG, runtime.key(0, "gepa"), Ledger(), transfers).evaluate(
         [("z", q) for q in HARD[:3]]
     )
     assert asked == ["q0", "q2"] and {o.transfer for o in off} == {0.0}
@@ -110,9 +110,11 @@ class Phase:
     def search(self, state, journal):
         how = Sampling(1.0, 6)
         key = runtime.key(0, "gepa", state.step)
-        stages = Stages(
-            self.answerer, self.weights, lambda p, n, spent: self.answerer.reply(self.weights, p, n, how, key), CFG, key, state.ledger
-        )
+
+        def reply(prompts, names, spent):
+            return self.answerer.reply(self.weights, prompts, names, how, key)
+
+        stages = Stages(self.answerer, lambda: self.weights, reply, CFG, key, state.ledger)
         journal.account(lambda: stages.last_costs, stages.book)
         evaluate, reflect = journal.evaluate(self.counted(stages.evaluate)), journal.reflect(self.counted(stages.reflect))
         result = gepa.search(
