@@ -12,6 +12,7 @@ from p2o_jax.config_files import to_config_dict
 
 def get_config() -> ConfigDict:
     c = to_config_dict(Config())
+    c.model.path = c.data.path = ""  # yours
     c.data.max_prompt_tokens = 1024
     c.rollout.questions = 64
     c.rollout.group_size = 8

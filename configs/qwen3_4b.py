@@ -12,6 +12,7 @@ from p2o_jax.config_files import to_config_dict
 
 def get_config() -> ConfigDict:
     c = to_config_dict(Config())
+    c.model.path = c.data.path = ""  # yours
     c.mesh.fsdp = -1
     c.rollout.prompt_buckets = (512, 1024, 2048, 5120, 32768)  # 5,120: the longest question behind the longest template
     c.optim.row_tokens = 16384

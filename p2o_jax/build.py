@@ -216,7 +216,7 @@ def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, sou
         found += runtime.from_process_0(lambda: key_problems(cfg.api))
     found += runtime.from_process_0(lambda: reward_problems(cfg.reward)) if cfg.reward.fn else []
     found += runtime.from_process_0(lambda: recorder.problems(cfg))
-    if found and cfg.model.path == WORLD:
+    if found and cfg.model.path == WORLD:  # which would be pretrained first
         raise ConfigError(*found)
     model = collect(found, lambda: open_model(cfg, reporter))
     if model:
@@ -240,7 +240,9 @@ def open_model(cfg: Config, reporter: Reporter) -> Model:
     """
     num_devices = len(jax.devices())
     found = config_rules.problems(cfg, num_devices)
-    if found and cfg.model.path == WORLD:
+    if not cfg.model.path:
+        found.append("config.model.path is empty: name a model directory or a hub id")
+    if found and cfg.model.path in ("", WORLD):
         raise ConfigError(*found)
     with reporter.phase("pretraining"):
         directory = pretrain.ensure_base(cfg.world, reporter.line) if cfg.model.path == WORLD else hf_config.locate(cfg.model.path)
@@ -338,6 +340,8 @@ def training_sampling(cfg: Config) -> Sampling:
 
 def load_questions(cfg: Config) -> sources.Loaded:
     """The questions of config.data.path."""
+    if not cfg.data.path:
+        raise ConfigError("config.data.path is empty: name a file or folder of questions, hf:NAME or tfds:NAME@SPLIT")
     if cfg.data.path == WORLD:
         return _of_world(world_questions.train_questions(cfg.world))
     return sources.load(cfg.data.path, cfg.data)

@@ -112,7 +112,9 @@ class Reward:
 
 @dataclass(frozen=True)
 class Mining:
-    max_successes: int = 1  # a question is hard with at most so many successes, and not all, in its group
+    max_successes: int = (
+        1  # a question is hard with at most so many successes in its group, and not all; fewer where fewer rollouts are judged
+    )
     judge_on: Literal["all", "plain"] | None = None  # rollouts that decide hardness
     sticky: bool = False  # ▲ what the last epoch found hard stays hard until a plain rollout succeeds
     extra_plain_groups: int = 0  # ▲ further plain groups of G for each question that the last epoch found hard
@@ -361,6 +363,11 @@ def templated_row_tokens(config: Config) -> int:
 
 def minibatch_questions(config: Config) -> int:
     return min(config.optim.minibatch_questions, config.rollout.questions)
+
+
+def minibatch_rollouts(config: Config) -> int:
+    """Rollouts of an optimizer update."""
+    return minibatch_questions(config) * config.rollout.group_size
 
 
 def mesh_shape(mesh: Mesh, num_devices: int) -> tuple[int, int, int]:

@@ -161,6 +161,15 @@ def problems(config: Config, num_devices: int) -> list[str]:
         f"config.optim.row_tokens={optim.row_tokens} must hold the longest prompt trained on + config.rollout.max_new_tokens = {need}",
     )
     rule(
+        optim.schedule != "cosine" or config.mining.extra_plain_groups == 0,
+        f"config.optim.schedule=cosine ends with the last update, and config.mining.extra_plain_groups={config.mining.extra_plain_groups} "
+        "makes their number unknown",
+    )
+    rule(
+        gepa.rollouts_per_eval == 1 or gepa.temperature != 0,
+        f"config.gepa.rollouts_per_eval={gepa.rollouts_per_eval} with config.gepa.temperature=0 would pay for the same answer twice",
+    )
+    rule(
         config.loss.overlong != "penalty" or 0 < config.loss.overlong_buffer <= rollout.max_new_tokens,
         f"config.loss.overlong_buffer={config.loss.overlong_buffer} must lie in 1..config.rollout.max_new_tokens={rollout.max_new_tokens}",
     )

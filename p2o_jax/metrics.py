@@ -45,6 +45,7 @@ METRICS: dict[str, str] = {
     "train/trained_tokens": "tokens with a gradient in this step, mean over its updates",
     "train/logprob_gap_mean": "mean |sampler - learner| log-prob of the sampled tokens on the prompt they were sampled on, first update",
     "train/logprob_gap_max": "largest such difference",
+    "train/logprob_gap_tokens": "tokens that it was measured on: those of the first update, and all that were scored before it",
     "train/rollout_is_mean": "mean importance weight of the learner's policy against the sampler's, after the cap",
     "train/frac_rollout_is_capped": "share of trained tokens whose such weight is at the cap",
     "rollout/generated_tokens": "tokens sampled in this step",
@@ -166,6 +167,18 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         if which.any():
             values[f"reward/mean_{name}"] = score[which].mean()
     return {k: float(v) for k, v in values.items()}
+
+
+def of_updates(scored: Mapping[str, float], updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics of a step's updates and of the scoring before them; each has measured the sampler's gap on other tokens."""
+    values = dict(scored) | mean_of(updates)
+    measured = [s for s in (scored, *updates) if "train/logprob_gap_tokens" in s]
+    if measured:
+        tokens = [s["train/logprob_gap_tokens"] for s in measured]
+        values["train/logprob_gap_mean"] = float(np.average([s["train/logprob_gap_mean"] for s in measured], weights=tokens))
+        values["train/logprob_gap_max"] = max(s["train/logprob_gap_max"] for s in measured)
+        values["train/logprob_gap_tokens"] = sum(tokens)
+    return values
 
 
 def mean_of(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -14,8 +14,9 @@ def find_hard(
     """The ids of the hard questions, in batch order, each once: at most `max_successes` of their rollouts succeeded, and not all.
 
     ▲ `judge_on="plain"` looks at untemplated rollouts only, as "solved with a crutch" is not solved; a question that has
-    none is judged by all of its rollouts. "all" is what the released code does. ▲ With `sticky`, questions of `last_hard_ids`, hard
-    in the last epoch, are hard unless a plain rollout succeeded, too.
+    none is judged by all of its rollouts. "all" is what the released code does. Where fewer than G are judged, so many fewer may
+    succeed: with 1 of 6 none of two, as otherwise a question solved half of the time stays hard. ▲ With `sticky`, questions of
+    `last_hard_ids`, hard in the last epoch, are hard unless a plain rollout succeeded, too.
     """
     assert cfg.judge_on is not None, "config.mining must be resolved"
     judged_QG = np.ones_like(templated_QG, bool)
@@ -26,7 +27,8 @@ def find_hard(
     for question, solved_G, judged_G in zip(questions, solved_QG, judged_QG, strict=True):
         successes[question.id] = successes.get(question.id, 0) + int((solved_G & judged_G).sum())
         tried[question.id] = tried.get(question.id, 0) + int(judged_G.sum())
-    hard = {name for name, count in successes.items() if count <= cfg.max_successes and (count == 0 or count < tried[name])}
+    share = {name: min(1.0, number / solved_QG.shape[1]) for name, number in tried.items()}
+    hard = {name for name, count in successes.items() if count <= cfg.max_successes * share[name] and (count == 0 or count < tried[name])}
     if cfg.sticky:
         solved_Q = np.any(solved_QG & ~templated_QG, axis=1).tolist()
         hard |= set(last_hard_ids) - {q.id for q, solved in zip(questions, solved_Q, strict=True) if solved}

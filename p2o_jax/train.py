@@ -9,8 +9,8 @@ import numpy as np
 
 from p2o_jax import assign, bandit, gepa, history, mining
 from p2o_jax.build import Parts
-from p2o_jax.config import Config, minibatch_questions
-from p2o_jax.metrics import mean_of, rollout_metrics
+from p2o_jax.config import Config, minibatch_rollouts
+from p2o_jax.metrics import of_updates, rollout_metrics
 from p2o_jax.records import Ledger, RunState, SearchResult
 from p2o_jax.rl import advantages, batch
 
@@ -54,7 +54,7 @@ def policy_step(cfg: Config, parts: Parts, state: RunState) -> RunState:
 
     with parts.reporter.phase("score"):  # before any update: old, reference and templated log-probs, and the weights w
         examples = batch.examples(filled.trained, advantage_QG, cfg.distill, cfg.loss.overlong)
-        policy, size = parts.learner.policy(state.learner), minibatch_questions(cfg) * group_size
+        policy, size = parts.learner.policy(state.learner), minibatch_rollouts(cfg)
         examples, score_stats = parts.learner.score(policy, parts.kl_params, examples, size)
     learner, update_stats = state.learner, []
     with parts.reporter.phase("update"):
@@ -78,7 +78,7 @@ def policy_step(cfg: Config, parts: Parts, state: RunState) -> RunState:
     zero_Q = advantages.zero_advantage(advantages.of_rollouts(rollouts, cfg))
     hard_now = mining.outcome_metrics(questions, solved_QG, templated_QG, zero_Q, state.last_hard_ids)
     counts = {"hard/questions_step": len(found), "hard/questions_epoch": len(after.hard_ids)}
-    values = rollout_metrics(filled.made) | filled.stats | score_stats | mean_of(update_stats) | hard_now | counts
+    values = rollout_metrics(filled.made) | filled.stats | of_updates(score_stats, update_stats) | hard_now | counts
     parts.record.step(state, after, filled.made, values)
     return after
 

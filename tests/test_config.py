@@ -182,6 +182,8 @@ RULES = [
     ({"gepa__budget": "full_evals"}, "config.gepa.budget=full_evals needs config.gepa.max_full_evals"),
     ({"gepa__dev_size": 0.7}, "config.gepa.dev_size=0.7 must be a count, or a fraction up to 0.5"),
     ({"train__epochs": 0}, "config.train.epochs=0 needs config.gepa.enabled and config.gepa.schedule=first"),
+    ({"optim__schedule": "cosine", "mining__extra_plain_groups": 1}, "config.mining.extra_plain_groups=1 makes their number unknown"),
+    ({"gepa__rollouts_per_eval": 2}, "config.gepa.rollouts_per_eval=2 with config.gepa.temperature=0 would pay"),
     ({"train__epochs": -1, "gepa__schedule": "first"}, "config.train.epochs=-1 must not be negative"),
     ({"mining__max_successes": -1}, "config.mining.max_successes=-1 must not be negative"),
     ({"data__prompt_template": "Solve it."}, "config.data.prompt_template='Solve it.' must hold {question} once"),

@@ -228,6 +228,12 @@ def test_no_such_config(tmp_path):
     assert refused("configs/nowhere.py", tmp_path / "run", {}) == ["--config=configs/nowhere.py: no such file"]
 
 
+@pytest.mark.parametrize("name", ["math", "qwen3_4b"])
+def test_configs_for_models_of_one_s_own_ask_for_them(tmp_path, name):
+    lines = refused(f"configs/{name}.py", tmp_path / "run", {"optim.micro_rows": 16})
+    assert [line.split(":")[0] for line in lines] == ["config.data.path is empty", "config.model.path is empty"]
+
+
 def test_misspelt_keys(tmp_path):
     lines = refused("configs/smoke.py", tmp_path / "run", {"rollout.tempreture": 1, "optim.lr": "fast"})
     assert len(lines) == 2 and "config.rollout.temperature?" in lines[0] and lines[1].startswith("config.optim.lr=fast: expected float")

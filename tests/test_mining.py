@@ -26,7 +26,7 @@ def find(scores, templated, max_successes, judge_on):
         (PLAIN, 2, "all", ["q0", "q1", "q2", "q3", "q4"]),
         (CRUTCH, 0, "all", ["q0", "q4"]),  # a template's success counts
         (CRUTCH, 0, "plain", ["q0", "q1", "q2", "q4"]),  # the last two rollouts alone decide
-        (CRUTCH, 1, "plain", ["q0", "q1", "q2", "q3", "q4"]),
+        (CRUTCH, 1, "plain", ["q0", "q1", "q2", "q4"]),  # half of two is more than 1 in a group
         (~PLAIN, 0, "plain", ["q0", "q4"]),  # no plain rollout: all of them decide
     ],
 )

@@ -30,8 +30,8 @@ def extract(
 ) -> Extracted:
     """The template in a reply, between its first and its last fence, with the reason if it may not become one.
 
-    A language tag, a word directly after the opening fence that ends its line, is left out (▲ any: the released code knows
-    "markdown" only). `taken` are the templates that exist; white space makes no difference between two of them.
+    A word directly after the opening fence that ends its line is a language tag. ▲ Any is left out: the released code knows
+    "markdown" only. `taken` are the templates that exist; white space makes no difference between two of them.
     ▲ With `filter_replies` monologues, unclosed fences, over-long texts, duplicates and texts that spell a special token of the
     tokenizer, such as the end of a turn, are rejected; without it only empty texts are, as in the released code, which takes an
     unfenced reply whole.

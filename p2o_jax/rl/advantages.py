@@ -33,13 +33,15 @@ def assert_groups(rollouts: Sequence[Rollout], size: int) -> None:
 def group_advantages(reward_QG: Float[np.ndarray, "Q G"], cfg: Adv) -> Float[np.ndarray, "Q G"]:
     """(r - mean) / (std + 1e-6) within each group, std with Bessel's correction; float32. A group of one has mean 0 and std 1.
 
+    Equal rewards have exactly 0, though the float32 mean of six .9 is not .9: divided by its std, that would be -.06.
     dr_grpo (arXiv 2503.20783) leaves the division out; rloo (arXiv 2402.14740) subtracts the mean of the group's other rewards.
     """
     reward = reward_QG.astype(np.float32)
     size = reward.shape[1]
     if size == 1:
         return reward
-    centred = reward - reward.mean(axis=1, keepdims=True)
+    equal = reward.max(axis=1, keepdims=True) == reward.min(axis=1, keepdims=True)
+    centred = np.where(equal, np.float32(0), reward - reward.mean(axis=1, keepdims=True))
     if cfg.kind == "dr_grpo":
         return centred
     if cfg.kind == "rloo":
@@ -57,5 +59,5 @@ def overlong_penalty(length_N: Shaped[np.ndarray, "N"], max_tokens: int, buffer:
 
 
 def zero_advantage(advantage_QG: Float[np.ndarray, "Q G"]) -> Shaped[np.ndarray, "Q"]:
-    """Which groups teach nothing: all of their advantages are 0."""
+    """Which groups have no policy gradient: all of their advantages are 0."""
     return np.all(advantage_QG == 0, axis=1)

@@ -137,8 +137,8 @@ class Learner:
         length_N = np.array([len(e.response_ids) if e.trained else 0 for e in mini], np.int64)
         scale_N = losses.aggregation_scale(length_N, self.cfg.loss.aggregation, self.cfg.rollout.max_new_tokens)
         used = [i for i, e in enumerate(mini) if self._contributes(e)]
-        limit = config.minibatch_questions(self.cfg) * self.cfg.rollout.group_size
-        packed = self._pack([(mini[i].prompt_ids, mini[i].response_ids) for i in used], config.trained_row_tokens(self.cfg), limit)
+        limit, row_tokens = config.minibatch_rollouts(self.cfg), config.trained_row_tokens(self.cfg)
+        packed = self._pack([(mini[i].prompt_ids, mini[i].response_ids) for i in used], row_tokens, limit)
         flat = Rows(*(x.reshape(-1, x.shape[-1]) for x in packed.rows))
         for i, (r, a, b) in zip(used, packed.places, strict=True):
             flat.trained[r, a:b] = True
@@ -165,7 +165,7 @@ class Learner:
             many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_micro, *x.shape[1:]), x.dtype), one)
             return _abstract(many, jax.tree.map(lambda _: sharding.batch_sharding(self.mesh, None), one))
 
-        mini, all_sequences = rows(plain, config.minibatch_questions(self.cfg) * group), self.cfg.rollout.questions * group
+        mini, all_sequences = rows(plain, config.minibatch_rollouts(self.cfg)), self.cfg.rollout.questions * group
         update = self._update.lower(self.abstract_state(), lora.split(self.spec, params)[1], mini, count)
         found = [("update", update), ("score", self._score.lower(params, rows(plain, all_sequences), count))]
         if self.cfg.gepa.enabled and templated != plain:

@@ -32,7 +32,7 @@ def gap_stats(gap: Sequence[np.ndarray]) -> Stats:
     if not gap:
         return {}
     all_gaps = np.concatenate(gap)
-    return {"train/logprob_gap_mean": float(all_gaps.mean()), "train/logprob_gap_max": float(all_gaps.max())}
+    return _gap(float(all_gaps.mean()), float(all_gaps.max()), all_gaps.size)
 
 
 def rollout_weight_stats(weights: Sequence[np.ndarray], cap: float) -> Stats:
@@ -52,5 +52,9 @@ def update_stats(sums: Stats, computed_tokens: int) -> Stats:
     stats |= {"train/bad_updates": sums["bad"], "train/trained_tokens": sums["tokens"]}
     stats["perf/frac_row_tokens_real"] = sums["real_tokens"] / computed_tokens if computed_tokens else 1.0
     if sums["fresh_tokens"]:
-        stats |= {"train/logprob_gap_mean": sums["gap"] / sums["fresh_tokens"], "train/logprob_gap_max": sums["max_gap"]}
+        stats |= _gap(sums["gap"] / sums["fresh_tokens"], sums["max_gap"], sums["fresh_tokens"])
     return stats | ({"train/kl_loss": sums["kl_loss"]} if "kl_loss" in sums else {})
+
+
+def _gap(mean: float, largest: float, tokens: float) -> Stats:
+    return {"train/logprob_gap_mean": mean, "train/logprob_gap_max": largest, "train/logprob_gap_tokens": float(tokens)}

@@ -1,12 +1,13 @@
-"""Groups that are none are not trained on."""
+"""Groups that are none are not trained on, and groups of equal rewards have nothing to compare."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from p2o_jax.config import Adv
 from p2o_jax.records import Ask, Completion, Question, Rollout, Verdict
-from p2o_jax.rl.advantages import assert_groups
+from p2o_jax.rl.advantages import assert_groups, group_advantages, zero_advantage
 
 
 def rollout(question: str, number: int) -> Rollout:
@@ -34,3 +35,13 @@ def test_groups_of_one_question_each_are_fine():
 def test_other_groups_are_told(bad, told):
     with pytest.raises(AssertionError, match=told):
         assert_groups(bad, 2)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "rloo"])
+def test_equal_rewards_have_no_advantage_whatever_they_round_to(kind):
+    reward_QG = np.repeat(np.float32([[0.9], [0.3], [1 / 3], [0.0]]), 6, axis=1)
+    assert reward_QG[0].mean() != reward_QG[0, 0], "a float32 mean of equal numbers is another"
+    advantage_QG = group_advantages(reward_QG, Adv(kind=kind))
+    assert np.all(advantage_QG == 0) and zero_advantage(advantage_QG).all()
+    one_better = np.concatenate([reward_QG[:1, :5], [[1.0]]], axis=1)
+    assert group_advantages(one_better, Adv(kind=kind))[0, 5] > 0
