@@ -217,7 +217,14 @@ def test_each_broken_rule_is_told(changes, told):
 
 def test_a_budget_for_one_proposal_will_do():
     assert config_rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=56), 1) == []
-    assert len(config_rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=111, gepa__rollouts_per_eval=2), 1)) == 1
+    assert (
+        len(
+            config_rules.problems(
+                changed(gepa__budget="calls", gepa__max_metric_calls=111, gepa__rollouts_per_eval=2, gepa__temperature=1.0), 1
+            )
+        )
+        == 1
+    )
     assert config_rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=26, gepa__dev_size=20.0), 1) == []
     assert len(config_rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=25, gepa__dev_size=0.2), 1)) == 1
 

@@ -3,7 +3,7 @@
 Data: python -m p2o_jax.prepare deepmath --out data/deepmath --benchmarks aime24,aime25,amc23,math500,minerva,olympiadbench
 Command: python -m p2o_jax.main --config configs/paper/deepmath_self.py --workdir runs/deepmath_self
 Hardware and evaluation: as configs/paper/deepscaler_self.py.
-Time: about 25 hours on 8 H100 (10k: twice that), estimated as there.
+Time: about 40 hours on 8 H100 (10k: twice that), estimated as there.
 Score: the paper's average of the six benchmarks is 64.2 (10k: 66.2).
 """
 

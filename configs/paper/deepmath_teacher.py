@@ -2,7 +2,7 @@
 
 Command: python -m p2o_jax.main --config configs/paper/deepmath_teacher.py --workdir runs/deepmath_teacher
 Needs: as configs/paper/deepscaler_teacher.py. Data, hardware and evaluation: as configs/paper/deepmath_self.py.
-Time: about 24 hours on 8 H100 (10k: twice that), estimated as there.
+Time: about 38 hours on 8 H100 (10k: twice that), estimated as there.
 Score: the paper's average of the six benchmarks is 57.9 (10k: 55.5).
 """
 

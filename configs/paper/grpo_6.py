@@ -3,7 +3,7 @@
 Command: python -m p2o_jax.main --config configs/paper/grpo_6.py --workdir runs/grpo_6
 For DeepMath-5K add --config.data.path=data/deepmath/train_5k.jsonl --config.data.eval_path=data/deepmath/test.jsonl
 Hardware, data and evaluation: as configs/paper/deepscaler_self.py.
-Time: about 17 hours on 8 H100, estimated as there. Score: the paper's average is 60.5 (DeepMath-5K: 54.8).
+Time: about 26 hours on 8 H100, estimated as there. Score: the paper's average is 60.5 (DeepMath-5K: 54.8).
 """
 
 import runpy

@@ -3,7 +3,7 @@
 Command: python -m p2o_jax.main --config configs/paper/grpo_matched.py --workdir runs/grpo_matched
 For DeepMath-5K add --config.data.path=data/deepmath/train_5k.jsonl --config.data.eval_path=data/deepmath/test.jsonl
 Hardware, data and evaluation: as configs/paper/deepscaler_self.py.
-Time: about 22 hours on 8 H100, estimated as there. Score: unknown.
+Time: about 34 hours on 8 H100, estimated as there. Score: unknown.
 """
 
 import runpy

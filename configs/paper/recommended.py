@@ -2,7 +2,7 @@
 
 Command: python -m p2o_jax.main --config configs/paper/recommended.py --workdir runs/recommended
 Hardware, data and evaluation: as configs/paper/deepscaler_self.py.
-Time: about 25 hours on 8 H100, estimated as there. Score: unknown.
+Time: about 40 hours on 8 H100, estimated as there. Score: unknown.
 """
 
 import runpy
