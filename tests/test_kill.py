@@ -80,6 +80,7 @@ def test_sigterm_saves_and_the_next_start_goes_on(whole, settings, tmp_path, pha
     assert kill.differences(whole, workdir) in ([], ["checkpoints"]), "it may have one more checkpoint"
 
 
+@pytest.mark.slow
 def test_dynamic_sampling_goes_on_as_it_would_have(settings, tmp_path):
     settings = {**settings, **DYNAMIC}
     assert Run(tmp_path / "whole", settings).wait() == 0
@@ -90,6 +91,7 @@ def test_dynamic_sampling_goes_on_as_it_would_have(settings, tmp_path):
     assert max(row.get("rollout/sampling_rounds", 0) for row in rows) > 1, "further questions were asked"
 
 
+@pytest.mark.slow
 def test_a_run_moves_from_two_devices_to_eight_to_one(whole, settings, tmp_path):
     """The same questions, templates and texts; numbers to 1e-4."""
     workdir = tmp_path / "moved"
