@@ -112,9 +112,7 @@ class Reward:
 
 @dataclass(frozen=True)
 class Mining:
-    max_successes: int = (
-        1  # a question is hard with at most so many successes in its group, and not all; fewer where fewer rollouts are judged
-    )
+    max_successes: int = 1  # a question is hard with at most so many successes, and not all, in its group
     judge_on: Literal["all", "plain"] | None = None  # rollouts that decide hardness
     sticky: bool = False  # ▲ what the last epoch found hard stays hard until a plain rollout succeeds
     extra_plain_groups: int = 0  # ▲ further plain groups of G for each question that the last epoch found hard

@@ -27,8 +27,9 @@ def find_hard(
     for question, solved_G, judged_G in zip(questions, solved_QG, judged_QG, strict=True):
         successes[question.id] = successes.get(question.id, 0) + int((solved_G & judged_G).sum())
         tried[question.id] = tried.get(question.id, 0) + int(judged_G.sum())
-    share = {name: min(1.0, number / solved_QG.shape[1]) for name, number in tried.items()}
-    hard = {name for name, count in successes.items() if count <= cfg.max_successes * share[name] and (count == 0 or count < tried[name])}
+    size = solved_QG.shape[1]
+    few = {name for name, count in successes.items() if count * size <= cfg.max_successes * min(tried[name], size)}
+    hard = {name for name in few if successes[name] == 0 or successes[name] < tried[name]}
     if cfg.sticky:
         solved_Q = np.any(solved_QG & ~templated_QG, axis=1).tolist()
         hard |= set(last_hard_ids) - {q.id for q, solved in zip(questions, solved_Q, strict=True) if solved}
