@@ -84,12 +84,12 @@ def stored(k_RKSC: jax.Array, v_RKSC: jax.Array, cache: Cache) -> Cache:
 
 
 def append(cache: Cache, new: Cache, position_B: Int[Array, "B"]) -> Cache:
-    """The cache with `new`, made by `stored` of one position, at a position of each row."""
+    """The cache with `new`, made by `stored` of one position, at a position of each row; beyond the cache's, it is dropped."""
     row_B = jnp.arange(position_B.shape[0])
 
     def put(axis: int, x: jax.Array, y: jax.Array) -> jax.Array:
         where = (row_B, *[slice(None)] * (axis - 1), position_B)
-        return x.at[where].set(y.squeeze(axis))
+        return x.at[where].set(y.squeeze(axis), mode="drop")
 
     return by_position(put, cache, new)
 
@@ -143,7 +143,8 @@ def over_rows(q_BTHC: Float[Array, "B T H C"], cache: Cache, visible_TS: Bool[Ar
 
 
 def merge(a: Partial, b: Partial) -> Partial:
-    """Attention over the keys of both parts."""
+    """Attention over the keys of both parts; exactly that of one where the other has no key; o = 0, l = 0 where neither has."""
     m = jnp.maximum(a.m_BH, b.m_BH)
     wa, wb = a.l_BH * jnp.exp(a.m_BH - m), b.l_BH * jnp.exp(b.m_BH - m)
-    return Partial((a.o_BHC * wa[..., None] + b.o_BHC * wb[..., None]) / (wa + wb)[..., None], m, wa + wb)
+    share_a, share_b = (w / jnp.maximum(wa + wb, 1e-30) for w in (wa, wb))
+    return Partial(a.o_BHC * share_a[..., None] + b.o_BHC * share_b[..., None], m, wa + wb)

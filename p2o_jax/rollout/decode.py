@@ -1,7 +1,7 @@
 """The device side of sampling: one jitted loop that decodes the rollouts of a bank of prompts, a stretch at a time.
 
     bank   k, v of each layer [M, K, P, C]   one row per distinct prompt, all but its last token (`prefill`)
-    slots  k, v of each layer [B, K, S, C]   generated tokens only; row b writes at its age
+    slots  k, v of each layer [B, K, S, C]   generated tokens only, in spans of positions; row b writes at its age
     row    token, age, rollout, active [B]; head of the queue; out tokens and log-probs [N, S], lengths [N]
 
 A fresh slot feeds the prompt's last token, so that refilling a finished slot is index arithmetic inside the loop: no cache is
@@ -27,6 +27,7 @@ from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rollout.sampling import Knobs, draw
 
 Caches = tuple[Cache, ...]  # of each layer
+Spans = tuple[Caches, ...]  # of each layer, of each span
 
 
 class Queue(NamedTuple):
@@ -47,7 +48,7 @@ class Rows(NamedTuple):
     age_B: jax.Array
     rollout_B: jax.Array
     active_B: jax.Array
-    slots: Caches
+    slots: Spans
     prompts: Caches  # copies of rows of the bank; none where the bank itself is read
 
 
@@ -96,14 +97,15 @@ def begin(
     num_rollouts: int,
     max_positions: int,
     dtype: Any,
-    kind: type[Cache] = Cache,
+    kept: attention_decode.Kind,
     prompt_positions: int = 0,
 ) -> Run:
     """Idle slots, nothing sampled; with room for copies of prompts of `prompt_positions`, if there are to be any."""
     zeros_B, zero = jnp.zeros(num_slots, jnp.int32), jnp.zeros(1, jnp.int32)
     positions = -(-max_positions // 8) * 8  # as kernels want them
-    prompts = empty_caches(spec, num_slots, prompt_positions, dtype, kind) if prompt_positions else ()
-    rows = Rows(zeros_B, zeros_B, zeros_B, zeros_B > 0, empty_caches(spec, num_slots, positions, dtype, kind), prompts)
+    prompts = empty_caches(spec, num_slots, prompt_positions, dtype, kept.cache) if prompt_positions else ()
+    spans = [empty_caches(spec, num_slots, span, dtype, kept.cache) for span in attention_decode.spans_of(kept, positions)]
+    rows = Rows(zeros_B, zeros_B, zeros_B, zeros_B > 0, tuple(zip(*spans, strict=True)), prompts)
     zeros_N = jnp.zeros(num_rollouts, jnp.int32)
     tokens, logps = jnp.zeros((num_rollouts, max_positions), jnp.int32), jnp.zeros((num_rollouts, max_positions))
     return Run(rows, zero, zero, zeros_N, tokens, logps, zeros_N)
@@ -237,7 +239,7 @@ class _Fed(NamedTuple):
 
 def _forward_one(
     spec: ModelSpec, weights: Any, bank: Caches, rows: Rows, fed: _Fed, length_M: jax.Array, group: int, kept: attention_decode.Kind
-) -> tuple[jax.Array, Caches]:
+) -> tuple[jax.Array, Spans]:
     """Logits of each slot's next token, and the slots' caches with the fed token's k and v at its age."""
     in_bank_M = length_M - 1
     row_B = jnp.arange(fed.token_B.size)
@@ -251,10 +253,11 @@ def _forward_one(
             return _over_cells(q_BHC, prompts, in_bank_M, slot_of_cell, cell_B, kept)
         return kept.attend(q_BHC, prompts, in_bank_B, None if rows.prompts else fed.prompt_B)
 
-    def attend_both(q: jax.Array, k: jax.Array, v: jax.Array, caches: tuple[Cache, Cache]) -> tuple[jax.Array, Cache]:
+    def attend_both(q: jax.Array, k: jax.Array, v: jax.Array, caches: tuple[Cache, Caches]) -> tuple[jax.Array, Caches]:
         prompts, slot = caches
-        slot = kept.append(slot, attention.stored(k.swapaxes(1, 2), v.swapaxes(1, 2), slot), fed.age_B)
-        both = attention.merge(over_prompts(q[:, 0], prompts), kept.attend(q[:, 0], slot, in_slot_B, None))
+        new = attention.stored(k.swapaxes(1, 2), v.swapaxes(1, 2), prompts)
+        slot = attention_decode.append(kept, slot, new, fed.age_B)
+        both = attention.merge(over_prompts(q[:, 0], prompts), attention_decode.over_spans(kept, q[:, 0], slot, in_slot_B))
         return both.o_BHC[:, None], slot
 
     position_B1 = (in_bank_M[fed.prompt_B] + fed.age_B)[:, None]

@@ -323,7 +323,7 @@ class Engine:
 
     def _begin(self, p: Program) -> decode.Run:
         positions = prefill.positions(p.bucket) if p.bucket else 0
-        return decode.begin(self.spec, p.size, self.max_rollouts, p.capacity, self.cache_dtype, self.kept.cache, positions)
+        return decode.begin(self.spec, p.size, self.max_rollouts, p.capacity, self.cache_dtype, self.kept, positions)
 
     def _lower_decode(self, p: Program) -> Any:
         few = self.sizes[self.sizes.index(p.size) + 1] if p.size != self.sizes[-1] else 0

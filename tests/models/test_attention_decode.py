@@ -60,9 +60,87 @@ def test_windows_change_nothing(dtype, positions, kind):
 
 def test_a_window_that_is_too_short_is_noticed(monkeypatch):
     q, _, cache, lengths, rows = make(512)
-    monkeypatch.setattr(attention_decode.jnp, "searchsorted", lambda windows, length: jnp.int32(0))
+    monkeypatch.setattr(attention_decode.jnp, "searchsorted", lambda windows, lengths: jnp.zeros_like(lengths))
     got = attention_decode.windowed(q, cache, lengths, rows)
     assert np.abs(got.o_BHC - attention.over_cache(q, cache, lengths, rows).o_BHC).max() > 1e-2
+
+
+def test_tiers_only_where_they_save(monkeypatch):
+    """To copy windows that hold nearly all of the cache would cost more than to read it: only ragged rows are put into tiers."""
+    q, _, cache, ragged, rows = make(512)
+    monkeypatch.setattr(attention_decode.lax, "switch", lambda _, windows: jax.tree.map(lambda x: x * jnp.nan, windows[0]()))
+    assert np.isnan(attention_decode.windowed(q, cache, ragged, rows).o_BHC).all()
+    lengths = jnp.full(B, 300)
+    got, want = (attend(q, cache, lengths, rows).o_BHC for attend in (attention_decode.windowed, attention.over_cache))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+SIZES = (16, 16, 8)
+KEPT = attention_decode.Kind(Transposed, attention.append, attention.over_cache, True, 3)
+
+
+def cut(cache):
+    """The cache as spans of these sizes."""
+    starts = np.cumsum((0, *SIZES))
+    return tuple(
+        attention.by_position(lambda axis, x, a=a, n=n: jax.lax.slice_in_dim(x, a, a + n, axis=axis), cache)
+        for a, n in zip(starts, SIZES, strict=False)
+    )
+
+
+def make_spans(dtype=jnp.float32):
+    q, _, cache, lengths, rows = make(40, dtype)
+    return q, jax.tree.map(lambda x: x[rows], cache), lengths
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
+def test_spans_are_one_cache(dtype):
+    q, cache, lengths = make_spans(dtype)
+    got = jax.jit(attention_decode.over_spans, static_argnums=0)(KEPT, q, cut(cache), lengths)
+    for a, b in zip(got, attention.over_cache(q, cache, lengths), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("longest", [15, 16, 17, 32, 33])
+def test_a_span_that_no_row_has_reached_is_not_read(longest):
+    q, cache, lengths = make_spans()
+    lengths = jnp.minimum(lengths, longest)
+    spans = list(cut(cache))
+    unread = sum(longest > start for start in (0, 16, 32))
+    spans[unread:] = jax.tree.map(lambda x: x * jnp.nan, spans[unread:])
+    got = attention_decode.over_spans(KEPT, q, tuple(spans), lengths)
+    np.testing.assert_allclose(got.o_BHC, attention.over_cache(q, cache, lengths).o_BHC, rtol=1e-5, atol=1e-6)
+    spans[unread - 1] = jax.tree.map(lambda x: x * jnp.nan, spans[unread - 1])
+    assert np.isnan(attention_decode.over_spans(KEPT, q, tuple(spans), lengths).o_BHC).any()
+
+
+def test_old_rows_change_nothing_for_young_ones():
+    """To the last bit: a rollout's text depends on no other."""
+    q, cache, lengths = make_spans()
+    attend = jax.jit(attention_decode.over_spans, static_argnums=0)
+    young = np.asarray(lengths) < 16
+    assert 5 < young.sum() < B
+    among_old, alone = (attend(KEPT, q, cut(cache), n) for n in (lengths, jnp.where(young, lengths, 3)))
+    for a, b in zip(among_old, alone, strict=True):
+        assert np.array_equal(a[young], b[young])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
+def test_append_to_spans(dtype):
+    _, cache, _ = make_spans(dtype)
+    rng = np.random.default_rng(1)
+    k, v = (jnp.asarray(rng.normal(size=(B, K, 1, C)), jnp.float32) for _ in range(2))
+    new, at = attention.stored(k, v, cache), jnp.asarray([0, 15, 16, 31, 32, 39, *rng.integers(0, 40, B - 6)])
+    got, want = attention_decode.append(KEPT, cut(cache), new, at), cut(attention.append(cache, new, at))
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("positions", "sizes"), [(8, (8,)), (40, (32, 8)), (128, (32,) * 4), (200, (56, 56, 56, 32)), (512, (512,)), (4096, (4096,))]
+)
+def test_positions_of_spans(positions, sizes):
+    assert attention_decode.spans_of(KEPT._replace(spans=4), positions) == sizes
+    assert attention_decode.spans_of(KEPT._replace(spans=1), positions) == (positions,)
 
 
 @pytest.mark.parametrize("kind", [Cache, Transposed])
