@@ -27,9 +27,11 @@ GPU_MEMORY = ".95"  # share of it that JAX is given where the environment does n
 def split_cpu(num_devices: int) -> None:
     """Makes the CPU look like so many devices; before JAX is first used. On fewer cores it is no faster, but any mesh can be tried.
 
-    XLA's thread pool must be larger than the number of threads that can wait in a collective, or they wait forever.
+    XLA's thread pool must be larger than the number of threads that can wait in a collective, or they wait forever. With one device
+    nothing waits, and more threads than cores would be slower.
     """
-    os.environ.setdefault("NPROC", str(4 * num_devices))
+    if num_devices > 1:
+        os.environ.setdefault("NPROC", str(max(4 * num_devices, os.cpu_count() or 1)))
     if jax.config.values["jax_num_cpu_devices"] != num_devices:
         jax.config.update("jax_num_cpu_devices", num_devices)
 

@@ -69,6 +69,7 @@ def plan(engine: Engine, others: int = 0) -> Plan:
 def fitting(make: Callable[[int], Engine], slots: int, others: int = 0, memory: int | None = None) -> Engine:
     """The engine with so many slots, or, where that is 0, with as many per shard, up to MAX_SLOTS, as there is memory for.
 
+    Tried are one, three, five and seven times the powers of two: at least four fifths of the most that would fit are taken.
     `memory`: bytes of a device, where it is not there to be asked.
 
     Raises:
@@ -78,7 +79,8 @@ def fitting(make: Callable[[int], Engine], slots: int, others: int = 0, memory: 
     limit = int(USABLE * (memory or device_bytes(engine.mesh)))
     if not slots:
         most = min(MAX_SLOTS, engine.max_rollouts)
-        counts = [n * engine.num_shards for n in sorted({most, *(1 << k for k in range(most.bit_length()))}, reverse=True)]
+        tried = {most, *(n << k for n in (1, 3, 5, 7) for k in range(most.bit_length()) if n << k <= most)}
+        counts = (n * engine.num_shards for n in sorted(tried, reverse=True))
         fits = (candidate for candidate in map(make, counts) if plan(candidate, others).total <= limit)
         engine = next(fits, make(engine.num_shards))
     needed = plan(engine, others)

@@ -37,8 +37,8 @@ def test_shards_divide_it_and_int8_halves_it():
 
 
 def test_slots_are_as_many_as_fit(monkeypatch):
-    for slots, extra in ((8, 0), (4, -1)):
-        needed = memory.plan(make_engine(8), others=500).total
+    for slots, of, extra in ((8, 8, 0), (7, 8, -1), (12, 12, 0), (10, 12, -1), (3, 4, -1), (2, 3, -1)):
+        needed = memory.plan(make_engine(of), others=500).total
         monkeypatch.setattr(memory, "device_bytes", lambda mesh, n=needed, e=extra: (n + e) / memory.USABLE + 1e-6)
         assert memory.fitting(make_engine, 0, 500).sizes[0] == slots
     monkeypatch.undo()
