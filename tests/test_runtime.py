@@ -1,5 +1,7 @@
 """What the environment says of other processes."""
 
+import os
+
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
 
@@ -77,3 +79,13 @@ def test_what_nobody_tells_is_named(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234")
     with pytest.raises(ConfigError, match="JAX_NUM_PROCESSES, JAX_PROCESS_ID is not set"):
         runtime.place_in_group(1.0)
+
+
+@pytest.mark.parametrize(("num_devices", "cores", "threads"), [(1, 2, None), (2, 2, "8"), (8, 2, "32"), (2, 64, "64")])
+def test_threads_of_a_split_cpu(num_devices, cores, threads, monkeypatch):
+    """More than can wait in a collective, a core each at least; of one device, what XLA takes by itself."""
+    monkeypatch.delenv("NPROC", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(runtime.jax.config, "update", lambda name, value: None)
+    runtime.split_cpu(num_devices)
+    assert os.environ.get("NPROC") == threads
