@@ -28,9 +28,9 @@ def split_cpu(num_devices: int) -> None:
     """Makes the CPU look like so many devices; before JAX is first used. On fewer cores it is no faster, but any mesh can be tried.
 
     XLA's thread pool must be larger than the number of threads that can wait in a collective, or they wait forever. With one device
-    nothing waits, and more threads than cores would be slower.
+    and no other process nothing waits, and more threads than cores would be slower.
     """
-    if num_devices > 1:
+    if num_devices > 1 or in_a_group():
         os.environ.setdefault("NPROC", str(max(4 * num_devices, os.cpu_count() or 1)))
     if jax.config.values["jax_num_cpu_devices"] != num_devices:
         jax.config.update("jax_num_cpu_devices", num_devices)

@@ -81,10 +81,14 @@ def test_what_nobody_tells_is_named(monkeypatch):
         runtime.place_in_group(1.0)
 
 
-@pytest.mark.parametrize(("num_devices", "cores", "threads"), [(1, 2, None), (2, 2, "8"), (8, 2, "32"), (2, 64, "64")])
-def test_threads_of_a_split_cpu(num_devices, cores, threads, monkeypatch):
-    """More than can wait in a collective, a core each at least; of one device, what XLA takes by itself."""
-    monkeypatch.delenv("NPROC", raising=False)
+@pytest.mark.parametrize(
+    ("num_devices", "processes", "cores", "threads"), [(1, 1, 2, None), (1, 2, 2, "4"), (2, 1, 2, "8"), (8, 1, 2, "32"), (2, 1, 64, "64")]
+)
+def test_threads_of_a_split_cpu(num_devices, processes, cores, threads, monkeypatch):
+    """More than can wait in a collective, a core each at least; of one device alone, what XLA takes by itself."""
+    for name in (*NAMES, "NPROC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", str(processes))
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(runtime.jax.config, "update", lambda name, value: None)
     runtime.split_cpu(num_devices)

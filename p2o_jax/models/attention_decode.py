@@ -20,6 +20,8 @@ from jax.sharding import Mesh
 from p2o_jax.models import attention, attention_ragged
 from p2o_jax.models.attention import Cache, Partial
 
+Spans = tuple[Cache, ...]  # a slot's cache of one layer, by position
+
 
 class Kind(NamedTuple):
     """How a kind of device holds, writes and reads its caches: signatures as of `attention.append` and `attention.over_cache`."""
@@ -64,7 +66,7 @@ def spans_of(kept: Kind, positions: int) -> tuple[int, ...]:
     return tuple(min(span, positions - start) for start in range(0, positions, span))
 
 
-def append(kept: Kind, spans: tuple[Cache, ...], new: Cache, position_B: jax.Array) -> tuple[Cache, ...]:
+def append(kept: Kind, spans: Spans, new: Cache, position_B: jax.Array) -> Spans:
     """The spans with `new`, one position of each row, at a position of each row."""
     if len(spans) == 1:
         return (kept.append(spans[0], new, position_B),)
@@ -75,7 +77,7 @@ def append(kept: Kind, spans: tuple[Cache, ...], new: Cache, position_B: jax.Arr
     return tuple(put)
 
 
-def over_spans(kept: Kind, q_BHC: jax.Array, spans: tuple[Cache, ...], length_B: jax.Array) -> Partial:
+def over_spans(kept: Kind, q_BHC: jax.Array, spans: Spans, length_B: jax.Array) -> Partial:
     """`attention.over_cache` of the spans as one; a span that no row has reached is not read.
 
     Whether it is read makes no difference, to the last bit, to a row that has not reached it: to merge with nothing is exact.
@@ -92,7 +94,7 @@ def over_spans(kept: Kind, q_BHC: jax.Array, spans: tuple[Cache, ...], length_B:
     return functools.reduce(lambda so_far, one: further(so_far, *one), rest, within(*first))
 
 
-def _bounds(spans: tuple[Cache, ...]) -> list[tuple[int, int, Cache]]:
+def _bounds(spans: Spans) -> list[tuple[int, int, Cache]]:
     """Each span with the positions where it starts and ends."""
     ends = list(itertools.accumulate(map(attention.num_positions, spans)))
     return list(zip([0, *ends], ends, spans, strict=False))
@@ -109,11 +111,11 @@ def windowed(q_BHC: jax.Array, cache: Cache, length_B: jax.Array, row_B: jax.Arr
     tiers = min(TIERS, B // 4)
     if S < WINDOWED_FROM or tiers < 2:
         return attention.over_cache(q_BHC, cache, length_B, row_B)
-    windows = jnp.array([S >> i for i in reversed(range(WINDOWS))])
+    windows = [S >> i for i in reversed(range(WINDOWS))]
     order = jnp.argsort(-length_B)
     rows_of = order if row_B is None else row_B[order]
     bounds = [B * t // tiers for t in range(tiers + 1)]
-    window_of_tier = jnp.searchsorted(windows, length_B[order[jnp.array(bounds[:-1])]])
+    window_of_tier = jnp.searchsorted(jnp.array(windows), length_B[order[jnp.array(bounds[:-1])]])
 
     def tier(t: int) -> Partial:
         mine = slice(bounds[t], bounds[t + 1])
@@ -125,11 +127,11 @@ def windowed(q_BHC: jax.Array, cache: Cache, length_B: jax.Array, row_B: jax.Arr
 
             return lambda: attention.over_cache(q, attention.by_position(cut, cache), length)
 
-        return lax.switch(window_of_tier[t], [within(S >> i) for i in reversed(range(WINDOWS))])
+        return lax.switch(window_of_tier[t], [within(w) for w in windows])
 
     def in_tiers() -> Partial:
         back = jnp.argsort(order)
         return jax.tree.map(lambda *parts: jnp.concatenate(parts)[back], *map(tier, range(tiers)))
 
-    copied = (windows[window_of_tier] * jnp.diff(jnp.array(bounds))).sum()
+    copied = (jnp.array(windows)[window_of_tier] * jnp.diff(jnp.array(bounds))).sum()
     return lax.cond(copied * COPY_COST < B * S, in_tiers, lambda: attention.over_cache(q_BHC, cache, length_B, row_B))

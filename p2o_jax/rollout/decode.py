@@ -22,12 +22,12 @@ from jax import lax
 
 from p2o_jax.models import attention, attention_decode, transformer
 from p2o_jax.models.attention import Cache, Partial
+from p2o_jax.models.attention_decode import Spans
 from p2o_jax.models.sharding import BATCH_AXES
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rollout.sampling import Knobs, draw
 
 Caches = tuple[Cache, ...]  # of each layer
-Spans = tuple[Caches, ...]  # of each layer, of each span
 
 
 class Queue(NamedTuple):
@@ -48,7 +48,7 @@ class Rows(NamedTuple):
     age_B: jax.Array
     rollout_B: jax.Array
     active_B: jax.Array
-    slots: Spans
+    slots: tuple[Spans, ...]  # of each layer
     prompts: Caches  # copies of rows of the bank; none where the bank itself is read
 
 
@@ -239,7 +239,7 @@ class _Fed(NamedTuple):
 
 def _forward_one(
     spec: ModelSpec, weights: Any, bank: Caches, rows: Rows, fed: _Fed, length_M: jax.Array, group: int, kept: attention_decode.Kind
-) -> tuple[jax.Array, Spans]:
+) -> tuple[jax.Array, tuple[Spans, ...]]:
     """Logits of each slot's next token, and the slots' caches with the fed token's k and v at its age."""
     in_bank_M = length_M - 1
     row_B = jnp.arange(fed.token_B.size)
@@ -253,7 +253,7 @@ def _forward_one(
             return _over_cells(q_BHC, prompts, in_bank_M, slot_of_cell, cell_B, kept)
         return kept.attend(q_BHC, prompts, in_bank_B, None if rows.prompts else fed.prompt_B)
 
-    def attend_both(q: jax.Array, k: jax.Array, v: jax.Array, caches: tuple[Cache, Caches]) -> tuple[jax.Array, Caches]:
+    def attend_both(q: jax.Array, k: jax.Array, v: jax.Array, caches: tuple[Cache, Spans]) -> tuple[jax.Array, Spans]:
         prompts, slot = caches
         new = attention.stored(k.swapaxes(1, 2), v.swapaxes(1, 2), prompts)
         slot = attention_decode.append(kept, slot, new, fed.age_B)
