@@ -85,7 +85,8 @@ class Parts:
         settings = settings_digest(_fixed_settings(cfg))
         self.journals = PhaseJournals(workdir, cfg.train.seed, settings, reporter.line)
         write_run_files(workdir, cfg, train, *heldout)
-        self.checkpoints = Checkpoints(workdir, cfg.checkpoint, reporter.line, settings)
+        unpadded = self.learner.unpadded_state()
+        self.checkpoints = Checkpoints(workdir, cfg.checkpoint, reporter.line, settings, unpadded)
         self.record = Recorder(cfg, workdir, self.questions, self.engine, reporter, compiles)
         programs = sampling_programs(cfg, self.engine)
         with reporter.phase("compile_ahead", len(programs), "programs") as advance:

@@ -1,7 +1,10 @@
 """Checkpoints: the learner's arrays and the host state of a RunState, in one orbax step each, written asynchronously.
 
-Orbax makes a step appear whole or not at all. What may befall it afterwards is found when it is read: the host state carries its
-own digest, and a sum over the bits of every array, which is the same on any mesh.
+Orbax makes a step appear whole or not at all. What happens to its files afterwards is found by
+digests of our own (`file_digests`), which are checked before anything is restored: only a step
+whose files have changed is damaged. An exception while restoring says nothing about the files.
+The host state holds a description of every array and a sum over its bits, which is the same on
+any mesh, so that a state that does not fit, or was read wrongly, is refused.
 """
 
 import contextlib
@@ -13,17 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
-from jax import lax
 
-from p2o_jax import config, runtime
+from p2o_jax import checkpoint_reader, config, file_digests, runtime
 from p2o_jax.records import RunState, digest
 
 ITEMS = ("learner", "host")
 BEST = "best.json"
-_UNREADABLE = (ValueError, KeyError, TypeError, OSError, RuntimeError)  # what orbax and its stores raise at a damaged step
 
 
 class Best(NamedTuple):
@@ -35,43 +35,69 @@ class Best(NamedTuple):
 
 
 class Checkpoints:
-    """The states of a run, numbered by tick: the newest `keep`, those of every `keep_every`-th policy step, and the best.
+    """The states of a run, numbered by tick.
 
-    `tell` is given a line for every step that is damaged. `settings` names the run, so that none goes on from another's states.
+    Kept are the newest `keep`, those of every `keep_every`-th policy step, and the best.
+
+    Args:
+        workdir: the run directory.
+        cfg: `config.checkpoint`.
+        tell: receives a line for every step that is damaged.
+        settings: a digest of the run's settings; steps saved under another one are refused.
+        unpadded: shapes and dtypes of the learner's state without vocabulary padding, which
+            depends on the mesh; None: the states that are saved have no padding.
 
     Raises:
-        ConfigError: the folder cannot be written or is another run's, the disk is full, or no step can be read; the steps written
-            before stay.
+        ConfigError: the folder cannot be written or belongs to another run, the disk is full, no
+            step is undamaged, or the newest cannot be restored. Only damaged steps are moved.
     """
 
-    def __init__(self, workdir: Path, cfg: config.Checkpoint, tell: Callable[[str], None] = lambda line: None, settings: str = ""):
-        self.cfg, self.tell, self.settings = cfg, tell, settings
+    def __init__(
+        self,
+        workdir: Path,
+        cfg: config.Checkpoint,
+        tell: Callable[[str], None] = lambda line: None,
+        settings: str = "",
+        unpadded: Any = None,
+    ):
+        self.cfg, self.tell, self.settings, self.unpadded = cfg, tell, settings, unpadded
         self.directory = directory(workdir, cfg)
-        self.last: RunState | None = None  # what the loop told of last
-        options = ocp.CheckpointManagerOptions(preservation_policy=_Preserved(self._preserved), cleanup_tmp_directories=True)
+        self.last: RunState | None = None  # the newest state that the loop has reported
+        self._saving = 0  # tick of the step that is being written
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_Preserved(self._preserved),
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+        )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             _check_shared(self.directory)
             self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=ITEMS)
         except (OSError, ImportError) as e:  # gs:// needs the extra "gs"
             raise config.ConfigError(f"{self.directory}: no checkpoint can be written: {e}") from e
-        self._steps = {tick: step for step, tick in _steps(self.directory)}  # policy steps, by tick
-        best = read_best(self.directory)  # a kill may have come between the note of it and the end of its step
-        self._best = best if best and best.tick in self._steps else None
+        self._steps, self._unreadable = checkpoint_reader.policy_steps(self.directory)
+        best = read_best(self.directory)  # a kill may have come before its step was written
+        self._best = best if best and best.tick in {*self._steps, *self._unreadable} else None
 
     def latest(self, abstract_learner: Any) -> RunState | None:
-        """The newest state that is whole, its arrays laid out as `abstract_learner` tells; None if there is none at all.
+        """The newest undamaged state, laid out as `abstract_learner`; None if no step was written.
 
-        Damaged ones are told and put aside, in a folder beside the checkpoints'.
+        Damaged steps are reported and moved to a folder beside the checkpoints'.
         """
         ticks = sorted(self._manager.all_steps(), reverse=True)
+        self._check_owner(ticks)
         for tick in ticks:
-            state = self._read(tick, abstract_learner)
-            if state:
-                return state
-            self._set_aside(tick)
-        if ticks:
-            raise config.ConfigError(f"{self.directory}: none of the checkpoints {ticks} can be read, see above; they are in {self._aside}")
+            if damage := checkpoint_reader.damage_of(self.directory / str(tick)):
+                self.tell(f"checkpoint {self.directory / str(tick)} is damaged: {damage}")
+                self._set_aside(tick)
+            else:
+                return self._restore(tick, abstract_learner)
+        damaged = runtime.from_process_0(lambda: self._aside.is_dir() and any(self._aside.iterdir()))
+        if damaged:
+            raise config.ConfigError(
+                f"{self.directory}: no undamaged checkpoint is left; the damaged ones are in {self._aside}. "
+                "Put a good copy of one back, or begin anew with --restart, which keeps the old records"
+            )
         return None
 
     def save_if_due(self, before: RunState, state: RunState) -> None:
@@ -100,9 +126,21 @@ class Checkpoints:
         if state.tick in self._manager.all_steps():
             return
         self._steps[state.tick] = state.step
-        host = _sealed({"settings": self.settings, "state": state.host_state(), "bits": bit_sums(state.learner)})
-        args = ocp.args.Composite(learner=ocp.args.StandardSave(state.learner), host=ocp.args.JsonSave(host))
-        self._guarded(lambda: self._manager.save(state.tick, args=args))
+        values = {
+            "settings": self.settings,
+            "state": state.host_state(),
+            "arrays": checkpoint_reader.describe(state.learner if self.unpadded is None else self.unpadded),
+            "bits": checkpoint_reader.bit_sums(state.learner),
+        }
+        host = ocp.args.JsonSave(_sealed(values))
+        args = ocp.args.Composite(learner=ocp.args.StandardSave(state.learner), host=host)
+
+        def write() -> None:
+            self._manager.wait_until_finished()
+            self._saving = state.tick
+            self._manager.save(state.tick, args=args)
+
+        self._guarded(write)
 
     def close(self) -> None:
         """Waits until everything is written, and deletes what a kill has kept from being deleted."""
@@ -116,7 +154,7 @@ class Checkpoints:
         try:
             self._guarded(finish)
         finally:
-            with contextlib.suppress(*_UNREADABLE):  # it tells once more of what has been told
+            with contextlib.suppress(Exception):  # it raises once more what has been reported
                 self._manager.close()
 
     def _check(self) -> None:
@@ -126,29 +164,44 @@ class Checkpoints:
     def _guarded(self, write: Callable[[], Any]) -> None:
         try:
             write()
-        except _UNREADABLE as e:
-            good = sorted(_ticks(self.directory))
-            reason = f"{self.directory}: a checkpoint could not be written: {_in_a_line(e)}"
+        except Exception as e:  # orbax and its stores raise anything, bare exceptions included
+            good = sorted(checkpoint_reader.ticks_in(self.directory))
+            reason = f"{self.directory}: a checkpoint could not be written: {checkpoint_reader.one_line(e)}"
             raise config.ConfigError(f"{reason}; those of ticks {good} are whole, and the same command goes on from the last") from e
 
-    def _read(self, tick: int, abstract_learner: Any) -> RunState | None:
-        """The state of a step; None, told, if it is damaged as some process sees it."""
-        args = ocp.args.Composite(learner=ocp.args.StandardRestore(abstract_learner), host=ocp.args.JsonRestore())
-        state, reason, settings = None, "", self.settings
+    def _write_digests(self) -> None:
+        """Called by orbax on the main process when a step is complete, but not yet visible."""
+        tick = str(self._saving)
+        hidden = [p for p in self.directory.iterdir() if p.name.startswith(f"{tick}.")]
+        file_digests.write(hidden[0] if hidden else self.directory / tick, ITEMS)
+
+    def _check_owner(self, ticks: Sequence[int]) -> None:
+        """Raises a ConfigError if a step was saved by a run with other settings."""
+        for tick in ticks:
+            with contextlib.suppress(checkpoint_reader.Damaged):
+                path = self.directory / str(tick)
+                if checkpoint_reader.host_state(path).get("settings") != self.settings:
+                    raise config.ConfigError(f"{path} is a checkpoint of a run with other settings; give another folder")
+
+    def _restore(self, tick: int, abstract_learner: Any) -> RunState:
+        """The state of an undamaged step.
+
+        Raises:
+            ConfigError: its arrays are not this run's, or the store failed; nothing is moved.
+        """
+        path = self.directory / str(tick)
+        host = checkpoint_reader.host_state(path)
+        unpadded = abstract_learner if self.unpadded is None else self.unpadded
+        if problems := checkpoint_reader.differing_arrays(host.get("arrays", {}), checkpoint_reader.describe(unpadded)):
+            raise config.ConfigError(*(f"{path}: {line}" for line in problems))
+        # not strict: rows that pad the vocabulary are cut off or added, as the mesh needs it
+        args = ocp.args.Composite(learner=ocp.args.StandardRestore(abstract_learner, strict=False))
+        learner = checkpoint_reader.attempt(path, lambda: self._manager.restore(tick, args=args))["learner"]
+        checkpoint_reader.check_bits(path, host["bits"], learner)
         try:
-            found = self._manager.restore(tick, args=args)
-            host = _opened(found["host"])
-            if host["bits"] != bit_sums(found["learner"]):
-                raise ValueError("its arrays are not those that were saved")
-            state, settings = RunState.restored(found["learner"], host["state"]), host["settings"]
-        except _UNREADABLE as e:
-            reason = f": {_in_a_line(e)}"
-        if settings != self.settings:
-            raise config.ConfigError(f"{self.directory} holds checkpoints of a run with other settings; give another folder")
-        if runtime.everywhere(state is not None):
-            return state
-        self.tell(f"checkpoint {self.directory / str(tick)} is damaged and is left out{reason}")
-        return None
+            return RunState.restored(learner, host["state"])
+        except (KeyError, TypeError, AttributeError) as e:
+            raise config.ConfigError(f"{path}: written by another version of p2o_jax ({type(e).__name__}: {e})") from e
 
     @property
     def _aside(self) -> epath.Path:
@@ -167,11 +220,13 @@ class Checkpoints:
         self._manager.reload()
 
     def _preserved(self, ticks: Sequence[int]) -> set[int]:
-        """Which of the steps stay: see the class."""
+        """Which of the steps stay: see the class. One whose policy step cannot be read stays."""
         every = self.cfg.keep_every
-        newest_of_step = {self._steps.get(tick, tick): tick for tick in sorted(ticks)}  # a prompt phase changes no weights
+        known = [tick for tick in sorted(ticks) if tick in self._steps]
+        newest_of_step = {self._steps[tick]: tick for tick in known}  # a prompt phase changes no weights
         milestones = {tick for step, tick in newest_of_step.items() if every and step % every == 0}
-        return {*sorted(ticks)[-self.cfg.keep :], *milestones, *({self._best.tick} if self._best else ())}
+        best = {self._best.tick} if self._best else set()
+        return {*sorted(ticks)[-self.cfg.keep :], *milestones, *best, *self._unreadable.intersection(ticks)}
 
 
 class _Preserved(ocp.checkpoint_managers.PreservationPolicy):
@@ -227,34 +282,8 @@ def space_problems(workdir: Path, cfg: config.Checkpoint, state_bytes: int, num_
     ]
 
 
-def bit_sums(tree: Any) -> dict[str, int]:
-    """The sum, modulo 2^32, of the bits of every array, taken as whole numbers: the same however the array is split over devices."""
-    sums = _bit_sums(jax.tree.leaves(tree))
-    names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tree)]
-    return {name: int(runtime.to_host(x)) for name, x in zip(names, sums, strict=True)}
-
-
-@jax.jit
-def _bit_sums(leaves: list[jax.Array]) -> list[jax.Array]:
-    words = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
-    return [jnp.sum(lax.bitcast_convert_type(x, words[x.dtype.itemsize]).astype(jnp.uint32), dtype=jnp.uint32) for x in leaves]
-
-
 def _sealed(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "digest": digest(json.dumps(values, sort_keys=True))}
-
-
-def _opened(values: dict[str, Any]) -> dict[str, Any]:
-    """What was sealed. Raises ValueError if it is not what it was."""
-    rest = {k: v for k, v in values.items() if k != "digest"}
-    if values.get("digest") != digest(json.dumps(rest, sort_keys=True)):
-        raise ValueError("its host state is not the one that was saved")
-    return rest
-
-
-def _in_a_line(e: BaseException) -> str:
-    text = " ".join(str(e).split()) or type(e).__name__
-    return text if len(text) <= 600 else f"{text[:300]} ... {text[-300:]}"
 
 
 def _write_whole(path: epath.Path, text: str) -> None:
@@ -263,57 +292,9 @@ def _write_whole(path: epath.Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _ticks(where: epath.Path) -> list[int]:
-    return sorted(ocp.utils.checkpoint_steps(where)) if where.is_dir() else []
-
-
-def _steps(where: epath.Path) -> list[tuple[int, int]]:
-    """(policy step, tick) of every step whose host state can be read."""
-    reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
-    found = []
-    for tick in _ticks(where):
-        try:
-            found.append((_opened(reader.restore(where / str(tick) / "host"))["state"]["step"], tick))
-        except _UNREADABLE:
-            continue
-    return found
-
-
-def policies(where: epath.Path) -> dict[int, int]:
-    """The tick of the newest checkpoint of every policy step that has one. Only reads: the run may be going on."""
-    return dict(_steps(where))
-
-
 def read_best(where: epath.Path) -> Best | None:
     """The state that did best on the held-out questions, if there is a note of one."""
     try:
         return Best(**json.loads((where / BEST).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-
-
-def read_policy(where: epath.Path, tick: int, abstract_params: Any) -> Any:
-    """The params of a checkpoint, laid out as `abstract_params` tells, without its optimizer state.
-
-    Raises:
-        ConfigError: the checkpoint is damaged, or of another model.
-    """
-    path = where / str(tick) / "learner"
-    handler, item = ocp.PyTreeCheckpointHandler(), {"params": abstract_params}
-    args = ocp.args.PyTreeRestore(item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True)
-    try:
-        stored = _shapes(handler.metadata(path).tree["params"])
-        if stored != _shapes(abstract_params):
-            raise ValueError(f"its params are {stored}, the model's {_shapes(abstract_params)}")
-        return ocp.Checkpointer(handler).restore(path, args=args)["params"]
-    except (ValueError, KeyError, OSError) as e:
-        raise config.ConfigError(f"{path}: not a checkpoint of this model, or damaged ({_in_a_line(e)})") from e
-
-
-def stored_shapes(where: epath.Path, tick: int) -> dict[str, list[int]]:
-    """The shape of every trained weight in a checkpoint, by its path in the params."""
-    return _shapes(ocp.PyTreeCheckpointHandler().metadata(where / str(tick) / "learner").tree["params"])
-
-
-def _shapes(params: Any) -> dict[str, list[int]]:
-    return {".".join(str(k.key) for k in path): list(x.shape) for path, x in jax.tree.leaves_with_path(params)}

@@ -39,19 +39,19 @@ def run(argv: Sequence[str]) -> None:
 
     import jax
 
-    from p2o_jax import checkpoint, runtime
+    from p2o_jax import checkpoint, checkpoint_reader, runtime
     from p2o_jax.models import hf, hf_config, lora
     from p2o_jax.progress import Reporter
 
     where = checkpoint.directory(workdir, cfg.checkpoint)
     best = checkpoint.read_best(where)
-    step, tick = _pick(workdir, checkpoint.policies(where), flags["step"], best.step if best else None)
+    step, tick = _pick(workdir, checkpoint_reader.policies(where), flags["step"], best.step if best else None)
     directory = model_directory(cfg)
-    spec = _run_spec(hf_config.read_spec(directory), cfg, checkpoint.stored_shapes(where, tick))
+    spec = dataclasses.replace(hf_config.read_spec(directory), lora=lora.from_config(cfg.lora))
     if flags["adapter"] and not spec.lora:
         raise ConfigError(f"--adapter={flags['adapter']}: {workdir} trained all weights (config.lora.rank=0), there are no adapters")
     abstract = _abstract_params(spec, cfg.model.param_dtype)
-    trained = checkpoint.read_policy(where, tick, lora.split(spec, abstract)[0])
+    trained = checkpoint_reader.read_policy(where, tick, lora.split(spec, abstract)[0])
     try:
         if flags["adapter"]:
             lora.save_peft(out, spec, trained, str(directory))
@@ -97,14 +97,6 @@ def _pick(workdir: Path, tick_of: dict[int, int], wanted: str, best: int | None)
     else:
         raise ConfigError(f"--step={wanted}: no checkpoint of this policy step; there are {', '.join(map(str, sorted(tick_of)))}")
     return step, tick_of[step]
-
-
-def _run_spec(spec: "ModelSpec", cfg: Config, stored: dict[str, list[int]]) -> "ModelSpec":
-    """The spec that the run trained: with its adapters, or with the vocabulary padded as its mesh wanted it."""
-    from p2o_jax.models import lora
-
-    rows = stored.get("embed", [spec.vocab])[0]
-    return dataclasses.replace(spec, lora=lora.from_config(cfg.lora), padded_vocab=rows if rows != spec.vocab else 0)
 
 
 def _abstract_params(spec: "ModelSpec", dtype: str) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from p2o_jax import checkpoint, config, config_files, export, generate, runtime, score
+from p2o_jax import checkpoint, checkpoint_reader, config, config_files, export, generate, runtime, score
 from p2o_jax.checkpoint import Checkpoints
 from p2o_jax.config import ConfigError
 from p2o_jax.data.chat import Chat, load_tokenizer
@@ -180,7 +181,7 @@ def run_dir(tmp_path_factory):
 
 
 def test_export_writes_the_newest_policy_or_that_of_a_step(run_dir, tmp_path):
-    assert checkpoint.policies(checkpoint.directory(run_dir, config.Checkpoint())) == {0: 0, 2: 3}
+    assert checkpoint_reader.policies(checkpoint.directory(run_dir, config.Checkpoint())) == {0: 0, 2: 3}
     export.run([f"--workdir={run_dir}", f"--out={tmp_path / 'new'}", "--dtype=float32"])
     export.run([f"--workdir={run_dir}", f"--out={tmp_path / 'old'}", "--step=0", "--dtype=float32"])
     export.run([f"--workdir={run_dir}", f"--out={tmp_path / 'half'}"])
@@ -204,10 +205,24 @@ def test_export_tells_bad_input(run_dir, tmp_path):
     assert "no run in it" in problems(export.run, "--workdir", tmp_path, "--out", tmp_path / "out")[0]
     assert f"it holds the runs {run_dir}" in problems(export.run, "--workdir", run_dir.parent, "--out", tmp_path / "out")[0]
     other = problems(export.run, *flags, f"--config.model.path={GOLDEN / 'qwen3_untied'}")
-    assert "not a checkpoint of this model" in other[0]
+    assert "in the checkpoint and" in other[0] and "compare config.model.path" in other[0]
     (tmp_path / "config.json").write_text((run_dir / "config.json").read_text())
     assert "no checkpoints" in problems(export.run, "--workdir", tmp_path, "--out", tmp_path / "out")[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_export_refuses_a_damaged_checkpoint(run_dir, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(run_dir, run)
+    largest = max((run / "checkpoints/3/learner").rglob("*"), key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    for i in range(80):
+        data[len(data) * i // 80] ^= 1 << i % 8
+    largest.write_bytes(data)
+    (line,) = problems(export.run, "--workdir", run, "--out", tmp_path / "out")
+    assert f"{run}/checkpoints/3 is damaged" in line and largest.name in line
+    assert not (tmp_path / "out").exists()
+    export.run([f"--workdir={run}", f"--out={tmp_path / 'out'}", "--step=0"])
 
 
 def test_read_config_is_the_run_s_own(run_dir):

@@ -14,13 +14,13 @@ PACKAGE = Path(__file__).parent.parent / "p2o_jax"
 
 FLOORS = (
     # 1: host records and settings
-    ("records", "config", "progress", "files", "guards", "peers"),
+    ("records", "config", "progress", "files", "file_digests", "guards", "peers"),
     # 2: rules and files of settings; what needs nothing but records and settings
     ("config_rules", "config_files", "data", "rewards", "gepa", "mining", "assign", "bandit", "history", "models", "runtime"),
     # 3: what is built of those (metrics and world use gepa's names and prompts)
-    ("rollout", "rl", "world", "metrics", "checkpoint", "recipes"),
+    ("rollout", "rl", "world", "metrics", "checkpoint_reader", "recipes"),
     # 4: evaluation on the sampler; the records of a run; what learner and sampler take of memory
-    ("evaluation", "recorder", "footprint"),
+    ("evaluation", "recorder", "footprint", "checkpoint"),
     # 5: Config -> Parts; what is made of a run's records
     ("build", "compare"),
     # 6: the loop

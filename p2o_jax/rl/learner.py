@@ -46,7 +46,7 @@ class Learner:
         self.param_shardings, _ = lora.split(spec, sharding.param_shardings(spec, mesh, sharding.LEARNER))
         self.frozen: Any = {}  # what is not trained; see `init`
         whole = sharding.replicated(mesh)
-        abstract = self._abstract_params()
+        abstract = self._abstract_params(spec)
         opt_shardings = optax.tree_map_params(
             self.optimizer,
             lambda _, s: s,
@@ -70,7 +70,12 @@ class Learner:
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of a TrainState, for restoring a checkpoint into."""
-        return _abstract(jax.eval_shape(self._init_state, self._abstract_params()), self.state_shardings)
+        return _abstract(jax.eval_shape(self._init_state, self._abstract_params(self.spec)), self.state_shardings)
+
+    def unpadded_state(self) -> TrainState:
+        """Shapes and dtypes of a TrainState without vocabulary padding, the same on any mesh."""
+        spec = replace(self.spec, padded_vocab=0)
+        return jax.eval_shape(self._init_state, self._abstract_params(spec))
 
     def score_tokens(self, params: Any, sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: int) -> list[np.ndarray]:
         """log p of every response token at the rollout temperature, float32, for each (prompt, response)."""
@@ -203,9 +208,9 @@ class Learner:
         split = sharding.batch_sharding(self.mesh, None)
         return Rows(*(runtime.put(x, split) for x in rows))
 
-    def _abstract_params(self) -> Any:
-        full = jax.eval_shape(lambda: transformer.init(self.spec, jax.random.key(0), self.cfg.model.param_dtype))
-        return lora.split(self.spec, full)[0]
+    def _abstract_params(self, spec: ModelSpec) -> Any:
+        full = jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0), self.cfg.model.param_dtype))
+        return lora.split(spec, full)[0]
 
     def _init_state(self, params: Any) -> TrainState:
         return TrainState(params, self.optimizer.init(params), jnp.int32(0))
