@@ -84,13 +84,10 @@ class Parts:
         self.evaluation = Evaluation(heldout, self.answerer, cfg.eval, cfg.rollout.max_new_tokens, self.key("eval"))
         settings = settings_digest(_fixed_settings(cfg))
         self.journals = PhaseJournals(workdir, cfg.train.seed, settings, reporter.line)
-        write_run_files(workdir, cfg, train, *heldout)
+        self._write_run_files = lambda: write_run_files(workdir, cfg, train, *heldout)
         unpadded = self.learner.unpadded_state()
         self.checkpoints = Checkpoints(workdir, cfg.checkpoint, reporter.line, settings, unpadded)
         self.record = Recorder(cfg, workdir, self.questions, self.engine, reporter, compiles)
-        programs = sampling_programs(cfg, self.engine)
-        with reporter.phase("compile_ahead", len(programs), "programs") as advance:
-            self.engine.programs.compile(programs, advance)
 
     def _check_answers(self, *parts: sources.Loaded | None) -> None:
         """Tells of reference answers that not even a response with the same text would match."""
@@ -105,8 +102,13 @@ class Parts:
         return runtime.key(self.cfg.train.seed, *names)
 
     def open_state(self) -> RunState:
-        """The newest checkpoint's state, or the initial one; the run's records are cut to it."""
+        """The newest checkpoint's state, or the initial one; the run's records are cut to it.
+
+        Nothing is written, and nothing compiled, before a checkpoint that is there was restored.
+        """
         state = self.checkpoints.latest(self.learner.abstract_state())
+        self._write_run_files()
+        self._compile_ahead()
         if state is None or self.model.spec.lora:
             shardings = sharding.param_shardings(self.model.spec, self.model.mesh, sharding.LEARNER)
             params = lora.add(self.model.spec, self.model.load(self.cfg.model.param_dtype), self.key("lora"), shardings)
@@ -118,6 +120,11 @@ class Parts:
             self.reporter.line(f"resuming {self.workdir} at step {state.step}, next: {state.phase}")
         self.record.open(state.tick, state.step)
         return state
+
+    def _compile_ahead(self) -> None:
+        programs = sampling_programs(self.cfg, self.engine)
+        with self.reporter.phase("compile_ahead", len(programs), "programs") as advance:
+            self.engine.programs.compile(programs, advance)
 
     def _dynamic_sampling(self) -> fill.DynamicSampling:
         return fill.DynamicSampling(

@@ -64,6 +64,7 @@ class Checkpoints:
         self.directory = directory(workdir, cfg)
         self.last: RunState | None = None  # the newest state that the loop has reported
         self._saving = 0  # tick of the step that is being written
+        self._in_use = False  # a state was restored or saved: until then nothing may be deleted
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Preserved(self._preserved),
             cleanup_tmp_directories=True,
@@ -123,6 +124,7 @@ class Checkpoints:
     def save(self, state: RunState) -> None:
         """Starts writing the state, unless it is there already."""
         self._check()
+        self._in_use = True
         if state.tick in self._manager.all_steps():
             return
         self._steps[state.tick] = state.step
@@ -147,7 +149,7 @@ class Checkpoints:
 
         def finish() -> None:
             self._manager.wait_until_finished()
-            ticks = self._manager.all_steps()
+            ticks = self._manager.all_steps() if self._in_use else []
             for tick in sorted(set(ticks) - self._preserved(ticks)):
                 self._manager.delete(tick)
 
@@ -199,9 +201,11 @@ class Checkpoints:
         learner = checkpoint_reader.attempt(path, lambda: self._manager.restore(tick, args=args))["learner"]
         checkpoint_reader.check_bits(path, host["bits"], learner)
         try:
-            return RunState.restored(learner, host["state"])
+            state = RunState.restored(learner, host["state"])
         except (KeyError, TypeError, AttributeError) as e:
             raise config.ConfigError(f"{path}: written by another version of p2o_jax ({type(e).__name__}: {e})") from e
+        self._in_use = True
+        return state
 
     @property
     def _aside(self) -> epath.Path:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from benchmarks import gepa as gepa_bench
-from benchmarks import load, memory, quick, report
+from benchmarks import load, memory, quick, report, resume
 from benchmarks.report import Target
 from p2o_jax import config
 from p2o_jax.config import ConfigError
@@ -120,3 +120,24 @@ def test_soak_compares_the_last_quarter_with_the_second():
     assert figures["rss_growth"] == round((1_000_000 + 88_000) / (1_000_000 + 38_000) - 1, 4) and figures["files_growth"] == 1
     assert figures["threads_growth"] == 0 and figures["late_compiles"] == 0  # all steps are of the first two epochs
     assert figures["steps"] == 100 and figures["prompt_phases"] == 1
+
+
+def test_resume_draws_every_kind_of_pair_and_says_what_must_come():
+    pairs = resume.draw(random.Random("0"), 200)
+    assert {pair.fault for pair in pairs} == {"", "byte in the newest", "byte in all", *resume.EXCEPTIONS}
+    assert {pair.expected for pair in pairs} == {"continues", "falls back", "refused"}
+    assert sum(pair.first == pair.second and not pair.fault for pair in pairs) >= 20
+    first = resume.Start((1, 1), 4, "float32", 0, 2)
+    assert resume.Pair(first, first._replace(mesh=(2, 2), epochs=60, every=3), "").expected == "continues"
+    assert resume.Pair(first, first._replace(dtype="bfloat16"), "byte in the newest").expected == "refused"
+    assert resume.Pair(first, first, "store back").expected == "continues"
+
+
+def test_resume_sees_every_change_but_a_checkpoint_moved_aside(tmp_path):
+    (tmp_path / "checkpoints/3").mkdir(parents=True)
+    (tmp_path / "checkpoints/3/host").write_text("a")
+    before = resume.contents(tmp_path)
+    (tmp_path / "checkpoints").rename(tmp_path / "checkpoints_damaged")
+    assert resume.contents(tmp_path) == before
+    (tmp_path / "checkpoints_damaged/3/host").write_text("b")
+    assert resume.contents(tmp_path) != before
