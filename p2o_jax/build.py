@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from p2o_jax import checkpoint, config, config_rules, files, footprint, recorder, runtime
+from p2o_jax import checkpoint, config, config_rules, files, footprint, limits, recorder, runtime
 from p2o_jax.checkpoint import Checkpoints
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data import benchmarks, sources
@@ -231,6 +231,8 @@ def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, sou
         for part in (train, *heldout):
             found += sources.too_long(part, lambda q: len(model.chat.render(q)), cfg.data.max_prompt_tokens) if part else []
         found += reflection_problems(cfg, model.chat) if model_reflects(cfg) else []
+        lengths = [len(model.chat.render(q)) for part in (train, *heldout) if part for q in part.questions]
+        found += limits.training_problems(cfg, model.spec, model.chat, max(lengths, default=0))
     if model and train:
         found += runtime.from_process_0(lambda: _space_problems(cfg, workdir, model, len(train.questions)))
     if found or not train:
@@ -255,9 +257,13 @@ def open_model(cfg: Config, reporter: Reporter) -> Model:
     with reporter.phase("pretraining"):
         directory = pretrain.ensure_base(cfg.world, reporter.line) if cfg.model.path == WORLD else hf_config.locate(cfg.model.path)
     spec = collect(found, lambda: hf_config.read_spec(directory))
-    chat = collect(found, lambda: Chat(load_tokenizer(directory), cfg.chat))
-    if not any(directory.glob("*.safetensors")):
-        found.append(f"config.model.path={cfg.model.path}: no *.safetensors files in it")
+    tokenizer = collect(found, lambda: load_tokenizer(directory))
+    chat = collect(found, lambda: Chat(tokenizer, cfg.chat)) if tokenizer else None
+    if spec:
+        collect(found, lambda: hf.check(directory, spec))
+    if spec and tokenizer:
+        ids = tokenizer.token_ids, tokenizer.stop_ids, tokenizer.pad_id
+        collect(found, lambda: limits.check_token_ids(directory, spec.vocab, *ids))
     if found or not spec or not chat:
         raise ConfigError(*found)
     mesh = sharding.make_mesh(config.mesh_shape(cfg.mesh, num_devices))
@@ -465,6 +471,7 @@ _MAY_CHANGE = (
     "rollout.prompt_buckets",
     "model.remat",
     "model.logit_chunk",
+    "model.allow_long_context",
     "train.num_samples_logged",
     "train.epochs",
     "train.max_bad_steps",

@@ -23,6 +23,9 @@ class Model:
     param_dtype: Literal["float32", "bfloat16"] = "float32"  # master weights
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU
     remat: Literal["none", "full", "dots"] = "full"  # what the backward pass makes again of a layer; dots: all but matrix products
+    # true: prompts and responses may be longer than the positions that the model was made for (max_position_embeddings, with what
+    # rope scaling adds); otherwise that is an error
+    allow_long_context: bool = False
     logit_chunk: int = 1024  # tokens whose [chunk, V] logits exist at one time, in each of the mesh's data x fsdp parts
 
 
@@ -341,6 +344,12 @@ def resolve(config: Config) -> Config:
 def max_prompt_tokens(config: Config) -> int:
     """The longest prompt that the sampler takes: its largest bucket."""
     return max(config.rollout.prompt_buckets)
+
+
+def longest_template_tokens(config: Config) -> int:
+    """The longest template that can be accepted: without filters, as long as a reply."""
+    gepa = config.gepa
+    return gepa.max_template_tokens if gepa.filter_replies else max(gepa.max_template_tokens, gepa.reflect_new_tokens)
 
 
 def max_templated_prompt_tokens(config: Config) -> int:

@@ -6,7 +6,18 @@ import math
 import re
 from urllib.parse import urlsplit
 
-from p2o_jax.config import LORA_TARGETS, Api, Config, Gepa, Mesh, max_prompt_tokens, mesh_shape, minibatch_questions, trained_row_tokens
+from p2o_jax.config import (
+    LORA_TARGETS,
+    Api,
+    Config,
+    Gepa,
+    Mesh,
+    longest_template_tokens,
+    max_prompt_tokens,
+    mesh_shape,
+    minibatch_questions,
+    trained_row_tokens,
+)  # fmt: skip
 
 _POSITIVE = (
     ("rollout", "questions"), ("rollout", "group_size"), ("rollout", "max_new_tokens"), ("rollout", "bank_tokens"),
@@ -195,7 +206,7 @@ def problems(config: Config, num_devices: int) -> list[str]:
         config.train.epochs > 0 or (gepa.enabled and gepa.schedule == "first"),
         "config.train.epochs=0 needs config.gepa.enabled and config.gepa.schedule=first: there would be nothing to do",
     )
-    longest_template = gepa.max_template_tokens if gepa.filter_replies else max(gepa.max_template_tokens, gepa.reflect_new_tokens)
+    longest_template = longest_template_tokens(config)
     rule(
         config.eval.template == "none"
         or not rollout.prompt_buckets

@@ -160,9 +160,10 @@ def _fit(
     """The config with the sampler's shapes, but for the `given` ones, fitted to the sets; slots are as many as there is memory for.
 
     Raises:
-        ConfigError: prompts are longer than `rollout.prompt_buckets`, if these are given.
+        ConfigError: prompts are longer than `rollout.prompt_buckets`, if these are given, or responses could be longer than the
+            model's context.
     """
-    from p2o_jax import generate
+    from p2o_jax import generate, limits
     from p2o_jax.models import sharding
 
     lengths = [[max(len(model.chat.render(q, z)) for z in templates) for q in part.questions] for part in sets]
@@ -178,6 +179,10 @@ def _fit(
     ]
     if problems:
         raise ConfigError(*problems[: sources.MAX_PROBLEMS_SHOWN])
+    rows = [(part.path, *row) for part, counts in zip(sets, lengths, strict=True) for row in zip(part.lines, counts, strict=True)]
+    path, line, most_tokens = max(rows, key=lambda row: row[2])
+    if problems := limits.response_problems(cfg, model.spec, f"the prompt of {most_tokens:,} tokens in {path}:{line}", most_tokens):
+        raise ConfigError(*problems)
     return dataclasses.replace(cfg, rollout=dataclasses.replace(cfg.rollout, slots=slots, questions=at_once, group_size=1))
 
 

@@ -64,11 +64,13 @@ def run(argv: Sequence[str]) -> None:
     from p2o_jax import build, runtime
     from p2o_jax.rewards.verify import Verifier
 
+    _raise(runtime.from_process_0(lambda: _out_problems(flags["out"])))
     reporter = Reporter(enabled=runtime.is_main_process())
     model = build.open_model(cfg, reporter)
     ids = [model.chat.render(p.question, flags["template"]) for p in prompts]
     cfg = fit(cfg, {key for key, _ in overrides}, model, [len(i) for i in ids], n)
     _check_lengths(flags["prompts"], prompts, ids, config.max_prompt_tokens(cfg))
+    _check_context(flags["prompts"], cfg, model, prompts, ids)
     with ExitStack() as stack:
         out = _open(flags["out"], runtime.is_main_process(), stack)
         verifier = stack.enter_context(Verifier(cfg.reward))
@@ -253,10 +255,26 @@ def _check_lengths(path: str, prompts: Sequence[Prompt], ids: Sequence[tuple[int
     _raise([f"{path}:{p.line}: a prompt of {len(i)} tokens; {rule}" for p, i in zip(prompts, ids, strict=True) if len(i) > limit])
 
 
+def _check_context(path: str, cfg: Config, model: "Model", prompts: Sequence[Prompt], ids: Sequence[tuple[int, ...]]) -> None:
+    from p2o_jax import limits
+
+    longest = max(range(len(ids)), key=lambda i: len(ids[i]))
+    prompt, tokens = f"the prompt of {len(ids[longest]):,} tokens in {path}:{prompts[longest].line}", len(ids[longest])
+    _raise(limits.response_problems(cfg, model.spec, prompt, tokens))
+
+
 def _raise(problems: Sequence[str]) -> None:
     hidden = len(problems) - sources.MAX_PROBLEMS_SHOWN
     if problems:
         raise ConfigError(*problems[: sources.MAX_PROBLEMS_SHOWN], *([f"... and {hidden} more"] if hidden > 0 else []))
+
+
+def _out_problems(path: str) -> list[str]:
+    """A line if the output file cannot be there; checked before the model is opened."""
+    out = Path(path)
+    if path and out.is_dir():
+        return [f"--out={out}: is a directory"]
+    return [] if out.parent.is_dir() else [f"--out={out}: no such directory: {out.parent}"]
 
 
 def _open(path: str, writes: bool, stack: ExitStack) -> TextIO:

@@ -117,7 +117,7 @@ def open_scorer(cfg: Config, tokens: Tokens, path: str) -> Scorer:
     """
     import jax
 
-    from p2o_jax import config_rules
+    from p2o_jax import config_rules, limits
     from p2o_jax.models import hf, hf_config, sharding
 
     num_devices = len(jax.devices())
@@ -131,6 +131,9 @@ def open_scorer(cfg: Config, tokens: Tokens, path: str) -> Scorer:
     least, most = int(tokens.id_BT.min()), int(tokens.id_BT.max())
     if least < 0 or most >= spec.vocab:
         found.append(f"{path}: input_ids reach from {least} to {most}; the model's vocabulary is 0..{spec.vocab - 1}")
+    longest = int(tokens.mask_BT.sum(axis=1).max())
+    if why := limits.beyond_context(cfg, spec, longest):
+        found.append(f"{path}: a row of {longest:,} tokens: {why}")
     if found:
         raise ConfigError(*found)
     params = hf.load(directory, spec, sharding.param_shardings(spec, mesh, sharding.LEARNER), cfg.model.param_dtype)

@@ -27,7 +27,9 @@ def main():
         torch.set_num_threads(args.threads)
     cfg = C.model_config(args.model)
     stop = C.eos_ids(args, cfg)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, attn_implementation=args.attn).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        args.model, trust_remote_code=False, dtype=torch.float32, attn_implementation=args.attn
+    ).eval()
     model.generation_config.eos_token_id = stop or None
     model.generation_config.pad_token_id = cfg["pad_token_id"]
     kw = {"do_sample": True, "temperature": args.temperature, "top_k": 0, "top_p": 1.0, "max_new_tokens": args.new_tokens}

@@ -38,11 +38,11 @@ def main():
 
     hf = C.model_config(args.model)
     stop = C.eos_ids(args, hf)
-    tok = AutoTokenizer.from_pretrained(args.model)
+    tok = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
     P, G = args.prompts, args.generations
     ids = C.prompt_ids(P * (args.steps + 1), args.prompt_len, hf["vocab_size"], args.seed)
     ds = Dataset.from_dict({"prompt": [" ".join(tok.convert_ids_to_tokens([int(t) for t in r])) for r in ids]})
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=False, dtype=torch.float32)
     model.generation_config.eos_token_id = stop or None
     stamps, cstamps, lens, gen_t = [], [], [], []
 

@@ -35,8 +35,8 @@ def main():
     n, longest = len(data["length"]), int(data["length"].max())
     mask = np.arange(longest)[None] < data["length"][:, None]
     micro = args.micro_batch or n
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    tok = AutoTokenizer.from_pretrained(args.model)
+    model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=False, dtype=torch.float32)
+    tok = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
     with tempfile.TemporaryDirectory() as out:
         cfg = GRPOConfig(
             output_dir=out, per_device_train_batch_size=micro, gradient_accumulation_steps=n // micro, num_generations=8,

@@ -47,7 +47,7 @@ def load(path, dtype="float32", **over):
     mesh = jax.sharding.Mesh(np.array(devs).reshape(len(devs), 1), ("fsdp", "tp"))
     with mesh:
         model = qwen3_params.create_model_from_safe_tensors(path, cfg, mesh, dtype=dtype)
-    tok = AutoTokenizer.from_pretrained(path)
+    tok = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     return model, cfg, mesh, tok, c
 
 

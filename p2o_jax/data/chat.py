@@ -53,6 +53,11 @@ class Tokenizer:
     def has_template(self) -> bool:
         return bool(self.hf.chat_template)
 
+    @property
+    def token_ids(self) -> dict[str, int]:
+        """The id of every token, added tokens included."""
+        return self.hf.get_vocab()
+
     def encode(self, text: str) -> list[int]:
         return self.hf.encode(_HALF_PAIR.sub("\ufffd", text), add_special_tokens=False)
 
@@ -102,8 +107,13 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     # put that family's own pre-tokenizer in its place; it is for directories that are still to be converted.
     loader = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
     try:
-        hf = loader.from_pretrained(str(path), local_files_only=True)
+        hf = loader.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception as e:  # the edge: damaged files raise whatever the reader of their format raises, bare Exception included
+        if "trust_remote_code" in str(e):
+            raise config.ConfigError(
+                f"{where}: the tokenizer cannot be loaded: it is code of its own (auto_map in tokenizer_config.json or config.json), "
+                "which is never run; convert it to a tokenizer.json"
+            ) from e
         raise config.ConfigError(f"{where}: the tokenizer cannot be loaded: {type(e).__name__}: {e}") from e
     if not hf.is_fast:
         raise config.ConfigError(f"{where}: {type(hf).__name__} is not one of transformers' fast tokenizers")

@@ -52,7 +52,10 @@ _BLOCK: dict[str, tuple[str, Axes]] = {
     "down": ("mlp.down_proj.weight", ((1,), (0,))),
 }
 _DTYPES = ("F32", "BF16", "F16", "F64")
+_BY_TOKEN = (_TOP["embed"][0], _TOP["lm_head"][0])  # tensors with a row for each token
+_SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_LINES = 10  # of each kind of problem
 _PIECE_BYTES = 32 * 2**20  # read at one time
 _MAPPED_BYTES = 64 * 2**20  # of a file's pages, before they are let go: mapped pages count as resident memory
 _TILE = 256  # rows and columns transposed at one time, to stay in the processor's cache
@@ -99,7 +102,8 @@ def load(directory: str | Path, spec: ModelSpec, shardings: Any = None, dtype: s
     """
     files = _Files(Path(directory))
     table = tensors(spec)
-    files.check(table, spec.tied)
+    files.check(table, spec)
+    files.check_tied_head(spec)
     by_path: dict[tuple[str, ...], list[Stored]] = defaultdict(list)
     for t in table:
         by_path[t.path].append(t)
@@ -111,6 +115,15 @@ def load(directory: str | Path, spec: ModelSpec, shardings: Any = None, dtype: s
         return _load_leaf(files, by_path[tuple(k.key for k in path)], w.shape, sharding, jnp.dtype(dtype))
 
     return jax.tree.map_with_path(leaf, leaves, shardings, is_leaf=_is_weight)
+
+
+def check(directory: str | Path, spec: ModelSpec) -> None:
+    """Reads the headers of the directory's safetensors files, which must hold exactly the model's tensors.
+
+    Raises:
+        ConfigError: with a line for every file or tensor that is missing, broken, misshapen or unknown.
+    """
+    _Files(Path(directory)).check(tensors(spec), spec)
 
 
 def save(
@@ -169,7 +182,7 @@ class _Files:
         self._mapped_bytes = 0
         problems: list[str] = []
         index = self._read_index()
-        for file in sorted(set(index.values())) if index else [directory / "model.safetensors"]:
+        for file in sorted(set(index.values())) if index else [directory / _SINGLE]:
             problems += self._read_header(file)
         broken = {file for file in set(index.values()) if file not in self.file_of.values()}
         for name, file in index.items():
@@ -178,25 +191,36 @@ class _Files:
         if problems:
             raise ConfigError(*problems)
 
-    def check(self, table: list[Stored], tied: bool) -> None:
+    def check(self, table: list[Stored], spec: ModelSpec) -> None:
         """Raises ConfigError with a line for every tensor that the table and the files do not agree on."""
-        problems = []
+        problems, other_types = [], []
         expected = {t.name: t.shape for t in table}
         for name, shape in expected.items():
             if name not in self.file_of:
                 problems.append(f"{self.directory}: tensor {name} is missing")
-            elif self.shape_of[name] != shape:
-                problems.append(f"{self.file_of[name]}: tensor {name} has shape {list(self.shape_of[name])}, expected {list(shape)}")
+                continue
+            where, found = f"{self.file_of[name]}: tensor {name}", self.shape_of[name]
+            if found != shape:
+                rule = f"expected {list(shape)}"
+                if name in _BY_TOKEN and found[1:] == shape[1:]:
+                    rule = f"expected {shape[0]} rows, which is vocab_size in config.json"
+                problems.append(f"{where} has shape {list(found)}, {rule}")
             elif self.dtype_of[name] not in _DTYPES:
-                problems.append(f"{self.file_of[name]}: tensor {name} is {self.dtype_of[name]}; supported: {', '.join(_DTYPES)}")
-        for name in sorted(set(self.file_of) - set(expected)):
-            if name == _TOP["lm_head"][0] and tied and not problems:
-                if not self._equal(name, _TOP["embed"][0]):
-                    problems.append(f"{self.file_of[name]}: {name} differs from the embedding that config.json ties it to")
-            elif not name.endswith("rotary_emb.inv_freq") and not (name == _TOP["lm_head"][0] and tied):
-                problems.append(f"{self.file_of[name]}: tensor {name} {list(self.shape_of[name])} is not part of this model")
+                other_types.append(f"{where} is {self.dtype_of[name]}; supported: {', '.join(_DTYPES)}")
+        unknown = [
+            f"{self.file_of[name]}: tensor {name} {list(self.shape_of[name])} is not part of this model"
+            for name in sorted(set(self.file_of) - set(expected))
+            if not name.endswith("rotary_emb.inv_freq") and not (name == _TOP["lm_head"][0] and spec.tied)
+        ]
+        problems = [line for lines in (other_types, problems, unknown) for line in _first(lines)]
         if problems:
             raise ConfigError(*problems)
+
+    def check_tied_head(self, spec: ModelSpec) -> None:
+        """Raises ConfigError if the files hold a head of their own where config.json ties it to the embedding."""
+        head = _TOP["lm_head"][0]
+        if spec.tied and head in self.file_of and not self._equal(head, _TOP["embed"][0]):
+            raise ConfigError(f"{self.file_of[head]}: {head} differs from the embedding that config.json ties it to")
 
     def tensor(self, name: str) -> Any:
         """The tensor, to be cut with slices; only what is cut is read."""
@@ -218,17 +242,21 @@ class _Files:
         return all(np.array_equal(self.tensor(a)[piece], self.tensor(b)[piece]) for piece in pieces)
 
     def _read_index(self) -> dict[str, Path]:
-        """The file of each tensor as the index tells; empty where there is one file and no index."""
+        """The file of each tensor as the index says; empty where there is a single file.
+
+        As in transformers, a model.safetensors is read even where there is an index, too: saving a model as one file leaves the
+        index of earlier shards in place.
+        """
+        if (self.directory / _SINGLE).exists():
+            return {}
         if (self.directory / _INDEX).exists():
             weight_map = hf_config.read_json(self.directory / _INDEX).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
                 raise ConfigError(f"{self.directory / _INDEX}: holds no weight_map")
             return {name: self.directory / str(file) for name, file in weight_map.items()}
-        if not (self.directory / "model.safetensors").exists():
-            found = sorted(p.name for p in self.directory.glob("*") if p.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf"))
-            instead = f" (it holds {', '.join(found)})" if found else ""
-            raise ConfigError(f"{self.directory}: holds no weights: neither model.safetensors nor {_INDEX}{instead}")
-        return {}
+        found = sorted(p.name for p in self.directory.glob("*") if p.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf"))
+        instead = f" (it holds {', '.join(found)})" if found else ""
+        raise ConfigError(f"{self.directory}: holds no weights: neither {_SINGLE} nor {_INDEX}{instead}")
 
     def _read_header(self, file: Path) -> list[str]:
         try:
@@ -330,7 +358,7 @@ def _pieces(table: list[Stored], itemsize: int, max_bytes: float) -> dict[str, l
         groups[-1].append(t)
         filled += size
     if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
+        return {_SINGLE: groups[0]}
     return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)}
 
 
@@ -392,6 +420,12 @@ def _move_into_place(partial: Path, target: Path) -> None:
         target.rename(old)
     partial.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _first(lines: list[str]) -> list[str]:
+    """The first lines, and how many more there are."""
+    hidden = len(lines) - _LINES
+    return [*lines[:_LINES], *([f"... and {hidden} more tensors like the last"] if hidden > 0 else [])]
 
 
 def _is_weight(x: Any) -> bool:

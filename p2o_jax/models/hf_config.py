@@ -11,17 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from p2o_jax.config import ConfigError
+from p2o_jax.models import hf_keys
+from p2o_jax.models.hf_keys import ARCHITECTURES
 from p2o_jax.models.spec import Family, ModelSpec, Rope
 
-ARCHITECTURES: dict[str, str] = {
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-}
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
 ROPE_KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
-MAX_POSITIONS = 32768  # exported for a spec that tells none
+MAX_POSITIONS = 32768  # exported for a spec without any
 
 _ROPE_KEYS = {
     "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "beta_fast",
@@ -56,6 +52,11 @@ def locate(path: str | Path) -> Path:
             f"{path}: no such directory, and it could not be had from the Hugging Face hub ({reason}). Without a network, give the path "
             "of a directory that holds config.json, the *.safetensors files and the tokenizer"
         ) from e
+
+
+def revision(directory: Path) -> str | None:
+    """The commit of the hub's repository that a directory from `locate` is a snapshot of; None for any other directory."""
+    return directory.name if directory.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", directory.name) else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -110,15 +111,16 @@ def read_spec(directory: str | Path) -> ModelSpec:
     values = read_json(path)
     fields = _Fields(values)
     family = values.get("model_type")
-    fields.problems += _unsupported(values)
     if family not in ARCHITECTURES:
-        fields.problems.append(f"model_type={family!r} is not supported; supported: {_names(ARCHITECTURES)}")
-        rope = _rope(fields, 0)
-        raise ConfigError(*(f"{path}: {p}" for p in fields.problems))
+        raise ConfigError(f"{path}: model_type={family!r} is not supported; supported: {_names(ARCHITECTURES)}")
+    fields.problems += hf_keys.problems(values)
+    window, too_narrow = hf_keys.window(values)
+    if too_narrow:
+        fields.problems.append(f"{too_narrow} is not supported; supported: full attention in every layer")
     heads = fields.integer("num_attention_heads")
     width = fields.integer("hidden_size")
     head_dim = 128 if family == "qwen3" else width // heads  # what transformers takes where the key is absent
-    max_positions = fields.integer("max_position_embeddings", 0)
+    max_positions = fields.integer("max_position_embeddings", hf_keys.MAX_POSITIONS[family])
     rope = _rope(fields, max_positions)
     spec = ModelSpec(
         family=cast(Family, family),
@@ -135,6 +137,7 @@ def read_spec(directory: str | Path) -> ModelSpec:
         qkv_bias=family == "qwen2",
         tied=bool(values.get("tie_word_embeddings", False)),
         max_positions=max_positions,
+        window=window,
     )
     if not fields.problems:
         fields.problems += _impossible(spec)
@@ -183,8 +186,8 @@ def write_config(spec: ModelSpec, dtype: str = "bfloat16", token_ids: dict[str, 
         config["attention_bias"] = False
     if spec.family == "llama":
         config["mlp_bias"] = False
-    else:
-        config["sliding_window"] = None
+    if spec.family != "llama" or spec.window:
+        config["sliding_window"] = spec.window or None
     if spec.family in ("qwen3", "qwen2"):
         config["use_sliding_window"] = False
         config["max_window_layers"] = spec.layers
@@ -223,45 +226,6 @@ class _Fields:
         return default
 
 
-def _unsupported(values: dict[str, Any]) -> list[str]:
-    """A line for every setting, apart from sizes and positions, that our model does not have."""
-    found = []
-    family = values.get("model_type")
-    architectures = values.get("architectures") or []
-    if family in ARCHITECTURES and architectures and ARCHITECTURES[family] not in architectures:
-        found.append(f"architectures={architectures} is not supported; supported: {_names(ARCHITECTURES.values())}")
-    activation = values.get("hidden_act", "silu")
-    if activation != "silu":
-        found.append(f"hidden_act={activation!r} is not supported; supported: silu")
-    if values.get("quantization_config"):
-        quantization = values["quantization_config"]
-        method = quantization.get("quant_method", "unknown method") if isinstance(quantization, dict) else quantization
-        found.append(f"quantization_config ({method}) is not supported; supported: float32, bfloat16 and float16 weights")
-    window = _sliding_window(values)
-    if window:
-        found.append(f"{window} is not supported; supported: full attention in every layer")
-    if family in ("qwen3", "llama") and values.get("attention_bias"):
-        found.append(f"attention_bias=true is not supported for {family}; supported: no bias, or qwen2's on q, k and v")
-    if family == "llama" and values.get("mlp_bias"):
-        found.append("mlp_bias=true is not supported; supported: no bias in the MLP")
-    return found
-
-
-def _sliding_window(values: dict[str, Any]) -> str | None:
-    """The setting that limits attention to a window in some layer, as text, or None."""
-    if values.get("use_sliding_window"):
-        return f"use_sliding_window=true (sliding_window={values.get('sliding_window')})"
-    others = sorted({str(t) for t in values.get("layer_types") or []} - {"full_attention"})
-    if others:
-        return f"layer_types with {_names(others)}"
-    if values.get("model_type") == "mistral":
-        window = values.get("sliding_window", 4096)  # transformers' default where the key is absent
-        limit = values.get("max_position_embeddings", 131072)
-        if window is not None and not (type(window) is type(limit) is int and window >= limit):
-            return f"sliding_window={window}, smaller than max_position_embeddings,"
-    return None
-
-
 def _rope(fields: _Fields, max_positions: int) -> Rope:
     values = fields.values
     given = values.get("rope_scaling") or values.get("rope_parameters") or {}  # in transformers' order
@@ -292,7 +256,9 @@ def _rope_of_kind(kind: RopeKind, theta: float, given: _Fields, original: int | 
     if kind == "default":
         return Rope(theta=theta)
     if kind == "linear":
-        return Rope(kind, theta, given.number("factor"))
+        if original is None and given.values.get("original_max_position_embeddings") is not None:
+            original = given.integer("original_max_position_embeddings")
+        return Rope(kind, theta, given.number("factor"), original or 0)
     if original is None:
         original = given.integer("original_max_position_embeddings", max_positions or None)
     if kind == "llama3":
@@ -319,7 +285,7 @@ def _rope_scaling(rope: Rope) -> dict[str, Any] | None:
     if rope.kind == "default":
         return None
     scaling: dict[str, Any] = {"rope_type": rope.kind, "factor": rope.factor}
-    if rope.kind != "linear":
+    if rope.original_max_positions:
         scaling["original_max_position_embeddings"] = rope.original_max_positions
     if rope.kind == "llama3":
         scaling |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}

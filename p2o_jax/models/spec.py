@@ -17,7 +17,7 @@ class Rope:
     kind: Literal["default", "linear", "llama3", "yarn"] = "default"
     theta: float = 10000.0
     factor: float = 1.0
-    original_max_positions: int = 0  # llama3, yarn
+    original_max_positions: int = 0  # before scaling; llama3, yarn, and linear where it is stated
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
@@ -52,7 +52,8 @@ class ModelSpec:
     qk_norm: bool = False
     qkv_bias: bool = False
     tied: bool = False  # the embedding is the output head, too
-    max_positions: int = 0  # as config.json tells; informative
+    max_positions: int = 0  # max_position_embeddings of config.json; 0: unknown. See `context`
+    window: int = 0  # of the checkpoint's sliding-window attention, which we compute as full attention: longer sequences differ; 0: none
     padded_vocab: int = 0  # rows of embedding and head, where they must divide over devices; 0: vocab. Padding is never predicted
     lora: Lora | None = None
 
@@ -60,6 +61,20 @@ class ModelSpec:
     def vocab_rows(self) -> int:
         """Rows of embedding and head."""
         return self.padded_vocab or self.vocab
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest sequence that the positions cover, with what rope scaling adds; 0: unknown.
+
+        `max_positions` is what the model was trained on before scaling, except where rope itself names a smaller number: Llama 3.1
+        has 131,072 of originally 8,192 (factor 8), Qwen's yarn 32,768 of originally 32,768 (factor 4: 131,072 in all).
+        """
+        if not self.max_positions or self.rope.kind == "default":
+            return self.max_positions
+        original = self.rope.original_max_positions or self.max_positions
+        if self.rope.kind == "llama3" and original < self.max_positions:
+            return self.max_positions
+        return max(self.max_positions, int(original * self.rope.factor))
 
     @property
     def base(self) -> "ModelSpec":

@@ -139,9 +139,11 @@ class Engine:
         Tokens depend on (weights, prompt, key, name) alone; with an int8 cache on the prompt's bucket, too.
 
         Raises:
-            ValueError: a prompt or `max_new_tokens` is longer than what the engine was built for.
+            ValueError: a prompt or `max_new_tokens` is longer than what the engine was built for, or a prompt holds a token id
+                beyond the embedding, of which the model would make NaN.
         """
         capacity = self._capacity(how)
+        waves.check_ids(requests, self.spec.vocab)
         held = {bucket: self._held(bucket) for bucket in self.cfg.prompt_buckets}
         for wave in waves.plan(requests, held, self.num_shards, self.max_rollouts):
             yield from self._run(weights, wave, requests, how, key, capacity)

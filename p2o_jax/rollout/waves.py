@@ -56,6 +56,14 @@ def plan(requests: Sequence[Request], max_prompts: Mapping[int, int], num_shards
     return waves
 
 
+def check_ids(requests: Sequence[Request], vocab: int) -> None:
+    """Raises ValueError if a prompt holds a token id that is not in 0..vocab - 1."""
+    for prompt, name in {request.prompt_ids: request.name for request in requests}.items():
+        if prompt and not 0 <= min(prompt) <= max(prompt) < vocab:
+            beyond = max(prompt) if max(prompt) >= vocab else min(prompt)
+            raise ValueError(f"prompt with the token id {beyond} ({name}); the model's embedding has the ids 0 to {vocab - 1}")
+
+
 def _mixed(taken: Waiting, weight: Sequence[float], num_shards: int) -> Waiting:
     """The same, prompt by prompt, in an order of which every num_shards-th part holds long and short ones alike.
 

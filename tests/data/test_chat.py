@@ -134,6 +134,22 @@ def test_unusable_directories_are_named(tmp_path):
             load_tokenizer(edited(tmp_path, generation_config=broken))
 
 
+def test_code_beside_a_tokenizer_is_never_run_nor_asked_about(tmp_path, monkeypatch):
+    """With a tokenizer.json it is not needed; without one it is an error."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run code"))
+    auto_map = {"AutoTokenizer": [None, "tokenization_own.OwnTokenizerFast"]}
+    own = edited(tmp_path, tokenizer_config={"auto_map": auto_map, "tokenizer_class": "OwnTokenizerFast"})
+    code = f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nclass OwnTokenizerFast: pass\n"
+    (own / "tokenization_own.py").write_text(code)
+    assert load_tokenizer(own).encode("1 + 1") == load_tokenizer(TIED).encode("1 + 1")
+    (own / "tokenizer.json").unlink()
+    values = json.loads((own / "config.json").read_text()) | {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
+    (own / "config.json").write_text(json.dumps(values))
+    with pytest.raises(config.ConfigError, match=r"config\.model\.path=.*cannot be loaded: it is code of its own"):
+        load_tokenizer(own)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_prompts_are_cached(chat, tokenizer, monkeypatch):
     first = chat.render(ask("once?"), "z")
     monkeypatch.setattr(tokenizer, "encode", None)

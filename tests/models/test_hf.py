@@ -8,8 +8,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
+import transformers
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -172,6 +174,91 @@ def test_mistral_window_is_refused_where_it_limits(window, refused, tmp_path):
         assert hf_config.read_spec(tmp_path).family == "mistral"
 
 
+def test_a_window_is_kept_as_a_limit_on_lengths(tmp_path):
+    """Attention across it is full attention in our model; see `limits`."""
+    spec = dataclasses.replace(SPEC, family="mistral", qk_norm=False, max_positions=512, window=512)
+    (tmp_path / "config.json").write_text(json.dumps(hf_config.write_config(spec)))
+    assert hf_config.read_spec(tmp_path) == spec
+    edit(tmp_path / "config.json", max_position_embeddings=None, sliding_window=131072)  # transformers' default of the first
+    assert hf_config.read_spec(tmp_path).window == hf_config.read_spec(tmp_path).max_positions == 131072
+    edit(tmp_path / "config.json", sliding_window=None)
+    assert "sliding_window=4096, smaller" in problems(hf_config.read_spec, tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    (
+        ({"is_causal": False}, "is_causal=False is not supported; supported: true"),
+        ({"is_causal": 0}, "is_causal=0 is not supported"),
+        ({"logits_scaling": 8.0}, "logits_scaling=8.0 is not supported; supported: 1"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0 is not a known setting of qwen3"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
+        ({"query_pre_attn_scalar": 224}, "query_pre_attn_scalar=224"),
+        ({"embedding_multiplier": 12}, "embedding_multiplier=12"),
+        ({"residual_multiplier": 0.22}, "residual_multiplier=0.22"),
+        ({"attention_multiplier": 0.0078125}, "attention_multiplier=0.0078125"),
+        ({"scale_emb": 12}, "scale_emb=12"),
+        ({"no_rope_layers": [1, 1, 0]}, "no_rope_layers=[1, 1, 0]"),
+        ({"norm_type": "layernorm"}, "norm_type='layernorm'"),
+        ({"hidden_activation": "gelu_pytorch_tanh"}, "hidden_activation='gelu_pytorch_tanh'"),
+        ({"num_experts": 8}, "num_experts=8"),
+        ({"attention_sink": True}, "attention_sink=True"),
+        ({"rope_interleaved": True}, "rope_interleaved=True"),
+        ({"per_layer_config": {"0": {"num_key_value_heads": 1}}}, "per_layer_config={'0': {'num_key_value_heads': 1}}"),
+        ({"transformers_weights": "other.safetensors"}, "transformers_weights='other.safetensors'"),
+        ({"quantization": {"bits": 4}}, "quantization={'bits': 4}"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false': expected true or false"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"brand_new": "x" * 99}, "brand_new='" + "x" * 56 + "... is not a known setting"),
+    ),
+)
+def test_what_would_change_the_numbers_is_refused_by_name(changes, line, tmp_path):
+    path = copy("qwen3_tied", tmp_path) / "config.json"
+    edit(path, **changes)
+    (found,) = problems(hf_config.read_spec, path.parent)
+    assert f"{path}: {line}" in found
+
+
+def test_a_key_that_is_null_where_transformers_asks_for_truth_is_refused(tmp_path):
+    path = copy("qwen3_tied", tmp_path) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"is_causal": None}))
+    assert "is_causal=None" in problems(hf_config.read_spec, path.parent)[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keys_without_effect_do_not_hinder(name, tmp_path):
+    """What transformers writes for a family, what files on the hub carry besides, and unknown settings that are off."""
+    path = copy(name, tmp_path) / "config.json"
+    spec, values = hf_config.read_spec(path.parent), json.loads(path.read_text())
+    whole = json.loads(transformers.AutoConfig.for_model(spec.family).to_json_string(use_diff=False))
+    whole.pop("rope_parameters")  # which would go before a rope_theta
+    hub = {
+        "_name_or_path": "a/b", "transformers_version": "4.40.1", "torch_dtype": "bfloat16", "unsloth_fixed": True, "pretraining_tp": 2,
+        "is_llama_config": True, "rope_interleaved": False, "use_mrope": False, "transformers.js_config": {"dtype": "q4"},
+        "task_specific_params": {"x": {"max_length": 5}}, "do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20,
+        "max_length": 4096, "repetition_penalty": 1.1, "id2label": {"0": "LABEL_0"}, "gradient_checkpointing": True, "is_causal": True,
+        "auto_map": {"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"}, "num_experts": 0, "final_logit_softcapping": None,
+        "logits_scaling": 1.0, "attention_dropout": 0.1, "quantization_config": None, "mlp_only_layers": [], "max_sequence_length": 2048,
+    }  # fmt: skip
+    path.write_text(json.dumps(whole | hub | values))
+    assert hf_config.read_spec(path.parent) == spec
+
+
+def test_positions_that_are_not_stated_are_those_of_transformers(tmp_path):
+    for name in NAMES:
+        path = copy(name, tmp_path) / "config.json"
+        edit(path, max_position_embeddings=None, rope_scaling=None)
+        spec = hf_config.read_spec(path.parent)
+        assert spec.max_positions == transformers.AutoConfig.for_model(spec.family).max_position_embeddings
+
+
+def test_a_commit_is_read_from_the_hub_s_cache(tmp_path):
+    commit = "0123456789abcdef" * 2 + "01234567"
+    assert hf_config.revision(tmp_path / "models--a--b/snapshots" / commit) == commit
+    assert hf_config.revision(tmp_path / commit) is None
+    assert hf_config.revision(tmp_path / "snapshots" / "main") is None
+
+
 def test_missing_and_broken_config_are_named(tmp_path):
     assert problems(hf_config.read_spec, tmp_path) == [f"{tmp_path / 'config.json'}: no such file"]
     (tmp_path / "config.json").write_text("{")
@@ -329,6 +416,35 @@ def test_missing_shard_and_wrong_index_are_named(tmp_path):
         f"{directory / 'model-00003-of-00005.safetensors'}: missing, but model.safetensors.index.json names it",
         f"{index}: places model.norm.weight in model-00001-of-00005.safetensors, which does not hold it",
     ]
+
+
+def test_a_single_file_is_read_before_an_index_as_transformers_does(tmp_path):
+    directory = copy("qwen3_untied", tmp_path)
+    tensors = {name: t for file in directory.glob("*.safetensors") for name, t in load_file(file).items()}
+    newer = {name: t + 1 for name, t in tensors.items()}
+    save_file(newer, directory / "model.safetensors")
+    loaded = load(directory)
+    np.testing.assert_array_equal(loaded["embed"], newer["model.embed_tokens.weight"])
+    for shard in directory.glob("model-*.safetensors"):
+        shard.unlink()  # transformers' save_pretrained removes them, and leaves the index
+    same(load(directory), loaded)
+
+
+def test_float8_tensors_are_refused_by_name(tmp_path):
+    """A line for the first ten of all projections, with their scales, and how many more there are."""
+    directory = copy("qwen3_tied", tmp_path)
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    projections = [name for name in tensors if "_proj" in name]
+    small = {name: tensors[name].astype(ml_dtypes.float8_e4m3fn) for name in projections}
+    scales = {f"{name}_scale_inv": np.ones((1, 1), np.float32) for name in projections}
+    save_file(tensors | small | scales, file)
+    spec = hf_config.read_spec(directory)
+    found = problems(hf.check, directory, spec)
+    assert found == problems(hf.load, directory, spec)
+    assert len(projections) == 21 and len(found) == 22
+    assert found[0] == f"{file}: tensor model.layers.0.self_attn.q_proj.weight is F8_E4M3; supported: F32, BF16, F16, F64"
+    assert found[10] == "... and 11 more tensors like the last" and "_scale_inv [1, 1] is not part of this model" in found[11]
 
 
 def test_directory_without_weights_says_what_it_holds(tmp_path):
