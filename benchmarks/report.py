@@ -21,7 +21,7 @@ def finish(bench: str, figures: Mapping[str, Any], targets: Mapping[str, Target]
 
     A target whose figure is missing, None or not a number is not met.
     """
-    from p2o_jax import build
+    from p2o_jax import run_directory
 
     met = {name: is_met(figures.get(target.figure), target) for name, target in targets.items()}
     line = {
@@ -29,7 +29,7 @@ def finish(bench: str, figures: Mapping[str, Any], targets: Mapping[str, Target]
         "figures": dict(figures),
         "targets": {name: target._asdict() for name, target in targets.items()},
         "met": met,
-        "versions": build.versions(),
+        "versions": run_directory.versions(),
         "machine": machine(),
     }
     print(json.dumps(line), flush=True)

@@ -5,14 +5,9 @@ All that can be known to be wrong is collected and raised together, before anyth
 
 import contextlib
 import dataclasses
-import json
 import math
-import platform
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from p2o_jax import checkpoint, config, config_rules, files, footprint, limits, recorder, runtime
+from p2o_jax import checkpoint, config, config_rules, footprint, limits, recorder, run_directory, runtime
 from p2o_jax.checkpoint import Checkpoints
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data import benchmarks, sources
@@ -32,7 +27,7 @@ from p2o_jax.models import hf, hf_config, lora, sharding, transformer
 from p2o_jax.models.spec import ModelSpec, Weight, num_params, weights
 from p2o_jax.progress import Reporter
 from p2o_jax.recorder import Recorder
-from p2o_jax.records import Question, Rollout, RunState, Sampling, digest
+from p2o_jax.records import Question, Rollout, RunState, Sampling
 from p2o_jax.rewards.verify import Verifier
 from p2o_jax.rl import advantages, cost
 from p2o_jax.rl.batch import Example
@@ -82,9 +77,9 @@ class Parts:
         self.sampling = training_sampling(cfg)
         self.fill = self._dynamic_sampling() if cfg.rollout.dynamic_sampling else fill.as_asked
         self.evaluation = Evaluation(heldout, self.answerer, cfg.eval, cfg.rollout.max_new_tokens, self.key("eval"))
-        settings = settings_digest(_fixed_settings(cfg))
+        settings = settings_digest(run_directory.fixed_settings(cfg))
         self.journals = PhaseJournals(workdir, cfg.train.seed, settings, reporter.line)
-        self._write_run_files = lambda: write_run_files(workdir, cfg, train, *heldout)
+        self._write_run_files = lambda: run_directory.write_run_files(workdir, cfg, train, *heldout)
         unpadded = self.learner.unpadded_state()
         self.checkpoints = Checkpoints(workdir, cfg.checkpoint, reporter.line, settings, unpadded)
         self.record = Recorder(cfg, workdir, self.questions, self.engine, reporter, compiles)
@@ -209,10 +204,10 @@ def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, sou
     Raises:
         ConfigError: with a line for everything wrong with config, workdir, mesh, model directory and data files.
     """
-    found = config_rules.problems(cfg, len(jax.devices())) + changed_settings(workdir, cfg)
+    found = config_rules.problems(cfg, len(jax.devices())) + run_directory.changed_settings(workdir, cfg)
     train, heldout = collect(found, lambda: load_questions(cfg)), collect(found, lambda: load_heldout(cfg)) or []
-    found += changed_questions(workdir, train, *heldout)
-    own = _question_digests(train, *heldout)
+    found += run_directory.changed_questions(workdir, train, *heldout)
+    own = run_directory.question_digests(train, *heldout)
     if not runtime.everywhere(own == runtime.from_process_0(lambda: own)):
         found.append("config.data: not all processes read the same questions; copy the files to every host, or give a path that all share")
     if (cfg.data.path == WORLD) != (cfg.model.path == WORLD):
@@ -401,114 +396,6 @@ def _space_problems(cfg: Config, workdir: Path, model: Model, num_questions: int
     per_weight = jnp.dtype(cfg.model.param_dtype).itemsize + jnp.dtype(cfg.optim.mu_dtype).itemsize + 4
     num_steps = cfg.train.epochs * -(-num_questions // max(cfg.rollout.questions, 1))
     return checkpoint.space_problems(workdir, cfg.checkpoint, size * per_weight, num_steps)
-
-
-def changed_settings(workdir: Path, cfg: Config) -> list[str]:
-    """A line for each setting in which the run that the workdir holds differs; none if it holds no run."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return []
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        return [f"{path}: damaged ({e}); give another folder"]
-    changed = [d for d in _differences(before, _as_json(cfg)) if not d[0].startswith(_MAY_CHANGE)]
-    return [
-        f"config.{key}={now!r}: --workdir={workdir} holds a run with {there!r}; give another folder, or that" for key, there, now in changed
-    ]
-
-
-def changed_questions(workdir: Path, *parts: sources.Loaded | None) -> list[str]:
-    """A line for each question file that is not what it was when the run in the workdir began."""
-    path = workdir / "questions.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    now = _question_digests(*parts)
-    rule = f"--workdir={workdir} holds a run on other questions than are in it now; give another folder, or the same questions"
-    return [f"{name}: {rule}" for name, digest in before.items() if now.get(name, digest) != digest]
-
-
-def _question_digests(*parts: sources.Loaded | None) -> dict[str, str]:
-    return {part.path: digest(*(f"{q.id} {q.answer}" for q in part.questions)) for part in parts if part}
-
-
-def write_run_files(workdir: Path, cfg: Config, *parts: sources.Loaded | None) -> None:
-    """Writes config.json (resolved), questions.json (digests of what is asked) and versions.json of a run; process 0 alone does."""
-    if not runtime.is_main_process():
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        files.write_json(workdir / "questions.json", _question_digests(*parts))
-        files.write_json(workdir / "versions.json", versions())
-        files.write_json(workdir / "config.json", _as_json(cfg))
-    except OSError as e:
-        raise ConfigError(f"--workdir={workdir}: {e}") from e
-
-
-def _as_json(cfg: Config) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(cfg)))
-
-
-def _fixed_settings(cfg: Config) -> dict[str, Any]:
-    """The settings that may not change in a run, by key; where it keeps its states is not one that its results depend on."""
-    settings = {"preset": cfg.preset}
-    for section, part in _as_json(cfg).items():
-        settings |= {f"{section}.{name}": value for name, value in part.items()} if isinstance(part, dict) else {}
-    return {key: value for key, value in settings.items() if not key.startswith((*_MAY_CHANGE, "checkpoint.path"))}
-
-
-_MAY_CHANGE = (
-    "mesh.",
-    "api.",
-    "optim.micro_rows",
-    "reward.workers",
-    "reward.timeout_s",
-    "rollout.slots",
-    "rollout.min_slots",
-    "rollout.bank_tokens",
-    "rollout.prefill_tokens",
-    "rollout.share_prefixes",
-    "rollout.cache_dtype",  # what a run that ran out of memory is advised to set; like the mesh it changes roundings
-    "rollout.prompt_buckets",
-    "model.remat",
-    "model.logit_chunk",
-    "model.allow_long_context",
-    "train.num_samples_logged",
-    "train.epochs",
-    "train.max_bad_steps",
-    "train.max_generated_tokens",
-    "train.compile_cache",
-    "train.wandb_project",
-    "train.watchdog_s",
-    "train.flat_rewards_steps",
-    "checkpoint.every_steps",
-    "checkpoint.keep",
-    "checkpoint.grace_s",
-    "eval.",
-    "world.cache_dir",
-)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the figures depend on, and the commit where there is one."""
-    root = Path(__file__).parent.parent
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "gepa", "math-verify", "p2o-jax")
-    found = {"python": sys.version.split()[0], "platform": platform.platform(), "devices": str(jax.devices()[:1])}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    if (root / ".git").exists():
-        head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        found["commit"] = head.stdout.strip()
-    return found
-
-
-def _differences(before: Any, now: Any, where: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted({*before, *now})
-        return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{where}.{k}" if where else k)]
-    return [] if before == now else [(where, before, now)]
 
 
 def describe(parts: Parts) -> str:

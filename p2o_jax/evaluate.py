@@ -74,7 +74,7 @@ def run(argv: Sequence[str]) -> None:
     template = _template(flags)
     sets = benchmarks.load_sets(flags["benchmarks"], cfg.data, "--benchmarks")
 
-    from p2o_jax import build, runtime
+    from p2o_jax import build, run_directory, runtime
     from p2o_jax.rewards.verify import Verifier
 
     reporter = Reporter(enabled=runtime.is_main_process())
@@ -113,7 +113,7 @@ def run(argv: Sequence[str]) -> None:
                 "average": report.average(found),
                 "seconds": round(time.monotonic() - start, 1),
                 "config": dataclasses.asdict(cfg),
-                "versions": build.versions(),
+                "versions": run_directory.versions(),
             }
             files.write_json(out / report.RESULTS, results)
             _write_table(out / "results.md", report.table(results))

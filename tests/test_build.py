@@ -25,38 +25,6 @@ def questions(path: Path, answers: str):
     return load(path, CFG.data)
 
 
-def test_a_run_goes_on_with_the_same_questions_only(tmp_path):
-    data = questions(tmp_path / "q.jsonl", "123")
-    run = tmp_path / "run"
-    assert build.changed_questions(run, data, None) == []
-    build.write_run_files(run, CFG, data, None)
-    assert build.changed_questions(run, questions(tmp_path / "q.jsonl", "123"), None) == []
-    for answers in ("12", "124", "1234"):
-        (line,) = build.changed_questions(run, questions(tmp_path / "q.jsonl", answers), None)
-        assert str(tmp_path / "q.jsonl") in line and "holds a run on other questions" in line
-
-
-def test_a_run_goes_on_with_the_same_settings_but_those_of_speed_and_length(tmp_path):
-    build.write_run_files(tmp_path, CFG)
-    speed = replace(CFG, rollout=replace(CFG.rollout, slots=64), train=replace(CFG.train, epochs=99), mesh=replace(CFG.mesh, tensor=2))
-    assert build.changed_settings(tmp_path, speed) == []
-    (line,) = build.changed_settings(tmp_path, replace(CFG, optim=replace(CFG.optim, lr=0.5)))
-    assert "config.optim.lr=0.5" in line
-    (tmp_path / "config.json").write_text('{"preset": ')
-    (line,) = build.changed_settings(tmp_path, CFG)
-    assert "damaged" in line
-
-
-def test_the_settings_that_name_a_run_are_those_that_may_not_change():
-    """Its journals and checkpoints carry their digest: a run on another mesh, or with its checkpoints elsewhere, is the same run."""
-    fixed = build._fixed_settings(CFG)
-    assert fixed["optim.lr"] == CFG.optim.lr and fixed["preset"] == "recommended" and fixed["gepa.patience"] == 8
-    assert not [key for key in fixed if key.startswith(("mesh", "checkpoint", "eval", "api")) or "." not in key and key != "preset"]
-    speed = replace(CFG, rollout=replace(CFG.rollout, slots=64), mesh=replace(CFG.mesh, tensor=2), checkpoint=config.Checkpoint(path="x"))
-    assert build._fixed_settings(speed) == fixed
-    assert build._fixed_settings(replace(CFG, train=replace(CFG.train, seed=1))) != fixed
-
-
 def test_held_out_questions_of_the_world_or_of_a_file(tmp_path):
     (world,) = build.load_heldout(CFG)
     assert world.path == build.WORLD

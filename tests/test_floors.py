@@ -19,8 +19,8 @@ FLOORS = (
     ("config_rules", "config_files", "data", "rewards", "gepa", "mining", "assign", "bandit", "history", "models", "runtime"),
     # 3: what is built of those (metrics and world use gepa's names and prompts)
     ("rollout", "rl", "world", "metrics", "checkpoint_reader", "recipes", "limits"),
-    # 4: evaluation on the sampler; the records of a run; what learner and sampler take of memory
-    ("evaluation", "recorder", "footprint", "checkpoint"),
+    # 4: evaluation on the sampler; the records of a run, its directory; what learner and sampler take of memory
+    ("evaluation", "recorder", "footprint", "checkpoint", "run_directory"),
     # 5: Config -> Parts; what is made of a run's records
     ("build", "compare"),
     # 6: the loop
