@@ -172,8 +172,7 @@ def run(argv: Sequence[str]) -> None:
     known = {"runs": "60", "kills-per-run": str(KILLS_PER_RUN), "seed": "0", "folder": "", "dynamic": "false"}
     flags, overrides = config_files.parse_flags(argv, known)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(flags["folder"] or temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = report.own_folder(flags["folder"], temporary)
         settings = {**SETTINGS, "rollout.dynamic_sampling": flags["dynamic"], **dict(overrides)}
         figures = measure(folder, settings, int(flags["runs"]), int(flags["kills-per-run"]), random.Random(flags["seed"]))
     report.finish("kill", figures, TARGETS)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from p2o_jax.config import ConfigError
+
 
 class Target(NamedTuple):
     """What a figure should be."""
@@ -41,6 +43,19 @@ def is_met(figure: Any, target: Target) -> bool:
     if not isinstance(figure, int | float) or isinstance(figure, bool):
         return False
     return figure >= target.value if target.op == ">=" else figure <= target.value
+
+
+def own_folder(given: str, temporary: str) -> Path:
+    """The folder that a benchmark writes to and deletes in: the temporary one unless one is given, which must be new or empty.
+
+    Raises:
+        ConfigError: there is something in it.
+    """
+    folder = Path(given or temporary)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--folder={folder}: must be new or empty")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def machine() -> dict[str, Any]:

@@ -273,8 +273,7 @@ def run(argv: Sequence[str]) -> None:
     """
     flags, _ = config_files.parse_flags(argv, {"pairs": "200", "seed": "0", "folder": "", "jobs": "2"})
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(flags["folder"] or temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = report.own_folder(flags["folder"], temporary)
         figures = measure(folder, int(flags["pairs"]), random.Random(flags["seed"]), int(flags["jobs"]))
     report.finish("resume", figures, TARGETS)
 

@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> None:
     if not Path("/proc/self/statm").exists():
         raise ConfigError("benchmarks.soak: needs /proc")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(flags["folder"] or temporary)
+        folder = report.own_folder(flags["folder"], temporary)
         epochs = max(int(flags["steps"]) // STEPS_PER_EPOCH, 4)
         settings = {**SETTINGS, "train.epochs": epochs, "world.cache_dir": folder / "world", "train.compile_cache": "", **dict(overrides)}
         samples, seconds = watched(folder / "run", settings)

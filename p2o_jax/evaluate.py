@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from p2o_jax.build import Model
     from p2o_jax.rewards.verify import Verifier
 
+TABLE = "results.md"
 MAX_AT_ONCE = 1024  # rollouts of a wave, per shard of the mesh's data x fsdp
 FLAGS = {
     "model": "", "workdir": "", "step": "", "benchmarks": "", "out": None, "k": "16", "k-large": "1", "temperature": "0.6",
@@ -73,21 +74,24 @@ def run(argv: Sequence[str]) -> None:
     cfg = _config(flags, overrides)
     template = _template(flags)
     sets = benchmarks.load_sets(flags["benchmarks"], cfg.data, "--benchmarks")
+    templates = {"plain": "", **({"templated": template} if template else {})}
+    samples_files = [_samples_file(out, part, asked) for part in sets for asked in templates]
+    if problems := files.conflicts("--out", out / TABLE, *samples_files):
+        raise ConfigError(*problems)
 
     from p2o_jax import build, run_directory, runtime
     from p2o_jax.rewards.verify import Verifier
 
     reporter = Reporter(enabled=runtime.is_main_process())
-    for line in (line for part in sets for line in _notes(part)):
+    for line in (*files.leftovers(out / "model"), *(line for part in sets for line in _notes(part))):
         reporter.line(line)
     start = time.monotonic()
     with ExitStack() as stack:
-        cfg = _with_model(cfg, flags, overrides, out / "model", stack)
+        cfg = _with_model(cfg, flags, overrides, out, stack)
         model = build.open_model(cfg, reporter)
         judges = Judges(stack.enter_context(Verifier(cfg.reward)), stack.enter_context(LenientGrader(cfg.reward)))
         if problems := runtime.from_process_0(judges.strict.problems):
             raise ConfigError(*problems)
-        templates = {"plain": "", **({"templated": template} if template else {})}
         cfg = _fit(cfg, {key for key, _ in overrides}, model, sets, list(templates.values()), protocol)
         answers = Answers(cfg, model, judges, reporter)
         found: dict[str, dict[str, Any]] = {part.name: {} for part in sets}
@@ -101,7 +105,7 @@ def run(argv: Sequence[str]) -> None:
                 score = f"{100 * figures['strict']['mean']:.1f} of {len(part.questions)} questions x {n} at temperature {temperature}"
                 reporter.line(f"{part.name}, {asked}: {score}")
                 if runtime.is_main_process():
-                    _write_samples(out / "samples" / f"{part.name}.{asked}.jsonl", samples, n)
+                    _write_samples(_samples_file(out, part, asked), samples, n)
         if runtime.is_main_process():
             results = {
                 "model": flags["model"] or flags["workdir"],
@@ -116,7 +120,7 @@ def run(argv: Sequence[str]) -> None:
                 "versions": run_directory.versions(),
             }
             files.write_json(out / report.RESULTS, results)
-            _write_table(out / "results.md", report.table(results))
+            _write_table(out / TABLE, report.table(results))
 
 
 class Judges(NamedTuple):
@@ -223,16 +227,15 @@ def _config(flags: dict[str, str], overrides: Sequence[tuple[str, str]]) -> Conf
     return config.resolve(config_files.from_config_dict(values))
 
 
-def _with_model(cfg: Config, flags: dict[str, str], overrides: Sequence[tuple[str, str]], exported: Path, stack: ExitStack) -> Config:
-    """The config with a model directory: the given one, or the run's policy, exported for as long as the stack stands."""
+def _with_model(cfg: Config, flags: dict[str, str], overrides: Sequence[tuple[str, str]], out: Path, stack: ExitStack) -> Config:
+    """The config with a model directory: the given one, or the run's policy, exported to a new one until the stack closes."""
     from p2o_jax import export, runtime
 
     directory = flags["model"]
     if flags["workdir"]:
-        directory = str(exported)
-        runtime.from_process_0(lambda: shutil.rmtree(exported, ignore_errors=True))  # left by an evaluation that was killed
+        directory = runtime.from_process_0(lambda: str(files.unused(out / "model")))
         if runtime.is_main_process():
-            stack.callback(shutil.rmtree, exported, ignore_errors=True)
+            stack.callback(shutil.rmtree, directory, ignore_errors=True)
         dtype = "float32" if runtime.jax.devices()[0].platform == "cpu" else "bfloat16"
         step = ["--step", flags["step"]] if flags["step"] else []
         where = [f"--config.{key}={text}" for key, text in overrides if key.startswith(("model.", "world.", "checkpoint."))]
@@ -259,6 +262,10 @@ def _notes(part: sources.Loaded) -> list[str]:
     return [*part.told, *([size] if known and known.size != len(part.questions) else [])]
 
 
+def _samples_file(out: Path, part: sources.Loaded, asked: str) -> Path:
+    return out / "samples" / f"{part.name}.{asked}.jsonl"
+
+
 def _write_samples(path: Path, samples: Sequence[report.Sample], n: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_whole(path, "".join(json.dumps(report.row(s, i % n)) + "\n" for i, s in enumerate(samples)))
@@ -267,11 +274,14 @@ def _write_samples(path: Path, samples: Sequence[report.Sample], n: int) -> None
 def _compare(flags: dict[str, str], out: Path) -> None:
     if flags["asked"] not in ("plain", "templated"):
         raise ConfigError(f"--asked={flags['asked']}: expected plain or templated")
+    figures, table = out / "comparison.json", out / "comparison.md"
+    if problems := files.conflicts("--out", figures, table):
+        raise ConfigError(*problems)
     asked: report.Asked = "templated" if flags["asked"] == "templated" else "plain"
     found, text = report.compare([Path(part.strip()) for part in flags["compare"].split(",")], asked)
     out.mkdir(parents=True, exist_ok=True)
-    files.write_json(out / "comparison.json", found)
-    _write_table(out / "comparison.md", text)
+    files.write_json(figures, found)
+    _write_table(table, text)
 
 
 def _write_table(path: Path, text: str) -> None:

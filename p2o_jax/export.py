@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from p2o_jax import config_files
+from p2o_jax import config_files, files
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.main import command
 
@@ -61,7 +61,10 @@ def run(argv: Sequence[str]) -> None:
             hf.save(out, spec, lora.merge(spec, lora.join(trained, base)), directory, flags["dtype"])
     except OSError as e:
         raise ConfigError(f"--out={out}: {e.strerror or e}") from e
-    Reporter(enabled=runtime.is_main_process()).line(f"{out}: the policy of {workdir} after {step} steps, {flags['dtype']}")
+    reporter = Reporter(enabled=runtime.is_main_process())
+    for line in files.leftovers(out):
+        reporter.line(line)
+    reporter.line(f"{out}: the policy of {workdir} after {step} steps, {flags['dtype']}")
 
 
 def model_directory(cfg: Config) -> Path:

@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from p2o_jax import config, config_files, records
+from p2o_jax import config, config_files, files, records
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data import sources
 from p2o_jax.main import command
@@ -57,6 +57,8 @@ def run(argv: Sequence[str]) -> None:
         argv, {"model": None, "prompts": None, "template": "", "n": "1", "out": "", "temperature": ""}
     )
     n = positive("--n", flags["n"])
+    if flags["out"] and (problems := files.conflicts("--out", Path(flags["out"]))):
+        raise ConfigError(*problems)
     cfg = command_config(flags["model"], overrides)
     temperature = _temperature(flags["temperature"]) if flags["temperature"] else cfg.rollout.temperature
     prompts = read_prompts(Path(flags["prompts"]), cfg.data.prompt_template)
@@ -282,7 +284,7 @@ def _open(path: str, writes: bool, stack: ExitStack) -> TextIO:
     if not path and writes:
         return sys.stdout
     try:
-        return stack.enter_context(open(path if writes else os.devnull, "w", encoding="utf-8"))
+        return stack.enter_context(files.create(Path(path if writes else os.devnull)))
     except OSError as e:
         raise ConfigError(f"--out={path}: {e.strerror}") from e
 

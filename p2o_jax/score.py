@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from p2o_jax import config, config_files
+from p2o_jax import config, config_files, files
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.main import command
 from p2o_jax.progress import Reporter
@@ -53,8 +53,10 @@ def run(argv: Sequence[str]) -> None:
     flags, overrides = config_files.parse_flags(argv, {"model": None, "tokens": None, "out": None})
     tokens = read_tokens(Path(flags["tokens"]))
     out = Path(flags["out"])
-    if out.is_dir() or not out.parent.is_dir():
-        raise ConfigError(f"--out={out}: {'is a directory' if out.is_dir() else f'no such directory: {out.parent}'}")
+    problems = files.conflicts("--out", out)
+    problems += [] if out.parent.is_dir() else [f"--out={out}: no such directory: {out.parent}"]
+    if problems:
+        raise ConfigError(*problems)
 
     from p2o_jax import runtime
 
@@ -66,12 +68,13 @@ def run(argv: Sequence[str]) -> None:
     fitting = max(min(MAX_ROWS, SCORES_BYTES // (4 * scorer.spec.heads * T**2)), 1) * shards
     logp_BT = score(scorer, tokens, cfg.optim.micro_rows if given else fitting, reporter)
     if runtime.is_main_process():
-        partial = out.with_name(out.name + ".partial")
+        partial = files.unused(out)
         try:
-            with open(partial, "wb") as f:
+            with open(partial, "xb") as f:
                 np.savez(f, token_logprobs=logp_BT)
             partial.replace(out)
         except OSError as e:
+            partial.unlink(missing_ok=True)
             raise ConfigError(f"--out={out}: {e.strerror}") from e
 
 

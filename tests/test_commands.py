@@ -118,6 +118,10 @@ def test_generate_tells_bad_input(tmp_path):
     assert "--out=" in problems(generate.run, "--model", MODEL, "--prompts", prompts, "--out", tmp_path / "no" / "out")[0]
     assert "--prompts: required" in problems(generate.run, "--model", MODEL)[0]
     assert "did you mean" in problems(generate.run, "--model", MODEL, "--prompts", prompts, "--config.rollout.temprature=1")[0]
+    out = jsonl(tmp_path / "mine.jsonl", {"mine": 1})
+    assert "never overwritten" in problems(generate.run, "--model", MODEL, "--prompts", prompts, "--out", out)[0]
+    assert "is a directory" in problems(generate.run, "--model", MODEL, "--prompts", prompts, "--out", tmp_path)[0]
+    assert out.read_text() == '{"mine": 1}\n'
     short = problems(generate.run, "--model", MODEL, "--prompts", prompts, "--config.rollout.prompt_buckets=(4,)")
     assert "p.jsonl:1: a prompt of" in short[0]
 
@@ -160,6 +164,9 @@ def test_score_tells_bad_input(tmp_path):
     assert "No such file" in problems(score.run, "--model", MODEL, "--tokens", tmp_path / "missing", "--out", tmp_path / "out.npz")[0]
     good = ("--model", MODEL, "--tokens", MODEL / "golden.npz")
     assert "no such directory" in problems(score.run, *good, "--out", tmp_path / "no" / "out.npz")[0]
+    (tmp_path / "out.npz").write_text("mine")
+    assert "never overwritten" in problems(score.run, *good, "--out", tmp_path / "out.npz")[0]
+    assert (tmp_path / "out.npz").read_text() == "mine"
 
 
 @pytest.fixture(scope="module")

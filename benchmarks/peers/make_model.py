@@ -67,6 +67,8 @@ def main():
     ap.add_argument("--seed", type=int, default=0)
     ap.add_argument("--rope-theta", type=float, default=1_000_000.0)
     args = ap.parse_args()
+    if os.path.isdir(args.out) and os.listdir(args.out):
+        ap.error(f"--out={args.out}: exists and is not empty")
     from safetensors.numpy import save_file
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -6,6 +6,7 @@ One table (`tensors`) says which tensor of a file is which slice of our params; 
 import functools
 import json
 import math
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from safetensors import SafetensorError, safe_open
 
+from p2o_jax import files
 from p2o_jax.config import ConfigError
 from p2o_jax.models import hf_config
 from p2o_jax.models.spec import ModelSpec, Weight, weights
@@ -138,34 +140,34 @@ def save(
 ) -> None:
     """Writes the params (stacked blocks) as a directory that transformers' `from_pretrained` loads.
 
-    Everything goes to DIRECTORY.partial first, which is renamed at the end. Without a `generation_config`, the one beside the
+    Everything goes to a new directory beside it first, which is renamed at the end. Without a `generation_config`, the one beside the
     tokenizer is taken. With several processes all of them call this, and process 0 writes.
 
     Raises:
         ConfigError: the directory holds something and `overwrite` is not set, or there is no tokenizer in `tokenizer_dir`.
     """
-    target, source = Path(directory), None if tokenizer_dir is None else Path(tokenizer_dir)
-    partial = target.with_name(target.name + ".partial")
+    target, source = Path(os.path.realpath(directory)), None if tokenizer_dir is None else Path(tokenizer_dir)
+    partial = files.unused(target)  # process 0's: the others write nothing
     writes = jax.process_index() == 0
-    if writes:
-        _check_target(target, overwrite)
-        copied = hf_config.tokenizer_files(source)
-        generation = hf_config.generation_config(generation_config, source)
-        config = hf_config.write_config(spec, dtype, generation)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for file in copied:
-            shutil.copyfile(file, partial / file.name)
-        hf_config.write_json(partial / "config.json", config)
-        hf_config.write_json(partial / "generation_config.json", generation)
-    pieces = _pieces(tensors(spec), jnp.dtype(dtype).itemsize, max_shard_bytes)
-    for file, content in pieces.items():
-        with open(partial / file, "wb") if writes else nullcontext() as out:
-            _write_piece(out, content, params, dtype)
-    if writes:
-        if len(pieces) > 1:
-            hf_config.write_json(partial / _INDEX, _index(pieces, jnp.dtype(dtype).itemsize))
-        _move_into_place(partial, target)
+    with files.removed_on_failure(partial) if writes else nullcontext():
+        if writes:
+            _check_target(target, overwrite)
+            copied = hf_config.tokenizer_files(source)
+            generation = hf_config.generation_config(generation_config, source)
+            config = hf_config.write_config(spec, dtype, generation)
+            partial.mkdir(parents=True)
+            for file in copied:
+                shutil.copyfile(file, partial / file.name)
+            hf_config.write_json(partial / "config.json", config)
+            hf_config.write_json(partial / "generation_config.json", generation)
+        pieces = _pieces(tensors(spec), jnp.dtype(dtype).itemsize, max_shard_bytes)
+        for file, content in pieces.items():
+            with open(partial / file, "xb") if writes else nullcontext() as out:
+                _write_piece(out, content, params, dtype)
+        if writes:
+            if len(pieces) > 1:
+                hf_config.write_json(partial / _INDEX, _index(pieces, jnp.dtype(dtype).itemsize))
+            _move_into_place(partial, target, overwrite)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"saved {target}")
 
@@ -413,10 +415,10 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise ConfigError(f"{target}: exists and is not empty; give another directory, or ask to overwrite it")
 
 
-def _move_into_place(partial: Path, target: Path) -> None:
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
+def _move_into_place(partial: Path, target: Path, overwrite: bool) -> None:
+    """Renames one to the other; an empty target is replaced by the rename itself, and no other is."""
+    old = files.unused(target)
+    if overwrite and target.exists():
         target.rename(old)
     partial.rename(target)
     shutil.rmtree(old, ignore_errors=True)

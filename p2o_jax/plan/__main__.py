@@ -14,7 +14,6 @@ Nothing is run. Needs libtpu (`pip install 'jax[tpu]'`, an environment of its ow
     --quick true           compiles the sampler for two and four layers only and carries on from there: half of the time
 """
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the compiler wants no TPU, and JAX is not to look for one
 
-from p2o_jax import config, config_files
+from p2o_jax import config, config_files, files
 from p2o_jax.config import ConfigError
 from p2o_jax.main import command
 
@@ -68,13 +67,16 @@ def run(argv: Sequence[str]) -> None:
         if picture_file:
             picture.draw(figures, picture_file)
     if out:
-        out.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        files.write_json(out, figures)
 
 
 def _file(flags: dict[str, str], name: str) -> Path | None:
     path = Path(flags[name])
-    if flags[name] and (path.is_dir() or not path.parent.is_dir()):
-        raise ConfigError(f"--{name}={path}: {'is a directory' if path.is_dir() else f'no such directory: {path.parent}'}")
+    problems = files.conflicts(f"--{name}", path) if flags[name] else []
+    if flags[name] and not path.parent.is_dir():
+        problems.append(f"--{name}={path}: no such directory: {path.parent}")
+    if problems:
+        raise ConfigError(*problems)
     return path if flags[name] else None
 
 

@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> None:
             print(f"http://127.0.0.1:{server.server_address[1]}  (Ctrl-C ends it)", flush=True)
             server.serve_forever()
         return
+    if problems := [] if page.is_page(flags.out) else files.conflicts("--out", flags.out):
+        raise ConfigError(*problems)
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     html = page.render(run.page_data(paths, samples_bytes))
     files.write_whole(flags.out, html)

@@ -8,11 +8,13 @@ import base64
 import hashlib
 import json
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from p2o_jax import __version__
 from p2o_jax.config import ConfigError
 
+MARK = b'<meta name="generator" content="p2o_jax.report">'
 SCRIPTS = ("core", "charts", "overview", "templates", "questions", "samples", "settings", "main")
 
 
@@ -43,6 +45,14 @@ def render(data: dict[str, Any], stamp: str = "") -> str:
     }
     head, *rest = _static("page.html").split("{{")
     return head + "".join(parts[name] + text for name, text in (part.split("}}", 1) for part in rest))
+
+
+def is_page(path: Path) -> bool:
+    """Whether the file is a page that `render` made, which a newer one may replace."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as f:
+        return MARK in f.read(1000)
 
 
 def embedded(data: Any) -> str:

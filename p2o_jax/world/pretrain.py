@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import json
-import os
 import random
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,6 @@ FORMAT = 1  # part of every cached base's name: raise it when documents or train
 REFLECTION_EVERY = 8  # one batch in so many is of reflection documents
 MUON_LR, ADAM_LR, WARMUP_STEPS, FINAL_LR = 0.02, 0.004, 30, 0.05
 PROGRESS_STEPS = 100
-STALE_S = 3600.0  # writing takes seconds
 
 Progress = Callable[[str], None]
 
@@ -69,9 +68,8 @@ def ensure_base(cfg: config.World, progress: Progress = lambda line: None) -> Pa
     target = base_directory(cfg)
     if runtime.from_process_0(target.exists):
         return target
-    for left_over in target.parent.glob(f"{target.name}.*.tmp"):
-        if time.time() - left_over.stat().st_mtime > STALE_S:  # of a process that was killed while it wrote
-            shutil.rmtree(left_over, ignore_errors=True)
+    for line in files.leftovers(target):
+        progress(line)
     spec = model_spec(cfg)
     begin = time.perf_counter()
     params, loss = pretrain(cfg, spec, progress)
@@ -81,9 +79,10 @@ def ensure_base(cfg: config.World, progress: Progress = lambda line: None) -> Pa
     progress(f"pretrained in {seconds:.0f} s: P(chain | plain) {plain:.2g}, under a strong phrase {strong:.2g}")
     report = {"p_chain_plain": plain, "p_chain_strong": strong, "families": figures, "loss": loss, "seconds": round(seconds, 1)}
     report["world"] = dataclasses.asdict(cfg)
-    making = target.with_name(f"{target.name}.{runtime.from_process_0(os.getpid)}.tmp")
-    _save(making, languages.of(cfg), spec, params, report)
-    runtime.from_process_0(lambda: _put_in_place(making, target))
+    making = Path(runtime.from_process_0(lambda: str(files.unused(target))))
+    with files.removed_on_failure(making) if runtime.is_main_process() else nullcontext():
+        _save(making, languages.of(cfg), spec, params, report)
+        runtime.from_process_0(lambda: _put_in_place(making, target))
     return target
 
 
@@ -186,7 +185,7 @@ def _save(directory: Path, language: Language, spec: ModelSpec, params: Any, rep
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as tokenizer_dir:
         tokenizer.write_tokenizer(tokenizer_dir, language)
-        hf.save(directory, spec, params, tokenizer_dir, dtype="float32", generation_config=generation, overwrite=True)
+        hf.save(directory, spec, params, tokenizer_dir, dtype="float32", generation_config=generation)
     if runtime.is_main_process():
         (directory / "world.json").write_text(json.dumps(report, indent=2) + "\n")
 

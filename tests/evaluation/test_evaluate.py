@@ -70,7 +70,7 @@ def test_every_sample_is_kept(evaluated):
     assert "1234" in {r["answer"] for r in lines(evaluated / "samples" / "gsm8k.plain.jsonl")}
 
 
-def test_a_run_s_policy_is_evaluated_with_the_run_s_prompts_and_leaves_no_copy(tmp_path):
+def test_a_run_s_policy_is_evaluated_with_the_run_s_prompts_and_leaves_no_copy(tmp_path, capsys):
     """A run whose weights were 1.5 times as large after two steps: at step 0 it samples what its model does, then something else."""
     run, data = tmp_path / "run", fixtures.aime25(tmp_path)
     run.mkdir()
@@ -86,12 +86,18 @@ def test_a_run_s_policy_is_evaluated_with_the_run_s_prompts_and_leaves_no_copy(t
     checkpoints.save(RunState(TrainState(params, state.opt_state, state.bad_updates), tick=1, step=2))
     checkpoints.close()
     common = (f"--benchmarks=aime25={data}", "--k=2", *SHORT)
+    for name in ("model", "model.partial-1", "docs"):  # a folder of the user's, in which `model` was deleted once
+        (tmp_path / "old" / name).mkdir(parents=True)
+        (tmp_path / "old" / name / "mine").write_text("mine")
     evaluate.run([f"--workdir={run}", "--step=0", f"--out={tmp_path / 'old'}", *common])
+    assert "model.partial-1: left by a command that was killed" in capsys.readouterr().err.replace("\n", "")
     evaluate.run([f"--workdir={run}", f"--out={tmp_path / 'new'}", *common])
     evaluate.run([f"--model={MODEL}", "--config.data.prompt_template=Now {question}", f"--out={tmp_path / 'model'}", *common])
     old, new, model = (lines(tmp_path / name / "samples" / "aime25.plain.jsonl") for name in ("old", "new", "model"))
     assert old == model != new and {r["question"] for r in old} == {f"Now {q}" for q, _ in fixtures.SUMS}
-    assert sorted(p.name for p in (tmp_path / "old").iterdir()) == ["results.json", "results.md", "samples"]
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["results.json", "results.md", "samples"]
+    assert all((tmp_path / "old" / name / "mine").exists() for name in ("model", "model.partial-1", "docs"))
+    assert len(list((tmp_path / "old").iterdir())) == 6
     assert "no template" in problems(f"--workdir={run}", "--template=best", f"--out={tmp_path / 'x'}", *common)[0]
 
 
@@ -114,6 +120,11 @@ def test_it_says_what_is_wrong(tmp_path, evaluated):
     assert "a prompt of" in problems(*good, "--config.rollout.prompt_buckets=(4,)", "--config.data.max_prompt_tokens=4")[0]
     assert "no_such_module" in problems(*good, "--config.reward.fn=no_such_module:f")[0]
     assert not (tmp_path / "o" / "results.json").exists()
+    (tmp_path / "o" / "samples").mkdir(parents=True)
+    for name in ("results.md", "samples/aime25.plain.jsonl", "comparison.md"):
+        (tmp_path / "o" / name).write_text("mine")
+    assert ["never overwritten" in line for line in problems(*good)] == [True, True]
+    assert "comparison.md exists" in problems(f"--compare={evaluated},{evaluated}", good[3])[0]
 
 
 def sample(question_id, text, answer, correct, stopped=True, tokens=3):

@@ -345,12 +345,27 @@ def test_existing_target_is_refused_and_overwritten_on_demand(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_an_export_touches_no_neighbour_and_follows_a_link(tmp_path):
+    """DIR.old and DIR.partial were deleted once."""
+    params = transformer.init(SPEC, jax.random.key(0))
+    for name in ("out.old", "out.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("mine")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to("elsewhere")
+    for overwrite in (False, True):
+        hf.save(tmp_path / "out", SPEC, params, overwrite=overwrite)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "out", "out.old", "out.partial"]
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "elsewhere" / "model.safetensors").is_file()
+    assert all((tmp_path / name / "mine").read_text() == "mine" for name in ("out.old", "out.partial"))
+
+
 def test_interrupted_export_leaves_no_target(tmp_path):
     params = transformer.init(SPEC, jax.random.key(0))
     broken = {k: v for k, v in params.items() if k != "lm_head"}
     with pytest.raises(KeyError):
         hf.save(tmp_path / "out", SPEC, broken)
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
     hf.save(tmp_path / "out", SPEC, params)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 

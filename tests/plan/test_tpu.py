@@ -136,11 +136,13 @@ def test_slices_must_divide_the_data_axis():
 
 def test_the_command_tells_what_is_wrong(tmp_path):
     ask = ["--config=configs/smoke.py", "--model=qwen3-0.6b"]
+    (tmp_path / "mine").write_text("mine")
     for flags, told in (
         ([*ask, "--topology=v5e"], "topology"),
         ([*ask, "--topology=v5e:2x4", "--prompt=no"], "--prompt"),
         ([*ask, "--topology=v5e:2x4", "--quick=yes"], "--quick=yes: expected true or false"),
         ([*ask, "--topology=v5e:2x4", f"--out={tmp_path}"], "is a directory"),
+        ([*ask, "--topology=v5e:2x4", f"--picture={tmp_path / 'mine'}"], "never overwritten"),
         (["--config=configs/smoke.py", "--topology=v5e:2x4", "--model=qwen9"], "qwen3-4b"),
     ):
         with pytest.raises(ConfigError, match=told):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,19 @@ def test_the_base_is_complete_and_cached(base):
     assert lines
     again = []
     assert pretrain.ensure_base(cfg, again.append) == directory and not again
+
+
+def test_what_a_killed_start_left_is_reported_and_kept(base):
+    cfg, directory, _ = base
+    cfg = dataclasses.replace(cfg, steps=1)
+    left = pretrain.base_directory(cfg)
+    left = left.with_name(f"{left.name}.partial-0")
+    left.mkdir()
+    lines = []
+    pretrain.ensure_base(cfg, lines.append)
+    assert lines[0].startswith(f"{left}: left by a command that was killed") and left.is_dir()
+    left.rmdir()
+    shutil.rmtree(pretrain.base_directory(cfg))
 
 
 def test_world_json_tells_what_was_measured(base):
