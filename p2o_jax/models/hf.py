@@ -57,6 +57,7 @@ _DTYPES = ("F32", "BF16", "F16", "F64")
 _BY_TOKEN = (_TOP["embed"][0], _TOP["lm_head"][0])  # tensors with a row for each token
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_ADAPTERS = "adapter_config.json"  # beside which transformers adds adapters to the weights that it loads
 _LINES = 10  # of each kind of problem
 _PIECE_BYTES = 32 * 2**20  # read at one time
 _MAPPED_BYTES = 64 * 2**20  # of a file's pages, before they are let go: mapped pages count as resident memory
@@ -249,6 +250,8 @@ class _Files:
         As in transformers, a model.safetensors is read even where there is an index, too: saving a model as one file leaves the
         index of earlier shards in place.
         """
+        if (self.directory / _ADAPTERS).exists():
+            raise ConfigError(f"{self.directory / _ADAPTERS}: adapters beside a model are not read; merge them into its weights")
         if (self.directory / _SINGLE).exists():
             return {}
         if (self.directory / _INDEX).exists():

@@ -445,6 +445,14 @@ def test_a_single_file_is_read_before_an_index_as_transformers_does(tmp_path):
     same(load(directory), loaded)
 
 
+def test_adapters_beside_the_weights_are_not_ignored(tmp_path):
+    directory = copy("qwen3_tied", tmp_path)
+    (directory / "adapter_config.json").write_text("{}")
+    assert problems(load, directory) == [
+        f"{directory / 'adapter_config.json'}: adapters beside a model are not read; merge them into its weights"
+    ]
+
+
 def test_float8_tensors_are_refused_by_name(tmp_path):
     """A line for the first ten of all projections, with their scales, and how many more there are."""
     directory = copy("qwen3_tied", tmp_path)
