@@ -5,6 +5,7 @@ All that can be known to be wrong is collected and raised together, before anyth
 
 import contextlib
 import dataclasses
+import datetime
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -237,8 +238,10 @@ def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, sou
     return model, train, heldout
 
 
-def open_model(cfg: Config, reporter: Reporter) -> Model:
+def open_model(cfg: Config, reporter: Reporter, date: str | None = None) -> Model:
     """The model of `config.model.path`, on the mesh of `config.mesh`; pretrains the world's base if that is asked for.
+
+    `date` (ISO) is what a chat template with the date in it shows; None: today's, the same on all processes.
 
     Raises:
         ConfigError: with a line for everything wrong with config, directory and mesh.
@@ -252,8 +255,9 @@ def open_model(cfg: Config, reporter: Reporter) -> Model:
     with reporter.phase("pretraining"):
         directory = pretrain.ensure_base(cfg.world, reporter.line) if cfg.model.path == WORLD else hf_config.locate(cfg.model.path)
     spec = collect(found, lambda: hf_config.read_spec(directory))
+    date = date or runtime.from_process_0(lambda: datetime.date.today().isoformat())
     tokenizer = collect(found, lambda: load_tokenizer(directory))
-    chat = collect(found, lambda: Chat(tokenizer, cfg.chat)) if tokenizer else None
+    chat = collect(found, lambda: Chat(tokenizer, cfg.chat, date)) if tokenizer else None
     if spec:
         collect(found, lambda: hf.check(directory, spec))
     if spec and tokenizer:
@@ -268,6 +272,8 @@ def open_model(cfg: Config, reporter: Reporter) -> Model:
         found += [line for line in sharding.problems(spec, mesh, rules) if line not in found]
     if found:
         raise ConfigError(*found)
+    for line in chat.notices:
+        reporter.line(line)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     dtype = {"auto": jnp.float32 if on_cpu else jnp.bfloat16, "float32": jnp.float32, "bfloat16": jnp.bfloat16}[cfg.model.compute_dtype]
     return Model(directory, spec, chat, mesh, dtype)

@@ -2,8 +2,13 @@
 
 DIR becomes a Hugging Face directory with the tokenizer of the run's model: the policy of the newest checkpoint, or of the one
 after N policy steps, or the one that did best on the held-out questions. A run with adapters (config.lora) is exported merged, or
-with `--adapter=peft` as adapter files for `peft`. Where the run's model has been moved since, `--config.model.path=DIR` tells where
-it is now.
+with `--adapter=peft` as adapter files for `peft`, in the dtype in which they were trained. If the run's model has been moved since,
+`--config.model.path=DIR` says where it is now.
+
+Responses end, and chat messages are rendered, as in the run: config.json and generation_config.json name the run's stop tokens, and
+chat_template.jinja is config.chat.template if the run had one. p2o_jax.json holds what else the run's prompts had, which other
+programs must be given: system_prompt and enable_thinking (an argument of many chat templates), and prompt_template, which
+questions were put into.
 """
 
 import dataclasses
@@ -40,6 +45,7 @@ def run(argv: Sequence[str]) -> None:
     import jax
 
     from p2o_jax import checkpoint, checkpoint_reader, runtime
+    from p2o_jax.data.chat import load_tokenizer
     from p2o_jax.models import hf, hf_config, lora
     from p2o_jax.progress import Reporter
 
@@ -52,19 +58,37 @@ def run(argv: Sequence[str]) -> None:
         raise ConfigError(f"--adapter={flags['adapter']}: {workdir} trained all weights (config.lora.rank=0), there are no adapters")
     abstract = _abstract_params(spec, cfg.model.param_dtype)
     trained = checkpoint_reader.read_policy(where, tick, lora.split(spec, abstract)[0])
+    tokenizer = load_tokenizer(directory)
+    beside: dict[str, Any] = {
+        "tokenizer_dir": directory,
+        "generation_config": hf_config.token_ids(directory, tokenizer.stop_ids, tokenizer.pad_id),
+        "chat_template": cfg.chat.template,
+        "prompts": prompt_settings(cfg),
+    }
     try:
         if flags["adapter"]:
             lora.save_peft(out, spec, trained, str(directory))
+            hf_config.write_beside(out, **beside)
         else:
             frozen = lora.split(spec, abstract)[1]
             base = hf.load(directory, spec, jax.tree.map(lambda x: x.sharding, frozen), cfg.model.param_dtype) if frozen else {}
-            hf.save(out, spec, lora.merge(spec, lora.join(trained, base)), directory, flags["dtype"])
+            hf.save(out, spec, lora.merge(spec, lora.join(trained, base), flags["dtype"]), dtype=flags["dtype"], **beside)
     except OSError as e:
         raise ConfigError(f"--out={out}: {e.strerror or e}") from e
     reporter = Reporter(enabled=runtime.is_main_process())
     for line in files.leftovers(out):
         reporter.line(line)
-    reporter.line(f"{out}: the policy of {workdir} after {step} steps, {flags['dtype']}")
+    reporter.line(f"{out}: the policy of {workdir} after {step} steps, {'adapters' if flags['adapter'] else flags['dtype']}")
+    reporter.line(f"{out / hf_config.PROMPTS}: what the run's prompts had besides the chat template")
+
+
+def prompt_settings(cfg: Config) -> dict[str, Any]:
+    """What the run's prompts had besides the chat template."""
+    return {
+        "system_prompt": cfg.chat.system_prompt,
+        "enable_thinking": cfg.chat.enable_thinking,
+        "prompt_template": cfg.data.prompt_template,
+    }
 
 
 def model_directory(cfg: Config) -> Path:

@@ -1,13 +1,15 @@
 """Prompts: T(x, z) as token ids, through the model's own tokenizer and chat template; and token ids back to text."""
 
+import datetime
 import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from p2o_jax import config
+from p2o_jax.data.chat_template import ChatTemplate, TemplateFailed
 from p2o_jax.records import Message, Question
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")  # stop a rollout where they are special tokens
@@ -22,6 +24,9 @@ class TextCodec(Protocol):
     stop_ids: tuple[int, ...]
     pad_id: int
     special_tokens: tuple[str, ...]
+    chat_template: str  # Jinja; empty: none
+    template_variables: Mapping[str, Any]  # what a chat template may use: bos_token and the like
+    prefix_ids: tuple[int, ...]  # which transformers puts before every text that is not a chat: a BOS, or none
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text as it stands, nothing added."""
@@ -31,8 +36,8 @@ class TextCodec(Protocol):
         """The text of the ids, special tokens left out."""
         ...
 
-    def apply_template(self, messages: Sequence[Message], template: str, enable_thinking: bool) -> str:
-        """The messages and the opening of the assistant's turn, by the Jinja template (empty: the tokenizer's own)."""
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of the ids, special tokens included."""
         ...
 
 
@@ -48,10 +53,15 @@ class Tokenizer:
         self.stop_ids = tuple(sorted({*eos_ids, *own, *ends}))
         pad_id = hf.pad_token_id
         self.pad_id = int(pad_id if pad_id is not None else next(iter([*own, *self.stop_ids, 0])))
+        templates = hf.chat_template if isinstance(hf.chat_template, dict) else {"default": hf.chat_template}
+        self.chat_template: str = templates.get("default") or ""
+        self.template_variables: Mapping[str, Any] = dict(hf.special_tokens_map)
+        self.prefix_ids = self._prefix_ids()
 
-    @property
-    def has_template(self) -> bool:
-        return bool(self.hf.chat_template)
+    def _prefix_ids(self) -> tuple[int, ...]:
+        bare, whole = self.encode("a"), self.hf.encode("a")
+        starts = [i for i in range(len(whole)) if whole[i : i + len(bare)] == bare]
+        return tuple(whole[: starts[0]]) if starts else ()
 
     @property
     def token_ids(self) -> dict[str, int]:
@@ -61,36 +71,15 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         return self.hf.encode(_HALF_PAIR.sub("\ufffd", text), add_special_tokens=False)
 
+    def spell(self, ids: Sequence[int]) -> str:
+        return self.hf.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
+
     def decode(self, ids: Sequence[int]) -> str:
         return self.hf.backend_tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)  # hf.decode looks at each id again
 
-    def apply_template(self, messages: Sequence[Message], template: str, enable_thinking: bool) -> str:
-        """See TextCodec.
-
-        Raises:
-            config.ConfigError: there is no template, or it is wrong Jinja, or it refuses these messages.
-        """
-        from jinja2.exceptions import TemplateError
-
-        if not template and not self.has_template:
-            raise config.ConfigError(
-                "config.chat.template: this model has no chat template: give one (Jinja, as in tokenizer_config.json; "
-                "for a base model {% for m in messages %}{{ m.content }}\\n{% endfor %} shows it the bare text)"
-            )
-        try:
-            return self.hf.apply_chat_template(
-                [dict(m) for m in messages],
-                chat_template=template or None,
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=enable_thinking,
-            )
-        except TemplateError as e:
-            raise config.ConfigError(f"config.chat.template{'' if template else ' (the tokenizer has its own)'}: {e}") from e
-
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face model directory; the end-of-sequence ids of its generation_config.json stop, too.
+    """The tokenizer of a Hugging Face model directory. Its stop ids include the eos_token_id of config.json and generation_config.json.
 
     Raises:
         config.ConfigError: no such directory, no tokenizer in it, only a slow one, or no token to stop at.
@@ -117,13 +106,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise config.ConfigError(f"{where}: the tokenizer cannot be loaded: {type(e).__name__}: {e}") from e
     if not hf.is_fast:
         raise config.ConfigError(f"{where}: {type(hf).__name__} is not one of transformers' fast tokenizers")
-    tokenizer = Tokenizer(hf, _generation_eos_ids(path / "generation_config.json"))
+    tokenizer = Tokenizer(hf, [i for name in ("config.json", "generation_config.json") for i in _eos_ids(path / name)])
     if not tokenizer.stop_ids:
-        raise config.ConfigError(f"{where}: no end-of-sequence token in generation_config.json or in the tokenizer: no response would end")
+        raise config.ConfigError(
+            f"{where}: no end-of-sequence token in config.json, generation_config.json or the tokenizer: no response would end"
+        )
     return tokenizer
 
 
-def _generation_eos_ids(path: Path) -> list[int]:
+def _eos_ids(path: Path) -> list[int]:
+    """The eos_token_id of a JSON file, which may be one id or a list; none if there is no such file or key."""
     if not path.is_file():
         return []
     try:
@@ -141,17 +133,27 @@ def _generation_eos_ids(path: Path) -> list[int]:
 class Chat:
     """Renders prompts for one model. Built once; refuses at once what could not render a question later.
 
+    `date` (ISO) is what a chat template with the date in it shows; None: today's. `notices` are lines for the user.
+
     Raises:
         config.ConfigError: the model has no chat template and none is given, or it does not take the system prompt.
     """
 
-    def __init__(self, tokenizer: TextCodec, cfg: config.Chat):
+    def __init__(self, tokenizer: TextCodec, cfg: config.Chat, date: str | None = None):
         self.tokenizer = tokenizer
         self.cfg = cfg
         self.stop_ids = tokenizer.stop_ids
         self.pad_id = tokenizer.pad_id
+        self.date = date or datetime.date.today().isoformat()
+        template = cfg.template or tokenizer.chat_template
+        if not template:
+            raise config.ConfigError(
+                "config.chat.template: this model has no chat template: give one (Jinja, as in tokenizer_config.json; "
+                f"for a base model {bare_template(tokenizer)} shows it the bare text)"
+            )
+        self._template = ChatTemplate(template, {**tokenizer.template_variables, "enable_thinking": cfg.enable_thinking}, self.date)
         self._ids = functools.lru_cache(CACHED_PROMPTS)(self._encode_messages)  # the same questions come back every epoch
-        self.render_text("?")
+        self.notices = _bos_notices(tokenizer, cfg, self.render_text("?"))
 
     def render(self, question: Question, template: str = "") -> tuple[int, ...]:
         """The ids of T(x, z), up to and with the opening of the assistant's turn."""
@@ -183,7 +185,39 @@ class Chat:
     def _text(self, messages: Sequence[Message]) -> str:
         if self.cfg.system_prompt and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.cfg.system_prompt}, *messages]
-        return self.tokenizer.apply_template(messages, self.cfg.template, self.cfg.enable_thinking)
+        try:
+            return self._template.render(messages)
+        except TemplateFailed as e:
+            where = "" if self.cfg.template else " (the tokenizer has its own)"
+            raise config.ConfigError(f"config.chat.template{where}: {e}") from e
+
+
+def bare_template(tokenizer: TextCodec) -> str:
+    """A chat template for a base model: the messages' texts alone, with the ids that transformers gives to a text."""
+    return _prefix(tokenizer) + r"{{ messages | map(attribute='content') | join('\n') }}"
+
+
+def _prefix(tokenizer: TextCodec) -> str:
+    """The Jinja text for `prefix_ids`."""
+    bos = tokenizer.template_variables.get("bos_token")
+    if bos and tuple(tokenizer.encode(bos)) == tokenizer.prefix_ids:
+        return "{{ bos_token }}"
+    return tokenizer.spell(tokenizer.prefix_ids)
+
+
+def _bos_notices(tokenizer: TextCodec, cfg: config.Chat, prompt_ids: tuple[int, ...]) -> tuple[str, ...]:
+    """A line if prompts lack what the tokenizer puts before every text, although the template is the user's, or have it twice."""
+    prefix = tokenizer.prefix_ids
+    if not prefix:
+        return ()
+    if prompt_ids[: 2 * len(prefix)] == prefix * 2:
+        return (f"config.chat.template: prompts begin with {tokenizer.spell(prefix)} twice",)
+    if cfg.template and prompt_ids[: len(prefix)] != prefix:
+        return (
+            f"config.chat.template: prompts do not begin with {tokenizer.spell(prefix)}, which this tokenizer puts before every text; "
+            f"a template that begins with {_prefix(tokenizer)} adds it",
+        )
+    return ()
 
 
 def templated(messages: Sequence[Message], template: str) -> tuple[Message, ...]:

@@ -138,11 +138,20 @@ def save(
     max_shard_bytes: float = 5e9,
     generation_config: dict[str, Any] | None = None,
     overwrite: bool = False,
+    chat_template: str = "",
+    prompts: dict[str, Any] | None = None,
 ) -> None:
     """Writes the params (stacked blocks) as a directory that transformers' `from_pretrained` loads.
 
-    Everything goes to a new directory beside it first, which is renamed at the end. Without a `generation_config`, the one beside the
-    tokenizer is taken. With several processes all of them call this, and process 0 writes.
+    Everything goes to a new directory beside it first, which is renamed at the end. With several processes all of them call
+    this, and process 0 writes.
+
+    Args:
+        tokenizer_dir: whose tokenizer is copied; none without it.
+        generation_config: its token ids go into config.json, too; by default the one beside the tokenizer.
+        overwrite: whether the directory may hold something.
+        chat_template: replaces the tokenizer's own.
+        prompts: written as p2o_jax.json.
 
     Raises:
         ConfigError: the directory holds something and `overwrite` is not set, or there is no tokenizer in `tokenizer_dir`.
@@ -153,14 +162,11 @@ def save(
     with files.removed_on_failure(partial) if writes else nullcontext():
         if writes:
             _check_target(target, overwrite)
-            copied = hf_config.tokenizer_files(source)
             generation = hf_config.generation_config(generation_config, source)
             config = hf_config.write_config(spec, dtype, generation)
             partial.mkdir(parents=True)
-            for file in copied:
-                shutil.copyfile(file, partial / file.name)
+            hf_config.write_beside(partial, source, generation, chat_template, prompts)
             hf_config.write_json(partial / "config.json", config)
-            hf_config.write_json(partial / "generation_config.json", generation)
         pieces = _pieces(tensors(spec), jnp.dtype(dtype).itemsize, max_shard_bytes)
         for file, content in pieces.items():
             with open(partial / file, "xb") if writes else nullcontext() as out:

@@ -7,6 +7,8 @@ Both layouts in circulation: transformers 4 (`rope_theta`, `rope_scaling`, `torc
 import json
 import math
 import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -27,6 +29,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "*.model",
 )  # fmt: skip
+PROMPTS = "p2o_jax.json"  # in an export: what the run's prompts had besides the chat template
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
@@ -92,6 +95,46 @@ def tokenizer_files(directory: Path | None) -> list[Path]:
     if not found:
         raise ConfigError(f"{directory}: holds no tokenizer")
     return found
+
+
+def write_beside(
+    target: Path,
+    tokenizer_dir: Path | None,
+    generation_config: dict[str, Any],
+    chat_template: str = "",
+    prompts: dict[str, Any] | None = None,
+) -> None:
+    """Writes what belongs beside a policy's weights and config.json.
+
+    Args:
+        target: the directory to write into.
+        tokenizer_dir: the directory whose tokenizer is copied.
+        generation_config: what generation_config.json holds.
+        chat_template: replaces the tokenizer's own, in the file that transformers (and so vLLM) reads first.
+        prompts: what the run's prompts had besides the chat template, for p2o_jax.json.
+
+    Raises:
+        ConfigError: `tokenizer_dir` holds no tokenizer.
+    """
+    for file in tokenizer_files(tokenizer_dir):
+        shutil.copyfile(file, target / file.name)
+    if chat_template:
+        settings = target / "tokenizer_config.json"
+        if settings.exists():  # some programs read the template in it first
+            write_json(settings, {key: value for key, value in read_json(settings).items() if key != "chat_template"})
+        (target / "chat_template.json").unlink(missing_ok=True)
+        (target / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    write_json(target / "generation_config.json", generation_config)
+    if prompts:
+        write_json(target / PROMPTS, prompts)
+
+
+def token_ids(directory: Path, stop_ids: Sequence[int], pad_id: int) -> dict[str, Any]:
+    """generation_config.json for a policy that was trained to end with `stop_ids`: otherwise the one in its model's directory."""
+    model = read_json(directory / "config.json")
+    generation = {"bos_token_id": model.get("bos_token_id"), **generation_config(None, directory)}
+    generation.pop("_from_model_config", None)  # which lets transformers replace what this file says
+    return generation | {"eos_token_id": list(stop_ids) if len(stop_ids) > 1 else stop_ids[0], "pad_token_id": pad_id}
 
 
 def generation_config(given: dict[str, Any] | None, tokenizer_dir: Path | None) -> dict[str, Any]:

@@ -72,8 +72,11 @@ def add(spec: ModelSpec, base: Params, key: jax.Array, shardings: Any) -> Params
     return join({"blocks": fresh}, base)
 
 
-def merge(spec: ModelSpec, params: Params) -> Params:
-    """Params without adapters: each added to its projection, in float32. Params that have none are returned as they are."""
+def merge(spec: ModelSpec, params: Params, dtype: str | None = None) -> Params:
+    """Params without adapters: each is added to its projection in float32. Params without any are returned as they are.
+
+    `dtype` is that of the projections with an adapter; None: as the base has them.
+    """
     spec = spec_of(spec, params)
     if spec.lora is None:
         return params
@@ -83,7 +86,7 @@ def merge(spec: ModelSpec, params: Params) -> Params:
         w = blocks[name]
         layers, rank = w.shape[0], spec.lora.rank
         change = jnp.einsum("LIR,LRO->LIO", a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)) * (spec.lora.alpha / rank)
-        blocks[name] = (w.astype(jnp.float32) + change.reshape(w.shape)).astype(w.dtype)
+        blocks[name] = (w.astype(jnp.float32) + change.reshape(w.shape)).astype(dtype or w.dtype)
     return {**params, "blocks": blocks}
 
 

@@ -1,6 +1,9 @@
 import dataclasses
+import datetime
+import gc
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from p2o_jax import config
+from p2o_jax.data import chat_template
 from p2o_jax.data.chat import Chat, load_tokenizer, templated
 from p2o_jax.records import Question
 
@@ -114,6 +118,8 @@ def test_stop_ids_join_generation_config_tokenizer_and_end_of_turn(tmp_path):
         assert load_tokenizer(edited(tmp_path, generation_config={"eos_token_id": value})).stop_ids == stop_ids
     edited(tmp_path, generation_config=None, tokenizer_config={"eos_token": "<|endoftext|>"})
     assert load_tokenizer(tmp_path).stop_ids == (0, 2)  # <|im_end|> is a special token
+    for value, stop_ids in [([5, 6], (0, 2, 5, 6)), (7, (0, 2, 7)), (None, (0, 2))]:
+        assert load_tokenizer(edited(tmp_path, config={"eos_token_id": value}, generation_config={"eos_token_id": 0})).stop_ids == stop_ids
 
 
 def test_tokenizer_without_pad_token_pads_with_an_end(tmp_path):
@@ -167,3 +173,150 @@ def test_any_text_is_rendered(chat, template, text):
     (last,) = templated(ask(text).messages, template)
     assert last["content"] == (f"{template.strip()}\n\n{text}" if template.strip() else text)
     assert ids == tuple(chat.tokenizer.encode(chat.prompt_text(ask(text), template)))
+
+
+LLAMA3 = (
+    "{{- bos_token }}\n{%- if not date_string is defined %}\n    {%- set date_string = strftime_now('%d %b %Y') %}\n{%- endif %}\n"
+    "{%- if messages[0]['role'] == 'system' %}\n    {%- set system_message = messages[0]['content'] | trim %}\n"
+    "    {%- set messages = messages[1:] %}\n{%- else %}\n    {%- set system_message = '' %}\n{%- endif %}\n"
+    "{{- '<|im_start|>system\\n\\nToday Date: ' + date_string + '\\n\\n' + system_message + '<|im_end|>' }}\n"
+    "{%- for message in messages %}\n    {{- '<|im_start|>' + message['role'] + '\\n\\n' + message['content'] | trim + '<|im_end|>' }}\n"
+    "{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n\\n' }}\n{%- endif %}\n"
+)
+OTHERS = (  # what real templates use beside plain loops
+    "{% set ns = namespace(n=0, user=none) %}{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
+    "{% set ns.n = ns.n + 1 %}{% set ns.user = m.content %}{% endfor %}{{ ns.n }}{{ ns.user }}",
+    "{% for m in messages %}{% generation %}{% set c = m.content %}{{ c }}{% endgeneration %}{{ loop.index }}{% endfor %}",
+    "{{ messages | tojson(indent=2) }}{{ {'é': '<'} | tojson }}{{ dict(a=1).a }}{{ eos_token }}{{ tools }}{{ documents }}",
+    "{%- macro turn(m) %}{{ m.role[:1].upper() ~ m.content.split('</think>')[-1].lstrip('\\n') }}{% endmacro %}\n"
+    "    {% for m in messages[::-1] %}\n  {{ turn(m) }}\n{% endfor %}\n{% if enable_thinking is true %}t{% endif %}\n\n",
+)
+
+
+@pytest.mark.parametrize("template", (LLAMA3, *OTHERS))
+def test_templates_render_as_in_transformers(tokenizer, template):
+    question = ask("  Be <brief>. ", "1 é?\n")
+    for thinking in (False, True):
+        chat = Chat(tokenizer, config.Chat(template=template, enable_thinking=thinking))
+        expected = tokenizer.hf.apply_chat_template(
+            list(question.messages), chat_template=template, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )
+        assert chat.prompt_text(question) == expected
+
+
+def test_the_date_in_a_template_is_the_given_one(tokenizer):
+    chat = Chat(tokenizer, config.Chat(template=LLAMA3), "2024-02-29")
+    assert "Today Date: 29 Feb 2024\n" in chat.prompt_text(ask("1?"))
+    assert Chat(tokenizer, config.Chat(template=LLAMA3)).date == datetime.date.today().isoformat()
+
+
+def test_a_template_chooses_the_same_at_random_every_time(tokenizer):
+    template = "{{ range(1000) | random }} {{ range(1000) | random }} {{ messages[0].content }}"
+    first, second = (Chat(tokenizer, config.Chat(template=template)) for _ in range(2))
+    assert first.prompt_text(ask("1?")) == first.prompt_text(ask("1?")) == second.prompt_text(ask("1?"))
+
+
+LOOPS = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (LOOPS, "processor time"),
+        ("{{ 9 ** (9 ** 9) }}", "processor time"),  # computed while the template is compiled
+        ("{% set n = messages | length + 8 %}{{ n ** (n ** n) }}", "processor time"),
+        ("{{ 'x' * 10 ** 10 }}", "memory"),
+        ("{{ '%999999999999d' | format(1) }}{{ 'x' | center(10 ** 10) }}", "memory|OverflowError|ValueError"),
+        ("{% set ns = namespace(x='ab') %}{% for a in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "memory"),
+        ("{% for a in range(50) %}{{ 'x' * 1000000 }}{% endfor %}", "50,000,000 characters"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+        ("{% set ns = namespace(_x=1) %}", "no name '_x'"),
+    ],
+)
+def test_a_hostile_template_is_refused_within_seconds(tokenizer, template, reason, monkeypatch):
+    monkeypatch.setattr(chat_template, "CPU_S", 0)
+    start = time.monotonic()
+    with pytest.raises(config.ConfigError, match=rf"config\.chat\.template: .*({reason})"):
+        Chat(tokenizer, config.Chat(template=template))
+    assert time.monotonic() - start < 20
+
+
+def test_a_template_that_hangs_on_one_question_only_is_refused_there(tokenizer, monkeypatch):
+    monkeypatch.setattr(chat_template, "CPU_S", 0)
+    chat = Chat(tokenizer, config.Chat(template="{% if 'bomb' in messages[0].content %}" + LOOPS + "{% endif %}{{ messages[0].content }}"))
+    with pytest.raises(config.ConfigError, match="more than 0 s of processor time"):
+        chat.render(ask("a bomb"))
+    assert chat.prompt_text(ask("1?")) == "1?"
+
+
+def worker_of(chat):
+    return chat._template._workers[0]._process
+
+
+def test_the_process_of_a_template_has_no_keys_and_ends_with_its_chat(tokenizer, monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "secret")
+    chat = Chat(tokenizer, config.Chat(template="{{ messages[0].content }}"))
+    process = worker_of(chat)
+    assert b"SOME_API_KEY" not in Path(f"/proc/{process.pid}/environ").read_bytes()
+    del chat
+    gc.collect()
+    assert process.poll() is not None
+
+
+def test_a_process_that_was_killed_is_started_again_and_one_that_was_interrupted_does_not_answer_late(tokenizer, monkeypatch):
+    chat = Chat(tokenizer, config.Chat(template="{{ messages[0].content }}"))
+    worker_of(chat).kill()
+    assert chat.prompt_text(ask("1?")) == "1?"
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(chat._template._workers[0]._connection, "poll", interrupt, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            chat.prompt_text(ask("2?"))
+    assert chat.prompt_text(ask("3?")) == "3?"
+
+
+def with_bos(tmp_path, **files):
+    """The golden tokenizer, which puts <|im_start|> before every text."""
+    tokenizer = json.loads((TIED / "tokenizer.json").read_text())
+    bos = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
+    tokenizer["post_processor"]["single"].insert(0, bos)
+    tokenizer["post_processor"]["special_tokens"] = {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}
+    return load_tokenizer(edited(tmp_path, tokenizer=tokenizer, **files))
+
+
+def suggested(tokenizer):
+    with pytest.raises(config.ConfigError) as e:
+        Chat(tokenizer, config.Chat())
+    return e.value.problems[0].partition("for a base model ")[2].removesuffix(" shows it the bare text)")
+
+
+@pytest.mark.parametrize("bos", ["<|im_start|>", None])
+def test_the_template_suggested_for_base_models_gives_the_ids_of_transformers(tmp_path, bos):
+    tokenizer = with_bos(tmp_path, chat_template=None, tokenizer_config={"bos_token": bos})
+    assert tokenizer.prefix_ids == (1,)
+    template = suggested(tokenizer)
+    assert template.startswith("{{ bos_token }}" if bos else "<|im_start|>")
+    chat = Chat(tokenizer, config.Chat(template=template))
+    assert chat.render(ask("What is 1 + 1?")) == tuple(tokenizer.hf("What is 1 + 1?").input_ids)
+    assert chat.prompt_text(ask("Be brief.", "1?")) == "<|im_start|>Be brief.\n1?"
+    assert chat.notices == ()
+
+
+def test_the_suggested_template_of_a_tokenizer_without_bos(tmp_path):
+    tokenizer = load_tokenizer(edited(tmp_path, chat_template=None))
+    assert suggested(tokenizer) == r"{{ messages | map(attribute='content') | join('\n') }}"
+    assert Chat(tokenizer, config.Chat(template=suggested(tokenizer))).render_text("1?") == tuple(tokenizer.hf("1?").input_ids)
+
+
+def test_a_bos_that_is_missing_or_doubled_is_noticed(tmp_path):
+    tokenizer = with_bos(tmp_path, tokenizer_config={"bos_token": "<|im_start|>"})
+    assert Chat(tokenizer, config.Chat()).notices == ()  # the model's own template, which begins with it
+    (missing,) = Chat(tokenizer, config.Chat(template="{{ messages[0].content }}")).notices
+    assert "do not begin with <|im_start|>" in missing and "{{ bos_token }}" in missing
+    (doubled,) = Chat(tokenizer, config.Chat(template="{{ bos_token }}<|im_start|>{{ messages[0].content }}")).notices
+    assert doubled.endswith("begin with <|im_start|> twice")

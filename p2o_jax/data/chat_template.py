@@ -1,0 +1,125 @@
+"""A chat template, rendered in a process that can be killed: `template_worker` explains why."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+from p2o_jax.records import Message
+
+CPU_S = 5  # processor time for a rendering; an ordinary one takes less than a millisecond
+MEMORY_BYTES = 1 << 30  # address space of the process
+MAX_CHARS = 4 << 20  # in a rendered text: the longest contexts of models are about a million tokens
+WALL_S = 120.0  # if the limit on processor time has no effect
+MAX_ATTEMPTS = 2  # the process may have been killed from outside; if it dies twice, the template is at fault
+_WORKER = Path(__file__).with_name("template_worker.py")
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # no keys, no tokens
+
+
+class TemplateFailed(Exception):
+    """The reason why a template did not render."""
+
+
+class ChatTemplate:
+    """A Jinja chat template with its variables. `date` (ISO) is the only date that it sees.
+
+    The process starts with the first rendering and ends with this object. Threads may share it.
+    """
+
+    def __init__(self, template: str, variables: Mapping[str, Any], date: str):
+        setup = {"template": template, "variables": dict(variables), "date": date}
+        self._setup = json.dumps(setup | {"cpu_s": CPU_S, "memory_bytes": MEMORY_BYTES, "max_chars": MAX_CHARS}, default=str).encode()
+        self._lock = threading.Lock()
+        self._workers: list[_Worker] = []  # none or one
+        self._finalizer = weakref.finalize(self, _kill_all, self._workers)  # at interpreter exit, too
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The messages and the opening of the assistant's turn.
+
+        Raises:
+            TemplateFailed: the template is wrong, refuses these messages, or exceeds a limit.
+        """
+        request = json.dumps([dict(m) for m in messages]).encode()
+        with self._lock:
+            for _ in range(MAX_ATTEMPTS):
+                reply = self._ask(request)
+                if reply:
+                    break
+            else:
+                raise TemplateFailed("the process that renders it died twice")
+        kind, text = reply
+        if kind == "error":
+            raise TemplateFailed(text)
+        return text
+
+    def _ask(self, request: bytes) -> tuple[str, str] | None:
+        """The reply to a request; None if the process died, and may have been killed from outside."""
+        if not self._workers:
+            self._workers.append(_Worker(self._setup))
+        worker = self._workers[0]
+        try:
+            return worker.ask(request)
+        except (EOFError, OSError):
+            exit_code = worker.wait()
+            _kill_all(self._workers)
+            if exit_code == -signal.SIGXCPU:
+                raise TemplateFailed(f"takes more than {CPU_S} s of processor time") from None
+            return None
+        except BaseException:  # interrupted or too late: its reply must not be taken for that to the next request
+            _kill_all(self._workers)
+            raise
+
+
+class _Worker:
+    """A process, and the socket to it."""
+
+    def __init__(self, setup: bytes):
+        self._connection, theirs = Pipe()
+        env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(_WORKER), str(theirs.fileno())],
+            env=env | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        theirs.close()
+        self._unsent = setup
+
+    def ask(self, request: bytes) -> tuple[str, str]:
+        """The reply to a request; EOFError or OSError if the process has ended."""
+        if self._unsent:
+            self._connection.send_bytes(self._unsent)
+            self._unsent = b""
+        self._connection.send_bytes(request)
+        if not self._connection.poll(WALL_S):
+            raise TemplateFailed(f"no reply within {WALL_S:.0f} s")
+        kind, text = json.loads(self._connection.recv_bytes())
+        return kind, text
+
+    def wait(self) -> int:
+        """The exit code of a process that is ending."""
+        try:
+            return self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+
+
+def _kill_all(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.kill()
+    workers.clear()

@@ -1,0 +1,139 @@
+"""What an export carries besides weights: where responses stop and how chat messages are rendered, here and in transformers."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from p2o_jax import config, export, generate
+from p2o_jax.checkpoint import Checkpoints
+from p2o_jax.data.chat import Chat, load_tokenizer
+from p2o_jax.models import hf, hf_config, lora, sharding
+from p2o_jax.records import RunState
+from p2o_jax.rl.learner import Learner
+
+GOLDEN = Path(__file__).parent / "golden" / "hf"
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+QUESTIONS = [f"What is {i} + {7 * i}?" for i in range(6)]
+RESPONSE_TOKENS = 32
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def model_copy(folder, name="qwen3_tied", **token_ids):
+    """A golden model without generation_config.json."""
+    shutil.copytree(GOLDEN / name, folder)
+    (folder / "generation_config.json").unlink()
+    edit(folder / "config.json", **token_ids)
+    return folder
+
+
+def base(folder):
+    """A base model: no chat template, <|endoftext|> alone as its end."""
+    model_copy(folder, eos_token_id=0)
+    (folder / "chat_template.jinja").unlink()
+    edit(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
+    return folder, config.Chat(template=TURNS)
+
+
+def chat_model(folder):
+    return model_copy(folder, eos_token_id=2), config.Chat()
+
+
+def two_ends(folder):
+    return model_copy(folder, "llama3_rope", eos_token_id=[2, 7]), config.Chat()
+
+
+def own_template(folder):
+    """A chat model under another template than its own, which stands in both places that transformers knows."""
+    model_copy(folder, eos_token_id=2)
+    edit(folder / "tokenizer_config.json", chat_template="{{ raise_exception('not this one') }}")
+    return folder, config.Chat(template="Q: {{ messages[-1].content }}\nA:", system_prompt="Be brief.", enable_thinking=True)
+
+
+KINDS = {base: [0, 2], chat_model: 2, two_ends: [2, 7], own_template: 2}
+
+
+def finished(workdir, directory, chat, **sections):
+    """A run with one checkpoint: the model, but more likely to stop, since the rows of its stop tokens are doubled in the head."""
+    cfg = config.resolve(config.Config(model=config.Model(path=str(directory), **sections.pop("model", {})), chat=chat, **sections))
+    workdir.mkdir()
+    (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(cfg)))
+    spec = dataclasses.replace(hf_config.read_spec(directory), lora=lora.from_config(cfg.lora))
+    learner = Learner(spec, sharding.make_mesh((1, 8, 1)), cfg, 10, jnp.float32, 0)
+    shardings = learner.param_shardings
+    loaded = hf.load(directory, spec, lora.split(spec, shardings)[1] or shardings, cfg.model.param_dtype)
+    state = learner.init(lora.add(spec, loaded, jax.random.key(1), shardings))
+    if not spec.lora:
+        head, ends = "embed" if spec.tied else "lm_head", list(load_tokenizer(directory).stop_ids)
+        state = state._replace(params={**state.params, head: state.params[head].at[jnp.array(ends)].mul(2.0)})
+    checkpoints = Checkpoints(workdir, cfg.checkpoint)
+    checkpoints.save(RunState(state))
+    checkpoints.close()
+    return cfg, learner, state
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.__name__)
+def exported(request, tmp_path_factory):
+    """(kind, the run's model, its config, its export)"""
+    folder = tmp_path_factory.mktemp(request.param.__name__)
+    directory, chat = request.param(folder / "model")
+    cfg, *_ = finished(folder / "run", directory, chat)
+    export.run([f"--workdir={folder / 'run'}", f"--out={folder / 'out'}", "--dtype=float32"])
+    return request.param, directory, cfg, folder / "out"
+
+
+def test_an_export_names_the_stop_tokens_of_the_run(exported):
+    kind, directory, _, out = exported
+    stop_ids = load_tokenizer(directory).stop_ids
+    for name in ("config.json", "generation_config.json"):
+        values = json.loads((out / name).read_text())
+        assert values["eos_token_id"] == KINDS[kind]
+        assert values["pad_token_id"] == 0
+    assert load_tokenizer(out).stop_ids == stop_ids
+    source, copy = (json.loads((folder / "config.json").read_text()) for folder in (directory, out))
+    assert copy["bos_token_id"] == source["bos_token_id"]
+
+
+def test_an_export_renders_prompts_as_the_run(exported):
+    _, directory, cfg, out = exported
+    ours = Chat(load_tokenizer(directory), cfg.chat)
+    theirs = Chat(load_tokenizer(out), dataclasses.replace(cfg.chat, template=""))
+    assert theirs.render_text("What is 1 + 1?") == ours.render_text("What is 1 + 1?")
+    assert "chat_template" not in json.loads((out / "tokenizer_config.json").read_text())
+    expected = {"system_prompt": cfg.chat.system_prompt, "enable_thinking": cfg.chat.enable_thinking}
+    assert json.loads((out / "p2o_jax.json").read_text()) == expected | {"prompt_template": cfg.data.prompt_template}
+
+
+def test_transformers_renders_and_stops_where_we_do(exported, tmp_path):
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    _, _, cfg, out = exported
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": q}) + "\n" for q in QUESTIONS))
+    settings = [f"--config.chat.enable_thinking={str(cfg.chat.enable_thinking).lower()}"]
+    settings += [f"--config.chat.system_prompt={cfg.chat.system_prompt}"] if cfg.chat.system_prompt else []
+    flags = ["--temperature=0", f"--config.rollout.max_new_tokens={RESPONSE_TOKENS}", *settings]
+    generate.run([f"--model={out}", f"--prompts={tmp_path / 'p.jsonl'}", f"--out={tmp_path / 'out.jsonl'}", *flags])
+    ours = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    system = [{"role": "system", "content": cfg.chat.system_prompt}] if cfg.chat.system_prompt else []
+    for question, row in zip(QUESTIONS, ours, strict=True):
+        inputs = tokenizer.apply_chat_template(
+            [*system, {"role": "user", "content": question}],
+            add_generation_prompt=True,
+            enable_thinking=cfg.chat.enable_thinking,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        theirs = model.generate(**inputs, do_sample=False, max_new_tokens=RESPONSE_TOKENS)[0, inputs["input_ids"].shape[1] :]
+        assert theirs.tolist() == row["token_ids"]
+    assert {row["token_ids"][-1] for row in ours if row["stopped"]} == set(load_tokenizer(out).stop_ids)
+    assert len({row["tokens"] for row in ours}) > 1
