@@ -8,4 +8,26 @@ Dimension letters, used as suffixes of array names (`logp_old_plain_BT` has axes
     V vocabulary               S cache positions           Z templates                N flat list of anything
 """
 
+import os
+import sys
+
 __version__ = "0.1.0"
+
+
+def _leave_current_folder() -> None:
+    """Under `python -m p2o_jax.COMMAND`, takes the current folder off the import path, where it comes first.
+
+    Else a file like jax.py there would be imported in place of JAX. A folder that PYTHONPATH names stays. Nothing
+    changes where the package is only imported: `python -m` has not replaced argv[0] yet when it imports p2o_jax.
+    """
+    argv = getattr(sys, "argv", [])
+    started = argv[:1] == ["-m"] and sys.orig_argv[-len(argv)].removeprefix("-m").partition(".")[0] == __name__
+    if not started or sys.flags.safe_path:
+        return
+    folder = sys.path.pop(0)
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if "" in named and folder not in map(os.path.abspath, filter(None, named)):  # as in PYTHONPATH=$UNSET:/folder
+        sys.path[:] = [path for path in sys.path if path != folder]
+
+
+_leave_current_folder()

@@ -5,6 +5,7 @@ A field that is None and named in `PRESETS` is filled in by `resolve` from the p
 """
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -107,7 +108,8 @@ class Rollout:
 @dataclass(frozen=True)
 class Reward:
     kind: Literal["exact", "math"] = "math"  # exact: same text in the last box; math: math-verify in worker processes
-    fn: str = ""  # package.module:function of your own, in place of kind (p2o_jax/rewards/own.py says what it is given)
+    fn: str = ""  # FILE.py:function or package.module:function of your own, in place of kind (p2o_jax/rewards/own.py)
+    env: tuple[str, ...] = ()  # names of environment variables that fn needs; workers get no others with keys or tokens
     success_above: float = 0.5  # a score above this is a success: in mining, cover, reflection, templates and history alike
     workers: int = 0  # verifier processes; 0: one per CPU core
     timeout_s: float = 5.0  # hard deadline per answer
@@ -338,6 +340,10 @@ def resolve(config: Config) -> Config:
         part = getattr(config, section)
         if getattr(part, name) is None:
             config = dataclasses.replace(config, **{section: dataclasses.replace(part, **{name: value})})
+    path, _, function = config.reward.fn.rpartition(":")
+    if path.endswith(".py"):  # absolute, so that the run's record names one file
+        fn = f"{os.path.abspath(os.path.expanduser(path))}:{function}"
+        config = dataclasses.replace(config, reward=dataclasses.replace(config.reward, fn=fn))
     return config
 
 

@@ -184,11 +184,14 @@ def load_config_dict(path: str, overrides: typing.Sequence[tuple[str, str]] = ()
     return values
 
 
-def parse_flags(argv: typing.Sequence[str], known: typing.Mapping[str, str | None]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+def parse_flags(
+    argv: typing.Sequence[str], known: typing.Mapping[str, str | None], switches: typing.Collection[str] = ()
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """({flag: value} of the known flags, [(config key, value)] of the overrides) of a command line.
 
     Args:
         known: the command's flags with their defaults; None: required.
+        switches: flags of the command without a value; "yes" where given, else "".
 
     Raises:
         ConfigError: with a line for every flag that is unknown, missing or without a value.
@@ -200,8 +203,13 @@ def parse_flags(argv: typing.Sequence[str], known: typing.Mapping[str, str | Non
     while rest:
         flag, has_value, value = rest.pop(0).partition("=")
         name = flag.removeprefix("--")
-        if not flag.startswith("--") or (name not in known and not name.startswith("config.")):
-            problems.append(f"{flag}: unknown flag{_close(name, list(known))}")
+        if not flag.startswith("--") or (name not in (*known, *switches) and not name.startswith("config.")):
+            problems.append(f"{flag}: unknown flag{_close(name, [*known, *switches])}")
+            continue
+        if name in switches:
+            flags[name] = "yes"
+            if has_value:
+                problems.append(f"{flag}={value}: takes no value")
             continue
         if not has_value:
             if not rest or rest[0].startswith("--"):
@@ -212,7 +220,7 @@ def parse_flags(argv: typing.Sequence[str], known: typing.Mapping[str, str | Non
             overrides.append((name.removeprefix("config."), value))
         else:
             flags[name] = value
-    for name, default in known.items():
+    for name, default in {**known, **dict.fromkeys(switches, "")}.items():
         if name not in flags and default is None:
             problems.append(f"--{name}: required")
         flags.setdefault(name, default or "")

@@ -131,7 +131,13 @@ def problems(config: Config, num_devices: int) -> list[str]:
     above, fn = config.reward.success_above, config.reward.fn
     rule(0 <= above < 1, f"config.reward.success_above={above} must lie in [0, 1): no score is above 1")
     rule(
-        not fn or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", fn) is not None, f"config.reward.fn={fn}: expected package.module:function"
+        not fn or re.fullmatch(r"([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*", fn) is not None,
+        f"config.reward.fn={fn}: expected FILE.py:function or package.module:function",
+    )
+    rule(not config.reward.env or bool(fn), "config.reward.env needs config.reward.fn: the verifiers of this package read no variables")
+    rule(
+        all(re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) for name in config.reward.env),
+        "config.reward.env: expected names of environment variables, not values",
     )
     for section, part in vars(config).items():
         for name, value in getattr(part, "__dict__", {}).items():

@@ -3,7 +3,9 @@
 NAMES is a list like `aime24,math500,gsm8k=DIR@test,mine=held_out.jsonl`: benchmarks from the hub (p2o_jax/data/benchmarks.py has their
 ids), local sources in their place, or questions of one's own. As in the paper, sets under 100 questions are sampled `--k` times (16) at
 `--temperature` (0.6), larger ones answered once, greedily; `--k-large N` samples those N times, too. A `--workdir` is evaluated with
-its own prompts, chat settings and reward; with `--template TEXT` (or `best`, the run's) everything is asked under it as well. OUT gets:
+its own prompts, chat settings and reward; with `--template TEXT` (or `best`, the run's) everything is asked under it as well. A run
+directory may be somebody else's: the code that its `config.reward.fn` names runs only with `--allow-reward-fn`, or if you name a
+function yourself with `--config.reward.fn`. OUT gets:
 
     results.json    figures of the strict grader (training's) and of the lenient one, config, prompts, versions
     results.md      the same as a table: mean [95 % bootstrap interval over questions], pass@n, maj@n, format, truncation, time-outs
@@ -30,6 +32,7 @@ from p2o_jax.main import command
 from p2o_jax.metrics import read_rows
 from p2o_jax.progress import Reporter
 from p2o_jax.records import Ask, Sampling
+from p2o_jax.rewards import own
 from p2o_jax.rewards.lenient import Grade, LenientGrader
 
 if TYPE_CHECKING:
@@ -64,7 +67,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with flags, config, model or data.
     """
-    flags, overrides = config_files.parse_flags(argv, FLAGS)
+    flags, overrides = config_files.parse_flags(argv, FLAGS, switches=("allow-reward-fn",))
     out = Path(flags["out"])
     if flags["compare"]:
         _compare(flags, out)
@@ -220,7 +223,12 @@ def _config(flags: dict[str, str], overrides: Sequence[tuple[str, str]]) -> Conf
     """The run's config, or the defaults, with what has to do with training only made to fit any machine."""
     from p2o_jax import generate
 
-    values = config_files.to_config_dict(config_files.read_config(Path(flags["workdir"])) if flags["workdir"] else Config())
+    workdir = Path(flags["workdir"])
+    run_config = config_files.read_config(workdir) if flags["workdir"] else Config()
+    problems = own.untrusted(run_config.reward, str(workdir / "config.json"))
+    if problems and not flags["allow-reward-fn"] and "reward.fn" not in dict(overrides):
+        raise ConfigError(*problems)
+    values = config_files.to_config_dict(run_config)
     num_devices = str(generate.start(values, overrides))
     defaults = {"gepa.enabled": "false", "optim.micro_rows": num_devices, "rollout.slots": "0", "arms": "()", "lora.rank": "0"}
     config_files.override(values, [*defaults.items(), *overrides])

@@ -15,6 +15,7 @@ from p2o_jax import files, runtime
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data import sources
 from p2o_jax.records import digest
+from p2o_jax.subprocesses import environment
 
 
 def changed_settings(workdir: Path, cfg: Config) -> list[str]:
@@ -75,6 +76,7 @@ MAY_CHANGE = (
     "api.",
     "optim.micro_rows",
     "reward.workers",
+    "reward.env",
     "reward.timeout_s",
     "rollout.slots",
     "rollout.min_slots",
@@ -113,7 +115,8 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     if (root / ".git").exists():
-        head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        head = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
         found["commit"] = head.stdout.strip()
     return found
 

@@ -191,8 +191,13 @@ RULES = [
     ({"data__question_field": ""}, "config.data.question_field must name a field"),
     ({"data__answer_field": ""}, "config.data.answer_field='' (no reference answers) needs config.reward.fn"),
     ({"reward__success_above": 1.0}, "config.reward.success_above=1.0 must lie in [0, 1): no score is above 1"),
-    ({"reward__fn": "my.module"}, "config.reward.fn=my.module: expected package.module:function"),
-    ({"reward__fn": "a:b('c')"}, "config.reward.fn=a:b('c'): expected package.module:function"),
+    ({"reward__fn": "my.module"}, "config.reward.fn=my.module: expected FILE.py:function or package.module:function"),
+    ({"reward__fn": "a:b('c')"}, "config.reward.fn=a:b('c'): expected FILE.py:function or package.module:function"),
+    ({"reward__env": ("MY_KEY",)}, "config.reward.env needs config.reward.fn"),
+    (
+        {"reward__fn": "dir/a b.py:f", "reward__env": ("MY_KEY=1",)},
+        "config.reward.env: expected names of environment variables, not values",
+    ),
     ({"mining__extra_plain_groups": -1}, "config.mining.extra_plain_groups=-1 must not be negative"),
     ({"assign__bandit_discount": 1.5}, "config.assign.bandit_discount=1.5 must lie in [0, 1]"),
     (

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "p2o_jax"
 
 FLOORS = (
     # 1: host records and settings
-    ("records", "config", "progress", "files", "file_digests", "guards", "peers"),
+    ("records", "config", "progress", "files", "file_digests", "guards", "peers", "subprocesses"),
     # 2: rules and files of settings; what needs nothing but records and settings
     ("config_rules", "config_files", "data", "rewards", "gepa", "mining", "assign", "bandit", "history", "models", "runtime"),
     # 3: what is built of those (metrics and world use gepa's names and prompts)

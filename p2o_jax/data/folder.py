@@ -1,5 +1,6 @@
 """Records of folders and of the two hubs: Hugging Face `datasets` and TensorFlow Datasets."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ def read(path: Path, split: str) -> Iterator[Row]:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         yield from _read_saved(path, split)
     elif (path / "features.json").exists():
-        yield from _read_builder(lambda tfds: tfds.builder_from_directory(path), split)
+        yield from _read_builder(lambda tfds: tfds.builder_from_directory(path), split, path)
     else:
         yield from _read_files(path, split)
 
@@ -45,7 +46,8 @@ def read_tfds(name: str, split: str, data_dir: str) -> Iterator[Row]:
         found.download_and_prepare()
         return found
 
-    yield from _read_builder(builder, split)
+    stored = Path(data_dir).expanduser() / re.split("[/:]", name)[0] if data_dir else None
+    yield from _read_builder(builder, split, stored)
 
 
 def _read_saved(path: Path, split: str) -> Iterator[Row]:
@@ -65,10 +67,14 @@ def _read_saved(path: Path, split: str) -> Iterator[Row]:
     yield from enumerate(found, 1)  # pyright: ignore[reportReturnType]
 
 
-def _read_builder(make: Any, split: str) -> Iterator[Row]:
+def _read_builder(make: Any, split: str, stored: Path | None) -> Iterator[Row]:
+    """The records of the builder that `make(tfds)` returns; `stored` is its folder of data, or one above."""
     import tensorflow_datasets as tfds
 
     try:
+        if foreign := _foreign_classes(stored) if stored else []:
+            yield 0, f"features.json: {', '.join(foreign)}: classes outside TensorFlow Datasets would run code, and are not loaded"
+            return
         builder = make(tfds)
         splits = [split] if split else list(builder.info.splits)
         if problem := _not_one(splits, split):
@@ -80,6 +86,22 @@ def _read_builder(make: Any, split: str) -> Iterator[Row]:
         return
     for number in range(len(source)):
         yield number + 1, _plain(source[number])
+
+
+def _foreign_classes(folder: Path) -> list[str]:
+    """Classes of features that the folder names and that are not of TensorFlow Datasets, which imports any module named there."""
+    found: list[str] = []
+
+    def look(value: Any) -> None:
+        if isinstance(value, dict):
+            names = [value.get(key) for key in ("pythonClassName", "type")]  # "type": as older versions wrote it
+            found.extend(n for n in names if isinstance(n, str) and "." in n and not n.startswith("tensorflow_datasets."))
+        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            look(part)
+
+    for path in sorted(folder.rglob("features.json")):
+        look(json.loads(path.read_text(encoding="utf-8")))
+    return found
 
 
 def _read_files(path: Path, split: str) -> Iterator[Row]:

@@ -2,11 +2,15 @@
 
 Not `concurrent.futures`, which cannot end one task, and not `multiprocessing.Process`, whose children import the parent's
 main module (that is JAX, seconds and gigabytes) before they do anything.
+
+Every worker has a session of its own and a guardian (`guardian`), which ends the processes that a reward
+function started: at the deadline, when the worker ends, on `close`, and when this process dies.
 """
 
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,11 +19,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Literal, Self
+
+from p2o_jax.subprocesses import environment
 
 TASKS_PER_WORKER = 5000  # then a fresh one: SymPy's caches only grow
 START_TIMEOUT_S = 120.0
 MAX_FAILED_STARTS = 3  # in a row
+END_TIMEOUT_S = 5.0  # for a guardian to end its worker; only a killed or stopped one needs it all
 MAX_ATTEMPTS = 2  # a crash may be the fault of a full machine; a second one is the task's
 
 Task = tuple[str, ...]
@@ -28,15 +36,17 @@ Task = tuple[str, ...]
 class Pool:
     """A context manager whose `run` maps tasks to `judge`'s answers in processes that see no accelerator.
 
-    `judge` is "module:function", called as function(*task) -> str. Workers start when they are first needed and stay until
+    `judge` is "module:function", called as function(*task) -> str. `env` names variables that workers get
+    besides those of `subprocesses.environment`. Workers start when they are first needed and stay until
     `close`. `counts` says how often a worker was started, lost to a time-out or a crash, and recycled: after TASKS_PER_WORKER tasks,
     or when it had grown too large. One thread at a time.
     """
 
-    def __init__(self, size: int, timeout_s: float, judge: str):
+    def __init__(self, size: int, timeout_s: float, judge: str, env: Sequence[str] = ()):
         self.size = size
         self.timeout_s = timeout_s
         self.judge = judge
+        self.env = tuple(env)
         self.counts: Counter[str] = Counter()
         self._workers: list[_Worker] = []
         self._failed_starts = 0
@@ -95,12 +105,15 @@ class Pool:
 
     def _assign(self, tasks: Sequence[Task], todo: deque[int]) -> None:
         """Hands tasks to idle workers, and starts more if there is work for them."""
-        for worker in self._workers:
-            if todo and worker.idle:
+        for worker in [w for w in self._workers if w.idle and todo]:
+            if worker.connection.poll():  # at its end: the worker died while idle
+                self.counts["crash"] += 1
+                self._drop(worker)
+            elif todo:
                 worker.give(todo.popleft(), tasks, self.timeout_s)
         num_free = sum(not w.ready for w in self._workers)
         while len(self._workers) < self.size and num_free < len(todo):
-            self._workers.append(_Worker(self.judge, self.timeout_s))
+            self._workers.append(_Worker(self.judge, self.timeout_s, self.env))
             self.counts["started"] += 1
             num_free += 1
 
@@ -137,14 +150,16 @@ class Pool:
 
 
 class _Worker:
-    """A process, the socket to it, and what it is busy with."""
+    """A guardian's process, the socket to its worker, and what that is busy with."""
 
-    def __init__(self, judge: str, timeout_s: float):
+    def __init__(self, judge: str, timeout_s: float, env: Sequence[str]):
         self.connection, theirs = Pipe()
+        guardian = Path(__file__).with_name("guardian.py")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "p2o_jax.rewards.worker", str(theirs.fileno()), str(timeout_s), judge],
-            env=_environment(),
+            [sys.executable, "-P", str(guardian), str(theirs.fileno()), str(timeout_s), judge],
+            env=_environment(env),
             pass_fds=[theirs.fileno()],
+            start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,  # what libraries say about untrusted text does not belong on a terminal
@@ -174,18 +189,25 @@ class _Worker:
         return event, value
 
     def kill(self) -> None:
-        self.process.kill()
+        """Ends the worker and all that it started."""
+        self.connection.close()  # at which its guardian kills them
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_TIMEOUT_S)
+        with contextlib.suppress(ProcessLookupError):  # unless somebody killed or stopped the guardian
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self.connection.close()
 
 
-def _environment() -> dict[str, str]:
-    """The parent's environment without accelerators, with one thread, and with the parent's import path."""
+def _environment(names: Sequence[str]) -> dict[str, str]:
+    """Without keys, without accelerators, with one thread, and with the parent's import path."""
     path = os.pathsep.join(p or os.getcwd() for p in sys.path)
-    return dict(os.environ, JAX_PLATFORMS="cpu", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", PYTHONPATH=path)
+    forced = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return environment(names) | forced
 
 
 def _kill_all(workers: list[_Worker]) -> None:
+    for worker in workers:  # all guardians at the same time
+        worker.connection.close()
     for worker in workers:
         worker.kill()
     workers.clear()

@@ -30,7 +30,7 @@ class Verifier:
 
     def __init__(self, cfg: config.Reward, judge: str = MATH_JUDGE):
         self.cfg = cfg
-        self._pool = Pool(num_workers(cfg), cfg.timeout_s, own.judge_name(cfg.fn) if cfg.fn else judge)
+        self._pool = Pool(num_workers(cfg), cfg.timeout_s, own.judge_name(cfg.fn) if cfg.fn else judge, cfg.env if cfg.fn else ())
         self._counts: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
@@ -48,7 +48,9 @@ class Verifier:
         return self._counts + self._pool.counts
 
     def problems(self) -> list[str]:
-        """A line if config.reward.fn is not there to be called; it is looked for in a worker, not in this process."""
+        """A line if config.reward.fn cannot be called (looked up in a worker, not in this process) or a variable is not set."""
+        if missing := own.env_problems(self.cfg):
+            return missing
         try:
             replies = self._pool.run([(own.PROBE,)]) if self.cfg.fn else []
         except RuntimeError as e:

@@ -1,6 +1,6 @@
-"""A verifier process: `python -m p2o_jax.rewards.worker FD TIMEOUT_S MODULE:FUNCTION`.
+"""A verifier process, forked by its `guardian`.
 
-Reads JSON lists of texts from the socket FD, answers each with what FUNCTION(*texts) returns, ends with the socket. JSON and
+Reads JSON lists of texts from a socket, answers each with what FUNCTION(*texts) returns, ends with the socket. JSON and
 not pickle: a process that handles untrusted text must not be able to run anything in its parent. Imports nothing of the
 package, so that a start costs no more than FUNCTION's module.
 
@@ -13,7 +13,6 @@ import importlib
 import json
 import os
 import resource
-import signal
 import sys
 from multiprocessing.connection import Connection
 
@@ -32,13 +31,11 @@ def main(fd: int, timeout_s: float, name: str) -> None:
 
     Replies are "done", or "last" if the process has grown too large and ends.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # to the group; they are the parent's to handle
-        signal.signal(number, signal.SIG_IGN)
     connection = Connection(fd)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_AS, ADDRESS_SPACE)
     try:
-        path, function = name.split(":")
+        path, _, function = name.partition(":")
         module = importlib.import_module(path)
         judge = getattr(module, function)
     except (ImportError, AttributeError, ValueError) as e:
@@ -54,7 +51,7 @@ def main(fd: int, timeout_s: float, name: str) -> None:
             texts = json.loads(connection.recv_bytes())
         except (EOFError, OSError):
             return
-        # Should the parent die while an answer hangs, nobody is left to kill this process but the kernel.
+        # Should parent and guardian die while an answer hangs, the kernel still ends this process.
         used = resource.getrusage(resource.RUSAGE_SELF)
         _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + timeout_s) + CPU_MARGIN_S)
         try:
@@ -91,7 +88,3 @@ def _limit(what: int, soft: int) -> None:
     hard = resource.getrlimit(what)[1]
     with contextlib.suppress(OSError, ValueError):  # not every system has every limit; the parent's deadline needs none of them
         resource.setrlimit(what, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3])

@@ -1,5 +1,6 @@
 """Folders, splits, `datasets` and TensorFlow Datasets on disk, benchmarks by name, and sets beside each other."""
 
+import json
 import subprocess
 import sys
 
@@ -45,6 +46,20 @@ def test_every_kind_of_folder_gives_the_same_questions(tmp_path, kind):
     (line,) = problems(folder)
     assert "it has the splits" in line and "@t" in line
     assert "none" in problems(f"{folder}@none")[0]
+
+
+def test_a_folder_names_no_modules_to_import(tmp_path, monkeypatch):
+    folder = fixtures.tfds_folder(tmp_path / "sums", {"train": ROWS})
+    (tmp_path / "stranger.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (path,) = folder.rglob("features.json")
+    for key in ("pythonClassName", "type"):
+        features = json.loads(path.read_text())
+        features["featuresDict"]["features"]["question"] = {key: "stranger.Feature"}
+        path.write_text(json.dumps(features))
+        expected = "features.json: stranger.Feature: classes outside TensorFlow Datasets would run code, and are not loaded"
+        for source in (f"{folder}@train", "tfds:sums@train"):
+            assert expected in problems(source, config.Data(tfds_dir=str(tmp_path)))[0]
 
 
 def test_a_data_set_by_name_in_a_folder_of_prepared_ones(tmp_path):

@@ -101,6 +101,29 @@ def test_a_run_s_policy_is_evaluated_with_the_run_s_prompts_and_leaves_no_copy(t
     assert "no template" in problems(f"--workdir={run}", "--template=best", f"--out={tmp_path / 'x'}", *common)[0]
 
 
+@pytest.mark.parametrize("fn", ["stranger:reward", "/somewhere/stranger.py:reward"])
+def test_a_run_directory_runs_no_code_of_its_own(tmp_path, monkeypatch, fn):
+    """Nothing of it is looked up, let alone compiled programs loaded from the folder that the run names."""
+    reward = config.Reward(fn=fn, env=("MY_KEY",))
+    cfg = config.Config(reward=reward, train=config.Train(compile_cache=str(tmp_path / "cache")))
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(cfg)))
+    folders = []
+    monkeypatch.setattr(evaluate.config_files, "override", lambda *_: None)
+    monkeypatch.setattr("p2o_jax.runtime.start", lambda mesh, compile_cache: folders.append(compile_cache) or 8)
+    flags = {"workdir": str(tmp_path), "allow-reward-fn": ""}
+    with pytest.raises(ConfigError) as error:
+        evaluate._config(flags, [("train.seed", "1")])
+    (line,) = error.value.problems
+    assert line.startswith(f"{tmp_path}/config.json: config.reward.fn={fn} would run this code with the environment variables MY_KEY")
+    assert "--allow-reward-fn" in line and folders == []
+    assert evaluate._config({**flags, "allow-reward-fn": "yes"}, []).reward == reward
+    assert evaluate._config(flags, [("reward.fn", fn)]).reward == reward and folders == ["", ""]
+    (tmp_path / "config.json").write_text(json.dumps({"reward": {"fn": "p2o_jax.rewards.examples:pattern"}}))
+    assert evaluate._config(flags, []).reward.fn == "p2o_jax.rewards.examples:pattern"
+    assert "unknown flag (did you mean --allow-reward-fn?)" in problems("--allow-reward", "--out=x")[0]
+    assert problems("--allow-reward-fn=yes", "--out=x") == ("--allow-reward-fn=yes: takes no value",)
+
+
 def test_larger_sets_are_asked_once_and_greedily():
     protocol = evaluate.Protocol(16, 1, 0.6)
     assert [protocol.of(size) for size in (30, 99, 100, 1319)] == [(16, 0.6), (16, 0.6), (1, 0.0), (1, 0.0)]

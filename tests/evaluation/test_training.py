@@ -70,7 +70,7 @@ def test_graded_scores_train_mine_and_evolve_and_every_set_has_its_curve(folder)
 
 
 def test_the_run_is_evaluated_with_its_own_reward_and_best_template(folder):
-    argv = ["--workdir", folder / "run", "--benchmarks", f"dev={folder / 'dev.jsonl'}", "--k=2", "--template=best"]
+    argv = ["--workdir", folder / "run", "--benchmarks", f"dev={folder / 'dev.jsonl'}", "--k=2", "--template=best", "--allow-reward-fn"]
     run(folder, "p2o_jax.evaluate", *argv, "--out", folder / "out")
     results = json.loads((folder / "out" / "results.json").read_text())
     assert results["template"] in {row["text"].strip() for row in lines(folder / "run" / "templates.jsonl") if row["text"]}

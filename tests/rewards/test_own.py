@@ -1,5 +1,6 @@
 """Reward functions of one's own: called in workers with deadlines, graded, with feedback, and their faults told."""
 
+import sys
 import textwrap
 
 import pytest
@@ -100,7 +101,8 @@ def test_answers_are_not_checked_against_themselves(mine):
 @pytest.mark.parametrize(
     ("fn", "told"),
     [
-        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("no_such_module:f", "No module named 'no_such_module'; the current folder is not searched: give FILE.py:function"),
+        ("/no/such/file.py:f", "FileNotFoundError"),
         ("my_reward:nothing", "has no attribute 'nothing'"),
         ("my_reward:NUMBER", "cannot be called"),
         ("broken_reward:f", "ZeroDivisionError"),
@@ -110,6 +112,30 @@ def test_a_function_that_is_not_there_is_told_before_the_run(folder, fn, told):
     with Verifier(config.Reward(fn=fn, workers=1)) as verifier:
         (line,) = verifier.problems()
     assert line.startswith(f"config.reward.fn={fn}: ") and told in line
+
+
+def test_a_file_is_loaded_by_its_path_and_the_current_folder_is_not_searched(tmp_path, monkeypatch):
+    code = """
+    from __future__ import annotations
+    from dataclasses import dataclass
+
+    @dataclass
+    class Score:
+        value: float
+
+    def reward(messages, response, answer, meta):
+        return Score(0.25).value
+    """
+    (tmp_path / "by path.py").write_text(textwrap.dedent(code))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [p for p in sys.path if p])  # as in a command
+    cfg = config.resolve(config.Config(reward=config.Reward(fn="by path.py:reward", workers=1)))
+    assert cfg.reward.fn == f"{tmp_path}/by path.py:reward" and config.resolve(cfg) == cfg
+    with Verifier(cfg.reward) as verifier:
+        assert verifier.problems() == [] and judged(verifier, "x")[0].answer_score == 0.25
+    (tmp_path / "by_name.py").write_text("def reward(*_):\n    return 1.0\n")
+    with Verifier(config.Reward(fn="by_name:reward", workers=1)) as verifier:
+        assert "the current folder is not searched" in verifier.problems()[0]
 
 
 def test_without_a_function_the_reference_answers_judge():
