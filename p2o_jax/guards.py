@@ -2,8 +2,10 @@
 
 import faulthandler
 import os
+import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -14,13 +16,34 @@ class Preempted(BaseException):
     """The machine is about to be taken away: leave, with what there is saved. No `Exception`, so that nobody takes it for a failure."""
 
 
+# A process of its own, because threads of Python stand still while C code holds the interpreter's lock. It forwards each signal.
+_OVERSEER = """
+import os, select, signal, sys
+parent, seconds = int(sys.argv[1]), float(sys.argv[2])
+while number := os.read(0, 1):
+    os.write(0, number)
+    if number[0] == signal.SIGTERM:
+        end = select.poll()
+        end.register(0, 0)  # the other end is closed: the process has left
+        if not end.poll(1000 * seconds) and os.getppid() == parent:
+            os.kill(parent, signal.SIGKILL)
+        break
+"""
+
+
 class Preemption:
     """A context manager that takes SIGTERM as a request: the next `poll` raises `Preempted`, on all processes at the same one.
 
-    Should the process still be there `grace_s` later (a long program on the device cannot be interrupted), it ends with exit code 0:
-    what was saved before, and the journals of prompt phases, are what the next start goes on from. The signal is noticed by a thread
-    of its own, because Python runs handlers only where the main thread is between two instructions.
+    If the process is still there `grace_s` later, a thread ends it with exit code 0: what was saved before, and the journals of
+    prompt phases, are what the next start continues from. If that thread cannot run either, because C code holds the interpreter's
+    lock, another process kills this one `KILL_AFTER_S` later (exit code 137).
+
+    The clock runs until the process is gone, not only until the context is left: Python waits at its end for threads that compile.
+
+    The signal is noticed by a thread, because Python runs handlers only where the main thread is between two instructions.
     """
+
+    KILL_AFTER_S = 1.0
 
     def __init__(self, grace_s: float, on_any: Callable[[bool], bool] = bool):
         """`on_any`: whether something holds on any process; all processes poll at the same places."""
@@ -34,24 +57,34 @@ class Preemption:
             raise Preempted
 
     def __enter__(self) -> Self:
-        self._receiver, self._sender = socket.socketpair()
-        self._sender.setblocking(False)
-        self._handler = signal.signal(signal.SIGTERM, lambda *_: None)  # a handler in Python is what makes the signal be written
-        self._wakeup = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        self._socket, other = socket.socketpair()
+        self._socket.setblocking(False)
+        seconds = str(self.grace_s + self.KILL_AFTER_S)
+        ours = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # a group of processes may get them, the overseer with it
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
+        with other:
+            command = [sys.executable, "-I", "-S", "-c", _OVERSEER, str(os.getpid()), seconds]
+            self._overseer = subprocess.Popen(command, stdin=other.fileno(), stdout=subprocess.DEVNULL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._handler = signal.signal(signal.SIGTERM, lambda *_: self._asked.set())  # without one in Python nothing is written
+        self._wakeup = signal.set_wakeup_fd(self._socket.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="preemption", daemon=True)
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._asked.is_set():
+            return
         self._left.set()
         signal.set_wakeup_fd(self._wakeup)
         signal.signal(signal.SIGTERM, self._handler)
-        self._sender.close()  # ends the thread's wait
+        self._socket.shutdown(socket.SHUT_RDWR)  # ends the thread, and the other process
         self._thread.join()
-        self._receiver.close()
+        self._socket.close()
+        self._overseer.wait()
 
     def _watch(self) -> None:
-        while number := self._receiver.recv(1):
+        while select.select([self._socket], [], []) and (number := self._socket.recv(1)):
             if number[0] == signal.SIGTERM:
                 self._asked.set()
                 print(f"SIGTERM: saving, and leaving within {self.grace_s:g} s", file=sys.stderr, flush=True)

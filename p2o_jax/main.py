@@ -26,21 +26,29 @@ def main(argv: Sequence[str]) -> None:
 
     Raises:
         ConfigError: anything wrong with flags, config, data or model.
+        Preempted: after SIGTERM, with the state of the run saved.
     """
     flags, overrides = config_files.parse_flags(argv, {"config": None, "workdir": ""})
     values = config_files.load_config_dict(flags["config"], overrides)
     cfg = config.resolve(config_files.from_config_dict(values))
     workdir = Path(flags["workdir"] or Path("runs") / Path(flags["config"]).stem)
-    if not cfg.arms:
-        train_one(cfg, workdir)
-        return
-    from p2o_jax import compare
+    with guards.Preemption(cfg.checkpoint.grace_s, _on_any) as preemption:  # before JAX, whose import takes seconds
+        if not cfg.arms:
+            train_one(cfg, workdir, preemption.poll)
+            return
+        from p2o_jax import compare
 
-    arms = {name: config.resolve(arm) for name, arm in config_files.arms(values).items()}
-    check_arms(arms)
-    for name, arm in arms.items():
-        train_one(arm, workdir / name)
-    compare.write(workdir, list(arms))
+        arms = {name: config.resolve(arm) for name, arm in config_files.arms(values).items()}
+        check_arms(arms)
+        for name, arm in arms.items():
+            train_one(arm, workdir / name, preemption.poll)
+        compare.write(workdir, list(arms))
+
+
+def _on_any(holds: bool) -> bool:
+    from p2o_jax import runtime
+
+    return runtime.on_any(holds)
 
 
 def check_arms(arms: Mapping[str, Config]) -> None:
@@ -57,31 +65,30 @@ def check_arms(arms: Mapping[str, Config]) -> None:
         raise ConfigError(*found)
 
 
-def train_one(cfg: Config, workdir: Path) -> None:
-    """Trains one run to its end and writes its result.json.
+def train_one(cfg: Config, workdir: Path, poll: Callable[[], None]) -> None:
+    """Trains one run to its end and writes its result.json. `poll` raises Preempted where the run is to be left.
 
     Raises:
-        Preempted: after SIGTERM, with the run's state saved.
+        Preempted: with the state of the run saved.
     """
     from p2o_jax import build, compare, runtime, train
 
     runtime.start(cfg.mesh, cfg.train.compile_cache)
-    with guards.Preemption(cfg.checkpoint.grace_s, runtime.on_any) as preemption:
-        reporter = Reporter(enabled=runtime.is_main_process(), poll=preemption.poll)
-        reporter.line(f"--- {workdir}")
-        parts = build.Parts(cfg, workdir, reporter)
-        reporter.line(build.describe(parts))
-        with contextlib.ExitStack() as stack:
-            stack.callback(parts.close)
-            try:
-                state = train.run(cfg, parts)
-            except guards.Preempted:
-                parts.checkpoints.save_last()
-                raise
-            except Exception:
-                if peers.joined():
-                    stack.pop_all()  # the others may not come to where checkpoints are closed together
-                raise
+    reporter = Reporter(enabled=runtime.is_main_process(), poll=poll)
+    reporter.line(f"--- {workdir}")
+    parts = build.Parts(cfg, workdir, reporter)
+    reporter.line(build.describe(parts))
+    with contextlib.ExitStack() as stack:
+        stack.callback(parts.close)
+        try:
+            state = train.run(cfg, parts)
+        except guards.Preempted:
+            parts.checkpoints.save_last()
+            raise
+        except Exception:
+            if peers.joined():
+                stack.pop_all()  # the others may not come to where checkpoints are closed together
+            raise
     if runtime.is_main_process():
         compare.write_one(workdir, parts.model.directory, state.ledger)
 
@@ -102,8 +109,10 @@ def command(run: Callable[[Sequence[str]], None]) -> None:
         run(sys.argv[1:])
     except guards.Preempted:
         print("left on SIGTERM; the same command goes on", file=sys.stderr)
+        peers.leave_at_once(0)
     except KeyboardInterrupt:
         print("interrupted (a training run goes on from its last checkpoint by the same command)", file=sys.stderr)
+        peers.leave_at_once(130)
         peers.stop(130, "interrupted")
     except peers.Missing as e:
         print(f"error: {printable(str(e))}", file=sys.stderr)

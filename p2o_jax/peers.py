@@ -253,11 +253,24 @@ def joined() -> bool:
     return _current is not None
 
 
+def leave_at_once(code: int) -> None:
+    """Ends the process, unless it is one of several: those leave together, and JAX waits for all at its end.
+
+    Programs that are still being compiled are not waited for, as Python would.
+    """
+    if _current is None:
+        _exit(code)
+
+
 def stop(code: int, reason: str) -> NoReturn:
     """Ends the process with this exit code; where it is one of several, at once, and the others are told the reason."""
     if _current is None:
         sys.exit(code)
     _current.leave(reason[:500])
+    _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -62,6 +62,91 @@ def test_a_program_that_cannot_be_interrupted_is_left_with_exit_code_0():
     assert time.monotonic() - start < 10
 
 
+def test_code_that_holds_the_interpreter_s_lock_delays_the_end_by_no_more_than_a_second():
+    """No thread of Python runs meanwhile, not the one that watches either."""
+    start = time.monotonic()
+    done = run(
+        """
+        import ctypes, os, subprocess
+        from p2o_jax.guards import Preemption
+        with Preemption(1.0):
+            subprocess.Popen(["sh", "-c", f"sleep 1; kill -TERM {os.getpid()}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            ctypes.PyDLL(None).sleep(40)  # which the signal ends
+            ctypes.PyDLL(None).sleep(40)
+        """
+    )
+    assert done.returncode == -signal.SIGKILL and time.monotonic() - start < 15
+
+
+def test_the_clock_runs_on_after_the_run_is_left_and_its_process_does_not_end():
+    """Python waits at its end for threads that compile: a run took 43 s to leave once, with a grace of 25."""
+    start = time.monotonic()
+    code = """
+        import os, signal, threading, time
+        from p2o_jax.guards import Preempted, Preemption
+        threading.Thread(target=time.sleep, args=(40,)).start()
+        with Preemption(1.0) as preemption:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+            preemption.poll()
+    """
+    done = run(code)
+    assert done.returncode == 0 and "Preempted" in done.stderr and "time is up" in done.stderr
+    assert time.monotonic() - start < 15
+
+
+def test_a_command_leaves_while_a_program_compiles():
+    start = time.monotonic()
+    done = run(
+        """
+        import os, signal, threading, time
+        from types import SimpleNamespace
+        from p2o_jax import main
+        from p2o_jax.guards import Preemption
+        from p2o_jax.rollout.programs import Programs
+        def compiled(argv):
+            with Preemption(20.0) as preemption:
+                programs = Programs(lambda key: SimpleNamespace(compile=lambda: time.sleep(key)))
+                threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                programs.compile((1.0, 40.0), lambda n: preemption.poll())
+        main.command(compiled)
+        """
+    )
+    assert done.returncode == 0 and "left on SIGTERM" in done.stderr and "Traceback" not in done.stderr
+    assert time.monotonic() - start < 15
+
+
+def test_sigterm_between_arms_is_a_request_too():
+    done = run(
+        """
+        import os, signal, sys, time
+        from p2o_jax import main
+        sys.argv[1:] = ["--config", "configs/quickstart.py"]
+        main.check_arms = lambda arms: print(len(arms), flush=True)
+        def train_one(cfg, workdir, poll):
+            poll()
+            print(workdir.name, flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+        main.train_one = train_one
+        main.command(main.main)
+        """,
+        timeout=120,
+    )
+    assert done.returncode == 0 and "left on SIGTERM" in done.stderr
+    assert done.stdout.split() == ["2", "grpo"], "the second arm was not begun"
+
+
+def test_the_overseer_ends_with_the_context():
+    with Preemption(30.0) as preemption:
+        overseer = preemption._overseer
+        assert overseer.poll() is None
+        os.kill(overseer.pid, signal.SIGTERM)  # as a whole process group may get it
+        time.sleep(0.3)
+        assert overseer.poll() is None
+    assert overseer.returncode == 0
+
+
 def test_the_watchdog_writes_all_stacks_when_a_step_lasts_too_long():
     code = """
         import time
