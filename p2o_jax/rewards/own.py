@@ -20,10 +20,12 @@ import os
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from p2o_jax import config
 from p2o_jax.records import Question, Status, Verdict
+
+if TYPE_CHECKING:  # workers import this module, and need no settings
+    from p2o_jax import config
 
 Judge = Callable[[str], str]
 SEALED = False  # what a user's own function opens is the user's affair: a service that judges, a sandbox that runs code
@@ -36,7 +38,7 @@ def judge_name(fn: str) -> str:
     return f"{__name__}:{fn}"
 
 
-def untrusted(run: config.Reward, where: str) -> list[str]:
+def untrusted(run: "config.Reward", where: str) -> list[str]:
     """A line if this reward, read from the file `where` of a run directory, would run code that is not ours.
 
     A run directory is data. It may come from somebody else, and so may the module that it names.
@@ -50,7 +52,7 @@ def untrusted(run: config.Reward, where: str) -> list[str]:
     ]
 
 
-def env_problems(cfg: config.Reward) -> list[str]:
+def env_problems(cfg: "config.Reward") -> list[str]:
     """A line for each variable of config.reward.env that is not set."""
     return [f"config.reward.env: the environment variable {name} is not set" for name in cfg.env if name not in os.environ]
 

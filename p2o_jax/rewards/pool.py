@@ -106,11 +106,11 @@ class Pool:
     def _assign(self, tasks: Sequence[Task], todo: deque[int]) -> None:
         """Hands tasks to idle workers, and starts more if there is work for them."""
         for worker in [w for w in self._workers if w.idle and todo]:
-            if worker.connection.poll():  # at its end: the worker died while idle
+            if todo and worker.give(todo[0], tasks, self.timeout_s):
+                todo.popleft()
+            elif todo:  # it died while idle
                 self.counts["crash"] += 1
                 self._drop(worker)
-            elif todo:
-                worker.give(todo.popleft(), tasks, self.timeout_s)
         num_free = sum(not w.ready for w in self._workers)
         while len(self._workers) < self.size and num_free < len(todo):
             self._workers.append(_Worker(self.judge, self.timeout_s, self.env))
@@ -174,11 +174,15 @@ class _Worker:
     def idle(self) -> bool:
         return self.ready and self.task is None
 
-    def give(self, index: int, tasks: Sequence[Task], timeout_s: float) -> None:
+    def give(self, index: int, tasks: Sequence[Task], timeout_s: float) -> bool:
+        """Sends a task; false if the process has died."""
+        try:
+            self.connection.send_bytes(json.dumps(tasks[index]).encode())
+        except OSError:
+            return False
         self.task = index
         self.deadline = time.monotonic() + timeout_s
-        with contextlib.suppress(OSError):  # it died while idle: its socket is at its end, and `receive` will say so
-            self.connection.send_bytes(json.dumps(tasks[index]).encode())
+        return True
 
     def receive(self) -> tuple[Literal["ready", "failed", "done", "last", "crash"], str]:
         try:
