@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from p2o_jax import config, metrics
+from p2o_jax import config, metrics, ranges
 
 DOCS = Path(__file__).parent
 PACKAGE = DOCS.parent / "p2o_jax"
@@ -28,7 +28,7 @@ def pages() -> dict[str, str]:
 
 
 def configuration() -> str:
-    """Every setting with type, default and the comment beside it."""
+    """Every setting with type, default, range and the comment beside it."""
     comments = comments_of_fields((PACKAGE / "config.py").read_text(encoding="utf-8"))
     text = "# Configuration\n\nEvery setting, as `--config.SECTION.NAME=VALUE` or in a config file.\nDefaults are the paper's. "
     text += "Where a preset decides, both of its values are given; `--config.preset=faithful` or `recommended` chooses.\n"
@@ -48,10 +48,11 @@ def configuration() -> str:
 
 
 def _settings(cls: type, fields: typing.Sequence[dataclasses.Field], prefix: str, comments: dict[tuple[str, str], str]) -> str:
-    rows = ["| setting | type | default | |", "| --- | --- | --- | --- |"]
+    rows = ["| setting | type | default | range | |", "| --- | --- | --- | --- | --- |"]
     for field in fields:
         key, hint = f"{prefix}{field.name}", _hints(cls)[field.name]
-        rows.append(f"| `{key}` | {_type(hint)} | {_default(key, field)} | {_cell(comments.get((cls.__name__, field.name), ''))} |")
+        comment = _cell(comments.get((cls.__name__, field.name), ""))
+        rows.append(f"| `{key}` | {_type(hint)} | {_default(key, field)} | {_range(field)} | {comment} |")
     return "\n".join(rows) + "\n"
 
 
@@ -72,6 +73,11 @@ def _default(key: str, field: dataclasses.Field) -> str:
     if field.default is None:
         return ", ".join(f"{preset}: `{values[key]}`" for preset, values in config.PRESETS.items() if key in values)
     return _cell(f"`{field.default}`") if field.default != "" else "empty"
+
+
+def _range(field: dataclasses.Field) -> str:
+    within = ranges.of(field)
+    return str(within).removeprefix("in ") if within else ""
 
 
 def comments_of_fields(source: str) -> dict[tuple[str, str], str]:

@@ -233,7 +233,8 @@ def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, sou
         found += runtime.from_process_0(lambda: _space_problems(cfg, workdir, model, len(train.questions)))
     if found or not train:
         raise ConfigError(*dict.fromkeys(found))
-    for line in [*(line for part in (train, *heldout) for line in part.told), *sources.shared(train, heldout)]:
+    told = [line for part in (train, *heldout) for line in part.told]
+    for line in [*config_rules.notices(cfg), *told, *sources.shared(train, heldout)]:
         reporter.line(line)
     return model, train, heldout
 

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import os
 import traceback
 import types
@@ -18,6 +19,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict, config_dict
 
 from p2o_jax.config import Config, ConfigError
+from p2o_jax.ranges import Range
 
 
 def to_config_dict(config: Any) -> ConfigDict:
@@ -111,7 +113,10 @@ def _check(value: Any, hint: Any) -> Any:
         if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
             return tuple(_check(v, typing.get_args(option)[0]) for v in value)
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:  # an integer of hundreds of digits
+                return math.inf  # which no setting may be
         if option in (int, bool, str) and type(value) is option:
             return value
     raise ValueError(value)
@@ -227,6 +232,25 @@ def parse_flags(
     if problems:
         raise ConfigError(*problems)
     return flags, overrides
+
+
+def numbers(flags: typing.Mapping[str, str], wanted: typing.Mapping[str, tuple[type, Range]]) -> dict[str, Any]:
+    """The wanted flags' values as numbers of the given type (int or float), each in its range.
+
+    Raises:
+        ConfigError: with a line for every flag that gives none.
+    """
+    values, problems = {}, []
+    for name, (kind, within) in wanted.items():
+        try:
+            values[name] = kind(flags[name])
+            problem = within.problem(values[name])
+        except ValueError:
+            problem = f"must be {'an integer' if kind is int else 'a number'}, {within}"
+        problems += [f"--{name}={flags[name]} {problem}"] if problem else []
+    if problems:
+        raise ConfigError(*problems)
+    return values
 
 
 def _close(name: str, names: list[str]) -> str:

@@ -31,6 +31,7 @@ from p2o_jax.evaluation import report
 from p2o_jax.main import command
 from p2o_jax.metrics import read_rows
 from p2o_jax.progress import Reporter
+from p2o_jax.ranges import COUNT, TEMPERATURE
 from p2o_jax.records import Ask, Sampling
 from p2o_jax.rewards import own
 from p2o_jax.rewards.lenient import Grade, LenientGrader
@@ -208,15 +209,8 @@ def _check(flags: dict[str, str], out: Path) -> None:
 
 
 def _protocol(flags: dict[str, str]) -> Protocol:
-    from p2o_jax import generate
-
-    try:
-        temperature = float(flags["temperature"])
-    except ValueError:
-        temperature = -1.0
-    if not 0 < temperature < float("inf"):
-        raise ConfigError(f"--temperature={flags['temperature']}: expected a positive number")
-    return Protocol(generate.positive("--k", flags["k"]), generate.positive("--k-large", flags["k-large"]), temperature)
+    given = config_files.numbers(flags, {"k": (int, COUNT), "k-large": (int, COUNT), "temperature": (float, TEMPERATURE)})
+    return Protocol(given["k"], given["k-large"], given["temperature"])
 
 
 def _config(flags: dict[str, str], overrides: Sequence[tuple[str, str]]) -> Config:

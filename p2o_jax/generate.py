@@ -28,6 +28,7 @@ from p2o_jax.config import Config, ConfigError
 from p2o_jax.data import sources
 from p2o_jax.main import command
 from p2o_jax.progress import Reporter
+from p2o_jax.ranges import COUNT, TEMPERATURE_OR_GREEDY
 from p2o_jax.records import Completion, Message, Question, Request, Sampling
 
 if TYPE_CHECKING:
@@ -56,11 +57,12 @@ def run(argv: Sequence[str]) -> None:
     flags, overrides = config_files.parse_flags(
         argv, {"model": None, "prompts": None, "template": "", "n": "1", "out": "", "temperature": ""}
     )
-    n = positive("--n", flags["n"])
+    wanted = {"n": (int, COUNT)} | ({"temperature": (float, TEMPERATURE_OR_GREEDY)} if flags["temperature"] else {})
+    given = config_files.numbers(flags, wanted)
     if flags["out"] and (problems := files.conflicts("--out", Path(flags["out"]))):
         raise ConfigError(*problems)
-    cfg = command_config(flags["model"], overrides)
-    temperature = _temperature(flags["temperature"]) if flags["temperature"] else cfg.rollout.temperature
+    n, cfg = given["n"], command_config(flags["model"], overrides)
+    temperature = given.get("temperature", cfg.rollout.temperature)
     prompts = read_prompts(Path(flags["prompts"]), cfg.data.prompt_template)
 
     from p2o_jax import build, runtime
@@ -118,16 +120,6 @@ def sample(
         f"{len(jobs)} completions, {tokens:,} tokens in {seconds:.1f} s, {compiles.seconds:.1f} s of them compiling: "
         f"{tokens / max(seconds - compiles.seconds, 1e-9):,.0f} tokens/s"
     )
-
-
-def _temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise ConfigError(f"--temperature={text}: expected a number, 0 or more")
-    return value
 
 
 def start(values: Any, overrides: Sequence[tuple[str, str]]) -> int:
@@ -309,13 +301,6 @@ def _row(index: int, n: int, completion: Completion, text: str) -> dict[str, Any
         "logp": float(completion.logp_R.sum(dtype="float64")),
         "token_ids": completion.token_ids.tolist(),
     }
-
-
-def positive(flag: str, text: str) -> int:
-    """The positive integer that a flag gives."""
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{flag}={text}: expected a positive integer")
-    return int(text)
 
 
 if __name__ == "__main__":

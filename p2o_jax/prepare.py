@@ -27,6 +27,7 @@ from p2o_jax.data import benchmarks, overlap, sources
 from p2o_jax.data.tables import Record
 from p2o_jax.main import command
 from p2o_jax.progress import Reporter
+from p2o_jax.ranges import INT32_MAX, Range
 from p2o_jax.recipes import RECIPES, Recipe, Row
 
 FLAGS = {
@@ -92,9 +93,12 @@ def _check(flags: dict[str, str], overrides: Sequence[tuple[str, str]], out: Pat
         problems.append(f"--overlaps={flags['overlaps']}: expected report or drop")
     if flags["overlaps"] == "drop" and not flags["benchmarks"]:
         problems.append("--overlaps=drop needs --benchmarks")
-    for flag in ("seed", "test", "train"):
-        if not all(part.isdecimal() and (flag != "train" or int(part)) for part in flags[flag].split(",")):
-            problems.append(f"--{flag}={flags[flag]}: expected {'numbers, 5000,10000' if flag == 'train' else 'a number'}")
+    for flag, least in (("seed", 0), ("test", 0), ("train", 1)):
+        for part in flags[flag].split(",") if flag == "train" else [flags[flag]]:
+            try:
+                config_files.numbers({flag: part}, {flag: (int, Range(ge=least, le=INT32_MAX))})
+            except ConfigError as e:
+                problems += e.problems
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         problems.append(f"--out={out}: {'is a file' if out.is_file() else 'exists and is not empty'}")
     if problems:

@@ -114,6 +114,9 @@ def test_generate_tells_bad_input(tmp_path):
     assert "No such file" in problems(generate.run, "--model", MODEL, "--prompts", tmp_path / "missing.jsonl")[0]
     assert "--temperature=-1" in problems(generate.run, "--model", MODEL, "--prompts", prompts, "--temperature=-1")[0]
     assert "--n=0" in problems(generate.run, "--model", MODEL, "--prompts", prompts, "--n", "0")[0]
+    both = problems(generate.run, "--model", MODEL, "--prompts", prompts, f"--n={10**20}", "--temperature=1e-38")
+    assert both[0] == "--n=100000000000000000000 must be at most 2,147,483,647"
+    assert both[1].startswith("--temperature=1e-38 must be 0, or in [0.01, 100]") and len(both) == 2
     assert "no such directory" in problems(generate.run, "--model", tmp_path / "missing", "--prompts", prompts)[0]
     assert "--out=" in problems(generate.run, "--model", MODEL, "--prompts", prompts, "--out", tmp_path / "no" / "out")[0]
     assert "--prompts: required" in problems(generate.run, "--model", MODEL)[0]

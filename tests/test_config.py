@@ -1,12 +1,14 @@
 """Config files, presets, overrides, arms, flags and rules: what is wrong is told at once, by key, value and rule."""
 
 import dataclasses
+import math
 import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from p2o_jax import config, config_files, config_rules
+from p2o_jax import config, config_files, config_rules, ranges
 from p2o_jax.config import Config, ConfigError
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -169,9 +171,9 @@ def test_all_problems_are_told_at_once():
 
 RULES = [
     ({"optim__minibatch_questions": 48}, "config.optim.minibatch_questions=48 must divide config.rollout.questions=128"),
-    ({"rollout__group_size": 0, "assign__plain_rollouts": 0, "mining__judge_on": "all"}, "config.rollout.group_size=0 must be positive"),
-    ({"rollout__temperature": 0.0}, "config.rollout.temperature=0.0 must be positive"),
-    ({"rollout__top_p": 1.5}, "config.rollout.top_p=1.5 must lie in [0, 1]"),
+    ({"rollout__group_size": 0, "assign__plain_rollouts": 0, "mining__judge_on": "all"}, "config.rollout.group_size=0 must be at least 1"),
+    ({"rollout__temperature": 0.0}, "config.rollout.temperature=0.0 must lie in [0.01, 100]: below, sampling is greedy"),
+    ({"rollout__top_p": 1.5}, "config.rollout.top_p=1.5 must lie in (0, 1]"),
     ({"mesh__data": 3}, "config.mesh (data, fsdp, tensor)=(3, -1, 1) must multiply to the number of devices, 1"),
     ({"mesh__data": -1}, "config.mesh (data, fsdp, tensor)=(-1, -1, 1): sizes must be positive, and at most one of them -1"),
     ({"data__max_prompt_tokens": 40000}, "must reach config.data.max_prompt_tokens=40000"),
@@ -205,12 +207,34 @@ RULES = [
         "config.eval.template=best needs config.rollout.prompt_buckets to reach",
     ),
     ({"gepa__reflector": "api", "api__base_url": "http://localhost:8000/v1"}, "config.api.model: config.gepa.reflector=api needs"),
-    ({"train__watchdog_s": -1.0}, "config.train.watchdog_s=-1.0 must not be negative"),
+    ({"train__watchdog_s": -1.0}, "config.train.watchdog_s=-1.0 must be 0, or at least 0.001"),
     ({"checkpoint__keep_every": -1}, "config.checkpoint.keep_every=-1 must not be negative"),
     ({"checkpoint__grace_s": float("inf")}, "config.checkpoint.grace_s=inf must be finite"),
     # 100 hard questions: 300 dev questions are too many, so 50, and 2 x 3 for a proposal and its parent
     ({"gepa__budget": "calls", "gepa__max_metric_calls": 55}, "config.gepa.max_metric_calls=55 pays for no proposal"),
     ({"gepa__reflect_prompt_tokens": 32768}, "config.gepa.reflect_prompt_tokens=32768 must be less than"),
+    ({"gepa__dev_size": 20.5}, "config.gepa.dev_size=20.5 must be a count, or a fraction up to 0.5"),
+    (
+        {"gepa__acceptance": "margin", "gepa__acceptance_margin": 3.5},
+        "config.gepa.acceptance_margin=3.5 must be at most config.gepa.minibatch=3: no child could be accepted",
+    ),
+    ({"world__kv_heads": 3}, "config.world.heads=4 must be a multiple of config.world.kv_heads=3"),
+    ({"world__head_dim": 31}, "config.world.head_dim=31 must be even"),
+    ({"rollout__prompt_buckets": ()}, "config.rollout.prompt_buckets=() must name a length"),
+    ({"rollout__prompt_buckets": (0, 32768)}, "config.rollout.prompt_buckets=(0, 32768): each must be at least 1"),
+    ({"mesh__data": 0}, "config.mesh.data=0 must be -1, or at least 1"),
+    ({"loss__dual_clip": 0.5}, "config.loss.dual_clip=0.5 must be more than 1: at a ratio of 1"),
+    ({"loss__clip_low": -0.1}, "config.loss.clip_low=-0.1 must lie in [1e-06, 1]"),
+    ({"loss__kl_coef": -1.0}, "config.loss.kl_coef=-1.0 must not be negative"),
+    ({"loss__overlong_penalty": -1.0}, "config.loss.overlong_penalty=-1.0 must not be negative"),
+    ({"train__seed": 10**20}, "config.train.seed=100000000000000000000 must be at most 4,294,967,295: JAX makes keys of 32 bits"),
+    ({"train__seed": -1}, "config.train.seed=-1 must not be negative"),
+    ({"rollout__temperature": 1e-38}, "config.rollout.temperature=1e-38 must lie in [0.01, 100]"),
+    ({"gepa__temperature": 1e-38}, "config.gepa.temperature=1e-38 must be 0, or in [0.01, 100]"),
+    ({"eval__max_questions": -5}, "config.eval.max_questions=-5 must not be negative"),
+    ({"optim__b2": 1.0}, "config.optim.b2=1.0 must lie in [0, 0.99999]: its bias correction divides by 1 - beta"),
+    ({"gepa__max_iterations": -1}, "config.gepa.max_iterations=-1 must not be negative"),
+    ({"loss__kl_coef": float("nan")}, "config.loss.kl_coef=nan must be finite"),
 ]
 
 
@@ -218,6 +242,84 @@ RULES = [
 def test_each_broken_rule_is_told(changes, told):
     (line,) = config_rules.problems(changed(**changes), 1)
     assert told in line
+
+
+def of_section(name: str) -> list[dataclasses.Field]:
+    return list(dataclasses.fields(typing.get_type_hints(Config)[name]))
+
+
+SECTIONS = [name for name, hint in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(hint)]
+NUMBERS = [(section, field) for section in SECTIONS for field in of_section(section) if ranges.of(field)]
+
+
+def is_number(hint: Any) -> bool:
+    return hint in (int, float) or any(is_number(part) for part in typing.get_args(hint))
+
+
+def test_every_number_has_a_range():
+    """Whatever is an int or a float, in a list or optional, too; what is none has no range."""
+    for section in SECTIONS:
+        hints = typing.get_type_hints(typing.get_type_hints(Config)[section])
+        for field in of_section(section):
+            assert (ranges.of(field) is not None) == is_number(hints[field.name]), f"config.{section}.{field.name}"
+    assert len(NUMBERS) > 100
+    assert not any(is_number(hint) for hint in typing.get_type_hints(Config).values()), "a number outside of the sections"
+
+
+def put(section: str, field: dataclasses.Field, value: float) -> list[str]:
+    """The lines about the field where it has this value, or where a list has it behind others."""
+    hint = typing.get_type_hints(typing.get_type_hints(Config)[section])[field.name]
+    if typing.get_origin(hint) is tuple:
+        value = (*field.default, value)
+    lines = config_rules.range_problems(changed(**{f"{section}__{field.name}": value}))
+    assert all(line.startswith(f"config.{section}.{field.name}=") for line in lines)
+    return lines
+
+
+@pytest.mark.parametrize(("section", "field"), NUMBERS, ids=[f"{section}.{field.name}" for section, field in NUMBERS])
+def test_the_ends_of_every_range(section, field):
+    """An end is accepted where it belongs to the range, and refused where not; so is what lies just outside, and what is no number."""
+    within = ranges.of(field)
+    whole = int in (hint := typing.get_type_hints(typing.get_type_hints(Config)[section])[field.name], *typing.get_args(hint))
+    step = (lambda x, to: x + (1 if to > x else -1)) if whole else (lambda x, to: math.nextafter(float(x), to))
+    for end, outside, belongs in ((within.low, -math.inf, within.ge), (within.high, math.inf, within.le)):
+        assert bool(put(section, field, end)) == (belongs is None), end
+        assert len(put(section, field, step(end, outside))) == (step(end, outside) not in within.also)
+        assert put(section, field, step(end, -outside)) == [], "just inside"
+    assert all(put(section, field, x) == [] for x in within.also)
+    for no_number in (math.nan, math.inf, -math.inf):
+        (line,) = put(section, field, no_number)
+        assert line.endswith("must be finite")
+
+
+def test_a_range_names_the_end_that_was_passed():
+    said = {value: ranges.Range(ge=1, le=2**31 - 1).problem(value) for value in (0, 1, 2**31)}
+    assert said == {0: "must be at least 1", 1: "", 2**31: "must be at most 2,147,483,647"}
+    said = {value: ranges.Range(gt=0, lt=1, also=(2,), why="so").problem(value) for value in (0, 0.5, 1.0, 2)}
+    assert said == {0: "must be 2, or in (0, 1): so", 0.5: "", 1.0: "must be 2, or in (0, 1): so", 2: ""}
+    assert ranges.Range(ge=1, le=2**31 - 1).problem(10**400) == "must be at most 2,147,483,647"
+    for ends in ({"ge": 0}, {"le": 0}, {"ge": 0, "gt": 0, "le": 1}, {"ge": 1, "le": 0}, {"ge": 0, "le": math.inf}):
+        with pytest.raises(AssertionError):
+            ranges.Range(**ends)
+
+
+def test_unusual_values_get_a_notice_and_no_error():
+    assert config_rules.notices(changed()) == []
+    for path in CONFIGS:
+        assert config_rules.notices(config.resolve(config_files.load(str(path)))) == [], path
+    gspo = changed(loss__ratio="sequence", optim__lr=0.1, rollout__temperature=3.0, loss__dual_clip=1.1)
+    assert config_rules.problems(gspo, 1) == []
+    lines = config_rules.notices(gspo)
+    keys = [
+        "config.loss.clip_low=0.2 and clip_high=0.2",
+        "config.loss.dual_clip=1.1",
+        "config.optim.lr=0.1",
+        "config.rollout.temperature=3.0",
+    ]
+    assert len(lines) == 4 and all(line.startswith(f"unusual: {key}") for line, key in zip(lines, keys, strict=True))
+    assert config_rules.notices(changed(loss__ratio="sequence", loss__clip_low=3e-4, loss__clip_high=4e-4)) == []
+    assert len(config_rules.notices(changed(loss__clip_low=3e-4, optim__lr=0.0))) == 2
+    assert config_rules.notices(changed(optim__lr=0.01, lora__rank=8)) == [], "adapters take larger rates"
 
 
 def test_a_budget_for_one_proposal_will_do():
@@ -277,7 +379,7 @@ def test_rules_that_any_arm_breaks_are_told_before_the_first_is_run():
     arms = {"a": changed(), "b": changed(rollout__top_p=3.0, optim__micro_rows=8), "c": changed(checkpoint__path="gs://bucket/run")}
     with pytest.raises(ConfigError) as told:
         main.check_arms(arms)
-    assert "config.arms, b: config.rollout.top_p=3.0 must lie in [0, 1]" in told.value.problems
+    assert "config.arms, b: config.rollout.top_p=3.0 must lie in (0, 1]" in told.value.problems
     assert "config.arms, c: config.checkpoint.path must be empty: arms would share one folder" in told.value.problems
 
 
@@ -338,3 +440,27 @@ def test_a_float_whose_default_is_a_whole_number_takes_fractions():
     assert config_files.from_config_dict(values).gepa.dev_size == 0.25
     for text, value in (("9", 9.0), ("0.5", 0.5)):
         assert config_files.load(SMOKE, [("gepa.dev_size", text)]).gepa.dev_size == value
+
+
+def test_flags_that_are_numbers_have_ranges_too():
+    wanted = {"n": (int, ranges.COUNT), "t": (float, ranges.TEMPERATURE_OR_GREEDY)}
+    assert config_files.numbers({"n": "16", "t": "0", "other": "x"}, wanted) == {"n": 16, "t": 0.0}
+    assert problems_of(config_files.numbers, {"n": "9" * 5000, "t": ""}, wanted) == [
+        f"--n={'9' * 5000} must be an integer, at least 1",
+        "--t= must be a number, 0, or in [0.01, 100]",
+    ]
+    assert problems_of(config_files.numbers, {"n": "0", "t": "inf"}, wanted) == ["--n=0 must be at least 1", "--t=inf must be finite"]
+
+
+def test_an_integer_too_large_for_a_float_is_out_of_range():
+    cfg = config_files.load(SMOKE, [("optim.lr", "1" + "0" * 400)])
+    assert "config.optim.lr=inf must be finite" in config_rules.problems(config.resolve(cfg), 1)
+
+
+def test_the_report_s_numbers_have_ranges():
+    from p2o_jax.report.__main__ import main
+
+    assert problems_of(main, ["nowhere", "--port=99999", "--samples-mb=inf"]) == [
+        "--port=99999 must lie in [0, 65,535]",
+        "--samples-mb=inf must be finite",
+    ]

@@ -13,6 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "p2o_jax"
 
 FLOORS = (
+    # 0: ranges of numbers, which settings and flags have
+    ("ranges",),
     # 1: host records and settings
     ("records", "config", "progress", "files", "file_digests", "guards", "peers", "subprocesses"),
     # 2: rules and files of settings; what needs nothing but records and settings
@@ -28,11 +30,13 @@ FLOORS = (
     # 7: one module per command; all but main use main's error handling
     ("main", "generate", "score", "export", "evaluate", "prepare", "plan", "report"),
 )
-FLOOR = {room: number for number, rooms in enumerate(FLOORS, start=1) for room in rooms}
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 COMMANDS = FLOORS[-1]
 MAY_IMPORT_SIBLINGS = {(name, "main") for name in COMMANDS if name != "main"}  # main.command: errors in one line each
 MAY_IMPORT_SIBLINGS |= {("evaluate", "generate"), ("evaluate", "export")}  # how to fit the sampler, and a run's policy
-WITHOUT_JAX = ("data", "rewards", "gepa", "mining", "assign", "bandit", "history", "records", "config", "config_rules", "config_files")
+WITHOUT_JAX = (
+    "ranges", "data", "rewards", "gepa", "mining", "assign", "bandit", "history", "records", "config", "config_rules", "config_files",
+)  # fmt: skip
 
 
 def room_of(path: Path) -> str:

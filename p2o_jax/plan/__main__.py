@@ -24,6 +24,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the compiler wants no TPU, and 
 from p2o_jax import config, config_files, files
 from p2o_jax.config import ConfigError
 from p2o_jax.main import command
+from p2o_jax.ranges import COUNT, Range
 
 FLAGS = {
     "config": None,
@@ -52,12 +53,14 @@ def run(argv: Sequence[str]) -> None:
 
     if flags["quick"] not in ("true", "false"):
         raise ConfigError(f"--quick={flags['quick']}: expected true or false")
-    how = programs.How(int(_number(flags, "jobs")), flags["quick"] == "true")
+    flags["response"] = flags["response"] or str(max(cfg.rollout.max_new_tokens // 2, 1))
+    wanted = dict.fromkeys(("prompt", "response", "questions", "jobs"), (int, COUNT))
+    given = config_files.numbers(flags, wanted | ({"price": (float, Range(gt=0, le=1e6))} if flags["price"] else {}))
+    how = programs.How(given["jobs"], flags["quick"] == "true")
     topology = chips.parse(flags["topology"])
     name = flags["model"] or cfg.model.path
-    response = _number(flags, "response") if flags["response"] else cfg.rollout.max_new_tokens / 2
-    work = Workload(int(_number(flags, "prompt")), int(response), int(_number(flags, "questions")))
-    case = planner.Case(name, programs.model_spec(name), cfg, topology, work, _number(flags, "price") if flags["price"] else None)
+    work = Workload(given["prompt"], given["response"], given["questions"])
+    case = planner.Case(name, programs.model_spec(name), cfg, topology, work, given.get("price"))
     if flags["sweep"]:
         figures = sweep.run(case, flags["sweep"].split(","), _tell, how)
         print(sweep.as_text(figures))
@@ -78,16 +81,6 @@ def _file(flags: dict[str, str], name: str) -> Path | None:
     if problems:
         raise ConfigError(*problems)
     return path if flags[name] else None
-
-
-def _number(flags: dict[str, str], name: str) -> float:
-    try:
-        value = float(flags[name])
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise ConfigError(f"--{name}={flags[name]}: expected a positive number")
-    return value
 
 
 def _tell(line: str) -> None:

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from p2o_jax import files
+from p2o_jax import config_files, files
 from p2o_jax.config import ConfigError
 from p2o_jax.main import command
+from p2o_jax.ranges import Range
 from p2o_jax.report import page, run, serve
+
+NUMBERS = {"port": (int, Range(ge=0, le=65535)), "samples-mb": (float, Range(ge=0, le=1e5))}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -26,13 +29,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--out", type=Path, default=Path("report.html"))
     parser.add_argument("--serve", action="store_true")
-    parser.add_argument("--port", type=int, default=8100)
-    parser.add_argument("--samples-mb", type=float, default=3.0)
+    parser.add_argument("--port", default="8100")
+    parser.add_argument("--samples-mb", default="3")
     flags = parser.parse_args(argv)
-    paths, samples_bytes = run.workdirs(flags.runs), int(flags.samples_mb * 1e6)
+    given = config_files.numbers({"port": flags.port, "samples-mb": flags.samples_mb}, NUMBERS)
+    paths, samples_bytes = run.workdirs(flags.runs), int(given["samples-mb"] * 1e6)
     if flags.serve:
         try:
-            server = serve.server(paths, flags.port)
+            server = serve.server(paths, given["port"])
         except OSError as e:
             raise ConfigError(f"--port={flags.port}: {e.strerror}") from e
         with server, suppress(KeyboardInterrupt):

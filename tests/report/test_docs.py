@@ -125,5 +125,12 @@ def test_marked_sentences_by_hand():
 def test_every_setting_is_in_the_reference():
     text = generate.configuration()
     assert "| `gepa.fill_width` | bool | faithful: `False`, recommended: `True` |" in text
-    assert "| `mining.max_successes` | int | `1` | a question is hard with at most so many successes, and not all, in its group |" in text
+    assert (
+        "| `mining.max_successes` | int | `1` | at least 0 | a question is hard with at most so many successes, and not all, in its group |"
+        in text
+    )
+    assert (
+        "| `eval.temperature` | float | `0.0` | 0, or in [0.01, 100] |" in text
+        and "| `loss.dual_clip` | float | `3.0` | more than 1 |" in text
+    )
     assert "{question} is where a question that is a text goes" in text and "NAME=PATH,NAME=PATH for several sets" in text
