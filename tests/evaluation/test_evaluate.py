@@ -136,7 +136,8 @@ def test_it_says_what_is_wrong(tmp_path, evaluated):
     assert "--benchmarks: required" in problems("--model", MODEL, f"--out={tmp_path / 'o'}")[0]
     assert "holds an evaluation already" in problems("--model", MODEL, f"--benchmarks=aime25={data}", f"--out={evaluated}")[0]
     good = ("--model", MODEL, f"--benchmarks=aime25={data}", f"--out={tmp_path / 'o'}")
-    assert problems(*good, "--k=1.5", "--temperature=nan") == ["--k=1.5 must be an integer, at least 1", "--temperature=nan must be finite"]
+    both = problems(*good, "--k=1.5", "--temperature=nan")
+    assert both == ("--k=1.5 must be an integer, at least 1", "--temperature=nan must be finite")
     assert "--temperature=1e-38 must lie in [0.01, 100]" in problems(*good, "--temperature=1e-38")[0]
     assert "--k=0" in problems(*good, "--k=0")[0] and "--temperature=hot" in problems(*good, "--temperature=hot")[0]
     assert "need --workdir" in problems(*good, "--template=best")[0]
