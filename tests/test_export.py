@@ -61,32 +61,39 @@ KINDS = {base: [0, 2], chat_model: 2, two_ends: [2, 7], own_template: 2}
 
 
 def finished(workdir, directory, chat, **sections):
-    """A run with one checkpoint: the model, but more likely to stop, since the rows of its stop tokens are doubled in the head."""
+    """A run with one checkpoint: (state, spec).
+
+    Its policy is the model, but more likely to stop, since the rows of its stop tokens are doubled in the head. With adapters, it is
+    the model with adapters of random numbers.
+    """
     cfg = config.resolve(config.Config(model=config.Model(path=str(directory), **sections.pop("model", {})), chat=chat, **sections))
     workdir.mkdir()
     (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(cfg)))
     spec = dataclasses.replace(hf_config.read_spec(directory), lora=lora.from_config(cfg.lora))
-    learner = Learner(spec, sharding.make_mesh((1, 8, 1)), cfg, 10, jnp.float32, 0)
-    shardings = learner.param_shardings
-    loaded = hf.load(directory, spec, lora.split(spec, shardings)[1] or shardings, cfg.model.param_dtype)
-    state = learner.init(lora.add(spec, loaded, jax.random.key(1), shardings))
-    if not spec.lora:
-        head, ends = "embed" if spec.tied else "lm_head", list(load_tokenizer(directory).stop_ids)
-        state = state._replace(params={**state.params, head: state.params[head].at[jnp.array(ends)].mul(2.0)})
+    mesh = sharding.make_mesh((1, 8, 1))
+    learner, shardings = Learner(spec, mesh, cfg, 10, jnp.float32, 0), sharding.param_shardings(spec, mesh, sharding.LEARNER)
+    params = hf.load(directory, spec, lora.split(spec, shardings)[1] or shardings, cfg.model.param_dtype)
+    if spec.lora:
+        params = lora.add(spec, params, jax.random.key(1), shardings)
+        params["blocks"] = {n: w + 0.1 if n.endswith("_lora_b") else w for n, w in params["blocks"].items()}
+    else:
+        head, ends = "embed" if spec.tied else "lm_head", jnp.array(load_tokenizer(directory).stop_ids)
+        params[head] = params[head].at[ends].mul(2.0)
+    state = learner.init(params)
     checkpoints = Checkpoints(workdir, cfg.checkpoint)
     checkpoints.save(RunState(state))
     checkpoints.close()
-    return cfg, learner, state
+    return state, spec
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.__name__)
 def exported(request, tmp_path_factory):
-    """(kind, the run's model, its config, its export)"""
+    """(kind, the run's model, its chat settings, its export)"""
     folder = tmp_path_factory.mktemp(request.param.__name__)
     directory, chat = request.param(folder / "model")
-    cfg, *_ = finished(folder / "run", directory, chat)
+    finished(folder / "run", directory, chat)
     export.run([f"--workdir={folder / 'run'}", f"--out={folder / 'out'}", "--dtype=float32"])
-    return request.param, directory, cfg, folder / "out"
+    return request.param, directory, chat, folder / "out"
 
 
 def test_an_export_names_the_stop_tokens_of_the_run(exported):
@@ -102,34 +109,34 @@ def test_an_export_names_the_stop_tokens_of_the_run(exported):
 
 
 def test_an_export_renders_prompts_as_the_run(exported):
-    _, directory, cfg, out = exported
-    ours = Chat(load_tokenizer(directory), cfg.chat)
-    theirs = Chat(load_tokenizer(out), dataclasses.replace(cfg.chat, template=""))
+    _, directory, chat, out = exported
+    ours = Chat(load_tokenizer(directory), chat)
+    theirs = Chat(load_tokenizer(out), dataclasses.replace(chat, template=""))
     assert theirs.render_text("What is 1 + 1?") == ours.render_text("What is 1 + 1?")
     assert "chat_template" not in json.loads((out / "tokenizer_config.json").read_text())
-    expected = {"system_prompt": cfg.chat.system_prompt, "enable_thinking": cfg.chat.enable_thinking}
-    assert json.loads((out / "p2o_jax.json").read_text()) == expected | {"prompt_template": cfg.data.prompt_template}
+    expected = {"system_prompt": chat.system_prompt, "enable_thinking": chat.enable_thinking}
+    assert json.loads((out / "p2o_jax.json").read_text()) == expected | {"prompt_template": config.Data().prompt_template}
 
 
 def test_transformers_renders_and_stops_where_we_do(exported, tmp_path):
     torch = pytest.importorskip("torch")
     import transformers
 
-    _, _, cfg, out = exported
+    _, _, chat, out = exported
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": q}) + "\n" for q in QUESTIONS))
-    settings = [f"--config.chat.enable_thinking={str(cfg.chat.enable_thinking).lower()}"]
-    settings += [f"--config.chat.system_prompt={cfg.chat.system_prompt}"] if cfg.chat.system_prompt else []
+    settings = [f"--config.chat.enable_thinking={str(chat.enable_thinking).lower()}"]
+    settings += [f"--config.chat.system_prompt={chat.system_prompt}"] if chat.system_prompt else []
     flags = ["--temperature=0", f"--config.rollout.max_new_tokens={RESPONSE_TOKENS}", *settings]
     generate.run([f"--model={out}", f"--prompts={tmp_path / 'p.jsonl'}", f"--out={tmp_path / 'out.jsonl'}", *flags])
     ours = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-    system = [{"role": "system", "content": cfg.chat.system_prompt}] if cfg.chat.system_prompt else []
+    system = [{"role": "system", "content": chat.system_prompt}] if chat.system_prompt else []
     for question, row in zip(QUESTIONS, ours, strict=True):
         inputs = tokenizer.apply_chat_template(
             [*system, {"role": "user", "content": question}],
             add_generation_prompt=True,
-            enable_thinking=cfg.chat.enable_thinking,
+            enable_thinking=chat.enable_thinking,
             return_tensors="pt",
             return_dict=True,
         )

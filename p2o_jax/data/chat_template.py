@@ -12,6 +12,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
+from p2o_jax import subprocesses
 from p2o_jax.records import Message
 
 CPU_S = 5  # processor time for a rendering; an ordinary one takes less than a millisecond
@@ -20,7 +21,6 @@ MAX_CHARS = 4 << 20  # in a rendered text: the longest contexts of models are ab
 WALL_S = 120.0  # if the limit on processor time has no effect
 MAX_ATTEMPTS = 2  # the process may have been killed from outside; if it dies twice, the template is at fault
 _WORKER = Path(__file__).with_name("template_worker.py")
-_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # no keys, no tokens
 
 
 class TemplateFailed(Exception):
@@ -82,10 +82,9 @@ class _Worker:
 
     def __init__(self, setup: bytes):
         self._connection, theirs = Pipe()
-        env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(_WORKER), str(theirs.fileno())],
-            env=env | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            env=subprocesses.environment() | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

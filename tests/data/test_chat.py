@@ -237,10 +237,11 @@ LOOPS = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
 )
 def test_a_hostile_template_is_refused_within_seconds(tokenizer, template, reason, monkeypatch):
     monkeypatch.setattr(chat_template, "CPU_S", 0)
+    monkeypatch.setattr(chat_template, "MEMORY_BYTES", 1 << 28)
     start = time.monotonic()
     with pytest.raises(config.ConfigError, match=rf"config\.chat\.template: .*({reason})"):
         Chat(tokenizer, config.Chat(template=template))
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60  # one second each; the machine may be busy
 
 
 def test_a_template_that_hangs_on_one_question_only_is_refused_there(tokenizer, monkeypatch):
