@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.report import Target
-from p2o_jax import config, config_files, gepa
+from p2o_jax import config, config_files, gepa, sampling_params
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.main import command
 from p2o_jax.records import Ledger, Outcome, Question, SearchResult
@@ -80,7 +80,7 @@ class World:
         from p2o_jax import build, mining, runtime
         from p2o_jax.assign import asks_for
         from p2o_jax.progress import Reporter
-        from p2o_jax.records import Assignment, Sampling
+        from p2o_jax.records import Assignment
         from p2o_jax.rewards.verify import Verifier
         from p2o_jax.rollout.answer import Answerer
 
@@ -92,7 +92,7 @@ class World:
         loaded = build.load_questions(cfg)
         r = cfg.rollout
         asks = asks_for(loaded.questions, Assignment(), r.group_size, "bench")
-        how = Sampling(r.temperature, r.max_new_tokens, r.top_k, r.top_p, r.min_p)
+        how = sampling_params.training(cfg)
         rollouts = self.answerer.answer(self.weights, asks, how, runtime.key(0, "bench"))
         solved_QG = np.array([x.succeeded for x in rollouts]).reshape(-1, r.group_size)
         names = set(mining.find_hard(loaded.questions, solved_QG, np.zeros_like(solved_QG), cfg.mining))
@@ -101,10 +101,9 @@ class World:
     def search(self, cfg: Config, seed: int) -> tuple[dict[str, float], int]:
         """Figures of one phase, and the rollouts that it generated."""
         from p2o_jax import runtime
-        from p2o_jax.records import Sampling
         from p2o_jax.rollout.stages import Stages
 
-        key, how = runtime.key(seed, "bench/gepa"), Sampling(cfg.gepa.reflect_temperature, cfg.gepa.reflect_new_tokens)
+        key, how = runtime.key(seed, "bench/gepa"), sampling_params.reflection(cfg)
 
         def reply(prompts: Sequence[str], names: Sequence[str], spent: Any) -> Any:
             return self.answerer.reply(self.weights, prompts, names, how, key)

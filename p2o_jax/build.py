@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from p2o_jax import checkpoint, config, config_rules, footprint, limits, recorder, run_directory, runtime
+from p2o_jax import checkpoint, config, config_rules, footprint, limits, recorder, run_directory, runtime, sampling_params
 from p2o_jax.checkpoint import Checkpoints
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data import benchmarks, sources
@@ -28,7 +28,7 @@ from p2o_jax.models import hf, hf_config, lora, sharding, transformer
 from p2o_jax.models.spec import ModelSpec, Weight, num_params, weights
 from p2o_jax.progress import Reporter
 from p2o_jax.recorder import Recorder
-from p2o_jax.records import Question, Rollout, RunState, Sampling
+from p2o_jax.records import Question, Rollout, RunState
 from p2o_jax.rewards.verify import Verifier
 from p2o_jax.rl import advantages, cost
 from p2o_jax.rl.batch import Example
@@ -75,9 +75,9 @@ class Parts:
         self.verifier = Verifier(cfg.reward)
         self._check_answers(train, *heldout)
         self.answerer = Answerer(self.engine, self.chat, self.verifier.judge, reporter)
-        self.sampling = training_sampling(cfg)
+        self.sampling = sampling_params.training(cfg)
         self.fill = self._dynamic_sampling() if cfg.rollout.dynamic_sampling else fill.as_asked
-        self.evaluation = Evaluation(heldout, self.answerer, cfg.eval, cfg.rollout.max_new_tokens, self.key("eval"))
+        self.evaluation = Evaluation(heldout, self.answerer, cfg.eval, sampling_params.evaluation(cfg), self.key("eval"))
         settings = settings_digest(run_directory.fixed_settings(cfg))
         self.journals = PhaseJournals(workdir, cfg.train.seed, settings, reporter.line)
         self._write_run_files = lambda: run_directory.write_run_files(workdir, cfg, train, *heldout)
@@ -166,7 +166,7 @@ class Parts:
             endpoint = api.Endpoint(self.cfg.api, g, keys, f"{self.cfg.train.seed}/api/{step}")
             return lambda prompts, names, spent: runtime.from_process_0(lambda: endpoint.complete(prompts, names, spent))
         params = policy if g.reflector == "policy" else self.reference_params
-        how = Sampling(g.reflect_temperature, g.reflect_new_tokens)
+        how = sampling_params.reflection(self.cfg)
         return lambda prompts, names, spent: self.answerer.reply(laid_out.of(params), prompts, names, how, key)
 
     def step_costs(self, rollouts: Sequence[Rollout], scored: Sequence[Example]) -> dict[str, dict[str, float]]:
@@ -341,17 +341,14 @@ def model_reflects(cfg: Config) -> bool:
 
 def sampling_programs(cfg: Config, engine: Engine) -> list[Program]:
     """Every program that a run's sampling can need, the first steps' first."""
-    r, g = cfg.rollout, cfg.gepa
+    g = cfg.gepa
     longest = config.max_templated_prompt_tokens(cfg) if g.enabled else cfg.data.max_prompt_tokens
-    uses = [(training_sampling(cfg), longest), (Sampling(cfg.eval.temperature, r.max_new_tokens), longest)]
+    uses = [(sampling_params.training(cfg), longest), (sampling_params.evaluation(cfg), longest)]
+    if g.enabled:
+        uses.append((sampling_params.candidates(cfg), longest))
     if model_reflects(cfg):
-        uses.append((Sampling(g.reflect_temperature, g.reflect_new_tokens), config.max_prompt_tokens(cfg)))
+        uses.append((sampling_params.reflection(cfg), config.max_prompt_tokens(cfg)))
     return list(dict.fromkeys(program for how, prompt in uses for program in engine.needed(how, prompt)))
-
-
-def training_sampling(cfg: Config) -> Sampling:
-    r = cfg.rollout
-    return Sampling(r.temperature, r.max_new_tokens, r.top_k, r.top_p, r.min_p)
 
 
 def load_questions(cfg: Config) -> sources.Loaded:

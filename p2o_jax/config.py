@@ -102,7 +102,9 @@ class Rollout:
     questions: int = bounded(128, ge=1)  # per training step
     group_size: int = bounded(6, ge=1)  # G, rollouts per question
     temperature: float = bounded(0.6, TEMPERATURE)
-    top_k: int = bounded(0, ge=0)  # 0: off
+    # 0: off. top_k, top_p and min_p hold for all that the model writes: training, evaluation,
+    # candidates of GEPA and reflection (p2o_jax/sampling_params.py)
+    top_k: int = bounded(0, ge=0)
     top_p: float = bounded(1.0, gt=0, le=1)  # 1: off
     min_p: float = bounded(0.0, ge=0, lt=1)  # 0: off
     max_new_tokens: int = bounded(12288, ge=1)

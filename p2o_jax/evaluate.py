@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from p2o_jax import config, config_files, files
+from p2o_jax import config, config_files, files, sampling_params
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data import benchmarks, sources
 from p2o_jax.evaluation import report
@@ -32,7 +32,7 @@ from p2o_jax.main import command
 from p2o_jax.metrics import read_rows
 from p2o_jax.progress import Reporter
 from p2o_jax.ranges import COUNT, TEMPERATURE
-from p2o_jax.records import Ask, Sampling
+from p2o_jax.records import Ask
 from p2o_jax.rewards import own
 from p2o_jax.rewards.lenient import Grade, LenientGrader
 
@@ -152,8 +152,7 @@ class Answers:
         """n samples of each question under a template, all of a question's before the next one's."""
         from p2o_jax import runtime
 
-        r = self.cfg.rollout
-        how = Sampling(temperature, r.max_new_tokens, r.top_k, r.top_p, r.min_p)
+        how = sampling_params.at(self.cfg, temperature)
         asks = [Ask(q, template, f"{part.name}/{q.id}/{i}") for q in part.questions for i in range(n)]
         key = runtime.key(self.cfg.train.seed, "evaluate")
         rollouts = self.answerer.answer(self.weights, asks, how, key, phase="eval")

@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from p2o_jax import config, config_files, files, records
+from p2o_jax import config, config_files, files, records, sampling_params
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data import sources
 from p2o_jax.main import command
@@ -78,7 +78,7 @@ def run(argv: Sequence[str]) -> None:
     with ExitStack() as stack:
         out = _open(flags["out"], runtime.is_main_process(), stack)
         verifier = stack.enter_context(Verifier(cfg.reward))
-        how = Sampling(temperature, cfg.rollout.max_new_tokens, cfg.rollout.top_k, cfg.rollout.top_p, cfg.rollout.min_p)
+        how = sampling_params.at(cfg, temperature)
         sample(cfg, model, [p.question for p in prompts], ids, n, how, verifier, out, reporter)
 
 

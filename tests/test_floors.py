@@ -18,7 +18,20 @@ FLOORS = (
     # 1: host records and settings
     ("records", "config", "progress", "files", "file_digests", "guards", "peers", "subprocesses"),
     # 2: rules and files of settings; what needs nothing but records and settings
-    ("config_rules", "config_files", "data", "rewards", "gepa", "mining", "assign", "bandit", "history", "models", "runtime"),
+    (
+        "config_rules",
+        "config_files",
+        "data",
+        "rewards",
+        "gepa",
+        "mining",
+        "assign",
+        "bandit",
+        "history",
+        "models",
+        "runtime",
+        "sampling_params",
+    ),  # fmt: skip
     # 3: what is built of those (metrics and world use gepa's names and prompts)
     ("rollout", "rl", "world", "metrics", "checkpoint_reader", "recipes", "limits"),
     # 4: evaluation on the sampler; the records of a run, its directory; what learner and sampler take of memory
@@ -35,7 +48,8 @@ COMMANDS = FLOORS[-1]
 MAY_IMPORT_SIBLINGS = {(name, "main") for name in COMMANDS if name != "main"}  # main.command: errors in one line each
 MAY_IMPORT_SIBLINGS |= {("evaluate", "generate"), ("evaluate", "export")}  # how to fit the sampler, and a run's policy
 WITHOUT_JAX = (
-    "ranges", "data", "rewards", "gepa", "mining", "assign", "bandit", "history", "records", "config", "config_rules", "config_files",
+    "ranges", "sampling_params",
+    "data", "rewards", "gepa", "mining", "assign", "bandit", "history", "records", "config", "config_rules", "config_files",
 )  # fmt: skip
 
 

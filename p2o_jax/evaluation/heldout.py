@@ -17,11 +17,10 @@ from p2o_jax.rollout.answer import Answerer, Cost
 class Evaluation:
     """The held-out sets and how they are sampled. The first one is the dev set, whose accuracy is `eval/accuracy`."""
 
-    def __init__(self, sets: Sequence[Loaded], answerer: Answerer, cfg: config.Eval, max_new_tokens: int, key: jax.Array):
+    def __init__(self, sets: Sequence[Loaded], answerer: Answerer, cfg: config.Eval, sampling: Sampling, key: jax.Array):
         self.sets = [(part.name, part.questions[: cfg.max_questions] if cfg.max_questions else part.questions) for part in sets]
         self.questions = [question for _, questions in self.sets for question in questions]
-        self.answerer, self.cfg, self.key = answerer, cfg, key
-        self.sampling = Sampling(cfg.temperature, max_new_tokens)
+        self.answerer, self.cfg, self.sampling, self.key = answerer, cfg, sampling, key
 
     def is_due(self, step: int) -> bool:
         """Before the first step, and every `every_steps`."""

@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from p2o_jax import build, config
+from p2o_jax import build, config, sampling_params
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.models import hf_config, lora, sharding, transformer
 from p2o_jax.models.spec import ModelSpec, Rope
 from p2o_jax.plan import cost
 from p2o_jax.plan.chips import GIB, Topology
-from p2o_jax.records import Sampling
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rollout import memory
 from p2o_jax.rollout.engine import Engine
@@ -152,8 +151,7 @@ def lowered(parts: Parts, prompt: int, depths: Sequence[int] = ()) -> Iterator[A
 def sampler(engine: Engine, cfg: Config, prompt: int) -> Iterator[Asked]:
     """The sampler's programs for prompts of this many tokens in whole groups, and for the longest ones that training has, each rollout
     by itself."""
-    r = cfg.rollout
-    needed = engine.needed(Sampling(r.temperature, r.max_new_tokens, r.top_k, r.top_p, r.min_p), max(r.prompt_buckets))
+    needed = engine.needed(sampling_params.training(cfg), max(cfg.rollout.prompt_buckets))
     usual, longest = bucket_of(cfg, prompt), bucket_of(cfg, config.max_templated_prompt_tokens(cfg))
     for bucket, (rows, group) in dict.fromkeys([(usual, engine.shapes(usual)[-1]), (longest, engine.shapes(longest)[0])]):
         for p in needed:

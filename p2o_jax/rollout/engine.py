@@ -341,7 +341,7 @@ class Engine:
         N = self.max_rollouts
         sizes = ((p.rows,), (p.rows,), (N,), (N,), (N, 2), (1,))
         queue = decode.Queue(*(self._of_rows(n, np.uint32 if len(n) > 1 else np.int32) for n in sizes))
-        how = sampling.knobs(Sampling(1.0, 1))
+        how = sampling.abstract_knobs()
         stop_V, key, *rest = (self._scalar(bool, self.stop_V.shape), self._scalar(np.uint32, (2,)), how, self._scalar(np.int32))
         args = (self.abstract_bank(p), queue, self.abstract_run(p._replace(bucket=self.copied(p.bucket, p.group))), stop_V, key, *rest)
         jitted = jax.jit(self._over_shards(run, "wrrrwwww", "rr"), donate_argnums=3, out_shardings=(self._run_shardings, self.rows))

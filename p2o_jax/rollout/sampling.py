@@ -29,6 +29,11 @@ def knobs(sampling: Sampling) -> Knobs:
     return Knobs(np.float32(s.temperature), np.int32(s.top_k), np.float32(s.top_p), np.float32(s.min_p), np.bool_(s.plain_logps))
 
 
+def abstract_knobs() -> Knobs:
+    """Scalars of the types that `knobs` gives, to lower programs with."""
+    return Knobs(np.float32(1), np.int32(0), np.float32(1), np.float32(0), np.bool_(False))
+
+
 def filters(sampling: Sampling) -> bool:
     """Whether any of top-k, top-p and min-p is on: those sort the vocabulary, so it is another program."""
     return sampling.temperature > 0 and (sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0)

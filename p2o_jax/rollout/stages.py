@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from p2o_jax import config, gepa, runtime
-from p2o_jax.records import Ask, Ledger, Outcome, Question, Rollout, RunState, Sampling, digest
+from p2o_jax import config, gepa, runtime, sampling_params
+from p2o_jax.records import Ask, Ledger, Outcome, Question, Rollout, RunState, digest
 from p2o_jax.rollout.answer import Answerer, Cost
 
 T = TypeVar("T")
@@ -43,14 +43,13 @@ class Stages:
         ledger: Ledger,
         transfers: Transfers | None = None,
     ):
-        assert cfg.gepa.temperature is not None, "config.gepa must be resolved"
         self.answerer, self.weights, self.reply, self.key = answerer, weights, reply, key
         assert transfers or not cfg.gepa.reliance, "gepa.reliance needs transfers"
         self.ledger, self.transfers = ledger, transfers if cfg.gepa.reliance else None
         self.num_calls = 0
         self.stage = "seed"
         self.last_costs: dict[str, Cost] = {}  # of the last call, by phase
-        self.evaluation = Sampling(cfg.gepa.temperature, cfg.rollout.max_new_tokens)
+        self.evaluation = sampling_params.candidates(cfg)
         self.max_prompt_tokens = config.max_templated_prompt_tokens(cfg)
 
     def enter(self, stage: str) -> None:

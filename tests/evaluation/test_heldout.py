@@ -6,7 +6,7 @@ import pytest
 from p2o_jax import config, metrics
 from p2o_jax.data.sources import Loaded
 from p2o_jax.evaluation.heldout import Evaluation
-from p2o_jax.records import Completion, Question, Rollout, Verdict
+from p2o_jax.records import Completion, Question, Rollout, Sampling, Verdict
 
 
 def questions(prefix, scores, **meta):
@@ -34,7 +34,7 @@ class Known:
 
 def evaluation(*sets, **changes):
     parts = [Loaded(name, qs, 0, tuple(range(len(qs))), name=name) for name, qs in sets]
-    return Evaluation(parts, Known(), config.Eval(**changes), 8, None)
+    return Evaluation(parts, Known(), config.Eval(**changes), Sampling(0.0, 8), None)
 
 
 DEV, AIME = questions("d", (1, 0, 0.5, 0)), questions("a", (1, 1))

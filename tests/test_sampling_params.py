@@ -1,0 +1,79 @@
+"""One place makes the settings of the sampler, and what is compiled ahead is what it makes."""
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from p2o_jax import build, config, sampling_params
+from p2o_jax.config import Config
+from p2o_jax.records import Ledger, Sampling
+from p2o_jax.rollout.stages import Stages
+
+PACKAGE = Path(__file__).parent.parent / "p2o_jax"
+ROLLOUT = config.Rollout(temperature=0.7, top_k=20, top_p=0.9, min_p=0.05, max_new_tokens=100)
+GEPA = config.Gepa(temperature=0.4, reflect_temperature=1.2, reflect_new_tokens=60)
+CFG = config.resolve(Config(rollout=ROLLOUT, gepa=GEPA, eval=config.Eval(temperature=0.3)))
+TRAINING, EVALUATION = Sampling(0.7, 100, 20, 0.9, 0.05), Sampling(0.3, 100, 20, 0.9, 0.05)
+CANDIDATES, REFLECTION = Sampling(0.4, 100, 20, 0.9, 0.05), Sampling(1.2, 60, 20, 0.9, 0.05)
+
+
+def test_filters_hold_for_every_use_and_temperatures_for_their_own():
+    assert (sampling_params.training(CFG), sampling_params.evaluation(CFG)) == (TRAINING, EVALUATION)
+    assert (sampling_params.candidates(CFG), sampling_params.reflection(CFG)) == (CANDIDATES, REFLECTION)
+    assert sampling_params.at(CFG, 0.6) == Sampling(0.6, 100, 20, 0.9, 0.05)
+
+
+def constructions(source: str) -> list[int]:
+    """The lines that call `Sampling`, by whatever module's name."""
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    names = ((call.lineno, call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")) for call in calls)
+    return [line for line, name in names if name == "Sampling"]
+
+
+def test_no_other_place_makes_sampling_settings():
+    made = {path.relative_to(PACKAGE).as_posix(): constructions(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
+    assert [name for name, lines in made.items() if lines] == ["sampling_params.py"]
+    assert constructions("a = Sampling(1.0, 1)\nb = records.Sampling(0.0, 2)\nc = DynamicSampling()") == [1, 2]
+
+
+class Asked:
+    """A sampler and an answerer that note what they are asked for."""
+
+    def __init__(self):
+        self.uses = []
+
+    def needed(self, how, longest_prompt):
+        self.uses.append((how, longest_prompt))
+        return [how]
+
+    def reply(self, weights, prompts, names, how, key):
+        self.uses.append(how)
+        return [], {}
+
+
+@pytest.mark.parametrize(
+    ("gepa", "expected"),
+    [
+        ({}, [(TRAINING, 5120), (EVALUATION, 5120), (CANDIDATES, 5120), (REFLECTION, 32768)]),
+        ({"reflector": "api"}, [(TRAINING, 5120), (EVALUATION, 5120), (CANDIDATES, 5120)]),
+        ({"enabled": False}, [(TRAINING, 4096), (EVALUATION, 4096)]),
+    ],
+)
+def test_programs_of_every_use_are_compiled_ahead(gepa, expected):
+    """4,096 tokens of a question, 1,024 of a template, 32,768 of a reflection prompt."""
+    engine = Asked()
+    programs = build.sampling_programs(replace(CFG, gepa=replace(CFG.gepa, **gepa)), engine)
+    assert engine.uses == expected and programs == [how for how, _ in expected]
+    assert len(build.sampling_programs(config.resolve(Config(gepa=config.Gepa(enabled=False))), Asked())) == 2
+
+
+def test_gepa_samples_by_these_settings():
+    stages = Stages(None, None, None, CFG, None, Ledger())
+    assert stages.evaluation == CANDIDATES
+    answerer = Asked()
+    parts = SimpleNamespace(cfg=CFG, answerer=answerer, reference_params=None)
+    build.Parts.reflector(parts, SimpleNamespace(of=lambda params: None), None, None, 0)((), (), {})
+    assert answerer.uses == [REFLECTION]
