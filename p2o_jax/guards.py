@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Self
 
+from p2o_jax import run_lock
+
 
 class Preempted(BaseException):
     """The machine is about to be taken away: leave, with what there is saved. No `Exception`, so that nobody takes it for a failure."""
@@ -90,6 +92,7 @@ class Preemption:
                 print(f"SIGTERM: saving, and leaving within {self.grace_s:g} s", file=sys.stderr, flush=True)
                 if not self._left.wait(self.grace_s):
                     print("time is up; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+                    run_lock.release_all()
                     os._exit(0)
                 return
 

@@ -36,13 +36,14 @@ def main(argv: Sequence[str]) -> None:
         if not cfg.arms:
             train_one(cfg, workdir, preemption.poll)
             return
-        from p2o_jax import compare
+        from p2o_jax import compare, run_directory
 
         arms = {name: config.resolve(arm) for name, arm in config_files.arms(values).items()}
         check_arms(arms)
-        for name, arm in arms.items():
-            train_one(arm, workdir / name, preemption.poll)
-        compare.write(workdir, list(arms))
+        with run_directory.claim(workdir):
+            for name, arm in arms.items():
+                train_one(arm, workdir / name, preemption.poll)
+            compare.write(workdir, list(arms))
 
 
 def _on_any(holds: bool) -> bool:
@@ -71,26 +72,27 @@ def train_one(cfg: Config, workdir: Path, poll: Callable[[], None]) -> None:
     Raises:
         Preempted: with the state of the run saved.
     """
-    from p2o_jax import build, compare, runtime, train
+    from p2o_jax import build, compare, run_directory, runtime, train
 
     runtime.start(cfg.mesh, cfg.train.compile_cache)
     reporter = Reporter(enabled=runtime.is_main_process(), poll=poll)
     reporter.line(f"--- {workdir}")
-    parts = build.Parts(cfg, workdir, reporter)
-    reporter.line(build.describe(parts))
-    with contextlib.ExitStack() as stack:
-        stack.callback(parts.close)
-        try:
-            state = train.run(cfg, parts)
-        except guards.Preempted:
-            parts.checkpoints.save_last()
-            raise
-        except Exception:
-            if peers.joined():
-                stack.pop_all()  # the others may not come to where checkpoints are closed together
-            raise
-    if runtime.is_main_process():
-        compare.write_one(workdir, parts.model.directory, state.ledger)
+    with run_directory.claim(workdir, cfg.checkpoint.path):
+        parts = build.Parts(cfg, workdir, reporter)
+        reporter.line(build.describe(parts))
+        with contextlib.ExitStack() as stack:
+            stack.callback(parts.close)
+            try:
+                state = train.run(cfg, parts)
+            except guards.Preempted:
+                parts.checkpoints.save_last()
+                raise
+            except Exception:
+                if peers.joined():
+                    stack.pop_all()  # the others may not come to where checkpoints are closed together
+                raise
+        if runtime.is_main_process():
+            compare.write_one(workdir, parts.model.directory, state.ledger)
 
 
 def command(run: Callable[[Sequence[str]], None]) -> None:

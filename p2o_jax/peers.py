@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
+from p2o_jax import run_lock
+
 GONE = 75  # exit code where another process is the reason: "try again" by sysexits.h
 PATIENCE_S = 3.0  # an exception may be the echo of another process' end, of which the message is on its way
 GRACE_S = 10.0  # what has ended another process may end this one by itself, and better told
@@ -37,6 +39,7 @@ class Limits(NamedTuple):
 def _end(text: str) -> None:
     shown = "".join(c if c.isprintable() else "?" for c in text)  # what others have sent
     print(f"error: {shown}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+    run_lock.release_all()
     os._exit(GONE)
 
 
@@ -273,6 +276,7 @@ def stop(code: int, reason: str) -> NoReturn:
 def _exit(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
+    run_lock.release_all()
     os._exit(code)
 
 

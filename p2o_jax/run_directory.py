@@ -1,21 +1,52 @@
 """What a run directory says about its run: settings, questions and versions, and whether a command may go on there."""
 
+import contextlib
 import dataclasses
 import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from p2o_jax import files, runtime
+from p2o_jax import files, run_lock, runtime
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data import sources
 from p2o_jax.records import digest
 from p2o_jax.subprocesses import environment
+
+
+@contextlib.contextmanager
+def claim(workdir: Path, checkpoint_path: str = "") -> Iterator[None]:
+    """Holds a run directory, and a checkpoint folder elsewhere, for this command alone.
+
+    Process 0 takes the locks, and all learn whether it could. A `gs://` folder has no lock; the
+    note in it that names its run (`owner`) stands in for one.
+
+    Raises:
+        ConfigError: another process is at work there, which the line names.
+    """
+    folders = {workdir.resolve(): f"--workdir={workdir}"}
+    if checkpoint_path and "://" not in checkpoint_path:
+        folders.setdefault(Path(checkpoint_path).resolve(), f"config.checkpoint.path={checkpoint_path}")
+    with contextlib.ExitStack() as stack:
+
+        def take() -> list[str]:
+            problems = []
+            for folder, option in folders.items():
+                try:
+                    stack.enter_context(run_lock.Lock(folder))
+                except (run_lock.Held, OSError) as e:
+                    problems.append(f"{option}: {e}")
+            return problems
+
+        if problems := runtime.from_process_0(take):
+            raise ConfigError(*problems)
+        yield
 
 
 def changed_settings(workdir: Path, cfg: Config) -> list[str]:

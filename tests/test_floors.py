@@ -13,8 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "p2o_jax"
 
 FLOORS = (
-    # 0: ranges of numbers, which settings and flags have
-    ("ranges",),
+    # 0: ranges of numbers, which settings and flags have; what ends with the process, however that ends
+    ("ranges", "run_lock"),
     # 1: host records and settings
     ("records", "config", "progress", "files", "file_digests", "guards", "peers", "subprocesses"),
     # 2: rules and files of settings; what needs nothing but records and settings
@@ -48,7 +48,7 @@ COMMANDS = FLOORS[-1]
 MAY_IMPORT_SIBLINGS = {(name, "main") for name in COMMANDS if name != "main"}  # main.command: errors in one line each
 MAY_IMPORT_SIBLINGS |= {("evaluate", "generate"), ("evaluate", "export")}  # how to fit the sampler, and a run's policy
 WITHOUT_JAX = (
-    "ranges", "sampling_params",
+    "ranges", "run_lock", "sampling_params",
     "data", "rewards", "gepa", "mining", "assign", "bandit", "history", "records", "config", "config_rules", "config_files",
 )  # fmt: skip
 
