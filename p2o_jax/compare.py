@@ -26,7 +26,9 @@ def write_one(workdir: Path, model_directory: Path, ledger: Ledger) -> None:
         "generated_tokens": max((row.get("ledger/generated_tokens", 0) for row in metrics), default=0),
         "steps": sum("train/loss" in row for row in metrics),
         "seconds_by_phase": {phase: round(sum(row.get(f"time/{phase}_s", 0) for row in metrics), 2) for phase in PHASES},
-        "seconds": round(sum(read_seconds(workdir)), 1),  # of all starts
+        "template": evaluations[-1].get("template", "") if evaluations else "",  # under which `accuracy` was measured
+        "seconds": round(sum(read_seconds(workdir)), 1),  # of all starts, without pretraining
+        "pretraining_seconds": round(sum(row.get("time/pretraining_s", 0) for row in metrics), 1),
         "ledger": {phase: {k: v for k, v in row.items() if k != "seconds"} for phase, row in ledger.costs.items()},
         "seconds_ledger": {phase: round(row["seconds"], 2) for phase, row in ledger.costs.items() if "seconds" in row},
     }
@@ -45,6 +47,8 @@ def write(workdir: Path, arms: Sequence[str]) -> None:
     combined |= {
         "p_chain_plain": results[arms[0]].get("p_chain_plain"),
         "seconds": round(sum(results[arm]["seconds"] for arm in arms), 1),
+        "pretraining_seconds": round(sum(results[arm].get("pretraining_seconds", 0) for arm in arms), 1),
+        "templated": [arm for arm in arms if results[arm].get("template")],
         "by_family": {arm: results[arm]["by_family"] for arm in arms},
         "seconds_by_phase": {arm: results[arm]["seconds_by_phase"] for arm in arms},
         "frac_zero_advantage_by_epoch": {arm: _by_epoch(rows[arm], "rollout/frac_zero_advantage") for arm in arms},
@@ -52,7 +56,7 @@ def write(workdir: Path, arms: Sequence[str]) -> None:
         "best_templates": {arm: best_templates(workdir / arm) for arm in arms},
     }
     files.write_json(workdir / "result.json", combined)
-    plot(workdir, arms)
+    plot(workdir, arms, combined["templated"])
     _print_table(workdir, combined, arms)
 
 
@@ -65,7 +69,7 @@ def best_templates(workdir: Path, count: int = 5) -> list[dict[str, Any]]:
     return list(best.values())[:count]
 
 
-def plot(workdir: Path, arms: Sequence[str]) -> None:
+def plot(workdir: Path, arms: Sequence[str], templated: Sequence[str] = ()) -> None:
     """Draws workdir/comparison.png: accuracy and lost groups against generated tokens, hard questions by epoch, seconds by phase."""
     import matplotlib
 
@@ -86,7 +90,8 @@ def plot(workdir: Path, arms: Sequence[str]) -> None:
         width = 0.8 / len(arms)
         seconds.bar([p + i * width for p in range(len(PHASES))], [times[p] for p in PHASES], width, **style)
     tokens = "generated tokens (thousands)"
-    accuracy.set(title="Held-out hard questions, plain prompt", xlabel=tokens, ylabel="accuracy", ylim=(-0.02, 1.02))
+    title = f"Held-out questions, {_accuracy(templated, arms)}"
+    accuracy.set(title=title, xlabel=tokens, ylabel="accuracy", ylim=(-0.02, 1.02))
     lost.set(title="Groups that teach nothing (zero advantage)", xlabel=tokens, ylabel="share", ylim=(-0.02, 1.02))
     hard.set(title="Hard questions found", xlabel="epoch", ylabel="questions", ylim=(0, None))
     seconds.set(title="Seconds by phase", xticks=[p + 0.4 - 0.4 / len(arms) for p in range(len(PHASES))], xticklabels=PHASES)
@@ -104,21 +109,34 @@ def _print_table(workdir: Path, combined: dict[str, Any], arms: Sequence[str]) -
     console = Console(soft_wrap=True, highlight=False)
     table = Table(
         "",
-        "plain accuracy",
+        _accuracy(combined["templated"], arms),
         "generated tokens",
         *sorted(combined["by_family"][arms[0]] or {}),
-        title="Held-out hard questions, no template",
+        title="Held-out questions",
     )
     table.add_row("base", _told(combined["base"]), "0")
     for arm in arms:
         families = combined["by_family"][arm] or {}
         shares = (f"{families[f]:.2f}" for f in sorted(families))
-        table.add_row(arm, _told(combined[arm]), f"{combined[f'tokens_{arm}']:,.0f}", *shares)
+        name = f"{arm} (best template)" if arm in combined["templated"] and len(combined["templated"]) < len(arms) else arm
+        table.add_row(name, _told(combined[arm]), f"{combined[f'tokens_{arm}']:,.0f}", *shares)
     console.print(table)
     for arm in arms:
         for template in combined["best_templates"][arm]:
             console.print(f"{arm}: template with dev score {template['dev_score']:.2f}: {printable(template['text'])}", markup=False)
-    console.print(f"{workdir / 'result.json'}  {workdir / 'comparison.png'}  {combined['seconds']:.0f} s", markup=False)
+    console.print(f"{workdir / 'result.json'}  {workdir / 'comparison.png'}  {_seconds(combined)}", markup=False)
+
+
+def _accuracy(templated: Sequence[str], arms: Sequence[str]) -> str:
+    """What the arms' accuracies are, some or all of which were measured under the best template."""
+    if not templated:
+        return "plain accuracy"
+    return "accuracy under the best template" if len(templated) == len(arms) else "accuracy"
+
+
+def _seconds(combined: dict[str, Any]) -> str:
+    pretraining = combined["pretraining_seconds"]
+    return f"{combined['seconds']:.0f} s" + (f", and {pretraining:.0f} s of pretraining" if pretraining else "")
 
 
 def _told(accuracy: float | None) -> str:

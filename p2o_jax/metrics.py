@@ -1,13 +1,12 @@
 """What is measured: a table of every metric's name and meaning, and those computed from rollouts. The x-axis is the policy step."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from p2o_jax import history
+from p2o_jax import history, record_rows
 from p2o_jax.config import ConfigError
 from p2o_jax.gepa import STATS, api
 from p2o_jax.records import Ledger, Rollout
@@ -123,15 +122,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file, without a last line that a kill has torn off; none if there is no such file.
 
     Raises:
-        ConfigError: with a line for every other line that is no JSON.
+        ConfigError: with a line for every other line that is no JSON, or, in a record file of a run, no row of its kind.
     """
     lines = path.read_bytes().split(b"\n") if path.exists() else []
+    check = record_rows.CHECKS.get(path.stem, lambda: lambda row: "")()
     rows, bad = [], []
     for number, line in enumerate(lines, start=1):
-        try:
-            rows += [json.loads(line)] if line else []
-        except ValueError:
-            bad += [f"{path}:{number}: not JSON: {line[:60]!r}"] if number < len(lines) else []
+        row, problem = record_rows.checked(line, check)
+        if not problem:
+            rows.append(row)
+        elif line and number < len(lines):
+            bad.append(f"{path}:{number}: {problem}: {line[:60]!r}")
     if bad:
         raise ConfigError(*bad)
     return rows

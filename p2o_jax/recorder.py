@@ -111,7 +111,8 @@ class Recorder:
         tokens = state.ledger.total("generated_tokens")
         shares = {name: part["accuracy"] for name, part in row["sets"].items()} if "sets" in row else row["by_family"]
         families = "  ".join(f"{name} {score:.2f}" for name, score in shares.items())
-        self.reporter.line(f"eval at step {state.step}: plain accuracy {row['accuracy']:.3f}  ({families})  after {tokens:,.0f} tokens")
+        asked = "accuracy under the best template" if row["template"] else "plain accuracy"
+        self.reporter.line(f"eval at step {state.step}: {asked} {row['accuracy']:.3f}  ({families})  after {tokens:,.0f} tokens")
         if self.log:
             values |= {"ledger/generated_tokens": tokens} | self._times() | ledger_metrics(state.ledger)
             self.log.metrics(state.tick, state.step, values)
@@ -160,7 +161,7 @@ class RunLog:
         from tensorboardX import SummaryWriter
 
         self.workdir = workdir
-        self.clock = Clock(workdir, reporter.begin)
+        self.clock = Clock(workdir, reporter.begin + reporter.seconds.get("pretraining", 0.0))  # which is no part of the run
         ticks = {name: cut(workdir / f"{name}.jsonl", tick, reporter.line) for name in self.FILES}["metrics"]
         if missing := sorted(set(range(tick)) - ticks):
             reporter.line(f"{workdir / 'metrics.jsonl'}: there are no rows of the ticks {missing[:20]}{' ...' if missing[20:] else ''}")

@@ -16,7 +16,7 @@ FLOORS = (
     # 0: ranges of numbers, which settings and flags have; what ends with the process, however that ends
     ("ranges", "run_lock"),
     # 1: host records and settings
-    ("records", "config", "progress", "files", "file_digests", "guards", "peers", "subprocesses"),
+    ("records", "config", "progress", "files", "file_digests", "guards", "peers", "record_rows", "subprocesses"),
     # 2: rules and files of settings; what needs nothing but records and settings
     (
         "config_rules",

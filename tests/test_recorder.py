@@ -7,11 +7,12 @@ import types
 
 import pytest
 
-from p2o_jax import recorder
+from p2o_jax import compare, recorder
 from p2o_jax.config import Config, ConfigError, Train
 from p2o_jax.metrics import read_rows
 from p2o_jax.progress import Reporter, printable
 from p2o_jax.recorder import Clock, RunLog, WandbRun, cut, read_seconds
+from p2o_jax.records import Ledger, RunState
 
 
 class Telling(Reporter):
@@ -159,3 +160,46 @@ def test_the_seconds_of_all_starts_count(tmp_path):
 def test_text_of_a_model_cannot_command_the_terminal():
     hostile = "a\x1b[31mred\x07\r\x9b2J\u202e\u2066\ud800 ü 答\n\tb"
     assert printable(hostile) == "a\\x1b[31mred\\x07\\r\\x9b2J\\u202e\\u2066\\ud800 ü 答\n\tb"
+
+
+def test_pretraining_is_no_part_of_a_run_s_seconds(tmp_path):
+    """It was in those of the first arm, which looked slower than the others."""
+    reporter = Telling()
+    reporter.begin -= 100.0
+    reporter.seconds["pretraining"] = 90.0
+    RunLog(tmp_path, 0, 0, reporter).close()
+    assert read_seconds(tmp_path) == [pytest.approx(10.0, abs=2.0)]
+
+
+def test_an_evaluation_s_line_says_how_it_asked(tmp_path):
+    record = recorder.Recorder.__new__(recorder.Recorder)
+    record.reporter, record.log, record.watchdog = Telling(), None, types.SimpleNamespace(restart=lambda: None)
+    for template in ("", "Think."):
+        record.evaluation(RunState(None), {}, {"accuracy": 0.5, "by_family": {}, "template": template}, {})
+    plain, templated = record.reporter.lines
+    assert "plain accuracy 0.500" in plain and "accuracy under the best template 0.500" in templated and "plain" not in templated
+
+
+def arm(workdir, template, pretraining):
+    workdir.mkdir(parents=True)
+    evaluations = [{"step": 0, "accuracy": 0.1, "template": ""}, {"step": 0, "accuracy": 0.3, "template": template}]
+    row = {"generated_tokens": 5, "by_family": {"add": 0.2}}
+    metrics = [{"step": 0, "ledger/generated_tokens": 5, "time/pretraining_s": pretraining}, {"step": 0, "time/pretraining_s": 0.25}]
+    for name, rows in (("evaluations", [e | row for e in evaluations]), ("metrics", metrics)):
+        (workdir / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (workdir / "seconds.json").write_text("[4.0, 6.0]")
+    compare.write_one(workdir, workdir, Ledger())
+
+
+def test_a_comparison_says_how_arms_were_asked_and_what_pretraining_took(tmp_path, capsys):
+    arm(tmp_path / "grpo", "", 90.0)
+    arm(tmp_path / "gepa_only", "Think.", 0.0)
+    compare.write(tmp_path, ["grpo", "gepa_only"])
+    told, result = capsys.readouterr().out, json.loads((tmp_path / "result.json").read_text())
+    assert result["seconds"] == 20.0 and result["pretraining_seconds"] == 90.4 and result["templated"] == ["gepa_only"]
+    assert "gepa_only (best template)" in told and "plain accuracy" not in told and "20 s, and 90 s of pretraining" in told
+    compare.write(tmp_path, ["grpo"])
+    assert "plain accuracy" in capsys.readouterr().out
+    (tmp_path / "grpo" / "evaluations.jsonl").write_text('{"step": 0}\n')
+    with pytest.raises(ConfigError, match="evaluations.jsonl:1: no `accuracy`"):
+        compare.write(tmp_path, ["grpo"])

@@ -6,9 +6,11 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Shaped
+from scipy.special import stdtrit
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+Z95 = 1.959964  # standard normal quantile of .975
 _CHUNK = 1000  # resamples drawn at a time
 
 
@@ -50,6 +52,33 @@ def interval(*sets: Float[np.ndarray, "Q"], seed: int = 0) -> tuple[float, float
     )
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def interval_of_mean(mean: float, error: float | None, count: int) -> tuple[float, float]:
+    """The 95 % interval of a mean over `count` questions whose scores lie in [0, 1], from the mean and its standard error.
+
+    Wilson's where each score is 0 or 1, or where the error is not known. Scores that are all 0 or 1 have the error
+    sqrt(p (1 - p) / (n - 1)), and any others of the same mean have a smaller one: where scores are graded, or are themselves
+    means of several rollouts, the interval is Student's, cut to [0, 1].
+    """
+    if error is None or count == 0 or mean in (0.0, 1.0):
+        return wilson(mean, count)
+    if count == 1:
+        return 0.0, 1.0
+    if math.isclose(error, math.sqrt(mean * (1 - mean) / (count - 1)), rel_tol=1e-6):
+        return wilson(mean, count)
+    half = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * error
+    return max(mean - half, 0.0), min(mean + half, 1.0)
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share among so many independent questions; never empty, at shares of 0 and 1 neither."""
+    if count == 0:
+        return 0.0, 1.0
+    middle = share + Z95**2 / (2 * count)
+    half = Z95 * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
+    scale = 1 + Z95**2 / count
+    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
 
 
 def standard_error(value_Q: Shaped[np.ndarray, "Q"]) -> float:

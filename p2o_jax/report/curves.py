@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from p2o_jax.evaluation.estimates import interval_of_mean
 from p2o_jax.report.rows import number
 
 MAX_POINTS = 1000  # of a curve
-Z95 = 1.959964  # standard normal quantile of .975
 KINDS = {"policy": "train/bad_updates", "evaluation": "eval/accuracy", "prompts": "gepa/skipped"}  # by a metric that only they have
 AXES = {"step": "step", "tokens": "ledger/generated_tokens"}
 
@@ -45,12 +45,17 @@ def not_finite(rows: Iterable[Mapping[str, Any]]) -> int:
     return sum(number(value) is None for row in rows for name, value in row.items() if "/" in name)
 
 
+def finite(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The rows without those values, which no sum can take either."""
+    return [{name: value for name, value in row.items() if number(value) is not None} for row in rows]
+
+
 def evaluations(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Accuracy on held-out questions over time with its 95 % interval, and by benchmark, or by family where there is one benchmark."""
     found = []
     for row in rows:
-        low, high = wilson(row["accuracy"], row.get("questions", 0))
-        parts = {name: part["accuracy"] for name, part in row["sets"].items()} if "sets" in row else row.get("by_family") or {}
+        low, high = interval_of_mean(row["accuracy"], row.get("standard_error"), row.get("questions", 0))
+        parts = {name: part["accuracy"] for name, part in row["sets"].items()} if "sets" in row else row.get("by_family", {})
         found.append(
             {
                 "step": row["step"],
@@ -59,17 +64,8 @@ def evaluations(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "low": number(low),
                 "high": number(high),
                 "questions": row.get("questions", 0),
+                "templated": bool(row.get("template", "").strip()),
                 "parts": {name: number(value) for name, value in parts.items()},
             }
         )
     return found
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share among so many independent questions; never empty, at shares of 0 and 1 neither."""
-    if count == 0:
-        return 0.0, 1.0
-    middle = share + Z95**2 / (2 * count)
-    half = Z95 * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
-    scale = 1 + Z95**2 / count
-    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)

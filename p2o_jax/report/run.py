@@ -1,33 +1,18 @@
 """What a page tells of a run, from the files of its workdir. A run that is still going on, or was killed, has less of it."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from p2o_jax import record_rows
 from p2o_jax.config import ConfigError
 from p2o_jax.gepa.search import REJECTIONS
 from p2o_jax.metrics import AMOUNTS, METRICS, PHASES
+from p2o_jax.progress import printable
 from p2o_jax.report import curves, questions, rows, samples, templates
 
 MAX_NOTES = 50
-NEEDS = {  # the fields that a row of each file must have
-    "metrics": ("step",),
-    "evaluations": ("step", "accuracy"),
-    "templates": ("epoch",),
-    "questions": (
-        "epoch",
-        "question_id",
-        "hard",
-        "plain",
-        "templated",
-        "templates",
-        "first_hard_epoch",
-        "internalised_epoch",
-        "relapsed_epoch",
-    ),
-}
-FILES = (*NEEDS, "samples")
+FILES = ("metrics", "evaluations", "templates", "questions", "samples")
 
 
 def workdirs(paths: Sequence[str]) -> list[Path]:
@@ -67,34 +52,35 @@ def _names(paths: Sequence[Path]) -> list[str]:
     """As little of each path, from its end, as tells it from the others."""
     parts = [path.resolve().parts for path in paths]
     length = next((n for n in range(1, 99) if len({p[-n:] for p in parts}) == len(parts)), 99)
-    return ["/".join(p[-length:]) for p in parts]
+    return [printable("/".join(p[-length:])) for p in parts]
 
 
 def read(workdir: Path, name: str, samples_bytes: int) -> dict[str, Any]:
     """What the page shows of one run."""
     notes: list[str] = []
-    config = rows.read_json(workdir / "config.json", notes)
-    versions = rows.read_json(workdir / "versions.json", notes)
-    success_above = config.get("reward", {}).get("success_above", 0.5)
-    read_rows = {file: rows.read(workdir / f"{file}.jsonl", needs, notes) for file, needs in NEEDS.items()}
+    config = record_rows.read_json(workdir / "config.json", notes)
+    versions = record_rows.read_json(workdir / "versions.json", notes)
+    success_above = record_rows.field(config, ("reward", "success_above"), record_rows.NUMBER, 0.5, "config.json", notes)
+    read_rows = {file: record_rows.read(workdir / f"{file}.jsonl", notes) for file in FILES[:-1]}
     metrics = list(read_rows["metrics"])
+    finite = curves.finite(metrics)
+    if bad := curves.not_finite(metrics):
+        notes.append(f"metrics.jsonl: {bad} values are not finite numbers and are left out of the curves")
     evaluations = curves.evaluations(read_rows["evaluations"])
     trees = templates.epochs(read_rows["templates"], success_above)
     lives = questions.lives(read_rows["questions"])
     shown = samples.chosen(workdir / "samples.jsonl", samples_bytes, notes)
     wanted = {question for tree in trees for question in _question_ids(tree)} | set(lives["questions"])
-    if bad := curves.not_finite(metrics):
-        notes.append(f"metrics.jsonl: {bad} values are not finite numbers and are left out of the curves")
     return {
         "name": name,
-        "summary": _summary(workdir, metrics, evaluations, notes),
+        "summary": _summary(workdir, config, finite, evaluations, notes),
         "curves": curves.of_rows(metrics),
         "evaluations": evaluations,
         "templates": trees,
         "questions": lives,
         "samples": shown,
         "question_texts": samples.question_texts(workdir / "samples.jsonl", wanted),
-        "ledger": _ledger(metrics),
+        "ledger": _ledger(finite),
         "config": _flat(config),
         "versions": {key: _told(value) for key, value in versions.items()},
         "notes": notes if len(notes) <= MAX_NOTES else [*notes[:MAX_NOTES], f"{len(notes) - MAX_NOTES} further notes"],
@@ -105,15 +91,20 @@ def _question_ids(tree: dict[str, Any]) -> set[str]:
     return set(tree["dev"]) | {question for proposal in tree["rejected"] for question in proposal["minibatch"]}
 
 
-def _summary(workdir: Path, metrics: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
-    """The run in a few numbers. `seconds` are of all its starts."""
-    starts = workdir / "seconds.json"
-    result = rows.read_json(workdir / "result.json", notes)
+def _summary(
+    workdir: Path, config: dict[str, Any], metrics: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]], notes: list[str]
+) -> dict[str, Any]:
+    """The run in a few numbers. `seconds` are of all its starts, without the pretraining of the base model."""
+    result = record_rows.read_json(workdir / "result.json", notes)
+    seconds = record_rows.read_seconds(workdir / "seconds.json", notes)
+    of_result = record_rows.field(result, ("seconds",), record_rows.NUMBER, None, "result.json", notes)
     totals = {name: max((row.get(f"ledger/{name}", 0) for row in metrics), default=0) for name in ("generated_tokens", "rollouts", "flops")}
     return {
+        "method": _method(config),
         "finished": bool(result),
         "steps": sum("train/bad_updates" in row for row in metrics),
-        "seconds": sum(json.loads(starts.read_text(encoding="utf-8"))) if starts.exists() else result.get("seconds"),
+        "seconds": of_result if seconds is None else seconds,
+        "pretraining_seconds": round(sum(row.get("time/pretraining_s", 0) for row in metrics), 1),
         "before": evaluations[0] if evaluations else None,
         "after": evaluations[-1] if evaluations else None,
         "seconds_by_phase": _seconds_by_phase(metrics),
@@ -121,10 +112,20 @@ def _summary(workdir: Path, metrics: Sequence[dict[str, Any]], evaluations: Sequ
     }
 
 
+def _method(config: dict[str, Any]) -> str:
+    """What the run did to the policy and its prompts, by its settings."""
+    gepa, train = (part if isinstance(part := config.get(name), dict) else {} for name in ("gepa", "train"))
+    if gepa.get("enabled") is False:
+        return "GRPO"
+    if train.get("epochs") == 0:
+        return "GEPA alone, no training,"
+    return "GEPA once, then GRPO," if gepa.get("schedule") == "first" else "P²O"
+
+
 def _seconds_by_phase(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The sums of time/NAME_s; compiling is inside the others."""
     names = {name for row in metrics for name in row if name.startswith("time/") and not name.startswith(("time/ledger_", "time/compile"))}
-    sums = {name: sum(row.get(name) or 0 for row in metrics) for name in sorted(names)}
+    sums = {name: sum(row.get(name, 0) for row in metrics) for name in sorted(names)}
     return {name.removeprefix("time/").removesuffix("_s"): round(value, 2) for name, value in sums.items() if value >= 0.01}
 
 

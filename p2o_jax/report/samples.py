@@ -9,7 +9,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from p2o_jax.report.rows import MAX_CHARS, clip, is_drawn, lines, number, parsed
+from p2o_jax.record_rows import SAMPLES, checked, lines
+from p2o_jax.report.rows import MAX_CHARS, clip, is_drawn, number
 
 QUESTION_ID = re.compile(rb'"question_id": "([^"]*)"')
 QUESTION_CHARS = 600  # of a question that is shown beside a template or in a list
@@ -30,8 +31,9 @@ def chosen(path: Path, max_bytes: int, notes: list[str]) -> dict[str, Any]:
     for number_of_line, line in lines(path):
         if not is_drawn(str(number_of_line), share):
             continue
-        if (row := parsed(line)) is None:
-            notes.append(f"{path.name}:{number_of_line}: no row of a run; left out")
+        row, problem = checked(line, SAMPLES.problem)
+        if problem:
+            notes.append(f"{path.name}:{number_of_line}: {problem}; left out")
         else:
             told = shown(row)
             rows.append(told | {name: texts.setdefault(told[name], len(texts)) for name in SHARED})
@@ -51,9 +53,14 @@ def question_texts(path: Path, wanted: Collection[str]) -> dict[str, str]:
     for _, line in lines(path):
         match = QUESTION_ID.search(line)
         name = match[1].decode("utf-8", "replace") if match else ""
-        if name in wanted and name not in texts and (row := parsed(line)):
+        if name in wanted and name not in texts and (row := _row(line)):
             texts[name] = clip(row.get("question") or "", QUESTION_CHARS)
     return texts
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    row, problem = checked(line, SAMPLES.problem)
+    return None if problem else row
 
 
 class SampleFile:
@@ -101,7 +108,7 @@ class SampleFile:
             for line in f:
                 if not line.endswith(b"\n"):
                     break
-                if (row := parsed(line)) is None:
+                if (row := _row(line)) is None:
                     self._bad += 1
                 else:
                     status = self._statuses.setdefault(clip(row.get("status", ""), 100), len(self._statuses))
@@ -124,5 +131,5 @@ class SampleFile:
             for i in which:
                 f.seek(self._places[i])
                 line = f.readline()
-                if word in line.lower() and (row := parsed(line)):
+                if word in line.lower() and (row := _row(line)):
                     yield i, row

@@ -106,3 +106,24 @@ def test_the_interval_of_a_mean_of_means_weighs_sets_alike():
 def test_standard_error_by_hand():
     assert estimates.standard_error(np.array([0.0, 1.0])) == pytest.approx(0.5)
     assert estimates.standard_error(np.array([1.0])) == 0.0
+
+
+def test_the_interval_of_a_mean_is_wilson_s_for_zeros_and_ones_and_student_s_for_others():
+    """By hand: 30 right of 100; four scores of mean .5 and deviation .2582 (t of .975 with 3 degrees is 3.1824)."""
+    right = np.array([1.0] * 30 + [0.0] * 70)
+    assert estimates.interval_of_mean(0.3, estimates.standard_error(right), 100) == estimates.wilson(0.3, 100)
+    graded = np.array([0.2, 0.4, 0.6, 0.8])
+    low, high = estimates.interval_of_mean(0.5, estimates.standard_error(graded), 4)
+    assert low == pytest.approx(0.5 - 3.1824 * 0.2582 / 2, abs=1e-4) and high == pytest.approx(0.5 + 3.1824 * 0.2582 / 2, abs=1e-4)
+    assert estimates.interval_of_mean(0.9, 0.1, 3)[1] == 1.0, "scores are no larger"
+    assert estimates.interval_of_mean(0.0, 0.0, 8) == estimates.wilson(0.0, 8) and estimates.wilson(0.0, 8)[1] > 0.3
+    assert estimates.interval_of_mean(0.4, 0.0, 1) == (0.0, 1.0)
+    assert estimates.interval_of_mean(0.4, None, 50) == estimates.wilson(0.4, 50)
+
+
+def test_the_interval_of_graded_scores_covers_their_mean_as_often_as_it_says_and_is_narrower_than_wilson_s():
+    rng = np.random.default_rng(0)
+    score_RQ = rng.beta(4.0, 4.0, (2000, 40))
+    found = [estimates.interval_of_mean(float(s.mean()), estimates.standard_error(s), 40) for s in score_RQ]
+    assert 0.93 < np.mean([low < 0.5 < high for low, high in found]) < 0.97
+    assert np.mean([high - low for low, high in found]) < 0.4 * (estimates.wilson(0.5, 40)[1] - estimates.wilson(0.5, 40)[0])

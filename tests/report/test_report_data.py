@@ -8,7 +8,9 @@ import tracemalloc
 
 import pytest
 
+from p2o_jax import record_rows
 from p2o_jax.config import ConfigError
+from p2o_jax.evaluation import estimates
 from p2o_jax.report import curves, page, questions, rows, samples, serve, templates
 from p2o_jax.report import run as report_run
 from p2o_jax.report.__main__ import main
@@ -17,11 +19,11 @@ pytest.importorskip("plotly", reason="pip install 'p2o-jax[report]'")
 
 
 def test_wilson_interval_by_hand():
-    low, high = curves.wilson(0.5, 100)
+    low, high = estimates.wilson(0.5, 100)
     assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)
-    low, high = curves.wilson(0.0, 128)
+    low, high = estimates.wilson(0.0, 128)
     assert low == 0 and math.isclose(high, 1.959964**2 / (128 + 1.959964**2))
-    assert curves.wilson(0.0, 0) == (0.0, 1.0)
+    assert estimates.wilson(0.0, 0) == (0.0, 1.0)
 
 
 def test_a_long_curve_is_thinned_by_means_but_not_what_only_grows():
@@ -59,10 +61,10 @@ def test_a_smaller_share_is_part_of_a_larger_one():
 
 
 def test_what_is_no_row_is_told_and_a_torn_last_line_is_not(tmp_path):
-    (tmp_path / "x.jsonl").write_bytes(b'{"a": 1}\nhalf\n[1]\n{"a": 2}\n{"b": 2}\n{"a": 3')
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\nhalf\n[1]\n{"step": 2}\n{"b": 2}\n{"step": 3')
     notes: list[str] = []
-    assert [row["a"] for row in rows.read(tmp_path / "x.jsonl", ("a",), notes)] == [1, 2]
-    assert notes == [f"x.jsonl:{line}: no row of a run; left out" for line in (2, 3, 5)]
+    assert [row["step"] for row in record_rows.read(tmp_path / "metrics.jsonl", notes)] == [1, 2]
+    assert notes == [f"metrics.jsonl:{why}; left out" for why in ("2: not JSON", "3: not a JSON object", "5: no `step`")]
 
 
 def test_a_tree_has_its_candidates_and_why_others_are_not_in_it():
@@ -181,8 +183,8 @@ def test_damaged_files_are_told_of_and_the_rest_is_shown(run, tmp_path):
     (tmp_path / "versions.json").write_text("{")
     (tmp_path / "questions.jsonl").write_text("{}\n" * 100)
     (told,) = report_run.page_data([tmp_path], 1000)["runs"]
-    assert told["notes"][0] == "versions.json: cannot be read; left out"
-    assert told["notes"][1] == "questions.jsonl:1: no row of a run; left out"
+    assert told["notes"][0] == "versions.json:1: not JSON; left out"
+    assert told["notes"][1] == "questions.jsonl:1: no `epoch`; left out"
     assert told["notes"][-1] == "51 further notes" and len(told["notes"]) == 51
     assert told["summary"]["steps"] == 16
 
@@ -226,7 +228,7 @@ def test_hostile_text_is_data_only(hostile_run):
     assert html.count("</script>") == page.render({"runs": []}).count("</script>") == 3
     assert json.loads(page.embedded(data)) == json.loads(json.dumps(data))
     (told,) = data["runs"]
-    assert told["notes"] == ["samples.jsonl:66: no row of a run; left out"]
+    assert told["notes"] == ["samples.jsonl:66: not a JSON object; left out"]
     assert max(map(len, (*told["samples"]["texts"], *(row["response"] for row in told["samples"]["rows"])))) < 21_000
 
 
@@ -269,3 +271,25 @@ def test_it_is_served_on_this_machine_only_and_told_again_when_it_changed(served
     assert ask(served, f"{asks}0", Host="evil.example:80")[0] == 403
     assert ask(served, "/etc/passwd")[0] == ask(served, "/../config.json")[0] == 404
     assert ask(served, "/data.json", Host="evil.example:80")[0] == 403
+
+
+def test_a_run_without_training_is_called_by_its_name_and_its_prompts(run, tmp_path):
+    """configs/baselines/gepa_only.py: "Trained: P²O, 0 steps" once, and "plain accuracy" of templated answers."""
+    for path in run.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    names = {"P²O": {}, "GRPO": {"gepa": {"enabled": False}}, "GEPA once, then GRPO,": {"gepa": {"schedule": "first"}}}
+    names["GEPA alone, no training,"] = {"gepa": {"schedule": "first"}, "train": {"epochs": 0}}
+    rows = [{"step": 0, "accuracy": 0.1, "questions": 8}, {"step": 0, "accuracy": 0.3, "questions": 8, "template": "Think."}]
+    (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, config in names.items():
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (told,) = report_run.page_data([tmp_path], 1000)["runs"]
+        assert told["summary"]["method"] == name
+    assert [row["templated"] for row in told["evaluations"]] == [False, True]
+
+
+def test_graded_scores_have_student_s_interval():
+    scores = {"step": 0, "accuracy": 0.5, "questions": 4}
+    (graded, right) = curves.evaluations([{**scores, "standard_error": 0.12909944}, {**scores, "standard_error": 0.28867513}])
+    assert (graded["low"], graded["high"]) == (0.089148, 0.91085)
+    assert (right["low"], right["high"]) == (0.15004, 0.84996), "Wilson's: two of four"

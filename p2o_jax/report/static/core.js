@@ -2,10 +2,15 @@
 // What every section uses: the data, the view's state, elements made of text only, numbers as people write them.
 
 const page = {
-  data: JSON.parse(document.getElementById("data").textContent),
+  data: parsed(document.getElementById("data").textContent),
   view: { axis: "step", smooth: 1, metric: "train/loss" },
   charts: [],
 };
+
+/** JSON whose objects have the keys that are in it and no others: ids of questions may be "constructor" or "__proto__". */
+function parsed(text) {
+  return JSON.parse(text, (_, value) => (value && typeof value === "object" && !Array.isArray(value) ? Object.assign(Object.create(null), value) : value));
+}
 
 /** An element; props are attributes, except on* (listeners) and dataset. Children are elements or text, never HTML. */
 function el(tag, props = {}, ...children) {

@@ -40,7 +40,7 @@ function follow() {
       const reply = await fetch("/data.json", { headers: { "If-None-Match": stamp }, cache: "no-store" });
       if (reply.status === 200) {
         stamp = reply.headers.get("ETag");
-        update(await reply.json());
+        update(parsed(await reply.text()));
       }
       status.textContent = page.data.runs.every((run) => run.summary.finished) ? "finished" : "live";
     } catch {

@@ -6,24 +6,28 @@ function renderHeadline() {
 
 function runCard(run, i) {
   const { summary, config } = run;
-  const method = config["gepa.enabled"] === "false" ? "GRPO" : "P²O";
   const { before, after } = summary;
   const facts = [
-    ["Trained", `${method} on ${shown(config["data.path"] ?? "?")}, from ${shown(config["model.path"] ?? "?")}`],
+    ["Method", `${summary.method} on ${shown(config["data.path"] ?? "?")}, from ${shown(config["model.path"] ?? "?")}`],
     ["Preset", config.preset ?? "–"],
     ["Policy steps", count(summary.steps) + (summary.finished ? "" : ", not finished")],
     ["Generated", `${short(summary.generated_tokens)} tokens, ${short(summary.rollouts)} rollouts`],
     ["Estimated FLOPs", summary.flops ? short(summary.flops) : "–"],
-    ["Time", duration(summary.seconds)],
+    ["Time", duration(summary.seconds) + (summary.pretraining_seconds >= 1 ? `, and ${duration(summary.pretraining_seconds)} of pretraining` : "")],
   ];
   return el("article", { class: "card" },
     el("h1", {}, dot(i), shown(run.name)),
     el("p", { class: "big" }, after ? share(after.accuracy) : "–"),
     el("p", { class: "soft" }, after
-      ? `plain accuracy on ${count(after.questions)} held-out questions, 95 % interval ${share(after.low)} to ${share(after.high)}; before training ${share(before.accuracy)}`
+      ? `${asked(after)} accuracy on ${count(after.questions)} held-out questions, 95 % interval ${share(after.low)} to ${share(after.high)}; at the start ${share(before.accuracy)}${asked(before) === asked(after) ? "" : `, ${asked(before)}`}`
       : "nothing was evaluated"),
     el("dl", { class: "facts" }, facts.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
     run.notes.length ? el("div", { class: "notes" }, run.notes.map((note) => el("p", {}, shown(note)))) : null);
+}
+
+/** How an evaluation asked its questions. */
+function asked(evaluation) {
+  return evaluation.templated ? "best-template" : "plain";
 }
 
 function accuracyTraces() {
@@ -53,8 +57,10 @@ function renderAccuracy() {
   const layout = () => ({ xaxis: { title: { text: axisTitle() } }, yaxis: { range: [-0.02, 1.02] } });
   const parts = [...new Set(runs.flatMap((run) => run.evaluations.flatMap((row) => Object.keys(row.parts))))].sort();
   const last = (run, part) => share(run.evaluations.at(-1)?.parts[part]);
+  const ways = new Set(runs.flatMap((run) => run.evaluations.map(asked)));
+  const prompts = ways.size > 1 ? "plain prompt or, once there is one, best template" : ways.has("plain") ? "plain prompt" : "best template";
   fill("accuracy", "Accuracy",
-    chart({ title: "Held-out questions, plain prompt", note: "Mean answer score with Wilson's 95 % interval", traces: accuracyTraces, layout, tall: true }),
+    chart({ title: `Held-out questions, ${prompts}`, note: "Mean answer score with its 95 % interval: Wilson's where scores are 0 or 1, Student's elsewhere", traces: accuracyTraces, layout, tall: true }),
     parts.length > 1 ? table(["Benchmark or family", ...runs.map((run) => shown(run.name))], parts.map((part) => [shown(part), ...runs.map((run) => last(run, part))])) : null,
     parts.length > 1 ? el("div", { class: "grid" }, parts.slice(0, 12).map((part) => chart({ title: shown(part), traces: () => partTraces(part), layout }))) : null);
 }

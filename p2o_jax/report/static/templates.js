@@ -49,8 +49,9 @@ function bestKey(tree) {
 function treeRows(tree) {
   const rows = [], children = new Map();
   const under = (parent, item) => children.set(parent, [...(children.get(parent) ?? []), item]);
-  for (const node of tree.nodes) under(node.parent, { key: `c${node.id}`, node });
-  if (treeView.rejected) tree.rejected.forEach((rejected, i) => under(rejected.parent, { key: `r${i}`, rejected }));
+  const known = new Set(tree.nodes.map((node) => node.id)), above = (item) => (known.has(item.parent) ? item.parent : null);  // a damaged row is left out
+  for (const node of tree.nodes) under(above(node), { key: `c${node.id}`, node });
+  if (treeView.rejected) tree.rejected.forEach((rejected, i) => under(above(rejected), { key: `r${i}`, rejected }));
   const open = (children.get(null) ?? []).map((item) => [item, []]).reverse();
   while (open.length) {
     const [item, rails] = open.pop();
