@@ -19,14 +19,14 @@ function runCard(run, i) {
     el("h1", {}, dot(i), shown(run.name)),
     el("p", { class: "big" }, after ? share(after.accuracy) : "–"),
     el("p", { class: "soft" }, after
-      ? `${asked(after)} accuracy on ${count(after.questions)} held-out questions, 95 % interval ${share(after.low)} to ${share(after.high)}; at the start ${share(before.accuracy)}${asked(before) === asked(after) ? "" : `, ${asked(before)}`}`
+      ? `${promptsOf(after)} accuracy on ${count(after.questions)} held-out questions, 95 % interval ${share(after.low)} to ${share(after.high)}; at the start ${share(before.accuracy)}${promptsOf(before) === promptsOf(after) ? "" : `, ${promptsOf(before)}`}`
       : "nothing was evaluated"),
     el("dl", { class: "facts" }, facts.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
     run.notes.length ? el("div", { class: "notes" }, run.notes.map((note) => el("p", {}, shown(note)))) : null);
 }
 
 /** How an evaluation asked its questions. */
-function asked(evaluation) {
+function promptsOf(evaluation) {
   return evaluation.templated ? "best-template" : "plain";
 }
 
@@ -57,7 +57,7 @@ function renderAccuracy() {
   const layout = () => ({ xaxis: { title: { text: axisTitle() } }, yaxis: { range: [-0.02, 1.02] } });
   const parts = [...new Set(runs.flatMap((run) => run.evaluations.flatMap((row) => Object.keys(row.parts))))].sort();
   const last = (run, part) => share(run.evaluations.at(-1)?.parts[part]);
-  const ways = new Set(runs.flatMap((run) => run.evaluations.map(asked)));
+  const ways = new Set(runs.flatMap((run) => run.evaluations.map(promptsOf)));
   const prompts = ways.size > 1 ? "plain prompt or, once there is one, best template" : ways.has("plain") ? "plain prompt" : "best template";
   fill("accuracy", "Accuracy",
     chart({ title: `Held-out questions, ${prompts}`, note: "Mean answer score with its 95 % interval: Wilson's where scores are 0 or 1, Student's elsewhere", traces: accuracyTraces, layout, tall: true }),

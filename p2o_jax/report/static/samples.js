@@ -33,7 +33,7 @@ async function ofServer() {
   const number = ++asked;
   try {
     const reply = await fetch(`/samples.json?${new URLSearchParams(sampleView)}`, { cache: "no-store" });
-    const found = reply.ok ? await reply.json() : null;
+    const found = reply.ok ? parsed(await reply.text()) : null;
     return number === asked ? found : null;
   } catch {
     return null;
