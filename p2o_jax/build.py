@@ -24,7 +24,7 @@ from p2o_jax.data.chat import Chat, load_tokenizer
 from p2o_jax.data.questions import Questions
 from p2o_jax.evaluation.heldout import Evaluation
 from p2o_jax.gepa import api
-from p2o_jax.models import hf, hf_config, lora, sharding, transformer
+from p2o_jax.models import hf, hf_config, lora, sharding
 from p2o_jax.models.spec import ModelSpec, Weight, num_params, weights
 from p2o_jax.progress import Reporter
 from p2o_jax.recorder import Recorder
@@ -314,9 +314,7 @@ def reference_bytes(cfg: Config, spec: ModelSpec, mesh: Mesh, dtype: Any) -> int
         return 0
     held = cfg.model.param_dtype if spec.lora else reference_dtype(cfg, dtype)
     spec = dataclasses.replace(spec, lora=None)
-    whole = jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0), held))
-    shardings = sharding.param_shardings(spec, mesh, sharding.LEARNER)
-    return memory.per_device(jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), whole, shardings))
+    return memory.per_device(sharding.abstract_params(spec, mesh, sharding.LEARNER, held))
 
 
 def reference_dtype(cfg: Config, dtype: Any) -> str:
@@ -396,10 +394,10 @@ def reward_problems(cfg: config.Reward) -> list[str]:
 def _space_problems(cfg: Config, workdir: Path, model: Model, num_questions: int) -> list[str]:
     """A line if the disk has no room for the run's checkpoints: params and both moments of what is trained."""
     trained = jax.tree.leaves(lora.split(model.spec, weights(model.spec))[0], is_leaf=lambda w: isinstance(w, Weight))
-    size = sum(math.prod(w.shape) for w in trained)
-    per_weight = jnp.dtype(cfg.model.param_dtype).itemsize + jnp.dtype(cfg.optim.mu_dtype).itemsize + 4
+    moments = jnp.dtype(cfg.optim.mu_dtype).itemsize + 4
+    state_bytes = sum(math.prod(w.shape) * (jnp.dtype(w.dtype(cfg.model.param_dtype)).itemsize + moments) for w in trained)
     num_steps = cfg.train.epochs * -(-num_questions // max(cfg.rollout.questions, 1))
-    return checkpoint.space_problems(workdir, cfg.checkpoint, size * per_weight, num_steps)
+    return checkpoint.space_problems(workdir, cfg.checkpoint, state_bytes, num_steps)
 
 
 def describe(parts: Parts) -> str:

@@ -127,19 +127,15 @@ def _pick(workdir: Path, tick_of: dict[int, int], wanted: str, best: int | None)
 
 
 def _abstract_params(spec: "ModelSpec", dtype: str) -> Any:
-    """Shapes of the params, spread over all devices where they divide, else on one: whatever mesh the run was on."""
+    """Shapes and dtypes of the params, spread over all devices where they divide, else on one: whatever mesh the run was on."""
     import jax
 
     from p2o_jax.models import sharding
-    from p2o_jax.models.spec import Weight, weights
 
     mesh = sharding.make_mesh((1, len(jax.devices()), 1))
     if sharding.problems(spec, mesh, sharding.LEARNER):
         mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
-    shardings = sharding.param_shardings(spec, mesh, sharding.LEARNER)
-    return jax.tree.map(
-        lambda w, s: jax.ShapeDtypeStruct(w.shape, dtype, sharding=s), weights(spec), shardings, is_leaf=lambda w: isinstance(w, Weight)
-    )
+    return sharding.abstract_params(spec, mesh, sharding.LEARNER, dtype)
 
 
 if __name__ == "__main__":

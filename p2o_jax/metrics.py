@@ -1,4 +1,7 @@
-"""What is measured: a table of every metric's name and meaning, and those computed from rollouts. The x-axis is the policy step."""
+"""What is measured: a table of every metric's name and meaning, and those computed from rollouts. The x-axis is the policy step.
+
+A row has only the metrics that there was something to measure for: a mean or share over nothing is absent, not 0.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,10 +37,10 @@ METRICS: dict[str, str] = {
     "train/policy_loss": "its policy part",
     "train/kl_loss": "aggregated KL to the reference, before its coefficient",
     "train/grad_norm": "global norm of the gradient before clipping",
-    "train/update_norm": "global norm of the change of the parameters",
+    "train/update_norm": "global norm of the change of the parameters as they are stored, rounding included; 0 for a skipped update",
     "train/param_norm": "global norm of the parameters",
     "train/approx_kl": "mean of old minus new log-prob over trained tokens",
-    "train/entropy": "mean entropy of the policy at trained tokens, nats",
+    "train/entropy": "mean entropy of the policy at trained tokens, nats; absent where none was trained",
     "train/frac_clipped": "share of trained tokens whose loss the PPO clip decided",
     "train/frac_dual_clipped": "share of trained tokens whose loss the dual clip decided",
     "train/bad_updates": "updates of this step skipped because loss or gradient was not finite",

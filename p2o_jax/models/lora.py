@@ -68,7 +68,7 @@ def add(spec: ModelSpec, base: Params, key: jax.Array, shardings: Any) -> Params
         assert isinstance(w, Weight)
         if is_adapter(name):
             value = jnp.zeros(w.shape) if w.init == "zeros" else jax.random.normal(jax.random.fold_in(key, i), w.shape) * w.scale
-            fresh[name] = jax.device_put(value, shardings["blocks"][name])
+            fresh[name] = jax.device_put(value.astype(w.dtype(base["embed"].dtype.name)), shardings["blocks"][name])
     return join({"blocks": fresh}, base)
 
 

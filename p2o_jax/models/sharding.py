@@ -64,6 +64,16 @@ def param_shardings(spec: ModelSpec, mesh: Mesh, rules: Rules) -> Any:
     return jax.tree.map(lambda w: NamedSharding(mesh, partition(w, mesh, rules)), weights(spec), is_leaf=_is_weight)
 
 
+def abstract_params(spec: ModelSpec, mesh: Mesh, rules: Rules, param_dtype: str) -> Any:
+    """Shapes, dtypes and shardings of the params, with `model.param_dtype` as given."""
+    return jax.tree.map(
+        lambda w, s: jax.ShapeDtypeStruct(w.shape, w.dtype(param_dtype), sharding=s),
+        weights(spec),
+        param_shardings(spec, mesh, rules),
+        is_leaf=_is_weight,
+    )
+
+
 def partition(w: Weight, mesh: Mesh, rules: Rules) -> PartitionSpec:
     """The mesh axis of each dimension of a weight."""
     return PartitionSpec(*(_mesh_axis(axis, size, mesh, rules) for axis, size in zip(w.axes, w.shape, strict=True)))

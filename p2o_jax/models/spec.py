@@ -89,6 +89,14 @@ class Weight(NamedTuple):
     axes: tuple[str, ...]
     init: Literal["normal", "ones", "zeros"] = "normal"
     scale: float = 0.02
+    adapter: bool = False
+
+    def dtype(self, param_dtype: str) -> str:
+        """The dtype that params hold this weight in, with `model.param_dtype` as given.
+
+        Adapters are always float32: they are small, and all that a run with adapters trains.
+        """
+        return "float32" if self.adapter else param_dtype
 
 
 Weights = dict[str, "Weight | Weights"]
@@ -99,7 +107,7 @@ def weights(spec: ModelSpec) -> Weights:
     V, D = spec.vocab_rows, spec.width
     tree: Weights = {
         "embed": Weight((V, D), ("vocab", "width")),
-        "blocks": {n: Weight((spec.layers, *w.shape), ("layer", *w.axes), w.init, w.scale) for n, w in block_weights(spec).items()},
+        "blocks": {n: w._replace(shape=(spec.layers, *w.shape), axes=("layer", *w.axes)) for n, w in block_weights(spec).items()},
         "final_norm": Weight((D,), ("norm",), "ones"),
     }
     if not spec.tied:
@@ -144,8 +152,8 @@ def _adapter(name: str, w: Weight, rank: int) -> dict[str, Weight]:
     for n in inputs:
         fan_in *= n
     return {
-        f"{name}_lora_a": Weight((*inputs, rank), (*w.axes[:num_inputs], "rank"), scale=fan_in**-0.5),
-        f"{name}_lora_b": Weight((rank, *outputs), ("rank", *w.axes[num_inputs:]), "zeros"),
+        f"{name}_lora_a": Weight((*inputs, rank), (*w.axes[:num_inputs], "rank"), scale=fan_in**-0.5, adapter=True),
+        f"{name}_lora_b": Weight((rank, *outputs), ("rank", *w.axes[num_inputs:]), "zeros", adapter=True),
     }
 
 

@@ -199,15 +199,15 @@ def segments(mask_BT: Bool[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array,
     return jnp.maximum(jnp.cumsum(mask_BT, axis=1) - 1, 0), mask_BT.astype(jnp.int32)
 
 
-def init(spec: ModelSpec, key: jax.Array, dtype: Any = jnp.float32) -> Params:
-    """Random params as `weights(spec)` describes them."""
+def init(spec: ModelSpec, key: jax.Array, dtype: str = "float32") -> Params:
+    """Random params as `weights(spec)` describes them; `dtype` is the config's model.param_dtype."""
     tree = weights(spec)
     leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda w: isinstance(w, Weight))
 
     def draw(i: int, w: Weight) -> jax.Array:
         if w.init == "normal":
-            return (jax.random.normal(jax.random.fold_in(key, i), w.shape) * w.scale).astype(dtype)
-        return jnp.full(w.shape, 1 if w.init == "ones" else 0, dtype)
+            return (jax.random.normal(jax.random.fold_in(key, i), w.shape) * w.scale).astype(w.dtype(dtype))
+        return jnp.full(w.shape, 1 if w.init == "ones" else 0, w.dtype(dtype))
 
     return jax.tree.unflatten(treedef, [draw(i, w) for i, w in enumerate(leaves)])
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from p2o_jax import build, config, sampling_params
 from p2o_jax.config import Config, ConfigError
-from p2o_jax.models import hf_config, lora, sharding, transformer
+from p2o_jax.models import hf_config, lora, sharding
 from p2o_jax.models.spec import ModelSpec, Rope
 from p2o_jax.plan import cost
 from p2o_jax.plan.chips import GIB, Topology
@@ -135,9 +135,7 @@ def lowered(parts: Parts, prompt: int, depths: Sequence[int] = ()) -> Iterator[A
     """The programs that matter: laying out, the sampler's (see `sampler`) and the learner's. With `depths` the sampler's are those of
     models of so many layers each, their names end with the number."""
     cfg, spec = parts.cfg, parts.spec
-    full = jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0), cfg.model.param_dtype))
-    shardings = sharding.param_shardings(spec, parts.mesh, sharding.LEARNER)
-    params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), full, shardings)
+    params = sharding.abstract_params(spec, parts.mesh, sharding.LEARNER, cfg.model.param_dtype)
     yield Asked("lay_out", jax.jit(parts.engine.lay_out).lower(params))
     if not depths:
         yield from sampler(parts.engine, cfg, prompt)

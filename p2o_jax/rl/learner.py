@@ -23,7 +23,7 @@ from p2o_jax.models.spec import ModelSpec
 from p2o_jax.records import Rollout
 from p2o_jax.rl import batch, distill, losses
 from p2o_jax.rl.batch import Example, Rows
-from p2o_jax.rl.optimizer import make_optimizer
+from p2o_jax.rl.optimizer import apply_updates, in_float32, make_optimizer
 from p2o_jax.rl.stats import Stats, distill_stats, gap_stats, rollout_weight_stats, update_stats
 
 
@@ -46,7 +46,7 @@ class Learner:
         self.param_shardings, _ = lora.split(spec, sharding.param_shardings(spec, mesh, sharding.LEARNER))
         self.frozen: Any = {}  # what is not trained; see `init`
         whole = sharding.replicated(mesh)
-        abstract = self._abstract_params(spec)
+        abstract = self._abstract_trained(spec)
         opt_shardings = optax.tree_map_params(
             self.optimizer,
             lambda _, s: s,
@@ -70,12 +70,12 @@ class Learner:
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of a TrainState, for restoring a checkpoint into."""
-        return _abstract(jax.eval_shape(self._init_state, self._abstract_params(self.spec)), self.state_shardings)
+        return _abstract(jax.eval_shape(self._init_state, self._abstract_trained(self.spec)), self.state_shardings)
 
     def unpadded_state(self) -> TrainState:
         """Shapes and dtypes of a TrainState without vocabulary padding, the same on any mesh."""
         spec = replace(self.spec, padded_vocab=0)
-        return jax.eval_shape(self._init_state, self._abstract_params(spec))
+        return jax.eval_shape(self._init_state, self._abstract_trained(spec))
 
     def score_tokens(self, params: Any, sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: int) -> list[np.ndarray]:
         """log p of every response token at the rollout temperature, float32, for each (prompt, response)."""
@@ -159,8 +159,7 @@ class Learner:
 
     def programs(self) -> list[tuple[str, jax.stages.Lowered]]:
         """The learner's programs in a policy step, lowered for the mesh's devices, which need not be there (p2o_jax/plan)."""
-        full = jax.eval_shape(lambda: transformer.init(self.spec, jax.random.key(0), self.cfg.model.param_dtype))
-        params = _abstract(full, sharding.param_shardings(self.spec, self.mesh, sharding.LEARNER))
+        params = sharding.abstract_params(self.spec, self.mesh, sharding.LEARNER, self.cfg.model.param_dtype)
         plain, templated = config.trained_row_tokens(self.cfg), config.templated_row_tokens(self.cfg)
         group, count = self.cfg.rollout.group_size, jax.ShapeDtypeStruct((), jnp.int32)
 
@@ -208,7 +207,7 @@ class Learner:
         split = sharding.batch_sharding(self.mesh, None)
         return Rows(*(runtime.put(x, split) for x in rows))
 
-    def _abstract_params(self, spec: ModelSpec) -> Any:
+    def _abstract_trained(self, spec: ModelSpec) -> Any:
         full = jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0), self.cfg.model.param_dtype))
         return lora.split(spec, full)[0]
 
@@ -277,11 +276,15 @@ class Learner:
         shapes = jax.eval_shape(self._loss, state.params, frozen, _micro_batch(rows, jnp.int32(0)))[1]
         grads, sums = lax.fori_loop(0, num_micro, micro, (zeros, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)))
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = apply_updates(state.params, updates, opt_state, self.cfg.train.seed)
+        change = optax.global_norm(
+            jax.tree.map(jnp.subtract, in_float32(params), in_float32(state.params))
+        )  # what was rounded away is none
         norm = optax.global_norm(grads)
         good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
         params, opt_state = jax.tree.map(functools.partial(jnp.where, good), (params, opt_state), (state.params, state.opt_state))
-        sums |= {"grad_norm": norm, "update_norm": optax.global_norm(updates), "param_norm": optax.global_norm(params), "bad": ~good}
+        sums |= {"grad_norm": norm, "param_norm": optax.global_norm(in_float32(params)), "bad": ~good}
+        sums["update_norm"] = jnp.where(good, change, 0.0)  # of what changed: params are rounded, bad updates skipped
         return TrainState(params, opt_state, state.bad_updates + ~good), sums
 
 

@@ -1,4 +1,7 @@
-"""Metrics of scoring and of updates, from what the learner has at hand; the names are metrics.METRICS'."""
+"""Metrics of scoring and of updates, from what the learner has at hand; the names are metrics.METRICS'.
+
+A mean or share over nothing is absent, not 0.
+"""
 
 from collections.abc import Sequence
 
@@ -23,7 +26,7 @@ def distill_stats(rho: Sequence[np.ndarray], weights: Sequence[np.ndarray], num_
         "distill/ratio_p50": float(mid),
         "distill/ratio_p95": float(high),
         "distill/effective_sample_frac": float(weight.sum() ** 2 / max((weight**2).sum() * weight.size, 1e-30)),
-        "distill/frac_templated_tokens": ratio.size / max(num_tokens, 1),
+        "distill/frac_templated_tokens": ratio.size / num_tokens,
     }
 
 
@@ -44,16 +47,18 @@ def rollout_weight_stats(weights: Sequence[np.ndarray], cap: float) -> Stats:
 
 
 def update_stats(sums: Stats, computed_tokens: int) -> Stats:
-    """train/* from the sums of an update; the gap only where the update's own log-probs were the old ones."""
-    tokens = max(sums["tokens"], 1.0)
+    """train/* from the sums of an update: means over trained tokens where there are any, the gap where tokens are `fresh`."""
     stats = {f"train/{name}": sums[name] for name in ("loss", "policy_loss", "grad_norm", "update_norm", "param_norm")}
-    stats |= {f"train/{name}": sums[name] / tokens for name in ("approx_kl", "entropy")}
-    stats |= {"train/frac_clipped": sums["clipped"] / tokens, "train/frac_dual_clipped": sums["dual_clipped"] / tokens}
     stats |= {"train/bad_updates": sums["bad"], "train/trained_tokens": sums["tokens"]}
-    stats["perf/frac_row_tokens_real"] = sums["real_tokens"] / computed_tokens if computed_tokens else 1.0
+    if tokens := sums["tokens"]:
+        stats |= {f"train/{name}": sums[name] / tokens for name in ("approx_kl", "entropy")}
+        stats |= {"train/frac_clipped": sums["clipped"] / tokens, "train/frac_dual_clipped": sums["dual_clipped"] / tokens}
+        stats |= {"train/kl_loss": sums["kl_loss"]} if "kl_loss" in sums else {}
+    if computed_tokens:
+        stats["perf/frac_row_tokens_real"] = sums["real_tokens"] / computed_tokens
     if sums["fresh_tokens"]:
         stats |= _gap(sums["gap"] / sums["fresh_tokens"], sums["max_gap"], sums["fresh_tokens"])
-    return stats | ({"train/kl_loss": sums["kl_loss"]} if "kl_loss" in sums else {})
+    return stats
 
 
 def _gap(mean: float, largest: float, tokens: float) -> Stats:

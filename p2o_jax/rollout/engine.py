@@ -49,15 +49,15 @@ class Work(NamedTuple):
         return Work(*added)
 
     def metrics(self) -> dict[str, float]:
-        """perf/* of this work."""
-        seconds = max(self.prefill_seconds + self.decode_seconds, 1e-9)
-        return {
-            "perf/frac_slots_busy": self.busy / max(self.computed, 1),
-            "perf/decode_steps": self.steps,
-            "perf/frac_prompt_tokens_computed": self.prefilled / max(self.prompt_tokens, 1),
-            "perf/frac_prefill_time": self.prefill_seconds / seconds,
-            "perf/frac_tail_time": self.tail_seconds / seconds,
+        """perf/* of this work; shares of nothing are absent."""
+        seconds = self.prefill_seconds + self.decode_seconds
+        shares = {
+            "perf/frac_slots_busy": (self.busy, self.computed),
+            "perf/frac_prompt_tokens_computed": (self.prefilled, self.prompt_tokens),
+            "perf/frac_prefill_time": (self.prefill_seconds, seconds),
+            "perf/frac_tail_time": (self.tail_seconds, seconds),
         }
+        return {"perf/decode_steps": float(self.steps), **{name: part / whole for name, (part, whole) in shares.items() if whole}}
 
 
 class Program(NamedTuple):
