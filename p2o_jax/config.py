@@ -27,7 +27,7 @@ class ConfigError(ValueError):
 @dataclass(frozen=True)
 class Model:
     path: str = "world"  # a Hugging Face directory, or "world": the built-in base model, pretrained on first use
-    param_dtype: Literal["float32", "bfloat16"] = "float32"  # master weights
+    param_dtype: Literal["float32", "bfloat16"] = "float32"  # master weights; adapters are always float32
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU
     remat: Literal["none", "full", "dots"] = "full"  # what the backward pass makes again of a layer; dots: all but matrix products
     # true: prompts and responses may be longer than the positions that the model was made for (max_position_embeddings, with what

@@ -277,14 +277,12 @@ class Learner:
         grads, sums = lax.fori_loop(0, num_micro, micro, (zeros, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)))
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = apply_updates(state.params, updates, opt_state, self.cfg.train.seed)
-        change = optax.global_norm(
-            jax.tree.map(jnp.subtract, in_float32(params), in_float32(state.params))
-        )  # what was rounded away is none
+        change = jax.tree.map(jnp.subtract, in_float32(params), in_float32(state.params))
         norm = optax.global_norm(grads)
         good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
         params, opt_state = jax.tree.map(functools.partial(jnp.where, good), (params, opt_state), (state.params, state.opt_state))
         sums |= {"grad_norm": norm, "param_norm": optax.global_norm(in_float32(params)), "bad": ~good}
-        sums["update_norm"] = jnp.where(good, change, 0.0)  # of what changed: params are rounded, bad updates skipped
+        sums["update_norm"] = jnp.where(good, optax.global_norm(change), 0.0)  # of what is stored, after rounding
         return TrainState(params, opt_state, state.bad_updates + ~good), sums
 
 
