@@ -7,7 +7,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from p2o_jax import config, export, generate
 from p2o_jax.checkpoint import Checkpoints
@@ -144,3 +146,26 @@ def test_transformers_renders_and_stops_where_we_do(exported, tmp_path):
         assert theirs.tolist() == row["token_ids"]
     assert {row["token_ids"][-1] for row in ours if row["stopped"]} == set(load_tokenizer(out).stop_ids)
     assert len({row["tokens"] for row in ours}) > 1
+
+
+def test_adapters_keep_the_float32_they_were_trained_in(tmp_path):
+    directory, chat = chat_model(tmp_path / "model")
+    settings = {"lora": config.Lora(rank=4, targets=("q", "down")), "model": {"param_dtype": "bfloat16"}}
+    state, spec = finished(tmp_path / "run", directory, chat, **settings)
+    flags = [f"--workdir={tmp_path / 'run'}", f"--config.model.path={directory}"]
+    export.run([*flags, f"--out={tmp_path / 'peft'}", "--adapter=peft"])
+    adapters = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    trained = np.asarray(state.params["blocks"]["down_lora_a"])
+    assert trained.dtype == np.float32 and (trained != trained.astype(jnp.bfloat16).astype(np.float32)).any()
+    stored = adapters["base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"]
+    assert stored.dtype == np.float32
+    np.testing.assert_array_equal(stored.T, trained[1])
+    assert json.loads((tmp_path / "peft" / "generation_config.json").read_text())["eos_token_id"] == 2
+    assert load_tokenizer(tmp_path / "peft").chat_template == load_tokenizer(directory).chat_template
+
+    for dtype in ("float32", "bfloat16"):
+        export.run([*flags, f"--out={tmp_path / dtype}", f"--dtype={dtype}"])
+    exact = lora.merge(spec, lora.join(jax.device_get(state.params), hf.load(directory, spec.base, dtype="bfloat16")), "float32")
+    whole, half = (hf.load(tmp_path / dtype, spec.base)["blocks"]["down"] for dtype in ("float32", "bfloat16"))
+    np.testing.assert_allclose(whole, exact["blocks"]["down"], rtol=1e-5, atol=1e-7)  # bfloat16 keeps 2 to 3 digits
+    np.testing.assert_array_equal(half, whole.astype(jnp.bfloat16).astype(jnp.float32))  # rounded once
