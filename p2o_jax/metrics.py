@@ -82,7 +82,8 @@ METRICS: dict[str, str] = {
     "gepa/skipped": "1 where the prompt phase was skipped: fewer hard questions than gepa.min_hard",
     "gepa/hard_questions": "hard questions of the epoch that ended",
     "gepa/generated_tokens": "tokens sampled in this prompt phase, reflection included",
-    "eval/accuracy": "mean answer score on the held-out questions (of several sets: the first), plain prompts; eval/SET/... are by set",
+    "eval/accuracy": "mean answer score on the held-out questions (of several sets: the first), on plain prompts "
+    "unless eval.template=best; eval/SET/... are by set",
     "eval/format": "share of held-out responses with a closed final box",
     "eval/mean_tokens": "mean response length in evaluation",
     "eval/frac_truncated": "share of evaluation responses cut at max_new_tokens",

@@ -10,9 +10,14 @@ from p2o_jax.report import page
 
 NODE = shutil.which("node")
 PAGE = """
-const element = () => ({ textContent: '{"runs": []}', dataset: {}, append() {}, setAttribute() {}, addEventListener() {}, replaceChildren() {} });
-const document = { getElementById: element, createElement: element, addEventListener() {}, body: element(), querySelectorAll: () => [] };
-const window = { addEventListener() {}, matchMedia: () => ({ addEventListener() {} }) };
+const nothing = () => {};
+const element = () => ({
+  textContent: '{"runs": []}', dataset: {}, append: nothing, setAttribute: nothing, addEventListener: nothing, replaceChildren: nothing,
+});
+const document = {
+  getElementById: element, createElement: element, addEventListener: nothing, body: element(), querySelectorAll: () => [],
+};
+const window = { addEventListener: nothing, matchMedia: () => ({ addEventListener: nothing }) };
 class IntersectionObserver { observe() {} }
 """
 
