@@ -23,7 +23,7 @@ from p2o_jax.data import benchmarks, sources
 from p2o_jax.data.chat import Chat, load_tokenizer
 from p2o_jax.data.questions import Questions
 from p2o_jax.evaluation.heldout import Evaluation
-from p2o_jax.gepa import api
+from p2o_jax.gepa import api, reflection
 from p2o_jax.models import hf, hf_config, lora, sharding
 from p2o_jax.models.spec import ModelSpec, Weight, num_params, weights
 from p2o_jax.progress import Reporter
@@ -226,7 +226,7 @@ def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, sou
     if model:
         for part in (train, *heldout):
             found += sources.too_long(part, lambda q: len(model.chat.render(q)), cfg.data.max_prompt_tokens) if part else []
-        found += reflection_problems(cfg, model.chat) if model_reflects(cfg) else []
+        found += reflection_problems(cfg, model.chat, train.questions if train else ()) if cfg.gepa.enabled else []
         lengths = [len(model.chat.render(q)) for part in (train, *heldout) if part for q in part.questions]
         found += limits.training_problems(cfg, model.spec, model.chat, max(lengths, default=0))
     if model and train:
@@ -322,15 +322,27 @@ def reference_dtype(cfg: Config, dtype: Any) -> str:
     return cfg.model.param_dtype if cfg.loss.kl != "off" else str(jnp.dtype(dtype))
 
 
-def reflection_problems(cfg: Config, chat: Chat) -> list[str]:
-    """A line if the longest reflection prompt, as the chat template puts it, is longer than the sampler takes."""
+def reflection_problems(cfg: Config, chat: Chat, questions: Sequence[Question] = ()) -> list[str]:
+    """A line if no reflection prompt fits into its limit, and one if the longest, in its chat template, does not fit the sampler."""
+    g, found = cfg.gepa, []
+    comment = "." if cfg.reward.fn else ""  # the least that a reward function of one's own may say
+
+    def least(question: Question) -> int:
+        return reflection.least_tokens(question.text, question.answer, g, chat.count_tokens, comment)
+
+    sizes = map(least, sorted(questions, key=lambda q: len(q.text)))  # the first mostly fits, and no other is counted
+    if questions and not any(size <= g.reflect_prompt_tokens for size in sizes):
+        found.append(
+            f"config.gepa.reflect_prompt_tokens={g.reflect_prompt_tokens} is less than any reflection prompt takes, "
+            f"{min(map(least, questions))} tokens with one example and an empty response: every proposal would be rejected"
+        )
     around, longest = len(chat.render_text("")), config.max_prompt_tokens(cfg)
-    if cfg.gepa.reflect_prompt_tokens + around <= longest:
-        return []
-    return [
-        f"config.gepa.reflect_prompt_tokens={cfg.gepa.reflect_prompt_tokens} and {around} tokens of chat template and system prompt around "
-        f"them must fit into the last of config.rollout.prompt_buckets={cfg.rollout.prompt_buckets}"
-    ]
+    if model_reflects(cfg) and g.reflect_prompt_tokens + around > longest:
+        found.append(
+            f"config.gepa.reflect_prompt_tokens={g.reflect_prompt_tokens} and {around} tokens of chat template and system prompt around "
+            f"them must fit into the last of config.rollout.prompt_buckets={cfg.rollout.prompt_buckets}"
+        )
+    return found
 
 
 def model_reflects(cfg: Config) -> bool:

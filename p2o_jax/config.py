@@ -239,6 +239,8 @@ class Gepa:
     temperature: float | None = bounded(None, TEMPERATURE_OR_GREEDY)  # of candidate evaluation
     count_unsolved_fronts: bool | None = None  # dev questions that nobody solves weigh in the choice of parents
     reliance: bool = False  # ▲ a second front: of those that solve a dev question, the template whose response leans on it least
+    # parents that no child could beat on their minibatch are not reflected on
+    skip_perfect: bool | None = None
     fill_width: bool | None = None  # reuse parents, with other minibatches, until k proposals are made
     max_iterations: int | None = bounded(None, ge=0)  # 0: no limit
     patience: int | None = bounded(None, ge=0)  # iterations without an accepted child; 0: no limit
@@ -353,6 +355,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distill.drop_failed_templated": False,
         "gepa.temperature": 0.0,
         "gepa.count_unsolved_fronts": True,
+        "gepa.skip_perfect": False,
         "gepa.fill_width": False,
         "gepa.max_iterations": 0,
         "gepa.patience": 0,
@@ -367,6 +370,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distill.drop_failed_templated": True,  # docs/results.md
         "gepa.temperature": 0.0,
         "gepa.count_unsolved_fronts": False,
+        "gepa.skip_perfect": True,
         "gepa.fill_width": True,
         "gepa.max_iterations": 100,
         "gepa.patience": 8,

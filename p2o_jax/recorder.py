@@ -16,7 +16,7 @@ from typing import Any
 from p2o_jax import files, guards, history, runtime
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data.questions import Questions
-from p2o_jax.gepa import api, to_gepa_result
+from p2o_jax.gepa import api, reasons, to_gepa_result
 from p2o_jax.metrics import is_known, ledger_metrics
 from p2o_jax.progress import Reporter
 from p2o_jax.records import Rollout, RunState, SearchResult, template_id
@@ -49,13 +49,14 @@ class Recorder:
         if self.log:
             self.log.close()
 
-    def search_progress(self, stats: Mapping[str, float]) -> None:
-        """A line for an iteration of GEPA."""
+    def search_progress(self, stats: Mapping[str, float], fates: Sequence[str]) -> None:
+        """A line for an iteration of GEPA, with what became of its proposals."""
         self._alive()
+        rejected = reasons(fates)
         self.reporter.line(
             f"  gepa iteration {stats['iterations']:.0f}: {stats['rollouts_charged']:.0f}/{stats['budget']:.0f} rollouts, "
-            f"{stats['accepted']:.0f} templates accepted, best dev {stats['best_dev_score']:.2f}, "
-            f"covered {stats['frac_dev_covered']:.2f}"
+            f"{fates.count('accepted')} of {len(fates)} accepted" + (f"; rejected: {rejected}" if rejected else "") + "; "
+            f"best dev {stats['best_dev_score']:.2f}, covered {stats['frac_dev_covered']:.2f}"
         )
 
     def step(self, before: RunState, after: RunState, rollouts: Sequence[Rollout], values: dict[str, float]) -> None:
@@ -94,6 +95,10 @@ class Recorder:
             self.reporter.line(
                 f"epoch {epoch}: {len(before.hard_ids)} hard questions, {len(result.cover)} templates chosen, {spent:,.0f} tokens"
             )
+            if len(result.templates) == 1:
+                why = reasons(event["outcome"] for event in result.events)
+                rejected = f"all {len(result.events)} proposals were rejected: {why}" if why else "nothing was proposed"
+                self.reporter.line(f"!!! epoch {epoch}: only the empty template, so all rollouts are plain as in GRPO; {rejected}")
         elif self.cfg.gepa.enabled and self.cfg.gepa.schedule == "every_epoch":
             rule = f"fewer than config.gepa.min_hard={self.cfg.gepa.min_hard}: no prompt phase"
             self.reporter.line(f"epoch {epoch}: {len(before.hard_ids)} hard questions, {rule}")

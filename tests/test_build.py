@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
-from p2o_jax import build, checkpoint, config
+from p2o_jax import build, checkpoint, config, gepa
 from p2o_jax.checkpoint import Checkpoints
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data.sources import load
 from p2o_jax.models import hf_config, sharding
 from p2o_jax.models.spec import ModelSpec, num_params
 from p2o_jax.progress import Reporter
-from p2o_jax.records import RunState
+from p2o_jax.records import Outcome, Question, RunState
 
 CFG = config.resolve(Config(data=config.Data(prompt_template="{question}")))
 
@@ -104,6 +104,49 @@ def test_the_initial_model_is_held_for_whoever_asks_for_it():
 
     assert held() == held(reflector="api") == 0 and held("k3", "reference") == held("k3") == 2 * held(reflector="reference")
     assert num_params(spec) / 4 < held(reflector="reference") < num_params(spec) / 2  # two bytes each, an eighth of all but norms
+
+
+def test_a_limit_below_any_reflection_prompt_is_an_error():
+    """In words, as the compact prompt is put together: 8 around question, output and verdict, 4 with them, and the question's own."""
+    questions = [Question("a", ({"role": "user", "content": "two words"},), "7"), Question("b", ({"role": "user", "content": "one"},), "7")]
+    chat = SimpleNamespace(count_tokens=lambda text: len(text.split()), render_text=lambda text: ())
+
+    def lines(limit, **changes):
+        gepa = replace(CFG.gepa, **{"prompt_style": "compact", "reflect_prompt_tokens": limit, **changes})
+        return build.reflection_problems(replace(CFG, gepa=gepa), chat, questions)
+
+    shortest = "instruction ``` ``` question one output feedback wrong expected 7 write a better instruction"
+    assert len(shortest.split()) == 14 and lines(14) == [] and lines(12, show_reference_answer=False) == []
+    for changes in ({}, {"reflector": "api"}):
+        (line,) = lines(13, **changes)
+        assert line.startswith("config.gepa.reflect_prompt_tokens=13 is less than any reflection prompt takes, 14 tokens with one example")
+    # the same limits as the search has
+    small = replace(CFG.gepa, prompt_style="compact", minibatch=1, dev_size=1.0, max_iterations=1, budget="calls", max_metric_calls=50)
+    for limit, sent in ((13, 0), (14, 1)):
+        sizes: list[int] = []
+        pool = [questions[1], replace(questions[1], id="c")]
+        gepa.search(
+            pool,
+            lambda pairs: [Outcome(0.0, 1.0, "") for _ in pairs],
+            lambda prompts, sizes=sizes: sizes.append(len(prompts)) or ["" for _ in prompts],
+            chat.count_tokens,
+            replace(small, reflect_prompt_tokens=limit, parents=1),
+            "s",
+        )
+        assert len(sizes) == sent
+    (paper,) = lines(100, prompt_style="paper")
+    assert "config.gepa.reflect_prompt_tokens=100 is less than any" in paper
+
+
+def test_the_least_reflection_prompt_is_checked_at_the_start(tmp_path):
+    """Though an endpoint reflects: it is sent no prompts either."""
+    questions(tmp_path / "q.jsonl", "12")
+    golden = Path(__file__).parent / "golden/hf/qwen3_tied"
+    api = config.Api(base_url="http://localhost:1/v1", model="m", key_env=())
+    cfg = replace(CFG, model=replace(CFG.model, path=str(golden)), data=replace(CFG.data, path=str(tmp_path / "q.jsonl")), api=api)
+    cfg = replace(cfg, gepa=replace(CFG.gepa, reflector="api", reflect_prompt_tokens=20))
+    with pytest.raises(ConfigError, match=r"config\.gepa\.reflect_prompt_tokens=20 is less than any reflection prompt takes"):
+        build.open_run(replace(cfg, mesh=replace(cfg.mesh, fsdp=8)), tmp_path / "run", Reporter(enabled=False))
 
 
 def test_the_chat_template_around_a_reflection_prompt_counts():

@@ -8,11 +8,11 @@ import types
 import pytest
 
 from p2o_jax import compare, recorder
-from p2o_jax.config import Config, ConfigError, Train
+from p2o_jax.config import Config, ConfigError, Gepa, Train
 from p2o_jax.metrics import read_rows
 from p2o_jax.progress import Reporter, printable
 from p2o_jax.recorder import Clock, RunLog, WandbRun, cut, read_seconds
-from p2o_jax.records import Ledger, RunState
+from p2o_jax.records import Ledger, RunState, SearchResult
 
 
 class Telling(Reporter):
@@ -203,3 +203,41 @@ def test_a_comparison_says_how_arms_were_asked_and_what_pretraining_took(tmp_pat
     (tmp_path / "grpo" / "evaluations.jsonl").write_text('{"step": 0}\n')
     with pytest.raises(ConfigError, match="evaluations.jsonl:1: no `accuracy`"):
         compare.write(tmp_path, ["grpo"])
+
+
+def recording(tmp_path, **gepa):
+    cfg = Config(gepa=Gepa(**gepa))
+    questions = types.SimpleNamespace(epoch=lambda step: step)
+    engine = types.SimpleNamespace(take_work=lambda: types.SimpleNamespace(metrics=dict))
+    compiles = types.SimpleNamespace(count=0, seconds=0.0)
+    return recorder.Recorder(cfg, tmp_path, questions, engine, Telling(), compiles)  # type: ignore[arg-type]
+
+
+def test_an_iteration_of_gepa_says_why_proposals_were_rejected(tmp_path):
+    record = recording(tmp_path)
+    stats = {"iterations": 4.0, "rollouts_charged": 512.0, "budget": 11040.0, "best_dev_score": 0.456, "frac_dev_covered": 0.5}
+    record.search_progress(stats, ["gate"] * 9 + ["accepted"] * 3 + ["no_fence"] * 4)
+    record.search_progress(stats, ["accepted"] * 2)
+    start = "  gepa iteration 4: 512/11040 rollouts, "
+    assert record.reporter.lines == [
+        start + "3 of 16 accepted; rejected: 9 not better, 4 no closed fence; best dev 0.46, covered 0.50",
+        start + "2 of 2 accepted; best dev 0.46, covered 0.50",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fates", "templates", "said"),
+    [
+        (["overlong_reflection"] * 3 + ["gate"], ("",), "all 4 proposals were rejected: 3 reflection prompt too long, 1 not better"),
+        ([], ("",), "nothing was proposed"),
+        (["accepted", "gate"], ("", "a"), ""),
+    ],
+)
+def test_a_prompt_phase_without_templates_says_why(tmp_path, fates, templates, said):
+    record = recording(tmp_path)
+    result = SearchResult(
+        templates, (None,) * len(templates), (), (), ((),) * len(templates), (0,), {}, tuple({"outcome": f} for f in fates)
+    )
+    record.search(RunState(None, hard_ids=("a",)), RunState(None), result)
+    empty = [line for line in record.reporter.lines if line.startswith("!!! epoch 0: only the empty template")]
+    assert len(empty) == bool(said) and all(line.endswith(said) for line in empty) and len(record.reporter.lines) == 1 + len(empty)

@@ -9,6 +9,6 @@ export (how others open the result) and api (replies of an endpoint elsewhere).
 from p2o_jax.gepa.export import to_gepa_result
 from p2o_jax.gepa.journal import Journal, JournalMismatch, resume
 from p2o_jax.gepa.reflection import compact_prompt
-from p2o_jax.gepa.search import STATS, is_due, search
+from p2o_jax.gepa.search import STATS, is_due, reasons, search
 
-__all__ = ["STATS", "Journal", "JournalMismatch", "compact_prompt", "is_due", "resume", "search", "to_gepa_result"]
+__all__ = ["STATS", "Journal", "JournalMismatch", "compact_prompt", "is_due", "reasons", "resume", "search", "to_gepa_result"]

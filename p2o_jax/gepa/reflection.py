@@ -1,6 +1,7 @@
 """What the reflecting model reads: the current template and a minibatch of answers with feedback (algorithm step 3c)."""
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,6 +37,9 @@ class Prompt:
     num_dropped: int  # examples left out
 
 
+SKIPPED = Prompt("", 0, 0)  # none was built
+
+
 def build(template: str, examples: Sequence[Example], cfg: config.Gepa, count_tokens: CountTokens) -> Prompt:
     """The reflection prompt in `cfg.prompt_style`, no longer than `cfg.reflect_prompt_tokens`.
 
@@ -52,6 +56,13 @@ def build(template: str, examples: Sequence[Example], cfg: config.Gepa, count_to
             return Prompt(text, num_cut, len(examples) - len(shown))
         shown.pop()
     return Prompt("", 0, len(examples))
+
+
+def least_tokens(question: str, answer: str, cfg: config.Gepa, count_tokens: CountTokens, comment: str = "") -> int:
+    """Tokens of the shortest reflection prompt about a question: on the empty template, with an empty response."""
+    unlimited = replace(cfg, reflect_prompt_tokens=sys.maxsize)
+    examples = [Example(question, "", float(right), 1.0, answer, right, comment) for right in (True, False)]
+    return min(count_tokens(build("", [example], unlimited, count_tokens).text) for example in examples)
 
 
 def compact_prompt(template: str, examples: Sequence[tuple[str, str, bool, str]]) -> str:

@@ -4,7 +4,8 @@ All that happens outside is `evaluate` and `reflect`. Every stage of an iteratio
 the parents on their minibatches, all reflection prompts, the children on the same minibatches, the accepted ones on dev.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from p2o_jax import config
@@ -30,6 +31,22 @@ REJECTIONS = {
     "overlong_prompt": "templates under which a question would be too long a prompt",
     "overlong_reflection": "proposals whose reflection prompt is too long with only one example in it",
     "no_reply": "proposals for which the reflecting endpoint gave no reply",
+    "perfect": "proposals that were not reflected on, as no child could beat the parent on its minibatch",
+}
+IN_WORDS = {
+    "gate": "not better",
+    "budget": "no budget left",
+    "no_fence": "no closed fence",
+    "think": "<think>",
+    "too_long": "template too long",
+    "special_token": "special token",
+    "duplicate": "duplicate",
+    "empty": "empty",
+    "leak": "answer or question in it",
+    "overlong_prompt": "prompt too long",
+    "overlong_reflection": "reflection prompt too long",
+    "no_reply": "no reply",
+    "perfect": "parent perfect",
 }
 
 STATS = {
@@ -53,6 +70,12 @@ STATS = {
 }
 
 
+def reasons(fates: Iterable[str]) -> str:
+    """Why proposals were rejected, the main reason first: "9 not better, 4 no closed fence"; empty if none was."""
+    counts = Counter(fate for fate in fates if fate in IN_WORDS)
+    return ", ".join(f"{count} {IN_WORDS[fate]}" for fate, count in counts.most_common())
+
+
 def is_due(step: int, num_hard: int, cfg: config.Gepa) -> bool:
     """Whether prompts evolve after so many policy steps, an epoch having ended with so many hard questions."""
     on_schedule = {"every_epoch": step > 0, "first": step == 0}[cfg.schedule]
@@ -66,7 +89,7 @@ def search(
     count_tokens: Callable[[str], int],
     cfg: config.Gepa,
     seed: str,
-    progress: Callable[[Mapping[str, float]], None] = lambda stats: None,
+    progress: Callable[[Mapping[str, float], Sequence[str]], None] = lambda stats, fates: None,
     fits: Callable[[str, Question], bool] = lambda template, question: True,
     spells_special: Callable[[str], bool] = lambda text: False,
     on_stage: Callable[[Stage], None] = lambda stage: None,
@@ -83,7 +106,8 @@ def search(
         count_tokens: tokens of a text, as the reflecting model counts them.
         cfg: resolved, so that none of its fields is None.
         seed: names everything random in the phase.
-        progress: called with `STATS` after every iteration.
+        progress: called after every iteration with `STATS` so far, and what became of each of its proposals: "accepted" or one of
+            `REJECTIONS`.
         fits: whether a question can be asked under a template; a template that some question can't be asked under is rejected.
         spells_special: whether a text spells a special token of the policy's tokenizer; such a template is rejected.
         on_stage: told before each call of `evaluate` what it is for.
@@ -100,11 +124,12 @@ def search(
     state = steps.init(phase, scores[0], transfers[0])
     while (state := steps.select(phase, state)).stage != "done":
         before, examples = world.parents(state)
-        replies = world.replies(state, examples)
+        replies = world.replies(state, before, examples)
         state = steps.propose(phase, state, before, replies, count_tokens, fits, spells_special)
         state = steps.gate(phase, state, world.children(state))
+        num_before = len(state.events)
         state = steps.promote(phase, state, *world.dev([p.text for p in steps.racing(state)], "dev"))
-        progress(_stats(phase, state, world))
+        progress(_stats(phase, state, world), [event["outcome"] for event in state.events[num_before:]])
     return _result(phase, state, world)
 
 
@@ -163,12 +188,18 @@ class _World:
         outcomes = iter(self.outcomes([(template, train[i]) for template, minibatch in items for i in minibatch], stage))
         return [[(train[i], *next(outcomes)) for i in minibatch] for _, minibatch in items]
 
-    def replies(self, state: steps.State, examples: Sequence[Sequence[reflection.Example]]) -> list[str | steps.NoReply]:
-        """The reply to each proposal's reflection prompt, or why there is none: not even one example fits into it, or nobody answered."""
+    def replies(
+        self, state: steps.State, before: Sequence[float], examples: Sequence[Sequence[reflection.Example]]
+    ) -> list[str | steps.NoReply]:
+        """The reply to each proposal's reflection prompt, or why there is none.
+
+        Not even one example fits into it, nobody answered, or, ▲ with `skip_perfect`, no child could beat the parent.
+        """
         cfg = self._phase.cfg
+        skipped = [bool(cfg.skip_perfect) and steps.is_unbeatable(self._phase, p, b) for p, b in zip(state.wave, before, strict=True)]
         prompts = [
-            reflection.build(state.templates[p.parent], group, cfg, self._count_tokens)
-            for p, group in zip(state.wave, examples, strict=True)
+            reflection.SKIPPED if skip else reflection.build(state.templates[p.parent], group, cfg, self._count_tokens)
+            for p, group, skip in zip(state.wave, examples, skipped, strict=True)
         ]
         sent = [prompt.text for prompt in prompts if prompt.text]
         got = list(self._reflect(sent)) if sent else []
@@ -177,7 +208,8 @@ class _World:
         self.counts["examples_cut"] += sum(prompt.num_cut for prompt in prompts)
         self.counts["examples_dropped"] += sum(prompt.num_dropped for prompt in prompts)
         answers = iter(got)
-        given = [next(answers) if prompt.text else steps.NoReply("overlong_reflection") for prompt in prompts]
+        missing = [steps.NoReply("perfect" if skip else "overlong_reflection") for skip in skipped]
+        given = [next(answers) if prompt.text else why for prompt, why in zip(prompts, missing, strict=True)]
         return [steps.NoReply("no_reply") if reply is None else reply for reply in given]
 
 

@@ -14,7 +14,7 @@ from p2o_jax.gepa import cover, filters, pareto, sampling
 from p2o_jax.records import Question
 
 Stage = Literal["select", "propose", "gate", "promote", "done"]
-Missing = Literal["overlong_reflection", "no_reply"]  # why there is no reply
+Missing = Literal["overlong_reflection", "no_reply", "perfect"]  # why there is no reply
 _EPS = 1e-9  # sums of means over rollouts are not exact
 
 
@@ -33,7 +33,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class NoReply:
-    """In place of a reply: the prompt was never sent, or the reflecting endpoint gave none."""
+    """In place of a reply: the prompt was not sent, or the reflecting endpoint gave none."""
 
     reason: Missing
 
@@ -156,6 +156,16 @@ def racing(state: State) -> list[Proposal]:
     return [p for p in state.wave if not p.outcome]
 
 
+def is_unbeatable(phase: Phase, proposal: Proposal, before: float) -> bool:
+    """Whether the gate would reject even a child with the best score, 1, on every question of the minibatch."""
+    return not len(proposal.minibatch) - before >= _least_gain(phase.cfg)
+
+
+def _least_gain(cfg: config.Gepa) -> float:
+    """What a child's score must be above its parent's, summed over the minibatch."""
+    return cfg.acceptance_margin - _EPS if cfg.acceptance == "margin" else _EPS
+
+
 def gate(phase: Phase, state: State, after: Sequence[float]) -> State:
     """The state with children rejected that do not beat their parent on its minibatch (step 3d).
 
@@ -165,8 +175,7 @@ def gate(phase: Phase, state: State, after: Sequence[float]) -> State:
     assert state.stage == "gate", state.stage
     cfg, scores = phase.cfg, iter(after)
     wave = [p if p.outcome else replace(p, after=next(scores)) for p in state.wave]
-    least = cfg.acceptance_margin - _EPS if cfg.acceptance == "margin" else _EPS
-    wave = [replace(p, outcome="gate") if not p.outcome and not p.after - p.before >= least else p for p in wave]
+    wave = [replace(p, outcome="gate") if not p.outcome and not p.after - p.before >= _least_gain(cfg) else p for p in wave]
     num_rollouts = sum(len(p.minibatch) for p in racing(state))
     state = _spend(phase, replace(state, stage="promote"), num_rollouts, free=not cfg.charge_all)
     if cfg.charge_all:
@@ -180,11 +189,13 @@ def gate(phase: Phase, state: State, after: Sequence[float]) -> State:
 def promote(phase: Phase, state: State, dev_scores: Sequence[Sequence[float]], transfers: Sequence[Sequence[float]] = ()) -> State:
     """The state after the iteration: accepted children are candidates, with their parent and their dev scores (step 3e).
 
-    Done where the reflecting endpoint answered none of the iteration's prompts: the phase ends with what it has.
+    Done where the reflecting endpoint answered none of the iteration's prompts: the phase ends with what it has. An iteration in
+    which all parents were perfect is one without an accepted child, like any other: its rollouts are charged, and patience counts it.
     """
     assert state.stage == "promote", state.stage
     accepted, rows = racing(state), iter(dev_scores)
-    unanswered = all(p.outcome == "no_reply" for p in state.wave)
+    sent = [p for p in state.wave if p.outcome not in ("perfect", "overlong_reflection")]
+    unanswered = bool(sent) and all(p.outcome == "no_reply" for p in sent)
     state = _spend(phase, state, len(accepted) * len(phase.dev))
     events, number = [], len(state.templates)
     for p in state.wave:

@@ -32,6 +32,18 @@ def test_kill_at_every_call_and_resume_is_the_uninterrupted_run(tmp_path):
         assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+def test_a_phase_with_perfect_parents_goes_on_with_the_same_bits(tmp_path):
+    """Perfect parents leave calls smaller, or out."""
+    cfg = settings(max_metric_calls=200, minibatch=1)
+    expected = run(whole := Toy(), tmp_path / "whole", cfg=cfg)
+    assert 0 < expected.stats["rejected_perfect"] < expected.stats["proposals"]
+    for kill_at in range(len(whole.calls)):
+        with pytest.raises(Killed):
+            run(first := Toy(kill_at), tmp_path / f"{kill_at}", cfg=cfg)
+        assert run(second := Toy(), tmp_path / f"{kill_at}", cfg=cfg) == expected
+        assert first.calls + second.calls == whole.calls
+
+
 def test_a_finished_journal_answers_everything(tmp_path):
     expected, toy = run(Toy(), tmp_path / "j"), Toy()
     assert run(toy, tmp_path / "j") == expected and toy.calls == []

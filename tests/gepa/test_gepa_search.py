@@ -6,7 +6,8 @@ import json
 import pytest
 from gepa_toy import LETTERS, Toy, count_tokens, letter_of, make_question, questions, settings
 
-from p2o_jax.gepa import STATS, cover, pareto, search, state
+from p2o_jax.gepa import STATS, cover, pareto, reasons, search, state
+from p2o_jax.gepa.search import IN_WORDS, REJECTIONS
 from p2o_jax.records import digest
 
 HARD = questions(48)
@@ -30,7 +31,7 @@ def test_search_finds_templates_that_cover_dev():
 def test_each_stage_is_one_call_with_everything_in_it():
     toy, ends = Toy(), []
     cfg = settings(max_iterations=4, max_metric_calls=10_000)
-    result = run(toy, cfg, progress=lambda stats: ends.append((len(toy.calls), dict(stats))))
+    result = run(toy, cfg, progress=lambda stats, fates: ends.append((len(toy.calls), dict(stats))))
     assert toy.calls[0] == ("evaluate", 12)
     start = 1
     for iteration, (end, _) in enumerate(ends):
@@ -185,7 +186,7 @@ def test_rejected_replies_are_counted_and_cost_no_rollouts(reply, reason):
 
 
 def test_duplicates_within_a_wave_and_of_the_pool_are_rejected():
-    result = run(Toy(reply=lambda prompt: "``` b c d e f g ```"), settings(max_iterations=2))
+    result = run(Toy(reply=lambda prompt: "``` b c d e f g ```"), settings(max_iterations=2, skip_perfect=False))
     assert [e["outcome"] for e in result.events] == ["accepted", *["duplicate"] * 7]
 
 
@@ -289,3 +290,82 @@ def test_graded_scores_and_feedback_reach_reflection_and_one_threshold_decides()
         assert result.stats["best_dev_score"] == pytest.approx(0.6)
         assert any("## Feedback\nSaid of 0. The reference answer is RESULT" in prompt for prompt in toy.prompts)
         assert not any("The final answer is wrong" in prompt for prompt in toy.prompts)
+
+
+def always(template, question):
+    return 1.0
+
+
+def test_perfect_parents_are_not_reflected_on_and_the_budget_ends_the_phase():
+    """12 for the empty template on dev, then waves of 3 rollouts for each parent, the children's and a promotion kept in reserve.
+
+    Four parents fit while 388 - charged >= 24: 30 waves, 372. Then two, one, one (6 each of what is left), and none: 384 of 400.
+    """
+    toy = Toy(score=always)
+    result = run(toy, settings(patience=0, max_iterations=0))
+    assert toy.prompts == [] and [kind for kind, _ in toy.calls] == ["evaluate"] * 34
+    assert [size for _, size in toy.calls] == [12, *[12] * 30, 6, 3, 3]
+    assert result.stats["rejected_perfect"] == len(result.events) == 124 and result.stats["proposals"] == 124
+    assert result.stats["rollouts_charged"] == result.stats["rollouts_generated"] == 384
+    assert {(e["outcome"], e["before"], e["after"]) for e in result.events} == {("perfect", 3.0, None)}
+    assert result.templates == ("",) and result.cover == (0,)
+
+
+def test_patience_counts_iterations_in_which_all_parents_were_perfect():
+    assert run(Toy(score=always), settings(patience=3)).stats["iterations"] == 3
+
+
+def test_the_released_code_reflects_on_perfect_parents():
+    toy = Toy(score=always)
+    result = run(toy, settings("faithful", max_iterations=2))
+    assert result.stats["rejected_by_gate"] == len(toy.prompts) == 2 and result.stats["rejected_perfect"] == 0
+
+
+def test_perfect_parents_beside_others():
+    """With minibatches of one question a parent is perfect or not; only the latter are reflected on, in their own order."""
+    toy = Toy(score=lambda template, question: float(int(question.id[1:]) % 2))
+    result = run(toy, settings(minibatch=1, max_iterations=3, patience=0))
+    odd = [int(e["minibatch"][0][1:]) % 2 for e in result.events]
+    assert [e["outcome"] for e in result.events] == ["perfect" if o else "gate" for o in odd] and 0 < sum(odd) < len(odd) == 12
+    asked = [int(prompt.split("Problem ")[1].split()[0]) for prompt in toy.prompts]
+    assert asked == [int(e["minibatch"][0][1:]) for e in result.events if e["outcome"] == "gate"]
+
+
+@pytest.mark.parametrize(
+    ("margin", "before", "expected"),
+    [(None, 3.0, True), (None, 2.999, False), (None, 0.1 + 0.2 + 2.7, True), (1.0, 2.5, True), (1.0, 2.0, False), (0.0, 3.0, False)],
+)
+def test_what_no_child_can_beat(margin, before, expected):
+    """Of three questions: 3 at most, and a margin of 1 above 2.5 is more than that; with a margin of 0 an equal child is accepted."""
+    cfg = settings() if margin is None else settings(acceptance="margin", acceptance_margin=margin)
+    phase = state.Phase(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
+    assert state.is_unbeatable(phase, state.Proposal(0, (0, 1, 2)), before) == expected
+
+
+@pytest.mark.parametrize(
+    ("missing", "stage"),
+    [
+        (["perfect"] * 4, "select"),
+        (["overlong_reflection"] * 4, "select"),
+        (["no_reply"] * 4, "done"),
+        (["perfect", "no_reply", "overlong_reflection", "no_reply"], "done"),
+    ],
+)
+def test_a_phase_ends_where_all_that_was_sent_was_left_unanswered(missing, stage):
+    phase = state.Phase(tuple(HARD[:8]), tuple(HARD[8:12]), settings(), "s", 400)
+    each = state.select(phase, state.init(phase, [0.0] * 4))
+    each = state.propose(phase, each, [0.0] * 4, [state.NoReply(why) for why in missing], count_tokens)
+    assert state.promote(phase, state.gate(phase, each, []), []).stage == stage
+
+
+def test_every_rejection_has_words_and_the_main_reason_comes_first():
+    assert set(IN_WORDS) == set(REJECTIONS)
+    fates = ["gate", "no_fence", "gate", "accepted", "perfect", "gate", "no_fence"]
+    assert reasons(fates) == "3 not better, 2 no closed fence, 1 parent perfect" and reasons(["accepted"]) == ""
+
+
+def test_progress_is_told_what_became_of_each_iteration_s_proposals():
+    seen = []
+    result = run(Toy(), settings(max_iterations=3), progress=lambda stats, fates: seen.append(list(fates)))
+    assert seen == [[e["outcome"] for e in result.events if e["iteration"] == i] for i in range(3)]
+    assert len(seen) == 3 and any("accepted" in fates for fates in seen)
