@@ -149,6 +149,17 @@ def test_the_least_reflection_prompt_is_checked_at_the_start(tmp_path):
         build.open_run(replace(cfg, mesh=replace(cfg.mesh, fsdp=8)), tmp_path / "run", Reporter(enabled=False))
 
 
+def test_unusual_settings_are_noticed_when_a_run_opens(tmp_path):
+    questions(tmp_path / "q.jsonl", "12")
+    golden, lines = Path(__file__).parent / "golden/hf/qwen3_tied", []
+    cfg = replace(CFG, model=replace(CFG.model, path=str(golden), allow_long_context=True), mesh=replace(CFG.mesh, fsdp=8))
+    cfg = replace(cfg, data=replace(cfg.data, path=str(tmp_path / "q.jsonl")), optim=replace(cfg.optim, lr=0.0))
+    reporter = Reporter(enabled=False)
+    reporter.line = lines.append  # type: ignore[method-assign]
+    build.open_run(cfg, tmp_path / "run", reporter)
+    assert lines == ["unusual: config.optim.lr=0: no weight changes"]
+
+
 def test_the_chat_template_around_a_reflection_prompt_counts():
     cfg = replace(CFG, gepa=replace(CFG.gepa, reflect_prompt_tokens=90), rollout=replace(CFG.rollout, prompt_buckets=(50, 100)))
     assert build.reflection_problems(cfg, SimpleNamespace(render_text=lambda text: (1,) * 10)) == []
