@@ -24,7 +24,7 @@ from p2o_jax.data.chat import Chat, load_tokenizer
 from p2o_jax.data.questions import Questions
 from p2o_jax.evaluation.heldout import Evaluation
 from p2o_jax.gepa import api, reflection
-from p2o_jax.models import hf, hf_config, lora, sharding
+from p2o_jax.models import hf, hf_config, identity, lora, sharding
 from p2o_jax.models.spec import ModelSpec, Weight, num_params, weights
 from p2o_jax.progress import Reporter
 from p2o_jax.recorder import Recorder
@@ -37,6 +37,7 @@ from p2o_jax.rollout import fill, memory
 from p2o_jax.rollout.answer import Answerer
 from p2o_jax.rollout.engine import Engine, Program
 from p2o_jax.rollout.stages import PhaseJournals, Reply, Stages, settings_digest
+from p2o_jax.run_directory import RunDirectory
 from p2o_jax.world import pretrain
 from p2o_jax.world import questions as world_questions
 
@@ -53,6 +54,11 @@ class Model:
     mesh: Mesh
     dtype: Any  # of computation
 
+    @cached_property
+    def digests(self) -> identity.Digests:
+        """What tells the directory's files from another model's."""
+        return identity.digests(self.directory)
+
     def load(self, param_dtype: str) -> Any:
         """The weights of the directory, laid out for the learner; without adapters."""
         spec = dataclasses.replace(self.spec, lora=None)
@@ -62,10 +68,12 @@ class Model:
 class Parts:
     """Everything of a run that is not its state, and the writing of its records."""
 
-    def __init__(self, cfg: Config, workdir: Path, reporter: Reporter):
+    def __init__(self, cfg: Config, workdir: Path, reporter: Reporter, restart: bool = False):
+        """With `restart` the run begins anew, and the records of the one in `workdir` are moved away."""
         self.cfg, self.workdir, self.reporter = cfg, workdir, reporter
         compiles = runtime.CompileCounter()
-        self.model, train, heldout = open_run(cfg, workdir, reporter)
+        self.directory = run_directory.read(workdir, checkpoint.directory(workdir, cfg.checkpoint), restart)
+        self.model, train, heldout = open_run(cfg, self.directory, reporter)
         self.chat = self.model.chat
         self.questions = Questions(train.questions, cfg.rollout.questions, cfg.train.seed)
         num_updates = cfg.train.epochs * self.questions.steps_per_epoch * (cfg.rollout.questions // config.minibatch_questions(cfg))
@@ -78,11 +86,21 @@ class Parts:
         self.sampling = sampling_params.training(cfg)
         self.fill = self._dynamic_sampling() if cfg.rollout.dynamic_sampling else fill.as_asked
         self.evaluation = Evaluation(heldout, self.answerer, cfg.eval, sampling_params.evaluation(cfg), self.key("eval"))
-        settings = settings_digest(run_directory.fixed_settings(cfg))
-        self.journals = PhaseJournals(workdir, cfg.train.seed, settings, reporter.line)
-        self._write_run_files = lambda: run_directory.write_run_files(workdir, cfg, train, *heldout)
-        unpadded = self.learner.unpadded_state()
-        self.checkpoints = Checkpoints(workdir, cfg.checkpoint, reporter.line, settings, unpadded)
+        settings = run_directory.fixed_settings(cfg)
+        in_phases = settings_digest({**settings, "model": self.model.digests})
+        self.journals = PhaseJournals(workdir, cfg.train.seed, in_phases, reporter.line)
+        self._write_run_files = lambda: self.directory.write(cfg, self.model.directory, self.model.digests, train, *heldout)
+        if restart:
+            reporter.line(self.directory.put_away())
+        self.checkpoints = Checkpoints(
+            workdir,
+            cfg.checkpoint,
+            reporter.line,
+            settings_digest(settings),
+            self.learner.unpadded_state(),
+            run_directory.evaluation_digest(cfg, heldout),
+            self.directory.note_checkpoint,
+        )
         self.record = Recorder(cfg, workdir, self.questions, self.engine, reporter, compiles)
 
     def _check_answers(self, *parts: sources.Loaded | None) -> None:
@@ -103,6 +121,8 @@ class Parts:
         Nothing is written, and nothing compiled, before a checkpoint that is there was restored.
         """
         state = self.checkpoints.latest(self.learner.abstract_state())
+        if state is None:
+            self.directory.check_begin()
         self._write_run_files()
         self._compile_ahead()
         if state is None or self.model.spec.lora:
@@ -199,16 +219,16 @@ class LaidOut:
         return self._weights
 
 
-def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, sources.Loaded, list[sources.Loaded]]:
+def open_run(cfg: Config, directory: RunDirectory, reporter: Reporter) -> tuple[Model, sources.Loaded, list[sources.Loaded]]:
     """The model, the training questions and the held-out sets; nothing is written before all of it is known to be good.
 
     Raises:
         ConfigError: with a line for everything wrong with config, workdir, mesh, model directory and data files.
     """
-    found = config_rules.problems(cfg, len(jax.devices())) + run_directory.changed_settings(workdir, cfg)
+    found = [*config_rules.problems(cfg, len(jax.devices())), *directory.problems, *directory.changed_settings(cfg)]
     train, heldout = collect(found, lambda: load_questions(cfg)), collect(found, lambda: load_heldout(cfg)) or []
-    found += run_directory.changed_questions(workdir, train, *heldout)
-    own = run_directory.question_digests(train, *heldout)
+    found += directory.changed_questions(cfg, train, *heldout)
+    own = run_directory.question_digests(cfg, train, *heldout)
     if not runtime.everywhere(own == runtime.from_process_0(lambda: own)):
         found.append("config.data: not all processes read the same questions; copy the files to every host, or give a path that all share")
     if (cfg.data.path == WORLD) != (cfg.model.path == WORLD):
@@ -222,15 +242,19 @@ def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, sou
     found += runtime.from_process_0(lambda: recorder.problems(cfg))
     if found and cfg.model.path == WORLD:  # which would be pretrained first
         raise ConfigError(*found)
-    model = collect(found, lambda: open_model(cfg, reporter))
+    model = collect(found, lambda: open_model(cfg, reporter, directory.date, directory.revision(cfg.model.path)))
+    digests = model.digests if model else {}
+    if not runtime.everywhere(digests == runtime.from_process_0(lambda: digests)):
+        found.append(f"config.model.path={cfg.model.path}: not all processes read the same files; copy them to every host")
     if model:
+        found += directory.changed_model(model.directory, digests)
         for part in (train, *heldout):
             found += sources.too_long(part, lambda q: len(model.chat.render(q)), cfg.data.max_prompt_tokens) if part else []
         found += reflection_problems(cfg, model.chat, train.questions if train else ()) if cfg.gepa.enabled else []
         lengths = [len(model.chat.render(q)) for part in (train, *heldout) if part for q in part.questions]
         found += limits.training_problems(cfg, model.spec, model.chat, max(lengths, default=0))
     if model and train:
-        found += runtime.from_process_0(lambda: _space_problems(cfg, workdir, model, len(train.questions)))
+        found += runtime.from_process_0(lambda: _space_problems(cfg, directory.path, model, len(train.questions)))
     if found or not train:
         raise ConfigError(*dict.fromkeys(found))
     told = [line for part in (train, *heldout) for line in part.told]
@@ -239,10 +263,11 @@ def open_run(cfg: Config, workdir: Path, reporter: Reporter) -> tuple[Model, sou
     return model, train, heldout
 
 
-def open_model(cfg: Config, reporter: Reporter, date: str | None = None) -> Model:
+def open_model(cfg: Config, reporter: Reporter, date: str | None = None, revision: str | None = None) -> Model:
     """The model of `config.model.path`, on the mesh of `config.mesh`; pretrains the world's base if that is asked for.
 
     `date` (ISO) is what a chat template with the date in it shows; None: today's, the same on all processes.
+    `revision` is the commit of a model from the hub; None: its newest.
 
     Raises:
         ConfigError: with a line for everything wrong with config, directory and mesh.
@@ -254,7 +279,10 @@ def open_model(cfg: Config, reporter: Reporter, date: str | None = None) -> Mode
     if found and cfg.model.path in ("", WORLD):
         raise ConfigError(*found)
     with reporter.phase("pretraining"):
-        directory = pretrain.ensure_base(cfg.world, reporter.line) if cfg.model.path == WORLD else hf_config.locate(cfg.model.path)
+        if cfg.model.path == WORLD:
+            directory = pretrain.ensure_base(cfg.world, reporter.line)
+        else:
+            directory = hf_config.locate(cfg.model.path, revision)
     spec = collect(found, lambda: hf_config.read_spec(directory))
     date = date or runtime.from_process_0(lambda: datetime.date.today().isoformat())
     tokenizer = collect(found, lambda: load_tokenizer(directory))

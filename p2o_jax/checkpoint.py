@@ -46,6 +46,10 @@ class Checkpoints:
         settings: a digest of the run's settings; steps saved under another one are refused.
         unpadded: shapes and dtypes of the learner's state without vocabulary padding, which
             depends on the mesh; None: the states that are saved have no padding.
+        evaluation: names what the accuracies of states depend on besides these. Those measured
+            otherwise are not compared with; the best state among them stays.
+        completed: called on all processes when the first checkpoint of this start is complete,
+            at the latest before the second is written.
 
     Raises:
         ConfigError: the folder cannot be written or belongs to another run, the disk is full, no
@@ -59,8 +63,11 @@ class Checkpoints:
         tell: Callable[[str], None] = lambda line: None,
         settings: str = "",
         unpadded: Any = None,
+        evaluation: str = "",
+        completed: Callable[[], None] = lambda: None,
     ):
         self.cfg, self.tell, self.settings, self.unpadded = cfg, tell, settings, unpadded
+        self.evaluation, self._completed = evaluation, completed
         self.directory = directory(workdir, cfg)
         self.last: RunState | None = None  # the newest state that the loop has reported
         self._saving = 0  # tick of the step that is being written
@@ -77,8 +84,17 @@ class Checkpoints:
         except (OSError, ImportError) as e:  # gs:// needs the extra "gs"
             raise config.ConfigError(f"{self.directory}: no checkpoint can be written: {e}") from e
         self._steps, self._unreadable = checkpoint_reader.policy_steps(self.directory)
-        best = read_best(self.directory)  # a kill may have come before its step was written
-        self._best = best if best and best.tick in {*self._steps, *self._unreadable} else None
+        text = checkpoint_reader.attempt(self.directory / BEST, lambda: _best_text(self.directory))
+        note = _parsed_note(self.directory, text)
+        ticks = {*self._steps, *self._unreadable}  # a kill may have come before the best one's step was written
+        self._best = Best(*note[:3]) if note and note.tick in ticks else None
+        self._best_before: set[int] = {*note.before} & ticks if note else set()  # under other settings of evaluation
+        if note and self._best and note.evaluation != evaluation:
+            self.tell(
+                f"config.eval is not that of step {note.step}, the best so far ({note.accuracy:.3f}): the comparison begins anew. "
+                f"Its checkpoint stays in {self.directory / str(note.tick)}"
+            )
+            self._best_before, self._best = {*self._best_before, note.tick}, None
 
     def latest(self, abstract_learner: Any) -> RunState | None:
         """The newest undamaged state, laid out as `abstract_learner`; None if no step was written.
@@ -113,7 +129,8 @@ class Checkpoints:
         if self._best is None or accuracy > self._best.accuracy:
             self._best = Best(state.tick, state.step, accuracy)
             if runtime.is_main_process():
-                _write_whole(self.directory / BEST, json.dumps(self._best._asdict()))
+                note = _Note(*self._best, self.evaluation, tuple(sorted(self._best_before)))
+                _write_whole(self.directory / BEST, json.dumps(note._asdict()))
             self.save(state)
 
     def save_last(self) -> None:
@@ -139,6 +156,8 @@ class Checkpoints:
 
         def write() -> None:
             self._manager.wait_until_finished()
+            if self._manager.all_steps():
+                self._completed()
             self._saving = state.tick
             self._manager.save(state.tick, args=args)
 
@@ -150,6 +169,8 @@ class Checkpoints:
         def finish() -> None:
             self._manager.wait_until_finished()
             ticks = self._manager.all_steps() if self._in_use else []
+            if ticks:
+                self._completed()
             for tick in sorted(set(ticks) - self._preserved(ticks)):
                 self._manager.delete(tick)
 
@@ -229,7 +250,7 @@ class Checkpoints:
         known = [tick for tick in sorted(ticks) if tick in self._steps]
         newest_of_step = {self._steps[tick]: tick for tick in known}  # a prompt phase changes no weights
         milestones = {tick for step, tick in newest_of_step.items() if every and step % every == 0}
-        best = {self._best.tick} if self._best else set()
+        best = {*self._best_before, *([self._best.tick] if self._best else [])}
         return {*sorted(ticks)[-self.cfg.keep :], *milestones, *best, *self._unreadable.intersection(ticks)}
 
 
@@ -297,8 +318,42 @@ def _write_whole(path: epath.Path, text: str) -> None:
 
 
 def read_best(where: epath.Path) -> Best | None:
-    """The state that did best on the held-out questions, if there is a note of one."""
+    """The state that did best on the held-out questions, if there is a note of one.
+
+    Raises:
+        ConfigError: the note is damaged.
+    """
+    note = _parsed_note(where, _best_text(where))
+    return Best(*note[:3]) if note else None
+
+
+class _Note(NamedTuple):
+    """BEST: the best state, what its accuracy was measured by, and the best ones by other measures."""
+
+    tick: int
+    step: int
+    accuracy: float
+    evaluation: str = ""
+    before: tuple[int, ...] = ()
+
+
+def _best_text(where: epath.Path) -> str | None:
     try:
-        return Best(**json.loads((where / BEST).read_text()))
-    except (OSError, ValueError, TypeError):
+        return (where / BEST).read_text()
+    except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _parsed_note(where: epath.Path, text: str | None) -> _Note | None:
+    if text is None:
+        return None
+    try:
+        note = _Note(**json.loads(text))
+        numbers = [note.tick, note.step, note.accuracy, *note.before]
+        if not all(type(x) in (int, float) for x in numbers) or not isinstance(note.evaluation, str):
+            raise ValueError("not what a run writes")
+    except (ValueError, TypeError, RecursionError) as e:
+        raise config.ConfigError(
+            f"{where / BEST}: damaged ({e}). Put the file back as it was, or delete it: the next evaluation then counts as the best"
+        ) from e
+    return note

@@ -92,7 +92,8 @@ def run(argv: Sequence[str]) -> None:
     start = time.monotonic()
     with ExitStack() as stack:
         cfg = _with_model(cfg, flags, overrides, out, stack)
-        model = build.open_model(cfg, reporter)
+        date = run_directory.read_date(Path(flags["workdir"])) if flags["workdir"] else None
+        model = build.open_model(cfg, reporter, date)
         judges = Judges(stack.enter_context(Verifier(cfg.reward)), stack.enter_context(LenientGrader(cfg.reward)))
         if problems := runtime.from_process_0(judges.strict.problems):
             raise ConfigError(*problems)

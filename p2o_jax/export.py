@@ -44,15 +44,18 @@ def run(argv: Sequence[str]) -> None:
 
     import jax
 
-    from p2o_jax import checkpoint, checkpoint_reader, runtime
+    from p2o_jax import checkpoint, checkpoint_reader, run_directory, runtime
     from p2o_jax.data.chat import load_tokenizer
-    from p2o_jax.models import hf, hf_config, lora
+    from p2o_jax.models import hf, hf_config, identity, lora
     from p2o_jax.progress import Reporter
 
     where = checkpoint.directory(workdir, cfg.checkpoint)
     best = checkpoint.read_best(where)
     step, tick = _pick(workdir, checkpoint_reader.policies(where), flags["step"], best.step if best else None)
-    directory = model_directory(cfg)
+    named = run_directory.read(workdir)
+    directory = model_directory(cfg, named.revision(cfg.model.path))
+    if changed := named.changed_model(directory, identity.digests(directory)):
+        raise ConfigError(*changed)
     spec = dataclasses.replace(hf_config.read_spec(directory), lora=lora.from_config(cfg.lora))
     if flags["adapter"] and not spec.lora:
         raise ConfigError(f"--adapter={flags['adapter']}: {workdir} trained all weights (config.lora.rank=0), there are no adapters")
@@ -91,8 +94,10 @@ def prompt_settings(cfg: Config) -> dict[str, Any]:
     }
 
 
-def model_directory(cfg: Config) -> Path:
+def model_directory(cfg: Config, revision: str | None = None) -> Path:
     """The directory of the run's initial model, which also holds its tokenizer. The world's base is not pretrained for this.
+
+    `revision` is the commit of a model from the hub; None: its newest.
 
     Raises:
         ConfigError: it is not there (any more).
@@ -101,7 +106,7 @@ def model_directory(cfg: Config) -> Path:
     from p2o_jax.world import pretrain
 
     if cfg.model.path != "world":
-        return hf_config.locate(cfg.model.path)
+        return hf_config.locate(cfg.model.path, revision)
     directory = pretrain.base_directory(cfg.world)
     if not directory.is_dir():
         raise ConfigError(

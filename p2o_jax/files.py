@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes the text to a new file beside `path`, and renames that to `path` once it is on disk."""
+def write_whole(path: Path, contents: str | bytes) -> None:
+    """Writes the contents to a new file beside `path`, and renames that to `path` once it is on disk."""
     temporary = unused(path)
     try:
-        with open(temporary, "x", encoding="utf-8") as f:
-            f.write(text)
+        with open(temporary, "xb") as f:
+            f.write(contents.encode() if isinstance(contents, str) else contents)
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)

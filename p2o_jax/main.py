@@ -1,6 +1,7 @@
-"""Trains: `python -m p2o_jax.main --config configs/quickstart.py [--workdir runs/quickstart] [--config.a.b=value ...]`.
+"""Trains: `python -m p2o_jax.main --config configs/quickstart.py [--workdir runs/quickstart] [--restart] [--config.a.b=value ...]`.
 
-A workdir that holds a checkpoint is resumed. A config with `arms` runs each of them in a folder of its own and compares them.
+A workdir that holds a checkpoint is resumed. With --restart the run begins anew, and the records so far are kept in
+WORKDIR/previous-1. A config with `arms` runs each of them in a folder of its own and compares them.
 """
 
 import contextlib
@@ -28,13 +29,14 @@ def main(argv: Sequence[str]) -> None:
         ConfigError: anything wrong with flags, config, data or model.
         Preempted: after SIGTERM, with the state of the run saved.
     """
-    flags, overrides = config_files.parse_flags(argv, {"config": None, "workdir": ""})
+    flags, overrides = config_files.parse_flags(argv, {"config": None, "workdir": ""}, ("restart",))
     values = config_files.load_config_dict(flags["config"], overrides)
     cfg = config.resolve(config_files.from_config_dict(values))
     workdir = Path(flags["workdir"] or Path("runs") / Path(flags["config"]).stem)
+    restart = bool(flags["restart"])
     with guards.Preemption(cfg.checkpoint.grace_s, _on_any) as preemption:  # before JAX, whose import takes seconds
         if not cfg.arms:
-            train_one(cfg, workdir, preemption.poll)
+            train_one(cfg, workdir, preemption.poll, restart)
             return
         from p2o_jax import compare, run_directory
 
@@ -42,7 +44,9 @@ def main(argv: Sequence[str]) -> None:
         check_arms(arms)
         with run_directory.claim(workdir):
             for name, arm in arms.items():
-                train_one(arm, workdir / name, preemption.poll)
+                train_one(arm, workdir / name, preemption.poll, restart)
+            if restart:
+                run_directory.put_away_comparison(workdir)
             compare.write(workdir, list(arms))
 
 
@@ -66,8 +70,10 @@ def check_arms(arms: Mapping[str, Config]) -> None:
         raise ConfigError(*found)
 
 
-def train_one(cfg: Config, workdir: Path, poll: Callable[[], None]) -> None:
+def train_one(cfg: Config, workdir: Path, poll: Callable[[], None], restart: bool = False) -> None:
     """Trains one run to its end and writes its result.json. `poll` raises Preempted where the run is to be left.
+
+    With `restart` it begins anew, and the records of the run in `workdir` are moved away.
 
     Raises:
         Preempted: with the state of the run saved.
@@ -78,7 +84,7 @@ def train_one(cfg: Config, workdir: Path, poll: Callable[[], None]) -> None:
     reporter = Reporter(enabled=runtime.is_main_process(), poll=poll)
     reporter.line(f"--- {workdir}")
     with run_directory.claim(workdir, cfg.checkpoint.path):
-        parts = build.Parts(cfg, workdir, reporter)
+        parts = build.Parts(cfg, workdir, reporter, restart)
         reporter.line(build.describe(parts))
         with contextlib.ExitStack() as stack:
             stack.callback(parts.close)
@@ -107,13 +113,14 @@ def command(run: Callable[[Sequence[str]], None]) -> None:
         except BrokenPipeError:  # `--help | head`: nobody reads on
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
+    again = "the same command without --restart" if "--restart" in sys.argv[1:] else "the same command"
     try:
         run(sys.argv[1:])
     except guards.Preempted:
-        print("left on SIGTERM; the same command goes on", file=sys.stderr)
+        print(f"left on SIGTERM; {again} goes on", file=sys.stderr)
         peers.leave_at_once(0)
     except KeyboardInterrupt:
-        print("interrupted (a training run goes on from its last checkpoint by the same command)", file=sys.stderr)
+        print(f"interrupted (a training run goes on from its last checkpoint by {again})", file=sys.stderr)
         peers.leave_at_once(130)
         peers.stop(130, "interrupted")
     except peers.Missing as e:

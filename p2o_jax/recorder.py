@@ -5,6 +5,7 @@ no row is there twice or missing.
 """
 
 import dataclasses
+import itertools
 import json
 import secrets
 import time
@@ -181,7 +182,7 @@ class RunLog:
         for name, value in values.items():
             self._tensorboard.add_scalar(name, float(value), step)
         if self._wandb:
-            self._wandb.metrics(step, values)
+            self._wandb.metrics(tick, step, values)
 
     def rows(self, name: str, tick: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Appends rows to NAME.jsonl."""
@@ -198,20 +199,22 @@ class RunLog:
 class WandbRun:
     """The run at Weights & Biases, which is told its settings and metrics; WANDB_MODE=offline keeps them in WORKDIR/wandb for later.
 
-    A run that goes on is the same one there, by the id in WORKDIR/wandb.json. Steps that are done again after a kill are told again.
+    A run that goes on is the same one there, by the id in WORKDIR/wandb.json. Beside it are the tick of the last point sent and the
+    kinds of points sent for it: what is computed again after a kill is not sent again.
     """
 
     def __init__(self, workdir: Path, cfg: Config):
         """Raises a ConfigError where Weights & Biases does not take the run: no key, no such project, no network."""
         import wandb
 
-        path = workdir / "wandb.json"
-        run_id = json.loads(path.read_text(encoding="utf-8"))["id"] if path.exists() else secrets.token_hex(4)
-        files.write_json(path, {"id": run_id})
+        self._path = workdir / "wandb.json"
+        known = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {"id": secrets.token_hex(4)}
+        self._sent: dict[str, Any] = {"tick": -1, "kinds": [], **known}
+        files.write_json(self._path, self._sent)
         try:
             self.run = wandb.init(
                 project=cfg.train.wandb_project,
-                id=run_id,
+                id=self._sent["id"],
                 name=workdir.name,
                 resume="allow",
                 dir=str(workdir),
@@ -224,8 +227,15 @@ class WandbRun:
             ) from e
         self.run.define_metric("*", step_metric="step")
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+    def metrics(self, tick: int, step: int, values: Mapping[str, float]) -> None:
+        """Sends a point, unless an earlier start has: an evaluation and a step or prompt phase may share a tick."""
+        kind = "evaluation" if any(name.startswith("eval/") for name in values) else "phase"
+        kinds = self._sent["kinds"] if tick == self._sent["tick"] else []
+        if tick < self._sent["tick"] or kind in kinds:
+            return
         self.run.log({"step": step, **{name: float(value) for name, value in values.items()}})
+        self._sent |= {"tick": tick, "kinds": [*kinds, kind]}
+        files.write_json(self._path, self._sent)
 
     def close(self) -> None:
         self.run.finish()
@@ -252,23 +262,47 @@ def read_seconds(workdir: Path) -> list[float]:
 def cut(path: Path, tick: int, tell: Callable[[str], None]) -> set[int]:
     """The ticks that the JSONL file has rows of, after cutting off its rows from `tick` on, and what is no row.
 
-    A last line that was torn off by a kill is of the tick that is done again; one before it is told of.
+    A last line that was torn off by a kill is of the tick that is done again. Any other line that is no row is reported, and the
+    file as it was is kept beside it.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    rows = [_row(line) for line in lines]
-    for number in (n for n, row in enumerate(rows[:-1], start=1) if row is None):
+    rows = [_row(line, _NEEDS.get(path.name, _no_needs)) for line in lines]
+    whole = rows if lines and lines[-1].endswith(b"\n") else rows[:-1]
+    bad = [number for number, row in enumerate(whole, start=1) if row is None]
+    for number in bad:
         tell(f"{path}:{number}: no row of this run's; cut out")
+    if bad:
+        copy = next(p for n in itertools.count(1) if not (p := path.with_name(f"{path.name}.damaged-{n}")).exists())
+        files.write_whole(copy, b"".join(lines))
+        tell(f"{path}: the file as it was is kept as {copy.name}")
     kept = [(line, row["tick"]) for line, row in zip(lines, rows, strict=True) if row and row["tick"] < tick]
     files.write_whole(path, "".join(line.decode("ascii") for line, _ in kept))
     return {tick for _, tick in kept}
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def _no_needs(row: Mapping[str, Any]) -> bool:
+    return True
+
+
+_NEEDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {  # of rows that result.json and tables are made of
+    "metrics.jsonl": lambda row: isinstance(row["step"], int) and all(isinstance(v, int | float) for v in row.values()),
+    "evaluations.jsonl": lambda row: (
+        all(isinstance(row[key], int | float) for key in ("step", "accuracy", "generated_tokens"))
+        and all(isinstance(v, int | float) for v in row["by_family"].values())
+    ),
+    "templates.jsonl": lambda row: (
+        row.get("cover_rank") is None
+        or (isinstance(row["dev_score"], int | float) and isinstance(row["text"], str) and isinstance(row["epoch"], int))
+    ),
+}
+
+
+def _row(line: bytes, needs: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any] | None:
     """The row of a line; None if it is not whole, or is none."""
     try:
         row = json.loads(line.decode("ascii"))
-        return row if line.endswith(b"\n") and isinstance(row["tick"], int) else None
-    except (ValueError, KeyError, TypeError):
+        return row if line.endswith(b"\n") and type(row["tick"]) is int and needs(row) else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
-from p2o_jax import build, checkpoint, config, gepa
+from p2o_jax import build, checkpoint, config, gepa, run_directory
 from p2o_jax.checkpoint import Checkpoints
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data.sources import load
@@ -46,7 +46,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_told_with_all_else(tmp_path,
     for free, told in ((4 * size - 1, 1), (4 * size, 0)):
         monkeypatch.setattr(checkpoint.os, "statvfs", lambda _, n=free: SimpleNamespace(f_bavail=n, f_frsize=1))
         with pytest.raises(ConfigError) as e:
-            build.open_run(cfg, tmp_path / "run", Reporter(enabled=False))
+            build.open_run(cfg, run_directory.read(tmp_path / "run"), Reporter(enabled=False))
         lines = [line for line in e.value.problems if "checkpoints of" in line]
         assert len(lines) == told and len(e.value.problems) > told
 
@@ -58,7 +58,7 @@ def test_the_world_and_own_things_do_not_mix(tmp_path, given):
     cfg = replace(CFG, model=replace(CFG.model, path=str(golden))) if given == "model" else CFG
     cfg = replace(cfg, data=replace(cfg.data, path=str(tmp_path / "q.jsonl"))) if given == "data" else cfg
     with pytest.raises(ConfigError, match="only go together"):
-        build.open_run(replace(cfg, mesh=replace(cfg.mesh, fsdp=8)), tmp_path / "run", Reporter(enabled=False))
+        build.open_run(replace(cfg, mesh=replace(cfg.mesh, fsdp=8)), run_directory.read(tmp_path / "run"), Reporter(enabled=False))
 
 
 def test_checkpoints_around_prompt_phases_only(tmp_path, monkeypatch):
@@ -146,7 +146,7 @@ def test_the_least_reflection_prompt_is_checked_at_the_start(tmp_path):
     cfg = replace(CFG, model=replace(CFG.model, path=str(golden)), data=replace(CFG.data, path=str(tmp_path / "q.jsonl")), api=api)
     cfg = replace(cfg, gepa=replace(CFG.gepa, reflector="api", reflect_prompt_tokens=20))
     with pytest.raises(ConfigError, match=r"config\.gepa\.reflect_prompt_tokens=20 is less than any reflection prompt takes"):
-        build.open_run(replace(cfg, mesh=replace(cfg.mesh, fsdp=8)), tmp_path / "run", Reporter(enabled=False))
+        build.open_run(replace(cfg, mesh=replace(cfg.mesh, fsdp=8)), run_directory.read(tmp_path / "run"), Reporter(enabled=False))
 
 
 def test_unusual_settings_are_noticed_when_a_run_opens(tmp_path):

@@ -92,6 +92,60 @@ def test_the_newest_the_milestones_and_the_best_stay(tmp_path):
     assert set(checkpoint_reader.policies(kept.directory)) == {2, 12}
 
 
+def with_eval(workdir: Path, evaluation: str, told: list[str]) -> Checkpoints:
+    return Checkpoints(workdir, config.Checkpoint(keep=1), told.append, evaluation=evaluation)
+
+
+def test_accuracies_by_other_settings_of_evaluation_are_not_compared(tmp_path):
+    """The best of each measure stays as a checkpoint, also across a third start; the comparison begins anew."""
+    told: list[str] = []
+    for evaluation, tick, accuracy in (
+        ("greedy", 1, 0.9),
+        ("greedy", 2, 0.8),
+        ("sampled", 3, 0.2),
+        ("sampled", 4, 0.1),
+        ("greedy", 5, 0.3),
+    ):
+        kept = with_eval(tmp_path, evaluation, told)
+        kept.save(state(tick))
+        kept.save_if_best(state(tick), accuracy)
+        kept.close()
+    assert set(checkpoint_reader.policies(kept.directory)) == {1, 3, 5}
+    assert checkpoint.read_best(kept.directory) == (5, 5, 0.3)
+    assert ["config.eval is not that of step 1, the best so far (0.900)" in told[0], "step 3" in told[1], len(told)] == [True, True, 2]
+    kept = with_eval(tmp_path, "sampled", told)
+    kept.close()
+    assert checkpoint.read_best(kept.directory) == (5, 5, 0.3), "until there is a new one"
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "[", "null", "[]", '{"tick": 1}', '{"tick": "1", "step": 1, "accuracy": 1}', '{"tick": 1, "best": 2}']
+)
+def test_a_damaged_note_of_the_best_is_refused_and_its_checkpoint_stays(tmp_path, damage):
+    kept = Checkpoints(tmp_path, config.Checkpoint(keep=1))
+    kept.save_if_best(state(1), 0.5)
+    kept.save(state(2))
+    kept.close()
+    (kept.directory / "best.json").write_text(damage)
+    before = tree(tmp_path)
+    with pytest.raises(ConfigError, match=r"best\.json: damaged"):
+        Checkpoints(tmp_path, config.Checkpoint(keep=1))
+    with pytest.raises(ConfigError, match=r"best\.json: damaged"):
+        checkpoint.read_best(kept.directory)
+    assert tree(tmp_path) == before
+
+
+def test_that_a_checkpoint_is_complete_is_said_before_the_next_one(tmp_path):
+    said: list[int] = []
+    kept = Checkpoints(tmp_path, config.Checkpoint(), completed=lambda: said.append(len(list(kept.directory.glob("[0-9]*")))))
+    kept.save(state(0))
+    assert said == []
+    kept.save(state(1))
+    assert said == [1]
+    kept.close()
+    assert said == [1, 2]
+
+
 def test_what_a_kill_kept_from_being_deleted_goes_at_the_end(tmp_path):
     write(tmp_path, [1, 2, 3, 4], keep=4)
     write(tmp_path, [4], keep=2)

@@ -33,7 +33,7 @@ FLOORS = (
         "sampling_params",
     ),  # fmt: skip
     # 3: what is built of those (metrics and world use gepa's names and prompts)
-    ("rollout", "rl", "world", "metrics", "checkpoint_reader", "recipes", "limits"),
+    ("rollout", "rl", "world", "metrics", "checkpoint_reader", "recipes", "limits", "run_records"),
     # 4: evaluation on the sampler; the records of a run, its directory; what learner and sampler take of memory
     ("evaluation", "recorder", "footprint", "checkpoint", "run_directory"),
     # 5: Config -> Parts; what is made of a run's records

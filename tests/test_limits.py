@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from p2o_jax import build, config, config_files, generate, limits, score
+from p2o_jax import build, config, config_files, generate, limits, run_directory, score
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data.chat import Chat, load_tokenizer
 from p2o_jax.models import hf_config
@@ -213,7 +213,7 @@ def test_a_run_that_is_too_long_does_not_start(tmp_path):
     (tmp_path / "q.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
     cfg = config.resolve(Config(model=config.Model(path=str(MODEL)), data=config.Data(path=str(tmp_path / "q.jsonl"))))
     cfg = replace(cfg, optim=replace(cfg.optim, micro_rows=len(jax.devices())))
-    found = problems(build.open_run, cfg, tmp_path / "run", Reporter(enabled=False))
+    found = problems(build.open_run, cfg, run_directory.read(tmp_path / "run"), Reporter(enabled=False))
     assert [line.split("=")[0] for line in found] == ["config.rollout.max_new_tokens", "config.gepa.reflect_prompt_tokens"]
     assert not (tmp_path / "run").exists()
 

@@ -59,14 +59,41 @@ def test_a_torn_last_line_is_cut_silently(run, torn):
 
 def test_a_bad_line_before_the_last_and_missing_ticks_are_told(run):
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (run / "metrics.jsonl").write_text("".join([lines[0], "[1, 2]\n", "half a li\n", lines[3]]))
+    (run / "metrics.jsonl").write_text(edited := "".join([lines[0], "[1, 2]\n", "half a li\n", lines[3]]))
     told = opened(run, 4)
     assert [line.removeprefix(str(run)) for line in told] == [
         "/metrics.jsonl:2: no row of this run's; cut out",
         "/metrics.jsonl:3: no row of this run's; cut out",
+        "/metrics.jsonl: the file as it was is kept as metrics.jsonl.damaged-1",
         "/metrics.jsonl: there are no rows of the ticks [1, 2]",
     ]
     assert ticks(run / "metrics.jsonl") == [0, 3]
+    assert (run / "metrics.jsonl.damaged-1").read_text() == edited
+    assert len(opened(run, 4)) == 1, "the rows that are missing are told again, the copy stays as it is"
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("metrics", {"step": 0, "reward/mean": 0.5}, {"step": 0, "reward/mean": "0.5"}),
+        ("metrics", {"step": 0}, {}),
+        ("evaluations", {"step": 0, "accuracy": 1, "generated_tokens": 2, "by_family": {"a": 1.0}}, {"step": 0, "accuracy": 1}),
+        ("templates", {"cover_rank": 0, "text": "z", "dev_score": 0.5, "epoch": 0}, {"cover_rank": 0, "text": None}),
+        ("templates", {"cover_rank": None}, {"tick": True}),
+        ("samples", {}, {"tick": "0"}),
+    ],
+)
+def test_a_row_that_later_code_could_not_use_is_kept_in_a_copy_only(tmp_path, name, good, bad):
+    """Also as the last one, where it has its end and so was not torn off by a kill; a file never has its copy overwritten."""
+    path = tmp_path / f"{name}.jsonl"
+    text = json.dumps({"tick": 0, **good}) + "\n" + json.dumps({"tick": 0, **bad}) + "\n"
+    for number in (1, 2):
+        path.write_text(text)
+        told = []
+        assert cut(path, 5, told.append) == {0}
+        assert told == [f"{path}:2: no row of this run's; cut out", f"{path}: the file as it was is kept as {name}.jsonl.damaged-{number}"]
+        assert path.read_text() == text.splitlines(keepends=True)[0]
+        assert path.with_name(f"{name}.jsonl.damaged-{number}").read_text() == text
 
 
 def test_cutting_is_done_whole_or_not_at_all(run, monkeypatch):
@@ -127,6 +154,27 @@ def test_weights_and_biases_is_told_the_same_run_again_after_a_resume(tmp_path, 
     assert first["config"]["train"]["wandb_project"] == "p2o" and first["name"] == tmp_path.name
     assert wandb.points == [{"step": 0, "reward/mean": 0.5}, "end", {"step": 1, "reward/mean": 0.5}, "end"]
     assert not any(b"secret-key" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_what_is_computed_again_after_a_kill_is_not_drawn_twice(tmp_path, monkeypatch):
+    """Ticks: an evaluation and a step at 0, steps at 1 and 2; killed; again from the checkpoint at tick 1."""
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    first = WandbRun(tmp_path, CFG)
+    first.metrics(0, 0, {"eval/accuracy": 0.1})
+    for tick in range(3):
+        first.metrics(tick, tick, {"reward/mean": tick})
+    second = WandbRun(tmp_path, CFG)  # the first was killed
+    second.metrics(1, 1, {"reward/mean": 1})
+    second.metrics(2, 2, {"eval/accuracy": 0.2})  # new: eval.every_steps may change
+    second.metrics(2, 2, {"reward/mean": 2})
+    second.metrics(3, 3, {"reward/mean": 3})
+    assert [(p["step"], *p.keys() - {"step"}) for p in wandb.points] == [
+        (0, "eval/accuracy"), (0, "reward/mean"), (1, "reward/mean"), (2, "reward/mean"), (2, "eval/accuracy"), (3, "reward/mean"),
+    ]  # fmt: skip
+    (tmp_path / "wandb.json").write_text('{"id": "of an earlier version"}')
+    WandbRun(tmp_path, CFG).metrics(0, 0, {"reward/mean": 0})
+    assert wandb.points[-1] == {"step": 0, "reward/mean": 0} and wandb.runs[-1]["id"] == "of an earlier version"
 
 
 def test_weights_and_biases_that_refuses_or_is_not_there_is_told(tmp_path, monkeypatch):

@@ -33,8 +33,10 @@ PROMPTS = "p2o_jax.json"  # in an export: what the run's prompts had besides the
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
-def locate(path: str | Path) -> Path:
+def locate(path: str | Path, revision: str | None = None) -> Path:
     """The directory of a checkpoint: the path itself, or the local copy of a hub id, downloaded if there is a network.
+
+    `revision` is a commit of the hub's repository; None: its newest.
 
     Raises:
         ConfigError: neither a directory nor a hub id that can be had.
@@ -48,7 +50,7 @@ def locate(path: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=_HUB_FILES))
+        return Path(huggingface_hub.snapshot_download(str(path), revision=revision, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, HFValidationError, OSError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ConfigError(
