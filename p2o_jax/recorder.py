@@ -199,22 +199,21 @@ class RunLog:
 class WandbRun:
     """The run at Weights & Biases, which is told its settings and metrics; WANDB_MODE=offline keeps them in WORKDIR/wandb for later.
 
-    A run that goes on is the same one there, by the id in WORKDIR/wandb.json. Beside it are the tick of the last point sent and the
-    kinds of points sent for it: what is computed again after a kill is not sent again.
+    A run that goes on is the same one there, by the id in WORKDIR/wandb.json. Each point has a number of its own, which grows: what is
+    computed again after a kill is not drawn twice, because the server takes no number that is not above the last it has.
     """
 
     def __init__(self, workdir: Path, cfg: Config):
         """Raises a ConfigError where Weights & Biases does not take the run: no key, no such project, no network."""
         import wandb
 
-        self._path = workdir / "wandb.json"
-        known = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {"id": secrets.token_hex(4)}
-        self._sent: dict[str, Any] = {"tick": -1, "kinds": [], **known}
-        files.write_json(self._path, self._sent)
+        path = workdir / "wandb.json"
+        run_id = json.loads(path.read_text(encoding="utf-8"))["id"] if path.exists() else secrets.token_hex(4)
+        files.write_json(path, {"id": run_id})
         try:
             self.run = wandb.init(
                 project=cfg.train.wandb_project,
-                id=self._sent["id"],
+                id=run_id,
                 name=workdir.name,
                 resume="allow",
                 dir=str(workdir),
@@ -228,14 +227,9 @@ class WandbRun:
         self.run.define_metric("*", step_metric="step")
 
     def metrics(self, tick: int, step: int, values: Mapping[str, float]) -> None:
-        """Sends a point, unless an earlier start has: an evaluation and a step or prompt phase may share a tick."""
-        kind = "evaluation" if any(name.startswith("eval/") for name in values) else "phase"
-        kinds = self._sent["kinds"] if tick == self._sent["tick"] else []
-        if tick < self._sent["tick"] or kind in kinds:
-            return
-        self.run.log({"step": step, **{name: float(value) for name, value in values.items()}})
-        self._sent |= {"tick": tick, "kinds": [*kinds, kind]}
-        files.write_json(self._path, self._sent)
+        """Sends a point: an evaluation, or the step or prompt phase of the same tick, which comes after it."""
+        number = 2 * tick + (not any(name.startswith("eval/") for name in values))
+        self.run.log({"step": step, **{name: float(value) for name, value in values.items()}}, step=number, commit=True)
 
     def close(self) -> None:
         self.run.finish()

@@ -4,7 +4,8 @@ The file appears whole, by a hard link: of several starts at the same moment one
 or on several. As long as its process lives it also holds the kernel's lock on the file (flock),
 which ends with the process, however that ends. So a lock that a kill has left is recognized on its
 own host, even if its process id is in use again. Nothing is known about a process of another host:
-its lock is never taken over.
+its lock is never taken over. A host is the same if its kernel is, whatever name a container gives
+it, or its name, if it was started again.
 """
 
 import contextlib
@@ -116,7 +117,8 @@ def _written(path: Path) -> int:
     try:
         _flock(descriptor)
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        os.write(descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": now}).encode())
+        holder = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "started": now}
+        os.write(descriptor, json.dumps(holder).encode())
         os.fsync(descriptor)
     except BaseException:
         os.close(descriptor)
@@ -140,15 +142,16 @@ def _take_over(own: Path, path: Path) -> bool:
         if holder is None:
             raise Held(f"{path} cannot be read. Once you are certain that no run is at work here, delete it")
         who = f"process {holder['pid']} on {holder['host']} has been at work in {path.parent} since {holder['started']}"
-        free = _flock(descriptor) if holder["host"] == socket.gethostname() else None
+        here = holder["host"] == socket.gethostname() or holder["boot"] == _boot() != ""
+        free = _flock(descriptor) if here else None
         if free is False:
             time.sleep(_PAUSE_S)  # another start may be taking it over at this moment
             if _is_at(descriptor, path):
                 raise Held(f"{who}: wait until it has ended, or give another folder")
             return False
         if free is None:
-            here = f"whether it still runs cannot be determined on {socket.gethostname()}"
-            raise Held(f"{who}; {here}. Once you are certain that it has ended, delete {path}")
+            unknown = f"whether it still runs cannot be determined on {socket.gethostname()}"
+            raise Held(f"{who}; {unknown}. Once you are certain that it has ended, delete {path}")
         if not _is_at(descriptor, path):
             return False
         own.replace(path)  # nobody else does this now: we hold the kernel's lock on what it replaces
@@ -163,11 +166,17 @@ def _read(descriptor: int) -> dict[str, Any] | None:
     while True:
         try:
             value = json.loads(os.pread(descriptor, 4096, 0))
-            return {"host": str(value["host"]), "pid": int(value["pid"]), "started": str(value["started"])}
+            return {**{key: str(value[key]) for key in ("host", "boot", "started")}, "pid": int(value["pid"])}
         except (ValueError, KeyError, TypeError):
             if time.monotonic() > end:
                 return None
         time.sleep(_PAUSE_S)
+
+
+def _boot() -> str:
+    """Names the running kernel, the same in all its containers; empty where there is no such name."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""
 
 
 def _flock(descriptor: int) -> bool | None:

@@ -121,21 +121,28 @@ def test_a_bad_line_before_the_last_is_not_read_over(run):
 
 
 class FakeWandb(types.ModuleType):
-    """Weights & Biases, as far as it is used; `taken` is what it was told."""
+    """Weights & Biases, as far as it is used: a run that is resumed has the server's steps, and takes no point at or before the last."""
 
     class Error(Exception):
         pass
 
     def __init__(self, refuses=""):
         super().__init__("wandb")
-        self.refuses, self.runs, self.points = refuses, [], []
+        self.refuses, self.runs, self.points, self.last = refuses, [], [], {}
         self.Settings = dict
 
     def init(self, **options):
         if self.refuses:
             raise self.Error(self.refuses)
         self.runs.append(options)
-        return types.SimpleNamespace(log=self.points.append, define_metric=lambda *_, **__: None, finish=lambda: self.points.append("end"))
+
+        def log(values, step, commit):
+            assert commit
+            if step > self.last.get(options["id"], -1):
+                self.last[options["id"]] = step
+                self.points.append(values)
+
+        return types.SimpleNamespace(log=log, define_metric=lambda *_, **__: None, finish=lambda: self.points.append("end"))
 
 
 CFG = Config(train=Train(wandb_project="p2o"))
@@ -166,15 +173,13 @@ def test_what_is_computed_again_after_a_kill_is_not_drawn_twice(tmp_path, monkey
         first.metrics(tick, tick, {"reward/mean": tick})
     second = WandbRun(tmp_path, CFG)  # the first was killed
     second.metrics(1, 1, {"reward/mean": 1})
-    second.metrics(2, 2, {"eval/accuracy": 0.2})  # new: eval.every_steps may change
+    second.metrics(2, 2, {"eval/accuracy": 0.2})  # eval.every_steps has changed: too late for this one
     second.metrics(2, 2, {"reward/mean": 2})
+    second.metrics(3, 3, {"eval/accuracy": 0.3})
     second.metrics(3, 3, {"reward/mean": 3})
     assert [(p["step"], *p.keys() - {"step"}) for p in wandb.points] == [
-        (0, "eval/accuracy"), (0, "reward/mean"), (1, "reward/mean"), (2, "reward/mean"), (2, "eval/accuracy"), (3, "reward/mean"),
+        (0, "eval/accuracy"), (0, "reward/mean"), (1, "reward/mean"), (2, "reward/mean"), (3, "eval/accuracy"), (3, "reward/mean"),
     ]  # fmt: skip
-    (tmp_path / "wandb.json").write_text('{"id": "of an earlier version"}')
-    WandbRun(tmp_path, CFG).metrics(0, 0, {"reward/mean": 0})
-    assert wandb.points[-1] == {"step": 0, "reward/mean": 0} and wandb.runs[-1]["id"] == "of an earlier version"
 
 
 def test_weights_and_biases_that_refuses_or_is_not_there_is_told(tmp_path, monkeypatch):

@@ -55,7 +55,13 @@ def killed(folder: Path) -> int:
 
 
 def write(folder: Path, **changes) -> None:
-    holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": "2026-11-24T09:00:00+00:00", **changes}
+    holder = {
+        "host": socket.gethostname(),
+        "boot": "of another kernel",
+        "pid": os.getpid(),
+        "started": "2026-11-24T09:00:00+00:00",
+        **changes,
+    }
     folder.mkdir(exist_ok=True)
     (folder / run_lock.NAME).write_text(json.dumps(holder))
 
@@ -124,6 +130,19 @@ def test_a_process_id_in_use_again_does_not_count(tmp_path):
     write(tmp_path, pid=os.getpid())
     with run_lock.Lock(tmp_path):
         assert json.loads((tmp_path / run_lock.NAME).read_text())["started"] != "2026-11-24T09:00:00+00:00"
+
+
+def test_a_container_with_another_name_on_the_same_kernel(tmp_path, monkeypatch):
+    """Its lock counts as long as its process lives, and no longer."""
+    holder = process(tmp_path)
+    assert holder.stdout.readline() == "held\n"
+    monkeypatch.setattr(run_lock.socket, "gethostname", lambda: "a-new-name")
+    with pytest.raises(run_lock.Held, match=f"process {holder.pid} .*: wait"):
+        run_lock.Lock(tmp_path)
+    holder.kill()
+    holder.communicate()
+    with run_lock.Lock(tmp_path):
+        assert json.loads((tmp_path / run_lock.NAME).read_text())["host"] == "a-new-name"
 
 
 @pytest.mark.parametrize("case", ["another host", "no flock", "unreadable", "empty"])
