@@ -85,7 +85,8 @@ def untimed_journal(workdir: Path) -> list[dict]:
 
 
 def result(workdir: Path) -> dict:
-    return {k: v for k, v in json.loads((workdir / "result.json").read_text()).items() if not k.startswith(("seconds", "pretraining_seconds"))}
+    found = json.loads((workdir / "result.json").read_text())
+    return {k: v for k, v in found.items() if not k.startswith(("seconds", "pretraining_seconds"))}
 
 
 @pytest.fixture(scope="session")

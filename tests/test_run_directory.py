@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from p2o_jax import build, config, run_directory, run_records
+from p2o_jax import build, compare, config, main, run_directory, run_records
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data.sources import load
 from p2o_jax.models import hf_config, identity
@@ -315,6 +315,23 @@ def test_what_accuracies_depend_on(tmp_path):
 
 def test_every_record_is_known_to_the_restart():
     assert {*run_records._SHAPES} <= {*run_records._NAMES}
+
+
+@pytest.mark.parametrize(("flags", "runs"), [(["--config.arms=()"], ["run"]), (["--config.arms=('a', 'b')"], ["run/a", "run/b"])])
+@pytest.mark.parametrize("restart", [False, True])
+def test_the_flag_reaches_every_run(tmp_path, monkeypatch, flags, runs, restart):
+    """Of a comparison, the old result is moved once all of its runs have ended."""
+    asked = []
+    monkeypatch.setattr(main, "train_one", lambda cfg, workdir, poll, restart: asked.append((str(workdir), restart)))
+    monkeypatch.setattr(compare, "write", lambda workdir, arms: None)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text("old")
+    given = ["--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", "--config.mesh.cpu_devices=8", *flags]
+    main.main([*given, *(["--restart"] if restart else [])])
+    assert asked == [(str(tmp_path / name), restart) for name in runs]
+    assert (tmp_path / "run/previous-1/result.json").exists() == (restart and len(runs) == 2)
+    with pytest.raises(ConfigError, match="--restart=yes: takes no value"):
+        main.main([*given, "--restart=yes"])
 
 
 class Telling(Reporter):
