@@ -71,7 +71,7 @@ def figures_of(workdir: Path) -> dict[str, Any]:
         times[arm] = seconds_by_phase(rows)
         sampled = sum(row.get("rollout/generated_tokens", 0) for row in rows)
         rates[arm] = round(sampled / max(sum(row.get("time/rollout_s", 0) for row in rows), 1e-9))
-    figures["pretraining_seconds"] = round(sum(t.get("pretraining", 0) for t in times.values()), 1)
+    figures["seconds_pretraining"] = round(sum(t.get("pretraining", 0) for t in times.values()), 1)
     return figures | {"rollout_tokens_per_s": rates, "seconds_by_phase": times}
 
 

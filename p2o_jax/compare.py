@@ -28,7 +28,7 @@ def write_one(workdir: Path, model_directory: Path, ledger: Ledger) -> None:
         "seconds_by_phase": {phase: round(sum(row.get(f"time/{phase}_s", 0) for row in metrics), 2) for phase in PHASES},
         "template": evaluations[-1].get("template", "") if evaluations else "",  # under which `accuracy` was measured
         "seconds": round(sum(read_seconds(workdir)), 1),  # of all starts, without pretraining
-        "pretraining_seconds": round(sum(row.get("time/pretraining_s", 0) for row in metrics), 1),
+        "seconds_pretraining": round(sum(row.get("time/pretraining_s", 0) for row in metrics), 1),
         "ledger": {phase: {k: v for k, v in row.items() if k != "seconds"} for phase, row in ledger.costs.items()},
         "seconds_ledger": {phase: round(row["seconds"], 2) for phase, row in ledger.costs.items() if "seconds" in row},
     }
@@ -47,7 +47,7 @@ def write(workdir: Path, arms: Sequence[str]) -> None:
     combined |= {
         "p_chain_plain": results[arms[0]].get("p_chain_plain"),
         "seconds": round(sum(results[arm]["seconds"] for arm in arms), 1),
-        "pretraining_seconds": round(sum(results[arm].get("pretraining_seconds", 0) for arm in arms), 1),
+        "seconds_pretraining": round(sum(results[arm].get("seconds_pretraining", 0) for arm in arms), 1),
         "templated": [arm for arm in arms if results[arm].get("template")],
         "by_family": {arm: results[arm]["by_family"] for arm in arms},
         "seconds_by_phase": {arm: results[arm]["seconds_by_phase"] for arm in arms},
@@ -135,7 +135,7 @@ def _accuracy(templated: Sequence[str], arms: Sequence[str]) -> str:
 
 
 def _seconds(combined: dict[str, Any]) -> str:
-    pretraining = combined["pretraining_seconds"]
+    pretraining = combined["seconds_pretraining"]
     return f"{combined['seconds']:.0f} s" + (f", and {pretraining:.0f} s of pretraining" if pretraining else "")
 
 

@@ -61,7 +61,7 @@ def test_quick_reads_a_finished_workdir(tmp_path):
         (tmp_path / arm / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "result.json").write_text(json.dumps({"base": 0.0, "grpo": 0.25, "p2o": 0.75, "tokens_p2o": 50}))
     figures = quick.figures_of(tmp_path)
-    assert figures["p2o_minus_grpo"] == 0.5 and figures["pretraining_seconds"] == 18 and figures["tokens_p2o"] == 50
+    assert figures["p2o_minus_grpo"] == 0.5 and figures["seconds_pretraining"] == 18 and figures["tokens_p2o"] == 50
     assert figures["seconds_by_phase"]["p2o"] == {"eval": 1.5, "gepa": 3.0, "pretraining": 9.0, "rollout": 2.0}
     assert figures["rollout_tokens_per_s"] == {"grpo": 25, "p2o": 25}
 

@@ -249,7 +249,7 @@ def test_a_comparison_says_how_arms_were_asked_and_what_pretraining_took(tmp_pat
     arm(tmp_path / "gepa_only", "Think.", 0.0)
     compare.write(tmp_path, ["grpo", "gepa_only"])
     told, result = capsys.readouterr().out, json.loads((tmp_path / "result.json").read_text())
-    assert result["seconds"] == 20.0 and result["pretraining_seconds"] == 90.4 and result["templated"] == ["gepa_only"]
+    assert result["seconds"] == 20.0 and result["seconds_pretraining"] == 90.4 and result["templated"] == ["gepa_only"]
     assert "gepa_only (best template)" in told and "plain accuracy" not in told and "20 s, and 90 s of pretraining" in told
     compare.write(tmp_path, ["grpo"])
     assert "plain accuracy" in capsys.readouterr().out

@@ -104,7 +104,7 @@ def _summary(
         "finished": bool(result),
         "steps": sum("train/bad_updates" in row for row in metrics),
         "seconds": of_result if seconds is None else seconds,
-        "pretraining_seconds": round(sum(row.get("time/pretraining_s", 0) for row in metrics), 1),
+        "seconds_pretraining": round(sum(row.get("time/pretraining_s", 0) for row in metrics), 1),
         "before": evaluations[0] if evaluations else None,
         "after": evaluations[-1] if evaluations else None,
         "seconds_by_phase": _seconds_by_phase(metrics),

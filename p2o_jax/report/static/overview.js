@@ -13,7 +13,7 @@ function runCard(run, i) {
     ["Policy steps", count(summary.steps) + (summary.finished ? "" : ", not finished")],
     ["Generated", `${short(summary.generated_tokens)} tokens, ${short(summary.rollouts)} rollouts`],
     ["Estimated FLOPs", summary.flops ? short(summary.flops) : "–"],
-    ["Time", duration(summary.seconds) + (summary.pretraining_seconds >= 1 ? `, and ${duration(summary.pretraining_seconds)} of pretraining` : "")],
+    ["Time", duration(summary.seconds) + (summary.seconds_pretraining >= 1 ? `, and ${duration(summary.seconds_pretraining)} of pretraining` : "")],
   ];
   return el("article", { class: "card" },
     el("h1", {}, dot(i), shown(run.name)),
