@@ -142,7 +142,7 @@ def start(workdir: Path, settings: Mapping[str, Any], fault: str = "") -> tuple[
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     line = [sys.executable, "-m", "benchmarks.resume", "child", "--config", "configs/smoke.py", "--workdir", str(workdir), *flags]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", FAULT: fault or "0 "}
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     restored = [text for text in done.stdout.splitlines() if text.startswith(RESTORED)]
     state = json.loads(restored[0].removeprefix(RESTORED)) if restored else None
     return done.returncode, done.stderr + done.stdout, state
