@@ -28,6 +28,7 @@ from p2o_jax.records import Question, digest
 from p2o_jax.run_records import ANEW, OWNER, ROWS, RUN
 from p2o_jax.subprocesses import environment
 
+_ABSENT = "(no such setting)"
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the text of an object, another one in every process
 
 
@@ -93,6 +94,10 @@ class RunDirectory:
         if "config.json" not in self.records:
             return []
         changed = [d for d in _differences(self.records["config.json"], _as_json(cfg)) if not d[0].startswith(MAY_CHANGE)]
+        if unknown := [f"config.{key}" for key, there, now in changed if _ABSENT in (there, now)]:
+            return [
+                f"--workdir={self.path} holds a run of another version of p2o_jax, one of which lacks {', '.join(unknown)}; give another folder"
+            ]
         where = f"--workdir={self.path} holds a run with"
         return [f"config.{key}={now!r}: {where} {there!r}; give another folder, or that" for key, there, now in changed]
 
@@ -297,5 +302,5 @@ def versions() -> dict[str, str]:
 def _differences(before: Any, now: Any, where: str = "") -> list[tuple[str, Any, Any]]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted({*before, *now})
-        return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{where}.{k}" if where else k)]
+        return [d for k in keys for d in _differences(before.get(k, _ABSENT), now.get(k, _ABSENT), f"{where}.{k}" if where else k)]
     return [] if before == now else [(where, before, now)]

@@ -78,6 +78,17 @@ def test_a_run_goes_on_with_the_same_settings_but_those_of_speed_and_length(tmp_
     assert "damaged" in line
 
 
+def test_a_run_of_another_version_is_refused_in_one_line(tmp_path):
+    begun(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["gepa"]["skip_perfect"], values["lora"]["rank"]
+    values["gepa"]["older_setting"] = 1
+    path.write_text(json.dumps(values))
+    (line,) = run_directory.read(tmp_path).changed_settings(CFG)
+    assert "another version" in line and "config.gepa.older_setting, config.gepa.skip_perfect, config.lora.rank" in line
+
+
 def test_the_settings_that_name_a_run_are_those_that_may_not_change():
     """Its journals and checkpoints carry their digest: a run on another mesh, or with its checkpoints elsewhere, is the same run."""
     fixed = run_directory.fixed_settings(CFG)
