@@ -95,9 +95,8 @@ class RunDirectory:
             return []
         changed = [d for d in _differences(self.records["config.json"], _as_json(cfg)) if not d[0].startswith(MAY_CHANGE)]
         if unknown := [f"config.{key}" for key, there, now in changed if _ABSENT in (there, now)]:
-            return [
-                f"--workdir={self.path} holds a run of another version of p2o_jax, one of which lacks {', '.join(unknown)}; give another folder"
-            ]
+            rule = f"one of the two does not have {', '.join(unknown)}; give another folder"
+            return [f"--workdir={self.path} holds a run of another version of p2o_jax: {rule}"]
         where = f"--workdir={self.path} holds a run with"
         return [f"config.{key}={now!r}: {where} {there!r}; give another folder, or that" for key, there, now in changed]
 
