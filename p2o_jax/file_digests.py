@@ -42,7 +42,7 @@ def damage(folder: epath.Path, part: int = 0, num_parts: int = 1) -> str:
         if recorded["crc32"] != zlib.crc32(json.dumps(files).encode()):
             return f"{NAME} is not what was written"
     except _GONE:
-        return f"{NAME} is missing"
+        return f"{NAME} is missing (checkpoints of earlier versions have none)"
     except (ValueError, KeyError, TypeError):
         return f"{NAME} cannot be read"
     names = sorted(files)[part::num_parts]
