@@ -268,7 +268,7 @@ def _untimed(value: Any) -> Any:
     """The value without what depends on the clock, and the digests over that."""
     if not isinstance(value, dict):
         return [_untimed(v) for v in value] if isinstance(value, list) else value
-    timed = ("time/", "perf/", "seconds", "pretraining_seconds")
+    timed = ("time/", "perf/", "seconds")
     return {k: _untimed(v) for k, v in value.items() if not k.startswith(timed) and k not in ("check", "digest")}
 
 
