@@ -156,7 +156,7 @@ def test_unusual_settings_are_noticed_when_a_run_opens(tmp_path):
     cfg = replace(cfg, data=replace(cfg.data, path=str(tmp_path / "q.jsonl")), optim=replace(cfg.optim, lr=0.0))
     reporter = Reporter(enabled=False)
     reporter.line = lines.append  # type: ignore[method-assign]
-    build.open_run(cfg, tmp_path / "run", reporter)
+    build.open_run(cfg, run_directory.read(tmp_path / "run"), reporter)
     assert lines == ["unusual: config.optim.lr=0: no weight changes"]
 
 

@@ -116,14 +116,14 @@ def test_a_command_leaves_while_a_program_compiles():
     assert time.monotonic() - start < 15
 
 
-def test_sigterm_between_arms_is_a_request_too():
+def test_sigterm_between_arms_is_a_request_too(tmp_path):
     done = run(
-        """
+        f"""
         import os, signal, sys, time
         from p2o_jax import main
-        sys.argv[1:] = ["--config", "configs/quickstart.py"]
+        sys.argv[1:] = ["--config", "configs/quickstart.py", "--workdir", {str(tmp_path / "run")!r}]
         main.check_arms = lambda arms: print(len(arms), flush=True)
-        def train_one(cfg, workdir, poll):
+        def train_one(cfg, workdir, poll, restart):
             poll()
             print(workdir.name, flush=True)
             os.kill(os.getpid(), signal.SIGTERM)
