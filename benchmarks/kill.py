@@ -280,7 +280,9 @@ def _last_state(workdir: Path) -> tuple[list[int], Any, dict[str, np.ndarray]]:
     where = workdir / "checkpoints"
     ticks = sorted(int(p.name) for p in where.iterdir() if p.name.isdecimal())
     newest = (where / str(ticks[-1])).absolute()
-    arrays = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(newest / "learner")
+    handler = ocp.PyTreeCheckpointHandler()
+    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(newest / "learner").tree)
+    arrays = ocp.Checkpointer(handler).restore(newest / "learner", args=ocp.args.PyTreeRestore(restore_args=on_host))
     host = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(newest / "host")
     return ticks, _untimed(host), {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(arrays)}
 
