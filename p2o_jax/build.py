@@ -253,10 +253,10 @@ def open_run(cfg: Config, directory: RunDirectory, reporter: Reporter) -> tuple[
         found += reflection_problems(cfg, model.chat, train.questions if train else ()) if cfg.gepa.enabled else []
         lengths = [len(model.chat.render(q)) for part in (train, *heldout) if part for q in part.questions]
         found += limits.training_problems(cfg, model.spec, model.chat, max(lengths, default=0))
-    if model and train:
-        found += runtime.from_process_0(lambda: _space_problems(cfg, directory.path, model, len(train.questions)))
-    if found or not train:
-        raise ConfigError(*dict.fromkeys(found))
+    space = (lambda: _space_problems(cfg, directory.path, model, len(train.questions))) if model and train else list[str]
+    found += runtime.from_process_0(space)
+    if not runtime.everywhere(not found) or not model or not train:  # what one process cannot open, none starts without
+        raise ConfigError(*dict.fromkeys(found or ["another process cannot start; its own output says why"]))
     told = [line for part in (train, *heldout) for line in part.told]
     for line in [*config_rules.notices(cfg), *told, *sources.shared(train, heldout)]:
         reporter.line(line)
