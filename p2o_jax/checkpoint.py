@@ -200,11 +200,17 @@ class Checkpoints:
 
     def _check_owner(self, ticks: Sequence[int]) -> None:
         """Raises a ConfigError if a step was saved by a run with other settings."""
+
+        def settings_of(path: epath.Path) -> str:
+            try:
+                return checkpoint_reader.host_state(path).get("settings", "")
+            except checkpoint_reader.Damaged:
+                return self.settings  # `damage_of` reports it
+
         for tick in ticks:
-            with contextlib.suppress(checkpoint_reader.Damaged):
-                path = self.directory / str(tick)
-                if checkpoint_reader.host_state(path).get("settings") != self.settings:
-                    raise config.ConfigError(f"{path} is a checkpoint of a run with other settings; give another folder")
+            path = self.directory / str(tick)
+            if checkpoint_reader.attempt(path, lambda path=path: settings_of(path)) != self.settings:
+                raise config.ConfigError(f"{path} is a checkpoint of a run with other settings; give another folder")
 
     def _restore(self, tick: int, abstract_learner: Any) -> RunState:
         """The state of an undamaged step.

@@ -291,6 +291,21 @@ def test_a_store_that_recovers_is_tried_again(tmp_path, monkeypatch):
     assert found and same(found, state(1)) and not told and not failures
 
 
+def test_a_store_that_fails_while_the_owner_is_read_is_tried_again(tmp_path, monkeypatch):
+    write(tmp_path, [1])
+    kept = Checkpoints(tmp_path, config.Checkpoint())
+    failures, host_state = [OSError(errno.EIO, "Input/output error")], checkpoint_reader.host_state
+    monkeypatch.setattr(checkpoint_reader, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(checkpoint_reader, "host_state", lambda path: fail(failures) if failures else host_state(path))
+    found = kept.latest(abstract())
+    kept.close()
+    assert found and same(found, state(1)) and not failures
+
+
+def fail(failures: list[OSError]):
+    raise failures.pop()
+
+
 @pytest.mark.parametrize("change", ["dtype", "shape", "missing", "new"])
 def test_a_state_that_does_not_fit_is_refused_by_name_and_left_alone(tmp_path, change):
     write(tmp_path, [1, 2])
