@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from p2o_jax import subprocesses
+from p2o_jax.data import template_worker
 from p2o_jax.records import Message
 
 CPU_S = 5  # processor time for a rendering; an ordinary one takes less than a millisecond
@@ -20,7 +21,7 @@ MEMORY_BYTES = 1 << 30  # address space of the process
 MAX_CHARS = 4 << 20  # in a rendered text: the longest contexts of models are about a million tokens
 WALL_S = 120.0  # if the limit on processor time has no effect
 MAX_ATTEMPTS = 2  # the process may have been killed from outside; if it dies twice, the template is at fault
-_WORKER = Path(__file__).with_name("template_worker.py")
+_WORKER = Path(template_worker.__file__)
 
 
 class TemplateFailed(Exception):
@@ -35,7 +36,9 @@ class ChatTemplate:
 
     def __init__(self, template: str, variables: Mapping[str, Any], date: str):
         setup = {"template": template, "variables": dict(variables), "date": date}
-        self._setup = json.dumps(setup | {"cpu_s": CPU_S, "memory_bytes": MEMORY_BYTES, "max_chars": MAX_CHARS}, default=str).encode()
+        self._setup = template_worker.encode(
+            setup | {"cpu_s": CPU_S, "memory_bytes": MEMORY_BYTES, "max_chars": MAX_CHARS}
+        )
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []  # none or one
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)  # at interpreter exit, too
@@ -46,7 +49,7 @@ class ChatTemplate:
         Raises:
             TemplateFailed: the template is wrong, refuses these messages, or exceeds a limit.
         """
-        request = json.dumps([dict(m) for m in messages]).encode()
+        request = template_worker.encode([dict(m) for m in messages])
         with self._lock:
             for _ in range(MAX_ATTEMPTS):
                 reply = self._ask(request)

@@ -91,6 +91,11 @@ def environment(now: datetime) -> jinja2.Environment:
     return env
 
 
+def encode(message: Any) -> bytes:
+    """JSON that `json.loads` gives back unchanged; ASCII JSON would join two surrogates that stand side by side."""
+    return json.dumps(message, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
+
+
 def main(fd: int) -> None:
     """Serves until the parent closes the socket."""
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the process group; the parent handles them
@@ -121,7 +126,7 @@ def main(fd: int) -> None:
             reply = ["error", _short(str(e))]
         except Exception as e:  # the edge: a template can raise whatever Python's operators and methods raise
             reply = ["error", _short(f"{type(e).__name__}: {e}")]
-        connection.send_bytes(json.dumps(reply).encode())
+        connection.send_bytes(encode(reply))
 
 
 def _short(text: str) -> str:
