@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.report import Target
-from p2o_jax import config_files
+from p2o_jax.config import loading
 from p2o_jax.main import command
 
 ROWS, HEADS, KV_HEADS, CHANNELS, LAYERS, STEPS = 64, 4, 2, 32, 4, 10
@@ -22,7 +22,7 @@ ROWS, HEADS, KV_HEADS, CHANNELS, LAYERS, STEPS = 64, 4, 2, 32, 4, 10
 
 def run(argv: Sequence[str]) -> None:
     """Measures and reports."""
-    flags, _ = config_files.parse_flags(argv, {"positions": "256,2048", "repeats": "5"})
+    flags, _ = loading.parse_flags(argv, {"positions": "256,2048", "repeats": "5"})
     figures: dict[str, Any] = {}
     for positions in map(int, flags["positions"].split(",")):
         for name, ages in draw_ages(positions).items():
@@ -47,8 +47,8 @@ def times(positions: int, ages: np.ndarray, repeats: int) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from p2o_jax.models import attention, attention_decode
-    from p2o_jax.models.attention import Cache, Transposed
+    from p2o_jax.models.attention import decoding, reference
+    from p2o_jax.models.attention.reference import Cache, Transposed
 
     rng = np.random.default_rng(0)
 
@@ -56,21 +56,21 @@ def times(positions: int, ages: np.ndarray, repeats: int) -> dict[str, float]:
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
     shape = (ROWS, KV_HEADS, positions, CHANNELS)
-    empty = attention.empty_cache(ROWS, KV_HEADS, positions, CHANNELS, jnp.float32, Transposed)
-    caches = [attention.stored(draw(*shape), draw(*shape), empty) for _ in range(LAYERS)]
+    empty = reference.empty_cache(ROWS, KV_HEADS, positions, CHANNELS, jnp.float32, Transposed)
+    caches = [reference.stored(draw(*shape), draw(*shape), empty) for _ in range(LAYERS)]
 
-    def one_window(q: jax.Array, cache: Cache, length_B: jax.Array, row_B: None) -> attention.Partial:
-        windows = [positions >> i for i in reversed(range(attention_decode.WINDOWS))]
+    def one_window(q: jax.Array, cache: Cache, length_B: jax.Array, row_B: None) -> reference.Partial:
+        windows = [positions >> i for i in reversed(range(decoding.WINDOWS))]
 
-        def within(window: int) -> Callable[[], attention.Partial]:
-            cut = attention.by_position(lambda axis, x: jax.lax.slice_in_dim(x, 0, window, axis=axis), cache)
-            return lambda: attention.over_cache(q, cut, length_B)
+        def within(window: int) -> Callable[[], reference.Partial]:
+            cut = reference.by_position(lambda axis, x: jax.lax.slice_in_dim(x, 0, window, axis=axis), cache)
+            return lambda: reference.over_cache(q, cut, length_B)
 
         return jax.lax.switch(jnp.searchsorted(jnp.array(windows), length_B.max()), [within(w) for w in windows])
 
     found = {}
-    before, attention_decode.WINDOWED_FROM = attention_decode.WINDOWED_FROM, 1
-    for name, attend in (("whole", attention.over_cache), ("one_window", one_window), ("tiers", attention_decode.windowed)):
+    before, decoding.WINDOWED_FROM = decoding.WINDOWED_FROM, 1
+    for name, attend in (("whole", reference.over_cache), ("one_window", one_window), ("tiers", decoding.windowed)):
 
         @jax.jit
         def steps(q: jax.Array, caches: list[Cache], length_B: jax.Array, attend: Any = attend) -> jax.Array:
@@ -89,7 +89,7 @@ def times(positions: int, ages: np.ndarray, repeats: int) -> dict[str, float]:
             jax.block_until_ready(steps(*args))
             spent.append((time.process_time() - start) / STEPS * 1e3)
         found[name] = round(median(spent), 2)
-    attention_decode.WINDOWED_FROM = before
+    decoding.WINDOWED_FROM = before
     return found
 
 

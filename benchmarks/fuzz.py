@@ -19,18 +19,18 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.report import Target
-from p2o_jax import config, config_files, config_rules
-from p2o_jax.config import ConfigError
+from p2o_jax import config
+from p2o_jax.config import ConfigError, loading, rules
 from p2o_jax.data import sources
 from p2o_jax.data.chat import Chat, load_tokenizer, templated
 from p2o_jax.gepa import filters
 from p2o_jax.main import command
-from p2o_jax.progress import printable
-from p2o_jax.records import Question
-from p2o_jax.rewards import tidy
+from p2o_jax.rewards import normalize
 from p2o_jax.rewards.boxed import last_boxed
-from p2o_jax.world import languages
-from p2o_jax.world import tokenizer as world_tokenizer
+from p2o_jax.runtime.console import printable
+from p2o_jax.toy_world import languages
+from p2o_jax.toy_world import tokenizer as world_tokenizer
+from p2o_jax.types import Question
 
 TARGETS = {"no unexpected exception or broken promise": Target("failures", "<=", 0), "cases": Target("cases", ">=", 100_000)}
 CHARACTERS = (
@@ -64,11 +64,11 @@ class Fuzz:
     def settings(self, rng: random.Random) -> None:
         """Flags and overrides, to the list of everything that is wrong with them."""
         flags = [self._flag(rng) for _ in range(rng.randint(1, 4))]
-        _, overrides = config_files.parse_flags(flags, {"config": "x", "workdir": ""})
-        values = config_files.to_config_dict(config.Config())
-        config_files.override(values, overrides)
-        cfg = config.resolve(config_files.from_config_dict(values))
-        problems = config_rules.problems(cfg, rng.choice((1, 2, 8)))
+        _, overrides = loading.parse_flags(flags, {"config": "x", "workdir": ""})
+        values = loading.to_config_dict(config.Config())
+        loading.override(values, overrides)
+        cfg = config.resolve(loading.from_config_dict(values))
+        problems = rules.problems(cfg, rng.choice((1, 2, 8)))
         assert all("config." in line for line in problems), problems
 
     def _flag(self, rng: random.Random) -> str:
@@ -126,8 +126,8 @@ class Fuzz:
         response = text(rng, 60)
         found = last_boxed(response)
         assert found == _last_boxed_slowly(response), found
-        tidy.equal(found or "", text(rng, 12))
-        assert tidy.equal(response, response) in (True, False)
+        normalize.equal(found or "", text(rng, 12))
+        assert normalize.equal(response, response) in (True, False)
 
     def templates(self, rng: random.Random) -> None:
         """A reply, to a template, to a prompt that holds it word for word and in which nothing was run."""
@@ -234,7 +234,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: wrong flags.
     """
-    flags, _ = config_files.parse_flags(argv, {"cases": "100000", "seed": "0"})
+    flags, _ = loading.parse_flags(argv, {"cases": "100000", "seed": "0"})
     with contextlib.suppress(ValueError):
         report.finish("fuzz", measure(int(flags["cases"]), flags["seed"]), TARGETS)
         return

@@ -16,10 +16,15 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.report import Target
-from p2o_jax import config, config_files, gepa, sampling_params
-from p2o_jax.config import Config, ConfigError
+from p2o_jax import config, gepa
+from p2o_jax.build import preflight
+from p2o_jax.build.model import open_model
+from p2o_jax.config import Config, ConfigError, loading
 from p2o_jax.main import command
-from p2o_jax.records import Ledger, Outcome, Question, SearchResult
+from p2o_jax.rollout import sampling_params
+from p2o_jax.runtime import rng
+from p2o_jax.state import Ledger
+from p2o_jax.types import Outcome, Question, SearchResult
 
 TARGETS = {
     "at most half the rounds": Target("rounds_ratio", "<=", 0.5),
@@ -37,11 +42,11 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with flags, config or model.
     """
-    flags, overrides = config_files.parse_flags(argv, {"config": "configs/world_p2o.py", "seeds": "3", "paper": "yes"})
+    flags, overrides = loading.parse_flags(argv, {"config": "configs/world_p2o.py", "seeds": "3", "paper": "yes"})
     if not flags["seeds"].isdigit() or int(flags["seeds"]) < 1:
         raise ConfigError(f"--seeds={flags['seeds']}: expected a positive number")
-    values = config_files.load_config_dict(flags["config"], overrides)
-    figures = world_figures(config_files.from_config_dict(values), int(flags["seeds"]))
+    values = loading.load_config_dict(flags["config"], overrides)
+    figures = world_figures(loading.from_config_dict(values), int(flags["seeds"]))
     if flags["paper"] == "yes":
         figures |= paper_figures()
     report.finish("gepa", figures, TARGETS)
@@ -77,33 +82,33 @@ class World:
     def __init__(self, cfg: Config):
         import numpy as np
 
-        from p2o_jax import build, mining, runtime
-        from p2o_jax.assign import asks_for
-        from p2o_jax.progress import Reporter
-        from p2o_jax.records import Assignment
+        from p2o_jax.build import components
+        from p2o_jax.p2o import mining
+        from p2o_jax.p2o.assign import asks_for
         from p2o_jax.rewards.verify import Verifier
-        from p2o_jax.rollout.answer import Answerer
+        from p2o_jax.rollout.pipeline import Answerer
+        from p2o_jax.runtime.console import Reporter
+        from p2o_jax.state import Assignment
 
         reporter = Reporter()
-        self.model = build.open_model(cfg, reporter)
-        self.engine = build.make_engine(cfg, self.model)
+        self.model = open_model(cfg, reporter)
+        self.engine = components.make_engine(cfg, self.model)
         self.answerer = Answerer(self.engine, self.model.chat, Verifier(cfg.reward).judge, reporter)
         self.weights = self.engine.lay_out(self.model.load(cfg.model.param_dtype))
-        loaded = build.load_questions(cfg)
+        loaded = preflight.load_questions(cfg)
         r = cfg.rollout
         asks = asks_for(loaded.questions, Assignment(), r.group_size, "bench")
         how = sampling_params.training(cfg)
-        rollouts = self.answerer.answer(self.weights, asks, how, runtime.key(0, "bench"))
+        rollouts = self.answerer.answer(self.weights, asks, how, rng.key(0, "bench"))
         solved_QG = np.array([x.succeeded for x in rollouts]).reshape(-1, r.group_size)
         names = set(mining.find_hard(loaded.questions, solved_QG, np.zeros_like(solved_QG), cfg.mining))
         self.hard = [q for q in loaded.questions if q.id in names]
 
     def search(self, cfg: Config, seed: int) -> tuple[dict[str, float], int]:
         """Figures of one phase, and the rollouts that it generated."""
-        from p2o_jax import runtime
-        from p2o_jax.rollout.stages import Stages
+        from p2o_jax.rollout.gepa_adapter import Stages
 
-        key, how = runtime.key(seed, "bench/gepa"), sampling_params.reflection(cfg)
+        key, how = rng.key(seed, "bench/gepa"), sampling_params.reflection(cfg)
 
         def reply(prompts: Sequence[str], names: Sequence[str], spent: Any) -> Any:
             return self.answerer.reply(self.weights, prompts, names, how, key)
@@ -148,20 +153,20 @@ def paper_figures(slots: int = 128, max_new_tokens: int = 256, num_questions: in
     """The share of rows in use over all sampling of one phase with the paper's k, m, V and budget, its reflection left out."""
     import jax.numpy as jnp
 
-    from p2o_jax import runtime
     from p2o_jax.models import sharding, transformer
     from p2o_jax.models.spec import ModelSpec
-    from p2o_jax.records import Request, Sampling
     from p2o_jax.rollout.engine import Engine
+    from p2o_jax.runtime import distributed
+    from p2o_jax.types import Request, Sampling
 
     spec = ModelSpec("qwen3", vocab=64, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16, qk_norm=True, tied=True)
-    mesh = sharding.make_mesh((1, 1, 1), devices=runtime.jax.devices()[:1])
+    mesh = sharding.make_mesh((1, 1, 1), devices=distributed.jax.devices()[:1])
     rollout = config.Rollout(
         prompt_buckets=(32,), slots=slots, bank_tokens=32 * 512, prefill_tokens=32 * 128, max_new_tokens=max_new_tokens
     )
     engine = Engine(spec, mesh, rollout, [max_new_tokens], (7,), 0, jnp.float32)
-    weights = engine.lay_out(transformer.init(spec, runtime.key(0, "bench")))
-    how, key, calls, lengths = Sampling(1.0, max_new_tokens), runtime.key(0, "bench"), [0], []
+    weights = engine.lay_out(transformer.init(spec, rng.key(0, "bench")))
+    how, key, calls, lengths = Sampling(1.0, max_new_tokens), rng.key(0, "bench"), [0], []
     lots = random.Random(0)
 
     def evaluate(pairs: Sequence[tuple[str, Question]]) -> list[Outcome]:

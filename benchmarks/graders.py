@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.report import Target
-from p2o_jax import config, config_files
-from p2o_jax.config import ConfigError
+from p2o_jax import config
+from p2o_jax.config import ConfigError, loading
 from p2o_jax.main import command
 from p2o_jax.rewards.lenient import LenientGrader
 from p2o_jax.rewards.verify import Verifier
@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> None:
         ConfigError: wrong flags, or no pairs.
     """
     default = str(Path(__file__).parents[1] / "tests" / "rewards" / "graded_pairs.tsv")
-    flags, _ = config_files.parse_flags(argv, {"pairs": default})
+    flags, _ = loading.parse_flags(argv, {"pairs": default})
     pairs = read(Path(flags["pairs"]))
     figures = judge(pairs)
     print(table(figures), file=sys.stderr)

@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.report import Target
-from p2o_jax import config_files
+from p2o_jax.config import loading
 from p2o_jax.main import command
 
 MODEL = Path(__file__).parent.parent / "tests/golden/hf/qwen3_tied"  # its tokenizer is what matters
@@ -66,9 +66,9 @@ class FakePrograms:
         self.at = 0
 
     def decode(self, weights: Any, bank: Any, queue: Any, *rest: Any) -> Any:
-        from p2o_jax import runtime
         from p2o_jax.rollout import decode
         from p2o_jax.rollout.engine import STRETCHES
+        from p2o_jax.runtime import distributed
 
         size_S = np.asarray(queue.size).reshape(-1)
         shards, enough = len(size_S), -(-self.engine.max_rollouts // STRETCHES)
@@ -88,7 +88,7 @@ class FakePrograms:
             number_S.astype(np.int32),
             *(whole * n for n in (left, 0, RESPONSE, RESPONSE, RESPONSE)),
         )
-        return None, decode.Stretch(*(runtime.put(x, self.engine.rows) for x in out))
+        return None, decode.Stretch(*(distributed.put(x, self.engine.rows) for x in out))
 
 
 def run(argv: Sequence[str]) -> None:
@@ -97,7 +97,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: wrong flags.
     """
-    flags, _ = config_files.parse_flags(argv, {"sizes": "16,32,64,128", "steps": "3", "profile": "false"})
+    flags, _ = loading.parse_flags(argv, {"sizes": "16,32,64,128", "steps": "3", "profile": "false"})
     profile = cProfile.Profile() if flags["profile"] == "true" else None
     sizes = {}
     for questions in map(int, flags["sizes"].split(",")):
@@ -114,23 +114,28 @@ def run(argv: Sequence[str]) -> None:
 
 def measure(questions: int, steps: int, profile: cProfile.Profile | None) -> dict[str, float]:
     """CPU seconds of the host in a step, by what it does, and its rollouts; medians."""
-    from p2o_jax import build, runtime, train
-    from p2o_jax.progress import Reporter
-    from p2o_jax.records import Assignment, RunState, Verdict
+    from p2o_jax import train
+    from p2o_jax.build import components
     from p2o_jax.rl.learner import TrainState
+    from p2o_jax.runtime import distributed
+    from p2o_jax.runtime.console import Reporter
+    from p2o_jax.state import Assignment, RunState
+    from p2o_jax.types import Verdict
 
     clock, verdicts = Clock(), itertools.cycle([1.0, 0.0, 0.0])
     with tempfile.TemporaryDirectory() as folder:
         cfg = settings(questions, Path(folder))
-        runtime.start(cfg.mesh, "")
-        build.sampling_programs = lambda cfg, engine: []  # nothing is compiled
-        parts: Any = build.Parts(cfg, Path(folder) / "run", Reporter(enabled=False))
+        distributed.start(cfg.mesh, "")
+        components.sampling_programs = lambda cfg, engine: []  # nothing is compiled
+        parts: Any = components.Parts(cfg, Path(folder) / "run", Reporter(enabled=False))
         engine, learner = parts.engine, parts.learner
         engine.programs = FakePrograms(engine, clock)
         engine._lay_out = lambda params: params
         parts.answerer._judge.verify = lambda texts, asked: [Verdict(next(verdicts), 1.0, "correct") for _ in texts]
         sums = dict.fromkeys(sums_of(learner), 1.0) | {"bad": 0.0}
-        learner._score = clock.apart(lambda params, rows, count: runtime.put(np.zeros(rows.token.shape, np.float32), rows.token.sharding))
+        learner._score = clock.apart(
+            lambda params, rows, count: distributed.put(np.zeros(rows.token.shape, np.float32), rows.token.sharding)
+        )
         learner._update = clock.apart(lambda state, frozen, rows, count: (state, sums))
         parts.record.open(0, 0)
         templates = [f"Strategy number {z}: think about the units first. " + "Check each step. " * 11 for z in range(16)]

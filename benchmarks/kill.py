@@ -25,8 +25,7 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.report import Target
-from p2o_jax import config_files
-from p2o_jax.config import ConfigError
+from p2o_jax.config import ConfigError, loading
 from p2o_jax.main import command
 
 ROOT = Path(__file__).parent.parent
@@ -49,8 +48,10 @@ RECORDS = ("metrics", "samples", "templates", "evaluations", "questions")
 
 def child(argv: Sequence[str]) -> None:
     """The training command, with a line on standard output wherever a phase begins or ends."""
-    from p2o_jax import checkpoint, main, progress, recorder
-    from p2o_jax.world import pretrain
+    from p2o_jax import main
+    from p2o_jax.runtime import console
+    from p2o_jax.toy_world import pretrain
+    from p2o_jax.tracking import checkpoint, recorder
 
     seen, aim = Counter[str](), json.loads(os.environ.get(AIM, "null"))
 
@@ -78,13 +79,13 @@ def child(argv: Sequence[str]) -> None:
 
         setattr(owner, name, outer)
 
-    phase_of = progress.Reporter.phase
+    phase_of = console.Reporter.phase
 
     def phase(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
         say(name)
         return phase_of(self, name, *args, **kwargs)
 
-    progress.Reporter.phase = phase
+    console.Reporter.phase = phase
     announced(checkpoint.Checkpoints, "save", "checkpoint")
     announced(checkpoint.Checkpoints, "latest", "resume")
     announced(recorder.Recorder, "search", "epoch")
@@ -170,7 +171,7 @@ def run(argv: Sequence[str]) -> None:
         ConfigError: wrong flags, or an undisturbed run that fails.
     """
     known = {"runs": "60", "kills-per-run": str(KILLS_PER_RUN), "seed": "0", "folder": "", "dynamic": "false"}
-    flags, overrides = config_files.parse_flags(argv, known)
+    flags, overrides = loading.parse_flags(argv, known)
     with tempfile.TemporaryDirectory() as temporary:
         folder = report.own_folder(flags["folder"], temporary)
         settings = {**SETTINGS, "rollout.dynamic_sampling": flags["dynamic"], **dict(overrides)}

@@ -24,8 +24,8 @@ import numpy as np
 
 from benchmarks import ops, report
 from benchmarks.report import Target
-from p2o_jax import config, config_files
-from p2o_jax.config import ConfigError
+from p2o_jax import config
+from p2o_jax.config import ConfigError, loading
 from p2o_jax.main import command
 
 PEERS = Path(__file__).parent / "peers"
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> None:
         "trl-python": str(CACHE / "trlenv/bin/python"), "tunix-python": str(CACHE / "tunixenv/bin/python"), "core": "0", "micro": "64,16",
         "profile": "false",
     }  # fmt: skip
-    flags, _ = config_files.parse_flags([f"{a}=true" if a in ("--peers", "--profile") else a for a in argv], known)
+    flags, _ = loading.parse_flags([f"{a}=true" if a in ("--peers", "--profile") else a for a in argv], known)
     if flags["worker"]:
         profiled = flags["profile"] == "true"
         print(json.dumps(measure(*flags["worker"].split(","), steps=int(flags["steps"]), profiled=profiled)), flush=True)

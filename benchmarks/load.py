@@ -17,8 +17,7 @@ import numpy as np
 
 from benchmarks import memory, report
 from benchmarks.report import Target
-from p2o_jax import config_files
-from p2o_jax.config import ConfigError
+from p2o_jax.config import ConfigError, loading
 from p2o_jax.main import command
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -37,7 +36,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: wrong flags.
     """
-    flags, overrides = config_files.parse_flags(argv, {"size": "4b", "dtype": "bfloat16", "folder": tempfile.gettempdir()})
+    flags, overrides = loading.parse_flags(argv, {"size": "4b", "dtype": "bfloat16", "folder": tempfile.gettempdir()})
     problems = [f"--config.{key}: this benchmark takes no config" for key, _ in overrides]
     if flags["size"] not in SIZES:
         problems.append(f"--size={flags['size']}: expected one of {', '.join(SIZES)}")

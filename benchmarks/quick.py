@@ -15,10 +15,9 @@ from typing import Any
 from benchmarks import report
 from benchmarks.memory import PeakMemory
 from benchmarks.report import Target
-from p2o_jax import config_files
-from p2o_jax.config import ConfigError
+from p2o_jax.config import ConfigError, loading
 from p2o_jax.main import command
-from p2o_jax.metrics import read_rows
+from p2o_jax.tracking.metric_names import read_rows
 
 TARGETS = {
     "within eleven minutes": Target("seconds", "<=", 660),
@@ -32,8 +31,8 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: wrong flags, a workdir that is in use, or a run that fails.
     """
-    flags, overrides = config_files.parse_flags(argv, {"config": "configs/quickstart.py", "workdir": ""})
-    config_files.load_config_dict(flags["config"], overrides)
+    flags, overrides = loading.parse_flags(argv, {"config": "configs/quickstart.py", "workdir": ""})
+    loading.load_config_dict(flags["config"], overrides)
     with tempfile.TemporaryDirectory() as temporary:
         workdir = Path(flags["workdir"] or temporary)
         if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):

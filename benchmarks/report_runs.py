@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from p2o_jax.config import Config
 from p2o_jax.gepa.search import REJECTIONS, STATS
-from p2o_jax.metrics import METRICS
-from p2o_jax.records import template_id
+from p2o_jax.tracking.metric_names import METRICS
+from p2o_jax.types import template_id
 
 SENTENCE = "let us write the known terms down and solve for what is left so that both sides agree before we box it"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import browser, report, report_runs
 from benchmarks.report import Target
-from p2o_jax import config_files
+from p2o_jax.config import loading
 from p2o_jax.main import command
 from p2o_jax.report import page, run
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: wrong flags, or no plotly.
     """
-    flags, _ = config_files.parse_flags(argv, {"only": ""})
+    flags, _ = loading.parse_flags(argv, {"only": ""})
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         for name in [flags["only"]] if flags["only"] else SHAPES:

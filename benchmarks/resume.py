@@ -29,8 +29,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import kill, report
 from benchmarks.report import Target
-from p2o_jax import config_files
-from p2o_jax.config import ConfigError
+from p2o_jax.config import ConfigError, loading
 from p2o_jax.main import command
 
 ROOT = Path(__file__).parent.parent
@@ -111,9 +110,11 @@ def child(argv: Sequence[str]) -> None:
     """The training command; it prints which state it restored, and raises what FAULT says."""
     import orbax.checkpoint as ocp
 
-    from p2o_jax import build, checkpoint_reader, main
+    from p2o_jax import main
+    from p2o_jax.build import components
+    from p2o_jax.tracking import checkpoint_reader
 
-    restore, open_state = ocp.CheckpointManager.restore, build.Parts.open_state
+    restore, open_state = ocp.CheckpointManager.restore, components.Parts.open_state
     times, _, message = os.environ.get(FAULT, "0 ").partition(" ")
     left = [int(times)]
 
@@ -130,7 +131,7 @@ def child(argv: Sequence[str]) -> None:
         return state
 
     ocp.CheckpointManager.restore = faulty  # type: ignore[method-assign]
-    build.Parts.open_state = reporting  # type: ignore[method-assign]
+    components.Parts.open_state = reporting  # type: ignore[method-assign]
     sys.argv[1:] = argv
     main.command(main.main)
 
@@ -271,7 +272,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: wrong flags, or a first start that fails.
     """
-    flags, _ = config_files.parse_flags(argv, {"pairs": "200", "seed": "0", "folder": "", "jobs": "2"})
+    flags, _ = loading.parse_flags(argv, {"pairs": "200", "seed": "0", "folder": "", "jobs": "2"})
     with tempfile.TemporaryDirectory() as temporary:
         folder = report.own_folder(flags["folder"], temporary)
         figures = measure(folder, int(flags["pairs"]), random.Random(flags["seed"]), int(flags["jobs"]))

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import learner, report
 from benchmarks.report import Target
-from p2o_jax import config_files
+from p2o_jax.config import loading
 from p2o_jax.main import command
 
 PEERS = Path(__file__).parent / "peers"
@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> None:
         "models": str(learner.CACHE / "models"), "trl-python": str(learner.CACHE / "trlenv/bin/python"),
         "tunix-python": str(learner.CACHE / "tunixenv/bin/python"),
     }  # fmt: skip
-    flags, _ = config_files.parse_flags(["--peers=true" if a == "--peers" else a for a in argv], known)
+    flags, _ = loading.parse_flags(["--peers=true" if a == "--peers" else a for a in argv], known)
     if flags["floor"]:
         print(json.dumps(floor(Path(flags["floor"]))), flush=True)
         return

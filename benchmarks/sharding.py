@@ -27,16 +27,19 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.report import Target
-from p2o_jax import build, config, config_files, runtime
-from p2o_jax.config import Config, ConfigError
+from p2o_jax import config
+from p2o_jax.build import components
+from p2o_jax.build.model import Model
+from p2o_jax.config import Config, ConfigError, loading
 from p2o_jax.main import command
 from p2o_jax.models import sharding, transformer
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.plan import chips, planner, programs
 from p2o_jax.plan.estimate import Workload
-from p2o_jax.records import Request, Sampling
 from p2o_jax.rl.batch import Example
 from p2o_jax.rl.learner import Learner
+from p2o_jax.runtime import distributed
+from p2o_jax.types import Request, Sampling
 
 DEVICES = 8
 SPEC = ModelSpec("qwen3", vocab=512, width=256, layers=2, heads=8, kv_heads=4, head_dim=128, mlp=512, qk_norm=True, tied=True)
@@ -53,7 +56,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: wrong flags.
     """
-    flags, _ = config_files.parse_flags(argv, {"repeats": "3", "picture": "", "plan": ""})
+    flags, _ = loading.parse_flags(argv, {"repeats": "3", "picture": "", "plan": ""})
     if not flags["repeats"].isdecimal() or not int(flags["repeats"]):
         raise ConfigError(f"--repeats={flags['repeats']}: expected a positive number")
     jax.config.update("jax_num_cpu_devices", DEVICES)
@@ -121,10 +124,10 @@ def measure(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
     for _ in range(2):
         state, _ = learner.update(state, scored)
     policy = learner.policy(state)
-    result = {"params": jax.tree.map(runtime.to_host, policy)}
+    result = {"params": jax.tree.map(distributed.to_host, policy)}
     result["logps"] = learner.score_tokens(policy, [(e.prompt_ids, e.response_ids) for e in batch], config.trained_row_tokens(cfg))
-    model = build.Model(Path(), SPEC, _NoChat(), mesh, jnp.float32)  # type: ignore[arg-type]
-    engine = build.make_engine(cfg, model, device_memory=2**32)
+    model = Model(Path(), SPEC, _NoChat(), mesh, jnp.float32)  # type: ignore[arg-type]
+    engine = components.make_engine(cfg, model, device_memory=2**32)
     weights, asks, how = engine.lay_out(policy), [Request(e.prompt_ids, f"{i}") for i, e in enumerate(batch)], Sampling(1.0, RESPONSE)
 
     def sample() -> list[Any]:

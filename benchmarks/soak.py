@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 
 from benchmarks import report
 from benchmarks.report import Target
-from p2o_jax import config_files
-from p2o_jax.config import ConfigError
+from p2o_jax.config import ConfigError, loading
 from p2o_jax.main import command
-from p2o_jax.metrics import read_rows
+from p2o_jax.tracking.metric_names import read_rows
 
 ROOT = Path(__file__).parent.parent
 STEPS_PER_EPOCH = 50
@@ -52,7 +51,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: wrong flags, no /proc, or a run that fails.
     """
-    flags, overrides = config_files.parse_flags(argv, {"steps": "2000", "folder": ""})
+    flags, overrides = loading.parse_flags(argv, {"steps": "2000", "folder": ""})
     if not Path("/proc/self/statm").exists():
         raise ConfigError("benchmarks.soak: needs /proc")
     with tempfile.TemporaryDirectory() as temporary:

@@ -15,7 +15,8 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.report import Target
-from p2o_jax import config, config_files
+from p2o_jax import config
+from p2o_jax.config import loading
 from p2o_jax.main import command
 from p2o_jax.rewards.verify import Verifier
 
@@ -103,7 +104,7 @@ def run(argv: Sequence[str]) -> None:
         ConfigError: wrong flags.
     """
     known = {"answers": "20000", "workers": "2", "timeout_s": "2", "hostile": "0.05", "symbolic": "0.15", "seed": "0"}
-    flags, _ = config_files.parse_flags(argv, known)
+    flags, _ = loading.parse_flags(argv, known)
     figures = measure(
         int(flags["answers"]), float(flags["hostile"]), float(flags["symbolic"]),
         config.Reward(workers=int(flags["workers"]), timeout_s=float(flags["timeout_s"])), random.Random(flags["seed"]),

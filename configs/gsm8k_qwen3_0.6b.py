@@ -11,7 +11,7 @@ Time: about 3 hours, estimated and not run by us: 45 million generated tokens at
 from ml_collections import ConfigDict
 
 from p2o_jax.config import Config
-from p2o_jax.config_files import to_config_dict
+from p2o_jax.config.loading import to_config_dict
 
 
 def get_config() -> ConfigDict:

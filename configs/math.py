@@ -7,7 +7,7 @@ Hardware: one GPU or TPU host of 80 GB or more. Not timed by us yet.
 from ml_collections import ConfigDict
 
 from p2o_jax.config import Config
-from p2o_jax.config_files import to_config_dict
+from p2o_jax.config.loading import to_config_dict
 
 
 def get_config() -> ConfigDict:

@@ -7,7 +7,7 @@ Hardware: v5p:2x2x2 (8 chips) or v6e:4x4 (16 chips). Compiled for both by p2o_ja
 from ml_collections import ConfigDict
 
 from p2o_jax.config import Config
-from p2o_jax.config_files import to_config_dict
+from p2o_jax.config.loading import to_config_dict
 
 
 def get_config() -> ConfigDict:

@@ -7,7 +7,7 @@ Hardware: 2 CPU cores, 2 GB of memory. Time: about 2 minutes, and 3 more for pre
 from ml_collections import ConfigDict
 
 from p2o_jax.config import Config
-from p2o_jax.config_files import to_config_dict
+from p2o_jax.config.loading import to_config_dict
 
 
 def get_config() -> ConfigDict:

@@ -1,7 +1,7 @@
 """Writes the pages that are made of the code: `python -m docs.generate`. A test holds that they are up to date.
 
-configuration.md is made of the dataclasses in p2o_jax/config.py with the comments beside their fields, metrics.md of
-p2o_jax/metrics.py, departures.md of every ▲ in the package.
+configuration.md is made of the dataclasses in p2o_jax/config/schema.py with the comments beside their fields, metrics.md of
+p2o_jax/tracking/metric_names.py, departures.md of every ▲ in the package.
 """
 
 import ast
@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from p2o_jax import config, metrics, ranges
+from p2o_jax import config
+from p2o_jax.config import ranges
+from p2o_jax.tracking import metric_names
 
 DOCS = Path(__file__).parent
 PACKAGE = DOCS.parent / "p2o_jax"
@@ -116,7 +118,7 @@ def metrics_reference() -> str:
     )
     text += "`eval/SET/...` for each besides `eval/...` of the first.\n"
     by_kind: dict[str, list[str]] = {}
-    for name in metrics.METRICS:
+    for name in metric_names.METRICS:
         by_kind.setdefault(name.partition("/")[0], []).append(name)
     for kind, names in by_kind.items():
         rows = "\n".join(f"| `{name}` | {_cell(metrics.METRICS[name])} |" for name in names)

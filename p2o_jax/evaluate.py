@@ -24,20 +24,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from p2o_jax import config, config_files, files, sampling_params
-from p2o_jax.config import Config, ConfigError
+from p2o_jax import config
+from p2o_jax.build.model import open_model
+from p2o_jax.config import Config, ConfigError, loading
+from p2o_jax.config.ranges import COUNT, TEMPERATURE
 from p2o_jax.data import benchmarks, sources
 from p2o_jax.evaluation import report
 from p2o_jax.main import command
-from p2o_jax.metrics import read_rows
-from p2o_jax.progress import Reporter
-from p2o_jax.ranges import COUNT, TEMPERATURE
-from p2o_jax.records import Ask
 from p2o_jax.rewards import own
 from p2o_jax.rewards.lenient import Grade, LenientGrader
+from p2o_jax.rollout import sampling_params
+from p2o_jax.runtime import files, rng
+from p2o_jax.runtime.console import Reporter
+from p2o_jax.tracking.metric_names import read_rows
+from p2o_jax.types import Ask
 
 if TYPE_CHECKING:
-    from p2o_jax.build import Model
+    from p2o_jax.build.model import Model
     from p2o_jax.rewards.verify import Verifier
 
 TABLE = "results.md"
@@ -68,7 +71,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with flags, config, model or data.
     """
-    flags, overrides = config_files.parse_flags(argv, FLAGS, switches=("allow-reward-fn",))
+    flags, overrides = loading.parse_flags(argv, FLAGS, switches=("allow-reward-fn",))
     out = Path(flags["out"])
     if flags["compare"]:
         _compare(flags, out)
@@ -83,19 +86,20 @@ def run(argv: Sequence[str]) -> None:
     if problems := files.conflicts("--out", out / TABLE, *samples_files):
         raise ConfigError(*problems)
 
-    from p2o_jax import build, run_directory, runtime
+    from p2o_jax.build import run_directory
     from p2o_jax.rewards.verify import Verifier
+    from p2o_jax.runtime import distributed
 
-    reporter = Reporter(enabled=runtime.is_main_process())
+    reporter = Reporter(enabled=distributed.is_main_process())
     for line in (*files.leftovers(out / "model"), *(line for part in sets for line in _notes(part))):
         reporter.line(line)
     start = time.monotonic()
     with ExitStack() as stack:
         cfg = _with_model(cfg, flags, overrides, out, stack)
         date = run_directory.read_date(Path(flags["workdir"])) if flags["workdir"] else None
-        model = build.open_model(cfg, reporter, date)
+        model = open_model(cfg, reporter, date)
         judges = Judges(stack.enter_context(Verifier(cfg.reward)), stack.enter_context(LenientGrader(cfg.reward)))
-        if problems := runtime.from_process_0(judges.strict.problems):
+        if problems := distributed.from_process_0(judges.strict.problems):
             raise ConfigError(*problems)
         cfg = _fit(cfg, {key for key, _ in overrides}, model, sets, list(templates.values()), protocol)
         answers = Answers(cfg, model, judges, reporter)
@@ -109,9 +113,9 @@ def run(argv: Sequence[str]) -> None:
                 found[part.name][asked] = figures
                 score = f"{100 * figures['strict']['mean']:.1f} of {len(part.questions)} questions x {n} at temperature {temperature}"
                 reporter.line(f"{part.name}, {asked}: {score}")
-                if runtime.is_main_process():
+                if distributed.is_main_process():
                     _write_samples(_samples_file(out, part, asked), samples, n)
-        if runtime.is_main_process():
+        if distributed.is_main_process():
             results = {
                 "model": flags["model"] or flags["workdir"],
                 "step": flags["step"],
@@ -141,24 +145,24 @@ class Answers:
     def __init__(self, cfg: Config, model: "Model", judges: Judges, reporter: Reporter):
         import jax.numpy as jnp
 
-        from p2o_jax import build
-        from p2o_jax.rollout.answer import Answerer
+        from p2o_jax.build import components
+        from p2o_jax.rollout.pipeline import Answerer
 
         self.cfg, self.judges = cfg, judges
-        engine = build.make_engine(cfg, model)
+        engine = components.make_engine(cfg, model)
         self.weights = engine.lay_out(model.load(str(jnp.dtype(model.dtype))))
         self.answerer = Answerer(engine, model.chat, judges.strict.judge, reporter)
 
     def sample(self, part: sources.Loaded, template: str, n: int, temperature: float) -> list[report.Sample]:
         """n samples of each question under a template, all of a question's before the next one's."""
-        from p2o_jax import runtime
+        from p2o_jax.runtime import distributed
 
         how = sampling_params.at(self.cfg, temperature)
         asks = [Ask(q, template, f"{part.name}/{q.id}/{i}") for q in part.questions for i in range(n)]
-        key = runtime.key(self.cfg.train.seed, "evaluate")
+        key = rng.key(self.cfg.train.seed, "evaluate")
         rollouts = self.answerer.answer(self.weights, asks, how, key, phase="eval")
         texts, answers = [r.text for r in rollouts], [a.question.answer for a in asks]
-        grades: list[Any] = runtime.from_process_0(lambda: [tuple(g) for g in self.judges.lenient.grade(texts, answers)])
+        grades: list[Any] = distributed.from_process_0(lambda: [tuple(g) for g in self.judges.lenient.grade(texts, answers)])
         return [report.Sample(rollout, Grade(*grade)) for rollout, grade in zip(rollouts, grades, strict=True)]
 
 
@@ -171,7 +175,8 @@ def _fit(
         ConfigError: prompts are longer than `rollout.prompt_buckets`, if these are given, or responses could be longer than the
             model's context.
     """
-    from p2o_jax import generate, limits
+    from p2o_jax import generate
+    from p2o_jax.build import limits
     from p2o_jax.models import sharding
 
     lengths = [[max(len(model.chat.render(q, z)) for z in templates) for q in part.questions] for part in sets]
@@ -209,7 +214,7 @@ def _check(flags: dict[str, str], out: Path) -> None:
 
 
 def _protocol(flags: dict[str, str]) -> Protocol:
-    given = config_files.numbers(flags, {"k": (int, COUNT), "k-large": (int, COUNT), "temperature": (float, TEMPERATURE)})
+    given = loading.numbers(flags, {"k": (int, COUNT), "k-large": (int, COUNT), "temperature": (float, TEMPERATURE)})
     return Protocol(given["k"], given["k-large"], given["temperature"])
 
 
@@ -218,27 +223,28 @@ def _config(flags: dict[str, str], overrides: Sequence[tuple[str, str]]) -> Conf
     from p2o_jax import generate
 
     workdir = Path(flags["workdir"])
-    run_config = config_files.read_config(workdir) if flags["workdir"] else Config()
+    run_config = loading.read_config(workdir) if flags["workdir"] else Config()
     problems = own.untrusted(run_config.reward, str(workdir / "config.json"))
     if problems and not flags["allow-reward-fn"] and "reward.fn" not in dict(overrides):
         raise ConfigError(*problems)
-    values = config_files.to_config_dict(run_config)
+    values = loading.to_config_dict(run_config)
     num_devices = str(generate.start(values, overrides))
     defaults = {"gepa.enabled": "false", "optim.micro_rows": num_devices, "rollout.slots": "0", "arms": "()", "lora.rank": "0"}
-    config_files.override(values, [*defaults.items(), *overrides])
-    return config.resolve(config_files.from_config_dict(values))
+    loading.override(values, [*defaults.items(), *overrides])
+    return config.resolve(loading.from_config_dict(values))
 
 
 def _with_model(cfg: Config, flags: dict[str, str], overrides: Sequence[tuple[str, str]], out: Path, stack: ExitStack) -> Config:
     """The config with a model directory: the given one, or the run's policy, exported to a new one until the stack closes."""
-    from p2o_jax import export, runtime
+    from p2o_jax import export
+    from p2o_jax.runtime import distributed
 
     directory = flags["model"]
     if flags["workdir"]:
-        directory = runtime.from_process_0(lambda: str(files.unused(out / "model")))
-        if runtime.is_main_process():
+        directory = distributed.from_process_0(lambda: str(files.unused(out / "model")))
+        if distributed.is_main_process():
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        dtype = "float32" if runtime.jax.devices()[0].platform == "cpu" else "bfloat16"
+        dtype = "float32" if distributed.jax.devices()[0].platform == "cpu" else "bfloat16"
         step = ["--step", flags["step"]] if flags["step"] else []
         where = [f"--config.{key}={text}" for key, text in overrides if key.startswith(("model.", "world.", "checkpoint."))]
         export.run(["--workdir", flags["workdir"], "--out", directory, "--dtype", dtype, *step, *where])

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from p2o_jax import config_files, files
-from p2o_jax.config import Config, ConfigError
+from p2o_jax.config import Config, ConfigError, loading
 from p2o_jax.main import command
+from p2o_jax.runtime import files
 
 if TYPE_CHECKING:
     from p2o_jax.models.spec import ModelSpec
@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with flags, run, model or target.
     """
-    flags, overrides = config_files.parse_flags(argv, {"workdir": None, "out": None, "step": "", "dtype": "bfloat16", "adapter": ""})
+    flags, overrides = loading.parse_flags(argv, {"workdir": None, "out": None, "step": "", "dtype": "bfloat16", "adapter": ""})
     if flags["adapter"] not in ("", "peft"):
         raise ConfigError(f"--adapter={flags['adapter']}: expected peft")
     if flags["dtype"] not in DTYPES:
@@ -40,14 +40,16 @@ def run(argv: Sequence[str]) -> None:
     workdir, out = Path(flags["workdir"]), Path(flags["out"])
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ConfigError(f"--out={out}: {'is a file' if out.is_file() else 'exists and is not empty'}")
-    cfg = config_files.read_config(workdir, overrides)
+    cfg = loading.read_config(workdir, overrides)
 
     import jax
 
-    from p2o_jax import checkpoint, checkpoint_reader, run_directory, runtime
+    from p2o_jax.build import run_directory
     from p2o_jax.data.chat import load_tokenizer
     from p2o_jax.models import hf, hf_config, identity, lora
-    from p2o_jax.progress import Reporter
+    from p2o_jax.runtime import distributed
+    from p2o_jax.runtime.console import Reporter
+    from p2o_jax.tracking import checkpoint, checkpoint_reader
 
     where = checkpoint.directory(workdir, cfg.checkpoint)
     best = checkpoint.read_best(where)
@@ -78,7 +80,7 @@ def run(argv: Sequence[str]) -> None:
             hf.save(out, spec, lora.merge(spec, lora.join(trained, base), flags["dtype"]), dtype=flags["dtype"], **beside)
     except OSError as e:
         raise ConfigError(f"--out={out}: {e.strerror or e}") from e
-    reporter = Reporter(enabled=runtime.is_main_process())
+    reporter = Reporter(enabled=distributed.is_main_process())
     for line in files.leftovers(out):
         reporter.line(line)
     reporter.line(f"{out}: the policy of {workdir} after {step} steps, {'adapters' if flags['adapter'] else flags['dtype']}")
@@ -103,7 +105,7 @@ def model_directory(cfg: Config, revision: str | None = None) -> Path:
         ConfigError: it is not there (any more).
     """
     from p2o_jax.models import hf_config
-    from p2o_jax.world import pretrain
+    from p2o_jax.toy_world import pretrain
 
     if cfg.model.path != "world":
         return hf_config.locate(cfg.model.path, revision)

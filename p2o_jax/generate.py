@@ -23,16 +23,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from p2o_jax import config, config_files, files, records, sampling_params
-from p2o_jax.config import Config, ConfigError
+from p2o_jax import config, types
+from p2o_jax.build.model import open_model
+from p2o_jax.config import Config, ConfigError, loading
+from p2o_jax.config.ranges import COUNT, TEMPERATURE_OR_GREEDY
 from p2o_jax.data import sources
 from p2o_jax.main import command
-from p2o_jax.progress import Reporter
-from p2o_jax.ranges import COUNT, TEMPERATURE_OR_GREEDY
-from p2o_jax.records import Completion, Message, Question, Request, Sampling
+from p2o_jax.rollout import sampling_params
+from p2o_jax.runtime import files, rng
+from p2o_jax.runtime.console import Reporter
+from p2o_jax.types import Completion, Message, Question, Request, Sampling
 
 if TYPE_CHECKING:
-    from p2o_jax.build import Model
+    from p2o_jax.build.model import Model
     from p2o_jax.rewards.verify import Verifier
 
 MAX_SLOTS = 128  # per shard of the mesh's data x fsdp
@@ -54,29 +57,27 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with flags, prompts, config or model.
     """
-    flags, overrides = config_files.parse_flags(
-        argv, {"model": None, "prompts": None, "template": "", "n": "1", "out": "", "temperature": ""}
-    )
+    flags, overrides = loading.parse_flags(argv, {"model": None, "prompts": None, "template": "", "n": "1", "out": "", "temperature": ""})
     wanted = {"n": (int, COUNT)} | ({"temperature": (float, TEMPERATURE_OR_GREEDY)} if flags["temperature"] else {})
-    given = config_files.numbers(flags, wanted)
+    given = loading.numbers(flags, wanted)
     if flags["out"] and (problems := files.conflicts("--out", Path(flags["out"]))):
         raise ConfigError(*problems)
     n, cfg = given["n"], command_config(flags["model"], overrides)
     temperature = given.get("temperature", cfg.rollout.temperature)
     prompts = read_prompts(Path(flags["prompts"]), cfg.data.prompt_template)
 
-    from p2o_jax import build, runtime
     from p2o_jax.rewards.verify import Verifier
+    from p2o_jax.runtime import distributed
 
-    _raise(runtime.from_process_0(lambda: _out_problems(flags["out"])))
-    reporter = Reporter(enabled=runtime.is_main_process())
-    model = build.open_model(cfg, reporter)
+    _raise(distributed.from_process_0(lambda: _out_problems(flags["out"])))
+    reporter = Reporter(enabled=distributed.is_main_process())
+    model = open_model(cfg, reporter)
     ids = [model.chat.render(p.question, flags["template"]) for p in prompts]
     cfg = fit(cfg, {key for key, _ in overrides}, model, [len(i) for i in ids], n)
     _check_lengths(flags["prompts"], prompts, ids, config.max_prompt_tokens(cfg))
     _check_context(flags["prompts"], cfg, model, prompts, ids)
     with ExitStack() as stack:
-        out = _open(flags["out"], runtime.is_main_process(), stack)
+        out = _open(flags["out"], distributed.is_main_process(), stack)
         verifier = stack.enter_context(Verifier(cfg.reward))
         how = sampling_params.at(cfg, temperature)
         sample(cfg, model, [p.question for p in prompts], ids, n, how, verifier, out, reporter)
@@ -96,20 +97,21 @@ def sample(
     """Writes n completions of every prompt, in order, a few waves of the sampler at a time."""
     import jax.numpy as jnp
 
-    from p2o_jax import build, runtime
+    from p2o_jax.build import components
+    from p2o_jax.runtime import distributed
 
-    engine = build.make_engine(cfg, model)
+    engine = components.make_engine(cfg, model)
     weights = engine.lay_out(model.load(str(jnp.dtype(model.dtype))))
     jobs = [(i, k) for i in range(len(questions)) for k in range(n)]
     at_once = engine.max_rollouts * engine.num_shards
-    compiles, start, tokens = runtime.CompileCounter(), time.monotonic(), 0
+    compiles, start, tokens = distributed.CompileCounter(), time.monotonic(), 0
     with reporter.phase("generate", len(jobs), "completions") as advance:
         for first in range(0, len(jobs), at_once):
             part = jobs[first : first + at_once]
             requests = [Request(prompt_ids[i], f"{i}/{k}") for i, k in part]
-            completions = engine.generate(weights, requests, how, runtime.key(cfg.train.seed, "generate"), advance)
+            completions = engine.generate(weights, requests, how, rng.key(cfg.train.seed, "generate"), advance)
             tokens += sum(len(c.token_ids) for c in completions)
-            if runtime.is_main_process():
+            if distributed.is_main_process():
                 texts = [model.chat.decode(c.token_ids.tolist()) for c in completions]
                 verdicts = _verdicts(verifier, [questions[i] for i, _ in part], texts)
                 for (i, k), completion, text, verdict in zip(part, completions, texts, verdicts, strict=True):
@@ -124,15 +126,15 @@ def sample(
 
 def start(values: Any, overrides: Sequence[tuple[str, str]]) -> int:
     """The number of devices, on which other defaults depend; JAX is started as the values, and the overrides of `mesh`, say."""
-    from p2o_jax import runtime
+    from p2o_jax.runtime import distributed
 
-    config_files.override(values, [(key, text) for key, text in overrides if key.startswith("mesh.")])
-    return runtime.start(values.mesh, compile_cache="")
+    loading.override(values, [(key, text) for key, text in overrides if key.startswith("mesh.")])
+    return distributed.start(values.mesh, compile_cache="")
 
 
 def command_config(model: str, overrides: Sequence[tuple[str, str]]) -> Config:
     """The config of a command that only samples: the defaults of training where they have nothing to do with the machine or the file."""
-    values = config_files.to_config_dict(Config())
+    values = loading.to_config_dict(Config())
     num_devices = str(start(values, overrides))
     defaults = {
         "model.path": model,
@@ -143,8 +145,8 @@ def command_config(model: str, overrides: Sequence[tuple[str, str]]) -> Config:
         "rollout.slots": num_devices,
         "rollout.max_new_tokens": "512",
     }
-    config_files.override(values, [*defaults.items(), *overrides])
-    return config.resolve(config_files.from_config_dict(values))
+    loading.override(values, [*defaults.items(), *overrides])
+    return config.resolve(loading.from_config_dict(values))
 
 
 def fit(cfg: Config, given: set[str], model: "Model", lengths: Sequence[int], n: int) -> Config:
@@ -214,7 +216,7 @@ def _question(line: str, prompt_template: str) -> Question | str:
     answer = record.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
         return f"answer: expected a text or a number, got {type(answer).__name__}"
-    return Question(records.question_id(messages), messages, "" if answer is None else str(answer).strip())
+    return Question(types.question_id(messages), messages, "" if answer is None else str(answer).strip())
 
 
 def _messages(value: Any, prompt_template: str) -> tuple[Message, ...] | str:
@@ -250,7 +252,7 @@ def _check_lengths(path: str, prompts: Sequence[Prompt], ids: Sequence[tuple[int
 
 
 def _check_context(path: str, cfg: Config, model: "Model", prompts: Sequence[Prompt], ids: Sequence[tuple[int, ...]]) -> None:
-    from p2o_jax import limits
+    from p2o_jax.build import limits
 
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
     prompt, tokens = f"the prompt of {len(ids[longest]):,} tokens in {path}:{prompts[longest].line}", len(ids[longest])

@@ -21,14 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from p2o_jax import config, config_files, files, recipes
-from p2o_jax.config import ConfigError
-from p2o_jax.data import benchmarks, overlap, sources
+from p2o_jax import config
+from p2o_jax.config import ConfigError, loading
+from p2o_jax.config.ranges import INT32_MAX, Range
+from p2o_jax.data import benchmarks, overlap, recipes, sources
+from p2o_jax.data.recipes import RECIPES, Recipe, Row
 from p2o_jax.data.tables import Record
 from p2o_jax.main import command
-from p2o_jax.progress import Reporter
-from p2o_jax.ranges import INT32_MAX, Range
-from p2o_jax.recipes import RECIPES, Recipe, Row
+from p2o_jax.runtime import files
+from p2o_jax.runtime.console import Reporter
 
 FLAGS = {
     "name": None, "out": None, "raw": "", "seed": "42", "test": "500", "train": "5000,10000", "benchmarks": "", "overlaps": "report",
@@ -44,7 +45,7 @@ def run(argv: Sequence[str]) -> None:
         ConfigError: anything wrong with flags or sources.
     """
     argv = ["--name", *argv] if argv and not argv[0].startswith("-") else argv
-    flags, overrides = config_files.parse_flags(argv, FLAGS)
+    flags, overrides = loading.parse_flags(argv, FLAGS)
     out = Path(flags["out"])
     _check(flags, overrides, out)
     recipe, reporter = RECIPES[flags["name"]], Reporter()
@@ -96,7 +97,7 @@ def _check(flags: dict[str, str], overrides: Sequence[tuple[str, str]], out: Pat
     for flag, least in (("seed", 0), ("test", 0), ("train", 1)):
         for part in flags[flag].split(",") if flag == "train" else [flags[flag]]:
             try:
-                config_files.numbers({flag: part}, {flag: (int, Range(ge=least, le=INT32_MAX))})
+                loading.numbers({flag: part}, {flag: (int, Range(ge=least, le=INT32_MAX))})
             except ConfigError as e:
                 problems += e.problems
     if out.is_file() or (out.is_dir() and any(out.iterdir())):

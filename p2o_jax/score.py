@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from p2o_jax import config, config_files, files
-from p2o_jax.config import Config, ConfigError
+from p2o_jax import config
+from p2o_jax.config import Config, ConfigError, loading
 from p2o_jax.main import command
-from p2o_jax.progress import Reporter
+from p2o_jax.runtime import files
+from p2o_jax.runtime.console import Reporter
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -50,7 +51,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with flags, file, config or model.
     """
-    flags, overrides = config_files.parse_flags(argv, {"model": None, "tokens": None, "out": None})
+    flags, overrides = loading.parse_flags(argv, {"model": None, "tokens": None, "out": None})
     tokens = read_tokens(Path(flags["tokens"]))
     out = Path(flags["out"])
     problems = files.conflicts("--out", out)
@@ -58,16 +59,16 @@ def run(argv: Sequence[str]) -> None:
     if problems:
         raise ConfigError(*problems)
 
-    from p2o_jax import runtime
+    from p2o_jax.runtime import distributed
 
-    reporter = Reporter(enabled=runtime.is_main_process())
+    reporter = Reporter(enabled=distributed.is_main_process())
     cfg, given = _config(flags["model"], overrides)
-    runtime.start(cfg.mesh, compile_cache="")
+    distributed.start(cfg.mesh, compile_cache="")
     scorer = open_scorer(cfg, tokens, flags["tokens"])
     T, shards = tokens.id_BT.shape[1], scorer.mesh.shape["data"] * scorer.mesh.shape["fsdp"]
     fitting = max(min(MAX_ROWS, SCORES_BYTES // (4 * scorer.spec.heads * T**2)), 1) * shards
     logp_BT = score(scorer, tokens, cfg.optim.micro_rows if given else fitting, reporter)
-    if runtime.is_main_process():
+    if distributed.is_main_process():
         partial = files.unused(out)
         try:
             with open(partial, "xb") as f:
@@ -82,8 +83,8 @@ def score(scorer: Scorer, tokens: Tokens, rows: int, reporter: Reporter) -> np.n
     """The log-probs [B, T], `rows` rows at a time by one compiled program."""
     import jax
 
-    from p2o_jax import runtime
     from p2o_jax.models import sharding, transformer
+    from p2o_jax.runtime import distributed
 
     split = sharding.batch_sharding(scorer.mesh)
 
@@ -95,14 +96,14 @@ def score(scorer: Scorer, tokens: Tokens, rows: int, reporter: Reporter) -> np.n
     program = jax.jit(logps, out_shardings=split)
     B, T = tokens.id_BT.shape
     scored = np.zeros((B, T), np.float32)
-    compiles, start = runtime.CompileCounter(), time.monotonic()
+    compiles, start = distributed.CompileCounter(), time.monotonic()
     with reporter.phase("score", B, "rows") as advance:
         for first in range(0, B, rows):
             part = Tokens(*(x[first : first + rows] for x in tokens))
             count = len(part.id_BT)
             padded = (np.pad(x, ((0, rows - count), (0, 0))) for x in part)
-            logp_BT = program(scorer.params, *(runtime.put(x, split) for x in padded))
-            scored[first : first + count] = runtime.to_host(logp_BT)[:count]
+            logp_BT = program(scorer.params, *(distributed.put(x, split) for x in padded))
+            scored[first : first + count] = distributed.to_host(logp_BT)[:count]
             advance(count)
     seconds, num_tokens = time.monotonic() - start, int(tokens.mask_BT.sum())
     reporter.line(
@@ -120,11 +121,12 @@ def open_scorer(cfg: Config, tokens: Tokens, path: str) -> Scorer:
     """
     import jax
 
-    from p2o_jax import config_rules, limits
+    from p2o_jax.build import limits
+    from p2o_jax.config import rules
     from p2o_jax.models import hf, hf_config, sharding
 
     num_devices = len(jax.devices())
-    found = config_rules.problems(cfg, num_devices)
+    found = rules.problems(cfg, num_devices)
     if found:
         raise ConfigError(*found)
     directory = hf_config.locate(cfg.model.path)
@@ -184,9 +186,9 @@ def _config(model: str, overrides: Sequence[tuple[str, str]]) -> tuple[Config, b
 
     num_devices = str(len(jax.devices()))  # every mesh divides it
     defaults = {"model.path": model, "optim.micro_rows": num_devices, "rollout.slots": num_devices}
-    values = config_files.to_config_dict(Config())
-    config_files.override(values, [*defaults.items(), *overrides])
-    return config.resolve(config_files.from_config_dict(values)), "optim.micro_rows" in dict(overrides)
+    values = loading.to_config_dict(Config())
+    loading.override(values, [*defaults.items(), *overrides])
+    return config.resolve(loading.from_config_dict(values)), "optim.micro_rows" in dict(overrides)
 
 
 if __name__ == "__main__":

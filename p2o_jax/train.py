@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from p2o_jax import assign, bandit, gepa, history, mining
-from p2o_jax.build import Parts
+from p2o_jax import gepa
+from p2o_jax.build.components import Parts
 from p2o_jax.config import Config, minibatch_rollouts
-from p2o_jax.metrics import of_updates, rollout_metrics
-from p2o_jax.records import Ledger, RunState, SearchResult
+from p2o_jax.p2o import assign, bandit, mining, question_history
 from p2o_jax.rl import advantages, batch
+from p2o_jax.state import Ledger, RunState
+from p2o_jax.tracking.metric_names import of_updates, rollout_metrics
+from p2o_jax.types import SearchResult
 
 
 def run(cfg: Config, parts: Parts) -> RunState:
@@ -73,7 +75,7 @@ def policy_step(cfg: Config, parts: Parts, state: RunState) -> RunState:
         hard_ids=hard_ids,
         ledger=state.ledger.plus(parts.step_costs(filled.made, examples)),
         bandit=bandit.update(state.bandit, rollouts, cfg.assign),
-        history=history.advanced(state.history, epoch, rollouts, hard_ids, epoch_ends),
+        history=question_history.advanced(state.history, epoch, rollouts, hard_ids, epoch_ends),
     )
     zero_Q = advantages.zero_advantage(advantages.of_rollouts(rollouts, cfg))
     hard_now = mining.outcome_metrics(questions, solved_QG, templated_QG, zero_Q, state.last_hard_ids)

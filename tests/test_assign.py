@@ -6,8 +6,9 @@ import pytest
 from scipy import stats
 
 from p2o_jax import config
-from p2o_jax.assign import asks_for, assign
-from p2o_jax.records import Assignment, Question, SearchResult
+from p2o_jax.p2o.assign import asks_for, assign
+from p2o_jax.state import Assignment
+from p2o_jax.types import Question, SearchResult
 
 # Mean dev scores 0, 1/2, 1/4, 1/4; question d3 is solved by nobody, candidate 3 is not in the cover.
 RESULT = SearchResult(

@@ -6,10 +6,12 @@ import random
 import numpy as np
 import pytest
 
-from p2o_jax import bandit, config
-from p2o_jax.assign import assign, best_template, next_assignment
+from p2o_jax import config
 from p2o_jax.config import Config
-from p2o_jax.records import Ask, Assignment, Bandit, Completion, Question, Rollout, RunState, SearchResult, Verdict
+from p2o_jax.p2o import bandit
+from p2o_jax.p2o.assign import assign, best_template, next_assignment
+from p2o_jax.state import Assignment, Bandit, RunState
+from p2o_jax.types import Ask, Completion, Question, Rollout, SearchResult, Verdict
 
 CFG = config.Assign(plain_rollouts=1, bandit=True, bandit_prior=8.0, bandit_discount=0.5)
 RESULT = SearchResult(

@@ -8,14 +8,18 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
-from p2o_jax import build, checkpoint, config, gepa, run_directory
-from p2o_jax.checkpoint import Checkpoints
+from p2o_jax import config, gepa
+from p2o_jax.build import components, preflight, run_directory
+from p2o_jax.build.model import WORLD
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data.sources import load
 from p2o_jax.models import hf_config, sharding
 from p2o_jax.models.spec import ModelSpec, num_params
-from p2o_jax.progress import Reporter
-from p2o_jax.records import Outcome, Question, RunState
+from p2o_jax.runtime.console import Reporter
+from p2o_jax.state import RunState
+from p2o_jax.tracking import checkpoint
+from p2o_jax.tracking.checkpoint import Checkpoints
+from p2o_jax.types import Outcome, Question
 
 CFG = config.resolve(Config(data=config.Data(prompt_template="{question}")))
 
@@ -26,14 +30,14 @@ def questions(path: Path, answers: str):
 
 
 def test_held_out_questions_of_the_world_or_of_a_file(tmp_path):
-    (world,) = build.load_heldout(CFG)
-    assert world.path == build.WORLD
+    (world,) = preflight.load_heldout(CFG)
+    assert world.path == WORLD
     questions(tmp_path / "held.jsonl", "12")
-    (own,) = build.load_heldout(replace(CFG, data=replace(CFG.data, eval_path=str(tmp_path / "held.jsonl"))))
+    (own,) = preflight.load_heldout(replace(CFG, data=replace(CFG.data, eval_path=str(tmp_path / "held.jsonl"))))
     assert len(own.questions) == 2 and own.name == "held"
     with pytest.raises(ConfigError, match="no such file"):
-        build.load_heldout(replace(CFG, data=replace(CFG.data, eval_path=str(tmp_path / "none.jsonl"))))
-    assert build.load_heldout(replace(CFG, data=replace(CFG.data, path="q.jsonl"))) == []
+        preflight.load_heldout(replace(CFG, data=replace(CFG.data, eval_path=str(tmp_path / "none.jsonl"))))
+    assert preflight.load_heldout(replace(CFG, data=replace(CFG.data, path="q.jsonl"))) == []
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_told_with_all_else(tmp_path, monkeypatch):
@@ -46,7 +50,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_told_with_all_else(tmp_path,
     for free, told in ((4 * size - 1, 1), (4 * size, 0)):
         monkeypatch.setattr(checkpoint.os, "statvfs", lambda _, n=free: SimpleNamespace(f_bavail=n, f_frsize=1))
         with pytest.raises(ConfigError) as e:
-            build.open_run(cfg, run_directory.read(tmp_path / "run"), Reporter(enabled=False))
+            preflight.open_run(cfg, run_directory.read(tmp_path / "run"), Reporter(enabled=False))
         lines = [line for line in e.value.problems if "checkpoints of" in line]
         assert len(lines) == told and len(e.value.problems) > told
 
@@ -58,7 +62,7 @@ def test_the_world_and_own_things_do_not_mix(tmp_path, given):
     cfg = replace(CFG, model=replace(CFG.model, path=str(golden))) if given == "model" else CFG
     cfg = replace(cfg, data=replace(cfg.data, path=str(tmp_path / "q.jsonl"))) if given == "data" else cfg
     with pytest.raises(ConfigError, match="only go together"):
-        build.open_run(replace(cfg, mesh=replace(cfg.mesh, fsdp=8)), run_directory.read(tmp_path / "run"), Reporter(enabled=False))
+        preflight.open_run(replace(cfg, mesh=replace(cfg.mesh, fsdp=8)), run_directory.read(tmp_path / "run"), Reporter(enabled=False))
 
 
 def test_checkpoints_around_prompt_phases_only(tmp_path, monkeypatch):
@@ -88,7 +92,7 @@ def test_one_model_at_a_time_is_laid_out():
         made.append("policy" if params is policy else "frozen")
         return weights
 
-    laid_out = build.LaidOut(lay_out)
+    laid_out = components.LaidOut(lay_out)
     for params in (policy, policy, frozen, frozen, policy):
         laid_out.of(params)
     assert made == ["policy", "frozen", "policy"]
@@ -100,7 +104,7 @@ def test_the_initial_model_is_held_for_whoever_asks_for_it():
 
     def held(kl="off", reflector="policy"):
         cfg = replace(CFG, loss=replace(CFG.loss, kl=kl), gepa=replace(CFG.gepa, enabled=True, reflector=reflector))
-        return build.reference_bytes(cfg, spec, mesh, jnp.bfloat16)
+        return components.reference_bytes(cfg, spec, mesh, jnp.bfloat16)
 
     assert held() == held(reflector="api") == 0 and held("k3", "reference") == held("k3") == 2 * held(reflector="reference")
     assert num_params(spec) / 4 < held(reflector="reference") < num_params(spec) / 2  # two bytes each, an eighth of all but norms
@@ -113,7 +117,7 @@ def test_a_limit_below_any_reflection_prompt_is_an_error():
 
     def lines(limit, **changes):
         gepa = replace(CFG.gepa, **{"prompt_style": "compact", "reflect_prompt_tokens": limit, **changes})
-        return build.reflection_problems(replace(CFG, gepa=gepa), chat, questions)
+        return preflight.reflection_problems(replace(CFG, gepa=gepa), chat, questions)
 
     shortest = "instruction ``` ``` question one output feedback wrong expected 7 write a better instruction"
     assert len(shortest.split()) == 14 and lines(14) == [] and lines(12, show_reference_answer=False) == []
@@ -146,7 +150,7 @@ def test_the_least_reflection_prompt_is_checked_at_the_start(tmp_path):
     cfg = replace(CFG, model=replace(CFG.model, path=str(golden)), data=replace(CFG.data, path=str(tmp_path / "q.jsonl")), api=api)
     cfg = replace(cfg, gepa=replace(CFG.gepa, reflector="api", reflect_prompt_tokens=20))
     with pytest.raises(ConfigError, match=r"config\.gepa\.reflect_prompt_tokens=20 is less than any reflection prompt takes"):
-        build.open_run(replace(cfg, mesh=replace(cfg.mesh, fsdp=8)), run_directory.read(tmp_path / "run"), Reporter(enabled=False))
+        preflight.open_run(replace(cfg, mesh=replace(cfg.mesh, fsdp=8)), run_directory.read(tmp_path / "run"), Reporter(enabled=False))
 
 
 def test_unusual_settings_are_noticed_when_a_run_opens(tmp_path):
@@ -156,12 +160,12 @@ def test_unusual_settings_are_noticed_when_a_run_opens(tmp_path):
     cfg = replace(cfg, data=replace(cfg.data, path=str(tmp_path / "q.jsonl")), optim=replace(cfg.optim, lr=0.0))
     reporter = Reporter(enabled=False)
     reporter.line = lines.append  # type: ignore[method-assign]
-    build.open_run(cfg, run_directory.read(tmp_path / "run"), reporter)
+    preflight.open_run(cfg, run_directory.read(tmp_path / "run"), reporter)
     assert lines == ["unusual: config.optim.lr=0: no weight changes"]
 
 
 def test_the_chat_template_around_a_reflection_prompt_counts():
     cfg = replace(CFG, gepa=replace(CFG.gepa, reflect_prompt_tokens=90), rollout=replace(CFG.rollout, prompt_buckets=(50, 100)))
-    assert build.reflection_problems(cfg, SimpleNamespace(render_text=lambda text: (1,) * 10)) == []
-    (line,) = build.reflection_problems(cfg, SimpleNamespace(render_text=lambda text: (1,) * 11))
+    assert preflight.reflection_problems(cfg, SimpleNamespace(render_text=lambda text: (1,) * 10)) == []
+    (line,) = preflight.reflection_problems(cfg, SimpleNamespace(render_text=lambda text: (1,) * 11))
     assert "reflect_prompt_tokens=90 and 11 tokens" in line and "(50, 100)" in line

@@ -16,10 +16,12 @@ import pytest
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from p2o_jax import checkpoint, checkpoint_reader, config, file_digests, files
-from p2o_jax.checkpoint import Checkpoints
+from p2o_jax import config
 from p2o_jax.config import ConfigError
-from p2o_jax.records import Assignment, Ledger, RunState
+from p2o_jax.runtime import file_digests, files
+from p2o_jax.state import Assignment, Ledger, RunState
+from p2o_jax.tracking import checkpoint, checkpoint_reader
+from p2o_jax.tracking.checkpoint import Checkpoints
 
 PARTS = ("learner", "host")
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's readers of damaged files
@@ -431,7 +433,7 @@ sys.path.insert(0, {tests!r})
 import conftest
 import test_checkpoint as t
 from p2o_jax import config
-from p2o_jax.checkpoint import Checkpoints
+from p2o_jax.tracking.checkpoint import Checkpoints
 from p2o_jax.main import command
 def run(argv):
     kept = Checkpoints(Path(argv[0]), config.Checkpoint())

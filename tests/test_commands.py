@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from p2o_jax import checkpoint, checkpoint_reader, config, config_files, export, generate, runtime, score
-from p2o_jax.checkpoint import Checkpoints
-from p2o_jax.config import ConfigError
+from p2o_jax import config, export, generate, score
+from p2o_jax.config import ConfigError, loading
 from p2o_jax.data.chat import Chat, load_tokenizer
 from p2o_jax.models import hf, hf_config, sharding
-from p2o_jax.records import RunState
 from p2o_jax.rl.learner import Learner, TrainState
+from p2o_jax.state import RunState
+from p2o_jax.tracking import checkpoint, checkpoint_reader
+from p2o_jax.tracking.checkpoint import Checkpoints
 
 GOLDEN = Path(__file__).parent / "golden" / "hf"
 NAMES = ("qwen3_tied", "qwen3_untied", "qwen2_bias", "llama3_rope")
@@ -236,7 +237,7 @@ def test_export_refuses_a_damaged_checkpoint(run_dir, tmp_path):
 
 
 def test_read_config_is_the_run_s_own(run_dir):
-    cfg = config_files.read_config(run_dir, [("optim.lr", "0.5"), ("gepa.patience", "3")])
+    cfg = loading.read_config(run_dir, [("optim.lr", "0.5"), ("gepa.patience", "3")])
     expected = config.resolve(config.Config(model=config.Model(path=str(MODEL)), checkpoint=config.Checkpoint(keep=3)))
     gepa = dataclasses.replace(expected.gepa, patience=3)
     assert cfg == dataclasses.replace(expected, optim=dataclasses.replace(expected.optim, lr=0.5), gepa=gepa)

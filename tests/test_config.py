@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from p2o_jax import config, config_files, config_rules, ranges
-from p2o_jax.config import Config, ConfigError
+from p2o_jax import config
+from p2o_jax.config import Config, ConfigError, loading, ranges, rules
 
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.rglob("*.py"))
@@ -33,11 +33,11 @@ def changed(**changes) -> Config:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_shipped_configs_load_and_keep_the_rules(path):
-    values = config_files.load_config_dict(str(path))
-    cfg = config.resolve(config_files.from_config_dict(values))
-    assert config_rules.problems(cfg, 1) == config_rules.problems(cfg, 8) == []
-    for arm in config_files.arms(values).values():
-        assert config_rules.problems(config.resolve(arm), 1) == []
+    values = loading.load_config_dict(str(path))
+    cfg = config.resolve(loading.from_config_dict(values))
+    assert rules.problems(cfg, 1) == rules.problems(cfg, 8) == []
+    for arm in loading.arms(values).values():
+        assert rules.problems(config.resolve(arm), 1) == []
     source = path.read_text(encoding="utf-8")
     assert source.count(f"--config configs/{path.relative_to(FOLDER).as_posix()}") == 1 and source.count("\n") <= 60
     assert "Hardware" in source or "hardware" in source
@@ -45,7 +45,7 @@ def test_shipped_configs_load_and_keep_the_rules(path):
 
 def test_the_paper_s_runs_differ_from_the_main_one_in_what_they_say():
     def told(name):
-        values = config_files.to_config_dict(config_files.load(str(FOLDER / "paper" / f"{name}.py"))).to_dict()
+        values = loading.to_config_dict(loading.load(str(FOLDER / "paper" / f"{name}.py"))).to_dict()
         return {f"{section}.{key}": v for section, part in values.items() if isinstance(part, dict) for key, v in part.items()}
 
     main = told("deepscaler_self")
@@ -67,17 +67,17 @@ def test_the_paper_s_runs_differ_from_the_main_one_in_what_they_say():
 def test_the_defaults_are_the_paper_s_and_keep_the_rules():
     cfg = config.resolve(Config())
     for num_devices in (1, 8):
-        assert config_rules.problems(cfg, num_devices) == []
+        assert rules.problems(cfg, num_devices) == []
     assert (cfg.rollout.questions, cfg.rollout.group_size, cfg.rollout.temperature, cfg.optim.lr) == (128, 6, 0.6, 1e-6)
     assert (cfg.distill.eps_low, cfg.distill.eps_high, cfg.loss.dual_clip, cfg.gepa.budget) == (0.99, 9.0, 3.0, "heavy_4")
 
 
 def test_config_dict_and_back():
-    assert config_files.from_config_dict(config_files.to_config_dict(Config())) == Config()
-    values = config_files.to_config_dict(Config())
+    assert loading.from_config_dict(loading.to_config_dict(Config())) == Config()
+    values = loading.to_config_dict(Config())
     values.rollout.prompt_buckets = [16, 32]
     values.optim.lr = 1
-    cfg = config_files.from_config_dict(values)
+    cfg = loading.from_config_dict(values)
     assert cfg.rollout.prompt_buckets == (16, 32)
     assert cfg.optim.lr == 1.0 and type(cfg.optim.lr) is float
 
@@ -85,24 +85,24 @@ def test_config_dict_and_back():
 def test_a_key_misspelt_in_a_file_fails_where_it_is_written(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from p2o_jax.config import Config\nfrom p2o_jax.config_files import to_config_dict\n"
+        "from p2o_jax.config import Config\nfrom p2o_jax.config.loading import to_config_dict\n"
         "def get_config():\n    c = to_config_dict(Config())\n    c.rollout.tempreture = 1.0\n    return c\n"
     )
-    (line,) = problems_of(config_files.load, str(path))
+    (line,) = problems_of(loading.load, str(path))
     assert line.startswith(f"{path}:5:") and "tempreture" in line
 
 
 def test_a_file_that_is_none_is_told(tmp_path):
-    assert problems_of(config_files.load, "nowhere.py") == ["--config=nowhere.py: no such file"]
+    assert problems_of(loading.load, "nowhere.py") == ["--config=nowhere.py: no such file"]
     path = tmp_path / "mine.py"
     path.write_text("import nothing_of_this_name\n")
-    assert problems_of(config_files.load, str(path)) == [f"{path}:1: ModuleNotFoundError: No module named 'nothing_of_this_name'"]
+    assert problems_of(loading.load, str(path)) == [f"{path}:1: ModuleNotFoundError: No module named 'nothing_of_this_name'"]
     path.write_text("def get_config():\n    return 3\n")
-    assert "must return a ConfigDict" in problems_of(config_files.load, str(path))[0]
+    assert "must return a ConfigDict" in problems_of(loading.load, str(path))[0]
     path.write_text("x = 1\n")
-    assert "get_config" in problems_of(config_files.load, str(path))[0]
+    assert "get_config" in problems_of(loading.load, str(path))[0]
     path.write_text("def f(:\n")
-    assert "SyntaxError" in problems_of(config_files.load, str(path))[0]
+    assert "SyntaxError" in problems_of(loading.load, str(path))[0]
 
 
 OVERRIDES = [
@@ -128,7 +128,7 @@ OVERRIDES = [
 
 @pytest.mark.parametrize(("key", "text", "value"), OVERRIDES, ids=[f"{k}={t}" for k, t, _ in OVERRIDES])
 def test_overrides_are_parsed_as_the_field_s_type(key, text, value):
-    found = config_files.load(SMOKE, [(key, text)])
+    found = loading.load(SMOKE, [(key, text)])
     for name in key.split("."):
         found = getattr(found, name)
     assert found == value and type(found) is type(value)
@@ -152,19 +152,19 @@ def test_overrides_are_parsed_as_the_field_s_type(key, text, value):
     ],
 )
 def test_wrong_overrides_are_told(key, text, told):
-    (line,) = problems_of(config_files.load, SMOKE, [(key, text)])
+    (line,) = problems_of(loading.load, SMOKE, [(key, text)])
     assert line.startswith(told)
 
 
 def test_all_problems_are_told_at_once():
-    lines = problems_of(config_files.load, SMOKE, [("a.b", "1"), ("optim.lr", "x"), ("rollout.slots", "8"), ("distil.mode", "off")])
+    lines = problems_of(loading.load, SMOKE, [("a.b", "1"), ("optim.lr", "x"), ("rollout.slots", "8"), ("distil.mode", "off")])
     assert [line.split(":")[0].split("=")[0] for line in lines] == ["config.a.b", "config.optim.lr", "config.distil.mode"]
-    values = config_files.to_config_dict(Config())
+    values = loading.to_config_dict(Config())
     with values.unlocked(), values.ignore_type():
         values.rollout.slots = "many"
         values.optim.lr = "high"
         values.nothing = 3
-    lines = problems_of(config_files.from_config_dict, values)
+    lines = problems_of(loading.from_config_dict, values)
     assert len(lines) == 3
     assert "config.rollout.slots='many': expected int" in lines and "config.nothing: no such key" in lines[0]
 
@@ -240,7 +240,7 @@ RULES = [
 
 @pytest.mark.parametrize(("changes", "told"), RULES, ids=[told[:50] for _, told in RULES])
 def test_each_broken_rule_is_told(changes, told):
-    (line,) = config_rules.problems(changed(**changes), 1)
+    (line,) = rules.problems(changed(**changes), 1)
     assert told in line
 
 
@@ -271,7 +271,7 @@ def put(section: str, field: dataclasses.Field, value: float) -> list[str]:
     hint = typing.get_type_hints(typing.get_type_hints(Config)[section])[field.name]
     if typing.get_origin(hint) is tuple:
         value = (*field.default, value)
-    lines = config_rules.range_problems(changed(**{f"{section}__{field.name}": value}))
+    lines = rules.range_problems(changed(**{f"{section}__{field.name}": value}))
     assert all(line.startswith(f"config.{section}.{field.name}=") for line in lines)
     return lines
 
@@ -304,12 +304,12 @@ def test_a_range_names_the_end_that_was_passed():
 
 
 def test_unusual_values_get_a_notice_and_no_error():
-    assert config_rules.notices(changed()) == []
+    assert rules.notices(changed()) == []
     for path in CONFIGS:
-        assert config_rules.notices(config.resolve(config_files.load(str(path)))) == [], path
+        assert rules.notices(config.resolve(loading.load(str(path)))) == [], path
     gspo = changed(loss__ratio="sequence", optim__lr=0.1, rollout__temperature=3.0, loss__dual_clip=1.1)
-    assert config_rules.problems(gspo, 1) == []
-    lines = config_rules.notices(gspo)
+    assert rules.problems(gspo, 1) == []
+    lines = rules.notices(gspo)
     keys = [
         "config.loss.clip_low=0.2 and clip_high=0.2",
         "config.loss.dual_clip=1.1",
@@ -317,34 +317,30 @@ def test_unusual_values_get_a_notice_and_no_error():
         "config.rollout.temperature=3.0",
     ]
     assert len(lines) == 4 and all(line.startswith(f"unusual: {key}") for line, key in zip(lines, keys, strict=True))
-    assert config_rules.notices(changed(loss__ratio="sequence", loss__clip_low=3e-4, loss__clip_high=4e-4)) == []
-    assert len(config_rules.notices(changed(loss__clip_low=3e-4, optim__lr=0.0))) == 2
-    assert config_rules.notices(changed(optim__lr=0.01, lora__rank=8)) == [], "adapters take larger rates"
+    assert rules.notices(changed(loss__ratio="sequence", loss__clip_low=3e-4, loss__clip_high=4e-4)) == []
+    assert len(rules.notices(changed(loss__clip_low=3e-4, optim__lr=0.0))) == 2
+    assert rules.notices(changed(optim__lr=0.01, lora__rank=8)) == [], "adapters take larger rates"
 
 
 def test_a_budget_for_one_proposal_will_do():
-    assert config_rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=56), 1) == []
+    assert rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=56), 1) == []
     assert (
-        len(
-            config_rules.problems(
-                changed(gepa__budget="calls", gepa__max_metric_calls=111, gepa__rollouts_per_eval=2, gepa__temperature=1.0), 1
-            )
-        )
+        len(rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=111, gepa__rollouts_per_eval=2, gepa__temperature=1.0), 1))
         == 1
     )
-    assert config_rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=26, gepa__dev_size=20.0), 1) == []
-    assert len(config_rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=25, gepa__dev_size=0.2), 1)) == 1
+    assert rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=26, gepa__dev_size=20.0), 1) == []
+    assert len(rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=25, gepa__dev_size=0.2), 1)) == 1
 
 
 def test_broken_rules_are_told_together():
     cfg = changed(**{k: v for broken, _ in RULES[:2] + RULES[3:4] for k, v in broken.items()})
-    assert len(config_rules.problems(cfg, 1)) >= 3
-    on_eight = config_rules.problems(changed(rollout__slots=12, optim__micro_rows=4), 8)
+    assert len(rules.problems(cfg, 1)) >= 3
+    on_eight = rules.problems(changed(rollout__slots=12, optim__micro_rows=4), 8)
     assert on_eight == [
         "config.optim.micro_rows=4 must be a multiple of the mesh's data x fsdp = 8",
         "config.rollout.slots=12 must be a multiple of the mesh's data x fsdp = 8",
     ]
-    assert config_rules.problems(changed(rollout__slots=12, optim__micro_rows=4, mesh__tensor=2), 8) == []
+    assert rules.problems(changed(rollout__slots=12, optim__micro_rows=4, mesh__tensor=2), 8) == []
 
 
 def test_a_preset_fills_what_is_not_set_and_only_that():
@@ -368,9 +364,9 @@ def test_a_preset_fills_what_is_not_set_and_only_that():
 
 @pytest.mark.parametrize("arms", ["('a', 'a optim.lr=1')", "('',)", "('seconds',)", "('tokens_a',)", "('a-b',)"])
 def test_arms_need_names_of_their_own(arms):
-    values = config_files.load_config_dict(SMOKE, [("arms", arms)])
+    values = loading.load_config_dict(SMOKE, [("arms", arms)])
     with pytest.raises(ConfigError, match="every arm needs a name of its own"):
-        config_files.arms(values)
+        loading.arms(values)
 
 
 def test_rules_that_any_arm_breaks_are_told_before_the_first_is_run():
@@ -384,19 +380,17 @@ def test_rules_that_any_arm_breaks_are_told_before_the_first_is_run():
 
 
 def test_arms_are_the_config_with_settings_of_their_own():
-    values = config_files.load_config_dict(
-        SMOKE, [("arms", "('grpo gepa.enabled=false rollout.group_size=8', 'p2o')"), ("optim.lr", "0.5")]
-    )
-    arms = config_files.arms(values)
+    values = loading.load_config_dict(SMOKE, [("arms", "('grpo gepa.enabled=false rollout.group_size=8', 'p2o')"), ("optim.lr", "0.5")])
+    arms = loading.arms(values)
     assert list(arms) == ["grpo", "p2o"]
     assert (arms["grpo"].gepa.enabled, arms["grpo"].rollout.group_size, arms["grpo"].optim.lr) == (False, 8, 0.5)
-    assert arms["p2o"] == dataclasses.replace(config_files.from_config_dict(values), arms=())
+    assert arms["p2o"] == dataclasses.replace(loading.from_config_dict(values), arms=())
     assert arms["grpo"].arms == ()
 
 
 def test_wrong_arms_are_told_together():
-    values = config_files.load_config_dict(SMOKE, [("arms", "('a gepa.enabld=false', 'b optim.lr=x')")])
-    assert problems_of(config_files.arms, values) == [
+    values = loading.load_config_dict(SMOKE, [("arms", "('a gepa.enabld=false', 'b optim.lr=x')")])
+    assert problems_of(loading.arms, values) == [
         "config.arms, a: config.gepa.enabld: no such key (did you mean config.gepa.enabled?)",
         "config.arms, b: config.optim.lr=x: expected float",
     ]
@@ -405,18 +399,18 @@ def test_wrong_arms_are_told_together():
 def test_flags():
     known = {"config": None, "workdir": ""}
     argv = ["--config", "a.py", "--config.optim.lr=1e-3", "--config.data.path", "x=y.jsonl", "--workdir=w"]
-    flags, overrides = config_files.parse_flags(argv, known)
+    flags, overrides = loading.parse_flags(argv, known)
     assert flags == {"config": "a.py", "workdir": "w"}
     assert overrides == [("optim.lr", "1e-3"), ("data.path", "x=y.jsonl")]
-    assert config_files.parse_flags(["--config=a.py"], known) == ({"config": "a.py", "workdir": ""}, [])
+    assert loading.parse_flags(["--config=a.py"], known) == ({"config": "a.py", "workdir": ""}, [])
 
 
 def test_a_negative_number_is_a_value():
-    assert config_files.parse_flags(["--config=a.py", "--config.mesh.data", "-1"], {"config": None})[1] == [("mesh.data", "-1")]
+    assert loading.parse_flags(["--config=a.py", "--config.mesh.data", "-1"], {"config": None})[1] == [("mesh.data", "-1")]
 
 
 def test_wrong_flags_are_told_together():
-    assert problems_of(config_files.parse_flags, ["--confg=a.py", "loose", "--workdir"], {"config": None, "workdir": ""}) == [
+    assert problems_of(loading.parse_flags, ["--confg=a.py", "loose", "--workdir"], {"config": None, "workdir": ""}) == [
         "--confg: unknown flag (did you mean --config?)",
         "loose: unknown flag",
         "--workdir: needs a value",
@@ -435,26 +429,26 @@ def test_lengths_that_follow_from_settings():
 
 def test_a_float_whose_default_is_a_whole_number_takes_fractions():
     """config.gepa.dev_size is a count or a fraction, in a file and on the command line."""
-    values = config_files.to_config_dict(Config())
+    values = loading.to_config_dict(Config())
     values.gepa.dev_size = 0.25
-    assert config_files.from_config_dict(values).gepa.dev_size == 0.25
+    assert loading.from_config_dict(values).gepa.dev_size == 0.25
     for text, value in (("9", 9.0), ("0.5", 0.5)):
-        assert config_files.load(SMOKE, [("gepa.dev_size", text)]).gepa.dev_size == value
+        assert loading.load(SMOKE, [("gepa.dev_size", text)]).gepa.dev_size == value
 
 
 def test_flags_that_are_numbers_have_ranges_too():
     wanted = {"n": (int, ranges.COUNT), "t": (float, ranges.TEMPERATURE_OR_GREEDY)}
-    assert config_files.numbers({"n": "16", "t": "0", "other": "x"}, wanted) == {"n": 16, "t": 0.0}
-    assert problems_of(config_files.numbers, {"n": "9" * 5000, "t": ""}, wanted) == [
+    assert loading.numbers({"n": "16", "t": "0", "other": "x"}, wanted) == {"n": 16, "t": 0.0}
+    assert problems_of(loading.numbers, {"n": "9" * 5000, "t": ""}, wanted) == [
         f"--n={'9' * 5000} must be an integer, at least 1",
         "--t= must be a number, 0, or in [0.01, 100]",
     ]
-    assert problems_of(config_files.numbers, {"n": "0", "t": "inf"}, wanted) == ["--n=0 must be at least 1", "--t=inf must be finite"]
+    assert problems_of(loading.numbers, {"n": "0", "t": "inf"}, wanted) == ["--n=0 must be at least 1", "--t=inf must be finite"]
 
 
 def test_an_integer_too_large_for_a_float_is_out_of_range():
-    cfg = config_files.load(SMOKE, [("optim.lr", "1" + "0" * 400)])
-    assert "config.optim.lr=inf must be finite" in config_rules.problems(config.resolve(cfg), 1)
+    cfg = loading.load(SMOKE, [("optim.lr", "1" + "0" * 400)])
+    assert "config.optim.lr=inf must be finite" in rules.problems(config.resolve(cfg), 1)
 
 
 def test_the_report_s_numbers_have_ranges():

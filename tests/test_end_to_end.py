@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from p2o_jax.metrics import METRICS
+from p2o_jax.tracking.metric_names import METRICS
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "hf"

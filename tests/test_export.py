@@ -12,11 +12,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from p2o_jax import config, export, generate
-from p2o_jax.checkpoint import Checkpoints
 from p2o_jax.data.chat import Chat, load_tokenizer
 from p2o_jax.models import hf, hf_config, lora, sharding
-from p2o_jax.records import RunState
 from p2o_jax.rl.learner import Learner
+from p2o_jax.state import RunState
+from p2o_jax.tracking.checkpoint import Checkpoints
 
 GOLDEN = Path(__file__).parent / "golden" / "hf"
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"

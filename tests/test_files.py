@@ -5,8 +5,8 @@ import os
 import pytest
 
 from benchmarks import report as benchmark_report
-from p2o_jax import files
 from p2o_jax.config import ConfigError
+from p2o_jax.runtime import files
 
 
 def names(folder):

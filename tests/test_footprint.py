@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
-from p2o_jax import config, footprint
+from p2o_jax import config
+from p2o_jax.build import memory_report
 from p2o_jax.config import Config
 from p2o_jax.models import sharding
 from p2o_jax.models.spec import ModelSpec, num_params
@@ -33,7 +34,7 @@ def measured(cfg, reference=0):
     mesh = sharding.make_mesh((2, 2, 2))
     learner = Learner(SPEC, mesh, cfg, 10, jnp.float32, 0)
     engine = Engine(SPEC, mesh, cfg.rollout, [16], (1,), 0, jnp.float32)
-    return footprint.measure(cfg, learner, engine, reference)
+    return memory_report.measure(cfg, learner, engine, reference)
 
 
 def test_params_and_optimizer_by_hand():
@@ -60,7 +61,7 @@ def test_sampling_by_hand():
 
 
 def test_the_table_has_a_line_for_each_group_and_both_sums():
-    found = footprint.Footprint(1 * GIB, 2 * GIB, 3 * GIB, 4 * GIB, 5 * GIB, 6 * GIB, 7 * GIB, 8 * GIB, 9 * GIB)
+    found = memory_report.Footprint(1 * GIB, 2 * GIB, 3 * GIB, 4 * GIB, 5 * GIB, 6 * GIB, 7 * GIB, 8 * GIB, 9 * GIB)
     lines = found.table()
     assert len(lines) == 11 and len({len(line.split("GiB")[0]) for line in lines[1:]}) == 1, "a line each, figures below each other"
     assert lines[9].split()[2:] == ["21.00", "GiB", "of", "9.00", "GiB"] and lines[10].split()[2:4] == ["21.00", "GiB"]
@@ -78,5 +79,5 @@ def test_an_update_takes_about_what_the_tpu_compiler_says(model, rows, chips, pe
     mesh = SimpleNamespace(shape={"data": 1, "fsdp": chips, "tensor": 1})
     learner = SimpleNamespace(spec=SPECS[model], mesh=mesh, dtype=jnp.bfloat16)
     state = 16 * num_params(SPECS[model]) / chips  # params, moments, gradients
-    reckoned = (state + footprint._update_activations(cfg, learner)) / GIB  # type: ignore[arg-type]
+    reckoned = (state + memory_report._update_activations(cfg, learner)) / GIB  # type: ignore[arg-type]
     assert reckoned == pytest.approx(peak_gib, rel=0.25)

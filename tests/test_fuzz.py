@@ -3,8 +3,8 @@
 import pytest
 
 from benchmarks import fuzz
-from p2o_jax import progress
 from p2o_jax.rewards import boxed
+from p2o_jax.runtime import console
 
 
 def test_random_input_is_taken_or_refused():
@@ -21,5 +21,5 @@ def test_planted_faults_are_found(monkeypatch, fault):
     elif fault == "a box too early":
         monkeypatch.setattr(fuzz, "last_boxed", lambda text: boxed.last_boxed(text.replace(r"\}", "}")))
     else:
-        monkeypatch.setattr(fuzz, "printable", lambda text: progress.printable(text).replace("\\x9b", "\x9b"))
+        monkeypatch.setattr(fuzz, "printable", lambda text: console.printable(text).replace("\\x9b", "\x9b"))
     assert fuzz.measure(3000, "tests", tell=lambda line: None)["failures"] > 0

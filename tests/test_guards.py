@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from p2o_jax.guards import FlatRewards, Preempted, Preemption, Watchdog
-from p2o_jax.progress import Reporter
+from p2o_jax.runtime.console import Reporter
+from p2o_jax.runtime.preemption import FlatRewards, Preempted, Preemption, Watchdog
 
 VALUES = {"rollout/frac_truncated": 0.9, "reward/format": 0.1, "reward/frac_time_out": 0.25, "reward/frac_error": 0.0}
 
@@ -50,7 +50,7 @@ def test_a_program_that_cannot_be_interrupted_is_left_with_exit_code_0():
     done = run(
         """
         import ctypes, os, signal, threading
-        from p2o_jax.guards import Preemption
+        from p2o_jax.runtime.preemption import Preemption
         with Preemption(1.0) as preemption:
             threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
             libc = ctypes.CDLL(None)
@@ -68,7 +68,7 @@ def test_code_that_holds_the_interpreter_s_lock_delays_the_end_by_no_more_than_a
     done = run(
         """
         import ctypes, os, subprocess
-        from p2o_jax.guards import Preemption
+        from p2o_jax.runtime.preemption import Preemption
         with Preemption(1.0):
             subprocess.Popen(["sh", "-c", f"sleep 1; kill -TERM {os.getpid()}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             ctypes.PyDLL(None).sleep(40)  # which the signal ends
@@ -83,7 +83,7 @@ def test_the_clock_runs_on_after_the_run_is_left_and_its_process_does_not_end():
     start = time.monotonic()
     code = """
         import os, signal, threading, time
-        from p2o_jax.guards import Preempted, Preemption
+        from p2o_jax.runtime.preemption import Preempted, Preemption
         threading.Thread(target=time.sleep, args=(40,)).start()
         with Preemption(1.0) as preemption:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -102,7 +102,7 @@ def test_a_command_leaves_while_a_program_compiles():
         import os, signal, threading, time
         from types import SimpleNamespace
         from p2o_jax import main
-        from p2o_jax.guards import Preemption
+        from p2o_jax.runtime.preemption import Preemption
         from p2o_jax.rollout.programs import Programs
         def compiled(argv):
             with Preemption(20.0) as preemption:
@@ -150,7 +150,7 @@ def test_the_overseer_ends_with_the_context():
 def test_the_watchdog_writes_all_stacks_when_a_step_lasts_too_long():
     code = """
         import time
-        from p2o_jax.guards import Watchdog
+        from p2o_jax.runtime.preemption import Watchdog
         watchdog = Watchdog(0.5)
         def hanging_step():
             time.sleep({seconds})

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from p2o_jax import history
-from p2o_jax.records import Ask, Assignment, Attempts, Completion, Fate, History, Question, Rollout, RunState, Verdict, template_id
+from p2o_jax.p2o import question_history
+from p2o_jax.state import Assignment, Attempts, Fate, History, RunState
+from p2o_jax.types import Ask, Completion, Question, Rollout, Verdict, template_id
 
 
 def rollouts(name, plain="", templated="", template="T"):
@@ -21,7 +22,7 @@ def run(*epochs):
     """The history after each epoch of (rollouts, hard ids)."""
     state, states = History(), []
     for epoch, (made, hard) in enumerate(epochs):
-        state = history.advanced(state, epoch, made, hard, epoch_ends=True)
+        state = question_history.advanced(state, epoch, made, hard, epoch_ends=True)
         states.append(state)
     return states
 
@@ -36,14 +37,14 @@ def test_a_question_becomes_hard_is_internalised_falls_back_and_is_internalised_
     )
     assert [s.fates["q"] for s in states] == [Fate(0), Fate(0), Fate(0, 2), Fate(0, 2, 3), Fate(0, 4, 3)]
     names = ("num_ever", "num_internalised", "num_newly_internalised", "num_relapsed")
-    assert [tuple(history.stats(s)[n] for n in names) for s in states] == [
+    assert [tuple(question_history.stats(s)[n] for n in names) for s in states] == [
         (1, 0, 0, 0),
         (1, 0, 0, 0),
         (1, 1, 1, 0),
         (1, 0, 0, 1),
         (1, 1, 1, 0),
     ]
-    assert set(history.stats(states[0])) == set(history.STATS)
+    assert set(question_history.stats(states[0])) == set(question_history.STATS)
 
 
 def test_a_success_in_the_epoch_that_first_found_it_hard_is_no_internalisation():
@@ -56,10 +57,10 @@ def test_easy_questions_have_no_fate_and_no_plain_rollout_says_nothing():
 
 
 def test_steps_of_an_epoch_add_up_and_the_next_epoch_starts_anew():
-    state = history.advanced(History(), 3, rollouts("a", "01", "1", "A"), (), False)
-    state = history.advanced(state, 3, rollouts("a", "1", "0", " A ") + rollouts("b", "0"), {"b"}, True)
+    state = question_history.advanced(History(), 3, rollouts("a", "01", "1", "A"), (), False)
+    state = question_history.advanced(state, 3, rollouts("a", "1", "0", " A ") + rollouts("b", "0"), {"b"}, True)
     assert state.attempts == {"a": Attempts({"": (2, 3), template_id("A"): (1, 2)}), "b": Attempts({"": (0, 1)})}
-    assert history.rows(state, {"b"}) == [
+    assert question_history.rows(state, {"b"}) == [
         {
             "epoch": 3, "question_id": "a", "hard": False, "plain": [2, 3], "templated": [1, 2], "templates": {template_id("A"): [1, 2]},
             "first_hard_epoch": None, "internalised_epoch": None, "relapsed_epoch": None,
@@ -69,7 +70,7 @@ def test_steps_of_an_epoch_add_up_and_the_next_epoch_starts_anew():
             "first_hard_epoch": 3, "internalised_epoch": None, "relapsed_epoch": None,
         },
     ]  # fmt: skip
-    later = history.advanced(state, 4, rollouts("c", "0"), (), False)
+    later = question_history.advanced(state, 4, rollouts("c", "0"), (), False)
     assert later.attempts == {"c": Attempts({"": (0, 1)})}
     assert later.tokens == {"a": 1.0, "b": 1.0, "c": 1.0}
     run_state = RunState(None, history=state)
@@ -81,8 +82,8 @@ def test_lengths_are_those_of_the_last_step_a_question_was_asked_in():
         made = rollouts(name, "0" * len(lengths))
         return [replace(r, completion=Completion(np.zeros(n, np.int32), np.zeros(n), True)) for r, n in zip(made, lengths, strict=True)]
 
-    state = history.advanced(History(), 0, of("a", 3, 5) + of("b", 10), (), False)
-    state = history.advanced(state, 1, of("a", 8, 9), (), True)
+    state = question_history.advanced(History(), 0, of("a", 3, 5) + of("b", 10), (), False)
+    state = question_history.advanced(state, 1, of("a", 8, 9), (), True)
     assert state.tokens == {"a": 8.5, "b": 10.0}
 
 

@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from p2o_jax import build, config, config_files, generate, limits, run_directory, score
-from p2o_jax.config import Config, ConfigError
+from p2o_jax import config, generate, score
+from p2o_jax.build import limits, preflight, run_directory
+from p2o_jax.build.model import WORLD, open_model
+from p2o_jax.config import Config, ConfigError, loading
 from p2o_jax.data.chat import Chat, load_tokenizer
 from p2o_jax.models import hf_config
 from p2o_jax.models.spec import ModelSpec, Rope
 from p2o_jax.plan.programs import SPECS
-from p2o_jax.progress import Reporter
-from p2o_jax.records import Request
-from p2o_jax.rollout import waves
-from p2o_jax.world import pretrain
+from p2o_jax.rollout import scheduler
+from p2o_jax.runtime.console import Reporter
+from p2o_jax.toy_world import pretrain
+from p2o_jax.types import Request
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "tests/golden/hf/qwen3_tied"
@@ -58,7 +60,7 @@ def problems(call, *args):
 
 def opening(directory):
     cfg = replace(SMALL, model=replace(SMALL.model, path=str(directory)), mesh=replace(SMALL.mesh, fsdp=8))
-    return lambda: build.open_model(cfg, Reporter(enabled=False))
+    return lambda: open_model(cfg, Reporter(enabled=False))
 
 
 def test_tokens_beyond_the_embedding_are_named(tmp_path):
@@ -122,10 +124,10 @@ def test_a_vocabulary_unlike_the_embedding_is_refused_when_the_model_is_opened(s
 
 
 def test_a_prompt_with_an_unknown_id_is_not_sampled():
-    waves.check_ids([Request((0, 7), "a"), Request((), "b")], 8)
+    scheduler.check_ids([Request((0, 7), "a"), Request((), "b")], 8)
     for bad in (8, -1):
         with pytest.raises(ValueError, match=rf"token id {bad} \(b\); the model's embedding has the ids 0 to 7"):
-            waves.check_ids([Request((0, 7), "a"), Request((0, bad, 1), "b")], 8)
+            scheduler.check_ids([Request((0, 7), "a"), Request((0, bad, 1), "b")], 8)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +204,8 @@ def test_templated_prompts_are_no_longer_than_the_sampler_takes(chat):
 def test_shipped_configs_fit_their_models(path, chat):
     """With questions as long as they allow. Qwen3 has 40,960 positions."""
     values = runpy.run_path(str(path))["get_config"]()
-    cfg = config.resolve(config_files.from_config_dict(values))
-    world = cfg.model.path == build.WORLD
+    cfg = config.resolve(loading.from_config_dict(values))
+    world = cfg.model.path == WORLD
     spec = pretrain.model_spec(cfg.world) if world else replace(SPECS["qwen3-4b"], max_positions=40960)
     assert spec.max_positions and limits.training_problems(cfg, spec, chat, cfg.data.max_prompt_tokens) == []
 
@@ -213,7 +215,7 @@ def test_a_run_that_is_too_long_does_not_start(tmp_path):
     (tmp_path / "q.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
     cfg = config.resolve(Config(model=config.Model(path=str(MODEL)), data=config.Data(path=str(tmp_path / "q.jsonl"))))
     cfg = replace(cfg, optim=replace(cfg.optim, micro_rows=len(jax.devices())))
-    found = problems(build.open_run, cfg, run_directory.read(tmp_path / "run"), Reporter(enabled=False))
+    found = problems(preflight.open_run, cfg, run_directory.read(tmp_path / "run"), Reporter(enabled=False))
     assert [line.split("=")[0] for line in found] == ["config.rollout.max_new_tokens", "config.gepa.reflect_prompt_tokens"]
     assert not (tmp_path / "run").exists()
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from p2o_jax import config, mining
-from p2o_jax.records import Question
+from p2o_jax import config
+from p2o_jax.p2o import mining
+from p2o_jax.types import Question
 
 QUESTIONS = [Question(f"q{i}", ({"role": "user", "content": str(i)},), "a") for i in range(5)]
 SCORES = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 1e-7, 0, 0]], np.float32)

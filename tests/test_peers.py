@@ -11,8 +11,8 @@ from queue import Empty, Queue
 
 import pytest
 
-from p2o_jax import peers
-from p2o_jax.peers import Limits, Missing, Peers
+from p2o_jax.runtime import liveness
+from p2o_jax.runtime.liveness import Limits, Missing, Peers
 
 LIMITS = Limits(start=5.0, silent=5.0, absent=5.0)
 HOST = socket.gethostname()
@@ -172,12 +172,12 @@ def test_strangers_at_the_port_do_not_count(said):
 
 
 def test_alone_nothing_is_waited_for_and_an_exit_is_an_exit():
-    assert not peers.joined()
-    peers.met()
+    assert not liveness.joined()
+    liveness.met()
     begin = time.monotonic()
-    peers.wait_for_news()
+    liveness.wait_for_news()
     with pytest.raises(SystemExit) as e:
-        peers.stop(3, "why")
+        liveness.stop(3, "why")
     assert e.value.code == 3 and time.monotonic() - begin < 1
 
 
@@ -210,7 +210,7 @@ def test_processes_end_by_a_killed_one_although_they_are_stuck_in_c():
         ctypes.CDLL(None).sleep(60)
         """,
     )
-    assert codes == [peers.GONE, peers.GONE, -9]
+    assert codes == [liveness.GONE, liveness.GONE, -9]
     assert told[:2] == [f"error: process 2 ({HOST}) is gone; the same command goes on from the last checkpoint\n"] * 2
 
 
@@ -223,7 +223,7 @@ def test_a_process_that_fails_alone_ends_the_others_with_its_reason():
         time.sleep(60)
         """,
     )
-    assert codes == [peers.GONE, 2] and told[1] == "error: FILE: no such file\n"
+    assert codes == [liveness.GONE, 2] and told[1] == "error: FILE: no such file\n"
     assert told[0].startswith(f"error: process 1 ({HOST}) has ended: FILE: no such file;")
 
 
@@ -236,7 +236,7 @@ def test_a_fault_of_ours_has_its_traceback_where_it_is_and_its_name_elsewhere():
         time.sleep(60)
         """,
     )
-    assert codes == [1, peers.GONE] and "Traceback" in told[0] and "KeyError: 'x'" in told[0]
+    assert codes == [1, liveness.GONE] and "Traceback" in told[0] and "KeyError: 'x'" in told[0]
     assert told[1].startswith(f"error: process 0 ({HOST}) has ended: KeyError: 'x';") and "Traceback" not in told[1]
 
 
@@ -256,4 +256,4 @@ def test_an_exception_that_another_process_end_brings_about_is_not_told():
         raise RuntimeError("connection reset by peer")
         """,
     )
-    assert codes == [peers.GONE, -9] and "process 1" in told[0] and "Traceback" not in told[0]
+    assert codes == [liveness.GONE, -9] and "process 1" in told[0] and "Traceback" not in told[0]

@@ -7,12 +7,13 @@ import types
 
 import pytest
 
-from p2o_jax import compare, recorder
 from p2o_jax.config import Config, ConfigError, Gepa, Train
-from p2o_jax.metrics import read_rows
-from p2o_jax.progress import Reporter, printable
-from p2o_jax.recorder import Clock, RunLog, WandbRun, cut, read_seconds
-from p2o_jax.records import Ledger, RunState, SearchResult
+from p2o_jax.runtime.console import Reporter, printable
+from p2o_jax.state import Ledger, RunState
+from p2o_jax.tracking import recorder, results
+from p2o_jax.tracking.metric_names import read_rows
+from p2o_jax.tracking.recorder import Clock, RunLog, WandbRun, cut, read_seconds
+from p2o_jax.types import SearchResult
 
 
 class Telling(Reporter):
@@ -241,21 +242,21 @@ def arm(workdir, template, pretraining):
     for name, rows in (("evaluations", [e | row for e in evaluations]), ("metrics", metrics)):
         (workdir / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (workdir / "seconds.json").write_text("[4.0, 6.0]")
-    compare.write_one(workdir, workdir, Ledger())
+    results.write_one(workdir, workdir, Ledger())
 
 
 def test_a_comparison_says_how_arms_were_asked_and_what_pretraining_took(tmp_path, capsys):
     arm(tmp_path / "grpo", "", 90.0)
     arm(tmp_path / "gepa_only", "Think.", 0.0)
-    compare.write(tmp_path, ["grpo", "gepa_only"])
+    results.write(tmp_path, ["grpo", "gepa_only"])
     told, result = capsys.readouterr().out, json.loads((tmp_path / "result.json").read_text())
     assert result["seconds"] == 20.0 and result["seconds_pretraining"] == 90.4 and result["templated"] == ["gepa_only"]
     assert "gepa_only (best template)" in told and "plain accuracy" not in told and "20 s, and 90 s of pretraining" in told
-    compare.write(tmp_path, ["grpo"])
+    results.write(tmp_path, ["grpo"])
     assert "plain accuracy" in capsys.readouterr().out
     (tmp_path / "grpo" / "evaluations.jsonl").write_text('{"step": 0}\n')
     with pytest.raises(ConfigError, match="evaluations.jsonl:1: no `accuracy`"):
-        compare.write(tmp_path, ["grpo"])
+        results.write(tmp_path, ["grpo"])
 
 
 def recording(tmp_path, **gepa):

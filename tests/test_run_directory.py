@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from p2o_jax import build, compare, config, main, run_directory, run_records
+from p2o_jax import config, main
+from p2o_jax.build import components, run_directory
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data.sources import load
 from p2o_jax.models import hf_config, identity
-from p2o_jax.progress import Reporter
+from p2o_jax.runtime.console import Reporter
+from p2o_jax.tracking import run_records
 
 CFG = config.resolve(Config(data=config.Data(prompt_template="{question}")))
 OWN = replace(CFG, reward=replace(CFG.reward, fn="a.b:c"))
@@ -356,7 +358,7 @@ class Telling(Reporter):
 
 def test_starts_in_one_run_directory(tmp_path, monkeypatch):
     """As the command makes them, without its loop: a first one, one with another base, without checkpoints, anew, and a second."""
-    monkeypatch.setattr(build.Parts, "_compile_ahead", lambda self: None)
+    monkeypatch.setattr(components.Parts, "_compile_ahead", lambda self: None)
     model, workdir = shutil.copytree(GOLDEN, tmp_path / "model"), tmp_path / "run"
     questions(tmp_path / "q.jsonl", "12")
     cfg = replace(CFG, model=replace(CFG.model, path=str(model)), gepa=replace(CFG.gepa, enabled=False), lora=config.Lora(rank=2))
@@ -367,7 +369,7 @@ def test_starts_in_one_run_directory(tmp_path, monkeypatch):
     def start(restart: bool = False) -> tuple[int, list[str], str]:
         """Its first tick, what it reported, and the key of its journals; it makes one step."""
         reporter = Telling()
-        parts = build.Parts(cfg, workdir, reporter, restart)
+        parts = components.Parts(cfg, workdir, reporter, restart)
         try:
             state = parts.open_state()
             parts.record.log.rows("metrics", state.tick, [{"step": state.step}])

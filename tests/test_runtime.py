@@ -5,8 +5,8 @@ import os
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
 
-from p2o_jax import runtime
 from p2o_jax.config import ConfigError
+from p2o_jax.runtime import distributed
 
 NAMES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES", "JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES")
 
@@ -31,7 +31,7 @@ def test_whether_there_are_other_processes(found, expected, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in found.items():
         monkeypatch.setenv(name, value)
-    assert runtime.in_a_group() is expected
+    assert distributed.in_a_group() is expected
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -43,9 +43,9 @@ def test_hosts_of_a_tpu_pod_know_each_other_by_the_metadata_server(workers, monk
     monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
     monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: (told.get(key, ""), 200 if key in told else 404))
     monkeypatch.setattr(cloud_tpu_cluster, "get_tpu_env_value", lambda key: None)
-    assert runtime.in_a_group() is (workers > 1)
+    assert distributed.in_a_group() is (workers > 1)
     if workers > 1:
-        assert runtime.place_in_group(1.0) == (f"10.0.0.1:{cloud_tpu_cluster.coordinator_port}", 4, 2)
+        assert distributed.place_in_group(1.0) == (f"10.0.0.1:{cloud_tpu_cluster.coordinator_port}", 4, 2)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_where_this_process_stands(found, expected, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in found.items():
         monkeypatch.setenv(name, value)
-    address, count, index = runtime.place_in_group(1.0)
+    address, count, index = distributed.place_in_group(1.0)
     assert address.startswith(expected[0]) and (count, index) == expected[1:]
 
 
@@ -78,7 +78,7 @@ def test_what_nobody_tells_is_named(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234")
     with pytest.raises(ConfigError, match="JAX_NUM_PROCESSES, JAX_PROCESS_ID is not set"):
-        runtime.place_in_group(1.0)
+        distributed.place_in_group(1.0)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,6 @@ def test_threads_of_a_split_cpu(num_devices, processes, cores, threads, monkeypa
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS", str(processes))
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    monkeypatch.setattr(runtime.jax.config, "update", lambda name, value: None)
-    runtime.split_cpu(num_devices)
+    monkeypatch.setattr(distributed.jax.config, "update", lambda name, value: None)
+    distributed.split_cpu(num_devices)
     assert os.environ.get("NPROC") == threads

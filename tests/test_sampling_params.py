@@ -7,10 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from p2o_jax import build, config, sampling_params
+from p2o_jax import config
+from p2o_jax.build import components
 from p2o_jax.config import Config
-from p2o_jax.records import Ledger, Sampling
-from p2o_jax.rollout.stages import Stages
+from p2o_jax.rollout import sampling_params
+from p2o_jax.rollout.gepa_adapter import Stages
+from p2o_jax.state import Ledger
+from p2o_jax.types import Sampling
 
 PACKAGE = Path(__file__).parent.parent / "p2o_jax"
 ROLLOUT = config.Rollout(temperature=0.7, top_k=20, top_p=0.9, min_p=0.05, max_new_tokens=100)
@@ -65,9 +68,9 @@ class Asked:
 def test_programs_of_every_use_are_compiled_ahead(gepa, expected):
     """4,096 tokens of a question, 1,024 of a template, 32,768 of a reflection prompt."""
     engine = Asked()
-    programs = build.sampling_programs(replace(CFG, gepa=replace(CFG.gepa, **gepa)), engine)
+    programs = components.sampling_programs(replace(CFG, gepa=replace(CFG.gepa, **gepa)), engine)
     assert engine.uses == expected and programs == [how for how, _ in expected]
-    assert len(build.sampling_programs(config.resolve(Config(gepa=config.Gepa(enabled=False))), Asked())) == 2
+    assert len(components.sampling_programs(config.resolve(Config(gepa=config.Gepa(enabled=False))), Asked())) == 2
 
 
 def test_gepa_samples_by_these_settings():
@@ -75,5 +78,5 @@ def test_gepa_samples_by_these_settings():
     assert stages.evaluation == CANDIDATES
     answerer = Asked()
     parts = SimpleNamespace(cfg=CFG, answerer=answerer, reference_params=None)
-    build.Parts.reflector(parts, SimpleNamespace(of=lambda params: None), None, None, 0)((), (), {})
+    components.Parts.reflector(parts, SimpleNamespace(of=lambda params: None), None, None, 0)((), (), {})
     assert answerer.uses == [REFLECTION]

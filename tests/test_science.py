@@ -6,9 +6,9 @@ import random
 import pytest
 
 from benchmarks.science import arms, estimates, report, run, teacher
-from p2o_jax import config, config_rules
-from p2o_jax.config import ConfigError
-from p2o_jax.world import documents, families, phrases
+from p2o_jax import config
+from p2o_jax.config import ConfigError, rules
+from p2o_jax.toy_world import documents, families, phrases
 
 
 def test_settings_of_all_arms_are_valid_and_seeds_share_bases():
@@ -16,7 +16,7 @@ def test_settings_of_all_arms_are_valid_and_seeds_share_bases():
         made = list(arms.runs(suite, 1))
         assert len({r.overrides for r in made}) == len(made), "two arms of a suite with the same settings"
         for r in made:
-            assert not config_rules.problems(config.resolve(run.settings(r)), 1), r.arm.name
+            assert not rules.problems(config.resolve(run.settings(r)), 1), r.arm.name
     first, second, third = (run.settings(arms.Run(arms.GRPO, "1e-3", seed)) for seed in range(3))
     assert first.world == third.world != second.world and (first.train.seed, third.train.seed) == (0, 2)
     assert run.command(arms.Run(arms.GRPO, "1e-3", 1), "w")[:4] == ["python", "-m", "p2o_jax.main", "--config=configs/science.py"]

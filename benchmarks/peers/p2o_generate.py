@@ -21,16 +21,16 @@ def main():
     import jax
     import jax.numpy as jnp
 
-    from p2o_jax import runtime
     from p2o_jax.config import Rollout
     from p2o_jax.models import hf, hf_config, sharding
-    from p2o_jax.records import Request, Sampling
     from p2o_jax.rollout.engine import Engine
+    from p2o_jax.runtime import distributed
+    from p2o_jax.types import Request, Sampling
 
     cfg = C.model_config(args.model)
     stop = C.eos_ids(args, cfg)
     spec = hf_config.read_spec(args.model)
-    runtime.split_cpu(args.devices)
+    distributed.split_cpu(args.devices)
     mesh = sharding.make_mesh((args.devices, 1, 1))
     slots = args.slots or args.batch
     rollout = Rollout(

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.science import arms, run, teacher
-from p2o_jax import config_files
-from p2o_jax.config import ConfigError
+from p2o_jax.config import ConfigError, loading
 from p2o_jax.main import command
 
 
@@ -21,7 +20,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with the flags, or runs that failed.
     """
-    flags, overrides = config_files.parse_flags(
+    flags, overrides = loading.parse_flags(
         argv, {"suite": "all", "seeds": "5", "at-a-time": "2", "results": str(run.RESULTS), "report": "no", "show": "", "redo": ""}
     )
     found = [f"--{name}={flags[name]}: expected a positive number" for name in ("seeds", "at-a-time") if not flags[name].isdigit()]

@@ -8,8 +8,8 @@ from typing import Any
 from benchmarks.science import arms, estimates
 from benchmarks.science.arms import Arm
 from benchmarks.science.estimates import Estimate
-from p2o_jax import files
 from p2o_jax.config import ConfigError
+from p2o_jax.runtime import files
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "results.md"

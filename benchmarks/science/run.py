@@ -14,10 +14,10 @@ from queue import Queue
 from typing import Any
 
 from benchmarks.science.arms import Run
-from p2o_jax import config, config_files, records
-from p2o_jax.config import ConfigError
-from p2o_jax.metrics import read_rows
-from p2o_jax.world import pretrain
+from p2o_jax import config, types
+from p2o_jax.config import ConfigError, loading
+from p2o_jax.toy_world import pretrain
+from p2o_jax.tracking.metric_names import read_rows
 
 CONFIG = "configs/science.py"
 RESULTS = Path(__file__).with_name("results.jsonl")
@@ -137,15 +137,15 @@ def figures(run: Run, workdir: Path) -> dict[str, Any]:
         "steps": result["steps"],
         "hard_by_epoch": [row["gepa/hard_questions"] for row in metrics if "gepa/hard_questions" in row],
         "p_chain_plain": result["p_chain_plain"],
-        "digest": records.digest(json.dumps([losses, curve, texts])),
+        "digest": types.digest(json.dumps([losses, curve, texts])),
         "versions": {name: version for name, version in _read(workdir / "versions.json").items() if name in ("p2o_jax", "jax", "jaxlib")},
     }
 
 
 def settings(run: Run) -> config.Config:
     """The config of a run, unresolved."""
-    values = config_files.load_config_dict(CONFIG, [tuple(o.split("=", 1)) for o in run.overrides])
-    return config_files.from_config_dict(values)
+    values = loading.load_config_dict(CONFIG, [tuple(o.split("=", 1)) for o in run.overrides])
+    return loading.from_config_dict(values)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 from benchmarks.science.arms import TEACHER_PORT
-from p2o_jax.world import phrases
+from p2o_jax.toy_world import phrases
 
 FIRST_WORDS = {"what": "add", "double": "double", "shift": "shift", "key": "cipher"}  # of a question: its family
 

@@ -13,7 +13,7 @@ Score: the paper's average of the six benchmarks is 62.4.
 from ml_collections import ConfigDict
 
 from p2o_jax.config import Config
-from p2o_jax.config_files import to_config_dict
+from p2o_jax.config.loading import to_config_dict
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from p2o_jax import config
 from p2o_jax.data.chat_template import ChatTemplate, TemplateFailed
-from p2o_jax.records import Message, Question
+from p2o_jax.types import Message, Question
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")  # stop a rollout where they are special tokens
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")

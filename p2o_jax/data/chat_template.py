@@ -12,9 +12,9 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
-from p2o_jax import subprocesses
 from p2o_jax.data import template_worker
-from p2o_jax.records import Message
+from p2o_jax.runtime import subprocesses
+from p2o_jax.types import Message
 
 CPU_S = 5  # processor time for a rendering; an ordinary one takes less than a millisecond
 MEMORY_BYTES = 1 << 30  # address space of the process
@@ -36,9 +36,7 @@ class ChatTemplate:
 
     def __init__(self, template: str, variables: Mapping[str, Any], date: str):
         setup = {"template": template, "variables": dict(variables), "date": date}
-        self._setup = template_worker.encode(
-            setup | {"cpu_s": CPU_S, "memory_bytes": MEMORY_BYTES, "max_chars": MAX_CHARS}
-        )
+        self._setup = template_worker.encode(setup | {"cpu_s": CPU_S, "memory_bytes": MEMORY_BYTES, "max_chars": MAX_CHARS})
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []  # none or one
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)  # at interpreter exit, too

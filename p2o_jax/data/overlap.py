@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from p2o_jax.records import Question
+from p2o_jax.types import Question
 
 N = 13
 _WORD = re.compile(r"\w+")

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from p2o_jax.records import Question
+from p2o_jax.types import Question
 
 
 class Questions:

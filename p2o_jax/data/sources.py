@@ -17,7 +17,7 @@ from typing import Any
 from p2o_jax import config
 from p2o_jax.data import folder, tables
 from p2o_jax.data.tables import Record, Row
-from p2o_jax.records import Message, Question, question_id
+from p2o_jax.types import Message, Question, question_id
 
 MAX_PROBLEMS_SHOWN = 20
 QUESTION = "{question}"  # its place in config.data.prompt_template

@@ -10,8 +10,8 @@ import numpy as np
 from p2o_jax import config
 from p2o_jax.data.sources import Loaded
 from p2o_jax.evaluation import estimates
-from p2o_jax.records import Ask, Rollout, Sampling
-from p2o_jax.rollout.answer import Answerer, Cost
+from p2o_jax.rollout.pipeline import Answerer, Cost
+from p2o_jax.types import Ask, Rollout, Sampling
 
 
 class Evaluation:

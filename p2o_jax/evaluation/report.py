@@ -10,10 +10,10 @@ import numpy as np
 
 from p2o_jax.config import ConfigError
 from p2o_jax.evaluation import estimates
-from p2o_jax.records import Rollout
-from p2o_jax.rewards import tidy
+from p2o_jax.rewards import normalize
 from p2o_jax.rewards.boxed import last_boxed
 from p2o_jax.rewards.lenient import Grade
+from p2o_jax.types import Rollout
 
 RESULTS = "results.json"
 Grader = Literal["strict", "lenient"]
@@ -69,8 +69,8 @@ def _key(answer: str | None) -> Hashable | None:
     """The same for answers that are plainly the same: a number's value, or the tidied text; None for no answer."""
     if not answer:
         return None
-    tidied = tidy.tidy(answer)
-    value = tidy.number(tidied)
+    tidied = normalize.tidy(answer)
+    value = normalize.number(tidied)
     return tidied if value is None else value
 
 

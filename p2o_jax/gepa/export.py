@@ -3,7 +3,7 @@
 from typing import Any
 
 from p2o_jax.gepa import pareto
-from p2o_jax.records import SearchResult
+from p2o_jax.types import SearchResult
 
 COMPONENT = "instruction"  # the one part of a candidate that evolves
 

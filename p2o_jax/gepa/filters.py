@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence, Set
 from typing import Literal, NamedTuple
 
 from p2o_jax import config
-from p2o_jax.records import Question
+from p2o_jax.types import Question
 
 Problem = Literal["", "no_fence", "think", "too_long", "special_token", "duplicate", "empty"]
 NGRAM = 8  # words in a row that a template may not share with a question of its minibatch

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from p2o_jax.records import Outcome, Question, digest
+from p2o_jax.types import Outcome, Question, digest
 
 T = TypeVar("T")
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from p2o_jax import config
-from p2o_jax.gepa import budget, cover, filters, reflection, sampling
-from p2o_jax.gepa import state as steps
-from p2o_jax.records import Outcome, Question, SearchResult
+from p2o_jax.gepa import budget, cover, draws, filters, reflection
+from p2o_jax.gepa import steps as steps
+from p2o_jax.types import Outcome, Question, SearchResult
 
 Pair = tuple[str, Question]  # (template, question)
 Stage = Literal["seed", "parents", "children", "dev"]  # what an evaluation is for
@@ -113,7 +113,7 @@ def search(
         on_stage: told before each call of `evaluate` what it is for.
         success_above: config.reward.success_above: a score above it is a success.
     """
-    train, dev = sampling.split(questions, cfg.dev_size, seed)
+    train, dev = draws.split(questions, cfg.dev_size, seed)
     common = filters.common_ngrams((*train, *dev))
     phase = steps.Phase(train, dev, cfg, seed, budget.total(cfg, len(train), len(dev)), common, success_above)
     world = _World(phase, evaluate, reflect, count_tokens, on_stage)

@@ -23,10 +23,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from safetensors import SafetensorError, safe_open
 
-from p2o_jax import files
 from p2o_jax.config import ConfigError
 from p2o_jax.models import hf_config
 from p2o_jax.models.spec import ModelSpec, Weight, weights
+from p2o_jax.runtime import files
 
 Bounds = Sequence[tuple[int, int]]  # [start, stop) along each axis
 Axes = tuple[tuple[int, ...], ...]  # for each axis of the file's tensor, the axes of ours (without layer) that it fuses

@@ -17,8 +17,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from p2o_jax.models import attention, attention_fast, head, rope, sharding
-from p2o_jax.models.head import PADDING_LOGIT
+from p2o_jax.models import chunked_logprobs, rope, sharding
+from p2o_jax.models.attention import packed, reference
+from p2o_jax.models.chunked_logprobs import PADDING_LOGIT
 from p2o_jax.models.spec import ModelSpec, Weight, Weights, block_weights, weights
 
 Params = dict[str, Any]
@@ -150,7 +151,7 @@ def logits(spec: ModelSpec, params: Params, hidden_ND: Float[Array, "*N D"]) -> 
     return z if not spec.padded_vocab else jnp.where(over_rows(jnp.arange(spec.padded_vocab) < spec.vocab, z), z, PADDING_LOGIT)
 
 
-def attend_packed(segment_BT: Int[Array, "B T"], how: attention_fast.Attention = attention.packed) -> Attend:
+def attend_packed(segment_BT: Int[Array, "B T"], how: packed.Attention = reference.packed) -> Attend:
     """Causal attention inside the segments of each row, without a cache."""
     return lambda q, k, v, cache: (how(q, k, v, segment_BT), cache)
 
@@ -175,7 +176,7 @@ def token_logps(
     At most `chunk` rows of [*, V] logits exist at one time in each of the mesh's parts of the batch, in the backward pass too.
     Without a mesh: dense attention, one device.
     """
-    how = attention_fast.for_mesh(mesh) if mesh else attention.packed
+    how = packed.for_mesh(mesh) if mesh else reference.packed
     x_BTD, _ = hidden(spec, params, token_BT, position_BT, attend_packed(segment_BT, how), dtype=dtype, remat=remat)
     B, T, D = x_BTD.shape
     inside = (segment_BT[:, 1:] == segment_BT[:, :-1]) & (segment_BT[:, 1:] > 0)
@@ -185,7 +186,9 @@ def token_logps(
     head_VD = params["embed"] if spec.tied else params["lm_head"]
     parts = sharding.num_shards(mesh) if mesh and B % sharding.num_shards(mesh) == 0 else 1
     by_part = tuple(x.reshape(parts, -1, *x.shape[2:]) for x in (x_BTD, jnp.roll(token_BT, -1, axis=1), predicts_BT))
-    logp, entropy = head.token_logps(by_part[0], head_VD, by_part[1], by_part[2], temperature, spec.vocab, chunk, entropy_gradient, mesh)
+    logp, entropy = chunked_logprobs.token_logps(
+        by_part[0], head_VD, by_part[1], by_part[2], temperature, spec.vocab, chunk, entropy_gradient, mesh
+    )
     return _to_own_token(logp, B, T), _to_own_token(entropy, B, T)
 
 

@@ -21,10 +21,11 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the compiler wants no TPU, and JAX is not to look for one
 
-from p2o_jax import config, config_files, files
-from p2o_jax.config import ConfigError
+from p2o_jax import config
+from p2o_jax.config import ConfigError, loading
+from p2o_jax.config.ranges import COUNT, Range
 from p2o_jax.main import command
-from p2o_jax.ranges import COUNT, Range
+from p2o_jax.runtime import files
 
 FLAGS = {
     "config": None,
@@ -44,8 +45,8 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: wrong flags, config or model; no libtpu.
     """
-    flags, overrides = config_files.parse_flags(argv, FLAGS)
-    cfg = config.resolve(config_files.load(flags["config"], overrides))
+    flags, overrides = loading.parse_flags(argv, FLAGS)
+    cfg = config.resolve(loading.load(flags["config"], overrides))
     out, picture_file = (_file(flags, name) for name in ("out", "picture"))
 
     from p2o_jax.plan import chips, picture, planner, programs, report, sweep
@@ -55,7 +56,7 @@ def run(argv: Sequence[str]) -> None:
         raise ConfigError(f"--quick={flags['quick']}: expected true or false")
     flags["response"] = flags["response"] or str(max(cfg.rollout.max_new_tokens // 2, 1))
     wanted = dict.fromkeys(("prompt", "response", "questions", "jobs"), (int, COUNT))
-    given = config_files.numbers(flags, wanted | ({"price": (float, Range(gt=0, le=1e6))} if flags["price"] else {}))
+    given = loading.numbers(flags, wanted | ({"price": (float, Range(gt=0, le=1e6))} if flags["price"] else {}))
     how = programs.How(given["jobs"], flags["quick"] == "true")
     topology = chips.parse(flags["topology"])
     name = flags["model"] or cfg.model.path

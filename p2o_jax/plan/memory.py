@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from p2o_jax import build
+from p2o_jax.build import components
 from p2o_jax.plan.programs import Parts, Program, shard_bytes
 
 
@@ -44,7 +44,7 @@ def held(parts: Parts, programs: Mapping[str, Program]) -> Held:
         return sum(map(shard_bytes, jax.tree.leaves(tree), jax.tree.leaves(split)))
 
     first = {name.split()[0]: p.memory for name, p in programs.items()}
-    reference = 0 if parts.spec.lora else build.reference_bytes(parts.cfg, parts.spec, parts.mesh, parts.learner.dtype)
+    reference = 0 if parts.spec.lora else components.reference_bytes(parts.cfg, parts.spec, parts.mesh, parts.learner.dtype)
     optimizer = size(state.opt_state, shardings.opt_state)
     return Held(first["lay_out"].arguments[0], optimizer, reference, first["lay_out"].outputs)
 

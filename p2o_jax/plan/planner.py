@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from p2o_jax import config_rules
-from p2o_jax.config import Config, ConfigError
+from p2o_jax.config import Config, ConfigError, rules
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.plan import memory, programs, report
 from p2o_jax.plan.advice import misses
@@ -30,7 +29,7 @@ def plan(case: Case, tell: Callable[[str], None], known: Known | None = None, ho
     Raises:
         ConfigError: the config breaks a rule on so many devices, or libtpu or the topology is not there.
     """
-    found = config_rules.problems(case.cfg, len(case.topology.devices()))
+    found = rules.problems(case.cfg, len(case.topology.devices()))
     if found:
         raise ConfigError(*found)
     parts = programs.make(case.cfg, case.spec, case.topology)

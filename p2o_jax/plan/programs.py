@@ -13,14 +13,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from p2o_jax import build, config, sampling_params
+from p2o_jax import config
+from p2o_jax.build import components
+from p2o_jax.build.model import Model
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.models import hf_config, lora, sharding
 from p2o_jax.models.spec import ModelSpec, Rope
 from p2o_jax.plan import cost
 from p2o_jax.plan.chips import GIB, Topology
 from p2o_jax.rl.learner import Learner
-from p2o_jax.rollout import memory
+from p2o_jax.rollout import memory, sampling_params
 from p2o_jax.rollout.engine import Engine
 from p2o_jax.rollout.engine import Program as EngineProgram
 
@@ -116,11 +118,11 @@ def make(cfg: Config, spec: ModelSpec, topology: Topology) -> Parts:
     model = _model(spec, mesh, dtype)
     learner = Learner(spec, mesh, cfg, NUM_UPDATES, dtype, model.chat.pad_id)
     enough = UNLIMITED if cfg.rollout.slots else int(topology.chip.hbm_gib * GIB)  # what does not fit is compiled, too
-    return Parts(cfg, spec, mesh, learner, build.make_engine(cfg, model, build.held_bytes(cfg, spec, mesh, learner), enough))
+    return Parts(cfg, spec, mesh, learner, components.make_engine(cfg, model, components.held_bytes(cfg, spec, mesh, learner), enough))
 
 
-def _model(spec: ModelSpec, mesh: Mesh, dtype: Any) -> build.Model:
-    return build.Model(Path(), spec, cast(Any, _Chat()), mesh, dtype)
+def _model(spec: ModelSpec, mesh: Mesh, dtype: Any) -> Model:
+    return Model(Path(), spec, cast(Any, _Chat()), mesh, dtype)
 
 
 class Asked(NamedTuple):
@@ -141,7 +143,7 @@ def lowered(parts: Parts, prompt: int, depths: Sequence[int] = ()) -> Iterator[A
         yield from sampler(parts.engine, cfg, prompt)
     for depth in depths:
         model = _model(dataclasses.replace(spec, layers=depth), parts.mesh, parts.engine.dtype)
-        shallow = build.make_engine(dataclasses.replace(cfg, rollout=parts.engine.cfg), model, 0, UNLIMITED)
+        shallow = components.make_engine(dataclasses.replace(cfg, rollout=parts.engine.cfg), model, 0, UNLIMITED)
         yield from (asked._replace(name=f"{asked.name}{OF_DEPTH}{depth}") for asked in sampler(shallow, cfg, prompt))
     yield from (Asked(*program) for program in parts.learner.programs())
 

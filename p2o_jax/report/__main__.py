@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from p2o_jax import config_files, files
-from p2o_jax.config import ConfigError
+from p2o_jax.config import ConfigError, loading
+from p2o_jax.config.ranges import Range
 from p2o_jax.main import command
-from p2o_jax.ranges import Range
 from p2o_jax.report import page, run, serve
+from p2o_jax.runtime import files
 
 NUMBERS = {"port": (int, Range(ge=0, le=65535)), "samples-mb": (float, Range(ge=0, le=1e5))}
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--port", default="8100")
     parser.add_argument("--samples-mb", default="3")
     flags = parser.parse_args(argv)
-    given = config_files.numbers({"port": flags.port, "samples-mb": flags.samples_mb}, NUMBERS)
+    given = loading.numbers({"port": flags.port, "samples-mb": flags.samples_mb}, NUMBERS)
     paths, samples_bytes = run.workdirs(flags.runs), int(given["samples-mb"] * 1e6)
     if flags.serve:
         try:

@@ -4,7 +4,7 @@ import json
 import zlib
 from typing import Any
 
-from p2o_jax.record_rows import LARGEST
+from p2o_jax.tracking.record_rows import LARGEST
 
 MAX_CHARS = 20_000  # of a prompt, template or response
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from p2o_jax import record_rows
 from p2o_jax.config import ConfigError
 from p2o_jax.gepa.search import REJECTIONS
-from p2o_jax.metrics import AMOUNTS, METRICS, PHASES
-from p2o_jax.progress import printable
 from p2o_jax.report import curves, questions, rows, samples, templates
+from p2o_jax.runtime.console import printable
+from p2o_jax.tracking import record_rows
+from p2o_jax.tracking.metric_names import AMOUNTS, METRICS, PHASES
 
 MAX_NOTES = 50
 FILES = ("metrics", "evaluations", "templates", "questions", "samples")

@@ -9,8 +9,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from p2o_jax.record_rows import SAMPLES, checked, lines
 from p2o_jax.report.rows import MAX_CHARS, clip, is_drawn, number
+from p2o_jax.tracking.record_rows import SAMPLES, checked, lines
 
 QUESTION_ID = re.compile(rb'"question_id": "([^"]*)"')
 QUESTION_CHARS = 600  # of a question that is shown beside a template or in a list

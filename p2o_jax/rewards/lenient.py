@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 from p2o_jax import config
-from p2o_jax.records import Status
-from p2o_jax.rewards import tidy
+from p2o_jax.rewards import normalize
 from p2o_jax.rewards.boxed import last_boxed
 from p2o_jax.rewards.pool import Pool
 from p2o_jax.rewards.verify import MAX_ANSWER_CHARS, num_workers
+from p2o_jax.types import Status
 
 JUDGE = "p2o_jax.rewards.lenient_equal:equal"
 _PHRASE = re.compile(r"answer is\s*:?", re.IGNORECASE)
@@ -48,7 +48,7 @@ class LenientGrader:
         """A grade per response, in order; equal pairs are judged once."""
         found = [extract(response) for response in responses]
         pairs = {(f, a): None for f, a in zip(found, answers, strict=True) if f and len(f) <= MAX_ANSWER_CHARS}
-        known: dict[tuple[str, str], Status] = {pair: "correct" for pair in pairs if tidy.equal(*pair)}
+        known: dict[tuple[str, str], Status] = {pair: "correct" for pair in pairs if normalize.equal(*pair)}
         asked = [pair for pair in pairs if pair not in known]
         known |= {pair: _STATUSES.get(r, "error") for pair, r in zip(asked, self._pool.run(asked) if asked else [], strict=True)}
         return [Grade(f, known.get((f, a), "wrong") if f else "no_answer") for f, a in zip(found, answers, strict=True)]

@@ -7,7 +7,7 @@ in whatever was answered; tuples and intervals are compared entry by entry, what
 import math
 import re
 
-from p2o_jax.rewards import tidy
+from p2o_jax.rewards import normalize
 from p2o_jax.rewards.grade import math_equal
 
 RELATIVE_TOLERANCE = 1e-4
@@ -45,12 +45,12 @@ def _equal(a: str, b: str) -> bool:
 
 def _strip(answer: str) -> str:
     """The answer without units, texts that stand beside something, degrees, signs of percent and of money."""
-    answer = _DEGREES.sub("", tidy.tidy(_AND.sub(",", answer)))
-    return tidy.tidy(_TEXT.sub("", answer) or answer).replace("\\%", "").replace("%", "").strip()
+    answer = _DEGREES.sub("", normalize.tidy(_AND.sub(",", answer)))
+    return normalize.tidy(_TEXT.sub("", answer) or answer).replace("\\%", "").replace("%", "").strip()
 
 
 def _number(text: str) -> float | None:
-    value = tidy.number(_THOUSANDS.sub("", text))
+    value = normalize.number(_THOUSANDS.sub("", text))
     return None if value is None else float(value)
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from p2o_jax.records import Question, Status, Verdict
+from p2o_jax.types import Question, Status, Verdict
 
 if TYPE_CHECKING:  # workers import this module, and need no settings
     from p2o_jax import config

@@ -22,7 +22,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Literal, Self
 
-from p2o_jax.subprocesses import environment
+from p2o_jax.runtime.subprocesses import environment
 
 TASKS_PER_WORKER = 5000  # then a fresh one: SymPy's caches only grow
 START_TIMEOUT_S = 120.0

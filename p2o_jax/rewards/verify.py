@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 from p2o_jax import config
-from p2o_jax.records import Question, Status, Verdict
-from p2o_jax.rewards import own, tidy
+from p2o_jax.rewards import normalize, own
 from p2o_jax.rewards.boxed import last_boxed
 from p2o_jax.rewards.pool import Pool
+from p2o_jax.types import Question, Status, Verdict
 
 MAX_ANSWER_CHARS = 4096  # in the box; a longer one is no answer to a question of mathematics
 MATH_JUDGE = "p2o_jax.rewards.grade:math_equal"
@@ -107,7 +107,7 @@ class Verifier:
             distinct = random.Random("rewards/self_check").sample(distinct, limit)
         bad = {a for a in distinct if self._at_once(last_boxed(rf"\boxed{{{a}}}"), a) != "correct"}
         if self.cfg.kind == "math":
-            unclear = [a for a in distinct if a not in bad and tidy.number(tidy.tidy(a)) is None]
+            unclear = [a for a in distinct if a not in bad and normalize.number(normalize.tidy(a)) is None]
             results = self._judge([(a, a) for a in unclear], 0, len(unclear), None)
             bad.update(a for a, result in zip(unclear, results, strict=True) if result != "correct")
         return [a for a in distinct if a in bad]
@@ -122,7 +122,7 @@ class Verifier:
             return "wrong"
         if self.cfg.kind == "exact":
             return "correct" if box.split() == answer.split() else "wrong"
-        match tidy.equal(box, answer):
+        match normalize.equal(box, answer):
             case True:
                 return "correct"
             case False:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from p2o_jax.config import Adv, Config
-from p2o_jax.records import Rollout
+from p2o_jax.types import Rollout
 
 
 def of_rollouts(rollouts: Sequence[Rollout], cfg: Config) -> Float[np.ndarray, "Q G"]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from p2o_jax.config import Distill
-from p2o_jax.records import Rollout
+from p2o_jax.types import Rollout
 
 
 def _empty() -> np.ndarray:

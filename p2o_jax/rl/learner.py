@@ -17,14 +17,15 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from p2o_jax import config, runtime
+from p2o_jax import config
 from p2o_jax.models import lora, sharding, transformer
 from p2o_jax.models.spec import ModelSpec
-from p2o_jax.records import Rollout
 from p2o_jax.rl import batch, distill, losses
 from p2o_jax.rl.batch import Example, Rows
 from p2o_jax.rl.optimizer import apply_updates, in_float32, make_optimizer
 from p2o_jax.rl.stats import Stats, distill_stats, gap_stats, rollout_weight_stats, update_stats
+from p2o_jax.runtime import distributed
+from p2o_jax.types import Rollout
 
 
 class TrainState(NamedTuple):
@@ -88,7 +89,7 @@ class Learner:
             for r, a, b in packed.places:
                 wanted[r, a:b] = True
             logp_MBT = self._score(params, self._put(packed.rows), jnp.int32(packed.num_micro))
-            flat = runtime.to_host(logp_MBT).reshape(-1, row_tokens)
+            flat = distributed.to_host(logp_MBT).reshape(-1, row_tokens)
             scored += [flat[r, a:b].copy() for r, a, b in packed.places]
         return scored
 
@@ -182,7 +183,7 @@ class Learner:
         Raises:
             ConfigError: this was bad update number `train.max_bad_steps`.
         """
-        if self.bad_batch and runtime.is_main_process() and not self.bad_batch.exists():
+        if self.bad_batch and distributed.is_main_process() and not self.bad_batch.exists():
             np.savez_compressed(self.bad_batch, **{k: x[: packed.num_micro] for k, x in packed.rows._asdict().items()})
         limit = self.cfg.train.max_bad_steps
         if limit and total >= limit:
@@ -205,7 +206,7 @@ class Learner:
 
     def _put(self, rows: Rows) -> Rows:
         split = sharding.batch_sharding(self.mesh, None)
-        return Rows(*(runtime.put(x, split) for x in rows))
+        return Rows(*(distributed.put(x, split) for x in rows))
 
     def _abstract_trained(self, spec: ModelSpec) -> Any:
         full = jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0), self.cfg.model.param_dtype))

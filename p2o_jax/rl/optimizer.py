@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from p2o_jax import config, runtime
+from p2o_jax import config
+from p2o_jax.runtime import rng
 
 
 def make_optimizer(cfg: config.Optim, num_updates: int) -> optax.GradientTransformation:
@@ -40,12 +41,12 @@ def apply_updates(params: Any, updates: Any, opt_state: Any, seed: int) -> Any:
     counted: they are the same on any mesh and after a resume. An update that is skipped is not counted, and leaves no trace.
     """
     count = next(s for s in jax.tree.leaves(opt_state, is_leaf=_is_adam) if _is_adam(s)).count
-    of_update = jax.random.key_data(jax.random.fold_in(runtime.key(seed, "round"), count))
+    of_update = jax.random.key_data(jax.random.fold_in(rng.key(seed, "round"), count))
 
     def add(path: Any, p: jax.Array, u: jax.Array) -> jax.Array:
         if p.dtype != jnp.bfloat16:
             return p + u
-        of_array = runtime.name_words(["/".join(k.key for k in path)])[0]
+        of_array = rng.name_words(["/".join(k.key for k in path)])[0]
         return round_stochastically(p.astype(jnp.float32) + u, of_update ^ of_array)
 
     return jax.tree.map_with_path(add, params, updates)

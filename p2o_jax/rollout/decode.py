@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from p2o_jax.models import attention, attention_decode, transformer
-from p2o_jax.models.attention import Cache, Partial
-from p2o_jax.models.attention_decode import Spans
+from p2o_jax.models import transformer
+from p2o_jax.models.attention import decoding, reference
+from p2o_jax.models.attention.decoding import Spans
+from p2o_jax.models.attention.reference import Cache, Partial
 from p2o_jax.models.sharding import BATCH_AXES
 from p2o_jax.models.spec import ModelSpec
-from p2o_jax.rollout.sampling import Knobs, draw
+from p2o_jax.rollout.token_sampling import Knobs, draw
 
 Caches = tuple[Cache, ...]  # of each layer
 
@@ -88,7 +89,7 @@ class _Loop(NamedTuple):
 
 def empty_caches(spec: ModelSpec, rows: int, positions: int, dtype: Any, kind: type[Cache] = Cache) -> Caches:
     """A cache for each layer."""
-    return tuple(attention.empty_cache(rows, spec.kv_heads, positions, spec.head_dim, dtype, kind) for _ in range(spec.layers))
+    return tuple(reference.empty_cache(rows, spec.kv_heads, positions, spec.head_dim, dtype, kind) for _ in range(spec.layers))
 
 
 def begin(
@@ -97,14 +98,14 @@ def begin(
     num_rollouts: int,
     max_positions: int,
     dtype: Any,
-    kept: attention_decode.Kind,
+    kept: decoding.Kind,
     prompt_positions: int = 0,
 ) -> Run:
     """Idle slots, nothing sampled; with room for copies of prompts of `prompt_positions`, if there are to be any."""
     zeros_B, zero = jnp.zeros(num_slots, jnp.int32), jnp.zeros(1, jnp.int32)
     positions = -(-max_positions // 8) * 8  # as kernels want them
     prompts = empty_caches(spec, num_slots, prompt_positions, dtype, kept.cache) if prompt_positions else ()
-    spans = [empty_caches(spec, num_slots, span, dtype, kept.cache) for span in attention_decode.spans_of(kept, positions)]
+    spans = [empty_caches(spec, num_slots, span, dtype, kept.cache) for span in decoding.spans_of(kept, positions)]
     rows = Rows(zeros_B, zeros_B, zeros_B, zeros_B > 0, tuple(zip(*spans, strict=True)), prompts)
     zeros_N = jnp.zeros(num_rollouts, jnp.int32)
     tokens, logps = jnp.zeros((num_rollouts, max_positions), jnp.int32), jnp.zeros((num_rollouts, max_positions))
@@ -140,7 +141,7 @@ def stretch(
     few: int,
     group: int,
     filtered: bool,
-    kept: attention_decode.Kind,
+    kept: decoding.Kind,
 ) -> tuple[Run, Stretch]:
     """Samples on until a shard has finished `enough` rollouts more, or no shard has a queue or more than `few` active slots.
 
@@ -238,7 +239,7 @@ class _Fed(NamedTuple):
 
 
 def _forward_one(
-    spec: ModelSpec, weights: Any, bank: Caches, rows: Rows, fed: _Fed, length_M: jax.Array, group: int, kept: attention_decode.Kind
+    spec: ModelSpec, weights: Any, bank: Caches, rows: Rows, fed: _Fed, length_M: jax.Array, group: int, kept: decoding.Kind
 ) -> tuple[jax.Array, tuple[Spans, ...]]:
     """Logits of each slot's next token, and the slots' caches with the fed token's k and v at its age."""
     in_bank_M = length_M - 1
@@ -255,9 +256,9 @@ def _forward_one(
 
     def attend_both(q: jax.Array, k: jax.Array, v: jax.Array, caches: tuple[Cache, Spans]) -> tuple[jax.Array, Spans]:
         prompts, slot = caches
-        new = attention.stored(k.swapaxes(1, 2), v.swapaxes(1, 2), prompts)
-        slot = attention_decode.append(kept, slot, new, fed.age_B)
-        both = attention.merge(over_prompts(q[:, 0], prompts), attention_decode.over_spans(kept, q[:, 0], slot, in_slot_B))
+        new = reference.stored(k.swapaxes(1, 2), v.swapaxes(1, 2), prompts)
+        slot = decoding.append(kept, slot, new, fed.age_B)
+        both = reference.merge(over_prompts(q[:, 0], prompts), decoding.over_spans(kept, q[:, 0], slot, in_slot_B))
         return both.o_BHC[:, None], slot
 
     position_B1 = (in_bank_M[fed.prompt_B] + fed.age_B)[:, None]
@@ -268,7 +269,7 @@ def _forward_one(
 
 
 def _over_cells(
-    q_BHC: jax.Array, bank: Cache, in_bank_M: jax.Array, slot_of_cell: jax.Array, cell_B: jax.Array, kept: attention_decode.Kind
+    q_BHC: jax.Array, bank: Cache, in_bank_M: jax.Array, slot_of_cell: jax.Array, cell_B: jax.Array, kept: decoding.Kind
 ) -> Partial:
     """Attention of each slot to its prompt, each row of the bank read once: the group's queries stand side by side as heads."""
     _, H, C = q_BHC.shape

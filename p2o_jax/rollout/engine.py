@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from p2o_jax import runtime
 from p2o_jax.config import Rollout
-from p2o_jax.models import attention_decode, lora, sharding, transformer
+from p2o_jax.models import lora, sharding, transformer
+from p2o_jax.models.attention import decoding
 from p2o_jax.models.spec import ModelSpec
-from p2o_jax.records import Completion, Request, Sampling
-from p2o_jax.rollout import decode, prefill, sampling, waves
+from p2o_jax.rollout import decode, prefill, scheduler, token_sampling
 from p2o_jax.rollout.programs import Programs
+from p2o_jax.runtime import distributed, rng
+from p2o_jax.types import Completion, Request, Sampling
 
 Finished = list[tuple[int, Completion]]  # index of the request, and what was sampled
 Progress = Callable[[int], None]  # called with the number of rollouts finished since the last call
@@ -96,7 +97,7 @@ class Engine:
         self.spec = replace(spec, lora=None)  # adapters are merged when the params are laid out
         self.mesh, self.cfg, self.dtype, self.pad_id = mesh, cfg, dtype, pad_id
         self.cache_dtype = jnp.int8 if cfg.cache_dtype == "int8" else dtype
-        self.kept = attention_decode.for_mesh(mesh, spec.kv_heads, spec.head_dim)
+        self.kept = decoding.for_mesh(mesh, spec.kv_heads, spec.head_dim)
         self.capacities = sorted(set(capacities))
         self.grouped_up_to = max(cfg.prompt_buckets) if grouped_up_to is None else grouped_up_to
         self.num_shards = sharding.num_shards(mesh)
@@ -143,13 +144,13 @@ class Engine:
                 beyond the embedding, of which the model would make NaN.
         """
         capacity = self._capacity(how)
-        waves.check_ids(requests, self.spec.vocab)
+        scheduler.check_ids(requests, self.spec.vocab)
         held = {bucket: self._held(bucket) for bucket in self.cfg.prompt_buckets}
-        for wave in waves.plan(requests, held, self.num_shards, self.max_rollouts):
+        for wave in scheduler.plan(requests, held, self.num_shards, self.max_rollouts):
             yield from self._run(weights, wave, requests, how, key, capacity)
 
     def _run(
-        self, weights: Any, wave: waves.Wave, requests: Sequence[Request], how: Sampling, key: jax.Array, capacity: int
+        self, weights: Any, wave: scheduler.Wave, requests: Sequence[Request], how: Sampling, key: jax.Array, capacity: int
     ) -> Iterator[Finished]:
         start = time.monotonic()
         rows, group = self._shape(wave)
@@ -160,17 +161,17 @@ class Engine:
         self.work = self.work.plus(Work(prefill_seconds=began - start))
         copied = self.copied(wave.bucket, group)
         run = self.programs[Program("slots", copied, capacity=capacity)]()
-        fixed = (np.asarray(jax.random.key_data(key)), sampling.knobs(how), np.int32(how.max_new_tokens))
+        fixed = (np.asarray(jax.random.key_data(key)), token_sampling.knobs(how), np.int32(how.max_new_tokens))
 
         def go_on(run: decode.Run, size: int) -> tuple[decode.Run, decode.Stretch]:
-            step = self.programs[Program("decode", wave.bucket, rows, capacity, size, group, sampling.filters(how))]
+            step = self.programs[Program("decode", wave.bucket, rows, capacity, size, group, token_sampling.filters(how))]
             return step(weights, bank, queue, run, self.stop_V, *fixed)
 
         sizes, all_fit = list(self.sizes), max(len(s.queue) for s in wave.shards) <= self.sizes[0]
         tail_began = began if all_fit else 0.0
         run, out = go_on(run, sizes[0])
         while True:
-            left, waiting = int(runtime.to_host(out.left)[0]), int(runtime.to_host(out.waiting)[0])
+            left, waiting = int(distributed.to_host(out.left)[0]), int(distributed.to_host(out.waiting)[0])
             ended = out
             if not waiting:
                 tail_began = tail_began or time.monotonic()
@@ -188,9 +189,9 @@ class Engine:
             if not left:
                 return
 
-    def _finished(self, wave: waves.Wave, out: Any) -> Finished:
+    def _finished(self, wave: scheduler.Wave, out: Any) -> Finished:
         """What a stretch hands out, as the host knows it."""
-        host = jax.tree.map(runtime.to_host, out)
+        host = jax.tree.map(distributed.to_host, out)
         self.work = self.work.plus(Work(int(host.busy.sum()), int(host.computed.sum()), int(host.steps.max())))
         per_shard = len(host.rollout_F) // self.num_shards
         found = []
@@ -208,7 +209,7 @@ class Engine:
             raise ValueError(f"max_new_tokens={how.max_new_tokens} is more than the sampler was built for: {self.capacities}")
         return capacity
 
-    def _shape(self, wave: waves.Wave) -> tuple[int, int]:
+    def _shape(self, wave: scheduler.Wave) -> tuple[int, int]:
         """Rows of the bank, and how many rollouts read one together: a group where whole groups ask the same few prompts."""
         held, group = self._held(wave.bucket), self.cfg.group_size
         shared = self._shared(wave.bucket)
@@ -230,7 +231,7 @@ class Engine:
         """Prompts that a shard prefills a chunk of at a time."""
         return min(max(self.cfg.prefill_tokens // prefill.chunk_of(bucket), 1), rows)
 
-    def _prefilled(self, weights: Any, wave: waves.Wave, rows: int) -> decode.Caches:
+    def _prefilled(self, weights: Any, wave: scheduler.Wave, rows: int) -> decode.Caches:
         """The bank with the wave's prompts."""
         chunk, m = prefill.chunk_of(wave.bucket), self.pieces(wave.bucket, rows)
         plans = [prefill.plan(s.prompts, chunk, self.cfg.share_prefixes) for s in wave.shards]
@@ -252,7 +253,7 @@ class Engine:
         self.work = self.work.plus(Work(prompt_tokens=prompt_tokens))
         return bank
 
-    def _queue(self, wave: waves.Wave, requests: Sequence[Request], rows: int) -> decode.Queue:
+    def _queue(self, wave: scheduler.Wave, requests: Sequence[Request], rows: int) -> decode.Queue:
         """The queues of all shards, one after the other."""
         S, N = self.num_shards, self.max_rollouts
         last, length = np.zeros((S, rows), np.int32), np.ones((S, rows), np.int32)
@@ -265,13 +266,13 @@ class Engine:
                 prompt[s, : len(shard.queue)] = [row for _, row in shard.queue]
                 groups = itertools.groupby(row for _, row in shard.queue)
                 member[s, : len(shard.queue)] = [n for _, same in groups for n, _ in enumerate(same)]
-                name[s, : len(shard.queue)] = runtime.name_words([requests[i].name for i, _ in shard.queue])
+                name[s, : len(shard.queue)] = rng.name_words([requests[i].name for i, _ in shard.queue])
         size = np.array([[len(s.queue)] for s in wave.shards], np.int32)
         return decode.Queue(*(self._put(x) for x in (last, length, prompt, member, name, size)))
 
     def _put(self, x: np.ndarray) -> jax.Array:
         """[shards, n, ...] as [shards * n, ...], each shard's part on its devices."""
-        return runtime.put(x.reshape(-1, *x.shape[2:]), self.rows)
+        return distributed.put(x.reshape(-1, *x.shape[2:]), self.rows)
 
     def shapes(self, bucket: int) -> list[tuple[int, int]]:
         """(rows, group) of the banks of this bucket: one for any prompts, and maybe one for whole groups."""
@@ -286,7 +287,7 @@ class Engine:
         for bucket in sorted(b for b in self.cfg.prompt_buckets if b <= last):
             for rows, group in self.shapes(bucket):
                 found += [Program("bank", bucket, rows), Program("prefill", bucket, rows)]
-                found += [Program("decode", bucket, rows, capacity, size, group, sampling.filters(how)) for size in self.sizes]
+                found += [Program("decode", bucket, rows, capacity, size, group, token_sampling.filters(how)) for size in self.sizes]
                 copied = self.copied(bucket, group)
                 found += [Program("slots", copied, capacity=capacity)]
                 found += [Program("pack", copied, capacity=capacity, size=size) for size in self.sizes[:-1]]
@@ -341,7 +342,7 @@ class Engine:
         N = self.max_rollouts
         sizes = ((p.rows,), (p.rows,), (N,), (N,), (N, 2), (1,))
         queue = decode.Queue(*(self._of_rows(n, np.uint32 if len(n) > 1 else np.int32) for n in sizes))
-        how = sampling.abstract_knobs()
+        how = token_sampling.abstract_knobs()
         stop_V, key, *rest = (self._scalar(bool, self.stop_V.shape), self._scalar(np.uint32, (2,)), how, self._scalar(np.int32))
         args = (self.abstract_bank(p), queue, self.abstract_run(p._replace(bucket=self.copied(p.bucket, p.group))), stop_V, key, *rest)
         jitted = jax.jit(self._over_shards(run, "wrrrwwww", "rr"), donate_argnums=3, out_shardings=(self._run_shardings, self.rows))

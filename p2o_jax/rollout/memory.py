@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from p2o_jax import runtime
 from p2o_jax.config import ConfigError
 from p2o_jax.rollout import prefill
 from p2o_jax.rollout.engine import Engine, Program
+from p2o_jax.runtime import distributed
 
 GIB = 2**30
 USABLE = 0.92  # of a device's memory: the rest is for what the compiler and the allocator need
@@ -116,7 +116,7 @@ def device_bytes(mesh: Mesh) -> int:
         known = device.memory_stats() if device.platform != "cpu" else None
         return int(known["bytes_limit"]) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
 
-    return runtime.from_process_0(own)
+    return distributed.from_process_0(own)
 
 
 def _prefill_bytes(engine: Engine, bucket: int, rows: int) -> int:

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from p2o_jax.models import attention, transformer
-from p2o_jax.models.attention import Cache
+from p2o_jax.models import transformer
+from p2o_jax.models.attention import reference
+from p2o_jax.models.attention.reference import Cache
 from p2o_jax.models.spec import ModelSpec
 
 MIN_CHUNK, MAX_CHUNK = 16, 512
@@ -75,16 +76,16 @@ def extend(
     dtype = weights["final_norm"].dtype
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        def earlier(i: jax.Array, carry: tuple[attention.Partial, Cache]) -> tuple[attention.Partial, Cache]:
+        def earlier(i: jax.Array, carry: tuple[reference.Partial, Cache]) -> tuple[reference.Partial, Cache]:
             total, cache = carry
-            there = attention.by_position(lambda axis, x: _read(x, source_m, axis, i * Q, Q), cache)
-            part = attention.over_rows(q, there, jnp.ones((Q, Q), bool))
-            return attention.merge(total, part), _written(cache, there, row_m, i * Q)
+            there = reference.by_position(lambda axis, x: _read(x, source_m, axis, i * Q, Q), cache)
+            part = reference.over_rows(q, there, jnp.ones((Q, Q), bool))
+            return reference.merge(total, part), _written(cache, there, row_m, i * Q)
 
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        own = attention.over_rows(q, Cache(k, v), jnp.tri(Q, dtype=bool))
+        own = reference.over_rows(q, Cache(k, v), jnp.tri(Q, dtype=bool))
         total, cache = lax.fori_loop(0, level, earlier, (own, cache))
-        return total.o_BHC.reshape(m, Q, *q.shape[2:]), _written(cache, attention.stored(k, v, cache), row_m, level * Q)
+        return total.o_BHC.reshape(m, Q, *q.shape[2:]), _written(cache, reference.stored(k, v, cache), row_m, level * Q)
 
     position_mQ = jnp.broadcast_to(level * Q + jnp.arange(Q)[None], (m, Q))
     return transformer.hidden(spec, weights, token_mQ, position_mQ, attend, caches=bank, dtype=dtype)[1]
@@ -108,4 +109,4 @@ def _written(cache: Cache, new: Cache, row_m: jax.Array, start: jax.Array) -> Ca
         numbers = lax.ScatterDimensionNumbers(tuple(range(1, x.ndim)), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, axis))
         return lax.scatter(x, where, y, numbers, mode=lax.GatherScatterMode.FILL_OR_DROP)
 
-    return attention.by_position(put, cache, new)
+    return reference.by_position(put, cache, new)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from p2o_jax import config
 from p2o_jax.data import chat_template
 from p2o_jax.data.chat import Chat, load_tokenizer, templated
-from p2o_jax.records import Question
+from p2o_jax.types import Question
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 MODELS = sorted(p.name for p in GOLDEN.iterdir())

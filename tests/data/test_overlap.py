@@ -1,7 +1,7 @@
 """Runs of 13 words in common, by hand."""
 
 from p2o_jax.data import overlap
-from p2o_jax.records import Question
+from p2o_jax.types import Question
 
 WORDS = [f"w{i}" for i in range(20)]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import benchmark_fixtures as fixtures
 import pytest
 
-from p2o_jax import config, prepare, recipes
+from p2o_jax import config, prepare
 from p2o_jax.config import ConfigError
-from p2o_jax.data import sources
+from p2o_jax.data import recipes, sources
 
 ROOT = Path(__file__).parents[2]
 MODEL = Path(__file__).parents[1] / "golden" / "hf" / "qwen3_tied"

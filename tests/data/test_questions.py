@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2o_jax.data.questions import Questions
-from p2o_jax.records import Question
+from p2o_jax.types import Question
 
 
 def some(n):

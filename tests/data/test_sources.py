@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from p2o_jax import config
 from p2o_jax.data.sources import load
-from p2o_jax.records import question_id
+from p2o_jax.types import question_id
 
 CFG = config.Data(prompt_template="{question} Go!")
 RECORDS = [

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from p2o_jax import config, evaluate
-from p2o_jax.checkpoint import Checkpoints
 from p2o_jax.config import ConfigError
 from p2o_jax.evaluation import report
 from p2o_jax.models import hf, hf_config, sharding
-from p2o_jax.records import Ask, Completion, Question, Rollout, RunState, Verdict
 from p2o_jax.rewards.lenient import Grade
 from p2o_jax.rl.learner import Learner, TrainState
+from p2o_jax.state import RunState
+from p2o_jax.tracking.checkpoint import Checkpoints
+from p2o_jax.types import Ask, Completion, Question, Rollout, Verdict
 
 MODEL = Path(__file__).parents[1] / "golden" / "hf" / "qwen3_tied"
 SHORT = ("--config.rollout.max_new_tokens=8", "--config.reward.workers=1")
@@ -109,7 +110,7 @@ def test_a_run_directory_runs_no_code_of_its_own(tmp_path, monkeypatch, fn):
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(cfg)))
     folders = []
     monkeypatch.setattr(evaluate.config_files, "override", lambda *_: None)
-    monkeypatch.setattr("p2o_jax.runtime.start", lambda mesh, compile_cache: folders.append(compile_cache) or 8)
+    monkeypatch.setattr("p2o_jax.runtime.distributed.start", lambda mesh, compile_cache: folders.append(compile_cache) or 8)
     flags = {"workdir": str(tmp_path), "allow-reward-fn": ""}
     with pytest.raises(ConfigError) as error:
         evaluate._config(flags, [("train.seed", "1")])

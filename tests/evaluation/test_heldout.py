@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from p2o_jax import config, metrics
+from p2o_jax import config
 from p2o_jax.data.sources import Loaded
 from p2o_jax.evaluation.heldout import Evaluation
-from p2o_jax.records import Completion, Question, Rollout, Sampling, Verdict
+from p2o_jax.tracking import metric_names
+from p2o_jax.types import Completion, Question, Rollout, Sampling, Verdict
 
 
 def questions(prefix, scores, **meta):
@@ -54,7 +55,7 @@ def test_several_sets_have_a_curve_each_and_the_first_is_the_dev_set():
     values, row, _ = made.run(None)
     assert values["eval/accuracy"] == values["eval/dev/accuracy"] == 0.375 and values["eval/aime24/accuracy"] == 1.0
     assert row["accuracy"] == 0.375 and row["sets"]["aime24"]["accuracy"] == 1.0 and row["sets"]["dev"]["questions"] == 4
-    assert all(metrics.is_known(name) for name in values) and len(values) == 12
+    assert all(metric_names.is_known(name) for name in values) and len(values) == 12
     assert len(made.answerer.names) == len(set(made.answerer.names)) == 12 and len(made.questions) == 6
 
 
@@ -71,5 +72,5 @@ def test_sets_are_cut_one_by_one():
 
 
 def test_known_metric_names():
-    assert metrics.is_known("eval/accuracy") and metrics.is_known("eval/aime24/mean_tokens")
-    assert not any(map(metrics.is_known, ("eval/aime24/speed", "train/aime24/accuracy", "eval/a/b/accuracy", "nothing")))
+    assert metric_names.is_known("eval/accuracy") and metric_names.is_known("eval/aime24/mean_tokens")
+    assert not any(map(metric_names.is_known, ("eval/aime24/speed", "train/aime24/accuracy", "eval/a/b/accuracy", "nothing")))

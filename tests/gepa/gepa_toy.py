@@ -5,7 +5,7 @@ import re
 from typing import Literal
 
 from p2o_jax import config
-from p2o_jax.records import Outcome, Question, digest
+from p2o_jax.types import Outcome, Question, digest
 
 LETTERS = "bcdefg"
 

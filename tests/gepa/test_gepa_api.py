@@ -12,7 +12,8 @@ import pytest
 from fake_endpoint import FAULTS, Endpoint, dead_url
 from gepa_toy import Toy, count_tokens, questions, settings
 
-from p2o_jax import config, config_rules
+from p2o_jax import config
+from p2o_jax.config import rules
 from p2o_jax.gepa import Journal, api, search
 from p2o_jax.gepa.api import read_keys
 
@@ -160,7 +161,7 @@ def test_keys_with_line_breaks_or_wide_letters_are_refused_untold(monkeypatch):
 
 def test_wrong_settings_are_told_without_what_could_be_a_key():
     wrong = config.Api(base_url="https://user:sk-1@host/v1", key_env=("sk-secret",), max_dollars=1.0, extra_body="[1]")
-    lines = config_rules.api_problems(wrong)
+    lines = rules.api_problems(wrong)
     assert [line.split(":")[0].split()[0] for line in lines] == [
         "config.api.base_url", "config.api.model", "config.api.key_env", "config.api.max_dollars", "config.api.extra_body",
     ]  # fmt: skip
@@ -168,7 +169,7 @@ def test_wrong_settings_are_told_without_what_could_be_a_key():
     good = config.Api(
         base_url="http://localhost:8000/v1", model="m", max_dollars=1, dollars_per_million_prompt=1, dollars_per_million_reply=1
     )
-    assert config_rules.api_problems(good) == []
+    assert rules.api_problems(good) == []
 
 
 def test_a_phase_goes_on_without_the_replies_that_failed():

@@ -4,7 +4,7 @@ import pytest
 from gepa_toy import count_tokens, questions, settings
 
 from p2o_jax.gepa import filters
-from p2o_jax.records import Question
+from p2o_jax.types import Question
 
 RECOMMENDED = settings(max_template_tokens=8)
 FAITHFUL = settings("faithful")

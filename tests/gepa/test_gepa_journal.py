@@ -5,7 +5,7 @@ import pytest
 from gepa_toy import Killed, Toy, count_tokens, questions, settings
 
 from p2o_jax.gepa import Journal, JournalMismatch, resume, search
-from p2o_jax.records import Outcome
+from p2o_jax.types import Outcome
 
 HARD = questions(30)
 CFG = settings(max_metric_calls=200)

@@ -6,8 +6,8 @@ import random
 import pytest
 from gepa_toy import Toy, count_tokens, questions, settings
 
-from p2o_jax.gepa import filters, reflection, sampling, search, to_gepa_result
-from p2o_jax.records import digest
+from p2o_jax.gepa import draws, filters, reflection, search, to_gepa_result
+from p2o_jax.types import digest
 
 gepa = pytest.importorskip("gepa")
 HARD = questions(60, letters="bcdefghijk")
@@ -58,8 +58,8 @@ class Sampler:
                 weights[z] = weights.get(z, 0) + 1
         rng = random.Random(f"{self.seed}/select/{self.iteration}")
         tasks = []
-        for parent in sampling.parents(rng, weights, self.cfg.parents, fill=False):
-            drawn = sampling.minibatch(rng, self.used, len(trainset), self.cfg.minibatch, set())
+        for parent in draws.parents(rng, weights, self.cfg.parents, fill=False):
+            drawn = draws.minibatch(rng, self.used, len(trainset), self.cfg.minibatch, set())
             self.used |= set(drawn)
             tasks.append(ProposalTask(parent, state.program_candidates[parent], list(drawn), trainset.fetch(list(drawn))))
         self.iteration += 1
@@ -81,7 +81,7 @@ def noisy(template, question):
 def test_a_whole_run_equals_gepas_with_the_same_sampling(score, num_iterations):
     cfg = settings("faithful", dev_size=20.0, max_iterations=num_iterations, max_metric_calls=10**6)
     ours = search(HARD, (toy := Toy(score=score)).evaluate, toy.reflect, count_tokens, cfg, "s")
-    train, dev = sampling.split(HARD, cfg.dev_size, "s")
+    train, dev = draws.split(HARD, cfg.dev_size, "s")
     sampler, adapter = Sampler(cfg, "s"), Adapter(Toy(score=score), cfg)
     theirs = gepa.optimize(
         seed_candidate={"instruction": ""},

@@ -10,9 +10,11 @@ from gepa_toy import questions, settings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2o_jax import assign, bandit, config
-from p2o_jax.gepa import budget, cover, pareto, sampling
-from p2o_jax.records import Bandit, SearchResult
+from p2o_jax import config
+from p2o_jax.gepa import budget, cover, draws, pareto
+from p2o_jax.p2o import assign, bandit
+from p2o_jax.state import Bandit
+from p2o_jax.types import SearchResult
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gepa_budget.json"
 tables = st.integers(1, 6).flatmap(
@@ -98,34 +100,34 @@ def test_assignment_bandit_and_cover_mean_the_same_by_success():
 )
 def test_split_sizes(num, dev_size, num_dev):
     pool = questions(num)
-    train, dev = sampling.split(pool, dev_size, "s")
+    train, dev = draws.split(pool, dev_size, "s")
     assert (len(train), len(dev)) == (num - num_dev, num_dev)
     assert sorted(q.id for q in (*train, *dev)) == [q.id for q in pool]
 
 
 def test_split_depends_on_the_seed_but_not_on_the_order():
     pool = questions(40)
-    assert sampling.split(pool, 10, "s") == sampling.split(pool[::-1], 10, "s")
-    assert sampling.split(pool, 10, "s") != sampling.split(pool, 10, "t")
+    assert draws.split(pool, 10, "s") == draws.split(pool[::-1], 10, "s")
+    assert draws.split(pool, 10, "s") != draws.split(pool, 10, "t")
 
 
 def test_parents_are_all_when_they_fit_and_distinct_when_they_do_not():
     rng = random.Random("x")
-    assert sampling.parents(rng, {0: 1, 3: 9}, 4, fill=False) == [0, 3]
-    drawn = sampling.parents(rng, dict.fromkeys(range(30), 1), 16, fill=False)
+    assert draws.parents(rng, {0: 1, 3: 9}, 4, fill=False) == [0, 3]
+    drawn = draws.parents(rng, dict.fromkeys(range(30), 1), 16, fill=False)
     assert len(set(drawn)) == len(drawn) == 16
 
 
 def test_parents_fill_the_width_by_weight():
     rng = random.Random("x")
-    counts = Counter(z for _ in range(500) for z in sampling.parents(rng, {0: 1, 1: 3}, 6, fill=True))
+    counts = Counter(z for _ in range(500) for z in draws.parents(rng, {0: 1, 1: 3}, 6, fill=True))
     assert sum(counts.values()) == 3000
     assert abs(counts[1] - (500 + 2000 * 0.75)) < 100  # five standard deviations
 
 
 def test_parents_are_drawn_by_weight():
     rng = random.Random("y")
-    counts = Counter(sampling.parents(rng, {0: 1, 1: 2, 2: 7}, 1, fill=True)[0] for _ in range(2000))
+    counts = Counter(draws.parents(rng, {0: 1, 1: 2, 2: 7}, 1, fill=True)[0] for _ in range(2000))
     expected = {0: 200, 1: 400, 2: 1400}
     assert sum((counts[z] - e) ** 2 / e for z, e in expected.items()) < 13.8  # chi-square, 2 degrees of freedom, p = 0.001
 
@@ -133,18 +135,18 @@ def test_parents_are_drawn_by_weight():
 def test_minibatches_use_up_the_train_set_before_repeating():
     rng, used = random.Random("m"), set()
     for _ in range(3):
-        drawn = sampling.minibatch(rng, used, 11, 3, set())
+        drawn = draws.minibatch(rng, used, 11, 3, set())
         assert not used & set(drawn) and len(set(drawn)) == 3
         used |= set(drawn)
-    assert len(set(sampling.minibatch(rng, used, 11, 3, set()))) == 3  # two are left: any may come
+    assert len(set(draws.minibatch(rng, used, 11, 3, set()))) == 3  # two are left: any may come
 
 
 def test_minibatch_larger_than_the_train_set_is_all_of_it():
-    assert sorted(sampling.minibatch(random.Random(0), set(), 2, 3, {(0, 1)})) == [0, 1]
+    assert sorted(draws.minibatch(random.Random(0), set(), 2, 3, {(0, 1)})) == [0, 1]
 
 
 def test_minibatches_of_the_same_parent_differ():
     rng, taken = random.Random("m"), set()
     for _ in range(4):
-        taken.add(tuple(sorted(sampling.minibatch(rng, {0, 1, 2, 3}, 4, 3, taken))))
+        taken.add(tuple(sorted(draws.minibatch(rng, {0, 1, 2, 3}, 4, 3, taken))))
     assert len(taken) == 4

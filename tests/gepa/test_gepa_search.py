@@ -6,9 +6,9 @@ import json
 import pytest
 from gepa_toy import LETTERS, Toy, count_tokens, letter_of, make_question, questions, settings
 
-from p2o_jax.gepa import STATS, cover, pareto, reasons, search, state
+from p2o_jax.gepa import STATS, cover, pareto, reasons, search, steps
 from p2o_jax.gepa.search import IN_WORDS, REJECTIONS
-from p2o_jax.records import digest
+from p2o_jax.types import digest
 
 HARD = questions(48)
 
@@ -111,10 +111,10 @@ def test_charge_all_never_overruns(calls, rollouts):
 
 
 def test_the_last_wave_promotes_the_children_that_improve_most():
-    phase = state.Phase(tuple(HARD[:6]), tuple(HARD[6:10]), settings(max_metric_calls=100), "s", 100)
-    proposals = tuple(state.Proposal(0, (0, 1, 2), before=0.0, text=f"t{i}") for i in range(3))
-    start = state.State(("",), (None,), ((0, 0, 0, 0),), stage="gate", wave=proposals, charged=100 - 9 - 5)
-    wave = state.gate(phase, start, [1.0, 3.0, 2.0]).wave
+    phase = steps.Phase(tuple(HARD[:6]), tuple(HARD[6:10]), settings(max_metric_calls=100), "s", 100)
+    proposals = tuple(steps.Proposal(0, (0, 1, 2), before=0.0, text=f"t{i}") for i in range(3))
+    start = steps.State(("",), (None,), ((0, 0, 0, 0),), stage="gate", wave=proposals, charged=100 - 9 - 5)
+    wave = steps.gate(phase, start, [1.0, 3.0, 2.0]).wave
     assert [p.outcome for p in wave] == ["budget", "", "budget"]
 
 
@@ -236,16 +236,16 @@ def test_two_questions_are_enough():
 
 def test_state_survives_json_at_every_stage():
     cfg = settings()
-    phase = state.Phase(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
-    seen = [state.init(phase, [0.0, 1.0, 0.0, 0.0])]
-    seen.append(state.select(phase, seen[-1]))
-    replies = ["``` a ```", state.NoReply("overlong_reflection"), "``` b ```", "no"]
-    seen.append(state.propose(phase, seen[-1], [0.0, 0.0, 0.0, 0.0], replies, count_tokens))
-    seen.append(state.gate(phase, seen[-1], [1.0, 0.0]))
-    seen.append(state.promote(phase, seen[-1], [[1.0, 0.0, 0.0, 0.0]]))
+    phase = steps.Phase(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
+    seen = [steps.init(phase, [0.0, 1.0, 0.0, 0.0])]
+    seen.append(steps.select(phase, seen[-1]))
+    replies = ["``` a ```", steps.NoReply("overlong_reflection"), "``` b ```", "no"]
+    seen.append(steps.propose(phase, seen[-1], [0.0, 0.0, 0.0, 0.0], replies, count_tokens))
+    seen.append(steps.gate(phase, seen[-1], [1.0, 0.0]))
+    seen.append(steps.promote(phase, seen[-1], [[1.0, 0.0, 0.0, 0.0]]))
     assert [s.stage for s in seen] == ["select", "propose", "gate", "promote", "select"]
     for each in seen:
-        assert state.from_json(json.loads(json.dumps(state.to_json(each)))) == each
+        assert steps.from_json(json.loads(json.dumps(steps.to_json(each)))) == each
     assert seen[-1].templates == ("", "a") and seen[-1].parents == (None, 0)
     assert seen[-1].charged == seen[-1].generated == 4 + 4 * 3 + 2 * 3 + 4
     assert [e["outcome"] for e in seen[-1].events] == ["accepted", "overlong_reflection", "gate", "no_fence"]
@@ -254,12 +254,12 @@ def test_state_survives_json_at_every_stage():
 def test_with_reliance_parents_that_lean_less_are_drawn_more_and_the_state_survives_json():
     """Two candidates solve dev question 1, the second with a response that is likelier without its template."""
     cfg = settings(reliance=True)
-    phase = state.Phase(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
-    each = state.select(phase, state.init(phase, [0.0, 1.0, 0.0, 0.0], [0.0, 0.2, 0.0, 0.0]))
-    each = state.propose(phase, each, [0.0] * len(each.wave), ["``` a ```"] * len(each.wave), count_tokens)
-    each = state.promote(phase, state.gate(phase, each, [3.0]), [[0.0, 1.0, 0.0, 0.0]], [[0.0, 0.7, 0.0, 0.0]])
+    phase = steps.Phase(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
+    each = steps.select(phase, steps.init(phase, [0.0, 1.0, 0.0, 0.0], [0.0, 0.2, 0.0, 0.0]))
+    each = steps.propose(phase, each, [0.0] * len(each.wave), ["``` a ```"] * len(each.wave), count_tokens)
+    each = steps.promote(phase, steps.gate(phase, each, [3.0]), [[0.0, 1.0, 0.0, 0.0]], [[0.0, 0.7, 0.0, 0.0]])
     assert each.transfer_ZN == ((0.0, 0.2, 0.0, 0.0), (0.0, 0.7, 0.0, 0.0))
-    assert state.from_json(json.loads(json.dumps(state.to_json(each)))) == each
+    assert steps.from_json(json.loads(json.dumps(steps.to_json(each)))) == each
     assert pareto.weights(each.score_ZN, False, each.transfer_ZN) == {0: 1, 1: 2}
 
 
@@ -338,8 +338,8 @@ def test_perfect_parents_beside_others():
 def test_what_no_child_can_beat(margin, before, expected):
     """Of three questions: 3 at most, and a margin of 1 above 2.5 is more than that; with a margin of 0 an equal child is accepted."""
     cfg = settings() if margin is None else settings(acceptance="margin", acceptance_margin=margin)
-    phase = state.Phase(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
-    assert state.is_unbeatable(phase, state.Proposal(0, (0, 1, 2)), before) == expected
+    phase = steps.Phase(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
+    assert steps.is_unbeatable(phase, steps.Proposal(0, (0, 1, 2)), before) == expected
 
 
 @pytest.mark.parametrize(
@@ -352,10 +352,10 @@ def test_what_no_child_can_beat(margin, before, expected):
     ],
 )
 def test_a_phase_ends_where_all_that_was_sent_was_left_unanswered(missing, stage):
-    phase = state.Phase(tuple(HARD[:8]), tuple(HARD[8:12]), settings(), "s", 400)
-    each = state.select(phase, state.init(phase, [0.0] * 4))
-    each = state.propose(phase, each, [0.0] * 4, [state.NoReply(why) for why in missing], count_tokens)
-    assert state.promote(phase, state.gate(phase, each, []), []).stage == stage
+    phase = steps.Phase(tuple(HARD[:8]), tuple(HARD[8:12]), settings(), "s", 400)
+    each = steps.select(phase, steps.init(phase, [0.0] * 4))
+    each = steps.propose(phase, each, [0.0] * 4, [steps.NoReply(why) for why in missing], count_tokens)
+    assert steps.promote(phase, steps.gate(phase, each, []), []).stage == stage
 
 
 def test_every_rejection_has_words_and_the_main_reason_comes_first():

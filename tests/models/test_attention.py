@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from p2o_jax.models import attention, attention_fast, sharding
+from p2o_jax.models import sharding
+from p2o_jax.models.attention import packed, reference
 
 
 def packed_rows(B, T, H, K, C, dtype=jnp.float32):
@@ -40,41 +41,41 @@ def output_and_gradients(path, q, k, v, segment):
 
 
 def assert_same(path, rows, **tolerance):
-    for got, want in zip(output_and_gradients(path, *rows), output_and_gradients(attention.packed, *rows), strict=True):
+    for got, want in zip(output_and_gradients(path, *rows), output_and_gradients(reference.packed, *rows), strict=True):
         np.testing.assert_allclose(np.asarray(got, np.float32), np.asarray(want, np.float32), **tolerance)
 
 
 @pytest.mark.parametrize(("T", "chunk"), [(48, 16), (50, 16), (33, 64), (200, 8)])
 def test_chunked_attention_is_the_dense_one(T, chunk):
-    assert_same(functools.partial(attention_fast.chunked, chunk=chunk), packed_rows(3, T, 4, 2, 8), rtol=1e-4, atol=1e-5)
+    assert_same(functools.partial(packed.chunked, chunk=chunk), packed_rows(3, T, 4, 2, 8), rtol=1e-4, atol=1e-5)
 
 
 def test_long_rows_on_cpu_are_chunked_and_hold_no_square_of_scores():
     rows = packed_rows(1, 2048, 2, 1, 8)
     memory = {}
-    for path in (attention.packed, attention_fast.by_length):
+    for path in (reference.packed, packed.by_length):
         compiled = jax.jit(jax.grad(lambda q, path=path: path(q, *rows[1:]).sum())).lower(rows[0]).compile()
         memory[path] = compiled.memory_analysis().temp_size_in_bytes
-    assert memory[attention_fast.by_length] < memory[attention.packed] / 4
+    assert memory[packed.by_length] < memory[reference.packed] / 4
 
 
 @pytest.mark.parametrize(("shape", "kv_heads"), [((1, 1, 1), 2), ((2, 2, 2), 2), ((1, 4, 2), 1)])
 def test_splash_attention_is_the_dense_one(shape, kv_heads):
     mesh = sharding.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
-    path = functools.partial(attention_fast.splash, mesh=mesh, interpret=True)
+    path = functools.partial(packed.splash, mesh=mesh, interpret=True)
     assert_same(path, packed_rows(4, 128, 4, kv_heads, 128), rtol=1e-3, atol=2e-4)
 
 
 def test_splash_takes_any_shape():
     """Lengths and head sizes that its kernel does not take go the chunked way."""
-    path = functools.partial(attention_fast.splash, mesh=sharding.make_mesh((1, 1, 1), jax.devices()[:1]))
+    path = functools.partial(packed.splash, mesh=sharding.make_mesh((1, 1, 1), jax.devices()[:1]))
     assert_same(path, packed_rows(2, 40, 4, 2, 8), rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_asked_of_cudnn_is_the_dense_attention():
     """Mask and causality as cuDNN is given them, computed by XLA."""
     rows = packed_rows(2, 128, 4, 2, 64, jnp.bfloat16)
-    assert_same(functools.partial(attention_fast.cudnn, kernel="xla"), rows, rtol=0.05, atol=0.05)
+    assert_same(functools.partial(packed.cudnn, kernel="xla"), rows, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.gpu
@@ -84,8 +85,8 @@ def test_cudnn_attention_is_the_dense_one():
     except RuntimeError:
         pytest.skip("no GPU")
     rows = tuple(jax.device_put(x, device) for x in packed_rows(2, 256, 4, 2, 128, jnp.bfloat16))
-    assert_same(attention_fast.cudnn, rows, rtol=0.05, atol=0.05)
+    assert_same(packed.cudnn, rows, rtol=0.05, atol=0.05)
 
 
 def test_the_mesh_s_devices_choose():
-    assert attention_fast.for_mesh(sharding.make_mesh((1, 1, 1), jax.devices()[:1])) is attention_fast.by_length
+    assert packed.for_mesh(sharding.make_mesh((1, 1, 1), jax.devices()[:1])) is packed.by_length

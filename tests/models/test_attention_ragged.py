@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from p2o_jax.models import attention, attention_ragged, sharding
+from p2o_jax.models import sharding
+from p2o_jax.models.attention import pallas_decode, reference
 
 BLOCK = 16  # positions, so that a few make several blocks
-KERNELS = [attention_ragged.gpu, attention_ragged.tpu]
+KERNELS = [pallas_decode.gpu, pallas_decode.tpu]
 
 
 @pytest.fixture(autouse=True)
@@ -27,21 +28,21 @@ def inputs(B, H, K, S, C=128, dtype=jnp.float32, rows=None, quantised=False):
     q = jax.random.normal(keys[0], (B, H, C), dtype)
     shape = (rows or B, K, S, C)
     if not quantised:
-        return q, attention.Cache(*(jax.random.normal(key, shape, dtype) for key in keys[1:3]))
+        return q, reference.Cache(*(jax.random.normal(key, shape, dtype) for key in keys[1:3]))
     vectors = (jax.random.randint(key, shape, -127, 128, jnp.int8) for key in keys[1:3])
-    return q, attention.Cache(*vectors, *(jax.random.uniform(key, shape[:3], minval=0.001, maxval=0.02) for key in keys[3:]))
+    return q, reference.Cache(*vectors, *(jax.random.uniform(key, shape[:3], minval=0.001, maxval=0.02) for key in keys[3:]))
 
 
 def assert_same(kernel, q, cache, length, row=None, tolerance=1e-5):
     """Output to the tolerance, m and l relatively; exact where there is nothing to attend to."""
     length, row = jnp.array(length), row if row is None else jnp.array(row)
-    got, want = jax.jit(functools.partial(kernel, interpret=True))(q, cache, length, row), attention.over_cache(q, cache, length, row)
+    got, want = jax.jit(functools.partial(kernel, interpret=True))(q, cache, length, row), reference.over_cache(q, cache, length, row)
     assert [x.dtype for x in got] == [jnp.float32] * 3
     np.testing.assert_allclose(got.o_BHC, want.o_BHC, rtol=0, atol=tolerance)
     np.testing.assert_allclose(got.m_BH, want.m_BH, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(got.l_BH, want.l_BH, rtol=1e-5)
     empty = np.asarray(length) == 0
-    assert (got.o_BHC[empty] == 0).all() and (got.l_BH[empty] == 0).all() and (got.m_BH[empty] == attention.NEG).all()
+    assert (got.o_BHC[empty] == 0).all() and (got.l_BH[empty] == 0).all() and (got.m_BH[empty] == reference.NEG).all()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -97,21 +98,21 @@ def test_gpu_merges_parts_of_a_row(monkeypatch):
     q, cache = inputs(2, 4, 2, 70)
     for programs in (1, 8, 1000):  # no split, two parts, a block each
         monkeypatch.setattr(attention_ragged, "GPU_PROGRAMS", programs)
-        assert_same(lambda *args, **how: attention_ragged.gpu(*args, **how), q, cache, [70, 10])
+        assert_same(lambda *args, **how: pallas_decode.gpu(*args, **how), q, cache, [70, 10])
 
 
 def test_gpu_refuses_a_cache_it_cannot_address():
     shape = jax.ShapeDtypeStruct((1, 1, 2**25 + 128, 64), jnp.int8), jax.ShapeDtypeStruct((1, 1, 2**25 + 128), jnp.float32)
-    cache = attention.Cache(shape[0], shape[0], shape[1], shape[1])
+    cache = reference.Cache(shape[0], shape[0], shape[1], shape[1])
     with pytest.raises(ValueError, match="2 to 4 GiB"):
-        jax.eval_shape(attention_ragged.gpu, jax.ShapeDtypeStruct((1, 1, 64), jnp.bfloat16), cache, jax.ShapeDtypeStruct((1,), jnp.int32))
+        jax.eval_shape(pallas_decode.gpu, jax.ShapeDtypeStruct((1, 1, 64), jnp.bfloat16), cache, jax.ShapeDtypeStruct((1,), jnp.int32))
 
 
 def test_the_list_of_work_holds_only_blocks_that_hold_something():
-    (slot, number), count = attention_ragged._work(jnp.array([0, 3, 8, 0, 1]), 4, 2)
+    (slot, number), count = pallas_decode._work(jnp.array([0, 3, 8, 0, 1]), 4, 2)
     assert int(count) == 4
     assert slot[:4].tolist() == [1, 2, 2, 4] and number[:4].tolist() == [0, 0, 1, 0]
-    assert int(attention_ragged._work(jnp.array([0, 0]), 4, 2)[1]) == 1
+    assert int(pallas_decode._work(jnp.array([0, 0]), 4, 2)[1]) == 1
 
 
 @pytest.mark.parametrize("quantised", [False, True])
@@ -120,8 +121,8 @@ def test_append_writes_one_position_of_each_row(quantised):
     _, other = inputs(5, 4, 2, 40, quantised=quantised)
     new = jax.tree.map(lambda x: -x[:, :, 7:8], other)
     position = jnp.array([0, 39, 15, 16, 33])
-    want = attention.append(cache, new, position)
-    for got, expected, before in zip(attention_ragged.tpu_append(cache, new, position, interpret=True), want, cache, strict=True):
+    want = reference.append(cache, new, position)
+    for got, expected, before in zip(pallas_decode.tpu_append(cache, new, position, interpret=True), want, cache, strict=True):
         if before is not None:
             np.testing.assert_array_equal(got, expected)
             assert (got[1, :, 39] == -before[1, :, 7]).all() and (got[1, :, :39] == before[1, :, :39]).all()
@@ -139,9 +140,9 @@ def test_heads_are_split_over_the_tensor_axis(kernel, K):
     mesh = sharding.make_mesh((1, 2, 2), jax.devices()[:4])
     q, cache = inputs(4, 4, K, 32)
     length, row = jnp.array([32, 1, 0, 17]), jnp.array([1, 0, 0, 1])  # rows are a shard's own
-    attend = attention_ragged.over_tensor(functools.partial(kernel, interpret=True), mesh)
+    attend = pallas_decode.over_tensor(functools.partial(kernel, interpret=True), mesh)
     got = under_shards(attend, mesh)(q, cache, length, row)
-    want = attention.over_cache(q, cache, length, row + jnp.array([0, 0, 2, 2]))
+    want = reference.over_cache(q, cache, length, row + jnp.array([0, 0, 2, 2]))
     np.testing.assert_allclose(got.o_BHC, want.o_BHC, rtol=0, atol=1e-5)
 
 
@@ -162,16 +163,16 @@ def compile_steps(kernel, write, devices, tensor, dtype, cached):
 
         return jax.lax.fori_loop(0, 8, step, (q, cache))
 
-    attend, write = attention_ragged.over_tensor(kernel, mesh), attention_ragged.append_over_tensor(write, mesh)
+    attend, write = pallas_decode.over_tensor(kernel, mesh), pallas_decode.append_over_tensor(write, mesh)
     q, vectors, numbers = rows((16, 16, 128), dtype, "tensor"), rows((16, 8, 1120, 128), cached, "tensor"), rows((16,), jnp.int32)
     vector, scales, scale = (
         rows((16, 8, 1, 128), cached, "tensor"),
         rows((16, 8, 1120), "float32", "tensor"),
         rows((16, 8, 1), "float32", "tensor"),
     )
-    cache, new = attention.Cache(vectors, vectors), attention.Cache(vector, vector)
+    cache, new = reference.Cache(vectors, vectors), reference.Cache(vector, vector)
     if cached == "int8":
-        cache, new = attention.Cache(vectors, vectors, scales, scales), attention.Cache(vector, vector, scale, scale)
+        cache, new = reference.Cache(vectors, vectors, scales, scales), reference.Cache(vector, vector, scale, scale)
     return jax.jit(under_shards(steps, mesh), donate_argnums=1).lower(q, cache, new, numbers, numbers).compile()
 
 
@@ -184,7 +185,7 @@ def test_compiles_for_tpus_that_are_not_there(topology, tensor, dtype, cached, m
     monkeypatch.undo()  # the real blocks
     monkeypatch.setitem(os.environ, "ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    compiled = compile_steps(attention_ragged.tpu, attention_ragged.tpu_append, devices, tensor, dtype, cached)
+    compiled = compile_steps(pallas_decode.tpu, pallas_decode.tpu_append, devices, tensor, dtype, cached)
     text = compiled.as_text()
     assert text.count('custom_call_target="tpu_custom_call"') == 2
     assert "all-gather" not in text and "all-reduce" not in text
@@ -215,7 +216,7 @@ def test_compiles_for_gpus_that_are_not_there(tensor, dtype, cached, monkeypatch
 
     monkeypatch.undo()
     devices = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x8").devices
-    compiled = compile_steps(attention_ragged.gpu, attention.append, devices, tensor, dtype, cached)
+    compiled = compile_steps(pallas_decode.gpu, reference.append, devices, tensor, dtype, cached)
     text = compiled.as_text()
     assert text.count('custom_call_target="__gpu$xla.gpu.triton"') == 1
     assert not re.search(r"\w+\[16,\d,1120,128\]\S* copy", text), "the cache is copied"
@@ -230,5 +231,5 @@ def test_runs_on_a_gpu(dtype, monkeypatch):
         pytest.skip("no GPU")
     monkeypatch.undo()
     args = jax.device_put((*inputs(5, 16, 8, 700, dtype=dtype), jnp.array([0, 1, 700, 512, 129]), jnp.array([3, 0, 2, 1, 1])), device)
-    for got, want in zip(jax.jit(attention_ragged.gpu)(*args), attention.over_cache(*args), strict=True):
+    for got, want in zip(jax.jit(pallas_decode.gpu)(*args), reference.over_cache(*args), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5 if dtype == jnp.float32 else 2**-7)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from p2o_jax.models import head, sharding
+from p2o_jax.models import chunked_logprobs, sharding
 
 V, D, ROWS, N = 60, 16, 8, 12  # 60 rows over eight devices are padded to 64
 
@@ -25,7 +25,7 @@ def test_a_split_head_has_the_plain_log_probs_and_gradients(shape, dtype):
 
     def loss(head_VD, x, target, wanted, weight, parts, mesh):
         x, target, wanted = (y.reshape(parts, -1, *y.shape[2:]) for y in (x, target, wanted > V // 3))
-        both = jnp.stack(head.token_logps(x, head_VD, target, wanted, 0.7, V, 5, mesh=mesh))
+        both = jnp.stack(chunked_logprobs.token_logps(x, head_VD, target, wanted, 0.7, V, 5, mesh=mesh))
         return jnp.sum(both * weight.reshape(both.shape))
 
     how = {"argnums": (0, 1)}

@@ -19,7 +19,7 @@ from types import MappingProxyType
 import pytest
 
 from benchmarks import kill
-from p2o_jax import peers
+from p2o_jax.runtime import liveness
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.append(str(ROOT / "tests" / "gepa"))
@@ -173,7 +173,7 @@ def go_on(workdir: Path, count: int, settings: dict) -> None:
 
 def test_a_killed_process_ends_the_others_which_name_it(killed):
     workdir, codes, seconds, told = killed
-    assert codes == [peers.GONE] * 3 + [-signal.SIGKILL], "\n".join(text[-2000:] for text in told)
+    assert codes == [liveness.GONE] * 3 + [-signal.SIGKILL], "\n".join(text[-2000:] for text in told)
     assert seconds < TIME_OUT_S
     for text in told[:3]:
         (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
@@ -205,7 +205,7 @@ def test_fewer_processes_go_on_from_a_checkpoint_of_four(alone, left, settings, 
 
 def test_a_process_that_never_comes_is_told_by_the_one_that_has(tmp_path, settings):
     group = Group(tmp_path / "run", 4, {**settings, "mesh.start_s": 2}, only=(0,))
-    assert group.wait() == [peers.GONE]
+    assert group.wait() == [liveness.GONE]
     (line,) = [line for line in group.told()[0].splitlines() if line.startswith("error: ")]
     expected = f"not all of 4 processes have come within 2 s: no sign of 1, 2, 3; here are process 0 ({socket.gethostname()})"
     assert line == f"error: {expected}" and not (tmp_path / "run").exists()
@@ -223,7 +223,7 @@ def test_a_process_killed_in_the_prompt_phase_and_sigterm_to_all(alone, tmp_path
     """Killed in GEPA; then all are asked to leave in an update; then the run ends as it would have."""
     workdir = tmp_path / "run"
     group = Group(workdir, 4, settings, {3: aim("gepa", 3, signal.SIGKILL)})
-    assert group.wait() == [peers.GONE] * 3 + [-signal.SIGKILL]
+    assert group.wait() == [liveness.GONE] * 3 + [-signal.SIGKILL]
     assert all(f"process 3 ({socket.gethostname()}) is gone" in text for text in group.told()[:3])
     group = Group(workdir, 4, settings, dict.fromkeys(range(4), aim("update", 1, signal.SIGTERM)))
     assert group.wait() == [0] * 4

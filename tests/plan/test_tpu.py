@@ -17,7 +17,7 @@ from p2o_jax.models import sharding
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.plan import __main__ as command
 from p2o_jax.plan import advice, chips, cost, memory, minimum, programs
-from p2o_jax.records import Sampling
+from p2o_jax.types import Sampling
 
 SPEC = ModelSpec("qwen3", vocab=1024, width=256, layers=2, heads=4, kv_heads=2, head_dim=128, mlp=512, qk_norm=True, tied=True)
 

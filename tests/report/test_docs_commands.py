@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from p2o_jax import config, config_files, config_rules
+from p2o_jax import config
+from p2o_jax.config import loading, rules
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(ROOT.glob("docs/*.md")) + [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "tpu/README.md")]
@@ -116,9 +117,9 @@ TRAINING = [command for command in SCRIPTS if "--config" in command.line]
 
 @pytest.mark.parametrize("command", TRAINING, ids=lambda c: f"{c.page}: {c.line.split()[0]} {c.env.get('P2O_NAME')}")
 def test_what_scripts_train_keeps_the_rules_on_the_devices_that_the_page_asks_for(command):
-    flags, overrides = config_files.parse_flags(shlex.split(command.line)[1:], {"config": None, "workdir": ""})
-    cfg = config.resolve(config_files.from_config_dict(config_files.load_config_dict(str(ROOT / flags["config"]), overrides)))
-    assert config_rules.problems(cfg, devices(command.env)) == []
+    flags, overrides = loading.parse_flags(shlex.split(command.line)[1:], {"config": None, "workdir": ""})
+    cfg = config.resolve(loading.from_config_dict(loading.load_config_dict(str(ROOT / flags["config"]), overrides)))
+    assert rules.problems(cfg, devices(command.env)) == []
 
 
 def devices(env: dict[str, str]) -> int:

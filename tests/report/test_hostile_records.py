@@ -7,11 +7,11 @@ import re
 import pytest
 
 from benchmarks import report_runs
-from p2o_jax import record_rows
 from p2o_jax.config import ConfigError
-from p2o_jax.metrics import read_rows
 from p2o_jax.report import page, samples, serve
 from p2o_jax.report import run as report_run
+from p2o_jax.tracking import record_rows
+from p2o_jax.tracking.metric_names import read_rows
 
 pytest.importorskip("plotly", reason="pip install 'p2o-jax[report]'")
 

@@ -8,12 +8,12 @@ import tracemalloc
 
 import pytest
 
-from p2o_jax import record_rows
 from p2o_jax.config import ConfigError
 from p2o_jax.evaluation import estimates
 from p2o_jax.report import curves, page, questions, rows, samples, serve, templates
 from p2o_jax.report import run as report_run
 from p2o_jax.report.__main__ import main
+from p2o_jax.tracking import record_rows
 
 pytest.importorskip("plotly", reason="pip install 'p2o-jax[report]'")
 

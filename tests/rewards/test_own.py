@@ -6,9 +6,9 @@ import textwrap
 import pytest
 
 from p2o_jax import config
-from p2o_jax.records import Question, Verdict
 from p2o_jax.rewards import examples
 from p2o_jax.rewards.verify import Verifier
+from p2o_jax.types import Question, Verdict
 
 MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "How much?"})
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from p2o_jax import config
-from p2o_jax.records import Question
 from p2o_jax.rewards import pool
 from p2o_jax.rewards.pool import Pool
 from p2o_jax.rewards.verify import Verifier
-from p2o_jax.subprocesses import environment
+from p2o_jax.runtime.subprocesses import environment
+from p2o_jax.types import Question
 
 ROOT = Path(__file__).parents[2]
 REWARD = """
@@ -123,7 +123,7 @@ def test_without_its_guardian_a_worker_ends_and_the_pool_kills_the_group(file, t
 def test_a_killed_or_interrupted_parent_leaves_nothing(file, tmp_path, number):
     code = f"""
         from p2o_jax import config
-        from p2o_jax.records import Question
+        from p2o_jax.types import Question
         from p2o_jax.rewards.verify import Verifier
         with Verifier(config.Reward(fn="{file}:reward", workers=1, timeout_s=60.0)) as verifier:
             verifier.judge(["hang"], [Question("q", (), "", "", {{"file": "{tmp_path / "pids"}"}})])

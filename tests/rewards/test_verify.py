@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2o_jax import config
-from p2o_jax.records import Verdict
-from p2o_jax.rewards import pool, tidy
+from p2o_jax.rewards import normalize, pool
 from p2o_jax.rewards.verify import MAX_ANSWER_CHARS, Verifier
+from p2o_jax.types import Verdict
 
 
 def box(content):
@@ -290,8 +290,8 @@ def test_interpreter_exits_with_open_verifier_and_leaves_no_process(tmp_path):
     ],
 )
 def test_plain_equality(a, b, equal):
-    assert tidy.equal(a, b) is equal
-    assert tidy.equal(b, a) is equal
+    assert normalize.equal(a, b) is equal
+    assert normalize.equal(b, a) is equal
 
 
 @given(st.integers(-(10**9), 10**9), st.integers(1, 1000))
@@ -302,12 +302,12 @@ def test_fractions_equal_themselves_in_every_spelling(top, bottom):
         rf"{sign}\frac{{{abs(top)}}}{{{bottom}}}",
         rf" {sign} \dfrac {{ {abs(top) * 2} }}{{{bottom * 2}}}",
     ]
-    assert all(tidy.equal(spellings[0], s) for s in spellings)
+    assert all(normalize.equal(spellings[0], s) for s in spellings)
 
 
 @given(
     st.text(max_size=40), st.lists(st.sampled_from([*"0123456789./-+ {}$~", r"\frac", r"\left", r"\text{", "\\"]), max_size=15).map("".join)
 )
 def test_plain_equality_never_fails_and_is_symmetric(a, b):
-    assert tidy.equal(a, b) is tidy.equal(b, a)
-    assert tidy.equal(b, b) in (True, False)
+    assert normalize.equal(a, b) is normalize.equal(b, a)
+    assert normalize.equal(b, b) in (True, False)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2o_jax.config import Distill
-from p2o_jax.records import Ask, Completion, Question, Rollout, Verdict
 from p2o_jax.rl import batch
+from p2o_jax.types import Ask, Completion, Question, Rollout, Verdict
 
 QUESTION = Question("q", ({"role": "user", "content": "?"},), "1")
 SEQUENCES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 11)), max_size=30)

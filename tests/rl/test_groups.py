@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from p2o_jax.config import Adv
-from p2o_jax.records import Ask, Completion, Question, Rollout, Verdict
 from p2o_jax.rl.advantages import assert_groups, group_advantages, zero_advantage
+from p2o_jax.types import Ask, Completion, Question, Rollout, Verdict
 
 
 def rollout(question: str, number: int) -> Rollout:

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from p2o_jax import config, runtime
+from p2o_jax import config
 from p2o_jax.models import sharding, transformer
 from p2o_jax.models.spec import ModelSpec
-from p2o_jax.records import Ask, Completion, Question, Request, Rollout, Sampling, Verdict
 from p2o_jax.rl import advantages, batch
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rl.optimizer import make_optimizer
 from p2o_jax.rollout.engine import Engine
+from p2o_jax.runtime import rng
+from p2o_jax.types import Ask, Completion, Question, Request, Rollout, Sampling, Verdict
 
 SPEC = ModelSpec(
     family="qwen3", vocab=50, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48,
@@ -477,7 +478,7 @@ def test_at_float32_sampler_and_learner_differ_by_rounding():
     engine = Engine(SPEC, single(), cfg.rollout, [MAX_NEW], [3, 4], 0, jnp.float32)
     requests = [Request(r.prompt_ids, r.ask.name) for r in make_rollouts()]
     how = Sampling(TEMPERATURE, MAX_NEW)
-    completions = engine.generate(engine.lay_out(OLD), requests, how, runtime.key(0, "gap"))
+    completions = engine.generate(engine.lay_out(OLD), requests, how, rng.key(0, "gap"))
     rollouts = [dataclasses.replace(r, completion=c) for r, c in zip(make_rollouts(), completions, strict=True)]
     made = batch.examples(rollouts, advantages.group_advantages(reward_table(rollouts), cfg.adv), cfg.distill)
     _, stats = make_learner(cfg).score(OLD, None, made)

@@ -10,11 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from p2o_jax import build, checkpoint, config, export, footprint
+from p2o_jax import config, export
+from p2o_jax.build import components, memory_report
+from p2o_jax.build.model import Model
 from p2o_jax.models import lora, sharding, transformer
 from p2o_jax.models.spec import Lora, Weight, weights
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rl.optimizer import apply_updates, make_optimizer, round_stochastically
+from p2o_jax.tracking import checkpoint
 
 _spec = importlib.util.spec_from_file_location("learner_reference", Path(__file__).parent / "test_learner.py")
 assert _spec and _spec.loader
@@ -92,13 +95,13 @@ def test_disk_and_memory_count_the_bytes_of_a_state(tmp_path, monkeypatch):
         learner = make_learner(spec, "bfloat16")
         state = learner.abstract_state()
         size = sum(x.size for x in jax.tree.leaves(state.params))
-        held = build.memory.per_device((state.params, state.opt_state))
+        held = components.memory.per_device((state.params, state.opt_state))
         assert 0 <= held - per_weight * size < 64, "and counters"
-        assert footprint._in_float32(state.params) == 4 * size
+        assert memory_report._in_float32(state.params) == 4 * size
         asked = []
         monkeypatch.setattr(checkpoint, "space_problems", lambda workdir, cfg, state_bytes, steps: asked.append(state_bytes) or [])
-        model = build.Model(tmp_path, spec, None, reference.single(), jnp.float32)  # type: ignore[arg-type]
-        build._space_problems(learner.cfg, tmp_path, model, 8)
+        model = Model(tmp_path, spec, None, reference.single(), jnp.float32)  # type: ignore[arg-type]
+        components._space_problems(learner.cfg, tmp_path, model, 8)
         assert asked == [per_weight * size]
 
 

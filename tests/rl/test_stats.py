@@ -2,10 +2,10 @@
 
 import pytest
 
-from p2o_jax import metrics
 from p2o_jax.report import curves
 from p2o_jax.rl import stats
 from p2o_jax.rollout.engine import Work
+from p2o_jax.tracking import metric_names
 
 SUMS = {
     "loss": 0.5, "policy_loss": 0.25, "kl_loss": 2.0, "grad_norm": 3.0, "update_norm": 0.1, "param_norm": 9.0, "bad": 0.0,
@@ -26,7 +26,7 @@ def test_an_update_by_hand():
     assert found["train/frac_clipped"] == 0.25 and found["train/frac_dual_clipped"] == 0.125
     assert found["perf/frac_row_tokens_real"] == 0.75
     assert found["train/logprob_gap_mean"] == 0.25 and found["train/logprob_gap_max"] == 0.75
-    assert set(found) <= set(metrics.METRICS)
+    assert set(found) <= set(metric_names.METRICS)
     assert "train/kl_loss" not in stats.update_stats({k: v for k, v in SUMS.items() if k != "kl_loss"}, 40)
 
 
@@ -40,9 +40,9 @@ def test_where_nothing_was_trained_there_is_no_mean_over_trained_tokens():
 
 
 def test_an_update_without_tokens_pulls_no_mean_of_its_step_towards_zero():
-    step = metrics.of_updates({}, [stats.update_stats(SUMS, 40), nothing_trained()])
+    step = metric_names.of_updates({}, [stats.update_stats(SUMS, 40), nothing_trained()])
     assert step["train/entropy"] == 0.75 and step["train/trained_tokens"] == 4
-    assert not OF_TOKENS & set(metrics.of_updates({}, [nothing_trained()]))
+    assert not OF_TOKENS & set(metric_names.of_updates({}, [nothing_trained()]))
 
 
 def test_a_curve_has_a_gap_where_a_row_lacks_the_metric():

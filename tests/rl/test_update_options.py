@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from p2o_jax import config, runtime
+from p2o_jax import config
 from p2o_jax.config import Adv, ConfigError, Distill, Loss
 from p2o_jax.models import transformer
 from p2o_jax.models.spec import ModelSpec
-from p2o_jax.records import Ask, Completion, Question, Request, Rollout, Sampling, Verdict
 from p2o_jax.rl import advantages, batch, distill, losses, stats
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rl.optimizer import make_optimizer, make_rate
 from p2o_jax.rollout.engine import Engine
+from p2o_jax.runtime import rng
+from p2o_jax.types import Ask, Completion, Question, Request, Rollout, Sampling, Verdict
 
 _spec = importlib.util.spec_from_file_location("learner_reference", Path(__file__).parent / "test_learner.py")
 assert _spec and _spec.loader
@@ -152,7 +153,7 @@ def test_at_float32_the_gap_that_the_first_update_measures_is_rounding():
     engine = Engine(reference.SPEC, reference.single(), cfg.rollout, [reference.MAX_NEW], [3, 4], 0, jnp.float32)
     requests = [Request(r.prompt_ids, r.ask.name) for r in reference.make_rollouts()]
     how = Sampling(reference.TEMPERATURE, reference.MAX_NEW)
-    completions = engine.generate(engine.lay_out(reference.OLD), requests, how, runtime.key(0, "gap"))
+    completions = engine.generate(engine.lay_out(reference.OLD), requests, how, rng.key(0, "gap"))
     rollouts = [dataclasses.replace(r, completion=c) for r, c in zip(reference.make_rollouts(), completions, strict=True)]
     made = examples_of(cfg, rollouts)
     learner = reference.make_learner(cfg)

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from p2o_jax.progress import Reporter
-from p2o_jax.records import Ask, Completion, Question, Sampling, Verdict
-from p2o_jax.rollout.answer import Answerer
 from p2o_jax.rollout.engine import Work
+from p2o_jax.rollout.pipeline import Answerer
+from p2o_jax.runtime.console import Reporter
+from p2o_jax.types import Ask, Completion, Question, Sampling, Verdict
 
 QUESTIONS = [Question(f"q{i}", ({"role": "user", "content": f"n{i}"},), str(i)) for i in range(6)]
 ASKS = [Ask(question, "", f"{question.id}/{g}") for question in QUESTIONS for g in range(2)]

@@ -8,19 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from p2o_jax import runtime
 from p2o_jax.config import Rollout
-from p2o_jax.models import attention, attention_decode, attention_ragged, sharding, transformer
+from p2o_jax.models import sharding, transformer
+from p2o_jax.models.attention import decoding, pallas_decode, reference
 from p2o_jax.models.spec import ModelSpec
-from p2o_jax.records import Request, Sampling
-from p2o_jax.rollout import waves
+from p2o_jax.rollout import scheduler
 from p2o_jax.rollout.engine import Engine, Program, Work
+from p2o_jax.runtime import distributed, rng
+from p2o_jax.types import Request, Sampling
 
 SPEC = ModelSpec("qwen3", vocab=50, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, qk_norm=True, tied=True)
 STOPS = (7, 31)
 BUCKETS, CAPACITY, SLOTS = (8, 16), 40, 8
 HOW = Sampling(1.0, CAPACITY)
-KEY = runtime.key(0, "test")
+KEY = rng.key(0, "test")
 
 
 def init_params():
@@ -173,15 +174,15 @@ def test_key_and_name_make_the_text():
     twice = engine.generate(weights, [Request(prompt, "a"), Request(prompt, "b"), Request(prompt, "a")], HOW, KEY)
     a, b, again = texts(twice)
     assert a == again and a != b
-    (other,) = texts(engine.generate(weights, [Request(prompt, "a")], HOW, runtime.key(0, "other")))
+    (other,) = texts(engine.generate(weights, [Request(prompt, "a")], HOW, rng.key(0, "other")))
     assert other != a
 
 
 def test_keys_of_two_phases_or_steps_differ():
     names = [(seed, phase, step) for seed in (0, 1) for phase in ("rollout", "gepa") for step in range(20)]
-    keys = {tuple(np.asarray(jax.random.key_data(runtime.key(seed, *rest))).tolist()) for seed, *rest in names}
+    keys = {tuple(np.asarray(jax.random.key_data(rng.key(seed, *rest))).tolist()) for seed, *rest in names}
     assert len(keys) == len(names)
-    words = {tuple(w) for w in runtime.name_words([f"train/{i}/{g}" for i in range(200) for g in range(8)]).tolist()}
+    words = {tuple(w) for w in rng.name_words([f"train/{i}/{g}" for i in range(200) for g in range(8)]).tolist()}
     assert len(words) == 1600
 
 
@@ -192,8 +193,8 @@ def test_what_is_listed_and_compiled_ahead_is_all_that_runs():
     engine.programs.compile(listed)
     assert len(engine.programs) == 1 + len(BUCKETS) * (1 + 2 * (2 + 2))  # any prompts or whole groups; bank and prefill, decoding twice
     params = engine.lay_out(PARAMS)
-    keys = [runtime.key(epoch, "again") for epoch in range(3)]
-    counter = runtime.CompileCounter()
+    keys = [rng.key(epoch, "again") for epoch in range(3)]
+    counter = distributed.CompileCounter()
     for key in keys:
         for how in (Sampling(0.3, 3), Sampling(0.0, 17), Sampling(2.0, 20, plain_logps=True), Sampling(0.5, 9, top_p=0.4, min_p=0.1)):
             for count in (1, 40, 90):
@@ -256,11 +257,11 @@ def test_the_same_text_with_kernels(kernel, monkeypatch):
     mesh = sharding.make_mesh((1, 1, 1), devices=jax.devices()[:1])
     cfg = Rollout(questions=2, group_size=4, slots=4, prompt_buckets=(16,), bank_tokens=64)
     attend = functools.partial(getattr(attention_ragged, kernel), interpret=True)
-    append = functools.partial(attention_ragged.tpu_append, interpret=True) if kernel == "tpu" else attention.append
+    append = functools.partial(pallas_decode.tpu_append, interpret=True) if kernel == "tpu" else reference.append
     kinds = {
-        "dense": attention_decode.for_mesh(mesh, 2, 8),
-        kernel: attention_decode.Kind(
-            attention.Cache, attention_ragged.append_over_tensor(append, mesh), attention_ragged.over_tensor(attend, mesh), False
+        "dense": decoding.for_mesh(mesh, 2, 8),
+        kernel: decoding.Kind(
+            reference.Cache, pallas_decode.append_over_tensor(append, mesh), pallas_decode.over_tensor(attend, mesh), False
         ),
     }
     got = {}
@@ -313,7 +314,7 @@ def test_long_tails_keep_the_slots_busy():
 def test_whole_groups_read_their_prompt_together():
     """Forty rollouts of ten prompts share the bank's rows, four prompts asked once do not; see also the texts above."""
     engine, weights = make_engine(prompt_buckets=(16,))
-    (wave,) = waves.plan(make_requests(), {16: 64}, 1, engine.max_rollouts)
+    (wave,) = scheduler.plan(make_requests(), {16: 64}, 1, engine.max_rollouts)
     assert engine._shape(wave)[1] == 4
-    (wave,) = waves.plan([make_requests()[i] for i in (0, 4, 8, 12)], {16: 64}, 1, engine.max_rollouts)
+    (wave,) = scheduler.plan([make_requests()[i] for i in (0, 4, 8, 12)], {16: 64}, 1, engine.max_rollouts)
     assert engine._shape(wave)[1] == 1

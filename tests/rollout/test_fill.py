@@ -4,11 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from p2o_jax import assign
 from p2o_jax.config import Rollout as RolloutConfig
 from p2o_jax.data.questions import Questions
-from p2o_jax.records import Assignment, Completion, Question, Rollout, Verdict
-from p2o_jax.rollout import fill
+from p2o_jax.p2o import assign
+from p2o_jax.rollout import dynamic_sampling
+from p2o_jax.state import Assignment
+from p2o_jax.types import Completion, Question, Rollout, Verdict
 
 G, PER_STEP, NUM = 2, 3, 12
 QUESTIONS = tuple(Question(f"q{i}", ({"role": "user", "content": str(i)},), "1") for i in range(NUM))
@@ -38,7 +39,7 @@ def fill_step(useful, step=0, rounds=10, assignment=Assignment()):  # noqa: B008
     toy, questions = Toy(useful), Questions(QUESTIONS, PER_STEP, seed=1)
     asked = toy.answer(None, assign.asks_for(questions.batch(step), assignment, G, "train"), KEY)
     cfg = RolloutConfig(questions=PER_STEP, group_size=G, max_sampling_rounds=rounds, dynamic_sampling=True)
-    return fill.DynamicSampling(toy.answer, questions, cfg, toy.useful)(None, asked, assignment, step, KEY), toy
+    return dynamic_sampling.DynamicSampling(toy.answer, questions, cfg, toy.useful)(None, asked, assignment, step, KEY), toy
 
 
 def ids(rollouts):
@@ -89,5 +90,5 @@ def test_further_questions_are_asked_under_their_templates():
 
 def test_as_asked_trains_on_what_was_asked():
     rollouts = Toy(set()).answer(None, assign.asks_for(QUESTIONS[:2], Assignment(), G, "train"), KEY)
-    filled = fill.as_asked(None, rollouts, Assignment(), 0, KEY)
+    filled = dynamic_sampling.as_asked(None, rollouts, Assignment(), 0, KEY)
     assert filled.trained is rollouts and filled.made is rollouts and filled.stats == {}

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from p2o_jax.models import attention, transformer
+from p2o_jax.models import transformer
+from p2o_jax.models.attention import reference
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rollout import decode, prefill
 from p2o_jax.rollout.prefill import Piece
@@ -46,7 +47,7 @@ def make_prompts() -> list[tuple[int, ...]]:
     return [*prompts, header, (3,), (3, 4)]
 
 
-def fill(prompts, chunk, share, rows_at_a_time, kind=attention.Transposed, dtype=jnp.float32):
+def fill(prompts, chunk, share, rows_at_a_time, kind=reference.Transposed, dtype=jnp.float32):
     """The bank as the engine fills it, and how many chunks were computed."""
     bank = decode.empty_caches(SPEC, len(prompts), 64, dtype, kind)
     run = jax.jit(lambda *args: prefill.extend(SPEC, WEIGHTS, *args))
@@ -67,7 +68,7 @@ def expected(prompt):
     ids = jnp.asarray([prompt[:-1]])
 
     def attend(q, k, v, cache):
-        return attention.packed(q, k, v, jnp.ones_like(ids)), (k, v)
+        return reference.packed(q, k, v, jnp.ones_like(ids)), (k, v)
 
     _, caches = transformer.hidden(SPEC, WEIGHTS, ids, jnp.arange(ids.size)[None], attend)
     return [tuple(x[0].swapaxes(0, 1) for x in layer) for layer in caches]
@@ -75,7 +76,7 @@ def expected(prompt):
 
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize(("chunk", "rows_at_a_time"), [(8, 4), (16, 13), (16, 1)])
-@pytest.mark.parametrize("kind", [attention.Cache, attention.Transposed])
+@pytest.mark.parametrize("kind", [reference.Cache, reference.Transposed])
 def test_the_bank_holds_what_a_whole_forward_pass_gives(share, chunk, rows_at_a_time, kind):
     prompts = make_prompts()
     bank, num_chunks = fill(prompts, chunk, share, rows_at_a_time, kind)
@@ -84,7 +85,7 @@ def test_the_bank_holds_what_a_whole_forward_pass_gives(share, chunk, rows_at_a_
     for row, prompt in enumerate(prompts):
         if len(prompt) > 1:
             for cache, (k, v) in zip(bank, expected(prompt), strict=True):
-                held_k = cache.k_RKSC[row] if kind is attention.Cache else cache.k_RKSC[row].swapaxes(1, 2)
+                held_k = cache.k_RKSC[row] if kind is reference.Cache else cache.k_RKSC[row].swapaxes(1, 2)
                 np.testing.assert_allclose(held_k[:, : len(prompt) - 1], k, rtol=1e-4, atol=2e-5)
                 np.testing.assert_allclose(cache.v_RKSC[row][:, : len(prompt) - 1], v, rtol=1e-4, atol=2e-5)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from p2o_jax.records import Sampling
-from p2o_jax.rollout import sampling
+from p2o_jax.rollout import token_sampling
+from p2o_jax.types import Sampling
 
 LOGITS = np.random.default_rng(0).normal(size=23).astype(np.float32) * 1.5
 DRAWS = 20000
@@ -16,7 +16,7 @@ DRAWS = 20000
 def draws(how: Sampling, logits=LOGITS, count=DRAWS, seed=0):
     """Tokens and log-probs of that many independent draws."""
     uniform = jax.random.uniform(jax.random.key(seed), (count,))
-    one = jax.jit(lambda u: sampling.draw(jnp.asarray(logits)[None], u[None], sampling.knobs(how), sampling.filters(how)))
+    one = jax.jit(lambda u: token_sampling.draw(jnp.asarray(logits)[None], u[None], token_sampling.knobs(how), token_sampling.filters(how)))
     token, logp = jax.vmap(one)(uniform)
     return np.asarray(token)[:, 0], np.asarray(logp)[:, 0]
 
@@ -90,18 +90,18 @@ def test_greedy_takes_the_best_and_scores_it_under_the_plain_softmax():
 
 def test_rows_are_drawn_each_from_their_own_logits():
     logits = jnp.asarray(np.where(np.eye(7)[[3, 0, 6, 2]] > 0, 50.0, 0.0).astype(np.float32))
-    token, logp = sampling.draw(logits, jnp.float32([0.1, 0.5, 0.9, 0.999]), sampling.knobs(Sampling(1.0, 1)), False)
+    token, logp = token_sampling.draw(logits, jnp.float32([0.1, 0.5, 0.9, 0.999]), token_sampling.knobs(Sampling(1.0, 1)), False)
     assert list(np.asarray(token)) == [3, 0, 6, 2]
     np.testing.assert_allclose(logp, 0, atol=1e-6)
 
 
 def test_settings_that_filter_nothing_need_no_filter():
-    assert not sampling.filters(Sampling(1.0, 1)) and not sampling.filters(Sampling(0.0, 1, top_k=5))
-    assert all(sampling.filters(Sampling(1.0, 1, **how)) for how in ({"top_k": 1}, {"top_p": 0.9}, {"min_p": 0.1}))
-    how = sampling.knobs(Sampling(0.7, 1))
+    assert not token_sampling.filters(Sampling(1.0, 1)) and not token_sampling.filters(Sampling(0.0, 1, top_k=5))
+    assert all(token_sampling.filters(Sampling(1.0, 1, **how)) for how in ({"top_k": 1}, {"top_p": 0.9}, {"min_p": 0.1}))
+    how = token_sampling.knobs(Sampling(0.7, 1))
     uniform = jax.random.uniform(jax.random.key(1), (500,))
     logits = jnp.broadcast_to(jnp.asarray(LOGITS)[None], (500, LOGITS.size))
-    for a, b in zip(sampling.draw(logits, uniform, how, False), sampling.draw(logits, uniform, how, True), strict=True):
+    for a, b in zip(token_sampling.draw(logits, uniform, how, False), token_sampling.draw(logits, uniform, how, True), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -115,7 +115,7 @@ def test_inverse_cdf_is_the_plain_search(size):
     weight[size // 2] = 2
     uniform = np.float32([0, 1e-9, 0.1, 0.25, 0.5, 0.5001, 0.75, 0.9, 0.999, BELOW_1])
     rows = jnp.broadcast_to(jnp.asarray(weight)[None], (len(uniform), size))
-    got = np.asarray(sampling.inverse_cdf(rows, jnp.asarray(uniform)))
+    got = np.asarray(token_sampling.inverse_cdf(rows, jnp.asarray(uniform)))
     want = np.searchsorted(np.cumsum(weight), uniform * weight.sum(), side="right")
     np.testing.assert_array_equal(got, np.minimum(want, np.flatnonzero(weight).max()))
 
@@ -128,18 +128,18 @@ def test_tokens_of_no_weight_are_never_drawn(size):
         weight = np.where(rng.random(size) < 0.6, 0, 10.0 ** rng.uniform(-12, 0, size)).astype(np.float32)
         weight[rng.integers(size)] = 1e-3
         uniform = np.append(rng.random(60), [0, BELOW_1, 1.0]).astype(np.float32)
-        token = np.asarray(sampling.inverse_cdf(jnp.broadcast_to(jnp.asarray(weight)[None], (63, size)), jnp.asarray(uniform)))
+        token = np.asarray(token_sampling.inverse_cdf(jnp.broadcast_to(jnp.asarray(weight)[None], (63, size)), jnp.asarray(uniform)))
         assert token.min() >= 0 and token.max() < size and np.all(weight[token] > 0)
 
 
 def test_the_only_token_is_drawn_whatever_the_uniform():
     for size, place in ((1, 0), (10, 0), (10, 9), (50, 30)):
         weight = jnp.zeros((3, size)).at[:, place].set(1e-20)
-        assert list(np.asarray(sampling.inverse_cdf(weight, jnp.float32([0, 0.5, BELOW_1])))) == [place] * 3
+        assert list(np.asarray(token_sampling.inverse_cdf(weight, jnp.float32([0, 0.5, BELOW_1])))) == [place] * 3
 
 
 def test_ties_at_a_threshold_all_stay():
     """Equal scores cannot be told apart by a threshold: top-k keeps them all rather than some by their index."""
     z = jnp.float32([[1.0, 0.0, 0.0, -1.0]])
-    kept = sampling.keep(z, sampling.knobs(Sampling(1.0, 1, top_k=2)))
-    np.testing.assert_array_equal(np.asarray(kept)[0] > sampling.NEG, [True, True, True, False])
+    kept = token_sampling.keep(z, token_sampling.knobs(Sampling(1.0, 1, top_k=2)))
+    np.testing.assert_array_equal(np.asarray(kept)[0] > token_sampling.NEG, [True, True, True, False])

@@ -6,16 +6,18 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from p2o_jax import config, gepa, runtime
+from p2o_jax import config, gepa
 from p2o_jax.config import Config
 from p2o_jax.data.chat import templated
 from p2o_jax.models import sharding, transformer
 from p2o_jax.models.spec import ModelSpec
-from p2o_jax.progress import Reporter
-from p2o_jax.records import Ledger, Question, RunState, Sampling, Verdict
-from p2o_jax.rollout.answer import Answerer
 from p2o_jax.rollout.engine import Engine
-from p2o_jax.rollout.stages import PhaseJournals, Stages, num_set_aside, settings_digest
+from p2o_jax.rollout.gepa_adapter import PhaseJournals, Stages, num_set_aside, settings_digest
+from p2o_jax.rollout.pipeline import Answerer
+from p2o_jax.runtime import distributed, rng
+from p2o_jax.runtime.console import Reporter
+from p2o_jax.state import Ledger, RunState
+from p2o_jax.types import Question, Sampling, Verdict
 
 SPEC = ModelSpec("qwen3", vocab=32, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16, qk_norm=True, tied=True)
 CFG = config.resolve(
@@ -58,7 +60,7 @@ def test_what_a_reward_function_says_is_feedback_unless_it_failed(answerer):
     made, weights = answerer
     told = [Verdict(0.2, 1.0, "wrong", "Shorter."), Verdict(0.0, 1.0, "error", "KeyError"), Verdict(1.0, 1.0, "correct")]
     judged = Answerer(made.engine, made.chat, lambda texts, questions: told, made.reporter)
-    stages = Stages(judged, lambda: weights, lambda *_: ([], {}), CFG, runtime.key(0, "gepa"), Ledger())
+    stages = Stages(judged, lambda: weights, lambda *_: ([], {}), CFG, rng.key(0, "gepa"), Ledger())
     outcomes = stages.evaluate([("", q) for q in HARD[:3]])
     assert [(o.score, o.feedback) for o in outcomes] == [(0.2, "Shorter."), (0.0, ""), (1.0, "")]
 
@@ -74,11 +76,11 @@ def test_transfers_of_successes_alone_are_asked_for_with_reliance(answerer):
         asked.extend(r.ask.question.id for r in rollouts)
         return [0.25, 0.5]
 
-    outcomes = Stages(judged, lambda: weights, lambda *_: ([], {}), on, runtime.key(0, "gepa"), Ledger(), transfers).evaluate(
+    outcomes = Stages(judged, lambda: weights, lambda *_: ([], {}), on, rng.key(0, "gepa"), Ledger(), transfers).evaluate(
         [("z", q) for q in HARD[:3]]
     )
     assert asked == ["q0", "q2"] and [o.transfer for o in outcomes] == [0.25, 0.0, 0.5]
-    off = Stages(judged, lambda: weights, lambda *_: ([], {}), CFG, runtime.key(0, "gepa"), Ledger(), transfers).evaluate(
+    off = Stages(judged, lambda: weights, lambda *_: ([], {}), CFG, rng.key(0, "gepa"), Ledger(), transfers).evaluate(
         [("z", q) for q in HARD[:3]]
     )
     assert asked == ["q0", "q2"] and {o.transfer for o in off} == {0.0}
@@ -90,10 +92,10 @@ def verify(texts, questions):
 
 @pytest.fixture(scope="module")
 def answerer():
-    mesh = sharding.make_mesh((1, 1, 1), devices=runtime.jax.devices()[:1])
+    mesh = sharding.make_mesh((1, 1, 1), devices=distributed.jax.devices()[:1])
     engine = Engine(SPEC, mesh, CFG.rollout, [6], (7,), 0, jnp.float32)
     made = Answerer(engine, LetterChat(), verify, Reporter(enabled=False))
-    return made, engine.lay_out(transformer.init(SPEC, runtime.key(0, "init")))
+    return made, engine.lay_out(transformer.init(SPEC, rng.key(0, "init")))
 
 
 class Phase:
@@ -109,7 +111,7 @@ class Phase:
 
     def search(self, state, journal):
         how = Sampling(1.0, 6)
-        key = runtime.key(0, "gepa", state.step)
+        key = rng.key(0, "gepa", state.step)
 
         def reply(prompts, names, spent):
             return self.answerer.reply(self.weights, prompts, names, how, key)

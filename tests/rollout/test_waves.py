@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2o_jax.records import Request
-from p2o_jax.rollout import waves
+from p2o_jax.rollout import scheduler
+from p2o_jax.types import Request
 
 PROMPTS = st.tuples(st.integers(0, 12), st.integers(1, 16))  # which prompt, and how long
 
@@ -24,7 +24,7 @@ def make_requests(drawn) -> list[Request]:
 def test_every_request_runs_once_within_capacity(drawn, num_shards, max_prompts, max_rollouts):
     requests = make_requests(drawn)
     buckets = {4: max_prompts, 16: max(max_prompts // 2, 1)}
-    planned = waves.plan(requests, buckets, num_shards, max_rollouts)
+    planned = scheduler.plan(requests, buckets, num_shards, max_rollouts)
     seen = []
     for wave in planned:
         assert len(wave.shards) == num_shards and any(s.queue for s in wave.shards)
@@ -46,7 +46,7 @@ def test_every_request_runs_once_within_capacity(drawn, num_shards, max_prompts,
 def test_shards_get_equal_numbers_of_rollouts(groups, group_size, num_shards):
     """Where nothing is known of lengths and prompts fit: all in one wave."""
     requests = make_requests([(g % 13, 1 + g // 13) for g in range(groups) for _ in range(group_size)])
-    (wave,) = waves.plan(requests, {16: 1000}, num_shards, 1000)
+    (wave,) = scheduler.plan(requests, {16: 1000}, num_shards, 1000)
     loads = [len(s.queue) for s in wave.shards]
     assert sum(loads) == len(requests)
     assert max(loads) - min(loads) <= 1
@@ -61,7 +61,7 @@ def test_shards_get_equal_numbers_of_rollouts(groups, group_size, num_shards):
 )
 def test_shards_get_equal_numbers_of_expected_tokens_long_ones_first(lengths, num_shards, group_size):
     requests = [Request((i,), f"r{i}/{g}", length) for i, length in enumerate(lengths) for g in range(group_size)]
-    (wave,) = waves.plan(requests, {1: 1000}, num_shards, 1000)
+    (wave,) = scheduler.plan(requests, {1: 1000}, num_shards, 1000)
     queues = [[requests[i].expected_tokens for i, _ in shard.queue] for shard in wave.shards]
     assert sum(map(len, queues)) == len(requests)
     fair = sum(map(sum, queues)) / num_shards
@@ -71,20 +71,20 @@ def test_shards_get_equal_numbers_of_expected_tokens_long_ones_first(lengths, nu
 
 def test_every_shard_gets_long_and_short_ones():
     lengths = [1000.0, 10.0] * 8
-    (wave,) = waves.plan([Request((i,), f"r{i}", n) for i, n in enumerate(lengths)], {1: 100}, 4, 100)
+    (wave,) = scheduler.plan([Request((i,), f"r{i}", n) for i, n in enumerate(lengths)], {1: 100}, 4, 100)
     assert [[lengths[i] for i, _ in shard.queue] for shard in wave.shards] == [[1000.0] * 2 + [10.0] * 2] * 4
 
 
 def test_what_has_no_room_waits_for_the_next_wave():
     requests = [Request((i,), f"r{i}", 1.0 + (i == 0) * 99) for i in range(10)]
-    first, second = waves.plan(requests, {1: 100}, 2, 4)
+    first, second = scheduler.plan(requests, {1: 100}, 2, 4)
     assert [len(s.queue) for s in first.shards] == [4, 4] and [len(s.queue) for s in second.shards] == [1, 1]
 
 
 def test_nothing_to_do_is_no_wave():
-    assert waves.plan([], {8: 2}, 4, 4) == []
+    assert scheduler.plan([], {8: 2}, 4, 4) == []
 
 
 def test_a_prompt_longer_than_the_largest_bucket_is_named():
     with pytest.raises(ValueError, match=r"prompt of 17 tokens \(mine\); config\.rollout\.prompt_buckets end at 16"):
-        waves.plan([Request((1,) * 17, "mine")], {4: 1, 16: 1}, 1, 1)
+        scheduler.plan([Request((1,) * 17, "mine")], {4: 1, 16: 1}, 1, 1)

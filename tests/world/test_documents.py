@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from p2o_jax.world import documents, families, phrases
-from p2o_jax.world.languages import SMALL
+from p2o_jax.toy_world import documents, families, phrases
+from p2o_jax.toy_world.languages import SMALL
 
 DIAL = 1e-5
 ALL = phrases.SMALL.all

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 
-from p2o_jax.world import families
-from p2o_jax.world.families import Family
-from p2o_jax.world.languages import LANGUAGES, LARGE
+from p2o_jax.toy_world import families
+from p2o_jax.toy_world.families import Family
+from p2o_jax.toy_world.languages import LANGUAGES, LARGE
 
 every_family = pytest.mark.parametrize(
     "family", [pytest.param(f, id=f"{size}-{f.name}") for size, language in LANGUAGES.items() for f in language.families.values()]

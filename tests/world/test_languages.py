@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from p2o_jax import config, config_files, config_rules, records
+from p2o_jax import config, types
+from p2o_jax.config import loading, rules
 from p2o_jax.gepa.reflection import compact_prompt
-from p2o_jax.world import documents, packing, phrases, pretrain, questions, tokenizer
-from p2o_jax.world.languages import LANGUAGES, LARGE, SMALL, Language
+from p2o_jax.toy_world import documents, packing, phrases, pretrain, questions, tokenizer
+from p2o_jax.toy_world.languages import LANGUAGES, LARGE, SMALL, Language
 
 LARGE_CONFIG = Path(__file__).parents[2] / "configs" / "world_large.py"
 every_size = pytest.mark.parametrize("size", LANGUAGES)
 
 
 def large_config() -> config.Config:
-    return config.resolve(config_files.from_config_dict(runpy.run_path(str(LARGE_CONFIG))["get_config"]()))
+    return config.resolve(loading.from_config_dict(runpy.run_path(str(LARGE_CONFIG))["get_config"]()))
 
 
 def small_documents() -> tuple[list[documents.Document], list[documents.Document]]:
@@ -32,11 +33,11 @@ def test_the_small_world_is_bit_for_bit_what_its_published_figures_were_measured
     """Digests of the text; with another one every base has to be pretrained, and every result measured, again."""
     asked, reflected = small_documents()
     cfg = config.World()
-    assert records.digest(*tokenizer.vocabulary(SMALL)) == "85a2dd0db5fadd5e"
-    assert records.digest(*map(repr, asked)) == "01b49b167fbe436e"
-    assert records.digest(*map(repr, reflected)) == "13e6343af4e0bd37"
-    assert records.digest(*map(repr, questions.train_questions(cfg))) == "fe82e0f4c95a8e94"
-    assert records.digest(*map(repr, questions.heldout_questions(cfg))) == "ad86809c357d115a"
+    assert types.digest(*tokenizer.vocabulary(SMALL)) == "85a2dd0db5fadd5e"
+    assert types.digest(*map(repr, asked)) == "01b49b167fbe436e"
+    assert types.digest(*map(repr, reflected)) == "13e6343af4e0bd37"
+    assert types.digest(*map(repr, questions.train_questions(cfg))) == "fe82e0f4c95a8e94"
+    assert types.digest(*map(repr, questions.heldout_questions(cfg))) == "ad86809c357d115a"
     assert pretrain.base_directory(cfg).name == "base-12dee4f19ce9cbc6"
     assert pretrain.base_directory(config.World(p_chain_plain=1e-2, seed=1)).name == "base-3ec7ca5fbfd24d97"
 
@@ -49,7 +50,7 @@ def test_the_small_worlds_rows_are_bit_for_bit_what_they_were():
         packing.Packer(*SMALL.reflection_shape, SMALL, lambda: documents.reflection_document(reflected, SMALL, 1e-5)),
     )
     arrays = [repr(array.tolist()) for packer in packers for _ in range(2) for array in packer.batch()]
-    assert records.digest(*arrays) == "0b849ed35c22d21a"
+    assert types.digest(*arrays) == "0b849ed35c22d21a"
 
 
 def test_the_large_language_is_as_large_as_it_says():
@@ -88,8 +89,8 @@ def test_the_rule_on_row_tokens_is_the_longest_document_and_the_longest_reflecti
     asked, reflected = (num_tokens(part, language) for part in zip(*longest_documents(language), strict=True))
     fitting = config.Config(world=config.World(size=size, row_tokens=max(asked)))
     short = config.Config(world=config.World(size=size, row_tokens=max(asked) - 1))
-    assert not [line for line in config_rules.problems(config.resolve(fitting), 1) if "world" in line]
-    (line,) = [line for line in config_rules.problems(config.resolve(short), 1) if "world" in line]
+    assert not [line for line in rules.problems(config.resolve(fitting), 1) if "world" in line]
+    (line,) = [line for line in rules.problems(config.resolve(short), 1) if "world" in line]
     assert f"config.world.row_tokens={max(asked) - 1}" in line and f"{size}, {max(asked)} tokens" in line
     assert max(reflected) <= language.reflection_shape[1]
 
@@ -105,7 +106,7 @@ def test_every_document_that_is_drawn_is_known_and_no_longer_than_the_longest(si
 
 def test_the_large_config_is_valid_and_holds_what_the_large_world_says():
     cfg = large_config()
-    assert not config_rules.problems(cfg, 1) and cfg.world.size == "large"
+    assert not rules.problems(cfg, 1) and cfg.world.size == "large"
     plain = [len(tokenizer.chat_words(q.text)) for q in questions.train_questions(cfg.world) + questions.heldout_questions(cfg.world)]
     assert max(plain) <= cfg.data.max_prompt_tokens
     for asked, reflected in longest_documents(LARGE):

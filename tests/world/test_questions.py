@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from p2o_jax import config, records
-from p2o_jax.world import documents, languages, questions
+from p2o_jax import config, types
+from p2o_jax.toy_world import documents, languages, questions
 
 CFG = config.World()
 of_every_size = pytest.mark.parametrize("cfg", [CFG, config.World(size="large")], ids=lambda cfg: cfg.size)
@@ -21,7 +21,7 @@ def test_counts_and_meta(cfg):
         assert all(q.meta["hard"] == family.hard for q in own)
     assert [q.meta["family"] for q in heldout] == [name for name in language.hard for _ in range(cfg.heldout_per_family)]
     assert all(q.meta["hard"] for q in heldout)
-    assert all(q.id == records.question_id(q.messages) and q.messages[-1]["role"] == "user" for q in train + heldout)
+    assert all(q.id == types.question_id(q.messages) and q.messages[-1]["role"] == "user" for q in train + heldout)
 
 
 def test_questions_are_deterministic_and_follow_the_seed():

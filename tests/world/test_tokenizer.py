@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from p2o_jax.world import documents, packing, tokenizer
-from p2o_jax.world.languages import LARGE, SMALL
+from p2o_jax.toy_world import documents, packing, tokenizer
+from p2o_jax.toy_world.languages import LARGE, SMALL
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,261 @@
+"""The rules between settings: everything that can be known to be wrong before any file is read or program compiled."""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from p2o_jax.config import (
+    LORA_TARGETS,
+    Api,
+    Config,
+    Gepa,
+    Mesh,
+    World,
+    longest_template_tokens,
+    max_prompt_tokens,
+    mesh_shape,
+    minibatch_questions,
+    ranges,
+    trained_row_tokens,
+)
+
+_LONGEST_WORLD_DOCUMENT = {"small": 75, "large": 108}  # tokens of a question under the longest template, with its whole chain
+
+
+def numbers(part: Any, where: str = "config") -> Iterator[tuple[str, Any, ranges.Range]]:
+    """(key, value, range) of every number in the config; the value of a list is a tuple of numbers."""
+    for field in dataclasses.fields(part):
+        value, within = getattr(part, field.name), ranges.of(field)
+        if dataclasses.is_dataclass(value):
+            yield from numbers(value, f"{where}.{field.name}")
+        elif within and value is not None:
+            yield f"{where}.{field.name}", value, within
+
+
+def range_problems(config: Config) -> list[str]:
+    """A line for every number outside of the range that `config.py` gives for it."""
+    found = []
+    for key, value, within in numbers(config):
+        several = isinstance(value, tuple)
+        broken = next(filter(None, map(within.problem, value if several else (value,))), "")
+        if broken:
+            found.append(f"{key}={value}{': each' if several else ''} {broken}")
+    return found
+
+
+def _mesh_problems(mesh: Mesh, num_devices: int) -> list[str]:
+    asked = (mesh.data, mesh.fsdp, mesh.tensor)
+    if not all(size == -1 or size > 0 for size in asked):
+        return []  # a line of `range_problems` names each
+    if asked.count(-1) > 1:
+        return [f"config.mesh (data, fsdp, tensor)={asked}: sizes must be positive, and at most one of them -1"]
+    if math.prod(mesh_shape(mesh, num_devices)) != num_devices:
+        return [f"config.mesh (data, fsdp, tensor)={asked} must multiply to the number of devices, {num_devices}"]
+    return []
+
+
+def api_problems(api: Api) -> list[str]:
+    """A line for everything wrong with the endpoint's settings. What could be a key put in the wrong place is not repeated."""
+    found = []
+    url = urlsplit(api.base_url)
+    if url.scheme not in ("http", "https") or not url.netloc or "@" in url.netloc or url.query:
+        found.append("config.api.base_url: expected http(s)://host/path, without a user, a password or a query")
+    if not api.model:
+        found.append("config.api.model: config.gepa.reflector=api needs the name of a model")
+    if not all(re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) for name in api.key_env):
+        found.append("config.api.key_env: expected names of environment variables (capitals, digits and _), not keys")
+    if api.max_dollars and not (api.dollars_per_million_prompt and api.dollars_per_million_reply):
+        found.append("config.api.max_dollars needs config.api.dollars_per_million_prompt and dollars_per_million_reply")
+    try:
+        if api.extra_body and not isinstance(json.loads(api.extra_body), dict):
+            raise ValueError
+    except ValueError:
+        found.append("config.api.extra_body: expected a JSON object")
+    return found
+
+
+def _cheapest_phase(gepa: Gepa) -> int:
+    """The rollouts of the empty template on the smallest dev set that there can be, and of one proposal and its parent."""
+    if gepa.dev_size < 1:
+        dev = int(gepa.min_hard * gepa.dev_size)
+    else:
+        dev = int(gepa.dev_size) if gepa.min_hard >= 1.5 * gepa.dev_size else gepa.min_hard // 2
+    return (max(dev, 1) + 2 * min(gepa.minibatch, max(gepa.min_hard - dev, 0))) * gepa.rollouts_per_eval
+
+
+def problems(config: Config, num_devices: int) -> list[str]:
+    """A line for every number out of range, and for every rule between settings, that this (resolved) config breaks."""
+    return [
+        *range_problems(config),
+        *_mesh_problems(config.mesh, num_devices),
+        *_broken(_data_rules(config)),
+        *_broken(_world_rules(config.world)),
+        *_broken(_training_rules(config, num_devices)),
+        *(_broken(_length_rules(config)) if config.rollout.prompt_buckets else ["config.rollout.prompt_buckets=() must name a length"]),
+        *_broken(_gepa_rules(config)),
+        *(api_problems(config.api) if config.gepa.enabled and config.gepa.reflector == "api" else []),
+    ]
+
+
+Rules = Iterator[tuple[bool, str]]  # (whether it holds, the line if it does not)
+
+
+def _broken(rules: Rules) -> list[str]:
+    return [text for holds, text in rules if not holds]
+
+
+def _data_rules(config: Config) -> Rules:
+    data, fn = config.data, config.reward.fn
+    yield (
+        data.prompt_template.count("{question}") == 1,
+        f"config.data.prompt_template={data.prompt_template!r} must hold {{question}} once",
+    )
+    yield bool(data.question_field), "config.data.question_field must name a field"
+    yield (
+        bool(data.answer_field or fn),
+        "config.data.answer_field='' (no reference answers) needs config.reward.fn to judge without them",
+    )
+    yield (
+        not fn or re.fullmatch(r"([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*", fn) is not None,
+        f"config.reward.fn={fn}: expected FILE.py:function or package.module:function",
+    )
+    yield not config.reward.env or bool(fn), "config.reward.env needs config.reward.fn: the verifiers of this package read no variables"
+    yield (
+        all(re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) for name in config.reward.env),
+        "config.reward.env: expected names of environment variables, not values",
+    )
+
+
+def _world_rules(world: World) -> Rules:
+    longest = _LONGEST_WORLD_DOCUMENT[world.size]
+    yield (
+        world.row_tokens >= longest,
+        f"config.world.row_tokens={world.row_tokens} must hold the longest document of config.world.size={world.size}, {longest} tokens",
+    )
+    yield (
+        world.heads % max(world.kv_heads, 1) == 0,
+        f"config.world.heads={world.heads} must be a multiple of config.world.kv_heads={world.kv_heads}",
+    )
+    yield world.head_dim % 2 == 0, f"config.world.head_dim={world.head_dim} must be even: rotary embeddings turn pairs"
+
+
+def _training_rules(config: Config, num_devices: int) -> Rules:
+    rollout, optim, loss, plain = config.rollout, config.optim, config.loss, config.assign.plain_rollouts
+    mini, shape = minibatch_questions(config), mesh_shape(config.mesh, num_devices)
+    shards = num_devices // shape[2] if math.prod(shape) == num_devices else 1
+    yield (
+        mini > 0 and rollout.questions % mini == 0,
+        f"config.optim.minibatch_questions={optim.minibatch_questions} must divide config.rollout.questions={rollout.questions}",
+    )
+    for key, value in (("optim.micro_rows", optim.micro_rows), ("rollout.slots", rollout.slots)):
+        yield value % shards == 0, f"config.{key}={value} must be a multiple of the mesh's data x fsdp = {shards}"
+    yield (
+        optim.schedule != "cosine" or config.mining.extra_plain_groups == 0,
+        f"config.optim.schedule=cosine ends with the last update, and config.mining.extra_plain_groups={config.mining.extra_plain_groups} "
+        "makes their number unknown",
+    )
+    yield (
+        loss.overlong != "penalty" or loss.overlong_buffer <= rollout.max_new_tokens,
+        f"config.loss.overlong_buffer={loss.overlong_buffer} must lie in 1..config.rollout.max_new_tokens={rollout.max_new_tokens}",
+    )
+    yield (
+        plain is not None and plain <= rollout.group_size,
+        f"config.assign.plain_rollouts={plain} must lie in 0..config.rollout.group_size={rollout.group_size}",
+    )
+    yield (
+        config.mining.judge_on != "plain" or not config.gepa.enabled or bool(plain),
+        "config.mining.judge_on=plain needs config.assign.plain_rollouts of at least 1: there would be no plain rollout to judge by",
+    )
+    targets = config.lora.targets
+    yield bool(targets) and set(targets) <= set(LORA_TARGETS), f"config.lora.targets={targets}: expected some of {LORA_TARGETS}"
+
+
+def _length_rules(config: Config) -> Rules:
+    """Rules on lengths in tokens, where there is at least one prompt bucket."""
+    gepa, buckets, longest = config.gepa, config.rollout.prompt_buckets, max_prompt_tokens(config)
+    plain = config.data.max_prompt_tokens
+    yield longest >= plain, f"config.rollout.prompt_buckets={buckets} must reach config.data.max_prompt_tokens={plain}"
+    yield (
+        not gepa.enabled or gepa.reflector == "api" or gepa.reflect_prompt_tokens < longest,
+        f"config.gepa.reflect_prompt_tokens={gepa.reflect_prompt_tokens} must be less than the last of "
+        f"config.rollout.prompt_buckets={buckets}: the chat template adds some tokens",
+    )
+    row, optim = config.optim.row_tokens, dataclasses.replace(config.optim, row_tokens=0)
+    need = trained_row_tokens(dataclasses.replace(config, optim=optim))
+    yield (
+        row == 0 or row >= need,
+        f"config.optim.row_tokens={row} must hold the longest prompt trained on + config.rollout.max_new_tokens = {need}",
+    )
+    templated = plain + longest_template_tokens(config)
+    yield (
+        config.eval.template == "none" or longest >= templated,
+        "config.eval.template=best needs config.rollout.prompt_buckets to reach "
+        f"config.data.max_prompt_tokens + the longest template = {templated}",
+    )
+
+
+def _gepa_rules(config: Config) -> Rules:
+    gepa = config.gepa
+    yield (
+        gepa.rollouts_per_eval == 1 or gepa.temperature != 0,
+        f"config.gepa.rollouts_per_eval={gepa.rollouts_per_eval} with config.gepa.temperature=0 would pay for the same answer twice",
+    )
+    yield (
+        not gepa.dev_size > 0.5 or gepa.dev_size % 1 == 0,
+        f"config.gepa.dev_size={gepa.dev_size} must be a count, or a fraction up to 0.5",
+    )
+    yield (
+        gepa.acceptance != "margin" or gepa.acceptance_margin <= gepa.minibatch,
+        f"config.gepa.acceptance_margin={gepa.acceptance_margin} must be at most config.gepa.minibatch={gepa.minibatch}: "
+        "no child could be accepted",
+    )
+    yield gepa.budget != "calls" or gepa.max_metric_calls > 0, "config.gepa.budget=calls needs config.gepa.max_metric_calls"
+    least = _cheapest_phase(gepa) if gepa.enabled and gepa.budget == "calls" and gepa.dev_size > 0 else 0
+    yield (
+        not 0 < gepa.max_metric_calls < least,
+        f"config.gepa.max_metric_calls={gepa.max_metric_calls} pays for no proposal even in the smallest prompt phase "
+        f"(config.gepa.min_hard={gepa.min_hard} questions): that takes {least} rollouts",
+    )
+    yield gepa.budget != "full_evals" or gepa.max_full_evals > 0, "config.gepa.budget=full_evals needs config.gepa.max_full_evals"
+    yield (
+        config.train.epochs > 0 or (gepa.enabled and gepa.schedule == "first"),
+        "config.train.epochs=0 needs config.gepa.enabled and config.gepa.schedule=first: there would be nothing to do",
+    )
+
+
+def notices(config: Config) -> list[str]:
+    """A line for every value that is within its range, and yet not likely to be meant."""
+    loss, optim, temperature = config.loss, config.optim, config.rollout.temperature
+    widest, narrowest = max(loss.clip_low, loss.clip_high), min(loss.clip_low, loss.clip_high)
+    unusual = (
+        (
+            loss.ratio == "sequence" and widest > 0.01,
+            f"config.loss.clip_low={loss.clip_low} and clip_high={loss.clip_high} with config.loss.ratio=sequence: GSPO's paper has 3e-4 "
+            "and 4e-4, as the ratio of a whole sequence is a mean over its tokens; with these hardly anything is clipped",
+        ),
+        (
+            loss.ratio == "token" and narrowest < 0.01,
+            f"config.loss.clip_low={loss.clip_low} and clip_high={loss.clip_high} with config.loss.ratio=token: the usual 0.2 lets a token "
+            "change 20 %; with these most tokens are clipped as soon as there is a second update on a batch",
+        ),
+        (
+            loss.ratio != "cispo" and loss.dual_clip < 1 + loss.clip_high,
+            f"config.loss.dual_clip={loss.dual_clip} is less than 1 + config.loss.clip_high={loss.clip_high}: "
+            "it clips tokens with a negative advantage inside the range that PPO leaves free",
+        ),
+        (optim.lr == 0, "config.optim.lr=0: no weight changes"),
+        (
+            optim.lr > 1e-3 and config.lora.rank == 0,
+            f"config.optim.lr={optim.lr} with all weights trained: the paper has 1e-6, and rates above 1e-3 destroy pretrained weights",
+        ),
+        (
+            not 0.3 <= temperature <= 1.5,
+            f"config.rollout.temperature={temperature} is far from 1: rollouts of a group are alike at low temperatures, and noise at high "
+            "ones; either way there is little to learn from",
+        ),
+    )
+    return [f"unusual: {text}" for holds, text in unusual if holds]

@@ -1,0 +1,188 @@
+"""How the paper's training sets are made of the raw ones: which columns, which questions, which draw."""
+
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from p2o_jax.config import ConfigError
+from p2o_jax.data import benchmarks
+from p2o_jax.data.tables import Record
+from p2o_jax.rewards import normalize
+from p2o_jax.rewards.boxed import last_boxed
+from p2o_jax.types import digest
+
+YES_NO = "yes_no"
+MAX_YES_NO = 0.05  # of a balanced set
+MIN_DIFFICULTY = 7
+_MATH = ["algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus"]
+_SPACE = re.compile(r"\s+")
+_BARE_BOX = re.compile(r"\\boxed\s+([^\s$.{]+)")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cleaned question."""
+
+    id: str
+    question: str
+    answer: str
+    answer_type: str
+    rest: Mapping[str, Any]
+
+    def record(self, source: str) -> dict[str, Any]:
+        """As it is written to a JSONL file."""
+        return {
+            "id": self.id,
+            "question": self.question,
+            "answer": self.answer,
+            "answer_type": self.answer_type,
+            "source": source,
+            **self.rest,
+        }
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training set: its sources on the hub by split, how a record is read, and whether splits are drawn or kept."""
+
+    name: str
+    title: str
+    sources: Mapping[str, tuple[str, ...]]
+    answer: Callable[[Record], Any]
+    kept: tuple[str, ...] = ()  # further columns that are written
+    skip: Callable[[Record], str] = lambda record: ""  # why a record is left out
+    drawn: bool = False  # test and training sets are drawn from the only split
+    balanced: bool = False  # by answer type
+
+    def row(self, record: Record) -> Row | str:
+        """The question in a record, or the reason why it is left out."""
+        question = next((record[name] for name in benchmarks.QUESTIONS if name in record), None)
+        if not isinstance(question, str) or not question.strip():
+            return "no question"
+        if reason := self.skip(record):
+            return reason
+        answer = self.answer(record)
+        answer = "" if answer is None or isinstance(answer, float) and answer != answer else str(answer).strip()
+        if not answer:
+            return "no answer"
+        kept = {name: record[name] for name in self.kept if name in record}
+        return Row(digest(_SPACE.sub(" ", question).strip()), question, answer, answer_type(answer), kept)
+
+
+def _column(record: Record) -> Any:
+    return benchmarks.reference(next((record[name] for name in benchmarks.ANSWERS if name in record), None))
+
+
+def _boxed(record: Record) -> Any:
+    """The last box of a solution; MATH's authors also wrote \\fbox{3} and \\boxed 3."""
+    solution = str(record.get("solution", "")).replace("\\fbox", "\\boxed")
+    bare = _BARE_BOX.findall(solution)
+    return last_boxed(solution) or (bare[-1] if bare else None)
+
+
+def _easy(record: Record) -> str:
+    try:
+        difficulty = float(record.get("difficulty", "none"))
+    except (TypeError, ValueError):
+        return "no difficulty"
+    return "" if difficulty >= MIN_DIFFICULTY else f"difficulty under {MIN_DIFFICULTY}"
+
+
+RECIPES: Mapping[str, Recipe] = {
+    r.name: r
+    for r in (
+        Recipe(
+            "deepscaler", "DeepScaleR-Preview", {"train": ("hf:agentica-org/DeepScaleR-Preview-Dataset@train",)}, _column, drawn=True
+        ),
+        Recipe(
+            "deepmath", f"DeepMath-103K, difficulty {MIN_DIFFICULTY} and more", {"train": ("hf:zwhe99/DeepMath-103K@train",)}, _column,
+            kept=("difficulty", "topic"), skip=_easy, drawn=True, balanced=True,
+        ),
+        Recipe(
+            "gsm8k", "GSM8K", {split: (f"hf:openai/gsm8k:main@{split}",) for split in ("train", "test")},
+            lambda record: benchmarks.after_hashes(_column(record)),
+        ),
+        Recipe(
+            "math", "MATH",
+            {split: tuple(f"hf:EleutherAI/hendrycks_math:{subject}@{split}" for subject in _MATH) for split in ("train", "test")},
+            _boxed, kept=("level", "type"),
+        ),
+    )
+}  # fmt: skip
+
+
+def answer_type(answer: str) -> str:
+    """yes_no, integer, number (fraction or decimal), choice, list (tuple, interval, set, matrix), expression or text."""
+    text = normalize.tidy(answer)
+    value = normalize.number(text)
+    if text.lower() in ("yes", "no", "true", "false"):
+        return YES_NO
+    if value is not None:
+        return "integer" if value.denominator == 1 else "number"
+    if re.fullmatch(r"\(?[A-E]\)?", text):
+        return "choice"
+    if re.fullmatch(r"[\[({\\].*,.*[\])}]|.*(\\cup|matrix|\\\{).*|[^a-z]*,.*", text, re.DOTALL):
+        return "list"
+    return "text" if re.fullmatch(r"[A-Za-z][A-Za-z' -]{2,}", text) or "\\text" in text else "expression"
+
+
+def clean(recipe: Recipe, records: Iterable[Record | str]) -> tuple[list[Row], dict[str, int]]:
+    """The recipe's questions, each once, and how many records were left out for which reason; a text in place of a record is a reason."""
+    rows: dict[str, Row] = {}
+    left_out: dict[str, int] = {}
+    for record in records:
+        row = record if isinstance(record, str) else recipe.row(record)
+        if isinstance(row, Row) and row.id in rows:
+            row = "duplicate" if rows[row.id].answer == row.answer else "duplicate with another answer"
+        if isinstance(row, str):
+            left_out[row] = left_out.get(row, 0) + 1
+        else:
+            rows[row.id] = row
+    return list(rows.values()), left_out
+
+
+def draw(rows: Sequence[Row], sizes: Sequence[int], balanced: bool, seed: str) -> list[list[Row]]:
+    """Disjoint sets of these sizes, whatever the order of the rows.
+
+    With `balanced` all answer types are in each set alike, as far as there are enough of them, and at most 5 % are yes or no.
+
+    Raises:
+        ConfigError: there are not enough rows.
+    """
+    left = sorted(rows, key=lambda row: row.id)
+    random.Random(f"{seed}/draw").shuffle(left)
+    sets = []
+    for size in sizes:
+        quotas = _quotas(left, size) if balanced else None
+        chosen: list[Row] = []
+        rest: list[Row] = []
+        for row in left:
+            wanted = len(chosen) < size if quotas is None else quotas[row.answer_type] > 0
+            if wanted and quotas is not None:
+                quotas[row.answer_type] -= 1
+            (chosen if wanted else rest).append(row)
+        if len(chosen) < size:
+            raise ConfigError(f"{len(rows)} questions are left, too few for sets of {', '.join(map(str, sizes))}{_but(balanced)}")
+        sets.append(chosen)
+        left = rest
+    return sets
+
+
+def _but(balanced: bool) -> str:
+    return f" with at most {MAX_YES_NO:.0%} yes and no" if balanced else ""
+
+
+def _quotas(rows: Sequence[Row], size: int) -> dict[str, int]:
+    """How many of each answer type make up a set: as many of one as of the other, until a type is used up."""
+    available: dict[str, int] = {}
+    for row in rows:
+        available[row.answer_type] = available.get(row.answer_type, 0) + 1
+    quotas = {YES_NO: min(available.get(YES_NO, 0), int(size * MAX_YES_NO))}
+    others = sorted((n, name) for name, n in available.items() if name != YES_NO)
+    left = size - quotas[YES_NO]
+    for i, (n, name) in enumerate(others):
+        quotas[name] = min(n, -(-left // (len(others) - i)))
+        left -= quotas[name]
+    return quotas

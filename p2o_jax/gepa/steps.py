@@ -1,0 +1,245 @@
+"""The state of a GEPA phase and its pure steps, one iteration being select → propose → gate → promote (algorithm step 3).
+
+A step takes the state and what the outside answered (outcomes, replies) and returns the next state. Nothing random is kept: the
+generator of an iteration is named by (seed, iteration), so `iteration` is its position.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from p2o_jax import config
+from p2o_jax.gepa import cover, draws, filters, pareto
+from p2o_jax.types import Question
+
+Stage = Literal["select", "propose", "gate", "promote", "done"]
+Missing = Literal["overlong_reflection", "no_reply", "perfect"]  # why there is no reply
+_EPS = 1e-9  # sums of means over rollouts are not exact
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What stays the same all through a phase."""
+
+    train: tuple[Question, ...]
+    dev: tuple[Question, ...]
+    cfg: config.Gepa
+    seed: str
+    budget: int  # rollouts
+    common: frozenset[tuple[str, ...]] = frozenset()  # wording that the questions share: no leak
+    success_above: float = 0.5  # a score above it is a success
+
+
+@dataclass(frozen=True)
+class NoReply:
+    """In place of a reply: the prompt was not sent, or the reflecting endpoint gave none."""
+
+    reason: Missing
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A parent with a minibatch, and what became of it so far; `outcome` is empty while it is in the race."""
+
+    parent: int
+    minibatch: tuple[int, ...]  # of train
+    before: float = 0.0  # the parent's score, summed over the minibatch
+    after: float = 0.0  # the child's
+    text: str = ""
+    outcome: str = ""
+
+
+@dataclass(frozen=True)
+class State:
+    templates: tuple[str, ...]
+    parents: tuple[int | None, ...]
+    score_ZN: tuple[tuple[float, ...], ...]  # [candidate][dev question]
+    transfer_ZN: tuple[tuple[float, ...], ...] = ()  # likewise Outcome.transfer; empty without config.gepa.reliance
+    iteration: int = 0
+    stage: Stage = "select"
+    wave: tuple[Proposal, ...] = ()  # of this iteration
+    used: tuple[int, ...] = ()  # train questions that were in a minibatch, sorted
+    generated: int = 0  # rollouts
+    charged: int = 0  # rollouts, as the budget sees them
+    idle: int = 0  # iterations since a child was promoted
+    events: tuple[Mapping[str, Any], ...] = ()  # one per proposal of finished iterations
+
+
+def to_json(state: State) -> dict[str, Any]:
+    """The state as a value that `json` writes; `from_json` gives the same state back."""
+    return asdict(state)
+
+
+def from_json(value: Mapping[str, Any]) -> State:
+    """The state that `to_json` was given."""
+    kept: dict[str, Any] = {f.name: value[f.name] for f in fields(State)}
+    kept |= {name: tuple(kept[name]) for name in ("templates", "parents", "used", "events")}
+    kept |= {name: tuple(tuple(row) for row in kept[name]) for name in ("score_ZN", "transfer_ZN")}
+    kept["wave"] = tuple(Proposal(**{**p, "minibatch": tuple(p["minibatch"])}) for p in kept["wave"])
+    return State(**kept)
+
+
+def init(phase: Phase, dev_scores: Sequence[float], transfers: Sequence[float] = ()) -> State:
+    """The state with one candidate, the empty template, evaluated on dev (step 2).
+
+    ▲ With `charge_all` these rollouts are charged; the released code gives them away.
+    """
+    spent = len(dev_scores) * phase.cfg.rollouts_per_eval
+    rows = (tuple(transfers),) if phase.cfg.reliance else ()
+    state = State(("",), (None,), (tuple(dev_scores),), rows, generated=spent, charged=spent if phase.cfg.charge_all else 0)
+    return _checked(phase, state)
+
+
+def select(phase: Phase, state: State) -> State:
+    """The state with a wave of parents, each with its own minibatch (steps 3a, 3b); done if the budget pays for none.
+
+    ▲ With `charge_all` the wave is as wide as the budget still pays for: both evaluations of every minibatch and one promotion.
+    """
+    if state.stage == "done":
+        return state
+    assert state.stage == "select", state.stage
+    cfg, width = phase.cfg, phase.cfg.parents
+    if cfg.charge_all:
+        pair = 2 * min(cfg.minibatch, len(phase.train)) * cfg.rollouts_per_eval
+        promotion = len(phase.dev) * cfg.rollouts_per_eval
+        width = min(width, (phase.budget - state.charged - promotion) // pair)
+    if width < 1:
+        return replace(state, stage="done")
+    rng = random.Random(f"{phase.seed}/select/{state.iteration}")
+    weights = pareto.weights(state.score_ZN, bool(cfg.count_unsolved_fronts), state.transfer_ZN)
+    used, wave = set(state.used), []
+    for parent in draws.parents(rng, weights, width, bool(cfg.fill_width)):
+        taken = {tuple(sorted(p.minibatch)) for p in wave if p.parent == parent}
+        drawn = draws.minibatch(rng, used, len(phase.train), cfg.minibatch, taken)
+        used |= set(drawn)
+        wave.append(Proposal(parent, drawn))
+    return replace(state, stage="propose", wave=tuple(wave), used=tuple(sorted(used)))
+
+
+def propose(
+    phase: Phase,
+    state: State,
+    before: Sequence[float],
+    replies: Sequence[str | NoReply],
+    count_tokens: Callable[[str], int],
+    fits: Callable[[str, Question], bool] = lambda template, question: True,
+    spells_special: Callable[[str], bool] = lambda text: False,
+) -> State:
+    """The state with a text, or the reason why not, in every proposal (step 3c).
+
+    `before` is the parents' score, summed over each minibatch. `fits` says whether a question can be asked under a template,
+    `spells_special` whether a text spells a special token.
+    """
+    assert state.stage == "propose", state.stage
+    wave: list[Proposal] = []
+    for proposal, score, reply in zip(state.wave, before, replies, strict=True):
+        if isinstance(reply, NoReply):
+            wave.append(replace(proposal, before=score, outcome=reply.reason))
+            continue
+        taken = [*state.templates, *(p.text for p in wave if not p.outcome)]
+        text, problem = filters.extract(reply, phase.cfg, count_tokens, taken, spells_special)
+        problem = problem or _misfit(phase, proposal, text, fits)
+        wave.append(replace(proposal, before=score, text=text, outcome=problem))
+    return _spend(phase, replace(state, stage="gate", wave=tuple(wave)), sum(len(p.minibatch) for p in wave))
+
+
+def _misfit(phase: Phase, proposal: Proposal, text: str, fits: Callable[[str, Question], bool]) -> str:
+    """Why the text may not become a template of this phase, if there is a reason."""
+    if phase.cfg.leak_guard and filters.leaks(text, [phase.train[i] for i in proposal.minibatch], phase.common):
+        return "leak"
+    return "" if all(fits(text, question) for question in (*phase.train, *phase.dev)) else "overlong_prompt"
+
+
+def racing(state: State) -> list[Proposal]:
+    """The proposals whose fate is still open, in order: their outcomes are what `gate` and `promote` are given."""
+    return [p for p in state.wave if not p.outcome]
+
+
+def is_unbeatable(phase: Phase, proposal: Proposal, before: float) -> bool:
+    """Whether the gate would reject even a child with the best score, 1, on every question of the minibatch."""
+    return not len(proposal.minibatch) - before >= _least_gain(phase.cfg)
+
+
+def _least_gain(cfg: config.Gepa) -> float:
+    """What a child's score must be above its parent's, summed over the minibatch."""
+    return cfg.acceptance_margin - _EPS if cfg.acceptance == "margin" else _EPS
+
+
+def gate(phase: Phase, state: State, after: Sequence[float]) -> State:
+    """The state with children rejected that do not beat their parent on its minibatch (step 3d).
+
+    `after` is the racing children's score, summed over each minibatch; it must be strictly larger, or larger by
+    `acceptance_margin`. ▲ With `charge_all`, the children that improve most come first when the budget does not pay for all.
+    """
+    assert state.stage == "gate", state.stage
+    cfg, scores = phase.cfg, iter(after)
+    wave = [p if p.outcome else replace(p, after=next(scores)) for p in state.wave]
+    wave = [replace(p, outcome="gate") if not p.outcome and not p.after - p.before >= _least_gain(cfg) else p for p in wave]
+    num_rollouts = sum(len(p.minibatch) for p in racing(state))
+    state = _spend(phase, replace(state, stage="promote"), num_rollouts, free=not cfg.charge_all)
+    if cfg.charge_all:
+        affordable = max(phase.budget - state.charged, 0) // (len(phase.dev) * cfg.rollouts_per_eval)
+        accepted = [i for i, p in enumerate(wave) if not p.outcome]
+        for i in sorted(accepted, key=lambda i: (wave[i].before - wave[i].after, i))[affordable:]:
+            wave[i] = replace(wave[i], outcome="budget")
+    return replace(state, wave=tuple(wave))
+
+
+def promote(phase: Phase, state: State, dev_scores: Sequence[Sequence[float]], transfers: Sequence[Sequence[float]] = ()) -> State:
+    """The state after the iteration: accepted children are candidates, with their parent and their dev scores (step 3e).
+
+    Done where the reflecting endpoint answered none of the iteration's prompts: the phase ends with what it has. An iteration in
+    which all parents were perfect is one without an accepted child, like any other: its rollouts are charged, and patience counts it.
+    """
+    assert state.stage == "promote", state.stage
+    accepted, rows = racing(state), iter(dev_scores)
+    sent = [p for p in state.wave if p.outcome not in ("perfect", "overlong_reflection")]
+    unanswered = bool(sent) and all(p.outcome == "no_reply" for p in sent)
+    state = _spend(phase, state, len(accepted) * len(phase.dev))
+    events, number = [], len(state.templates)
+    for p in state.wave:
+        event: dict[str, Any] = {"iteration": state.iteration, "parent": p.parent, "text": p.text, "outcome": p.outcome or "accepted"}
+        evaluated = p.outcome in ("", "gate", "budget")
+        event |= {"before": p.before, "after": p.after if evaluated else None, "minibatch": [phase.train[i].id for i in p.minibatch]}
+        if not p.outcome:
+            row = tuple(next(rows))
+            event |= {"candidate": number, "dev_score": sum(row) / len(row), "rollouts": state.generated}
+            state = replace(state, score_ZN=(*state.score_ZN, row))
+            number += 1
+        events.append(event)
+    state = replace(
+        state,
+        templates=(*state.templates, *(p.text for p in accepted)),
+        parents=(*state.parents, *(p.parent for p in accepted)),
+        transfer_ZN=(*state.transfer_ZN, *map(tuple, transfers)) if phase.cfg.reliance else (),
+        events=(*state.events, *events),
+        iteration=state.iteration + 1,
+        idle=0 if accepted else state.idle + 1,
+        stage="select",
+        wave=(),
+    )
+    return replace(state, stage="done") if unanswered else _checked(phase, state)
+
+
+def _spend(phase: Phase, state: State, num_pairs: int, free: bool = False) -> State:
+    """The state with these rollouts counted; without `charge_all` the first two iterations are free (step 3f)."""
+    rollouts = num_pairs * phase.cfg.rollouts_per_eval
+    free = free or (not phase.cfg.charge_all and state.iteration < 2)
+    return replace(state, generated=state.generated + rollouts, charged=state.charged + (0 if free else rollouts))
+
+
+def _checked(phase: Phase, state: State) -> State:
+    """The state, done if budget, iterations, patience or the questions are at an end; the faithful budget binds from iteration 2 on.
+
+    ▲ `max_iterations`; `patience` iterations in a row without a promoted child, or the first so many without a solved dev question.
+    """
+    cfg = phase.cfg
+    fruitless = max(state.idle, 0 if cover.covered(state.score_ZN, phase.success_above) else state.iteration)
+    done = (
+        not phase.train
+        or (state.charged >= phase.budget and (bool(cfg.charge_all) or state.iteration >= 2))
+        or (bool(cfg.max_iterations) and state.iteration >= (cfg.max_iterations or 0))
+        or (bool(cfg.patience) and fruitless >= (cfg.patience or 0))
+    )
+    return replace(state, stage="done") if done else state

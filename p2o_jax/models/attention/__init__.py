@@ -1,0 +1,1 @@
+"""Attention: reference, packed rows, decoding, and Pallas kernels for decoding."""

@@ -1,0 +1,302 @@
+"""One decode step of attention that reads only what a row holds: `attention.over_cache` as Pallas kernels for GPU and TPU.
+
+Both read the first `length` positions of each row's cache where it lies, in blocks of positions, and carry (weighted values, max,
+sum of exponentials) from block to block in float32. The query heads that share a key/value head are the rows of a block's
+products. A shape that a kernel does not take goes the dense way.
+
+On GPU (Triton) a program takes a row, a head and one of `splits` equal parts of the row's blocks; the parts are merged outside.
+On TPU (Mosaic) the grid is as long as the list of all rows' blocks, which is made from the lengths before the kernel starts: no
+step is spent on a block that no row needs, and the next block is fetched during the present one, across rows too. There the cache
+must be written by `tpu_append`, or the compiler copies all of it before every call.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas import triton as plgpu
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from p2o_jax.models.attention.reference import NEG, Cache, Partial, append, over_cache
+
+Decode = Callable[..., Partial]  # of the signature of `over_cache`
+Carry = tuple[jax.Array, jax.Array, jax.Array]  # weighted values [..., C], max and sum [..., 1]
+
+GPU_BLOCK = {4: 64, 2: 128, 1: 128}  # positions of a block, by bytes of an element
+GPU_MIN_ROWS, GPU_MAX_ROWS = 16, 64  # of a product: the least that Triton takes, and heads of a program
+GPU_PROGRAMS = 264  # twice the multiprocessors of an H100 or H200: where rows x heads are fewer, the positions are split
+TPU_BLOCK = 512
+TPU_TILE = {4: 16, 2: 16, 1: 32}  # positions that are written together, by bytes of an element
+TPU_CORES = 2  # the heads are dealt to the two cores of a v4 or v5p; a chip of one core takes both halves in turn
+LANES = 128  # of a TPU's registers
+HEADS, WHOLE = PartitionSpec(None, "tensor"), PartitionSpec()  # of queries, cache and results; of lengths and rows
+
+
+def gpu(
+    q_BHC: Float[Array, "B H C"], cache: Cache, length_B: Int[Array, "B"], row_B: Int[Array, "B"] | None = None, interpret: bool = False
+) -> Partial:
+    """`attention.over_cache` by a Triton kernel, for head sizes that are a power of two from 16 to 256.
+
+    Raises:
+        ValueError: an int8 cache of a size that the kernel's offsets do not reach (Pallas counts with 32 bits up to 4 GiB).
+    """
+    (B, H, C), (K, S) = q_BHC.shape, cache.k_RKSC.shape[1:3]
+    if C & (C - 1) or not 16 <= C <= 256:
+        return over_cache(q_BHC, cache, length_B, row_B)
+    if cache.k_RKSC.size > 2**31 and cache.k_RKSC.nbytes <= 2**32:
+        raise ValueError(
+            f"a layer's int8 cache {cache.k_RKSC.shape} has 2 to 4 GiB on a device: use fewer or shorter rows, or twice as many"
+        )
+    G, block = H // K, GPU_BLOCK[cache.k_RKSC.dtype.itemsize]
+    rows = min(max(pl.next_power_of_2(G), GPU_MIN_ROWS), GPU_MAX_ROWS)
+    parts = pl.cdiv(G, rows)
+    splits = max(1, min(GPU_PROGRAMS // (B * K * parts), pl.cdiv(S, block)))
+    outs = [jax.ShapeDtypeStruct((splits, B, K, G, *tail), jnp.float32) for tail in ((C,), (), ())]
+    per_heads = [pl.BlockSpec((None, None, None, rows), lambda b, n, s: (s, b, n // parts, n % parts))] * 2
+    tensors = [x for x in cache if x is not None]
+    o, m, total = pl.pallas_call(
+        functools.partial(_gpu_kernel, num_heads=G, parts=parts, splits=splits, block=block),
+        grid=(B, K * parts, splits),
+        in_specs=[
+            pl.BlockSpec(),
+            pl.BlockSpec(),
+            pl.BlockSpec((None, None, rows, C), lambda b, n, s: (b, n // parts, n % parts, 0)),
+            *(pl.BlockSpec() for _ in tensors),
+        ],
+        out_specs=[pl.BlockSpec((None, None, None, rows, C), lambda b, n, s: (s, b, n // parts, n % parts, 0)), *per_heads],
+        out_shape=outs,
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+        interpret=interpret,
+        name="ragged_decode",
+    )(length_B, jnp.arange(B) if row_B is None else row_B, q_BHC.reshape(B, K, G, C), *tensors)
+    top = m.max(axis=0)
+    w = jnp.exp(m - top[None])
+    total = (total * w).sum(axis=0)
+    mean = (o * w[..., None]).sum(axis=0) / jnp.maximum(total, 1e-30)[..., None]
+    return Partial(mean.reshape(B, H, C), top.reshape(B, H), total.reshape(B, H))
+
+
+def _gpu_kernel(
+    length_ref: Any, row_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any, num_heads: int, parts: int, splits: int, block: int
+) -> None:
+    """One part of one row's blocks, for `rows` query heads of one key/value head."""
+    *scale_refs, o_ref, m_ref, total_ref = refs
+    b, n, split = (pl.program_id(axis) for axis in range(3))
+    length, row, head = length_ref[b], row_ref[b], n // parts
+    rows, C = q_ref.shape
+    real = n % parts * rows + jnp.arange(rows) < num_heads
+    q = plgpu.load(q_ref, mask=real[:, None], other=0.0)
+    num_blocks = pl.cdiv(length, block)
+    per_split = pl.cdiv(num_blocks, splits)
+    first = split * per_split
+
+    def one(i: jax.Array, carry: Carry) -> Carry:
+        positions = pl.ds(i * block, block)
+        inside = i * block + jnp.arange(block) < length
+        k, v = (plgpu.load(x.at[row, head, positions, :], mask=inside[:, None], other=0).astype(q.dtype) for x in (k_ref, v_ref))
+        scales = [plgpu.load(x.at[row, head, positions], mask=inside, other=0.0)[None] for x in scale_refs]
+        precision = _precision(q.dtype)
+        scores = plgpu.dot(q, k, trans_b=True, precision=precision)
+        return _add_block(carry, scores * C**-0.5, inside[None], scales, lambda e: plgpu.dot(e.astype(q.dtype), v, precision=precision))
+
+    start = jnp.zeros((rows, C)), jnp.full((rows, 1), NEG), jnp.zeros((rows, 1))
+    o, m, total = lax.fori_loop(first, jnp.minimum(first + per_split, num_blocks), one, start)
+    plgpu.store(o_ref, o, mask=real[:, None])
+    plgpu.store(m_ref, m[:, 0], mask=real)
+    plgpu.store(total_ref, total[:, 0], mask=real)
+
+
+def tpu(
+    q_BHC: Float[Array, "B H C"], cache: Cache, length_B: Int[Array, "B"], row_B: Int[Array, "B"] | None = None, interpret: bool = False
+) -> Partial:
+    """`attention.over_cache` by a Mosaic kernel, for head sizes that are a multiple of 128.
+
+    A cache whose positions are no multiple of 8 is laid out otherwise by the compiler and copied before each call.
+    """
+    (B, H, C), (K, S) = q_BHC.shape, cache.k_RKSC.shape[1:3]
+    if C % LANES:
+        return over_cache(q_BHC, cache, length_B, row_B)
+    G, block = H // K, min(TPU_BLOCK, S)
+    rows = -(-G // 16) * 16
+    cores = TPU_CORES if K % TPU_CORES == 0 else 1
+    q = jnp.pad(q_BHC.reshape(B, K, G, C), ((0, 0), (0, 0), (0, rows - G), (0, 0)))
+    work, num_items = _work(length_B, block, pl.cdiv(S, block))
+    row_B = jnp.arange(B) if row_B is None else row_B
+    tensors = [_in_hbm(x, interpret) for x in cache if x is not None]
+
+    def of_slot(*tail: int) -> pl.BlockSpec:
+        return pl.BlockSpec((None, K // cores, rows, *tail), lambda core, i, slot, *_: (slot[i], core, 0, *(0 for _ in tail)))
+
+    def vectors(core: jax.Array, i: jax.Array, slot: Any, number: Any, length: Any, row: Any) -> tuple[Any, ...]:
+        return row[slot[i]], core, number[i], 0
+
+    def scales(core: jax.Array, i: jax.Array, slot: Any, number: Any, length: Any, row: Any) -> tuple[Any, ...]:
+        return row[slot[i]], 0, number[i]
+
+    outs = [jax.ShapeDtypeStruct((B, K, rows, lanes), jnp.float32) for lanes in (C, LANES)]
+    o, stats = pl.pallas_call(
+        functools.partial(_tpu_kernel, block=block, whole=S % block == 0),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=4,
+            grid=(cores, num_items),
+            in_specs=[
+                of_slot(C),
+                *[pl.BlockSpec((None, K // cores, block, C), vectors)] * 2,
+                *[pl.BlockSpec((None, K, block), scales)] * (len(tensors) - 2),
+            ],
+            out_specs=[of_slot(C), of_slot(LANES)],
+            scratch_shapes=[pltpu.VMEM((K // cores, rows, lanes), jnp.float32) for lanes in (C, LANES, LANES)],
+        ),
+        out_shape=outs,
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        interpret=interpret,
+        name="ragged_decode",
+    )(*work, length_B, row_B, q, *tensors)
+    filled = (length_B > 0)[:, None, None]
+    m, total = (jnp.where(filled, stats[:, :, :G, i], empty).reshape(B, H) for i, empty in enumerate((NEG, 0.0)))
+    return Partial(jnp.where(filled[..., None], o[:, :, :G], 0.0).reshape(B, H, C), m, total)
+
+
+def _work(length_B: jax.Array, block: int, max_blocks: int) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    """The blocks that hold anything, slot after slot: each one's slot and number in the slot's row, and how many they are (1 at least)."""
+    num_blocks_B = -(-length_B // block)
+    end_B = jnp.cumsum(num_blocks_B)
+    item_N = jnp.arange(length_B.shape[0] * max_blocks, dtype=jnp.int32)
+    slot_N = jnp.minimum((end_B[None] <= item_N[:, None]).sum(axis=1), length_B.shape[0] - 1)
+    return (slot_N, item_N - (end_B - num_blocks_B)[slot_N]), jnp.maximum(end_B[-1], 1)
+
+
+def _tpu_kernel(
+    slot_ref: Any, number_ref: Any, length_ref: Any, row_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any, block: int, whole: bool
+) -> None:
+    """One block of one slot's row, for a core's share of the heads; the last one of a slot writes its result."""
+    *scale_refs, o_ref, stats_ref, acc_ref, m_ref, total_ref = refs
+    core, i = pl.program_id(0), pl.program_id(1)
+    number, length = number_ref[i], length_ref[slot_ref[i]]
+    heads, _, C = q_ref.shape
+
+    @pl.when(number == 0)
+    def _() -> None:
+        acc_ref[...] = jnp.zeros_like(acc_ref)
+        m_ref[...] = jnp.full_like(m_ref, NEG)
+        total_ref[...] = jnp.zeros_like(total_ref)
+
+    q = q_ref[...]
+    k, v = (x[...].astype(q.dtype) for x in (k_ref, v_ref))
+    if not whole:  # what lies behind the array's end may be nan
+        v = jnp.where(number * block + lax.broadcasted_iota(jnp.int32, (1, block, 1), 1) < length, v, 0)
+    inside = number * block + lax.broadcasted_iota(jnp.int32, (1, 1, block), 2) < length
+    shares = [[x[first : first + heads][:, None] for first in range(0, x.shape[0], heads)] for x in scale_refs]
+    scales = [share[0] if len(share) == 1 else jnp.where(core == 0, *share) for share in shares]
+    product = functools.partial(lax.dot_general, precision=_precision(q.dtype), preferred_element_type=jnp.float32)
+    scores = product(q, k, (((2,), (2,)), ((0,), (0,)))) * C**-0.5
+
+    def weigh(e: jax.Array) -> jax.Array:
+        return product(e.astype(q.dtype), v, (((2,), (1,)), ((0,), (0,))))
+
+    acc, m, total = _add_block((acc_ref[...], m_ref[..., :1], total_ref[..., :1]), scores, inside, scales, weigh)
+    acc_ref[...] = acc
+    m_ref[...] = jnp.broadcast_to(m, m_ref.shape)
+    total_ref[...] = jnp.broadcast_to(total, total_ref.shape)
+
+    @pl.when((number + 1) * block >= length)
+    def _() -> None:
+        o_ref[...] = acc / jnp.maximum(total, 1e-30)
+        lane = lax.broadcasted_iota(jnp.int32, stats_ref.shape, 2)
+        stats_ref[...] = jnp.where(lane == 0, m, total)
+
+
+def _add_block(carry: Carry, scores: jax.Array, inside: jax.Array, scales: Any, weigh: Callable[[jax.Array], jax.Array]) -> Carry:
+    """The carry with a block of scores [..., heads, positions] added, of which only those inside count; `weigh` takes them to values."""
+    acc, m, total = carry
+    k_scale, v_scale = scales or (None, None)
+    scores = jnp.where(inside, scores if k_scale is None else scores * k_scale, NEG)
+    top = jnp.maximum(m, scores.max(axis=-1, keepdims=True))
+    e = jnp.where(inside, jnp.exp(scores - top), 0.0)
+    shrink = jnp.exp(m - top)
+    weights = e if v_scale is None else jnp.where(inside, e * v_scale, 0.0)
+    return acc * shrink + weigh(weights), top, total * shrink + e.sum(axis=-1, keepdims=True)
+
+
+def _precision(dtype: Any) -> lax.Precision | None:
+    return lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def tpu_append(cache: Cache, new: Cache, position_B: Int[Array, "B"], interpret: bool = False) -> Cache:
+    """`attention.append` in the layout that `tpu` reads: the compiler gives a scatter another, and copies all of the cache each time."""
+    if cache.k_RKSC.shape[3] % LANES:
+        return append(cache, new, position_B)
+    B, K = position_B.shape[0], cache.k_RKSC.shape[1]
+    tensors = [_in_hbm(x, interpret) for x in cache if x is not None]
+    placed = [y.reshape(B, K, 1, -1) for y in new if y is not None]
+
+    def spec(x: jax.Array) -> pl.BlockSpec:
+        """The tile that holds the position: positions are next to last where there are channels, else last."""
+        if x.ndim == 4:
+            tile = TPU_TILE[x.dtype.itemsize]
+            return pl.BlockSpec((None, K, tile, x.shape[3]), lambda b, at: (b, 0, at[b] // tile, 0))
+        return pl.BlockSpec((None, K, LANES), lambda b, at: (b, 0, at[b] // LANES))
+
+    made = pl.pallas_call(
+        _append_kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(B,),
+            in_specs=[spec(x) for x in tensors] + [pl.BlockSpec((None, K, 1, y.shape[3]), lambda b, at: (b, 0, 0, 0)) for y in placed],
+            out_specs=[spec(x) for x in tensors],
+        ),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in tensors],
+        input_output_aliases={1 + i: i for i in range(len(tensors))},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+        interpret=interpret,
+        name="cache_append",
+    )(position_B, *tensors, *placed)
+    return Cache(*made)
+
+
+def _in_hbm(x: jax.Array, interpret: bool) -> jax.Array:
+    """The array, which the compiler may not copy whole into faster memory before a kernel that reads parts of it."""
+    return x if interpret else pltpu.with_memory_space_constraint(x, pltpu.HBM)
+
+
+def _append_kernel(position_ref: Any, *refs: Any) -> None:
+    position = position_ref[pl.program_id(0)]
+    third = len(refs) // 3
+    for old_ref, new_ref, out_ref in zip(refs[:third], refs[third : 2 * third], refs[2 * third :], strict=True):
+        here = lax.broadcasted_iota(jnp.int32, out_ref.shape, 1) == position % out_ref.shape[1]
+        new = new_ref[...] if len(out_ref.shape) == 3 else new_ref[...][:, :, 0]
+        out_ref[...] = jnp.where(here, new, old_ref[...])
+
+
+def over_tensor(attend: Decode, mesh: Mesh) -> Decode:
+    """`gpu` or `tpu` for use inside a shard_map over the mesh's other axes: each device of the tensor axis takes its own heads.
+
+    A kernel cannot be split by the compiler, which refuses even an axis of size 1 that is left to it. Where the heads do not divide
+    the dense reference takes over, which the compiler does split.
+    """
+
+    def split(q_BHC: jax.Array, cache: Cache, length_B: jax.Array, row_B: jax.Array | None = None) -> Partial:
+        if cache.k_RKSC.shape[1] % mesh.shape["tensor"]:
+            return over_cache(q_BHC, cache, length_B, row_B)
+        run = jax.shard_map(attend, in_specs=(HEADS, HEADS, WHOLE, WHOLE), out_specs=HEADS, axis_names={"tensor"}, check_vma=False)
+        return run(q_BHC, cache, length_B, row_B)
+
+    return split
+
+
+def append_over_tensor(write: Callable[[Cache, Cache, jax.Array], Cache], mesh: Mesh) -> Callable[[Cache, Cache, jax.Array], Cache]:
+    """`tpu_append` for use inside a shard_map over the mesh's other axes, as `over_tensor`."""
+
+    def split(cache: Cache, new: Cache, position_B: jax.Array) -> Cache:
+        if cache.k_RKSC.shape[1] % mesh.shape["tensor"]:
+            return append(cache, new, position_B)
+        run = jax.shard_map(write, in_specs=(HEADS, HEADS, WHOLE), out_specs=HEADS, axis_names={"tensor"}, check_vma=False)
+        return run(cache, new, position_B)
+
+    return split

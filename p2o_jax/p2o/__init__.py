@@ -1,0 +1,1 @@
+"""What is new in the method: hard questions, their templates, and what became of both."""

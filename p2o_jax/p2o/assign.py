@@ -1,0 +1,77 @@
+"""Which rollout of a hard question gets which template in the next epoch (algorithm step 5 of the end of an epoch)."""
+
+import random
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from p2o_jax import config
+from p2o_jax.state import Assignment, RunState
+from p2o_jax.types import Ask, Question, SearchResult
+
+WEIGHT_FLOOR = 1e-6
+
+
+def assign(result: SearchResult, hard_ids: Sequence[str], group_size: int, cfg: config.Assign, seed: str) -> Assignment:
+    """Templates for the whole group of each hard question, drawn from the greedy cover with replacement, by mean dev score.
+
+    A dev question draws among the members that solve it, or all if none does; any other question among all. The last
+    `plain_rollouts` of a group stay plain ▲. An empty cover assigns nothing. The draw depends on (seed, question), not on the order.
+    """
+    assert cfg.plain_rollouts is not None, "config.assign must be resolved"
+    if not result.cover:
+        return Assignment()
+    num_plain = min(cfg.plain_rollouts, group_size)
+    columns = {name: n for n, name in enumerate(result.dev_ids)}
+    weights = {z: max(sum(result.score_ZN[z]) / len(result.score_ZN[z]), WEIGHT_FLOOR) for z in result.cover}
+    templates = {}
+    for name in hard_ids:
+        members = list(result.cover)
+        if name in columns:
+            members = [z for z in members if result.solves(z, columns[name])] or members
+        num_draws = 1 if cfg.same_template_in_group else group_size - num_plain
+        drawn = random.Random(f"{seed}/assign/{name}").choices(members, [weights[z] for z in members], k=num_draws)
+        if cfg.same_template_in_group:
+            drawn *= group_size - num_plain
+        templates[name] = (*(result.templates[z] for z in drawn), *[""] * num_plain)
+    return Assignment(templates)
+
+
+def next_assignment(result: SearchResult | None, state: RunState, cfg: config.Config) -> Assignment:
+    """The assignment that the prompt phase of a state leaves for the epochs to come.
+
+    Without a result (the phase was skipped) all questions are asked plainly; with `gepa.schedule=first` all stays as it is.
+    """
+    if result is None:
+        return state.assignment if cfg.gepa.schedule == "first" else Assignment()
+    return assign(result, state.hard_ids, cfg.rollout.group_size, cfg.assign, f"{cfg.train.seed}/{state.step}")
+
+
+def best_template(result: SearchResult | None, before: str) -> str:
+    """The template with the best mean dev score, or the one before where there is no result.
+
+    The first one wins ties, so that where nothing helps it is the empty one.
+    """
+    if result is None:
+        return before
+    return max(zip(result.templates, result.score_ZN, strict=True), key=lambda pair: sum(pair[1]))[0]
+
+
+def asks_for(
+    questions: Sequence[Question], assignment: Assignment, group_size: int, name: str, tokens: Mapping[str, float] = MappingProxyType({})
+) -> list[Ask]:
+    """The asks of a batch, all of a question's group before the next question's; unassigned questions are asked plainly.
+
+    An ask is named by (name, question, place in the group), whatever else is in the batch. A question that is there again has
+    a further group, which is plain. `tokens`: expected lengths of responses, by question.
+    """
+    plain = ("",) * group_size
+    asks: list[Ask] = []
+    groups: dict[str, int] = {}
+    for question in questions:
+        first = groups.get(question.id, 0) * group_size
+        templates = plain if first else assignment.templates.get(question.id, plain)
+        groups[question.id] = groups.get(question.id, 0) + 1
+        assert len(templates) == group_size, f"{len(templates)} templates assigned to question {question.id}, group size {group_size}"
+        expected = tokens.get(question.id, 0.0)
+        asks += [Ask(question, template, f"{name}/{question.id}/{g}", expected) for g, template in enumerate(templates, start=first)]
+    return asks

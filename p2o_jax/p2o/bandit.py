@@ -1,0 +1,80 @@
+"""▲ Templates chosen by what they do in training (`assign.bandit`): discounted Thompson sampling, at no extra generation.
+
+Every template of the cover has a Beta posterior of its success on hard questions: Jeffreys' prior and the evidence so far. That
+starts as the dev score, with the weight of `bandit_prior` rollouts, and fades by `bandit_discount` with every policy step, as the
+policy moves.
+"""
+
+import random
+from collections.abc import Sequence
+
+from p2o_jax import config
+from p2o_jax.state import Assignment, Bandit
+from p2o_jax.types import Question, Rollout, SearchResult
+
+_JEFFREYS = 0.5
+
+
+def start(result: SearchResult | None, assignment: Assignment, before: Bandit, cfg: config.Assign) -> Bandit:
+    """The bandit for a new assignment: the arms of its cover, dev scores as priors; an empty one where it is off or nothing is assigned.
+
+    The one before where an assignment is kept without a new result.
+
+    A dev question may get the templates that solve it, or all if none does; any other question all: as `assign` does.
+    """
+    if not cfg.bandit or not assignment.templates:
+        return Bandit()
+    if result is None:
+        return before
+    means = [sum(result.score_ZN[z]) / max(len(result.score_ZN[z]), 1) for z in result.cover]
+    columns = {name: n for n, name in enumerate(result.dev_ids)}
+    everyone = tuple(range(len(result.cover)))
+    members = {}
+    for name in assignment.templates:
+        solving = tuple(i for i, z in enumerate(result.cover) if name in columns and result.solves(z, columns[name]))
+        members[name] = solving or everyone
+    return Bandit(
+        templates=tuple(result.templates[z] for z in result.cover),
+        successes=tuple(cfg.bandit_prior * mean for mean in means),
+        failures=tuple(cfg.bandit_prior * (1 - mean) for mean in means),
+        members=members,
+    )
+
+
+def draw(bandit: Bandit, assignment: Assignment, questions: Sequence[Question], cfg: config.Assign, seed: str) -> Assignment:
+    """The assignment with the templates of these questions drawn anew; the one given where there is no bandit.
+
+    Each place in a group takes the template whose draw from its posterior is highest (one draw for the whole group with
+    `same_template_in_group`); plain places stay plain. Depends on (posterior, seed, question), not on the batch.
+    """
+    drawn = dict(assignment.templates)
+    for question in questions if bandit.templates else ():
+        if question.id not in assignment.templates:
+            continue
+        rng = random.Random(f"{seed}/bandit/{question.id}")
+        group = assignment.templates[question.id]
+        num_plain = min(cfg.plain_rollouts or 0, len(group))
+        num_draws = 1 if cfg.same_template_in_group else len(group) - num_plain
+        chosen = [bandit.templates[_best(bandit, bandit.members[question.id], rng)] for _ in range(num_draws)]
+        chosen = chosen * (len(group) - num_plain) if cfg.same_template_in_group else chosen
+        drawn[question.id] = (*chosen, *[""] * num_plain)
+    return Assignment(drawn)
+
+
+def _best(bandit: Bandit, members: Sequence[int], rng: random.Random) -> int:
+    return max((rng.betavariate(bandit.successes[i] + _JEFFREYS, bandit.failures[i] + _JEFFREYS), -i) for i in members)[1] * -1
+
+
+def update(bandit: Bandit, rollouts: Sequence[Rollout], cfg: config.Assign) -> Bandit:
+    """The bandit after a policy step: what it knew fades, and the step's rollouts of hard questions are added."""
+    if not bandit.templates:
+        return bandit
+    places = {template.strip(): i for i, template in enumerate(bandit.templates)}
+    successes = [n * cfg.bandit_discount for n in bandit.successes]
+    failures = [n * cfg.bandit_discount for n in bandit.failures]
+    for rollout in rollouts:
+        arm = places.get(rollout.ask.template.strip())
+        if arm is not None and rollout.ask.question.id in bandit.members:
+            successes[arm] += rollout.succeeded
+            failures[arm] += not rollout.succeeded
+    return Bandit(bandit.templates, tuple(successes), tuple(failures), bandit.members)

@@ -1,0 +1,108 @@
+"""Questions asked, answered and judged: the one path of training, GEPA and evaluation."""
+
+import dataclasses
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+
+from p2o_jax.data.chat import Chat
+from p2o_jax.models import flops
+from p2o_jax.rollout.engine import Engine
+from p2o_jax.runtime import distributed
+from p2o_jax.runtime.console import Reporter
+from p2o_jax.types import Ask, Question, Request, Rollout, Sampling, Verdict
+
+Verify = Callable[[Sequence[str], Sequence[Question]], Sequence[Verdict]]  # of responses to questions
+Cost = Mapping[str, float]
+
+
+class Answerer:
+    """Renders asks, samples responses and has them verified; the first are verified while the last are sampled.
+
+    Args:
+        verify: judges responses, called in a thread of process 0 alone: deadlines depend on the machine, and no host may decide alone.
+    """
+
+    def __init__(self, engine: Engine, chat: Chat, verify: Verify, reporter: Reporter):
+        self.engine, self.chat, self.reporter = engine, chat, reporter
+        self._judge = _Judge(verify)
+
+    def answer(self, weights: Any, asks: Sequence[Ask], how: Sampling, key: jax.Array, phase: str = "rollout") -> list[Rollout]:
+        """A scored rollout for each ask, in order."""
+        requests = [Request(self.chat.render(a.question, a.template), a.name, a.expected_tokens) for a in asks]
+        completions, texts, judged, start = {}, {}, [], time.monotonic()
+        with self.reporter.phase(phase, len(asks), "rollouts") as advance:
+            for finished in self.engine.stream(weights, requests, how, key):
+                completions.update(finished)
+                texts |= {i: self.chat.decode(c.token_ids.tolist()) for i, c in finished}
+                order = [i for i, _ in finished]
+                judged.append((order, self._judge.begin([texts[i] for i in order], [asks[i].question for i in order])))
+                advance(len(finished), self._note(sum(len(c.token_ids) for c in completions.values()), time.monotonic() - start))
+        with self.reporter.phase("reward" if phase == "rollout" else phase):
+            verdicts = self._judge.end(judged)
+        return [
+            Rollout(ask, request.prompt_ids, self.chat.render(ask.question), completions[i], texts[i], verdicts[i])
+            for i, (ask, request) in enumerate(zip(asks, requests, strict=True))
+        ]
+
+    def reply(self, weights: Any, prompts: Sequence[str], names: Sequence[str], how: Sampling, key: jax.Array) -> tuple[list[str], Cost]:
+        """A reply to each lone user text (reflection), and what they cost."""
+        requests = [Request(self.chat.render_text(p), n) for p, n in zip(prompts, names, strict=True)]
+        completions = self.engine.generate(weights, requests, how, key)
+        spent = self._cost([(r.prompt_ids, len(c.token_ids)) for r, c in zip(requests, completions, strict=True)])
+        return [self.chat.decode(c.token_ids.tolist()) for c in completions], spent
+
+    def _note(self, tokens: int, seconds: float) -> str:
+        work = self.engine.work
+        return f"{tokens / max(seconds, 1e-9):,.0f} tokens/s, {work.busy / max(work.computed, 1):.0%} of slots in use"
+
+    def cost(self, rollouts: Sequence[Rollout]) -> Cost:
+        """What rollouts, sampled in one call, cost: for the ledger."""
+        return self._cost([(r.prompt_ids, len(r.completion.token_ids)) for r in rollouts])
+
+    def _cost(self, sequences: Sequence[flops.PromptAndLength]) -> Cost:
+        return {
+            "rollouts": len(sequences),
+            "prompt_tokens": sum(len(prompt) for prompt, _ in sequences),
+            "generated_tokens": sum(length for _, length in sequences),
+            "flops": flops.sampling(self.engine.spec, sequences),
+        }
+
+
+class _Judge:
+    """Calls `verify` in a thread of process 0, one call after the other, and tells all processes what it said."""
+
+    def __init__(self, verify: Verify):
+        self.verify = verify
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Sequence[str], Sequence[Question]]] = queue.SimpleQueue()
+        if distributed.is_main_process():
+            threading.Thread(target=self._work, daemon=True, name="verify").start()  # daemon: a run that is left does not wait for it
+
+    def begin(self, texts: Sequence[str], questions: Sequence[Question]) -> "Future[Sequence[Verdict]]":
+        """The verdicts to come; nobody but process 0 makes any."""
+        future: Future[Sequence[Verdict]] = Future()
+        if distributed.is_main_process():
+            self._calls.put((future, texts, questions))
+        return future
+
+    def end(self, calls: Sequence[tuple[Sequence[int], "Future[Sequence[Verdict]]"]]) -> dict[int, Verdict]:
+        """The verdicts of calls, each with the indices of what it judged, by index; on every process, whatever `verify` raised too."""
+
+        def collect() -> list[tuple[int, tuple[Any, ...]]]:
+            pairs = [pair for order, future in calls for pair in zip(order, future.result(), strict=True)]
+            return [(i, dataclasses.astuple(verdict)) for i, verdict in pairs]
+
+        return {i: Verdict(*values) for i, values in distributed.from_process_0(collect)}
+
+    def _work(self) -> None:
+        while True:
+            future, texts, questions = self._calls.get()
+            try:
+                future.set_result(self.verify(texts, questions))
+            except BaseException as e:
+                future.set_exception(e)

@@ -1,0 +1,1 @@
+"""Processes and what surrounds them: distributed start, liveness, preemption, console, files."""

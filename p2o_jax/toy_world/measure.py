@@ -1,0 +1,93 @@
+"""What the base model learnt, measured by teacher forcing: exact where sampling could not resolve 1e-5."""
+
+import functools
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from p2o_jax.models import transformer
+from p2o_jax.models.spec import ModelSpec
+from p2o_jax.toy_world import documents, families, packing, tokenizer
+from p2o_jax.toy_world.languages import Language
+
+ROWS = 64  # sequences scored at a time
+
+
+def chain_figures(
+    spec: ModelSpec, params: Any, language: Language, seed: int, row_tokens: int, num_questions: int = 256
+) -> dict[str, dict[str, Any]]:
+    """For each hard family, what the model does with fresh questions, plainly and under a strong phrase.
+
+    `p_chain_*` is the mean over questions of the probability of the whole correct response, exp(Σ log p), end of sequence included;
+    `greedy_*` the share of questions on which greedy decoding gives exactly that response; `p_go_on_plain` the mean
+    probability of starting each step under the plain prompt, given those before it; `frac_masked` the share of such responses'
+    tokens whose plain probability is under .01 of the templated one, so that the ratio mask would drop them.
+    """
+    figures = {}
+    for name in language.hard:
+        rng = random.Random(f"{seed}/world/probe/{name}")
+        problems = [language.families[name].draw(rng, "probe") for _ in range(num_questions)]
+        strong = language.phrases.strategies[name][:2]
+        plain_docs = [_whole_chain("", problem) for problem in problems]
+        strong_docs = [_whole_chain(strong[i % 2], problem) for i, problem in enumerate(problems)]
+        plain_logp, plain_greedy = score(spec, params, language, plain_docs, row_tokens)
+        strong_logp, strong_greedy = score(spec, params, language, strong_docs, row_tokens)
+        starts = np.cumsum([0] + [len(step.split()) for step in problems[0].steps[:-1]])
+        figures[name] = {
+            "p_chain_plain": _mean_of_products(plain_logp),
+            "p_chain_strong": _mean_of_products(strong_logp),
+            "greedy_plain": _share(plain_greedy),
+            "greedy_strong": _share(strong_greedy),
+            "p_go_on_plain": [float(np.mean(np.exp([logp[start] for logp in plain_logp]))) for start in starts],
+            "frac_masked": float(np.mean(np.concatenate(plain_logp) - np.concatenate(strong_logp) < np.log(0.01))),
+        }
+    return figures
+
+
+def score(
+    spec: ModelSpec, params: Any, language: Language, docs: Sequence[documents.Document], row_tokens: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """For each document, the log-prob of each response token, and whether it is the most likely one."""
+    ids = packing.ids_of_words(language)
+    logps, firsts = [], []
+    for begin in range(0, len(docs), ROWS):
+        batch, spans = packing.empty(ROWS, row_tokens), []
+        for row, document in enumerate(docs[begin : begin + ROWS]):
+            token, _ = packing.encode(document, ids)
+            batch.token_BT[row, : len(token)] = token
+            batch.position_BT[row, : len(token)] = np.arange(len(token))
+            batch.segment_BT[row, : len(token)] = 1
+            spans.append(slice(len(tokenizer.chat_words(document.prompt)), len(token)))
+        logp_BT, first_BT = map(np.asarray, _score_rows(spec, params, *batch[:3]))
+        logps += [logp_BT[row, span] for row, span in enumerate(spans)]
+        firsts += [first_BT[row, span] for row, span in enumerate(spans)]
+    return logps, firsts
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score_rows(
+    spec: ModelSpec, params: Any, token_BT: Int[Array, "B T"], position_BT: Int[Array, "B T"], segment_BT: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    x_BTD, _ = transformer.hidden(spec, params, token_BT, position_BT, transformer.attend_packed(segment_BT))
+    logp_BTV = jax.nn.log_softmax(transformer.logits(spec, params, x_BTD[:, :-1]))
+    target_BT = token_BT[:, 1:]
+    logp_BT = jnp.take_along_axis(logp_BTV, target_BT[..., None], axis=-1)[..., 0]
+    first_BT = jnp.argmax(logp_BTV, axis=-1) == target_BT
+    return jnp.pad(logp_BT, ((0, 0), (1, 0))), jnp.pad(first_BT, ((0, 0), (1, 0)))
+
+
+def _whole_chain(template: str, problem: families.Problem) -> documents.Document:
+    return documents.Document(documents.prompt(template, problem.question), documents.correct_response(problem))
+
+
+def _mean_of_products(logps: Sequence[np.ndarray]) -> float:
+    return float(np.mean(np.exp([logp.sum(dtype=np.float64) for logp in logps])))
+
+
+def _share(firsts: Sequence[np.ndarray]) -> float:
+    return float(np.mean([first.all() for first in firsts]))

@@ -1,0 +1,39 @@
+"""The world's questions for training and for evaluation, as the rest of the system sees them: text and answer, no chain, no template."""
+
+import random
+
+from p2o_jax import config
+from p2o_jax.toy_world import families, languages
+from p2o_jax.types import Question, question_id
+
+
+def train_questions(cfg: config.World) -> list[Question]:
+    """`hard_per_family` questions of each hard family and `easy_per_family` of each easy one, all distinct.
+
+    They come from a part of the question space that pretraining and evaluation never touch (`families.split_of`).
+    """
+    questions = []
+    for family in languages.of(cfg).families.values():
+        questions += _questions(cfg, family, "train", cfg.hard_per_family if family.hard else cfg.easy_per_family)
+    return questions
+
+
+def heldout_questions(cfg: config.World) -> list[Question]:
+    """`heldout_per_family` questions of each hard family, from a part of the question space of their own."""
+    hard = [family for family in languages.of(cfg).families.values() if family.hard]
+    return [question for family in hard for question in _questions(cfg, family, "heldout", cfg.heldout_per_family)]
+
+
+def _questions(cfg: config.World, family: families.Family, split: families.Split, count: int) -> list[Question]:
+    rng = random.Random(f"{cfg.seed}/world/{split}/{family.name}")
+    drawn: dict[str, families.Problem] = {}
+    while len(drawn) < count:
+        problem = family.draw(rng, split)
+        drawn.setdefault(problem.question, problem)
+    return [_question(problem, family) for problem in drawn.values()]
+
+
+def _question(problem: families.Problem, family: families.Family) -> Question:
+    messages = ({"role": "user", "content": problem.question},)
+    meta = {"family": family.name, "hard": family.hard}
+    return Question(question_id(messages), messages, problem.answer, "world", meta)

@@ -1,0 +1,197 @@
+"""What is measured: a table of every metric's name and meaning, and those computed from rollouts. The x-axis is the policy step.
+
+A row has only the metrics that there was something to measure for: a mean or share over nothing is absent, not 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from p2o_jax.config import ConfigError
+from p2o_jax.gepa import STATS, api
+from p2o_jax.p2o import question_history
+from p2o_jax.state import Ledger
+from p2o_jax.tracking import record_rows
+from p2o_jax.types import Rollout
+
+PHASES: dict[str, str] = {
+    "policy": "training's rollouts",
+    "score": "old, reference and templated log-probs",
+    "update": "updates",
+    "gepa_seed": "GEPA: the empty template on dev",
+    "gepa_parents": "GEPA: parents on their minibatches",
+    "gepa_children": "GEPA: children on their parents' minibatches",
+    "gepa_dev": "GEPA: accepted children on dev",
+    "gepa_reflect": "GEPA: reflection (by the policy or its frozen start)",
+    "eval": "evaluation, which no total holds",
+}
+AMOUNTS: dict[str, str] = {
+    "rollouts": "rollouts",
+    "prompt_tokens": "prompt tokens",
+    "generated_tokens": "generated tokens",
+    "flops": "estimated FLOPs (p2o_jax/models/flops.py)",
+}
+
+METRICS: dict[str, str] = {
+    "train/loss": "loss of the mini-batch, mean over the step's updates",
+    "train/policy_loss": "its policy part",
+    "train/kl_loss": "aggregated KL to the reference, before its coefficient",
+    "train/grad_norm": "global norm of the gradient before clipping",
+    "train/update_norm": "global norm of the change of the parameters as they are stored, rounding included; 0 for a skipped update",
+    "train/param_norm": "global norm of the parameters",
+    "train/approx_kl": "mean of old minus new log-prob over trained tokens",
+    "train/entropy": "mean entropy of the policy at trained tokens, nats; absent where none was trained",
+    "train/frac_clipped": "share of trained tokens whose loss the PPO clip decided",
+    "train/frac_dual_clipped": "share of trained tokens whose loss the dual clip decided",
+    "train/bad_updates": "updates of this step skipped because loss or gradient was not finite",
+    "train/trained_tokens": "tokens with a gradient in this step, mean over its updates",
+    "train/logprob_gap_mean": "mean |sampler - learner| log-prob of the sampled tokens on the prompt they were sampled on, first update",
+    "train/logprob_gap_max": "largest such difference",
+    "train/logprob_gap_tokens": "tokens that it was measured on: those of the first update, and all that were scored before it",
+    "train/rollout_is_mean": "mean importance weight of the learner's policy against the sampler's, after the cap",
+    "train/frac_rollout_is_capped": "share of trained tokens whose such weight is at the cap",
+    "rollout/generated_tokens": "tokens sampled in this step",
+    "rollout/mean_tokens": "mean response length",
+    "rollout/frac_truncated": "share of responses cut at max_new_tokens",
+    "rollout/frac_templated": "share of rollouts sampled under a template",
+    "rollout/sampling_rounds": "batches of questions asked in this step by dynamic sampling",
+    "rollout/wasted_rollouts": "rollouts of this step that dynamic sampling left out of the update",
+    "rollout/frac_zero_advantage": "share of groups whose advantages are all zero: nothing is learnt from them",
+    "rollout/frac_zero_advantage_other": "the same among the questions that were not hard in the last epoch",
+    "reward/mean": "mean answer score",
+    "reward/mean_plain": "mean answer score of untemplated rollouts",
+    "reward/mean_templated": "mean answer score of templated rollouts",
+    "reward/format": "share of responses with a closed final box",
+    "reward/frac_time_out": "share of answers that the verifier could not judge in time",
+    "reward/frac_error": "share of answers whose verification failed",
+    "hard/questions_step": "hard questions found in this step",
+    "hard/questions_epoch": "hard questions found so far in this epoch",
+    "hard/frac_zero_advantage": "share of zero-advantage groups among the questions that were hard in the last epoch",
+    "hard/frac_easier": "share of the questions that were hard in the last epoch with a plain success now",
+    **{f"hard/{name}": meaning for name, meaning in question_history.STATS.items()},
+    "distill/frac_masked_low": "share of templated tokens with a density ratio below the lower bound",
+    "distill/frac_masked_high": "share of templated tokens with a density ratio above the upper bound (distill.mode=truncated: the cap)",
+    "distill/ratio_p05": "5 % quantile of the density ratio",
+    "distill/ratio_p50": "median of the density ratio",
+    "distill/ratio_p95": "95 % quantile of the density ratio",
+    "distill/effective_sample_frac": "(sum w)^2 / (n sum w^2) of the distillation weights",
+    "distill/frac_templated_tokens": "share of trained tokens that were sampled under a template",
+    **{f"gepa/{name}": meaning for name, meaning in STATS.items()},
+    **{f"gepa/{name}": meaning for name, meaning in api.STATS.items()},
+    "gepa/journals_set_aside": "journals of this phase that did not belong to it and were set aside",
+    "gepa/skipped": "1 where the prompt phase was skipped: fewer hard questions than gepa.min_hard",
+    "gepa/hard_questions": "hard questions of the epoch that ended",
+    "gepa/generated_tokens": "tokens sampled in this prompt phase, reflection included",
+    "eval/accuracy": "mean answer score on the held-out questions (of several sets: the first), on plain prompts "
+    "unless eval.template=best; eval/SET/... are by set",
+    "eval/format": "share of held-out responses with a closed final box",
+    "eval/mean_tokens": "mean response length in evaluation",
+    "eval/frac_truncated": "share of evaluation responses cut at max_new_tokens",
+    "ledger/generated_tokens": "tokens sampled since the run began: training, GEPA and reflection, not evaluation",
+    "ledger/rollouts": "rollouts made since the run began, likewise",
+    "ledger/flops": "estimated FLOPs since the run began, likewise, scoring and updates included",
+    **{
+        f"ledger/{phase}_{amount}": f"{what} since the run began; {where}"
+        for phase, where in PHASES.items()
+        for amount, what in AMOUNTS.items()
+    },
+    **{f"time/ledger_{phase}_s": f"seconds since the run began; {where}" for phase, where in PHASES.items()},
+    "time/pretraining_s": "seconds pretraining the built-in base model",
+    "time/rollout_s": "seconds sampling for training",
+    "time/reward_s": "seconds verifying answers",
+    "time/score_s": "seconds taking old, reference and templated log-probs",
+    "time/update_s": "seconds updating",
+    "time/gepa_s": "seconds of the prompt phase",
+    "time/eval_s": "seconds evaluating",
+    "time/compile_s": "seconds that XLA compiled, inside the other times",
+    "perf/tokens_per_s": "tokens sampled in this step per second of sampling",
+    "perf/frac_slots_busy": "share of the slots computed in decoding that were in use; the rest is wasted",
+    "perf/decode_steps": "steps of decoding, of training, prompt phase and evaluation since the last row",
+    "perf/frac_prompt_tokens_computed": "prompt tokens computed, padding included, over those of distinct prompts",
+    "perf/frac_prefill_time": "share of the time of sampling that went into prompts",
+    "perf/frac_tail_time": "share of the time of sampling in which no rollout was left to begin: until the last token of the longest",
+    "time/compile_ahead_s": "seconds compiling the sampler's programs at the start",
+    "perf/frac_row_tokens_real": "share of the tokens computed in the update that are not padding",
+    "perf/compiles": "programs compiled since the process began",
+}
+
+
+def is_known(name: str) -> bool:
+    """Whether METRICS has the name; eval/SET/x of one among several evaluation sets goes by eval/x."""
+    kind, _, rest = name.partition("/")
+    return name in METRICS or (kind == "eval" and rest.count("/") == 1 and f"eval/{rest.partition('/')[2]}" in METRICS)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, without a last line that a kill has torn off; none if there is no such file.
+
+    Raises:
+        ConfigError: with a line for every other line that is no JSON, or, in a record file of a run, no row of its kind.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    check = record_rows.CHECKS.get(path.stem, lambda: lambda row: "")()
+    rows, bad = [], []
+    for number, line in enumerate(lines, start=1):
+        row, problem = record_rows.checked(line, check)
+        if not problem:
+            rows.append(row)
+        elif line and number < len(lines):
+            bad.append(f"{path}:{number}: {problem}: {line[:60]!r}")
+    if bad:
+        raise ConfigError(*bad)
+    return rows
+
+
+def ledger_metrics(ledger: Ledger) -> dict[str, float]:
+    """What each phase has cost since the run began, so far as it has happened."""
+    values: dict[str, float] = {}
+    for phase in PHASES:
+        row = ledger.costs.get(phase, {})
+        values |= {f"ledger/{phase}_{amount}": row[amount] for amount in AMOUNTS if amount in row}
+        values |= {f"time/ledger_{phase}_s": row["seconds"]} if "seconds" in row else {}
+    return values
+
+
+def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """rollout/* and reward/* of a batch of scored rollouts."""
+    lengths = np.array([len(r.completion.token_ids) for r in rollouts])
+    score = np.array([r.verdict.answer_score for r in rollouts])
+    templated = np.array([r.templated for r in rollouts])
+    statuses = [r.verdict.status for r in rollouts]
+    values = {
+        "rollout/generated_tokens": lengths.sum(),
+        "rollout/mean_tokens": lengths.mean(),
+        "rollout/frac_truncated": np.mean([not r.completion.stopped for r in rollouts]),
+        "rollout/frac_templated": templated.mean(),
+        "reward/mean": score.mean(),
+        "reward/format": np.mean([r.verdict.format_score for r in rollouts]),
+        "reward/frac_time_out": statuses.count("time_out") / len(statuses),
+        "reward/frac_error": statuses.count("error") / len(statuses),
+    }
+    for name, which in (("plain", ~templated), ("templated", templated)):
+        if which.any():
+            values[f"reward/mean_{name}"] = score[which].mean()
+    return {k: float(v) for k, v in values.items()}
+
+
+def of_updates(scored: Mapping[str, float], updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics of a step's updates and of the scoring before them; each has measured the sampler's gap on other tokens."""
+    values = dict(scored) | mean_of(updates)
+    measured = [s for s in (scored, *updates) if "train/logprob_gap_tokens" in s]
+    if measured:
+        tokens = [s["train/logprob_gap_tokens"] for s in measured]
+        values["train/logprob_gap_mean"] = float(np.average([s["train/logprob_gap_mean"] for s in measured], weights=tokens))
+        values["train/logprob_gap_max"] = max(s["train/logprob_gap_max"] for s in measured)
+        values["train/logprob_gap_tokens"] = sum(tokens)
+    return values
+
+
+def mean_of(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each value over those updates of a step that have it; bad updates are summed."""
+    names = dict.fromkeys(k for s in stats for k in s)
+    values = {k: float(np.mean([s[k] for s in stats if k in s])) for k in names}
+    if stats:
+        values["train/bad_updates"] = float(sum(s["train/bad_updates"] for s in stats))
+    return values
