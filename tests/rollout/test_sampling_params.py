@@ -15,7 +15,7 @@ from p2o_jax.rollout.gepa_adapter import Stages
 from p2o_jax.state import Ledger
 from p2o_jax.types import Sampling
 
-PACKAGE = Path(__file__).parent.parent / "p2o_jax"
+PACKAGE = Path(__file__).parents[2] / "p2o_jax"
 ROLLOUT = config.Rollout(temperature=0.7, top_k=20, top_p=0.9, min_p=0.05, max_new_tokens=100)
 GEPA = config.Gepa(temperature=0.4, reflect_temperature=1.2, reflect_new_tokens=60)
 CFG = config.resolve(Config(rollout=ROLLOUT, gepa=GEPA, eval=config.Eval(temperature=0.3)))

@@ -11,9 +11,9 @@ import pytest
 from p2o_jax import config
 from p2o_jax.config import Config, ConfigError, loading, ranges, rules
 
-FOLDER = Path(__file__).parent.parent / "configs"
+FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(FOLDER.rglob("*.py"))
-SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.py")
+SMOKE = str(Path(__file__).parents[2] / "configs" / "smoke.py")
 
 
 def problems_of(run, *args) -> list[str]:

@@ -22,7 +22,7 @@ from p2o_jax.state import RunState
 from p2o_jax.tracking import checkpoint, checkpoint_reader
 from p2o_jax.tracking.checkpoint import Checkpoints
 
-GOLDEN = Path(__file__).parent / "golden" / "hf"
+GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 NAMES = ("qwen3_tied", "qwen3_untied", "qwen2_bias", "llama3_rope")
 MODEL = GOLDEN / "qwen3_tied"
 
@@ -245,20 +245,20 @@ def test_read_config_is_the_run_s_own(run_dir):
 
 def test_commands_end_with_exit_code_2_and_no_traceback(tmp_path):
     command = [sys.executable, "-m", "p2o_jax.export", "--workdir", str(tmp_path), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 def test_command_modules_do_not_import_jax():
     program = "import sys; from p2o_jax import generate, score, export; assert 'jax' not in sys.modules"
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_help_that_nobody_reads_on_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)
-    command, root = [sys.executable, "-m", "p2o_jax.main", "--help"], Path(__file__).parents[1]
+    command, root = [sys.executable, "-m", "p2o_jax.main", "--help"], Path(__file__).parents[2]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False, cwd=root)
     os.close(writer)
     assert done.returncode == 0 and done.stderr == b""

@@ -18,7 +18,7 @@ from p2o_jax.build import run_directory
 from p2o_jax.config import ConfigError
 from p2o_jax.runtime import run_lock
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys
 from pathlib import Path

@@ -24,7 +24,7 @@ from p2o_jax.runtime.console import Reporter
 from p2o_jax.toy_world import pretrain
 from p2o_jax.types import Request
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "tests/golden/hf/qwen3_tied"
 SPEC = ModelSpec("qwen3", vocab=8, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16, max_positions=100)
 SMALL = config.resolve(

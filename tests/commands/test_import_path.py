@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMES = ("jax", "numpy", "orbax", "json", "ml_collections", "transformers", "difflib", "argparse", "traceback", "subprocess")
 MARK = "import pathlib; (pathlib.Path(__file__).parent / 'imported').touch(); raise SystemExit('imported ' + __file__)\n"
 

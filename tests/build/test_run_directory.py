@@ -20,7 +20,7 @@ from p2o_jax.tracking import run_records
 
 CFG = config.resolve(Config(data=config.Data(prompt_template="{question}")))
 OWN = replace(CFG, reward=replace(CFG.reward, fn="a.b:c"))
-GOLDEN = Path(__file__).parent / "golden/hf/qwen3_tied"
+GOLDEN = Path(__file__).parents[1] / "golden/hf/qwen3_tied"
 DAMAGES = [b"", b"[", b"\xff\xfe", b"null", b"3", b'"text"', b"[[]]", b'{"id": 3, "a": {}}', b"[" * 5000, b'["a", true]']
 MODEL = {"config.json": [3, "aa"], "model.safetensors": [5, "bb"]}
 

@@ -43,7 +43,7 @@ def test_held_out_questions_of_the_world_or_of_a_file(tmp_path):
 def test_a_disk_without_room_for_the_checkpoints_is_told_with_all_else(tmp_path, monkeypatch):
     """Among others: an over-long question. 4 checkpoints of 12 bytes a weight are planned."""
     questions(tmp_path / "q.jsonl", "12")
-    golden = Path(__file__).parent / "golden/hf/qwen3_tied"
+    golden = Path(__file__).parents[1] / "golden/hf/qwen3_tied"
     cfg = replace(CFG, model=replace(CFG.model, path=str(golden)), mesh=replace(CFG.mesh, fsdp=8))
     cfg = replace(cfg, data=replace(cfg.data, path=str(tmp_path / "q.jsonl"), max_prompt_tokens=1))
     size = 12 * num_params(hf_config.read_spec(golden))
@@ -58,7 +58,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_told_with_all_else(tmp_path,
 @pytest.mark.parametrize("given", ["model", "data"])
 def test_the_world_and_own_things_do_not_mix(tmp_path, given):
     questions(tmp_path / "q.jsonl", "12")
-    golden = Path(__file__).parent / "golden/hf/qwen3_tied"
+    golden = Path(__file__).parents[1] / "golden/hf/qwen3_tied"
     cfg = replace(CFG, model=replace(CFG.model, path=str(golden))) if given == "model" else CFG
     cfg = replace(cfg, data=replace(cfg.data, path=str(tmp_path / "q.jsonl"))) if given == "data" else cfg
     with pytest.raises(ConfigError, match="only go together"):
@@ -145,7 +145,7 @@ def test_a_limit_below_any_reflection_prompt_is_an_error():
 def test_the_least_reflection_prompt_is_checked_at_the_start(tmp_path):
     """Though an endpoint reflects: it is sent no prompts either."""
     questions(tmp_path / "q.jsonl", "12")
-    golden = Path(__file__).parent / "golden/hf/qwen3_tied"
+    golden = Path(__file__).parents[1] / "golden/hf/qwen3_tied"
     api = config.Api(base_url="http://localhost:1/v1", model="m", key_env=())
     cfg = replace(CFG, model=replace(CFG.model, path=str(golden)), data=replace(CFG.data, path=str(tmp_path / "q.jsonl")), api=api)
     cfg = replace(cfg, gepa=replace(CFG.gepa, reflector="api", reflect_prompt_tokens=20))
@@ -155,7 +155,7 @@ def test_the_least_reflection_prompt_is_checked_at_the_start(tmp_path):
 
 def test_unusual_settings_are_noticed_when_a_run_opens(tmp_path):
     questions(tmp_path / "q.jsonl", "12")
-    golden, lines = Path(__file__).parent / "golden/hf/qwen3_tied", []
+    golden, lines = Path(__file__).parents[1] / "golden/hf/qwen3_tied", []
     cfg = replace(CFG, model=replace(CFG.model, path=str(golden), allow_long_context=True), mesh=replace(CFG.mesh, fsdp=8))
     cfg = replace(cfg, data=replace(cfg.data, path=str(tmp_path / "q.jsonl")), optim=replace(cfg.optim, lr=0.0))
     reporter = Reporter(enabled=False)

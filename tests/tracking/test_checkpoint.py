@@ -446,7 +446,7 @@ command(run)
 
 def refused(workdir: Path, fault: str) -> str:
     """What a program tells in which writing a second checkpoint fails (besides orbax, at length); the first one is whole."""
-    code = FULL.format(tests=str(Path(__file__).parent), fault=fault)
+    code = FULL.format(tests=str(Path(__file__).parents[1]), fault=fault)
     done = subprocess.run([sys.executable, "-c", code, str(workdir)], capture_output=True, text=True, timeout=120, env=dict(os.environ))
     assert done.returncode == 2, done.stderr[-3000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -1,0 +1,166 @@
+"""Opens all that a run needs, and reports together what is wrong with it, before anything compiles."""
+
+import contextlib
+import dataclasses
+import datetime
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from p2o_jax.build.model import Model, WORLD, collect, open_model
+from p2o_jax.runtime import rng
+from p2o_jax.tracking import checkpoint, recorder
+from p2o_jax import config
+from p2o_jax.config import rules
+from p2o_jax.build import memory_report
+from p2o_jax.rollout import sampling_params
+from p2o_jax.build import limits, run_directory
+from p2o_jax.runtime import distributed
+from p2o_jax.tracking.checkpoint import Checkpoints
+from p2o_jax.config import Config, ConfigError
+from p2o_jax.data import benchmarks, sources
+from p2o_jax.data.chat import Chat, load_tokenizer
+from p2o_jax.data.questions import Questions
+from p2o_jax.evaluation.heldout import Evaluation
+from p2o_jax.gepa import api, reflection
+from p2o_jax.models import hf, hf_config, identity, lora, sharding
+from p2o_jax.models.spec import ModelSpec, Weight, num_params, weights
+from p2o_jax.runtime.console import Reporter
+from p2o_jax.tracking.recorder import Recorder
+from p2o_jax.types import Question, Rollout
+from p2o_jax.state import RunState
+from p2o_jax.rewards.verify import Verifier
+from p2o_jax.rl import advantages, cost
+from p2o_jax.rl.batch import Example
+from p2o_jax.rl.learner import Learner
+from p2o_jax.rollout import dynamic_sampling, memory
+from p2o_jax.rollout.pipeline import Answerer
+from p2o_jax.rollout.engine import Engine, Program
+from p2o_jax.rollout.gepa_adapter import PhaseJournals, Reply, Stages, settings_digest
+from p2o_jax.build.run_directory import RunDirectory
+from p2o_jax.toy_world import pretrain
+from p2o_jax.toy_world import questions as world_questions
+
+
+def open_run(cfg: Config, directory: RunDirectory, reporter: Reporter) -> tuple[Model, sources.Loaded, list[sources.Loaded]]:
+    """The model, the training questions and the held-out sets; nothing is written before all of it is known to be good.
+
+    Raises:
+        ConfigError: with a line for everything wrong with config, workdir, mesh, model directory and data files.
+    """
+    found = [*rules.problems(cfg, len(jax.devices())), *directory.problems, *directory.changed_settings(cfg)]
+    train, heldout = collect(found, lambda: load_questions(cfg)), collect(found, lambda: load_heldout(cfg)) or []
+    found += directory.changed_questions(cfg, train, *heldout)
+    own = run_directory.question_digests(cfg, train, *heldout)
+    if not distributed.everywhere(own == distributed.from_process_0(lambda: own)):
+        found.append("config.data: not all processes read the same questions; copy the files to every host, or give a path that all share")
+    if (cfg.data.path == WORLD) != (cfg.model.path == WORLD):
+        found.append(
+            f"config.data.path={cfg.data.path} with config.model.path={cfg.model.path}: the built-in world's questions and its base model "
+            "only go together; give both, or neither"
+        )
+    if cfg.gepa.enabled and cfg.gepa.reflector == "api":
+        found += distributed.from_process_0(lambda: key_problems(cfg.api))
+    found += distributed.from_process_0(lambda: reward_problems(cfg.reward)) if cfg.reward.fn else []
+    found += distributed.from_process_0(lambda: recorder.problems(cfg))
+    if found and cfg.model.path == WORLD:  # which would be pretrained first
+        raise ConfigError(*found)
+    model = collect(found, lambda: open_model(cfg, reporter, directory.date, directory.revision(cfg.model.path)))
+    digests = model.digests if model else {}
+    if not distributed.everywhere(digests == distributed.from_process_0(lambda: digests)):
+        found.append(f"config.model.path={cfg.model.path}: not all processes read the same files; copy them to every host")
+    if model:
+        found += directory.changed_model(model.directory, digests)
+        for part in (train, *heldout):
+            found += sources.too_long(part, lambda q: len(model.chat.render(q)), cfg.data.max_prompt_tokens) if part else []
+        found += reflection_problems(cfg, model.chat, train.questions if train else ()) if cfg.gepa.enabled else []
+        lengths = [len(model.chat.render(q)) for part in (train, *heldout) if part for q in part.questions]
+        found += limits.training_problems(cfg, model.spec, model.chat, max(lengths, default=0))
+    space = (lambda: _space_problems(cfg, directory.path, model, len(train.questions))) if model and train else list[str]
+    found += distributed.from_process_0(space)
+    if not distributed.everywhere(not found) or not model or not train:  # what one process cannot open, none starts without
+        raise ConfigError(*dict.fromkeys(found or ["another process cannot start; its own output says why"]))
+    told = [line for part in (train, *heldout) for line in part.told]
+    for line in [*rules.notices(cfg), *told, *sources.shared(train, heldout)]:
+        reporter.line(line)
+    return model, train, heldout
+
+
+def reference_dtype(cfg: Config, dtype: Any) -> str:
+    """That of params where a KL term asks for the initial model, else that of computation."""
+    return cfg.model.param_dtype if cfg.loss.kl != "off" else str(jnp.dtype(dtype))
+
+
+def reflection_problems(cfg: Config, chat: Chat, questions: Sequence[Question] = ()) -> list[str]:
+    """A line if no reflection prompt fits into its limit, and one if the longest, in its chat template, does not fit the sampler."""
+    g, found = cfg.gepa, []
+    comment = "." if cfg.reward.fn else ""  # the least that a reward function of one's own may say
+
+    def least(question: Question) -> int:
+        return reflection.least_tokens(question.text, question.answer, g, chat.count_tokens, comment)
+
+    sizes = map(least, sorted(questions, key=lambda q: len(q.text)))  # the first mostly fits, and no other is counted
+    if questions and not any(size <= g.reflect_prompt_tokens for size in sizes):
+        found.append(
+            f"config.gepa.reflect_prompt_tokens={g.reflect_prompt_tokens} is less than any reflection prompt takes, "
+            f"{min(map(least, questions))} tokens with one example and an empty response: every proposal would be rejected"
+        )
+    around, longest = len(chat.render_text("")), config.max_prompt_tokens(cfg)
+    if model_reflects(cfg) and g.reflect_prompt_tokens + around > longest:
+        found.append(
+            f"config.gepa.reflect_prompt_tokens={g.reflect_prompt_tokens} and {around} tokens of chat template and system prompt around "
+            f"them must fit into the last of config.rollout.prompt_buckets={cfg.rollout.prompt_buckets}"
+        )
+    return found
+
+
+def model_reflects(cfg: Config) -> bool:
+    return cfg.gepa.enabled and cfg.gepa.reflector != "api"
+
+
+def load_questions(cfg: Config) -> sources.Loaded:
+    """The questions of config.data.path."""
+    if not cfg.data.path:
+        raise ConfigError("config.data.path is empty: name a file or folder of questions, hf:NAME or tfds:NAME@SPLIT")
+    if cfg.data.path == WORLD:
+        return _of_world(world_questions.train_questions(cfg.world))
+    return sources.load(cfg.data.path, cfg.data)
+
+
+def load_heldout(cfg: Config) -> list[sources.Loaded]:
+    """The sets of config.data.eval_path, the dev set first; the world's own, or none, where it names none."""
+    if cfg.data.eval_path:
+        return benchmarks.load_sets(cfg.data.eval_path, cfg.data)
+    return [_of_world(world_questions.heldout_questions(cfg.world))] if cfg.data.path == WORLD else []
+
+
+def _of_world(made: Sequence[Question]) -> sources.Loaded:
+    return sources.Loaded(WORLD, tuple(made), 0, tuple(range(1, len(made) + 1)))
+
+
+def key_problems(cfg: config.Api) -> list[str]:
+    """A line for each of the endpoint's keys that is not in the environment."""
+    found: list[str] = []
+    collect(found, lambda: api.read_keys(cfg.key_env))
+    return found
+
+
+def reward_problems(cfg: config.Reward) -> list[str]:
+    """A line if config.reward.fn is not there to be called."""
+    with Verifier(dataclasses.replace(cfg, workers=1)) as verifier:
+        return verifier.problems()
+
+
+def _space_problems(cfg: Config, workdir: Path, model: Model, num_questions: int) -> list[str]:
+    """A line if the disk has no room for the run's checkpoints: params and both moments of what is trained."""
+    trained = jax.tree.leaves(lora.split(model.spec, weights(model.spec))[0], is_leaf=lambda w: isinstance(w, Weight))
+    moments = jnp.dtype(cfg.optim.mu_dtype).itemsize + 4
+    state_bytes = sum(math.prod(w.shape) * (jnp.dtype(w.dtype(cfg.model.param_dtype)).itemsize + moments) for w in trained)
+    num_steps = cfg.train.epochs * -(-num_questions // max(cfg.rollout.questions, 1))
+    return checkpoint.space_problems(workdir, cfg.checkpoint, state_bytes, num_steps)
