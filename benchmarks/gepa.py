@@ -17,12 +17,12 @@ from typing import Any
 from benchmarks import report
 from benchmarks.report import Target
 from p2o_jax import config, gepa
-from p2o_jax.build import preflight
-from p2o_jax.build.model import open_model
 from p2o_jax.config import Config, ConfigError, loading
 from p2o_jax.main import command
 from p2o_jax.rollout import sampling_params
 from p2o_jax.runtime import rng
+from p2o_jax.startup import preflight
+from p2o_jax.startup.model import open_model
 from p2o_jax.state import Ledger
 from p2o_jax.types import Outcome, Question, SearchResult
 
@@ -82,12 +82,12 @@ class World:
     def __init__(self, cfg: Config):
         import numpy as np
 
-        from p2o_jax.build import components
         from p2o_jax.p2o import mining
         from p2o_jax.p2o.assign import asks_for
         from p2o_jax.rewards.verify import Verifier
         from p2o_jax.rollout.pipeline import Answerer
         from p2o_jax.runtime.console import Reporter
+        from p2o_jax.startup import components
         from p2o_jax.state import Assignment
 
         reporter = Reporter()

@@ -115,10 +115,10 @@ def run(argv: Sequence[str]) -> None:
 def measure(questions: int, steps: int, profile: cProfile.Profile | None) -> dict[str, float]:
     """CPU seconds of the host in a step, by what it does, and its rollouts; medians."""
     from p2o_jax import train
-    from p2o_jax.build import components
     from p2o_jax.rl.learner import TrainState
     from p2o_jax.runtime import distributed
     from p2o_jax.runtime.console import Reporter
+    from p2o_jax.startup import components
     from p2o_jax.state import Assignment, RunState
     from p2o_jax.types import Verdict
 

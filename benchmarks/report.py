@@ -23,7 +23,7 @@ def finish(bench: str, figures: Mapping[str, Any], targets: Mapping[str, Target]
 
     A target whose figure is missing, None or not a number is not met.
     """
-    from p2o_jax.build import run_directory
+    from p2o_jax.startup import run_directory
 
     met = {name: is_met(figures.get(target.figure), target) for name, target in targets.items()}
     line = {

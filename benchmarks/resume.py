@@ -111,7 +111,7 @@ def child(argv: Sequence[str]) -> None:
     import orbax.checkpoint as ocp
 
     from p2o_jax import main
-    from p2o_jax.build import components
+    from p2o_jax.startup import components
     from p2o_jax.tracking import checkpoint_reader
 
     restore, open_state = ocp.CheckpointManager.restore, components.Parts.open_state

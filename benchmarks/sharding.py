@@ -28,8 +28,6 @@ import numpy as np
 from benchmarks import report
 from benchmarks.report import Target
 from p2o_jax import config
-from p2o_jax.build import components
-from p2o_jax.build.model import Model
 from p2o_jax.config import Config, ConfigError, loading
 from p2o_jax.main import command
 from p2o_jax.models import sharding, transformer
@@ -39,6 +37,8 @@ from p2o_jax.plan.estimate import Workload
 from p2o_jax.rl.batch import Example
 from p2o_jax.rl.learner import Learner
 from p2o_jax.runtime import distributed
+from p2o_jax.startup import components
+from p2o_jax.startup.model import Model
 from p2o_jax.types import Request, Sampling
 
 DEVICES = 8

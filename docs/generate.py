@@ -121,7 +121,7 @@ def metrics_reference() -> str:
     for name in metric_names.METRICS:
         by_kind.setdefault(name.partition("/")[0], []).append(name)
     for kind, names in by_kind.items():
-        rows = "\n".join(f"| `{name}` | {_cell(metrics.METRICS[name])} |" for name in names)
+        rows = "\n".join(f"| `{name}` | {_cell(metric_names.METRICS[name])} |" for name in names)
         text += f"\n## {kind}/\n\n| metric | |\n| --- | --- |\n{rows}\n"
     return text
 

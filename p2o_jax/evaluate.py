@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from p2o_jax import config
-from p2o_jax.build.model import open_model
 from p2o_jax.config import Config, ConfigError, loading
 from p2o_jax.config.ranges import COUNT, TEMPERATURE
 from p2o_jax.data import benchmarks, sources
@@ -36,12 +35,13 @@ from p2o_jax.rewards.lenient import Grade, LenientGrader
 from p2o_jax.rollout import sampling_params
 from p2o_jax.runtime import files, rng
 from p2o_jax.runtime.console import Reporter
+from p2o_jax.startup.model import open_model
 from p2o_jax.tracking.metric_names import read_rows
 from p2o_jax.types import Ask
 
 if TYPE_CHECKING:
-    from p2o_jax.build.model import Model
     from p2o_jax.rewards.verify import Verifier
+    from p2o_jax.startup.model import Model
 
 TABLE = "results.md"
 MAX_AT_ONCE = 1024  # rollouts of a wave, per shard of the mesh's data x fsdp
@@ -86,9 +86,9 @@ def run(argv: Sequence[str]) -> None:
     if problems := files.conflicts("--out", out / TABLE, *samples_files):
         raise ConfigError(*problems)
 
-    from p2o_jax.build import run_directory
     from p2o_jax.rewards.verify import Verifier
     from p2o_jax.runtime import distributed
+    from p2o_jax.startup import run_directory
 
     reporter = Reporter(enabled=distributed.is_main_process())
     for line in (*files.leftovers(out / "model"), *(line for part in sets for line in _notes(part))):
@@ -145,8 +145,8 @@ class Answers:
     def __init__(self, cfg: Config, model: "Model", judges: Judges, reporter: Reporter):
         import jax.numpy as jnp
 
-        from p2o_jax.build import components
         from p2o_jax.rollout.pipeline import Answerer
+        from p2o_jax.startup import components
 
         self.cfg, self.judges = cfg, judges
         engine = components.make_engine(cfg, model)
@@ -176,8 +176,8 @@ def _fit(
             model's context.
     """
     from p2o_jax import generate
-    from p2o_jax.build import limits
     from p2o_jax.models import sharding
+    from p2o_jax.startup import limits
 
     lengths = [[max(len(model.chat.render(q, z)) for z in templates) for q in part.questions] for part in sets]
     most = max(len(part.questions) * protocol.of(len(part.questions))[0] for part in sets)

@@ -44,11 +44,11 @@ def run(argv: Sequence[str]) -> None:
 
     import jax
 
-    from p2o_jax.build import run_directory
     from p2o_jax.data.chat import load_tokenizer
     from p2o_jax.models import hf, hf_config, identity, lora
     from p2o_jax.runtime import distributed
     from p2o_jax.runtime.console import Reporter
+    from p2o_jax.startup import run_directory
     from p2o_jax.tracking import checkpoint, checkpoint_reader
 
     where = checkpoint.directory(workdir, cfg.checkpoint)

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from p2o_jax import config, types
-from p2o_jax.build.model import open_model
 from p2o_jax.config import Config, ConfigError, loading
 from p2o_jax.config.ranges import COUNT, TEMPERATURE_OR_GREEDY
 from p2o_jax.data import sources
@@ -32,11 +31,12 @@ from p2o_jax.main import command
 from p2o_jax.rollout import sampling_params
 from p2o_jax.runtime import files, rng
 from p2o_jax.runtime.console import Reporter
+from p2o_jax.startup.model import open_model
 from p2o_jax.types import Completion, Message, Question, Request, Sampling
 
 if TYPE_CHECKING:
-    from p2o_jax.build.model import Model
     from p2o_jax.rewards.verify import Verifier
+    from p2o_jax.startup.model import Model
 
 MAX_SLOTS = 128  # per shard of the mesh's data x fsdp
 CACHE_BYTES = 2 * 2**30  # per shard, for the cache of the prompts, and again for that of the completions
@@ -97,8 +97,8 @@ def sample(
     """Writes n completions of every prompt, in order, a few waves of the sampler at a time."""
     import jax.numpy as jnp
 
-    from p2o_jax.build import components
     from p2o_jax.runtime import distributed
+    from p2o_jax.startup import components
 
     engine = components.make_engine(cfg, model)
     weights = engine.lay_out(model.load(str(jnp.dtype(model.dtype))))
@@ -252,7 +252,7 @@ def _check_lengths(path: str, prompts: Sequence[Prompt], ids: Sequence[tuple[int
 
 
 def _check_context(path: str, cfg: Config, model: "Model", prompts: Sequence[Prompt], ids: Sequence[tuple[int, ...]]) -> None:
-    from p2o_jax.build import limits
+    from p2o_jax.startup import limits
 
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
     prompt, tokens = f"the prompt of {len(ids[longest]):,} tokens in {path}:{prompts[longest].line}", len(ids[longest])

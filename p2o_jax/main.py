@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
         if not cfg.arms:
             train_one(cfg, workdir, watch.poll, restart)
             return
-        from p2o_jax.build import run_directory
+        from p2o_jax.startup import run_directory
         from p2o_jax.tracking import results
 
         arms = {name: config.resolve(arm) for name, arm in loading.arms(values).items()}
@@ -82,8 +82,8 @@ def train_one(cfg: Config, workdir: Path, poll: Callable[[], None], restart: boo
         Preempted: with the state of the run saved.
     """
     from p2o_jax import train
-    from p2o_jax.build import components, run_directory
     from p2o_jax.runtime import distributed
+    from p2o_jax.startup import components, run_directory
     from p2o_jax.tracking import results
 
     distributed.start(cfg.mesh, cfg.train.compile_cache)

@@ -121,9 +121,9 @@ def open_scorer(cfg: Config, tokens: Tokens, path: str) -> Scorer:
     """
     import jax
 
-    from p2o_jax.build import limits
     from p2o_jax.config import rules
     from p2o_jax.models import hf, hf_config, sharding
+    from p2o_jax.startup import limits
 
     num_devices = len(jax.devices())
     found = rules.problems(cfg, num_devices)

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from p2o_jax import gepa
-from p2o_jax.build.components import Parts
 from p2o_jax.config import Config, minibatch_rollouts
 from p2o_jax.p2o import assign, bandit, mining, question_history
 from p2o_jax.rl import advantages, batch
+from p2o_jax.startup.components import Parts
 from p2o_jax.state import Ledger, RunState
 from p2o_jax.tracking.metric_names import of_updates, rollout_metrics
 from p2o_jax.types import SearchResult

@@ -28,7 +28,7 @@ FLOORS = (
     # 6: metrics, records and checkpoints of a run
     ("tracking",),
     # 7: Config -> Parts
-    ("build",),
+    ("startup",),
     # 8: the loop
     ("train",),
     # 9: one module per command; all but main use main's error handling
@@ -93,7 +93,7 @@ def test_imports_go_down_only(room):
     ("room", "source"),
     [
         ("rl", "from p2o_jax.train import run"),
-        ("rl", "from p2o_jax import config, build"),
+        ("rl", "from p2o_jax import config, startup"),
         ("gepa", "def f():\n    import p2o_jax.rollout.engine"),
         ("rollout", "from p2o_jax.rl import losses"),
         ("types", "from p2o_jax.config import Config"),

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from p2o_jax.build import components
 from p2o_jax.plan.programs import Parts, Program, shard_bytes
+from p2o_jax.startup import components
 
 
 class Held(NamedTuple):

@@ -14,8 +14,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from p2o_jax import config
-from p2o_jax.build import components
-from p2o_jax.build.model import Model
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.models import hf_config, lora, sharding
 from p2o_jax.models.spec import ModelSpec, Rope
@@ -25,6 +23,8 @@ from p2o_jax.rl.learner import Learner
 from p2o_jax.rollout import memory, sampling_params
 from p2o_jax.rollout.engine import Engine
 from p2o_jax.rollout.engine import Program as EngineProgram
+from p2o_jax.startup import components
+from p2o_jax.startup.model import Model
 
 _QWEN3: dict[str, Any] = {"family": "qwen3", "vocab": 151936, "head_dim": 128, "rope": Rope(theta=1e6), "qk_norm": True}
 SPECS = {

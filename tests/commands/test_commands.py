@@ -62,7 +62,7 @@ def sampled(tmp_path_factory):
 def test_jax_is_started_by_the_mesh_of_the_command_line(monkeypatch):
     """Its time limits, too, which the processes wait by before there is a config."""
     seen = []
-    monkeypatch.setattr(runtime, "start", lambda mesh, compile_cache: seen.append(mesh) or 8)
+    monkeypatch.setattr(distributed, "start", lambda mesh, compile_cache: seen.append(mesh) or 8)
     cfg = generate.command_config("M", [("mesh.start_s", "7"), ("mesh.silent_s", "8"), ("rollout.slots", "16")])
     assert (seen[0].start_s, seen[0].silent_s) == (7, 8) == (cfg.mesh.start_s, cfg.mesh.silent_s)
 

@@ -19,8 +19,8 @@ KERNELS = [pallas_decode.gpu, pallas_decode.tpu]
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(attention_ragged, "TPU_BLOCK", BLOCK)
-    monkeypatch.setattr(attention_ragged, "GPU_BLOCK", dict.fromkeys((1, 2, 4), BLOCK))
+    monkeypatch.setattr(pallas_decode, "TPU_BLOCK", BLOCK)
+    monkeypatch.setattr(pallas_decode, "GPU_BLOCK", dict.fromkeys((1, 2, 4), BLOCK))
 
 
 def inputs(B, H, K, S, C=128, dtype=jnp.float32, rows=None, quantised=False):
@@ -97,7 +97,7 @@ def test_other_head_sizes_go_the_dense_way():
 def test_gpu_merges_parts_of_a_row(monkeypatch):
     q, cache = inputs(2, 4, 2, 70)
     for programs in (1, 8, 1000):  # no split, two parts, a block each
-        monkeypatch.setattr(attention_ragged, "GPU_PROGRAMS", programs)
+        monkeypatch.setattr(pallas_decode, "GPU_PROGRAMS", programs)
         assert_same(lambda *args, **how: pallas_decode.gpu(*args, **how), q, cache, [70, 10])
 
 

@@ -11,12 +11,12 @@ import optax
 import pytest
 
 from p2o_jax import config, export
-from p2o_jax.build import components, memory_report
-from p2o_jax.build.model import Model
 from p2o_jax.models import lora, sharding, transformer
 from p2o_jax.models.spec import Lora, Weight, weights
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rl.optimizer import apply_updates, make_optimizer, round_stochastically
+from p2o_jax.startup import components, memory_report
+from p2o_jax.startup.model import Model
 from p2o_jax.tracking import checkpoint
 
 _spec = importlib.util.spec_from_file_location("learner_reference", Path(__file__).parent / "test_learner.py")

@@ -244,7 +244,7 @@ def test_prefixes_in_common_are_computed_once_and_change_nothing():
 
 
 def test_windows_over_long_caches_change_nothing(monkeypatch):
-    monkeypatch.setattr(attention_decode, "WINDOWED_FROM", 16)
+    monkeypatch.setattr(decoding, "WINDOWED_FROM", 16)
     engine, weights = make_engine(slots=16, group_size=1, questions=40, min_slots=0)
     assert texts(engine.generate(weights, make_requests(), HOW, KEY)) == texts(baseline())
 
@@ -256,7 +256,7 @@ def test_the_same_text_with_kernels(kernel, monkeypatch):
     params = jax.tree.map(lambda w: w * 3, transformer.init(spec, jax.random.key(0)))
     mesh = sharding.make_mesh((1, 1, 1), devices=jax.devices()[:1])
     cfg = Rollout(questions=2, group_size=4, slots=4, prompt_buckets=(16,), bank_tokens=64)
-    attend = functools.partial(getattr(attention_ragged, kernel), interpret=True)
+    attend = functools.partial(getattr(pallas_decode, kernel), interpret=True)
     append = functools.partial(pallas_decode.tpu_append, interpret=True) if kernel == "tpu" else reference.append
     kinds = {
         "dense": decoding.for_mesh(mesh, 2, 8),
@@ -266,7 +266,7 @@ def test_the_same_text_with_kernels(kernel, monkeypatch):
     }
     got = {}
     for name, kind in kinds.items():
-        monkeypatch.setattr(attention_decode, "for_mesh", lambda *_, kind=kind: kind)
+        monkeypatch.setattr(decoding, "for_mesh", lambda *_, kind=kind: kind)
         engine = Engine(spec, mesh, cfg, [20], STOPS, 0, jnp.float32)
         got[name] = engine.generate(engine.lay_out(params), make_requests(12), Sampling(1.0, 20), KEY)
     assert texts(got[kernel]) == texts(got["dense"])

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from p2o_jax import config
-from p2o_jax.build import components
 from p2o_jax.config import Config
 from p2o_jax.rollout import sampling_params
 from p2o_jax.rollout.gepa_adapter import Stages
+from p2o_jax.startup import components
 from p2o_jax.state import Ledger
 from p2o_jax.types import Sampling
 

@@ -79,7 +79,7 @@ def test_a_process_that_leaves_as_it_should_ends_nobody():
 
 
 def test_a_process_that_fails_tells_why_and_the_others_have_a_moment_to_end_by_themselves(monkeypatch):
-    monkeypatch.setattr(peers, "GRACE_S", 0.5)
+    monkeypatch.setattr(liveness, "GRACE_S", 0.5)
     with Run(3) as run:
         run.peers[1].leave("no such file")
         time.sleep(0.1)

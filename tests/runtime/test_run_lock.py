@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from p2o_jax import main
-from p2o_jax.build import run_directory
 from p2o_jax.config import ConfigError
 from p2o_jax.runtime import run_lock
+from p2o_jax.startup import run_directory
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -187,7 +187,7 @@ def test_two_run_directories_do_not_share_a_checkpoint_folder(tmp_path):
 
 @pytest.mark.parametrize("arms", ["()", "('a train.seed=1', 'b')"])
 def test_training_refuses_before_it_reads_or_writes_anything(tmp_path, monkeypatch, arms):
-    monkeypatch.setattr("p2o_jax.build.components.Parts", lambda *_, **__: pytest.fail("must not be reached"))
+    monkeypatch.setattr("p2o_jax.startup.components.Parts", lambda *_, **__: pytest.fail("must not be reached"))
     with run_lock.Lock(tmp_path / "run"):
         (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
         flags = [f"--workdir={tmp_path / 'run'}", f"--config.arms={arms}", "--config.mesh.cpu_devices=8"]

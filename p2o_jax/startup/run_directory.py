@@ -20,14 +20,14 @@ from typing import Any
 import jax
 from etils import epath
 
-from p2o_jax.runtime import distributed, files, run_lock
-from p2o_jax.tracking import run_records
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data import sources
 from p2o_jax.models import hf_config, identity
-from p2o_jax.types import Question, digest
-from p2o_jax.tracking.run_records import ANEW, OWNER, ROWS, RUN
+from p2o_jax.runtime import distributed, files, run_lock
 from p2o_jax.runtime.subprocesses import environment
+from p2o_jax.tracking import run_records
+from p2o_jax.tracking.run_records import ANEW, OWNER, ROWS, RUN
+from p2o_jax.types import Question, digest
 
 _ABSENT = "(no such setting)"
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the text of an object, another one in every process

@@ -12,8 +12,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from p2o_jax import config, generate, score
-from p2o_jax.build import limits, preflight, run_directory
-from p2o_jax.build.model import WORLD, open_model
 from p2o_jax.config import Config, ConfigError, loading
 from p2o_jax.data.chat import Chat, load_tokenizer
 from p2o_jax.models import hf_config
@@ -21,6 +19,8 @@ from p2o_jax.models.spec import ModelSpec, Rope
 from p2o_jax.plan.programs import SPECS
 from p2o_jax.rollout import scheduler
 from p2o_jax.runtime.console import Reporter
+from p2o_jax.startup import limits, preflight, run_directory
+from p2o_jax.startup.model import WORLD, open_model
 from p2o_jax.toy_world import pretrain
 from p2o_jax.types import Request
 

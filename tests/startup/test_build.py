@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import pytest
 
 from p2o_jax import config, gepa
-from p2o_jax.build import components, preflight, run_directory
-from p2o_jax.build.model import WORLD
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data.sources import load
 from p2o_jax.models import hf_config, sharding
 from p2o_jax.models.spec import ModelSpec, num_params
 from p2o_jax.runtime.console import Reporter
+from p2o_jax.startup import components, preflight, run_directory
+from p2o_jax.startup.model import WORLD
 from p2o_jax.state import RunState
 from p2o_jax.tracking import checkpoint
 from p2o_jax.tracking.checkpoint import Checkpoints

@@ -1,10 +1,8 @@
 """Opens a model: directory, spec, tokenizer and chat template, mesh, dtype of computation."""
 
-import contextlib
 import dataclasses
 import datetime
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,38 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from p2o_jax.runtime import rng
-from p2o_jax.tracking import checkpoint, recorder
 from p2o_jax import config
-from p2o_jax.config import rules
-from p2o_jax.build import memory_report
-from p2o_jax.rollout import sampling_params
-from p2o_jax.build import limits, run_directory
-from p2o_jax.runtime import distributed
-from p2o_jax.tracking.checkpoint import Checkpoints
-from p2o_jax.config import Config, ConfigError
-from p2o_jax.data import benchmarks, sources
+from p2o_jax.config import Config, ConfigError, rules
 from p2o_jax.data.chat import Chat, load_tokenizer
-from p2o_jax.data.questions import Questions
-from p2o_jax.evaluation.heldout import Evaluation
-from p2o_jax.gepa import api, reflection
 from p2o_jax.models import hf, hf_config, identity, lora, sharding
-from p2o_jax.models.spec import ModelSpec, Weight, num_params, weights
+from p2o_jax.models.spec import ModelSpec
+from p2o_jax.runtime import distributed
 from p2o_jax.runtime.console import Reporter
-from p2o_jax.tracking.recorder import Recorder
-from p2o_jax.types import Question, Rollout
-from p2o_jax.state import RunState
-from p2o_jax.rewards.verify import Verifier
-from p2o_jax.rl import advantages, cost
-from p2o_jax.rl.batch import Example
-from p2o_jax.rl.learner import Learner
-from p2o_jax.rollout import dynamic_sampling, memory
-from p2o_jax.rollout.pipeline import Answerer
-from p2o_jax.rollout.engine import Engine, Program
-from p2o_jax.rollout.gepa_adapter import PhaseJournals, Reply, Stages, settings_digest
-from p2o_jax.build.run_directory import RunDirectory
+from p2o_jax.startup import limits
 from p2o_jax.toy_world import pretrain
-from p2o_jax.toy_world import questions as world_questions
 
 WORLD = "world"  # config.model.path and config.data.path: the built-in world
 

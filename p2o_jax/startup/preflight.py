@@ -1,51 +1,30 @@
 """Opens all that a run needs, and reports together what is wrong with it, before anything compiles."""
 
-import contextlib
 import dataclasses
-import datetime
 import math
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from p2o_jax.build.model import Model, WORLD, collect, open_model
-from p2o_jax.runtime import rng
-from p2o_jax.tracking import checkpoint, recorder
 from p2o_jax import config
-from p2o_jax.config import rules
-from p2o_jax.build import memory_report
-from p2o_jax.rollout import sampling_params
-from p2o_jax.build import limits, run_directory
-from p2o_jax.runtime import distributed
-from p2o_jax.tracking.checkpoint import Checkpoints
-from p2o_jax.config import Config, ConfigError
+from p2o_jax.config import Config, ConfigError, rules
 from p2o_jax.data import benchmarks, sources
-from p2o_jax.data.chat import Chat, load_tokenizer
-from p2o_jax.data.questions import Questions
-from p2o_jax.evaluation.heldout import Evaluation
+from p2o_jax.data.chat import Chat
 from p2o_jax.gepa import api, reflection
-from p2o_jax.models import hf, hf_config, identity, lora, sharding
-from p2o_jax.models.spec import ModelSpec, Weight, num_params, weights
-from p2o_jax.runtime.console import Reporter
-from p2o_jax.tracking.recorder import Recorder
-from p2o_jax.types import Question, Rollout
-from p2o_jax.state import RunState
+from p2o_jax.models import lora
+from p2o_jax.models.spec import Weight, weights
 from p2o_jax.rewards.verify import Verifier
-from p2o_jax.rl import advantages, cost
-from p2o_jax.rl.batch import Example
-from p2o_jax.rl.learner import Learner
-from p2o_jax.rollout import dynamic_sampling, memory
-from p2o_jax.rollout.pipeline import Answerer
-from p2o_jax.rollout.engine import Engine, Program
-from p2o_jax.rollout.gepa_adapter import PhaseJournals, Reply, Stages, settings_digest
-from p2o_jax.build.run_directory import RunDirectory
-from p2o_jax.toy_world import pretrain
+from p2o_jax.runtime import distributed
+from p2o_jax.runtime.console import Reporter
+from p2o_jax.startup import limits, run_directory
+from p2o_jax.startup.model import WORLD, Model, collect, open_model
+from p2o_jax.startup.run_directory import RunDirectory
 from p2o_jax.toy_world import questions as world_questions
+from p2o_jax.tracking import checkpoint, recorder
+from p2o_jax.types import Question
 
 
 def open_run(cfg: Config, directory: RunDirectory, reporter: Reporter) -> tuple[Model, sources.Loaded, list[sources.Loaded]]:

@@ -11,11 +11,11 @@ import pytest
 from etils import epath
 
 from p2o_jax import config, main
-from p2o_jax.build import components, run_directory
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data.sources import load
 from p2o_jax.models import hf_config, identity
 from p2o_jax.runtime.console import Reporter
+from p2o_jax.startup import components, run_directory
 from p2o_jax.tracking import run_records
 
 CFG = config.resolve(Config(data=config.Data(prompt_template="{question}")))
@@ -336,7 +336,7 @@ def test_the_flag_reaches_every_run(tmp_path, monkeypatch, flags, runs, restart)
     """Of a comparison, the old result is moved once all of its runs have ended."""
     asked = []
     monkeypatch.setattr(main, "train_one", lambda cfg, workdir, poll, restart: asked.append((str(workdir), restart)))
-    monkeypatch.setattr(compare, "write", lambda workdir, arms: None)
+    monkeypatch.setattr(results, "write", lambda workdir, arms: None)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "result.json").write_text("old")
     given = ["--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", "--config.mesh.cpu_devices=8", *flags]

@@ -5,54 +5,40 @@ All that can be known to be wrong is collected and raised together, before anyth
 
 import contextlib
 import dataclasses
-import datetime
-import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from p2o_jax.build.model import Model, WORLD
-from p2o_jax.build.preflight import model_reflects, open_run, reference_dtype
-from p2o_jax.runtime import rng
-from p2o_jax.tracking import checkpoint, recorder
 from p2o_jax import config
-from p2o_jax.config import rules
-from p2o_jax.build import memory_report
-from p2o_jax.rollout import sampling_params
-from p2o_jax.build import limits, run_directory
-from p2o_jax.runtime import distributed
-from p2o_jax.tracking.checkpoint import Checkpoints
-from p2o_jax.config import Config, ConfigError
-from p2o_jax.data import benchmarks, sources
-from p2o_jax.data.chat import Chat, load_tokenizer
+from p2o_jax.config import Config
+from p2o_jax.data import sources
 from p2o_jax.data.questions import Questions
 from p2o_jax.evaluation.heldout import Evaluation
-from p2o_jax.gepa import api, reflection
-from p2o_jax.models import hf, hf_config, identity, lora, sharding
-from p2o_jax.models.spec import ModelSpec, Weight, num_params, weights
-from p2o_jax.runtime.console import Reporter
-from p2o_jax.tracking.recorder import Recorder
-from p2o_jax.types import Question, Rollout
-from p2o_jax.state import RunState
+from p2o_jax.gepa import api
+from p2o_jax.models import lora, sharding
+from p2o_jax.models.spec import ModelSpec, num_params
 from p2o_jax.rewards.verify import Verifier
 from p2o_jax.rl import advantages, cost
 from p2o_jax.rl.batch import Example
 from p2o_jax.rl.learner import Learner
-from p2o_jax.rollout import dynamic_sampling, memory
-from p2o_jax.rollout.pipeline import Answerer
+from p2o_jax.rollout import dynamic_sampling, memory, sampling_params
 from p2o_jax.rollout.engine import Engine, Program
 from p2o_jax.rollout.gepa_adapter import PhaseJournals, Reply, Stages, settings_digest
-from p2o_jax.build.run_directory import RunDirectory
-from p2o_jax.toy_world import pretrain
-from p2o_jax.toy_world import questions as world_questions
-
-
-
+from p2o_jax.rollout.pipeline import Answerer
+from p2o_jax.runtime import distributed, rng
+from p2o_jax.runtime.console import Reporter
+from p2o_jax.startup import memory_report, run_directory
+from p2o_jax.startup.model import WORLD, Model
+from p2o_jax.startup.preflight import model_reflects, open_run, reference_dtype
+from p2o_jax.state import RunState
+from p2o_jax.tracking import checkpoint
+from p2o_jax.tracking.checkpoint import Checkpoints
+from p2o_jax.tracking.recorder import Recorder
+from p2o_jax.types import Rollout
 
 
 class Parts:
@@ -209,10 +195,6 @@ class LaidOut:
         return self._weights
 
 
-
-
-
-
 def make_engine(cfg: Config, model: Model, held: int = 0, device_memory: int | None = None) -> Engine:
     """The sampler, with room for answers and, where the model reflects, for new templates.
 
@@ -250,12 +232,6 @@ def reference_bytes(cfg: Config, spec: ModelSpec, mesh: Mesh, dtype: Any) -> int
     return memory.per_device(sharding.abstract_params(spec, mesh, sharding.LEARNER, held))
 
 
-
-
-
-
-
-
 def sampling_programs(cfg: Config, engine: Engine) -> list[Program]:
     """Every program that a run's sampling can need, the first steps' first."""
     g = cfg.gepa
@@ -266,20 +242,6 @@ def sampling_programs(cfg: Config, engine: Engine) -> list[Program]:
     if model_reflects(cfg):
         uses.append((sampling_params.reflection(cfg), config.max_prompt_tokens(cfg)))
     return list(dict.fromkeys(program for how, prompt in uses for program in engine.needed(how, prompt)))
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 def describe(parts: Parts) -> str:
