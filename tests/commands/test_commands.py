@@ -18,6 +18,7 @@ from p2o_jax.config import ConfigError, loading
 from p2o_jax.data.chat import Chat, load_tokenizer
 from p2o_jax.models import hf, hf_config, sharding
 from p2o_jax.rl.learner import Learner, TrainState
+from p2o_jax.runtime import distributed
 from p2o_jax.state import RunState
 from p2o_jax.tracking import checkpoint, checkpoint_reader
 from p2o_jax.tracking.checkpoint import Checkpoints

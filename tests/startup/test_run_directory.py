@@ -16,7 +16,7 @@ from p2o_jax.data.sources import load
 from p2o_jax.models import hf_config, identity
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.startup import components, run_directory
-from p2o_jax.tracking import run_records
+from p2o_jax.tracking import results, run_records
 
 CFG = config.resolve(Config(data=config.Data(prompt_template="{question}")))
 OWN = replace(CFG, reward=replace(CFG.reward, fn="a.b:c"))
