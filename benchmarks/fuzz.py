@@ -58,7 +58,7 @@ class Fuzz:
     def __init__(self, folder: Path):
         world_tokenizer.write_tokenizer(folder / "tokenizer", languages.SMALL)
         self.folder = folder
-        self.chat = Chat(load_tokenizer(folder / "tokenizer"), config.Chat(template=JINJA))
+        self.chat = Chat(load_tokenizer(folder / "tokenizer"), config.ChatConfig(template=JINJA))
         self.keys = list(_keys())
 
     def settings(self, rng: random.Random) -> None:
@@ -92,7 +92,7 @@ class Fuzz:
         path = self.folder / "questions.jsonl"
         bad = rng.choice((0.0, 0.1, 1.0))
         path.write_bytes(b"".join(self._line(rng) if rng.random() < bad else self._good_line(rng) for _ in range(rng.randint(0, 6))))
-        loaded = sources.load(path, config.Data(path=str(path)))
+        loaded = sources.load(path, config.DataConfig(path=str(path)))
         assert loaded.questions and len({q.id for q in loaded.questions}) == len(loaded.questions)
         assert all(q.text.strip() and q.answer.strip() and json.dumps(q.messages).encode() for q in loaded.questions)
 
@@ -194,7 +194,7 @@ def _last_boxed_slowly(response: str) -> str | None:
     return None
 
 
-def measure(cases: int, seed: str, tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)) -> dict[str, Any]:
+def measure(cases: int, seed: str, log: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)) -> dict[str, Any]:
     """The figures of so many cases, the kinds in equal parts."""
     failures, refused, seconds = [], Counter[str](), {}
     with tempfile.TemporaryDirectory() as folder:
@@ -211,9 +211,9 @@ def measure(cases: int, seed: str, tell: Callable[[str], None] = lambda line: pr
                 except Exception:
                     failures.append(f"{kind} {number}: {traceback.format_exc(limit=-3)}")
             seconds[kind] = round(time.perf_counter() - begin, 1)
-            tell(f"{kind}: {refused[kind]} refused, {len(failures)} failures so far, {seconds[kind]} s")
+            log(f"{kind}: {refused[kind]} refused, {len(failures)} failures so far, {seconds[kind]} s")
     for failure in failures[:20]:
-        tell(failure)
+        log(failure)
     done = -(-cases // len(KINDS)) * len(KINDS)
     return {"cases": done, "failures": len(failures), "refused": dict(refused), "seconds": seconds, "megabyte_s": _megabytes()}
 

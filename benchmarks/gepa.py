@@ -83,9 +83,9 @@ class World:
         import numpy as np
 
         from p2o_jax.p2o import mining
-        from p2o_jax.p2o.assign import asks_for
+        from p2o_jax.p2o.assign import prompts_for
         from p2o_jax.rewards.verify import Verifier
-        from p2o_jax.rollout.pipeline import Answerer
+        from p2o_jax.rollout.pipeline import RolloutPipeline
         from p2o_jax.runtime.console import Reporter
         from p2o_jax.startup import components
         from p2o_jax.state import Assignment
@@ -93,27 +93,27 @@ class World:
         reporter = Reporter()
         self.model = open_model(cfg, reporter)
         self.engine = components.make_engine(cfg, self.model)
-        self.answerer = Answerer(self.engine, self.model.chat, Verifier(cfg.reward).judge, reporter)
-        self.weights = self.engine.lay_out(self.model.load(cfg.model.param_dtype))
+        self.pipeline = RolloutPipeline(self.engine, self.model.chat, Verifier(cfg.reward).judge, reporter)
+        self.weights = self.engine.to_rollout_layout(self.model.load(cfg.model.param_dtype))
         loaded = preflight.load_questions(cfg)
         r = cfg.rollout
-        asks = asks_for(loaded.questions, Assignment(), r.group_size, "bench")
+        asks = prompts_for(loaded.questions, Assignment(), r.group_size, "bench")
         how = sampling_params.training(cfg)
-        rollouts = self.answerer.answer(self.weights, asks, how, rng.key(0, "bench"))
+        rollouts = self.pipeline.sample(self.weights, asks, how, rng.key(0, "bench"))
         solved_QG = np.array([x.succeeded for x in rollouts]).reshape(-1, r.group_size)
         names = set(mining.find_hard(loaded.questions, solved_QG, np.zeros_like(solved_QG), cfg.mining))
         self.hard = [q for q in loaded.questions if q.id in names]
 
     def search(self, cfg: Config, seed: int) -> tuple[dict[str, float], int]:
         """Figures of one phase, and the rollouts that it generated."""
-        from p2o_jax.rollout.gepa_adapter import Stages
+        from p2o_jax.rollout.gepa_adapter import GepaAdapter
 
         key, how = rng.key(seed, "bench/gepa"), sampling_params.reflection(cfg)
 
         def reply(prompts: Sequence[str], names: Sequence[str], spent: Any) -> Any:
-            return self.answerer.reply(self.weights, prompts, names, how, key)
+            return self.pipeline.reply(self.weights, prompts, names, how, key)
 
-        stages = Stages(self.answerer, lambda: self.weights, reply, cfg, key, Ledger())
+        stages = GepaAdapter(self.pipeline, lambda: self.weights, reply, cfg, key, Ledger())
         self.engine.take_work()
         start = time.monotonic()
         result = gepa.search(
@@ -157,16 +157,16 @@ def paper_figures(slots: int = 128, max_new_tokens: int = 256, num_questions: in
     from p2o_jax.models.spec import ModelSpec
     from p2o_jax.rollout.engine import Engine
     from p2o_jax.runtime import distributed
-    from p2o_jax.types import Request, Sampling
+    from p2o_jax.types import Request, SamplingParams
 
     spec = ModelSpec("qwen3", vocab=64, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16, qk_norm=True, tied=True)
     mesh = sharding.make_mesh((1, 1, 1), devices=distributed.jax.devices()[:1])
-    rollout = config.Rollout(
-        prompt_buckets=(32,), slots=slots, bank_tokens=32 * 512, prefill_tokens=32 * 128, max_new_tokens=max_new_tokens
+    rollout = config.RolloutConfig(
+        prompt_buckets=(32,), slots=slots, prompt_cache_tokens=32 * 512, prefill_tokens=32 * 128, max_new_tokens=max_new_tokens
     )
     engine = Engine(spec, mesh, rollout, [max_new_tokens], (7,), 0, jnp.float32)
-    weights = engine.lay_out(transformer.init(spec, rng.key(0, "bench")))
-    how, key, calls, lengths = Sampling(1.0, max_new_tokens), rng.key(0, "bench"), [0], []
+    weights = engine.to_rollout_layout(transformer.init(spec, rng.key(0, "bench")))
+    how, key, calls, lengths = SamplingParams(1.0, max_new_tokens), rng.key(0, "bench"), [0], []
     lots = random.Random(0)
 
     def evaluate(pairs: Sequence[tuple[str, Question]]) -> list[Outcome]:

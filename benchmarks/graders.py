@@ -49,7 +49,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def judge(pairs: Sequence[dict[str, str]]) -> dict[str, Any]:
     """How often the graders are right, and what they get wrong."""
-    cfg = config.Reward(timeout_s=20.0)
+    cfg = config.RewardConfig(timeout_s=20.0)
     responses, references = [rf"\boxed{{{p['answer']}}}" for p in pairs], [p["reference"] for p in pairs]
     with Verifier(cfg) as verifier, LenientGrader(cfg) as lenient:
         strict = [v.status == "correct" for v in verifier.verify(responses, references)]

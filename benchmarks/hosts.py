@@ -65,7 +65,7 @@ class FakePrograms:
     def begin(self) -> None:
         self.at = 0
 
-    def decode(self, weights: Any, bank: Any, queue: Any, *rest: Any) -> Any:
+    def decode(self, weights: Any, prompt_cache: Any, queue: Any, *rest: Any) -> Any:
         from p2o_jax.rollout import decode
         from p2o_jax.rollout.engine import STRETCHES
         from p2o_jax.runtime import distributed
@@ -88,7 +88,7 @@ class FakePrograms:
             number_S.astype(np.int32),
             *(whole * n for n in (left, 0, RESPONSE, RESPONSE, RESPONSE)),
         )
-        return None, decode.Stretch(*(distributed.put(x, self.engine.rows) for x in out))
+        return None, decode.DecodeChunk(*(distributed.put(x, self.engine.rows) for x in out))
 
 
 def run(argv: Sequence[str]) -> None:
@@ -127,11 +127,11 @@ def measure(questions: int, steps: int, profile: cProfile.Profile | None) -> dic
         cfg = settings(questions, Path(folder))
         distributed.start(cfg.mesh, "")
         components.sampling_programs = lambda cfg, engine: []  # nothing is compiled
-        parts: Any = components.Parts(cfg, Path(folder) / "run", Reporter(enabled=False))
+        parts: Any = components.Components(cfg, Path(folder) / "run", Reporter(enabled=False))
         engine, learner = parts.engine, parts.learner
         engine.programs = FakePrograms(engine, clock)
         engine._lay_out = lambda params: params
-        parts.answerer._judge.verify = lambda texts, asked: [Verdict(next(verdicts), 1.0, "correct") for _ in texts]
+        parts.pipeline._judge.verify = lambda texts, asked: [Verdict(next(verdicts), 1.0, "correct") for _ in texts]
         sums = dict.fromkeys(sums_of(learner), 1.0) | {"bad": 0.0}
         learner._score = clock.apart(
             lambda params, rows, count: distributed.put(np.zeros(rows.token.shape, np.float32), rows.token.sharding)
@@ -182,7 +182,7 @@ def settings(questions: int, folder: Path) -> Any:
         mesh=replace(base.mesh, cpu_devices=DEVICES),
         rollout=replace(
             base.rollout, questions=questions, group_size=GROUP, max_new_tokens=RESPONSE, prompt_buckets=(PROMPT, 2 * PROMPT), slots=768,
-            min_slots=0, bank_tokens=2**19,
+            min_slots=0, prompt_cache_tokens=2**19,
         ),
         optim=replace(base.optim, minibatch_questions=questions // 2, micro_rows=DEVICES),
         gepa=replace(base.gepa, reflector="api", max_template_tokens=PROMPT),

@@ -151,10 +151,10 @@ def measure(model: str, path: str, shape: str, which: str, steps: int, profiled:
     spec, mesh, longest = hf_config.read_spec(Path(model)), sharding.make_mesh((1, 1, 1), jax.devices()[:1]), SHAPES[shape]
     cfg = config.resolve(
         config.Config(
-            model=config.Model(remat="full", logit_chunk=512),
-            data=config.Data(max_prompt_tokens=PROMPT),
-            rollout=config.Rollout(NUM // 8, 8, temperature=1.0, max_new_tokens=longest, prompt_buckets=(PROMPT,)),
-            optim=config.Optim(minibatch_questions=NUM // 8, micro_rows=4),
+            model=config.ModelConfig(remat="full", logit_chunk=512),
+            data=config.DataConfig(max_prompt_tokens=PROMPT),
+            rollout=config.RolloutConfig(NUM // 8, 8, temperature=1.0, max_new_tokens=longest, prompt_buckets=(PROMPT,)),
+            optim=config.OptimConfig(minibatch_questions=NUM // 8, micro_rows=4),
         )
     )
     learner = Learner(spec, mesh, cfg, 100, jnp.float32, 0)

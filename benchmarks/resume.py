@@ -114,7 +114,7 @@ def child(argv: Sequence[str]) -> None:
     from p2o_jax.startup import components
     from p2o_jax.tracking import checkpoint_reader
 
-    restore, open_state = ocp.CheckpointManager.restore, components.Parts.open_state
+    restore, open_state = ocp.CheckpointManager.restore, components.Components.open_state
     times, _, message = os.environ.get(FAULT, "0 ").partition(" ")
     left = [int(times)]
 
@@ -131,7 +131,7 @@ def child(argv: Sequence[str]) -> None:
         return state
 
     ocp.CheckpointManager.restore = faulty  # type: ignore[method-assign]
-    components.Parts.open_state = reporting  # type: ignore[method-assign]
+    components.Components.open_state = reporting  # type: ignore[method-assign]
     sys.argv[1:] = argv
     main.command(main.main)
 

@@ -39,7 +39,7 @@ from p2o_jax.rl.learner import Learner
 from p2o_jax.runtime import distributed
 from p2o_jax.startup import components
 from p2o_jax.startup.model import Model
-from p2o_jax.types import Request, Sampling
+from p2o_jax.types import Request, SamplingParams
 
 DEVICES = 8
 SPEC = ModelSpec("qwen3", vocab=512, width=256, layers=2, heads=8, kv_heads=4, head_dim=128, mlp=512, qk_norm=True, tied=True)
@@ -105,7 +105,7 @@ def settings(shape: tuple[int, int, int]) -> Config:
         "data": {"max_prompt_tokens": PROMPT},
         "rollout": {
             "questions": 8, "group_size": SEQUENCES // 8, "temperature": 1.0, "max_new_tokens": RESPONSE, "prompt_buckets": (PROMPT, 256),
-            "slots": 16, "min_slots": 0, "bank_tokens": 2048, "prefill_tokens": 256,
+            "slots": 16, "min_slots": 0, "prompt_cache_tokens": 2048, "prefill_tokens": 256,
         },
         "optim": {"lr": LR, "warmup_frac": 0.0, "minibatch_questions": 8, "micro_rows": 8, "row_tokens": 128},
         "gepa": {"max_template_tokens": 64, "reflect_prompt_tokens": 128, "reflect_new_tokens": RESPONSE},
@@ -128,7 +128,11 @@ def measure(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
     result["logps"] = learner.score_tokens(policy, [(e.prompt_ids, e.response_ids) for e in batch], config.trained_row_tokens(cfg))
     model = Model(Path(), SPEC, _NoChat(), mesh, jnp.float32)  # type: ignore[arg-type]
     engine = components.make_engine(cfg, model, device_memory=2**32)
-    weights, asks, how = engine.lay_out(policy), [Request(e.prompt_ids, f"{i}") for i, e in enumerate(batch)], Sampling(1.0, RESPONSE)
+    weights, asks, how = (
+        engine.to_rollout_layout(policy),
+        [Request(e.prompt_ids, f"{i}") for i, e in enumerate(batch)],
+        SamplingParams(1.0, RESPONSE),
+    )
 
     def sample() -> list[Any]:
         return engine.generate(weights, asks, how, jax.random.key(1))

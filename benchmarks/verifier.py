@@ -107,12 +107,12 @@ def run(argv: Sequence[str]) -> None:
     flags, _ = loading.parse_flags(argv, known)
     figures = measure(
         int(flags["answers"]), float(flags["hostile"]), float(flags["symbolic"]),
-        config.Reward(workers=int(flags["workers"]), timeout_s=float(flags["timeout_s"])), random.Random(flags["seed"]),
+        config.RewardConfig(workers=int(flags["workers"]), timeout_s=float(flags["timeout_s"])), random.Random(flags["seed"]),
     )  # fmt: skip
     report.finish("verifier", figures, TARGETS)
 
 
-def measure(count: int, frac_hostile: float, frac_symbolic: float, cfg: config.Reward, rng: random.Random) -> dict[str, Any]:
+def measure(count: int, frac_hostile: float, frac_symbolic: float, cfg: config.RewardConfig, rng: random.Random) -> dict[str, Any]:
     """The figures of so many answers."""
     made: dict[str, list[str]] = {}
     pairs: list[Pair] = []

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     c.rollout.max_new_tokens = 1024
     c.rollout.prompt_buckets = (256, 512, 1536, 8192)
     c.rollout.slots = 512
-    c.rollout.bank_tokens = 131072
+    c.rollout.prompt_cache_tokens = 131072
     c.rollout.prefill_tokens = 4096  # in each of eight parts of the mesh
     c.optim.minibatch_questions = 64
     c.optim.micro_rows = 16

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     c.rollout.group_size = 8
     c.rollout.max_new_tokens = 2048
     c.rollout.prompt_buckets = (256, 1024, 2048, 8192)
-    c.rollout.bank_tokens = 262144
+    c.rollout.prompt_cache_tokens = 262144
     c.optim.minibatch_questions = 32
     c.optim.micro_rows = 8
     c.gepa.min_hard = 32

@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     c.rollout.max_new_tokens = 72
     c.rollout.prompt_buckets = (64, 128, 256)
     c.rollout.slots = 256
-    c.rollout.bank_tokens = 65_536
+    c.rollout.prompt_cache_tokens = 65_536
     c.rollout.prefill_tokens = 16_384
     c.optim.lr = 1e-4
     c.optim.minibatch_questions = 32

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     c.rollout.prompt_buckets = (32, 64, 160)
     c.rollout.slots = 64
     c.rollout.min_slots = 32
-    c.rollout.bank_tokens = 8192
+    c.rollout.prompt_cache_tokens = 8192
     c.rollout.prefill_tokens = 2048
     c.mining.max_successes = 0
     c.optim.lr = 2e-4

@@ -37,7 +37,7 @@ from p2o_jax.runtime import files, rng
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.startup.model import open_model
 from p2o_jax.tracking.metric_names import read_rows
-from p2o_jax.types import Ask
+from p2o_jax.types import TemplatedQuestion
 
 if TYPE_CHECKING:
     from p2o_jax.rewards.verify import Verifier
@@ -99,7 +99,7 @@ def run(argv: Sequence[str]) -> None:
         date = run_directory.read_date(Path(flags["workdir"])) if flags["workdir"] else None
         model = open_model(cfg, reporter, date)
         judges = Judges(stack.enter_context(Verifier(cfg.reward)), stack.enter_context(LenientGrader(cfg.reward)))
-        if problems := distributed.from_process_0(judges.strict.problems):
+        if problems := distributed.broadcast_from_main(judges.strict.problems):
             raise ConfigError(*problems)
         cfg = _fit(cfg, {key for key, _ in overrides}, model, sets, list(templates.values()), protocol)
         answers = Answers(cfg, model, judges, reporter)
@@ -145,24 +145,24 @@ class Answers:
     def __init__(self, cfg: Config, model: "Model", judges: Judges, reporter: Reporter):
         import jax.numpy as jnp
 
-        from p2o_jax.rollout.pipeline import Answerer
+        from p2o_jax.rollout.pipeline import RolloutPipeline
         from p2o_jax.startup import components
 
         self.cfg, self.judges = cfg, judges
         engine = components.make_engine(cfg, model)
-        self.weights = engine.lay_out(model.load(str(jnp.dtype(model.dtype))))
-        self.answerer = Answerer(engine, model.chat, judges.strict.judge, reporter)
+        self.weights = engine.to_rollout_layout(model.load(str(jnp.dtype(model.dtype))))
+        self.pipeline = RolloutPipeline(engine, model.chat, judges.strict.judge, reporter)
 
     def sample(self, part: sources.Loaded, template: str, n: int, temperature: float) -> list[report.Sample]:
         """n samples of each question under a template, all of a question's before the next one's."""
         from p2o_jax.runtime import distributed
 
         how = sampling_params.at(self.cfg, temperature)
-        asks = [Ask(q, template, f"{part.name}/{q.id}/{i}") for q in part.questions for i in range(n)]
+        prompts = [TemplatedQuestion(q, template, f"{part.name}/{q.id}/{i}") for q in part.questions for i in range(n)]
         key = rng.key(self.cfg.train.seed, "evaluate")
-        rollouts = self.answerer.answer(self.weights, asks, how, key, phase="eval")
-        texts, answers = [r.text for r in rollouts], [a.question.answer for a in asks]
-        grades: list[Any] = distributed.from_process_0(lambda: [tuple(g) for g in self.judges.lenient.grade(texts, answers)])
+        rollouts = self.pipeline.sample(self.weights, prompts, how, key, phase="eval")
+        texts, answers = [r.text for r in rollouts], [a.question.answer for a in prompts]
+        grades: list[Any] = distributed.broadcast_from_main(lambda: [tuple(g) for g in self.judges.lenient.grade(texts, answers)])
         return [report.Sample(rollout, Grade(*grade)) for rollout, grade in zip(rollouts, grades, strict=True)]
 
 
@@ -241,7 +241,7 @@ def _with_model(cfg: Config, flags: dict[str, str], overrides: Sequence[tuple[st
 
     directory = flags["model"]
     if flags["workdir"]:
-        directory = distributed.from_process_0(lambda: str(files.unused(out / "model")))
+        directory = distributed.broadcast_from_main(lambda: str(files.unused(out / "model")))
         if distributed.is_main_process():
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
         dtype = "float32" if distributed.jax.devices()[0].platform == "cpu" else "bfloat16"

@@ -32,7 +32,7 @@ from p2o_jax.rollout import sampling_params
 from p2o_jax.runtime import files, rng
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.startup.model import open_model
-from p2o_jax.types import Completion, Message, Question, Request, Sampling
+from p2o_jax.types import Completion, Message, Question, Request, SamplingParams
 
 if TYPE_CHECKING:
     from p2o_jax.rewards.verify import Verifier
@@ -44,7 +44,7 @@ MIN_BUCKET = 32
 WAVES = 8  # completions written at a time, in multiples of the slots
 
 
-class Prompt(NamedTuple):
+class PromptRow(NamedTuple):
     """A prompt and its line in the file, from 1; a question without an answer has an empty one, and no verdict."""
 
     line: int
@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> None:
     from p2o_jax.rewards.verify import Verifier
     from p2o_jax.runtime import distributed
 
-    _raise(distributed.from_process_0(lambda: _out_problems(flags["out"])))
+    _raise(distributed.broadcast_from_main(lambda: _out_problems(flags["out"])))
     reporter = Reporter(enabled=distributed.is_main_process())
     model = open_model(cfg, reporter)
     ids = [model.chat.render(p.question, flags["template"]) for p in prompts]
@@ -89,7 +89,7 @@ def sample(
     questions: Sequence[Question],
     prompt_ids: Sequence[tuple[int, ...]],
     n: int,
-    how: Sampling,
+    how: SamplingParams,
     verifier: "Verifier",
     out: TextIO,
     reporter: Reporter,
@@ -101,7 +101,7 @@ def sample(
     from p2o_jax.startup import components
 
     engine = components.make_engine(cfg, model)
-    weights = engine.lay_out(model.load(str(jnp.dtype(model.dtype))))
+    weights = engine.to_rollout_layout(model.load(str(jnp.dtype(model.dtype))))
     jobs = [(i, k) for i in range(len(questions)) for k in range(n)]
     at_once = engine.max_rollouts * engine.num_shards
     compiles, start, tokens = distributed.CompileCounter(), time.monotonic(), 0
@@ -170,19 +170,19 @@ def fit(cfg: Config, given: set[str], model: "Model", lengths: Sequence[int], n:
         "slots": slots * shards,
         "questions": WAVES * slots * shards,
         "group_size": 1,
-        "bank_tokens": rows * longest * shards,
+        "prompt_cache_tokens": rows * longest * shards,
     }
     ours = {name: value for name, value in fitted.items() if f"rollout.{name}" not in given}
     return dataclasses.replace(cfg, rollout=dataclasses.replace(cfg.rollout, **ours))
 
 
-def read_prompts(path: Path, prompt_template: str = sources.QUESTION) -> list[Prompt]:
+def read_prompts(path: Path, prompt_template: str = sources.QUESTION) -> list[PromptRow]:
     """The prompts of a JSONL file; those that are texts are put into `prompt_template`.
 
     Raises:
         ConfigError: with a line per problem, `FILE:LINE: rule`.
     """
-    prompts: list[Prompt] = []
+    prompts: list[PromptRow] = []
     problems: list[str] = []
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -194,7 +194,7 @@ def read_prompts(path: Path, prompt_template: str = sources.QUESTION) -> list[Pr
             if isinstance(found, str):
                 problems.append(f"{path}:{number}: {found}")
             else:
-                prompts.append(Prompt(number, found))
+                prompts.append(PromptRow(number, found))
     if not prompts and not problems:
         problems.append(f"{path}: no prompts in this file")
     _raise(problems)
@@ -246,12 +246,12 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _check_lengths(path: str, prompts: Sequence[Prompt], ids: Sequence[tuple[int, ...]], limit: int) -> None:
+def _check_lengths(path: str, prompts: Sequence[PromptRow], ids: Sequence[tuple[int, ...]], limit: int) -> None:
     rule = f"config.rollout.prompt_buckets end at {limit}"
     _raise([f"{path}:{p.line}: a prompt of {len(i)} tokens; {rule}" for p, i in zip(prompts, ids, strict=True) if len(i) > limit])
 
 
-def _check_context(path: str, cfg: Config, model: "Model", prompts: Sequence[Prompt], ids: Sequence[tuple[int, ...]]) -> None:
+def _check_context(path: str, cfg: Config, model: "Model", prompts: Sequence[PromptRow], ids: Sequence[tuple[int, ...]]) -> None:
     from p2o_jax.startup import limits
 
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))

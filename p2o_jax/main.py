@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     cfg = config.resolve(loading.from_config_dict(values))
     workdir = Path(flags["workdir"] or Path("runs") / Path(flags["config"]).stem)
     restart = bool(flags["restart"])
-    with preemption.Preemption(cfg.checkpoint.grace_s, _on_any) as watch:  # before JAX, whose import takes seconds
+    with preemption.Preemption(cfg.checkpoint.grace_s, _any_process) as watch:  # before JAX, whose import takes seconds
         if not cfg.arms:
             train_one(cfg, workdir, watch.poll, restart)
             return
@@ -52,10 +52,10 @@ def main(argv: Sequence[str]) -> None:
             results.write(workdir, list(arms))
 
 
-def _on_any(holds: bool) -> bool:
+def _any_process(holds: bool) -> bool:
     from p2o_jax.runtime import distributed
 
-    return distributed.on_any(holds)
+    return distributed.any_process(holds)
 
 
 def check_arms(arms: Mapping[str, Config]) -> None:
@@ -83,28 +83,29 @@ def train_one(cfg: Config, workdir: Path, poll: Callable[[], None], restart: boo
     """
     from p2o_jax import train
     from p2o_jax.runtime import distributed
-    from p2o_jax.startup import components, run_directory
+    from p2o_jax.startup import run_directory
+    from p2o_jax.startup.components import Components, describe
     from p2o_jax.tracking import results
 
     distributed.start(cfg.mesh, cfg.train.compile_cache)
     reporter = Reporter(enabled=distributed.is_main_process(), poll=poll)
     reporter.line(f"--- {workdir}")
     with run_directory.claim(workdir, cfg.checkpoint.path):
-        parts = components.Parts(cfg, workdir, reporter, restart)
-        reporter.line(components.describe(parts))
+        components = Components(cfg, workdir, reporter, restart)
+        reporter.line(describe(components))
         with contextlib.ExitStack() as stack:
-            stack.callback(parts.close)
+            stack.callback(components.close)
             try:
-                state = train.run(cfg, parts)
+                state = train.run(cfg, components)
             except preemption.Preempted:
-                parts.checkpoints.save_last()
+                components.checkpoints.save_last()
                 raise
             except Exception:
                 if liveness.joined():
                     stack.pop_all()  # the others may not come to where checkpoints are closed together
                 raise
         if distributed.is_main_process():
-            results.write_one(workdir, parts.model.directory, state.ledger)
+            results.write_one(workdir, components.model.directory, state.ledger)
 
 
 def command(run: Callable[[Sequence[str]], None]) -> None:

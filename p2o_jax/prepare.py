@@ -133,7 +133,7 @@ def _records(paths: Sequence[str]) -> Iterator[Record]:
 def _index(text: str) -> tuple[overlap.Index, list[str]]:
     if not text:
         return overlap.Index({}), []
-    loaded = benchmarks.load_sets(text, config.Data(prompt_template=sources.QUESTION), "--benchmarks")
+    loaded = benchmarks.load_sets(text, config.DataConfig(prompt_template=sources.QUESTION), "--benchmarks")
     return overlap.Index({part.name: part.questions for part in loaded}), [part.name for part in loaded]
 
 

@@ -33,7 +33,7 @@ class Attempts:
 
 
 @dataclass(frozen=True)
-class Fate:
+class LearningStatus:
     """What became of a question since it was first hard, in epochs; -1: not (yet).
 
     `internalised`: the first later epoch with a plain success. `relapsed`: the epoch, after that, in which no plain rollout
@@ -51,7 +51,7 @@ class History:
 
     epoch: int = 0  # that `attempts` belong to
     attempts: Mapping[str, Attempts] = field(default_factory=dict)
-    fates: Mapping[str, Fate] = field(default_factory=dict)
+    fates: Mapping[str, LearningStatus] = field(default_factory=dict)
     tokens: Mapping[str, float] = field(default_factory=dict)  # mean of a question's responses when it was last asked
 
 
@@ -156,4 +156,4 @@ def _bandit(value: Mapping[str, Any]) -> Bandit:
 
 def _history(value: Mapping[str, Any]) -> History:
     attempts = {k: Attempts({t: (n[0], n[1]) for t, n in v["by_template"].items()}) for k, v in value["attempts"].items()}
-    return History(value["epoch"], attempts, {k: Fate(**v) for k, v in value["fates"].items()}, value["tokens"])
+    return History(value["epoch"], attempts, {k: LearningStatus(**v) for k, v in value["fates"].items()}, value["tokens"])

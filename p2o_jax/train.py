@@ -11,42 +11,42 @@ from p2o_jax import gepa
 from p2o_jax.config import Config, minibatch_rollouts
 from p2o_jax.p2o import assign, bandit, mining, question_history
 from p2o_jax.rl import advantages, batch
-from p2o_jax.startup.components import Parts
+from p2o_jax.startup.components import Components
 from p2o_jax.state import Ledger, RunState
 from p2o_jax.tracking.metric_names import of_updates, rollout_metrics
 from p2o_jax.types import SearchResult
 
 
-def run(cfg: Config, parts: Parts) -> RunState:
+def run(cfg: Config, components: Components) -> RunState:
     """Trains until the epochs are done or the tokens are spent; goes on from the newest checkpoint if there is one."""
-    state = parts.open_state()
-    while not is_finished(cfg, parts, state):
-        state = evaluate_if_due(parts, state)
-        before, state = state, (prompt_phase if state.phase == "prompts" else policy_step)(cfg, parts, state)
-        parts.checkpoints.save_if_due(before, state)
-    parts.checkpoints.save(state)
-    return evaluate(parts, state)
+    state = components.open_state()
+    while not is_finished(cfg, components, state):
+        state = evaluate_if_due(components, state)
+        before, state = state, (prompt_phase if state.phase == "prompts" else policy_step)(cfg, components, state)
+        components.checkpoints.save_if_due(before, state)
+    components.checkpoints.save(state)
+    return evaluate(components, state)
 
 
-def is_finished(cfg: Config, parts: Parts, state: RunState) -> bool:
+def is_finished(cfg: Config, components: Components, state: RunState) -> bool:
     """After the last epoch no prompt phase follows; a token budget ends the run at the first step that reaches it.
 
     A run without epochs ends after the prompt phase that it begins with.
     """
     limit = cfg.train.max_generated_tokens
     tokens_spent = limit > 0 and state.ledger.total("generated_tokens") >= limit
-    return state.tick > 0 and (tokens_spent or state.step >= cfg.train.epochs * parts.questions.steps_per_epoch)
+    return state.tick > 0 and (tokens_spent or state.step >= cfg.train.epochs * components.questions.steps_per_epoch)
 
 
-def policy_step(cfg: Config, parts: Parts, state: RunState) -> RunState:
+def policy_step(cfg: Config, components: Components, state: RunState) -> RunState:
     """One training step on a batch of questions (algorithm: "One training step", 1 to 8)."""
     group_size = cfg.rollout.group_size
-    questions = mining.with_extra_groups(parts.questions.batch(state.step), state.last_hard_ids, cfg.mining)
+    questions = mining.with_extra_groups(components.questions.batch(state.step), state.last_hard_ids, cfg.mining)
     assignment = bandit.draw(state.bandit, state.assignment, questions, cfg.assign, f"{cfg.train.seed}/{state.step}")
-    asks = assign.asks_for(questions, assignment, group_size, "train", state.history.tokens)
-    weights = parts.weights(state)
-    rollouts = parts.answerer.answer(weights, asks, parts.sampling, parts.key("rollout", state.step))
-    filled = parts.fill(weights, rollouts, assignment, state.step, parts.key("rollout", state.step))
+    prompts = assign.prompts_for(questions, assignment, group_size, "train", state.history.tokens)
+    weights = components.weights(state)
+    rollouts = components.pipeline.sample(weights, prompts, components.sampling, components.key("rollout", state.step))
+    filled = components.fill(weights, rollouts, assignment, state.step, components.key("rollout", state.step))
     del weights  # the update needs their memory
 
     solved_QG = np.array([r.succeeded for r in rollouts]).reshape(-1, group_size)
@@ -54,18 +54,18 @@ def policy_step(cfg: Config, parts: Parts, state: RunState) -> RunState:
     found = mining.find_hard(questions, solved_QG, templated_QG, cfg.mining, state.last_hard_ids)
     advantage_QG = advantages.of_rollouts(filled.trained, cfg)
 
-    with parts.reporter.phase("score"):  # before any update: old, reference and templated log-probs, and the weights w
+    with components.reporter.phase("score"):  # before any update: old, reference and templated log-probs, and the weights w
         examples = batch.examples(filled.trained, advantage_QG, cfg.distill, cfg.loss.overlong)
-        policy, size = parts.learner.policy(state.learner), minibatch_rollouts(cfg)
-        examples, score_stats = parts.learner.score(policy, parts.kl_params, examples, size)
+        policy, size = components.learner.policy(state.learner), minibatch_rollouts(cfg)
+        examples, score_stats = components.learner.score(policy, components.kl_params, examples, size)
     learner, update_stats = state.learner, []
-    with parts.reporter.phase("update"):
+    with components.reporter.phase("update"):
         for minibatch in batch.minibatches(examples, size):
-            learner, stats = parts.learner.update(learner, minibatch)
+            learner, stats = components.learner.update(learner, minibatch)
             update_stats.append(stats)
 
     step, hard_ids = state.step + 1, tuple(dict.fromkeys((*state.hard_ids, *found)))
-    epoch, epoch_ends = parts.questions.epoch(state.step), parts.questions.ends_epoch(step)
+    epoch, epoch_ends = components.questions.epoch(state.step), components.questions.ends_epoch(step)
     after = replace(
         state,
         learner=learner,
@@ -73,7 +73,7 @@ def policy_step(cfg: Config, parts: Parts, state: RunState) -> RunState:
         step=step,
         phase="prompts" if epoch_ends else "policy",
         hard_ids=hard_ids,
-        ledger=state.ledger.plus(parts.step_costs(filled.made, examples)),
+        ledger=state.ledger.plus(components.step_costs(filled.made, examples)),
         bandit=bandit.update(state.bandit, rollouts, cfg.assign),
         history=question_history.advanced(state.history, epoch, rollouts, hard_ids, epoch_ends),
     )
@@ -81,16 +81,16 @@ def policy_step(cfg: Config, parts: Parts, state: RunState) -> RunState:
     hard_now = mining.outcome_metrics(questions, solved_QG, templated_QG, zero_Q, state.last_hard_ids)
     counts = {"hard/questions_step": len(found), "hard/questions_epoch": len(after.hard_ids)}
     values = rollout_metrics(filled.made) | filled.stats | of_updates(score_stats, update_stats) | hard_now | counts
-    parts.record.step(state, after, filled.made, values)
+    components.record.step(state, after, filled.made, values)
     return after
 
 
-def prompt_phase(cfg: Config, parts: Parts, state: RunState) -> RunState:
+def prompt_phase(cfg: Config, components: Components, state: RunState) -> RunState:
     """GEPA on the epoch's hard questions (algorithm: "End of an epoch"); the state that opens the next epoch."""
     result, ledger = None, state.ledger
     if gepa.is_due(state.step, len(state.hard_ids), cfg.gepa):
-        epoch = parts.questions.epoch(max(state.step - 1, 0))
-        result, ledger = parts.journals.resume(state, epoch, lambda journal: search(cfg, parts, state, journal))
+        epoch = components.questions.epoch(max(state.step - 1, 0))
+        result, ledger = components.journals.resume(state, epoch, lambda journal: search(cfg, components, state, journal))
     assignment = assign.next_assignment(result, state, cfg)
     after = replace(
         state,
@@ -103,44 +103,44 @@ def prompt_phase(cfg: Config, parts: Parts, state: RunState) -> RunState:
         best_template=assign.best_template(result, state.best_template),
         ledger=ledger,
     )
-    parts.record.search(state, after, result)
+    components.record.search(state, after, result)
     return after
 
 
-def search(cfg: Config, parts: Parts, state: RunState, journal: gepa.Journal) -> tuple[SearchResult, Ledger]:
+def search(cfg: Config, components: Components, state: RunState, journal: gepa.Journal) -> tuple[SearchResult, Ledger]:
     """GEPA on the state's hard questions, and the ledger after it; calls that are in the journal are not made again."""
-    stages = parts.stages(state)
-    journal.account(spent=lambda: stages.last_costs, replayed=stages.book)
+    adapter = components.gepa_adapter(state)
+    journal.account(spent=lambda: adapter.last_costs, replayed=adapter.book)
     result = gepa.search(
-        parts.questions.by_id(state.hard_ids),
-        evaluate=journal.evaluate(stages.evaluate),
-        reflect=journal.reflect(stages.reflect),
-        count_tokens=parts.chat.count_tokens,
+        components.questions.by_id(state.hard_ids),
+        evaluate=journal.evaluate(adapter.evaluate),
+        reflect=journal.reflect(adapter.reflect),
+        count_tokens=components.chat.count_tokens,
         cfg=cfg.gepa,
         seed=f"{cfg.train.seed}/gepa/{state.step}",
-        progress=parts.record.search_progress,
-        fits=stages.fits,
-        spells_special=parts.chat.spells_special,
-        on_stage=stages.enter,
+        progress=components.record.search_progress,
+        fits=adapter.fits,
+        spells_special=components.chat.spells_special,
+        on_stage=adapter.enter,
         success_above=cfg.reward.success_above,
     )
-    return result, stages.ledger
+    return result, adapter.ledger
 
 
-def evaluate_if_due(parts: Parts, state: RunState) -> RunState:
+def evaluate_if_due(components: Components, state: RunState) -> RunState:
     """Evaluates where the schedule says so; at the end of an epoch before its prompt phase, not again after it."""
-    opens_epoch = state.phase == "policy" and state.tick > 0 and state.step % parts.questions.steps_per_epoch == 0
-    if parts.evaluation.is_due(state.step) and not opens_epoch:
-        return evaluate(parts, state)
+    opens_epoch = state.phase == "policy" and state.tick > 0 and state.step % components.questions.steps_per_epoch == 0
+    if components.evaluation.is_due(state.step) and not opens_epoch:
+        return evaluate(components, state)
     return state
 
 
-def evaluate(parts: Parts, state: RunState) -> RunState:
+def evaluate(components: Components, state: RunState) -> RunState:
     """The state with evaluation on the ledger; accuracy on the held-out questions, plainly unless eval.template says so, is logged."""
-    if not parts.evaluation.questions:
+    if not components.evaluation.questions:
         return state
-    values, row, spent = parts.evaluation.run(parts.weights(state), state.best_template)
+    values, row, spent = components.evaluation.run(components.weights(state), state.best_template)
     after = replace(state, ledger=state.ledger.add("eval", **spent))
-    parts.record.evaluation(after, values, row, spent)
-    parts.checkpoints.save_if_best(state, values["eval/accuracy"])
+    components.record.evaluation(after, values, row, spent)
+    components.checkpoints.save_if_best(state, values["eval/accuracy"])
     return after

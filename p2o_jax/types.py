@@ -42,7 +42,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Ask:
+class TemplatedQuestion:
     """A question to be answered under a template. `name` makes the rollout's randomness: unique within a call."""
 
     question: Question
@@ -61,7 +61,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How tokens are drawn. Temperature 0 is greedy; 0 turns `top_k` and `min_p` off, 1 turns `top_p` off."""
 
     temperature: float
@@ -98,7 +98,7 @@ class Verdict:
 class Rollout:
     """One scored answer to T(x, z). `plain_ids` is the prompt without the template, on which the update is made."""
 
-    ask: Ask
+    prompt: TemplatedQuestion
     prompt_ids: tuple[int, ...]
     plain_ids: tuple[int, ...]
     completion: Completion
@@ -107,7 +107,7 @@ class Rollout:
 
     @property
     def templated(self) -> bool:
-        return bool(self.ask.template.strip())
+        return bool(self.prompt.template.strip())
 
     @property
     def succeeded(self) -> bool:

@@ -21,11 +21,11 @@ def main():
     import jax
     import jax.numpy as jnp
 
-    from p2o_jax.config import Rollout
+    from p2o_jax.config import RolloutConfig
     from p2o_jax.models import hf, hf_config, sharding
     from p2o_jax.rollout.engine import Engine
     from p2o_jax.runtime import distributed
-    from p2o_jax.types import Request, Sampling
+    from p2o_jax.types import Request, SamplingParams
 
     cfg = C.model_config(args.model)
     stop = C.eos_ids(args, cfg)
@@ -33,17 +33,17 @@ def main():
     distributed.split_cpu(args.devices)
     mesh = sharding.make_mesh((args.devices, 1, 1))
     slots = args.slots or args.batch
-    rollout = Rollout(
+    rollout = RolloutConfig(
         questions=args.batch // args.group,
         group_size=args.group,
         slots=slots,
         prompt_buckets=(args.prompt_len,),
-        bank_tokens=args.prompt_len * args.batch // args.group,
+        prompt_cache_tokens=args.prompt_len * args.batch // args.group,
         prefill_tokens=2048,
     )
     engine = Engine(spec, mesh, rollout, [args.new_tokens], stop, 0, jnp.float32)
-    weights = engine.lay_out(hf.load(args.model, spec, sharding.param_shardings(spec, mesh, sharding.LEARNER)))
-    how = Sampling(args.temperature, args.new_tokens)
+    weights = engine.to_rollout_layout(hf.load(args.model, spec, sharding.param_shardings(spec, mesh, sharding.LEARNER)))
+    how = SamplingParams(args.temperature, args.new_tokens)
 
     def once(seed):
         prompts = C.prompt_ids(args.batch // args.group, args.prompt_len, cfg["vocab_size"], seed)

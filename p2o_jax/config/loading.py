@@ -21,6 +21,18 @@ from ml_collections import ConfigDict, config_dict
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.config.ranges import Range
 
+RENAMED = {"rollout.bank_tokens": "rollout.prompt_cache_tokens"}  # settings of earlier versions
+
+
+def current_names(values: dict[str, Any]) -> dict[str, Any]:
+    """A config.json of any version, with the settings under their current names."""
+    values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    for old, new in RENAMED.items():
+        (section, old_name), (new_section, new_name) = old.split("."), new.split(".")
+        if isinstance(values.get(section), dict) and old_name in values[section]:
+            values.setdefault(new_section, {})[new_name] = values[section].pop(old_name)
+    return values
+
 
 def to_config_dict(config: Any) -> ConfigDict:
     """The dataclass as a ConfigDict with locked keys; `X | None` fields become typed placeholders."""
@@ -153,6 +165,8 @@ def _describe(hint: Any) -> str:
 
 
 def _did_you_mean(key: str) -> str:
+    if key in RENAMED:
+        return f" (it is now config.{RENAMED[key]})"
     keys = []
     for section, hint in typing.get_type_hints(Config).items():
         keys += [f"{section}.{f.name}" for f in dataclasses.fields(hint)] if dataclasses.is_dataclass(hint) else [section]
@@ -303,7 +317,7 @@ def read_config(workdir: Path, overrides: typing.Sequence[tuple[str, str]] = ())
         inside = f"; it holds the runs {', '.join(arms)}" if arms else ""
         raise ConfigError(f"--workdir={workdir}: no run in it (no config.json){inside}")
     try:
-        values = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
+        values = ConfigDict(current_names(json.loads(path.read_text(encoding="utf-8"))))
     except (OSError, ValueError, TypeError) as e:
         raise ConfigError(f"{path}: cannot be read as a run's config: {e}") from e
     values = to_config_dict(from_config_dict(values))

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 from p2o_jax.config import (
     LORA_TARGETS,
-    Api,
+    ApiConfig,
     Config,
-    Gepa,
-    Mesh,
-    World,
+    GepaConfig,
+    MeshConfig,
+    WorldConfig,
     longest_template_tokens,
     max_prompt_tokens,
     mesh_shape,
@@ -47,7 +47,7 @@ def range_problems(config: Config) -> list[str]:
     return found
 
 
-def _mesh_problems(mesh: Mesh, num_devices: int) -> list[str]:
+def _mesh_problems(mesh: MeshConfig, num_devices: int) -> list[str]:
     asked = (mesh.data, mesh.fsdp, mesh.tensor)
     if not all(size == -1 or size > 0 for size in asked):
         return []  # a line of `range_problems` names each
@@ -58,7 +58,7 @@ def _mesh_problems(mesh: Mesh, num_devices: int) -> list[str]:
     return []
 
 
-def api_problems(api: Api) -> list[str]:
+def api_problems(api: ApiConfig) -> list[str]:
     """A line for everything wrong with the endpoint's settings. What could be a key put in the wrong place is not repeated."""
     found = []
     url = urlsplit(api.base_url)
@@ -78,7 +78,7 @@ def api_problems(api: Api) -> list[str]:
     return found
 
 
-def _cheapest_phase(gepa: Gepa) -> int:
+def _cheapest_phase(gepa: GepaConfig) -> int:
     """The rollouts of the empty template on the smallest dev set that there can be, and of one proposal and its parent."""
     if gepa.dev_size < 1:
         dev = int(gepa.min_hard * gepa.dev_size)
@@ -130,7 +130,7 @@ def _data_rules(config: Config) -> Rules:
     )
 
 
-def _world_rules(world: World) -> Rules:
+def _world_rules(world: WorldConfig) -> Rules:
     longest = _LONGEST_WORLD_DOCUMENT[world.size]
     yield (
         world.row_tokens >= longest,

@@ -25,7 +25,7 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelConfig:
     path: str = "world"  # a Hugging Face directory, or "world": the built-in base model, pretrained on first use
     param_dtype: Literal["float32", "bfloat16"] = "float32"  # master weights; adapters are always float32
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU
@@ -38,7 +38,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class World:
+class WorldConfig:
     """The built-in world (used where model.path or data.path is "world")."""
 
     size: Literal["small", "large"] = (
@@ -63,7 +63,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Data:
+class DataConfig:
     path: str = "world"  # a file, a folder, hf:NAME, tfds:NAME (p2o_jax/data/sources.py says how), or "world"
     eval_path: str = ""  # held-out questions, likewise, or NAME=PATH,NAME=PATH for several sets, the first of which is the dev set;
     # a benchmark of p2o_jax/data/benchmarks.py is NAME or NAME=PATH; empty: the world's own, or no evaluation
@@ -77,14 +77,14 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Chat:
+class ChatConfig:
     system_prompt: str = ""
     enable_thinking: bool = False  # passed to the tokenizer's chat template
     template: str = ""  # Jinja chat template for models that have none; empty: the tokenizer's own
 
 
 @dataclass(frozen=True)
-class Mesh:
+class MeshConfig:
     """Devices along each axis, one of which may be -1: whatever is left; and how long processes wait for each other."""
 
     # parts that a CPU is split into, where it is the only device; 0: one, or as JAX is told
@@ -100,7 +100,7 @@ class Mesh:
 
 
 @dataclass(frozen=True)
-class Rollout:
+class RolloutConfig:
     questions: int = bounded(128, ge=1)  # per training step
     group_size: int = bounded(6, ge=1)  # G, rollouts per question
     temperature: float = bounded(0.6, TEMPERATURE)
@@ -118,7 +118,7 @@ class Rollout:
     # never
     min_slots: int = bounded(8, ge=0)
     # prompt tokens held in the cache at a time, over all devices
-    bank_tokens: int = bounded(524288, ge=1)
+    prompt_cache_tokens: int = bounded(524288, ge=1)
     # prompt tokens prefilled at a time in each of the mesh's data x fsdp parts
     prefill_tokens: int = bounded(2048, ge=1)
     share_prefixes: bool = True  # what prompts of a wave begin with alike is prefilled once
@@ -129,7 +129,7 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class Reward:
+class RewardConfig:
     kind: Literal["exact", "math"] = "math"  # exact: same text in the last box; math: math-verify in worker processes
     fn: str = ""  # FILE.py:function or package.module:function of your own, in place of kind (p2o_jax/rewards/own.py)
     env: tuple[str, ...] = ()  # names of environment variables that fn needs; workers get no others with keys or tokens
@@ -140,7 +140,7 @@ class Reward:
 
 
 @dataclass(frozen=True)
-class Mining:
+class MiningConfig:
     # a question is hard with at most so many successes, and not all, in its group
     max_successes: int = bounded(1, ge=0)
     judge_on: Literal["all", "plain"] | None = None  # rollouts that decide hardness
@@ -153,7 +153,7 @@ LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclass(frozen=True)
-class Lora:
+class LoraConfig:
     """Low-rank adapters in place of all weights; the frozen rest is the reference policy, too."""
 
     rank: int = bounded(0, ge=0)  # 0: all weights are trained
@@ -162,12 +162,12 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class Adv:
+class AdvConfig:
     kind: Literal["grpo", "dr_grpo", "rloo"] = "grpo"  # dr_grpo: not divided by std; rloo: against the mean of the others
 
 
 @dataclass(frozen=True)
-class Distill:
+class DistillConfig:
     mode: Literal["ratio_mask", "truncated", "transfer", "plain", "importance", "off"] = "ratio_mask"  # algorithm step 6
     clip: Literal["hard", "soft"] = "hard"
     eps_low: float = bounded(0.99, ge=0, le=1)
@@ -183,7 +183,7 @@ class Distill:
 
 
 @dataclass(frozen=True)
-class Loss:
+class LossConfig:
     ratio: Literal["token", "sequence", "cispo"] = "token"  # token: PPO; sequence: GSPO; cispo: clipped weights, not clipped losses
     clip_low: float = bounded(0.2, ge=1e-6, le=1, why=_CLIP_WHY)
     clip_high: float = bounded(0.2, ge=1e-6, le=1e6, why=_CLIP_WHY)  # DAPO: 0.28
@@ -202,7 +202,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Optim:
+class OptimConfig:
     lr: float = bounded(1e-6, ge=0, le=1)
     schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine: down to 0 at the last update
     warmup_frac: float = bounded(0.05, ge=0, le=1)  # of all steps; linear
@@ -217,7 +217,7 @@ class Optim:
 
 
 @dataclass(frozen=True)
-class Gepa:
+class GepaConfig:
     enabled: bool = True  # off: plain GRPO
     schedule: Literal["every_epoch", "first"] = "every_epoch"  # first: once, on all questions, before training; its templates stay
     min_hard: int = bounded(100, ge=1)  # fewer hard questions: no prompt phase
@@ -252,7 +252,7 @@ class Gepa:
 
 
 @dataclass(frozen=True)
-class Api:
+class ApiConfig:
     """The OpenAI-compatible endpoint that reflects where gepa.reflector is "api"; gepa.reflect_temperature and
     gepa.reflect_new_tokens hold for it, too. The caps are on the whole run, restarts included.
     """
@@ -274,7 +274,7 @@ class Api:
 
 
 @dataclass(frozen=True)
-class Assign:
+class AssignConfig:
     # rollouts of each templated group that stay plain
     plain_rollouts: int | None = bounded(None, ge=0)
     same_template_in_group: bool = False
@@ -284,7 +284,7 @@ class Assign:
 
 
 @dataclass(frozen=True)
-class Eval:
+class EvalConfig:
     every_steps: int = bounded(20, ge=0)  # 0: only before the first and after the last step
     temperature: float = bounded(0.0, TEMPERATURE_OR_GREEDY)
     rollouts: int = bounded(1, ge=1)  # per question
@@ -293,7 +293,7 @@ class Eval:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointConfig:
     # besides those around every prompt phase, at the end, and of the best state on the held-out
     # questions
     every_steps: int = bounded(20, ge=0)
@@ -305,7 +305,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainConfig:
     seed: int = bounded(0, SEED)
     epochs: int = bounded(10, ge=0)  # 0: a prompt phase only, with gepa.schedule=first
     # stop when all phases together have generated so many; 0: no limit
@@ -328,25 +328,25 @@ class Train:
 @dataclass(frozen=True)
 class Config:
     preset: Literal["faithful", "recommended"] = "recommended"
-    model: Model = field(default_factory=Model)
-    world: World = field(default_factory=World)
-    data: Data = field(default_factory=Data)
-    lora: Lora = field(default_factory=Lora)
-    chat: Chat = field(default_factory=Chat)
-    mesh: Mesh = field(default_factory=Mesh)
-    rollout: Rollout = field(default_factory=Rollout)
-    reward: Reward = field(default_factory=Reward)
-    mining: Mining = field(default_factory=Mining)
-    adv: Adv = field(default_factory=Adv)
-    distill: Distill = field(default_factory=Distill)
-    loss: Loss = field(default_factory=Loss)
-    optim: Optim = field(default_factory=Optim)
-    gepa: Gepa = field(default_factory=Gepa)
-    api: Api = field(default_factory=Api)
-    assign: Assign = field(default_factory=Assign)
-    eval: Eval = field(default_factory=Eval)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    train: Train = field(default_factory=Train)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    world: WorldConfig = field(default_factory=WorldConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    mining: MiningConfig = field(default_factory=MiningConfig)
+    adv: AdvConfig = field(default_factory=AdvConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    gepa: GepaConfig = field(default_factory=GepaConfig)
+    api: ApiConfig = field(default_factory=ApiConfig)
+    assign: AssignConfig = field(default_factory=AssignConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
     arms: tuple[str, ...] = ()  # runs to compare, each "name key=value key=value"; empty: a single run
 
 
@@ -434,7 +434,7 @@ def minibatch_rollouts(config: Config) -> int:
     return minibatch_questions(config) * config.rollout.group_size
 
 
-def mesh_shape(mesh: Mesh, num_devices: int) -> tuple[int, int, int]:
+def mesh_shape(mesh: MeshConfig, num_devices: int) -> tuple[int, int, int]:
     """(data, fsdp, tensor) with a -1 replaced by what is left of the devices."""
     shape = [mesh.data, mesh.fsdp, mesh.tensor]
     if shape.count(-1) == 1:

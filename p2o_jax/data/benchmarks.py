@@ -49,7 +49,7 @@ class Benchmark:
         rest = {k: v for k, v in record.items() if k not in (question, answer)}
         return {**rest, "question": record[question], "answer": self.answer(record[answer])}
 
-    def load(self, cfg: config.Data, source: str = "") -> Loaded:
+    def load(self, cfg: config.DataConfig, source: str = "") -> Loaded:
         """The benchmark's questions in `cfg.prompt_template`, from the hub unless another source is given.
 
         Raises:
@@ -97,14 +97,14 @@ def named(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def load_set(name: str, source: str, cfg: config.Data) -> Loaded:
+def load_set(name: str, source: str, cfg: config.DataConfig) -> Loaded:
     """The questions of a benchmark (from the hub where `source` is empty), or of a source of one's own with the columns of `cfg`."""
     if name in BENCHMARKS:
         return BENCHMARKS[name].load(cfg, source)
     return replace(sources.load(source, cfg), name=name)
 
 
-def load_sets(text: str, cfg: config.Data, where: str = "config.data.eval_path") -> list[Loaded]:
+def load_sets(text: str, cfg: config.DataConfig, where: str = "config.data.eval_path") -> list[Loaded]:
     """The sets of a text like config.data.eval_path, or like what else `where` names.
 
     Raises:

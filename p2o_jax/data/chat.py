@@ -139,7 +139,7 @@ class Chat:
         config.ConfigError: the model has no chat template and none is given, or it does not take the system prompt.
     """
 
-    def __init__(self, tokenizer: TextCodec, cfg: config.Chat, date: str | None = None):
+    def __init__(self, tokenizer: TextCodec, cfg: config.ChatConfig, date: str | None = None):
         self.tokenizer = tokenizer
         self.cfg = cfg
         self.stop_ids = tokenizer.stop_ids
@@ -205,7 +205,7 @@ def _prefix(tokenizer: TextCodec) -> str:
     return tokenizer.spell(tokenizer.prefix_ids)
 
 
-def _bos_notices(tokenizer: TextCodec, cfg: config.Chat, prompt_ids: tuple[int, ...]) -> tuple[str, ...]:
+def _bos_notices(tokenizer: TextCodec, cfg: config.ChatConfig, prompt_ids: tuple[int, ...]) -> tuple[str, ...]:
     """A line if prompts lack what the tokenizer puts before every text, although the template is the user's, or have it twice."""
     prefix = tokenizer.prefix_ids
     if not prefix:

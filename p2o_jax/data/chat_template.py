@@ -38,7 +38,7 @@ class ChatTemplate:
         setup = {"template": template, "variables": dict(variables), "date": date}
         self._setup = template_worker.encode(setup | {"cpu_s": CPU_S, "memory_bytes": MEMORY_BYTES, "max_chars": MAX_CHARS})
         self._lock = threading.Lock()
-        self._workers: list[_Worker] = []  # none or one
+        self._workers: list[_RenderProcess] = []  # none or one
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)  # at interpreter exit, too
 
     def render(self, messages: Sequence[Message]) -> str:
@@ -63,7 +63,7 @@ class ChatTemplate:
     def _ask(self, request: bytes) -> tuple[str, str] | None:
         """The reply to a request; None if the process died, and may have been killed from outside."""
         if not self._workers:
-            self._workers.append(_Worker(self._setup))
+            self._workers.append(_RenderProcess(self._setup))
         worker = self._workers[0]
         try:
             return worker.ask(request)
@@ -78,7 +78,7 @@ class ChatTemplate:
             raise
 
 
-class _Worker:
+class _RenderProcess:
     """A process, and the socket to it."""
 
     def __init__(self, setup: bytes):
@@ -119,7 +119,7 @@ class _Worker:
         self._connection.close()
 
 
-def _kill_all(workers: list[_Worker]) -> None:
+def _kill_all(workers: list[_RenderProcess]) -> None:
     for worker in workers:
         worker.kill()
     workers.clear()

@@ -45,7 +45,7 @@ class Loaded:
         return [f"{self.path}: {self.num_duplicates} duplicate questions dropped{conflicts}"] if self.num_duplicates else []
 
 
-def load(path: str | Path, cfg: config.Data, convert: Convert = lambda record: record) -> Loaded:
+def load(path: str | Path, cfg: config.DataConfig, convert: Convert = lambda record: record) -> Loaded:
     """The questions of a source, in its order. LINE in problems is a line of JSONL and CSV files, a record of others, from 1.
 
     Columns other than the question and the answer go to `meta`; `source` is the file's name. Questions that are texts are put into
@@ -132,7 +132,7 @@ def fill(prompt_template: str, question: str) -> str:
     return before + question + after
 
 
-def _question(record: Mapping[str, Any], source: str, cfg: config.Data) -> Question | str:
+def _question(record: Mapping[str, Any], source: str, cfg: config.DataConfig) -> Question | str:
     """The question in a record, or what is wrong with it."""
     for option, name in (("question_field", cfg.question_field), ("answer_field", cfg.answer_field)):
         if name and name not in record:

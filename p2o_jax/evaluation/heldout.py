@@ -10,17 +10,17 @@ import numpy as np
 from p2o_jax import config
 from p2o_jax.data.sources import Loaded
 from p2o_jax.evaluation import estimates
-from p2o_jax.rollout.pipeline import Answerer, Cost
-from p2o_jax.types import Ask, Rollout, Sampling
+from p2o_jax.rollout.pipeline import Cost, RolloutPipeline
+from p2o_jax.types import Rollout, SamplingParams, TemplatedQuestion
 
 
 class Evaluation:
     """The held-out sets and how they are sampled. The first one is the dev set, whose accuracy is `eval/accuracy`."""
 
-    def __init__(self, sets: Sequence[Loaded], answerer: Answerer, cfg: config.Eval, sampling: Sampling, key: jax.Array):
+    def __init__(self, sets: Sequence[Loaded], pipeline: RolloutPipeline, cfg: config.EvalConfig, sampling: SamplingParams, key: jax.Array):
         self.sets = [(part.name, part.questions[: cfg.max_questions] if cfg.max_questions else part.questions) for part in sets]
         self.questions = [question for _, questions in self.sets for question in questions]
-        self.answerer, self.cfg, self.sampling, self.key = answerer, cfg, sampling, key
+        self.pipeline, self.cfg, self.sampling, self.key = pipeline, cfg, sampling, key
 
     def is_due(self, step: int) -> bool:
         """Before the first step, and every `every_steps`."""
@@ -35,13 +35,13 @@ class Evaluation:
         n = self.cfg.rollouts
         template = {"none": "", "best": best_template}[self.cfg.template]
         start = time.monotonic()
-        asks = [
-            Ask(question, template, "/".join(("eval", *([name] if s else []), question.id, str(i))))
+        prompts = [
+            TemplatedQuestion(question, template, "/".join(("eval", *([name] if s else []), question.id, str(i))))
             for s, (name, questions) in enumerate(self.sets)
             for question in questions
             for i in range(n)
         ]
-        rollouts = self.answerer.answer(weights, asks, self.sampling, self.key, phase="eval")
+        rollouts = self.pipeline.sample(weights, prompts, self.sampling, self.key, phase="eval")
         values: dict[str, float] = {}
         rows: dict[str, dict[str, Any]] = {}
         left = iter(rollouts)
@@ -53,7 +53,7 @@ class Evaluation:
             if len(self.sets) > 1:
                 values |= {f"eval/{name}/{key.removeprefix('eval/')}": value for key, value in summary(own).items()}
         row = {**next(iter(rows.values())), "template": template, **({"sets": rows} if len(rows) > 1 else {})}
-        return values, row, {**self.answerer.cost(rollouts), "seconds": time.monotonic() - start}
+        return values, row, {**self.pipeline.cost(rollouts), "seconds": time.monotonic() - start}
 
 
 def summary(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -70,7 +70,7 @@ def _row(rollouts: Sequence[Rollout], n: int) -> dict[str, Any]:
     """Accuracy of n rollouts of each question, its standard error over questions, and accuracy by family."""
     by_family: dict[str, list[float]] = {}
     for r in rollouts:
-        by_family.setdefault(str(r.ask.question.meta.get("family", r.ask.question.source)), []).append(r.verdict.answer_score)
+        by_family.setdefault(str(r.prompt.question.meta.get("family", r.prompt.question.source)), []).append(r.verdict.answer_score)
     score_Q = np.array([r.verdict.answer_score for r in rollouts]).reshape(-1, n).mean(axis=1)
     return {
         "accuracy": float(score_Q.mean()),

@@ -47,7 +47,7 @@ def measure(samples: Sequence[Sample], n: int) -> dict[str, Any]:
         "mean_tokens": float(np.mean([len(s.rollout.completion.token_ids) for s in samples])),
         "time_outs": {"strict": [v.status for v in verdicts].count("time_out"), "lenient": [g.status for g in grades].count("time_out")},
         "errors": {"strict": [v.status for v in verdicts].count("error"), "lenient": [g.status for g in grades].count("error")},
-        "question_ids": [g[0].rollout.ask.question.id for g in groups],
+        "question_ids": [g[0].rollout.prompt.question.id for g in groups],
     }
 
 
@@ -82,11 +82,11 @@ def row(sample: Sample, number: int) -> dict[str, Any]:
     """A line of a benchmark's samples: all of what the model said, and what each grader made of it."""
     rollout, grade = sample
     return {
-        "question_id": rollout.ask.question.id,
+        "question_id": rollout.prompt.question.id,
         "n": number,
-        "template": rollout.ask.template,
-        "question": rollout.ask.question.text,
-        "answer": rollout.ask.question.answer,
+        "template": rollout.prompt.template,
+        "question": rollout.prompt.question.text,
+        "answer": rollout.prompt.question.answer,
         "response": rollout.text,
         "tokens": len(rollout.completion.token_ids),
         "stopped": rollout.completion.stopped,

@@ -74,10 +74,10 @@ def read_keys(names: Sequence[str]) -> tuple[str, ...]:
 
 
 @dataclass
-class _Purse:
+class _Budget:
     """What may still be spent: an attempt sets aside the most that it could cost, and pays what it did."""
 
-    cfg: config.Api
+    cfg: config.ApiConfig
     tokens: float
     dollars: float
     lock: threading.Lock
@@ -109,7 +109,9 @@ class Endpoint:
         sleep: waits that many seconds.
     """
 
-    def __init__(self, cfg: config.Api, gepa: config.Gepa, keys: Sequence[str], seed: str, sleep: Callable[[float], None] = time.sleep):
+    def __init__(
+        self, cfg: config.ApiConfig, gepa: config.GepaConfig, keys: Sequence[str], seed: str, sleep: Callable[[float], None] = time.sleep
+    ):
         self.cfg, self.keys, self.seed, self.sleep = cfg, tuple(keys), seed, sleep
         self.max_tokens, self.temperature = gepa.reflect_new_tokens, gepa.reflect_temperature
         self.extra: dict[str, Any] = json.loads(cfg.extra_body) if cfg.extra_body else {}
@@ -122,11 +124,11 @@ class Endpoint:
 
         `names` make the jitter and the order of the keys; `spent` is what the run has spent on the endpoint before.
         """
-        purse = _Purse(self.cfg, spent.get("api_tokens", 0), spent.get("api_dollars", 0), threading.Lock())
-        before, counts = (purse.tokens, purse.dollars), Counter[str]()
+        budget = _Budget(self.cfg, spent.get("api_tokens", 0), spent.get("api_dollars", 0), threading.Lock())
+        before, counts = (budget.tokens, budget.dollars), Counter[str]()
 
         def reply(i: int) -> tuple[str | None, str, int]:
-            return self._reply(prompts[i], names[i], i, purse)
+            return self._reply(prompts[i], names[i], i, budget)
 
         pool = ThreadPoolExecutor(max(min(self.cfg.concurrency, len(prompts)), 1))
         try:
@@ -137,10 +139,10 @@ class Endpoint:
             counts["api_retries"] += retries
             if text is None:
                 counts.update(["api_failures", f"api_failures_{reason}"])
-        amounts = {"api_tokens": purse.tokens - before[0], "api_dollars": purse.dollars - before[1]}
+        amounts = {"api_tokens": budget.tokens - before[0], "api_dollars": budget.dollars - before[1]}
         return [text for text, _, _ in results], {"api_calls": len(prompts), **dict(sorted(counts.items())), **amounts}
 
-    def _reply(self, prompt: str, name: str, number: int, purse: _Purse) -> tuple[str | None, str, int]:
+    def _reply(self, prompt: str, name: str, number: int, budget: _Budget) -> tuple[str | None, str, int]:
         """(text or None, reason why not, failed attempts that were followed by another)."""
         most = (len(prompt.encode("utf-8", "replace")) // 2 + 64, self.max_tokens)
         reason: Reason = "budget"
@@ -148,15 +150,15 @@ class Endpoint:
             if attempt:
                 jitter = random.Random(f"{self.seed}/{name}/{attempt}").uniform(0.5, 1.5)
                 self.sleep(min(self.cfg.backoff_s * 2 ** (attempt - 1), MAX_BACKOFF_S) * jitter)
-            if not purse.set_aside(most):
+            if not budget.set_aside(most):
                 return None, "budget", max(attempt - 1, 0)
             key = self.keys[(number + attempt) % len(self.keys)] if self.keys else ""
             try:
                 text, used = self._attempt(prompt, key, most)
-                purse.pay(most, used)
+                budget.pay(most, used)
                 return self._blank(text), "", attempt
             except Failed as e:
-                purse.pay(most, e.tokens)
+                budget.pay(most, e.tokens)
                 reason = e.reason
                 if e.lasting:
                     return None, reason, attempt

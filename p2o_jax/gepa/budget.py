@@ -16,7 +16,7 @@ def auto(level: str, num_dev: int) -> int:
     return num_dev + 5 * candidates + 35 * trials + full_evals * num_dev
 
 
-def total(cfg: config.Gepa, num_train: int, num_dev: int) -> int:
+def total(cfg: config.GepaConfig, num_train: int, num_dev: int) -> int:
     """The rollouts of the phase: a count, so many passes over train and dev, or an auto level."""
     if cfg.budget == "calls":
         return cfg.max_metric_calls

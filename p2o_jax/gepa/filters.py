@@ -23,7 +23,7 @@ class Extracted(NamedTuple):
 
 def extract(
     reply: str,
-    cfg: config.Gepa,
+    cfg: config.GepaConfig,
     count_tokens: Callable[[str], int],
     taken: Collection[str] = (),
     spells_special: Callable[[str], bool] = lambda text: False,

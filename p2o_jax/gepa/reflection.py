@@ -16,7 +16,7 @@ CountTokens = Callable[[str], int]
 
 
 @dataclass(frozen=True)
-class Example:
+class ReflectionExample:
     question: str
     output: str
     score: float
@@ -31,16 +31,16 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ReflectionPrompt:
     text: str  # empty: not even one example fits
     num_cut: int  # responses cut in the middle
     num_dropped: int  # examples left out
 
 
-SKIPPED = Prompt("", 0, 0)  # none was built
+SKIPPED = ReflectionPrompt("", 0, 0)  # none was built
 
 
-def build(template: str, examples: Sequence[Example], cfg: config.Gepa, count_tokens: CountTokens) -> Prompt:
+def build(template: str, examples: Sequence[ReflectionExample], cfg: config.GepaConfig, count_tokens: CountTokens) -> ReflectionPrompt:
     """The reflection prompt in `cfg.prompt_style`, no longer than `cfg.reflect_prompt_tokens`.
 
     Responses are cut first (paper style); if that is not enough, trailing examples are left out.
@@ -53,15 +53,15 @@ def build(template: str, examples: Sequence[Example], cfg: config.Gepa, count_to
         else:
             text, num_cut = _fit(template, shown, cfg, count_tokens)
         if count_tokens(text) <= cfg.reflect_prompt_tokens:
-            return Prompt(text, num_cut, len(examples) - len(shown))
+            return ReflectionPrompt(text, num_cut, len(examples) - len(shown))
         shown.pop()
-    return Prompt("", 0, len(examples))
+    return ReflectionPrompt("", 0, len(examples))
 
 
-def least_tokens(question: str, answer: str, cfg: config.Gepa, count_tokens: CountTokens, comment: str = "") -> int:
+def least_tokens(question: str, answer: str, cfg: config.GepaConfig, count_tokens: CountTokens, comment: str = "") -> int:
     """Tokens of the shortest reflection prompt about a question: on the empty template, with an empty response."""
     unlimited = replace(cfg, reflect_prompt_tokens=sys.maxsize)
-    examples = [Example(question, "", float(right), 1.0, answer, right, comment) for right in (True, False)]
+    examples = [ReflectionExample(question, "", float(right), 1.0, answer, right, comment) for right in (True, False)]
     return min(count_tokens(build("", [example], unlimited, count_tokens).text) for example in examples)
 
 
@@ -78,7 +78,7 @@ def compact_prompt(template: str, examples: Sequence[tuple[str, str, bool, str]]
     return " ".join([*words, "write", "a", "better", "instruction"])
 
 
-def paper_prompt(template: str, examples: Sequence[Example], show_answer: bool) -> str:
+def paper_prompt(template: str, examples: Sequence[ReflectionExample], show_answer: bool) -> str:
     """The reflection prompt of the paper: GEPA's own wording around the template and the examples.
 
     Both are put in at one go, so that a template that spells a placeholder changes nothing.
@@ -100,7 +100,7 @@ def meta_prompt() -> str:
     return InstructionProposalSignature.default_prompt_template
 
 
-def feedback(example: Example, show_answer: bool) -> str:
+def feedback(example: ReflectionExample, show_answer: bool) -> str:
     """What is wrong with the response, the reference answer unless it is hidden, and the score."""
     reference = f" The reference answer is {example.answer}." if show_answer and example.answer else ""
     if example.comment:
@@ -117,7 +117,7 @@ def feedback(example: Example, show_answer: bool) -> str:
     return f"{verdict}\nScore: {example.score:.2f}"
 
 
-def _fit(template: str, examples: Sequence[Example], cfg: config.Gepa, count_tokens: CountTokens) -> tuple[str, int]:
+def _fit(template: str, examples: Sequence[ReflectionExample], cfg: config.GepaConfig, count_tokens: CountTokens) -> tuple[str, int]:
     """The paper's prompt with its responses cut until it fits, and how many were cut; too long a prompt if they can't be cut enough."""
 
     def render(outputs: Sequence[str]) -> str:

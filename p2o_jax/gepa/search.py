@@ -76,7 +76,7 @@ def reasons(fates: Iterable[str]) -> str:
     return ", ".join(f"{count} {IN_WORDS[fate]}" for fate, count in counts.most_common())
 
 
-def is_due(step: int, num_hard: int, cfg: config.Gepa) -> bool:
+def is_due(step: int, num_hard: int, cfg: config.GepaConfig) -> bool:
     """Whether prompts evolve after so many policy steps, an epoch having ended with so many hard questions."""
     on_schedule = {"every_epoch": step > 0, "first": step == 0}[cfg.schedule]
     return cfg.enabled and on_schedule and num_hard >= cfg.min_hard
@@ -87,7 +87,7 @@ def search(
     evaluate: Evaluate,
     reflect: Reflect,
     count_tokens: Callable[[str], int],
-    cfg: config.Gepa,
+    cfg: config.GepaConfig,
     seed: str,
     progress: Callable[[Mapping[str, float], Sequence[str]], None] = lambda stats, fates: None,
     fits: Callable[[str, Question], bool] = lambda template, question: True,
@@ -115,10 +115,10 @@ def search(
     """
     train, dev = draws.split(questions, cfg.dev_size, seed)
     common = filters.common_ngrams((*train, *dev))
-    phase = steps.Phase(train, dev, cfg, seed, budget.total(cfg, len(train), len(dev)), common, success_above)
+    phase = steps.SearchSetup(train, dev, cfg, seed, budget.total(cfg, len(train), len(dev)), common, success_above)
     world = _World(phase, evaluate, reflect, count_tokens, on_stage)
     if not dev:
-        return _result(phase, steps.State(("",), (None,), ((),), stage="done"), world)
+        return _result(phase, steps.SearchState(("",), (None,), ((),), stage="done"), world)
 
     scores, transfers = world.dev([""], "seed")
     state = steps.init(phase, scores[0], transfers[0])
@@ -138,7 +138,7 @@ class _World:
 
     def __init__(
         self,
-        phase: steps.Phase,
+        phase: steps.SearchSetup,
         evaluate: Evaluate,
         reflect: Reflect,
         count_tokens: Callable[[str], int],
@@ -168,17 +168,17 @@ class _World:
         rows = [got[i : i + len(dev)] for i in range(0, len(got), len(dev))]
         return [[score for score, _ in row] for row in rows], [[first.transfer for _, first in row] for row in rows]
 
-    def parents(self, state: steps.State) -> tuple[list[float], list[list[reflection.Example]]]:
+    def parents(self, state: steps.SearchState) -> tuple[list[float], list[list[reflection.ReflectionExample]]]:
         """The score of each proposal's parent, summed over its minibatch, and the examples to reflect on."""
         groups = self._minibatches([(state.templates[p.parent], p.minibatch) for p in state.wave], "parents")
         examples = [[self._example(q, o) for q, _, o in group] for group in groups]
         return [sum(score for _, score, _ in group) for group in groups], examples
 
-    def _example(self, q: Question, o: Outcome) -> reflection.Example:
+    def _example(self, q: Question, o: Outcome) -> reflection.ReflectionExample:
         right = o.score > self._phase.success_above
-        return reflection.Example(q.text, o.text, o.score, o.format_score, q.answer, right, o.feedback)
+        return reflection.ReflectionExample(q.text, o.text, o.score, o.format_score, q.answer, right, o.feedback)
 
-    def children(self, state: steps.State) -> list[float]:
+    def children(self, state: steps.SearchState) -> list[float]:
         """The score of each racing child, summed over its parent's minibatch."""
         groups = self._minibatches([(p.text, p.minibatch) for p in steps.racing(state)], "children")
         return [sum(score for _, score, _ in group) for group in groups]
@@ -189,7 +189,7 @@ class _World:
         return [[(train[i], *next(outcomes)) for i in minibatch] for _, minibatch in items]
 
     def replies(
-        self, state: steps.State, before: Sequence[float], examples: Sequence[Sequence[reflection.Example]]
+        self, state: steps.SearchState, before: Sequence[float], examples: Sequence[Sequence[reflection.ReflectionExample]]
     ) -> list[str | steps.NoReply]:
         """The reply to each proposal's reflection prompt, or why there is none.
 
@@ -213,7 +213,7 @@ class _World:
         return [steps.NoReply("no_reply") if reply is None else reply for reply in given]
 
 
-def _stats(phase: steps.Phase, state: steps.State, world: _World) -> dict[str, float]:
+def _stats(phase: steps.SearchSetup, state: steps.SearchState, world: _World) -> dict[str, float]:
     fates = [event["outcome"] for event in state.events]
     num_dev = max(len(phase.dev), 1)
     stats: dict[str, float] = {
@@ -235,7 +235,7 @@ def _stats(phase: steps.Phase, state: steps.State, world: _World) -> dict[str, f
     return {name: float(stats[name]) for name in STATS}
 
 
-def _result(phase: steps.Phase, state: steps.State, world: _World) -> SearchResult:
+def _result(phase: steps.SearchSetup, state: steps.SearchState, world: _World) -> SearchResult:
     return SearchResult(
         templates=state.templates,
         parents=state.parents,

@@ -19,12 +19,12 @@ _EPS = 1e-9  # sums of means over rollouts are not exact
 
 
 @dataclass(frozen=True)
-class Phase:
+class SearchSetup:
     """What stays the same all through a phase."""
 
     train: tuple[Question, ...]
     dev: tuple[Question, ...]
-    cfg: config.Gepa
+    cfg: config.GepaConfig
     seed: str
     budget: int  # rollouts
     common: frozenset[tuple[str, ...]] = frozenset()  # wording that the questions share: no leak
@@ -51,7 +51,7 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class State:
+class SearchState:
     templates: tuple[str, ...]
     parents: tuple[int | None, ...]
     score_ZN: tuple[tuple[float, ...], ...]  # [candidate][dev question]
@@ -66,32 +66,32 @@ class State:
     events: tuple[Mapping[str, Any], ...] = ()  # one per proposal of finished iterations
 
 
-def to_json(state: State) -> dict[str, Any]:
+def to_json(state: SearchState) -> dict[str, Any]:
     """The state as a value that `json` writes; `from_json` gives the same state back."""
     return asdict(state)
 
 
-def from_json(value: Mapping[str, Any]) -> State:
+def from_json(value: Mapping[str, Any]) -> SearchState:
     """The state that `to_json` was given."""
-    kept: dict[str, Any] = {f.name: value[f.name] for f in fields(State)}
+    kept: dict[str, Any] = {f.name: value[f.name] for f in fields(SearchState)}
     kept |= {name: tuple(kept[name]) for name in ("templates", "parents", "used", "events")}
     kept |= {name: tuple(tuple(row) for row in kept[name]) for name in ("score_ZN", "transfer_ZN")}
     kept["wave"] = tuple(Proposal(**{**p, "minibatch": tuple(p["minibatch"])}) for p in kept["wave"])
-    return State(**kept)
+    return SearchState(**kept)
 
 
-def init(phase: Phase, dev_scores: Sequence[float], transfers: Sequence[float] = ()) -> State:
+def init(phase: SearchSetup, dev_scores: Sequence[float], transfers: Sequence[float] = ()) -> SearchState:
     """The state with one candidate, the empty template, evaluated on dev (step 2).
 
     ▲ With `charge_all` these rollouts are charged; the released code gives them away.
     """
     spent = len(dev_scores) * phase.cfg.rollouts_per_eval
     rows = (tuple(transfers),) if phase.cfg.reliance else ()
-    state = State(("",), (None,), (tuple(dev_scores),), rows, generated=spent, charged=spent if phase.cfg.charge_all else 0)
+    state = SearchState(("",), (None,), (tuple(dev_scores),), rows, generated=spent, charged=spent if phase.cfg.charge_all else 0)
     return _checked(phase, state)
 
 
-def select(phase: Phase, state: State) -> State:
+def select(phase: SearchSetup, state: SearchState) -> SearchState:
     """The state with a wave of parents, each with its own minibatch (steps 3a, 3b); done if the budget pays for none.
 
     ▲ With `charge_all` the wave is as wide as the budget still pays for: both evaluations of every minibatch and one promotion.
@@ -118,14 +118,14 @@ def select(phase: Phase, state: State) -> State:
 
 
 def propose(
-    phase: Phase,
-    state: State,
+    phase: SearchSetup,
+    state: SearchState,
     before: Sequence[float],
     replies: Sequence[str | NoReply],
     count_tokens: Callable[[str], int],
     fits: Callable[[str, Question], bool] = lambda template, question: True,
     spells_special: Callable[[str], bool] = lambda text: False,
-) -> State:
+) -> SearchState:
     """The state with a text, or the reason why not, in every proposal (step 3c).
 
     `before` is the parents' score, summed over each minibatch. `fits` says whether a question can be asked under a template,
@@ -144,29 +144,29 @@ def propose(
     return _spend(phase, replace(state, stage="gate", wave=tuple(wave)), sum(len(p.minibatch) for p in wave))
 
 
-def _misfit(phase: Phase, proposal: Proposal, text: str, fits: Callable[[str, Question], bool]) -> str:
+def _misfit(phase: SearchSetup, proposal: Proposal, text: str, fits: Callable[[str, Question], bool]) -> str:
     """Why the text may not become a template of this phase, if there is a reason."""
     if phase.cfg.leak_guard and filters.leaks(text, [phase.train[i] for i in proposal.minibatch], phase.common):
         return "leak"
     return "" if all(fits(text, question) for question in (*phase.train, *phase.dev)) else "overlong_prompt"
 
 
-def racing(state: State) -> list[Proposal]:
+def racing(state: SearchState) -> list[Proposal]:
     """The proposals whose fate is still open, in order: their outcomes are what `gate` and `promote` are given."""
     return [p for p in state.wave if not p.outcome]
 
 
-def is_unbeatable(phase: Phase, proposal: Proposal, before: float) -> bool:
+def is_unbeatable(phase: SearchSetup, proposal: Proposal, before: float) -> bool:
     """Whether the gate would reject even a child with the best score, 1, on every question of the minibatch."""
     return not len(proposal.minibatch) - before >= _least_gain(phase.cfg)
 
 
-def _least_gain(cfg: config.Gepa) -> float:
+def _least_gain(cfg: config.GepaConfig) -> float:
     """What a child's score must be above its parent's, summed over the minibatch."""
     return cfg.acceptance_margin - _EPS if cfg.acceptance == "margin" else _EPS
 
 
-def gate(phase: Phase, state: State, after: Sequence[float]) -> State:
+def gate(phase: SearchSetup, state: SearchState, after: Sequence[float]) -> SearchState:
     """The state with children rejected that do not beat their parent on its minibatch (step 3d).
 
     `after` is the racing children's score, summed over each minibatch; it must be strictly larger, or larger by
@@ -186,7 +186,9 @@ def gate(phase: Phase, state: State, after: Sequence[float]) -> State:
     return replace(state, wave=tuple(wave))
 
 
-def promote(phase: Phase, state: State, dev_scores: Sequence[Sequence[float]], transfers: Sequence[Sequence[float]] = ()) -> State:
+def promote(
+    phase: SearchSetup, state: SearchState, dev_scores: Sequence[Sequence[float]], transfers: Sequence[Sequence[float]] = ()
+) -> SearchState:
     """The state after the iteration: accepted children are candidates, with their parent and their dev scores (step 3e).
 
     Done where the reflecting endpoint answered none of the iteration's prompts: the phase ends with what it has. An iteration in
@@ -222,14 +224,14 @@ def promote(phase: Phase, state: State, dev_scores: Sequence[Sequence[float]], t
     return replace(state, stage="done") if unanswered else _checked(phase, state)
 
 
-def _spend(phase: Phase, state: State, num_pairs: int, free: bool = False) -> State:
+def _spend(phase: SearchSetup, state: SearchState, num_pairs: int, free: bool = False) -> SearchState:
     """The state with these rollouts counted; without `charge_all` the first two iterations are free (step 3f)."""
     rollouts = num_pairs * phase.cfg.rollouts_per_eval
     free = free or (not phase.cfg.charge_all and state.iteration < 2)
     return replace(state, generated=state.generated + rollouts, charged=state.charged + (0 if free else rollouts))
 
 
-def _checked(phase: Phase, state: State) -> State:
+def _checked(phase: SearchSetup, state: SearchState) -> SearchState:
     """The state, done if budget, iterations, patience or the questions are at an end; the faithful budget binds from iteration 2 on.
 
     ▲ `max_iterations`; `patience` iterations in a row without a promoted child, or the first so many without a solved dev question.

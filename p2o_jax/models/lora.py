@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from p2o_jax import config
-from p2o_jax.models.spec import Lora, ModelSpec, Weight, weights
+from p2o_jax.models.spec import LoraSpec, ModelSpec, Weight, weights
 
 Params = dict[str, Any]
 
@@ -25,9 +25,9 @@ _PEFT_NAMES = {
 }
 
 
-def from_config(cfg: config.Lora) -> Lora | None:
+def from_config(cfg: config.LoraConfig) -> LoraSpec | None:
     """The adapters that the config asks for, if any."""
-    return Lora(cfg.rank, cfg.alpha, cfg.targets) if cfg.rank else None
+    return LoraSpec(cfg.rank, cfg.alpha, cfg.targets) if cfg.rank else None
 
 
 def is_adapter(name: str) -> bool:

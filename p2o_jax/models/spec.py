@@ -27,7 +27,7 @@ class Rope:
 
 
 @dataclass(frozen=True)
-class Lora:
+class LoraSpec:
     """Low-rank adapters (arXiv 2106.09685) on the named projections: W + alpha / rank · A B, with W frozen."""
 
     rank: int
@@ -55,7 +55,7 @@ class ModelSpec:
     max_positions: int = 0  # max_position_embeddings of config.json; 0: unknown. See `context`
     window: int = 0  # of the checkpoint's sliding-window attention, which we compute as full attention: longer sequences differ; 0: none
     padded_vocab: int = 0  # rows of embedding and head, where they must divide over devices; 0: vocab. Padding is never predicted
-    lora: Lora | None = None
+    lora: LoraSpec | None = None
 
     @property
     def vocab_rows(self) -> int:

@@ -6,12 +6,12 @@ from types import MappingProxyType
 
 from p2o_jax import config
 from p2o_jax.state import Assignment, RunState
-from p2o_jax.types import Ask, Question, SearchResult
+from p2o_jax.types import Question, SearchResult, TemplatedQuestion
 
 WEIGHT_FLOOR = 1e-6
 
 
-def assign(result: SearchResult, hard_ids: Sequence[str], group_size: int, cfg: config.Assign, seed: str) -> Assignment:
+def assign(result: SearchResult, hard_ids: Sequence[str], group_size: int, cfg: config.AssignConfig, seed: str) -> Assignment:
     """Templates for the whole group of each hard question, drawn from the greedy cover with replacement, by mean dev score.
 
     A dev question draws among the members that solve it, or all if none does; any other question among all. The last
@@ -56,16 +56,16 @@ def best_template(result: SearchResult | None, before: str) -> str:
     return max(zip(result.templates, result.score_ZN, strict=True), key=lambda pair: sum(pair[1]))[0]
 
 
-def asks_for(
+def prompts_for(
     questions: Sequence[Question], assignment: Assignment, group_size: int, name: str, tokens: Mapping[str, float] = MappingProxyType({})
-) -> list[Ask]:
+) -> list[TemplatedQuestion]:
     """The asks of a batch, all of a question's group before the next question's; unassigned questions are asked plainly.
 
     An ask is named by (name, question, place in the group), whatever else is in the batch. A question that is there again has
     a further group, which is plain. `tokens`: expected lengths of responses, by question.
     """
     plain = ("",) * group_size
-    asks: list[Ask] = []
+    prompts: list[TemplatedQuestion] = []
     groups: dict[str, int] = {}
     for question in questions:
         first = groups.get(question.id, 0) * group_size
@@ -73,5 +73,8 @@ def asks_for(
         groups[question.id] = groups.get(question.id, 0) + 1
         assert len(templates) == group_size, f"{len(templates)} templates assigned to question {question.id}, group size {group_size}"
         expected = tokens.get(question.id, 0.0)
-        asks += [Ask(question, template, f"{name}/{question.id}/{g}", expected) for g, template in enumerate(templates, start=first)]
-    return asks
+        prompts += [
+            TemplatedQuestion(question, template, f"{name}/{question.id}/{g}", expected)
+            for g, template in enumerate(templates, start=first)
+        ]
+    return prompts

@@ -15,7 +15,7 @@ from p2o_jax.types import Question, Rollout, SearchResult
 _JEFFREYS = 0.5
 
 
-def start(result: SearchResult | None, assignment: Assignment, before: Bandit, cfg: config.Assign) -> Bandit:
+def start(result: SearchResult | None, assignment: Assignment, before: Bandit, cfg: config.AssignConfig) -> Bandit:
     """The bandit for a new assignment: the arms of its cover, dev scores as priors; an empty one where it is off or nothing is assigned.
 
     The one before where an assignment is kept without a new result.
@@ -41,7 +41,7 @@ def start(result: SearchResult | None, assignment: Assignment, before: Bandit, c
     )
 
 
-def draw(bandit: Bandit, assignment: Assignment, questions: Sequence[Question], cfg: config.Assign, seed: str) -> Assignment:
+def draw(bandit: Bandit, assignment: Assignment, questions: Sequence[Question], cfg: config.AssignConfig, seed: str) -> Assignment:
     """The assignment with the templates of these questions drawn anew; the one given where there is no bandit.
 
     Each place in a group takes the template whose draw from its posterior is highest (one draw for the whole group with
@@ -65,7 +65,7 @@ def _best(bandit: Bandit, members: Sequence[int], rng: random.Random) -> int:
     return max((rng.betavariate(bandit.successes[i] + _JEFFREYS, bandit.failures[i] + _JEFFREYS), -i) for i in members)[1] * -1
 
 
-def update(bandit: Bandit, rollouts: Sequence[Rollout], cfg: config.Assign) -> Bandit:
+def update(bandit: Bandit, rollouts: Sequence[Rollout], cfg: config.AssignConfig) -> Bandit:
     """The bandit after a policy step: what it knew fades, and the step's rollouts of hard questions are added."""
     if not bandit.templates:
         return bandit
@@ -73,8 +73,8 @@ def update(bandit: Bandit, rollouts: Sequence[Rollout], cfg: config.Assign) -> B
     successes = [n * cfg.bandit_discount for n in bandit.successes]
     failures = [n * cfg.bandit_discount for n in bandit.failures]
     for rollout in rollouts:
-        arm = places.get(rollout.ask.template.strip())
-        if arm is not None and rollout.ask.question.id in bandit.members:
+        arm = places.get(rollout.prompt.template.strip())
+        if arm is not None and rollout.prompt.question.id in bandit.members:
             successes[arm] += rollout.succeeded
             failures[arm] += not rollout.succeeded
     return Bandit(bandit.templates, tuple(successes), tuple(failures), bandit.members)

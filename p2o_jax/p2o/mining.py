@@ -9,7 +9,11 @@ from p2o_jax.types import Question
 
 
 def find_hard(
-    questions: Sequence[Question], solved_QG: np.ndarray, templated_QG: np.ndarray, cfg: config.Mining, last_hard_ids: Sequence[str] = ()
+    questions: Sequence[Question],
+    solved_QG: np.ndarray,
+    templated_QG: np.ndarray,
+    cfg: config.MiningConfig,
+    last_hard_ids: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """The ids of the hard questions, in batch order, each once: at most `max_successes` of their rollouts succeeded, and not all.
 
@@ -36,10 +40,10 @@ def find_hard(
     return tuple(name for name in successes if name in hard)
 
 
-def with_extra_groups(questions: Sequence[Question], last_hard_ids: Sequence[str], cfg: config.Mining) -> list[Question]:
+def with_extra_groups(questions: Sequence[Question], last_hard_ids: Sequence[str], cfg: config.MiningConfig) -> list[Question]:
     """The questions of a step, and after them those that the last epoch found hard as often again as `extra_plain_groups` says.
 
-    ▲ A question's further groups are plain (`assign.asks_for`) and have their own mean reward, but all of its groups decide
+    ▲ A question's further groups are plain (`assign.prompts_for`) and have their own mean reward, but all of its groups decide
     whether it is hard.
     """
     hard = set(last_hard_ids)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from p2o_jax.state import Attempts, Fate, History
+from p2o_jax.state import Attempts, History, LearningStatus
 from p2o_jax.types import Rollout, template_id
 
 STATS = {
@@ -19,7 +19,7 @@ def advanced(history: History, epoch: int, rollouts: Sequence[Rollout], hard_ids
     """The history after a policy step of this epoch; at the epoch's end with the fates of its questions, `hard_ids` being hard in it."""
     attempts = dict(history.attempts) if history.epoch == epoch else {}
     for rollout in rollouts:
-        name, template = rollout.ask.question.id, template_id(rollout.ask.template)
+        name, template = rollout.prompt.question.id, template_id(rollout.prompt.template)
         by_template = dict(attempts[name].by_template) if name in attempts else {}
         successes, tried = by_template.get(template, (0, 0))
         by_template[template] = (successes + rollout.succeeded, tried + 1)
@@ -34,24 +34,24 @@ def _closed(history: History, hard: Collection[str]) -> History:
         solved, tried = attempts.by_template.get("", (0, 0))
         if name not in fates:
             if name in hard:
-                fates[name] = Fate(hard=history.epoch)
+                fates[name] = LearningStatus(hard=history.epoch)
             continue
         fate = fates[name]
         if solved and not _is_internalised(fate):
-            fates[name] = Fate(fate.hard, internalised=history.epoch, relapsed=fate.relapsed)
+            fates[name] = LearningStatus(fate.hard, internalised=history.epoch, relapsed=fate.relapsed)
         elif tried and not solved and _is_internalised(fate):
-            fates[name] = Fate(fate.hard, fate.internalised, relapsed=history.epoch)
+            fates[name] = LearningStatus(fate.hard, fate.internalised, relapsed=history.epoch)
     return replace(history, fates=fates)
 
 
 def _mean_tokens(rollouts: Sequence[Rollout]) -> dict[str, float]:
     lengths: dict[str, list[int]] = {}
     for rollout in rollouts:
-        lengths.setdefault(rollout.ask.question.id, []).append(len(rollout.completion.token_ids))
+        lengths.setdefault(rollout.prompt.question.id, []).append(len(rollout.completion.token_ids))
     return {name: sum(found) / len(found) for name, found in lengths.items()}
 
 
-def _is_internalised(fate: Fate) -> bool:
+def _is_internalised(fate: LearningStatus) -> bool:
     return fate.internalised > fate.relapsed
 
 

@@ -25,7 +25,9 @@ def _settings(load: Load, cfg: Config, shards: int, missing: float) -> list[str]
     found = []
     if load.program.startswith("decode") and load.caches > missing and r.slots > shards:
         share = 1 - missing / load.caches
-        found.append(f"config.rollout.slots={max(int(r.slots * share) // shards, 1) * shards} (now {r.slots}), bank_tokens in proportion")
+        found.append(
+            f"config.rollout.slots={max(int(r.slots * share) // shards, 1) * shards} (now {r.slots}), prompt_cache_tokens in proportion"
+        )
     if load.caches / 2 > missing and r.cache_dtype == "auto":
         found.append("config.rollout.cache_dtype=int8 (now auto)")
     if load.program.startswith("prefill") and r.prefill_tokens > 1:

@@ -19,9 +19,9 @@ from p2o_jax.models import flops
 from p2o_jax.models.spec import num_params
 from p2o_jax.plan.chips import Topology
 from p2o_jax.plan.cost import Cost, Kernel
-from p2o_jax.plan.memory import Held, position_bytes
+from p2o_jax.plan.memory import ResidentBytes, position_bytes
 from p2o_jax.plan.minimum import Exchange, exchange
-from p2o_jax.plan.programs import Parts, Program, bucket_of
+from p2o_jax.plan.programs import CompiledProgram, PlannedRun, bucket_of
 from p2o_jax.rollout.prefill import chunk_of
 
 BUSY = 0.9  # of decoded slots are in use, and of the tokens in packed rows real: as measured on CPUs (docs/performance.md)
@@ -45,7 +45,7 @@ class Traffic:
     bytes: float
 
 
-class Phase(NamedTuple):
+class PhaseCost(NamedTuple):
     """A phase of a step: a chip's operations, bytes to and from its memory, bytes sent to other chips and to other slices."""
 
     name: str
@@ -64,15 +64,15 @@ class Phase(NamedTuple):
             "network": self.ici / chip.ici_bytes + self.dcn / chip.dcn_bytes,
         }
 
-    def times(self, n: float, name: str) -> "Phase":
+    def times(self, n: float, name: str) -> "PhaseCost":
         traffic = {kind: Traffic(t.count * n, t.bytes * n) for kind, t in self.traffic.items()}
-        return Phase(name, self.flops * n, self.hbm * n, self.ici * n, self.dcn * n, traffic)
+        return PhaseCost(name, self.flops * n, self.hbm * n, self.ici * n, self.dcn * n, traffic)
 
 
 class Estimate(NamedTuple):
     """A policy step with its share of a prompt phase. MFU counts what `models.flops` does: no recomputation, no padding."""
 
-    phases: tuple[Phase, ...]
+    phases: tuple[PhaseCost, ...]
     seconds: float
     generated_tokens: float  # by the policy step itself and by its share of GEPA
     mfu: float
@@ -82,7 +82,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    parts: Parts, programs: Mapping[str, Program], kept: Held, topology: Topology, work: Workload, price: float | None
+    parts: PlannedRun, programs: Mapping[str, CompiledProgram], kept: ResidentBytes, topology: Topology, work: Workload, price: float | None
 ) -> Estimate:
     """The step of a config whose programs all fit; the price is that of a chip for an hour."""
     r, devices = parts.cfg.rollout, parts.mesh.size
@@ -92,7 +92,7 @@ def estimate(
     steps_per_epoch = max(work.questions // r.questions, 1)
     share = _gepa_rollouts(parts.cfg, work) / steps_per_epoch / sequences  # of a step's own rollouts
     phases = (
-        _of_program("reshard", programs["lay_out"].cost, (), slice_of, kept.params + kept.weights),
+        _of_program("reshard", programs["to_rollout_layout"].cost, (), slice_of, kept.params + kept.weights),
         *rollout,
         *_learning(parts, programs, kept, slice_of, work),
         _added(*rollout).times(share, "gepa, a step's share"),
@@ -119,7 +119,9 @@ def _gepa_rollouts(cfg: config.Config, work: Workload) -> float:
     return budget.total(cfg.gepa, int(hard - dev), int(dev))
 
 
-def _rollout(parts: Parts, programs: Mapping[str, Program], kept: Held, slice_of: Sequence[int], work: Workload) -> tuple[Phase, Phase]:
+def _rollout(
+    parts: PlannedRun, programs: Mapping[str, CompiledProgram], kept: ResidentBytes, slice_of: Sequence[int], work: Workload
+) -> tuple[PhaseCost, PhaseCost]:
     """Prefill of a step's prompts, one for each question, and decoding of all rollouts."""
     r, spec, shards = parts.engine.cfg, parts.spec, parts.engine.num_shards
     prefill, decode = (next(p for name, p in programs.items() if name.startswith(kind)) for kind in ("prefill", "decode"))
@@ -144,7 +146,9 @@ def _rollout(parts: Parts, programs: Mapping[str, Program], kept: Held, slice_of
     )
 
 
-def _learning(parts: Parts, programs: Mapping[str, Program], kept: Held, slice_of: Sequence[int], work: Workload) -> list[Phase]:
+def _learning(
+    parts: PlannedRun, programs: Mapping[str, CompiledProgram], kept: ResidentBytes, slice_of: Sequence[int], work: Workload
+) -> list[PhaseCost]:
     """Scoring of what the first update does not cover (and of everything by the reference, with a KL term), and all updates."""
     cfg, mesh = parts.cfg, parts.mesh
     row_tokens = config.trained_row_tokens(cfg)
@@ -162,7 +166,7 @@ def _learning(parts: Parts, programs: Mapping[str, Program], kept: Held, slice_o
     ]
 
 
-def _head_turns(parts: Parts, work: Workload) -> int:
+def _head_turns(parts: PlannedRun, work: Workload) -> int:
     """Turns of the output head's loop in a micro-batch: it runs over the tokens of responses only."""
     cfg = parts.cfg
     row_tokens = config.trained_row_tokens(cfg)
@@ -170,7 +174,7 @@ def _head_turns(parts: Parts, work: Workload) -> int:
     return math.ceil(wanted / cfg.model.logit_chunk)
 
 
-def _of_program(name: str, cost: Cost | None, turns: tuple[float, ...], slice_of: Sequence[int], hbm: float) -> Phase:
+def _of_program(name: str, cost: Cost | None, turns: tuple[float, ...], slice_of: Sequence[int], hbm: float) -> PhaseCost:
     assert cost is not None, "a program that does not fit has no estimate"
     total = cost.total(turns)
     work = total.flops + sum(n * kernel_flops(kernel) for kernel, n in total.kernels.items())
@@ -180,7 +184,7 @@ def _of_program(name: str, cost: Cost | None, turns: tuple[float, ...], slice_of
         before = traffic.get(collective.kind, Traffic(0, 0))
         traffic[collective.kind] = Traffic(before.count + n, before.bytes + n * collective.bytes)
         sent[collective.crosses(slice_of)] += n * collective.wire_bytes
-    return Phase(name, work, hbm, sent[False], sent[True], traffic)
+    return PhaseCost(name, work, hbm, sent[False], sent[True], traffic)
 
 
 def kernel_flops(kernel: Kernel) -> float:
@@ -192,15 +196,15 @@ def kernel_flops(kernel: Kernel) -> float:
     return products * math.prod(shape) * shape[-2]  # 2 T^2 C / 2 for each head
 
 
-def _added(a: Phase, b: Phase) -> Phase:
+def _added(a: PhaseCost, b: PhaseCost) -> PhaseCost:
     traffic = dict(a.traffic)
     for kind, t in b.traffic.items():
         before = traffic.get(kind, Traffic(0, 0))
         traffic[kind] = Traffic(before.count + t.count, before.bytes + t.bytes)
-    return Phase("", a.flops + b.flops, a.hbm + b.hbm, a.ici + b.ici, a.dcn + b.dcn, traffic)
+    return PhaseCost("", a.flops + b.flops, a.hbm + b.hbm, a.ici + b.ici, a.dcn + b.dcn, traffic)
 
 
-def _useful_flops(parts: Parts, work: Workload, share: float) -> float:
+def _useful_flops(parts: PlannedRun, work: Workload, share: float) -> float:
     spec, r = parts.spec, parts.cfg.rollout
     sequences, whole = r.questions * r.group_size, work.prompt + work.response
     prompts = r.questions * flops.forward(spec, 0, work.prompt)

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from p2o_jax.plan.programs import Parts, Program, shard_bytes
+from p2o_jax.plan.programs import CompiledProgram, PlannedRun, shard_bytes
 from p2o_jax.startup import components
 
 
-class Held(NamedTuple):
+class ResidentBytes(NamedTuple):
     """Bytes on a chip of what a policy step keeps from program to program."""
 
     params: int  # the learner's, all of them
@@ -36,7 +36,7 @@ class Load(NamedTuple):
         return sum(self[1:])
 
 
-def held(parts: Parts, programs: Mapping[str, Program]) -> Held:
+def held(parts: PlannedRun, programs: Mapping[str, CompiledProgram]) -> ResidentBytes:
     """What is kept, by the shardings of the learner and what the sampler's programs take."""
     state, shardings = parts.learner.abstract_state(), parts.learner.state_shardings
 
@@ -46,10 +46,10 @@ def held(parts: Parts, programs: Mapping[str, Program]) -> Held:
     first = {name.split()[0]: p.memory for name, p in programs.items()}
     reference = 0 if parts.spec.lora else components.reference_bytes(parts.cfg, parts.spec, parts.mesh, parts.learner.dtype)
     optimizer = size(state.opt_state, shardings.opt_state)
-    return Held(first["lay_out"].arguments[0], optimizer, reference, first["lay_out"].outputs)
+    return ResidentBytes(first["to_rollout_layout"].arguments[0], optimizer, reference, first["to_rollout_layout"].outputs)
 
 
-def position_bytes(parts: Parts) -> int:
+def position_bytes(parts: PlannedRun) -> int:
     """Bytes on a chip of one position's keys and values in all layers."""
     spec, split = parts.spec, parts.mesh.shape["tensor"]
     heads = spec.kv_heads if spec.kv_heads % split else spec.kv_heads // split
@@ -57,17 +57,17 @@ def position_bytes(parts: Parts) -> int:
     return 2 * spec.layers * heads * vector
 
 
-def loads(programs: Mapping[str, Program], kept: Held) -> list[Load]:
+def loads(programs: Mapping[str, CompiledProgram], kept: ResidentBytes) -> list[Load]:
     """A line for each program."""
     code = sum(p.memory.code for p in programs.values())
     return [_load(p, kept, code) for p in programs.values()]
 
 
-def _load(program: Program, kept: Held, code: int) -> Load:
+def _load(program: CompiledProgram, kept: ResidentBytes, code: int) -> Load:
     """What a program takes of what is kept counts once; of weights that it leaves out only what is kept does."""
     name, memory = program.name, program.memory
     first = memory.arguments[0] if memory.arguments else None  # None: too large to be compiled
-    learns = name.startswith(("update", "score", "lay_out"))
+    learns = name.startswith(("update", "score", "to_rollout_layout"))
     if name.startswith("update"):
         mine = kept.params + kept.optimizer
     else:

@@ -23,7 +23,7 @@ class Case(NamedTuple):
     price: float | None
 
 
-def plan(case: Case, tell: Callable[[str], None], known: Known | None = None, how: How | None = None) -> dict[str, Any]:
+def plan(case: Case, log: Callable[[str], None], known: Known | None = None, how: How | None = None) -> dict[str, Any]:
     """The figures of `report.as_json`; the step has none where a program does not fit.
 
     Raises:
@@ -33,7 +33,7 @@ def plan(case: Case, tell: Callable[[str], None], known: Known | None = None, ho
     if found:
         raise ConfigError(*found)
     parts = programs.make(case.cfg, case.spec, case.topology)
-    compiled = programs.compile_all(parts, case.work.prompt, tell, {} if known is None else known, how or How())
+    compiled = programs.compile_all(parts, case.work.prompt, log, {} if known is None else known, how or How())
     kept = memory.held(parts, compiled)
     loads = memory.loads(compiled, kept)
     fits = not misses(loads, case.topology.chip.hbm_gib)

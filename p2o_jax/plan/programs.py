@@ -64,7 +64,7 @@ class Memory(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class CompiledProgram:
     """A compiled program; one that is too large for a chip has no cost, and all that is known of its memory is the peak."""
 
     name: str
@@ -88,10 +88,10 @@ def model_spec(name: str) -> ModelSpec:
         raise ConfigError(f"--model={name}: expected one of {', '.join(SPECS)}, or a model directory ({e.problems[0]})") from e
 
 
-Known = MutableMapping[tuple[Any, ...], Program]  # by all that a program depends on where layouts are tried
+Known = MutableMapping[tuple[Any, ...], CompiledProgram]  # by all that a program depends on where layouts are tried
 
 
-class Parts(NamedTuple):
+class PlannedRun(NamedTuple):
     """Learner and sampler of a config for a mesh whose devices need not be there."""
 
     cfg: Config
@@ -101,7 +101,7 @@ class Parts(NamedTuple):
     engine: Engine
 
 
-def make(cfg: Config, spec: ModelSpec, topology: Topology) -> Parts:
+def make(cfg: Config, spec: ModelSpec, topology: Topology) -> PlannedRun:
     """The parts as `build` makes them, without a model directory.
 
     Raises:
@@ -118,7 +118,7 @@ def make(cfg: Config, spec: ModelSpec, topology: Topology) -> Parts:
     model = _model(spec, mesh, dtype)
     learner = Learner(spec, mesh, cfg, NUM_UPDATES, dtype, model.chat.pad_id)
     enough = UNLIMITED if cfg.rollout.slots else int(topology.chip.hbm_gib * GIB)  # what does not fit is compiled, too
-    return Parts(cfg, spec, mesh, learner, components.make_engine(cfg, model, components.held_bytes(cfg, spec, mesh, learner), enough))
+    return PlannedRun(cfg, spec, mesh, learner, components.make_engine(cfg, model, components.held_bytes(cfg, spec, mesh, learner), enough))
 
 
 def _model(spec: ModelSpec, mesh: Mesh, dtype: Any) -> Model:
@@ -133,12 +133,12 @@ class Asked(NamedTuple):
     caches: int = 0
 
 
-def lowered(parts: Parts, prompt: int, depths: Sequence[int] = ()) -> Iterator[Asked]:
+def lowered(parts: PlannedRun, prompt: int, depths: Sequence[int] = ()) -> Iterator[Asked]:
     """The programs that matter: laying out, the sampler's (see `sampler`) and the learner's. With `depths` the sampler's are those of
     models of so many layers each, their names end with the number."""
     cfg, spec = parts.cfg, parts.spec
     params = sharding.abstract_params(spec, parts.mesh, sharding.LEARNER, cfg.model.param_dtype)
-    yield Asked("lay_out", jax.jit(parts.engine.lay_out).lower(params))
+    yield Asked("to_rollout_layout", jax.jit(parts.engine.to_rollout_layout).lower(params))
     if not depths:
         yield from sampler(parts.engine, cfg, prompt)
     for depth in depths:
@@ -161,12 +161,12 @@ def sampler(engine: Engine, cfg: Config, prompt: int) -> Iterator[Asked]:
 
 
 def _caches(engine: Engine, p: EngineProgram) -> int:
-    """Of the bank, and in decoding of the slots."""
-    bank = memory.per_device(engine.abstract_bank(p))
+    """Of the prompt cache, and in decoding of the slots."""
+    prompt_cache = memory.per_device(engine.abstract_prompt_cache(p))
     if p.kind == "prefill":
-        return bank
+        return prompt_cache
     rows = engine.abstract_run(p._replace(bucket=engine.copied(p.bucket, p.group))).rows
-    return bank + memory.per_device((rows.slots, rows.prompts))
+    return prompt_cache + memory.per_device((rows.slots, rows.prompts))
 
 
 def bucket_of(cfg: Config, prompt: int) -> int:
@@ -182,22 +182,22 @@ class How(NamedTuple):
     quick: bool = False
 
 
-def compile_all(parts: Parts, prompt: int, tell: Callable[[str], None], known: Known, how: How) -> dict[str, Program]:
+def compile_all(parts: PlannedRun, prompt: int, log: Callable[[str], None], known: Known, how: How) -> dict[str, CompiledProgram]:
     """The programs of `lowered`, by name, compiled unless they are known already."""
     quick = how.quick and parts.spec.layers > max(DEPTHS)
-    found: dict[str, Future[Program] | Program] = {}
+    found: dict[str, Future[CompiledProgram] | CompiledProgram] = {}
     keys: dict[str, tuple[Any, ...]] = {}
     with ThreadPoolExecutor(how.jobs) as pool:
         for asked in lowered(parts, prompt, DEPTHS if quick else ()):
             name = asked.name
             keys[name] = (name, *parts.mesh.shape.values(), *_depends(parts, name))
-            found[name] = known.get(keys[name]) or pool.submit(compile_one, asked, tell)
+            found[name] = known.get(keys[name]) or pool.submit(compile_one, asked, log)
     programs = {name: p.result() if isinstance(p, Future) else p for name, p in found.items()}
     known.update((keys[name], program) for name, program in programs.items())
     return _deepened(programs, parts.spec.layers)
 
 
-def _deepened(programs: Mapping[str, Program], layers: int) -> dict[str, Program]:
+def _deepened(programs: Mapping[str, CompiledProgram], layers: int) -> dict[str, CompiledProgram]:
     """The programs, those of both small depths replaced by that of so many layers; the order stays."""
     less, more = DEPTHS
     found = {}
@@ -210,7 +210,7 @@ def _deepened(programs: Mapping[str, Program], layers: int) -> dict[str, Program
     return found
 
 
-def deeper(a: Program, b: Program, times: float) -> Program:
+def deeper(a: CompiledProgram, b: CompiledProgram, times: float) -> CompiledProgram:
     """What is linear in the number of layers, carried on from a to b and `times` as far; too large where one of both is."""
 
     def along(x: float, y: float) -> int:
@@ -219,18 +219,18 @@ def deeper(a: Program, b: Program, times: float) -> Program:
     arguments = tuple(map(along, a.memory.arguments, b.memory.arguments))
     rest = (along(x, y) for x, y in zip(a.memory[1:], b.memory[1:], strict=True))
     found = cost.carried_on(a.cost, b.cost, times) if a.cost and b.cost else None
-    return Program(a.name.partition(OF_DEPTH)[0], Memory(arguments, *rest), found, b.shapes, a.seconds + b.seconds)
+    return CompiledProgram(a.name.partition(OF_DEPTH)[0], Memory(arguments, *rest), found, b.shapes, a.seconds + b.seconds)
 
 
-def _depends(parts: Parts, name: str) -> tuple[Any, ...]:
+def _depends(parts: PlannedRun, name: str) -> tuple[Any, ...]:
     """What a program depends on of the settings that layouts differ in, besides the mesh."""
     if name.startswith(("update", "score")):
         return parts.cfg.model.remat, parts.cfg.optim.micro_rows
-    return () if name == "lay_out" else (parts.engine.cfg.cache_dtype, parts.engine.cfg.slots)
+    return () if name == "to_rollout_layout" else (parts.engine.cfg.cache_dtype, parts.engine.cfg.slots)
 
 
-def compile_one(asked: Asked, tell: Callable[[str], None]) -> Program:
-    """The program compiled; `tell` says a line when it is done."""
+def compile_one(asked: Asked, log: Callable[[str], None]) -> CompiledProgram:
+    """The program compiled; `log` says a line when it is done."""
     start, (name, made, caches) = time.monotonic(), asked
     shapes = tuple(x.shape for x in jax.tree.leaves(made.args_info))
     try:
@@ -241,8 +241,8 @@ def compile_one(asked: Asked, tell: Callable[[str], None]) -> Program:
         account, found = Memory((), caches, _needed(str(e)), 0, 0), None
     else:
         account, found = _memory(made, compiled, caches), cost.cost(compiled.as_text() or "")
-    program = Program(name, account, found, shapes, time.monotonic() - start)
-    tell(f"{name}: {account.peak / GIB:.2f} GiB a chip{'' if found else ', too large'}; compiled in {program.seconds:.0f} s")
+    program = CompiledProgram(name, account, found, shapes, time.monotonic() - start)
+    log(f"{name}: {account.peak / GIB:.2f} GiB a chip{'' if found else ', too large'}; compiled in {program.seconds:.0f} s")
     return program
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from p2o_jax.models.spec import num_params
 from p2o_jax.plan.advice import advice, misses
 from p2o_jax.plan.chips import GIB, Topology
-from p2o_jax.plan.estimate import Estimate, Phase, Workload
+from p2o_jax.plan.estimate import Estimate, PhaseCost, Workload
 from p2o_jax.plan.memory import Load
 from p2o_jax.plan.minimum import Exchange
-from p2o_jax.plan.programs import Parts, Program
+from p2o_jax.plan.programs import CompiledProgram, PlannedRun
 
 COLUMNS = ("params", "optimizer", "reference", "weights", "caches", "temporaries", "code")
 
@@ -59,9 +59,9 @@ def as_text(figures: Mapping[str, Any]) -> str:
 
 def as_json(
     model: str,
-    parts: Parts,
+    parts: PlannedRun,
     topology: Topology,
-    programs: Mapping[str, Program],
+    programs: Mapping[str, CompiledProgram],
     loads: Sequence[Load],
     step: Estimate | None,
     work: Workload,
@@ -87,7 +87,7 @@ def as_json(
     }
 
 
-def _per_token(programs: Mapping[str, Program]) -> dict[str, Any] | None:
+def _per_token(programs: Mapping[str, CompiledProgram]) -> dict[str, Any] | None:
     """What a turn of the first decode loop exchanges with other chips and with the host."""
     decode = next((p for name, p in programs.items() if name.startswith("decode") and p.cost), None)
     if decode is None or decode.cost is None:
@@ -126,7 +126,7 @@ def _exchanged(exchange: Mapping[str, Any]) -> str:
     )
 
 
-def _phase(phase: Phase, topology: Topology) -> dict[str, Any]:
+def _phase(phase: PhaseCost, topology: Topology) -> dict[str, Any]:
     times = phase.seconds(topology)
     bound = max(times, key=lambda resource: times[resource])
     return {

@@ -14,7 +14,7 @@ AXES = ("fsdp", "tensor", "remat", "batch", "cache")
 MAX_TENSOR = 8
 
 
-def run(case: Case, axes: Sequence[str], tell: Callable[[str], None], how: How) -> dict[str, Any]:
+def run(case: Case, axes: Sequence[str], log: Callable[[str], None], how: How) -> dict[str, Any]:
     """The figures of every layout of these axes; a layout that breaks a rule is there with the rule.
 
     Raises:
@@ -26,9 +26,9 @@ def run(case: Case, axes: Sequence[str], tell: Callable[[str], None], how: How) 
     known: Known = {}
     tried = []
     for name, cfg in layouts(case.cfg, axes, len(case.topology.devices())):
-        tell(name)
+        log(name)
         try:
-            figures = plan(case._replace(cfg=cfg), tell, known, how)
+            figures = plan(case._replace(cfg=cfg), log, known, how)
             why = figures["advice"]
         except ConfigError as e:
             figures, why = None, list(e.problems)

@@ -31,7 +31,7 @@ class Grade(NamedTuple):
 class LenientGrader:
     """A context manager whose `grade` judges responses, in worker processes with deadlines like the strict verifier's."""
 
-    def __init__(self, cfg: config.Reward):
+    def __init__(self, cfg: config.RewardConfig):
         self._pool = Pool(num_workers(cfg), cfg.timeout_s, JUDGE)
 
     def __enter__(self) -> Self:

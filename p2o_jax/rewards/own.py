@@ -38,7 +38,7 @@ def judge_name(fn: str) -> str:
     return f"{__name__}:{fn}"
 
 
-def untrusted(run: "config.Reward", where: str) -> list[str]:
+def untrusted(run: "config.RewardConfig", where: str) -> list[str]:
     """A line if this reward, read from the file `where` of a run directory, would run code that is not ours.
 
     A run directory is data. It may come from somebody else, and so may the module that it names.
@@ -52,7 +52,7 @@ def untrusted(run: "config.Reward", where: str) -> list[str]:
     ]
 
 
-def env_problems(cfg: "config.Reward") -> list[str]:
+def env_problems(cfg: "config.RewardConfig") -> list[str]:
     """A line for each variable of config.reward.env that is not set."""
     return [f"config.reward.env: the environment variable {name} is not set" for name in cfg.env if name not in os.environ]
 

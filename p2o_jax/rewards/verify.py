@@ -28,7 +28,7 @@ class Verifier:
     Deadlines depend on the machine: with several hosts, one decides.
     """
 
-    def __init__(self, cfg: config.Reward, judge: str = MATH_JUDGE):
+    def __init__(self, cfg: config.RewardConfig, judge: str = MATH_JUDGE):
         self.cfg = cfg
         self._pool = Pool(num_workers(cfg), cfg.timeout_s, own.judge_name(cfg.fn) if cfg.fn else judge, cfg.env if cfg.fn else ())
         self._counts: Counter[str] = Counter()
@@ -151,6 +151,6 @@ def _verdict(box: str | None, status: Status | None) -> Verdict:
     return Verdict(answer_score=float(status == "correct"), format_score=float(box is not None), status=status)
 
 
-def num_workers(cfg: config.Reward) -> int:
+def num_workers(cfg: config.RewardConfig) -> int:
     """The verifier processes that the config asks for: one per core unless it says how many."""
     return cfg.workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from p2o_jax.config import Adv, Config
+from p2o_jax.config import AdvConfig, Config
 from p2o_jax.types import Rollout
 
 
@@ -23,14 +23,14 @@ def assert_groups(rollouts: Sequence[Rollout], size: int) -> None:
     """Rollouts come in groups of `size`, each of one question, and with a log-prob for every token."""
     assert len(rollouts) % size == 0, f"{len(rollouts)} rollouts are no groups of {size}"
     for first in range(0, len(rollouts), size):
-        ids = sorted({r.ask.question.id for r in rollouts[first : first + size]})
+        ids = sorted({r.prompt.question.id for r in rollouts[first : first + size]})
         assert len(ids) == 1, f"rollouts {first} to {first + size - 1} are of the questions {ids}"
     for r in rollouts:
         tokens, logps = len(r.completion.token_ids), len(r.completion.logp_R)
-        assert tokens == logps, f"rollout {r.ask.name} has {tokens} tokens and {logps} log-probs"
+        assert tokens == logps, f"rollout {r.prompt.name} has {tokens} tokens and {logps} log-probs"
 
 
-def group_advantages(reward_QG: Float[np.ndarray, "Q G"], cfg: Adv) -> Float[np.ndarray, "Q G"]:
+def group_advantages(reward_QG: Float[np.ndarray, "Q G"], cfg: AdvConfig) -> Float[np.ndarray, "Q G"]:
     """(r - mean) / (std + 1e-6) within each group, std with Bessel's correction; float32. A group of one has mean 0 and std 1.
 
     Equal rewards have exactly 0, though the float32 mean of six .9 is not .9: divided by its std, that would be -.06.

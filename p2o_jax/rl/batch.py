@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from p2o_jax.config import Distill
+from p2o_jax.config import DistillConfig
 from p2o_jax.types import Rollout
 
 
@@ -35,7 +35,7 @@ class Example:
         return self.sampled_on_ids != self.prompt_ids
 
 
-class Rows(NamedTuple):
+class PackedBatch(NamedTuple):
     """Micro-batches of rows, each field [M, B, T], on host or device; segment 0 is padding. Only `trained` tokens enter the loss."""
 
     token: Any
@@ -54,12 +54,12 @@ class Rows(NamedTuple):
 class Packed(NamedTuple):
     """Rows, how many micro-batches of them are in use, and where each sequence's response lies: (flat row, first, last + 1)."""
 
-    rows: Rows
+    rows: PackedBatch
     num_micro: int
     places: list[tuple[int, int, int]]
 
 
-def examples(rollouts: Sequence[Rollout], advantage_QG: np.ndarray, cfg: Distill, overlong: str = "none") -> list[Example]:
+def examples(rollouts: Sequence[Rollout], advantage_QG: np.ndarray, cfg: DistillConfig, overlong: str = "none") -> list[Example]:
     """An example for each rollout, in group order (algorithm step 6: templated rollouts are trained on the plain prompt)."""
     made = []
     for rollout, advantage in zip(rollouts, advantage_QG.reshape(-1), strict=True):
@@ -107,8 +107,8 @@ def pack(sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: in
             ints["position"][r, at:end], ints["segment"][r, at:end] = np.arange(lengths[n]), segment
             places[n] = (r, at + len(prompt), end)
             at = end
-    rows = Rows(token=token, trained=trained, fresh=fresh, **ints, **floats)
-    rows = Rows(*(x.reshape(max_micro, micro_rows, row_tokens) for x in rows))
+    rows = PackedBatch(token=token, trained=trained, fresh=fresh, **ints, **floats)
+    rows = PackedBatch(*(x.reshape(max_micro, micro_rows, row_tokens) for x in rows))
     return Packed(rows, -(-len(contents) // micro_rows), places)
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 from jaxtyping import Float
 
-from p2o_jax.config import Distill
+from p2o_jax.config import DistillConfig
 
 
 def token_weights(
-    logp_old_plain_R: Float[np.ndarray, "R"], logp_old_templated_R: Float[np.ndarray, "R"], cfg: Distill
+    logp_old_plain_R: Float[np.ndarray, "R"], logp_old_templated_R: Float[np.ndarray, "R"], cfg: DistillConfig
 ) -> Float[np.ndarray, "R"]:
     """w of each token: 1 inside the bounds on rho = pi_old(y | x) / pi_old(y | T(x, z)); outside 0 (hard) or bound / rho (soft).
 

@@ -21,7 +21,7 @@ from p2o_jax import config
 from p2o_jax.models import lora, sharding, transformer
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rl import batch, distill, losses
-from p2o_jax.rl.batch import Example, Rows
+from p2o_jax.rl.batch import Example, PackedBatch
 from p2o_jax.rl.optimizer import apply_updates, in_float32, make_optimizer
 from p2o_jax.rl.stats import Stats, distill_stats, gap_stats, rollout_weight_stats, update_stats
 from p2o_jax.runtime import distributed
@@ -145,7 +145,7 @@ class Learner:
         used = [i for i, e in enumerate(mini) if self._contributes(e)]
         limit, row_tokens = config.minibatch_rollouts(self.cfg), config.trained_row_tokens(self.cfg)
         packed = self._pack([(mini[i].prompt_ids, mini[i].response_ids) for i in used], row_tokens, limit)
-        flat = Rows(*(x.reshape(-1, x.shape[-1]) for x in packed.rows))
+        flat = PackedBatch(*(x.reshape(-1, x.shape[-1]) for x in packed.rows))
         for i, (r, a, b) in zip(used, packed.places, strict=True):
             flat.trained[r, a:b] = True
             flat.advantage[r, a:b], flat.scale[r, a:b] = mini[i].advantage, scale_N[i]
@@ -164,7 +164,7 @@ class Learner:
         plain, templated = config.trained_row_tokens(self.cfg), config.templated_row_tokens(self.cfg)
         group, count = self.cfg.rollout.group_size, jax.ShapeDtypeStruct((), jnp.int32)
 
-        def rows(row_tokens: int, sequences: int) -> Rows:
+        def rows(row_tokens: int, sequences: int) -> PackedBatch:
             one = self._pack([], row_tokens, 1).rows
             num_micro = -(-sequences // self.cfg.optim.micro_rows)
             many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_micro, *x.shape[1:]), x.dtype), one)
@@ -204,9 +204,9 @@ class Learner:
         micro_rows = self.cfg.optim.micro_rows
         return batch.pack(sequences, row_tokens, micro_rows, -(-limit // micro_rows), self.pad_id)
 
-    def _put(self, rows: Rows) -> Rows:
+    def _put(self, rows: PackedBatch) -> PackedBatch:
         split = sharding.batch_sharding(self.mesh, None)
-        return Rows(*(distributed.put(x, split) for x in rows))
+        return PackedBatch(*(distributed.put(x, split) for x in rows))
 
     def _abstract_trained(self, spec: ModelSpec) -> Any:
         full = jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0), self.cfg.model.param_dtype))
@@ -215,7 +215,7 @@ class Learner:
     def _init_state(self, params: Any) -> TrainState:
         return TrainState(params, self.optimizer.init(params), jnp.int32(0))
 
-    def _logps(self, params: Any, row: Rows) -> tuple[jax.Array, jax.Array]:
+    def _logps(self, params: Any, row: PackedBatch) -> tuple[jax.Array, jax.Array]:
         return transformer.token_logps(
             lora.spec_of(self.spec, params),
             params,
@@ -231,14 +231,14 @@ class Learner:
             mesh=self.mesh,
         )
 
-    def _score_rows(self, params: Any, rows: Rows, num_micro: jax.Array) -> jax.Array:
+    def _score_rows(self, params: Any, rows: PackedBatch, num_micro: jax.Array) -> jax.Array:
         def micro(i: jax.Array, logp_MBT: jax.Array) -> jax.Array:
             logp_BT, _ = self._logps(params, _micro_batch(rows, i))
             return lax.dynamic_update_index_in_dim(logp_MBT, logp_BT, i, 0)
 
         return lax.fori_loop(0, num_micro, micro, jnp.zeros(rows.token.shape, jnp.float32))
 
-    def _loss(self, trained: Any, frozen: Any, row: Rows) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def _loss(self, trained: Any, frozen: Any, row: PackedBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """This micro-batch's part of the loss, and sums over its trained tokens."""
         cfg = self.cfg.loss
         logp_new_BT, entropy_BT = self._logps(lora.join(trained, frozen), row)
@@ -265,7 +265,9 @@ class Learner:
         sums |= {"fresh_tokens": row.fresh.sum(), "gap": gap_BT.sum(), "max_gap": gap_BT.max()}
         return total, {"loss": total, **sums}
 
-    def _update_state(self, state: TrainState, frozen: Any, rows: Rows, num_micro: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    def _update_state(
+        self, state: TrainState, frozen: Any, rows: PackedBatch, num_micro: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         value_and_grad = jax.value_and_grad(self._loss, has_aux=True)
 
         def micro(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -296,5 +298,5 @@ def _added(total: dict[str, jax.Array], part: dict[str, jax.Array]) -> dict[str,
     return {k: (jnp.maximum if k.startswith("max_") else jnp.add)(total[k], part[k]) for k in total}
 
 
-def _micro_batch(rows: Rows, i: jax.Array) -> Rows:
+def _micro_batch(rows: PackedBatch, i: jax.Array) -> PackedBatch:
     return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), rows)

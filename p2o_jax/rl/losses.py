@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from p2o_jax.config import Loss
+from p2o_jax.config import LossConfig
 
 
 class TokenLoss(NamedTuple):
@@ -23,7 +23,9 @@ class TokenLoss(NamedTuple):
     dual_clipped: Array
 
 
-def policy_loss(logp_new: Float[Array, "*B T"], log_ratio: Float[Array, "*B T"], advantage: Float[Array, "*B T"], cfg: Loss) -> TokenLoss:
+def policy_loss(
+    logp_new: Float[Array, "*B T"], log_ratio: Float[Array, "*B T"], advantage: Float[Array, "*B T"], cfg: LossConfig
+) -> TokenLoss:
     """max(-A s, -A clip(s)) with the ratio s = exp(log_ratio); for A < 0 at most -A dual_clip (PPO, dual clip).
 
     With ratio=cispo instead -A sg(clip(s)) log p: every token keeps its gradient, with a bounded weight (arXiv 2506.13585).
@@ -45,7 +47,7 @@ def policy_loss(logp_new: Float[Array, "*B T"], log_ratio: Float[Array, "*B T"],
 
 
 def log_ratio(
-    logp_new: Float[Array, "B T"], logp_old: Float[Array, "B T"], segment: Int[Array, "B T"], trained: Bool[Array, "B T"], cfg: Loss
+    logp_new: Float[Array, "B T"], logp_old: Float[Array, "B T"], segment: Int[Array, "B T"], trained: Bool[Array, "B T"], cfg: LossConfig
 ) -> Float[Array, "B T"]:
     """new - old of each token; with ratio=sequence their mean over the trained tokens of the token's segment (GSPO, arXiv 2507.18071).
 

@@ -17,7 +17,7 @@ from p2o_jax import config
 from p2o_jax.runtime import rng
 
 
-def make_optimizer(cfg: config.Optim, num_updates: int) -> optax.GradientTransformation:
+def make_optimizer(cfg: config.OptimConfig, num_updates: int) -> optax.GradientTransformation:
     """AdamW behind a clip of the global norm, in float32 whatever dtype the params are stored in.
 
     The second moment is float32, the first `optim.mu_dtype`. With bfloat16 params an update holds 14 bytes for each trained
@@ -87,7 +87,7 @@ def _is_adam(state: Any) -> bool:
     return isinstance(state, optax.ScaleByAdamState)
 
 
-def make_rate(cfg: config.Optim, num_updates: int) -> optax.Schedule:
+def make_rate(cfg: config.OptimConfig, num_updates: int) -> optax.Schedule:
     """The learning rate of each update, from 0: linear warm-up, then constant or a half cosine that ends at 0.
 
     Always a schedule, even where the rate never changes: optax keeps a step count for a schedule and none for a number, and

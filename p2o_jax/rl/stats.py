@@ -12,7 +12,7 @@ from p2o_jax import config
 Stats = dict[str, float]
 
 
-def distill_stats(rho: Sequence[np.ndarray], weights: Sequence[np.ndarray], num_tokens: int, cfg: config.Distill) -> Stats:
+def distill_stats(rho: Sequence[np.ndarray], weights: Sequence[np.ndarray], num_tokens: int, cfg: config.DistillConfig) -> Stats:
     """distill/* over the templated tokens, one array of ratios and weights per response; `num_tokens` counts all that are trained on."""
     if not rho:
         return {}

@@ -1,6 +1,6 @@
-"""The device side of sampling: one jitted loop that decodes the rollouts of a bank of prompts, a stretch at a time.
+"""The device side of sampling: one jitted loop that decodes the rollouts of a prompt cache of prompts, a stretch at a time.
 
-    bank   k, v of each layer [M, K, P, C]   one row per distinct prompt, all but its last token (`prefill`)
+    prompt cache   k, v of each layer [M, K, P, C]   one row per distinct prompt, all but its last token (`prefill`)
     slots  k, v of each layer [B, K, S, C]   generated tokens only, in spans of positions; row b writes at its age
     row    token, age, rollout, active [B]; head of the queue; out tokens and log-probs [N, S], lengths [N]
 
@@ -10,7 +10,7 @@ finished, which it hands out: the host works on those while the next stretch run
 active slots fit into `few`, so that they can be packed into so many (`pack`). All of this is per shard of the mesh's data x fsdp
 axes: each shard owns its prompts, its queue and its slots.
 
-The prompt part of attention reads the bank in one of two ways. With `group` > 1 every prompt's row is read once for up to that many
+The prompt part of attention reads the prompt cache in one of two ways. With `group` > 1 every prompt's row is read once for up to that many
 of its rollouts (cells); else each slot reads its prompt's row, or on CPU a copy of it that is made when the slot is filled.
 """
 
@@ -26,7 +26,7 @@ from p2o_jax.models.attention.decoding import Spans
 from p2o_jax.models.attention.reference import Cache, Partial
 from p2o_jax.models.sharding import BATCH_AXES
 from p2o_jax.models.spec import ModelSpec
-from p2o_jax.rollout.token_sampling import Knobs, draw
+from p2o_jax.rollout.token_sampling import SamplingScalars, draw
 
 Caches = tuple[Cache, ...]  # of each layer
 
@@ -36,13 +36,13 @@ class Queue(NamedTuple):
 
     last_token_M: jax.Array
     length_M: jax.Array  # prompt tokens, the last included
-    prompt_N: jax.Array  # row of the bank
+    prompt_N: jax.Array  # row of the prompt cache
     member_N: jax.Array  # place among the rollouts of the same prompt
     name_N2: jax.Array  # uint32 words of the rollout's stable name
     size: jax.Array  # [1]
 
 
-class Rows(NamedTuple):
+class SlotState(NamedTuple):
     """What there is of each slot."""
 
     token_B: jax.Array
@@ -50,13 +50,13 @@ class Rows(NamedTuple):
     rollout_B: jax.Array
     active_B: jax.Array
     slots: tuple[Spans, ...]  # of each layer
-    prompts: Caches  # copies of rows of the bank; none where the bank itself is read
+    prompts: Caches  # copies of rows of the prompt cache; none where the prompt cache itself is read
 
 
-class Run(NamedTuple):
+class DecodeState(NamedTuple):
     """A shard's place in its queue, its slots, and what it has sampled; from one stretch to the next."""
 
-    rows: Rows
+    rows: SlotState
     head: jax.Array  # [1]: rollouts begun
     finished: jax.Array  # [1]
     order_N: jax.Array  # rollouts as they finished
@@ -65,7 +65,7 @@ class Run(NamedTuple):
     length_N: jax.Array
 
 
-class Stretch(NamedTuple):
+class DecodeChunk(NamedTuple):
     """What a shard finished in a stretch, up to F rollouts, of which the first `number` are real; the rest is [1] each."""
 
     rollout_F: jax.Array
@@ -81,7 +81,7 @@ class Stretch(NamedTuple):
 
 
 class _Loop(NamedTuple):
-    run: Run
+    run: DecodeState
     going: jax.Array
     busy: jax.Array
     steps: jax.Array
@@ -100,19 +100,19 @@ def begin(
     dtype: Any,
     kept: decoding.Kind,
     prompt_positions: int = 0,
-) -> Run:
+) -> DecodeState:
     """Idle slots, nothing sampled; with room for copies of prompts of `prompt_positions`, if there are to be any."""
     zeros_B, zero = jnp.zeros(num_slots, jnp.int32), jnp.zeros(1, jnp.int32)
     positions = -(-max_positions // 8) * 8  # as kernels want them
     prompts = empty_caches(spec, num_slots, prompt_positions, dtype, kept.cache) if prompt_positions else ()
     spans = [empty_caches(spec, num_slots, span, dtype, kept.cache) for span in decoding.spans_of(kept, positions)]
-    rows = Rows(zeros_B, zeros_B, zeros_B, zeros_B > 0, tuple(zip(*spans, strict=True)), prompts)
+    rows = SlotState(zeros_B, zeros_B, zeros_B, zeros_B > 0, tuple(zip(*spans, strict=True)), prompts)
     zeros_N = jnp.zeros(num_rollouts, jnp.int32)
     tokens, logps = jnp.zeros((num_rollouts, max_positions), jnp.int32), jnp.zeros((num_rollouts, max_positions))
-    return Run(rows, zero, zero, zeros_N, tokens, logps, zeros_N)
+    return DecodeState(rows, zero, zero, zeros_N, tokens, logps, zeros_N)
 
 
-def pack(rows: Rows, num_slots: int) -> Rows:
+def pack(rows: SlotState, num_slots: int) -> SlotState:
     """The active slots, of which there are at most `num_slots`, as so many."""
     row_b = jnp.argsort(~rows.active_B, stable=True)[:num_slots]
     return jax.tree.map(lambda x: x[row_b], rows)
@@ -126,15 +126,15 @@ def sizes(num_slots: int, min_slots: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def stretch(
+def decode_chunk(
     spec: ModelSpec,
     weights: Any,
-    bank: Caches,
+    prompt_cache: Caches,
     queue: Queue,
-    run: Run,
+    run: DecodeState,
     stop_V: jax.Array,
     call_key: jax.Array,
-    how: Knobs,
+    how: SamplingScalars,
     max_new: jax.Array,
     *,
     enough: int,
@@ -142,7 +142,7 @@ def stretch(
     group: int,
     filtered: bool,
     kept: decoding.Kind,
-) -> tuple[Run, Stretch]:
+) -> tuple[DecodeState, DecodeChunk]:
     """Samples on until a shard has finished `enough` rollouts more, or no shard has a queue or more than `few` active slots.
 
     A rollout ends with its stop token (kept and scored) or after `max_new` <= S tokens.
@@ -153,7 +153,7 @@ def stretch(
     key_N = jax.vmap(lambda words: jax.random.fold_in(jax.random.fold_in(key, words[0]), words[1]))(queue.name_N2)
     first = run.finished[0]
 
-    def goes_on(run: Run) -> jax.Array:
+    def goes_on(run: DecodeState) -> jax.Array:
         """All shards leave the loop at the same step: with one of them gone, collectives inside it would wait forever."""
         busy = (run.head[0] < size) | (run.rows.active_B.sum() > few)
         full = run.finished[0] - first >= enough
@@ -161,11 +161,11 @@ def stretch(
         return any_busy & ~any_full
 
     def step(s: _Loop) -> _Loop:
-        run = _refilled(s.run, queue, bank)
+        run = _refilled(s.run, queue, prompt_cache)
         rows = run.rows
         row_B = jnp.minimum(rows.rollout_B, N - 1)
         fed = _Fed(rows.token_B, rows.age_B, rows.active_B, queue.prompt_N[row_B], queue.member_N[row_B])
-        logits_BV, slots = _forward_one(spec, weights, bank, rows, fed, queue.length_M, group, kept)
+        logits_BV, slots = _forward_one(spec, weights, prompt_cache, rows, fed, queue.length_M, group, kept)
         uniform_B = jax.vmap(lambda k, age: jax.random.uniform(jax.random.fold_in(k, age)))(key_N[row_B], rows.age_B)
         token_B, logp_B = draw(logits_BV, uniform_B, how, filtered)
         age_B = rows.age_B + 1
@@ -173,8 +173,8 @@ def stretch(
         into_B = jnp.where(rows.active_B, rows.rollout_B, N)  # what idle slots compute is dropped
         rank_B = jnp.where(done_B, run.finished[0] + jnp.cumsum(done_B) - 1, N)
         active_B = rows.active_B & ~done_B
-        after = Run(
-            Rows(token_B, jnp.where(active_B, age_B, 0), rows.rollout_B, active_B, slots, rows.prompts),
+        after = DecodeState(
+            SlotState(token_B, jnp.where(active_B, age_B, 0), rows.rollout_B, active_B, slots, rows.prompts),
             run.head,
             run.finished + done_B.sum(),
             run.order_N.at[rank_B].set(rows.rollout_B, mode="drop"),
@@ -190,10 +190,10 @@ def stretch(
     waiting = lax.pmax(size - run.head, BATCH_AXES)
     left = lax.pmax(size - run.finished, BATCH_AXES)
     out = (rollout_F, run.token_NS[rollout_F], run.logp_NS[rollout_F], run.length_N[rollout_F], run.finished - first)
-    return run, Stretch(*out, left, waiting, busy, steps * B, steps)
+    return run, DecodeChunk(*out, left, waiting, busy, steps * B, steps)
 
 
-def _refilled(run: Run, queue: Queue, bank: Caches) -> Run:
+def _refilled(run: DecodeState, queue: Queue, prompt_cache: Caches) -> DecodeState:
     """The run with the next rollouts of the queue, in order, in its free slots."""
     rows = run.rows
     free_B = ~rows.active_B
@@ -206,13 +206,13 @@ def _refilled(run: Run, queue: Queue, bank: Caches) -> Run:
         age_B=jnp.where(fill_B, 0, rows.age_B),
         rollout_B=rollout_B,
         active_B=rows.active_B | fill_B,
-        prompts=_copied(rows.prompts, bank, fill_B, queue.prompt_N[jnp.minimum(rollout_B, queue.prompt_N.size - 1)]),
+        prompts=_copied(rows.prompts, prompt_cache, fill_B, queue.prompt_N[jnp.minimum(rollout_B, queue.prompt_N.size - 1)]),
     )
     return run._replace(rows=filled, head=run.head + fill_B.sum())
 
 
-def _copied(prompts: Caches, bank: Caches, fill_B: jax.Array, prompt_B: jax.Array) -> Caches:
-    """The slots' prompts with those of the slots to fill copied from the bank, one at a time: mostly there are few."""
+def _copied(prompts: Caches, prompt_cache: Caches, fill_B: jax.Array, prompt_B: jax.Array) -> Caches:
+    """The slots' prompts with those of the slots to fill copied from the prompt cache, one at a time: mostly there are few."""
     if not prompts:
         return prompts
     to_fill_B = jnp.argsort(~fill_B, stable=True)
@@ -223,7 +223,7 @@ def _copied(prompts: Caches, bank: Caches, fill_B: jax.Array, prompt_B: jax.Arra
         def one(x: jax.Array, held: jax.Array) -> jax.Array:
             return lax.dynamic_update_slice_in_dim(x, lax.dynamic_slice_in_dim(held, prompt_B[slot], 1), slot, 0)
 
-        return jax.tree.map(one, prompts, bank)
+        return jax.tree.map(one, prompts, prompt_cache)
 
     return lax.fori_loop(0, fill_B.sum(), copy, prompts)
 
@@ -239,19 +239,19 @@ class _Fed(NamedTuple):
 
 
 def _forward_one(
-    spec: ModelSpec, weights: Any, bank: Caches, rows: Rows, fed: _Fed, length_M: jax.Array, group: int, kept: decoding.Kind
+    spec: ModelSpec, weights: Any, prompt_cache: Caches, rows: SlotState, fed: _Fed, length_M: jax.Array, group: int, kept: decoding.Kind
 ) -> tuple[jax.Array, tuple[Spans, ...]]:
     """Logits of each slot's next token, and the slots' caches with the fed token's k and v at its age."""
-    in_bank_M = length_M - 1
+    in_prompt_cache_M = length_M - 1
     row_B = jnp.arange(fed.token_B.size)
-    in_bank_B, in_slot_B = jnp.where(fed.active_B, in_bank_M[fed.prompt_B], 0), jnp.where(fed.active_B, fed.age_B + 1, 1)
+    in_bank_B, in_slot_B = jnp.where(fed.active_B, in_prompt_cache_M[fed.prompt_B], 0), jnp.where(fed.active_B, fed.age_B + 1, 1)
     cell_B = fed.prompt_B * group + fed.member_B
     num_cells = length_M.size * group
     slot_of_cell = jnp.zeros(num_cells, jnp.int32).at[jnp.where(fed.active_B, cell_B, num_cells)].set(row_B, mode="drop")
 
     def over_prompts(q_BHC: jax.Array, prompts: Cache) -> Partial:
         if group > 1:
-            return _over_cells(q_BHC, prompts, in_bank_M, slot_of_cell, cell_B, kept)
+            return _over_cells(q_BHC, prompts, in_prompt_cache_M, slot_of_cell, cell_B, kept)
         return kept.attend(q_BHC, prompts, in_bank_B, None if rows.prompts else fed.prompt_B)
 
     def attend_both(q: jax.Array, k: jax.Array, v: jax.Array, caches: tuple[Cache, Spans]) -> tuple[jax.Array, Spans]:
@@ -261,19 +261,19 @@ def _forward_one(
         both = reference.merge(over_prompts(q[:, 0], prompts), decoding.over_spans(kept, q[:, 0], slot, in_slot_B))
         return both.o_BHC[:, None], slot
 
-    position_B1 = (in_bank_M[fed.prompt_B] + fed.age_B)[:, None]
+    position_B1 = (in_prompt_cache_M[fed.prompt_B] + fed.age_B)[:, None]
     dtype = weights["final_norm"].dtype
-    caches = tuple(zip(rows.prompts or bank, rows.slots, strict=True))
+    caches = tuple(zip(rows.prompts or prompt_cache, rows.slots, strict=True))
     x_B1D, slots = transformer.hidden(spec, weights, fed.token_B[:, None], position_B1, attend_both, caches=caches, dtype=dtype)
     return transformer.logits(spec, weights, x_B1D[:, 0]), slots
 
 
 def _over_cells(
-    q_BHC: jax.Array, bank: Cache, in_bank_M: jax.Array, slot_of_cell: jax.Array, cell_B: jax.Array, kept: decoding.Kind
+    q_BHC: jax.Array, prompt_cache: Cache, in_prompt_cache_M: jax.Array, slot_of_cell: jax.Array, cell_B: jax.Array, kept: decoding.Kind
 ) -> Partial:
-    """Attention of each slot to its prompt, each row of the bank read once: the group's queries stand side by side as heads."""
+    """Attention of each slot to its prompt, each row of the prompt cache read once: the group's queries stand side by side as heads."""
     _, H, C = q_BHC.shape
-    M, K = bank.v_RKSC.shape[:2]
+    M, K = prompt_cache.v_RKSC.shape[:2]
 
     def to_cells(x: jax.Array) -> jax.Array:  # [B, H, C] -> [M, K * group * H/K, C]
         return x[slot_of_cell].reshape(M, -1, K, H // K, C).swapaxes(1, 2).reshape(M, -1, C)
@@ -283,4 +283,4 @@ def _over_cells(
         cells = x.reshape(M, K, -1, H // K, *rest).swapaxes(1, 2).reshape(-1, H, *rest)
         return cells[cell_B]
 
-    return Partial(*(to_slots(x) for x in kept.attend(to_cells(q_BHC), bank, in_bank_M, None)))
+    return Partial(*(to_slots(x) for x in kept.attend(to_cells(q_BHC), prompt_cache, in_prompt_cache_M, None)))

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from p2o_jax.config import Rollout as RolloutConfig
+from p2o_jax.config import RolloutConfig
 from p2o_jax.data.questions import Questions
 from p2o_jax.p2o import assign
 from p2o_jax.state import Assignment
 from p2o_jax.types import Question, Rollout
 
-Answer = Callable[[Any, Sequence[Any], jax.Array], list[Rollout]]  # (weights, asks, key) -> a rollout for each ask
+Answer = Callable[[Any, Sequence[Any], jax.Array], list[Rollout]]  # (weights, prompts, key) -> a rollout for each prompt
 Useful = Callable[[Sequence[Rollout]], np.ndarray]  # which groups of these rollouts have an advantage: bool [Q]
 
 
@@ -62,4 +62,4 @@ class DynamicSampling:
         return Filled(trained, made, {"rollout/sampling_rounds": rounds, "rollout/wasted_rollouts": wasted})
 
     def _ask(self, weights: Any, questions: Sequence[Question], assignment: Assignment, key: jax.Array) -> list[Rollout]:
-        return self.answer(weights, assign.asks_for(questions, assignment, self.cfg.group_size, "train"), key)
+        return self.answer(weights, assign.prompts_for(questions, assignment, self.cfg.group_size, "train"), key)

@@ -1,6 +1,6 @@
 """The sampler: requests in, completions out, on the policy's own mesh.
 
-Programs (`Program`) are those of each prompt bucket and response capacity: a bank, prefill, slots, and decoding with all slots or fewer,
+Programs (`Program`) are those of each prompt bucket and response capacity: a prompt cache, prefill, slots, and decoding with all slots or fewer,
 with whole groups that read their prompts together or not, with top-k, top-p and min-p or not. Everything else (weights, sampling
 settings, stop tokens, keys, how many prompts and rollouts) is an argument of these.
 """
@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from p2o_jax.config import Rollout
+from p2o_jax.config import RolloutConfig
 from p2o_jax.models import lora, sharding, transformer
 from p2o_jax.models.attention import decoding
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rollout import decode, prefill, scheduler, token_sampling
 from p2o_jax.rollout.programs import Programs
 from p2o_jax.runtime import distributed, rng
-from p2o_jax.types import Completion, Request, Sampling
+from p2o_jax.types import Completion, Request, SamplingParams
 
 Finished = list[tuple[int, Completion]]  # index of the request, and what was sampled
 Progress = Callable[[int], None]  # called with the number of rollouts finished since the last call
@@ -64,12 +64,12 @@ class Work(NamedTuple):
 class Program(NamedTuple):
     """The name of a program, and the sizes per shard that make it: fields a kind of program does not depend on are left out."""
 
-    kind: Literal["bank", "prefill", "slots", "decode", "pack"]
+    kind: Literal["prompt cache", "prefill", "slots", "decode", "pack"]
     bucket: int = 0  # prompt tokens; of slots, those of the prompts they hold copies of
-    rows: int = 0  # of the bank
+    rows: int = 0  # of the prompt cache
     capacity: int = 0  # response tokens
     size: int = 0  # slots
-    group: int = 1  # rollouts that read a bank row together (1: each slot its own)
+    group: int = 1  # rollouts that read a prompt cache row together (1: each slot its own)
     filtered: bool = False
 
 
@@ -86,7 +86,7 @@ class Engine:
         self,
         spec: ModelSpec,
         mesh: Mesh,
-        cfg: Rollout,
+        cfg: RolloutConfig,
         capacities: Sequence[int],
         stop_ids: Sequence[int],
         pad_id: int,
@@ -115,7 +115,7 @@ class Engine:
         self.programs = Programs(self.lower)
         self.work = Work()
 
-    def lay_out(self, params: Any) -> Any:
+    def to_rollout_layout(self, params: Any) -> Any:
         """The learner's params as decoding wants them: compute dtype, split over tensor only, one tree per layer."""
         return self._lay_out(params)
 
@@ -125,7 +125,7 @@ class Engine:
         return taken
 
     def generate(
-        self, weights: Any, requests: Sequence[Request], how: Sampling, key: jax.Array, progress: Progress = lambda n: None
+        self, weights: Any, requests: Sequence[Request], how: SamplingParams, key: jax.Array, progress: Progress = lambda n: None
     ) -> list[Completion]:
         """A completion for each request, in order; see `stream`."""
         completions: dict[int, Completion] = {}
@@ -134,7 +134,7 @@ class Engine:
             progress(len(finished))
         return [completions[i] for i in range(len(requests))]
 
-    def stream(self, weights: Any, requests: Sequence[Request], how: Sampling, key: jax.Array) -> Iterator[Finished]:
+    def stream(self, weights: Any, requests: Sequence[Request], how: SamplingParams, key: jax.Array) -> Iterator[Finished]:
         """Completions as they get ready; while the caller works on them, the devices go on with the next stretch.
 
         Tokens depend on (weights, prompt, key, name) alone; with an int8 cache on the prompt's bucket, too.
@@ -150,22 +150,22 @@ class Engine:
             yield from self._run(weights, wave, requests, how, key, capacity)
 
     def _run(
-        self, weights: Any, wave: scheduler.Wave, requests: Sequence[Request], how: Sampling, key: jax.Array, capacity: int
+        self, weights: Any, wave: scheduler.Wave, requests: Sequence[Request], how: SamplingParams, key: jax.Array, capacity: int
     ) -> Iterator[Finished]:
         start = time.monotonic()
         rows, group = self._shape(wave)
-        bank = self._prefilled(weights, wave, rows)
+        prompt_cache = self._prefilled(weights, wave, rows)
         queue = self._queue(wave, requests, rows)
-        jax.block_until_ready(bank)
+        jax.block_until_ready(prompt_cache)
         began = time.monotonic()
         self.work = self.work.plus(Work(prefill_seconds=began - start))
         copied = self.copied(wave.bucket, group)
         run = self.programs[Program("slots", copied, capacity=capacity)]()
-        fixed = (np.asarray(jax.random.key_data(key)), token_sampling.knobs(how), np.int32(how.max_new_tokens))
+        fixed = (np.asarray(jax.random.key_data(key)), token_sampling.to_scalars(how), np.int32(how.max_new_tokens))
 
-        def go_on(run: decode.Run, size: int) -> tuple[decode.Run, decode.Stretch]:
+        def go_on(run: decode.DecodeState, size: int) -> tuple[decode.DecodeState, decode.DecodeChunk]:
             step = self.programs[Program("decode", wave.bucket, rows, capacity, size, group, token_sampling.filters(how))]
-            return step(weights, bank, queue, run, self.stop_V, *fixed)
+            return step(weights, prompt_cache, queue, run, self.stop_V, *fixed)
 
         sizes, all_fit = list(self.sizes), max(len(s.queue) for s in wave.shards) <= self.sizes[0]
         tail_began = began if all_fit else 0.0
@@ -203,14 +203,14 @@ class Engine:
                 found.append((request, Completion(ids[:length].copy(), host.logp_FS[n, :length].copy(), stopped)))
         return found
 
-    def _capacity(self, how: Sampling) -> int:
+    def _capacity(self, how: SamplingParams) -> int:
         capacity = min((c for c in self.capacities if c >= how.max_new_tokens), default=0)
         if not capacity:
             raise ValueError(f"max_new_tokens={how.max_new_tokens} is more than the sampler was built for: {self.capacities}")
         return capacity
 
     def _shape(self, wave: scheduler.Wave) -> tuple[int, int]:
-        """Rows of the bank, and how many rollouts read one together: a group where whole groups ask the same few prompts."""
+        """Rows of the prompt cache, and how many rollouts read one together: a group where whole groups ask the same few prompts."""
         held, group = self._held(wave.bucket), self.cfg.group_size
         shared = self._shared(wave.bucket)
         members = [Counter(row for _, row in s.queue) for s in wave.shards if s.queue]
@@ -220,10 +220,10 @@ class Engine:
 
     def _held(self, bucket: int) -> int:
         """Prompts of this bucket that a shard can hold in a wave."""
-        return min(max(self.cfg.bank_tokens // self.num_shards // bucket, 1), self.max_rollouts)
+        return min(max(self.cfg.prompt_cache_tokens // self.num_shards // bucket, 1), self.max_rollouts)
 
     def _shared(self, bucket: int) -> int:
-        """Prompts of a shard's wave of whole groups; 0 where no groups come so long, or the bank can't hold so many."""
+        """Prompts of a shard's wave of whole groups; 0 where no groups come so long, or the prompt cache can't hold so many."""
         rows, previous = -(-self.max_rollouts // self.cfg.group_size), max((b for b in self.cfg.prompt_buckets if b < bucket), default=0)
         return rows if self.cfg.group_size > 1 and previous < self.grouped_up_to and rows <= self._held(bucket) else 0
 
@@ -232,10 +232,10 @@ class Engine:
         return min(max(self.cfg.prefill_tokens // prefill.chunk_of(bucket), 1), rows)
 
     def _prefilled(self, weights: Any, wave: scheduler.Wave, rows: int) -> decode.Caches:
-        """The bank with the wave's prompts."""
+        """The prompt cache with the wave's prompts."""
         chunk, m = prefill.chunk_of(wave.bucket), self.pieces(wave.bucket, rows)
         plans = [prefill.plan(s.prompts, chunk, self.cfg.share_prefixes) for s in wave.shards]
-        bank = self.programs[Program("bank", wave.bucket, rows)]()
+        prompt_cache = self.programs[Program("prompt cache", wave.bucket, rows)]()
         run = self.programs[Program("prefill", wave.bucket, rows)]
         for level in range(max(map(len, plans))):
             pieces = [plan[level] if level < len(plan) else [] for plan in plans]
@@ -247,11 +247,11 @@ class Engine:
                         ids = shard.prompts[piece.row][:-1][level * chunk : (level + 1) * chunk]
                         token[s, n, : len(ids)], row[s, n], source[s, n] = ids, piece.row, piece.source
                 at = [self._put(x) for x in (token, row, source)]
-                bank = run(weights, bank, *at, np.int32(level))
+                prompt_cache = run(weights, prompt_cache, *at, np.int32(level))
                 self.work = self.work.plus(Work(prefilled=token.size))
         prompt_tokens = sum(len(prompt) - 1 for shard in wave.shards for prompt in shard.prompts)
         self.work = self.work.plus(Work(prompt_tokens=prompt_tokens))
-        return bank
+        return prompt_cache
 
     def _queue(self, wave: scheduler.Wave, requests: Sequence[Request], rows: int) -> decode.Queue:
         """The queues of all shards, one after the other."""
@@ -279,14 +279,14 @@ class Engine:
         shared = self._shared(bucket)
         return [(self._held(bucket), 1)] + ([(shared, self.cfg.group_size)] if shared else [])
 
-    def needed(self, how: Sampling, longest_prompt: int) -> list[Program]:
+    def needed(self, how: SamplingParams, longest_prompt: int) -> list[Program]:
         """The programs of any requests sampled so, with prompts up to this long, the first that are needed first."""
         capacity = self._capacity(how)
         last = min((b for b in self.cfg.prompt_buckets if b >= longest_prompt), default=max(self.cfg.prompt_buckets))
         found: list[Program] = []
         for bucket in sorted(b for b in self.cfg.prompt_buckets if b <= last):
             for rows, group in self.shapes(bucket):
-                found += [Program("bank", bucket, rows), Program("prefill", bucket, rows)]
+                found += [Program("prompt cache", bucket, rows), Program("prefill", bucket, rows)]
                 found += [Program("decode", bucket, rows, capacity, size, group, token_sampling.filters(how)) for size in self.sizes]
                 copied = self.copied(bucket, group)
                 found += [Program("slots", copied, capacity=capacity)]
@@ -294,13 +294,13 @@ class Engine:
         return list(dict.fromkeys(found))
 
     def copied(self, bucket: int, group: int) -> int:
-        """Tokens of the prompts whose caches the slots copy; 0 where they read the bank."""
+        """Tokens of the prompts whose caches the slots copy; 0 where they read the prompt cache."""
         return bucket if group == 1 and self.kept.copies_prompts else 0
 
     def lower(self, p: Program) -> Any:
         """The program traced for its shapes, ready to be compiled, for the devices of the mesh whatever they are."""
         make = {
-            "bank": self._lower_bank,
+            "prompt cache": self._lower_prompt_cache,
             "prefill": self._lower_prefill,
             "slots": self._lower_slots,
             "decode": self._lower_decode,
@@ -308,7 +308,7 @@ class Engine:
         }
         return make[p.kind](p)
 
-    def _lower_bank(self, p: Program) -> Any:
+    def _lower_prompt_cache(self, p: Program) -> Any:
         return jax.jit(lambda: self._empty_bank(p), out_shardings=self.caches).lower()
 
     def _empty_bank(self, p: Program) -> decode.Caches:
@@ -318,20 +318,20 @@ class Engine:
         run = self._over_shards(functools.partial(prefill.extend, self.spec), "wrrrrw", "r")
         m = self.pieces(p.bucket, p.rows)
         args = [self._of_rows((m, prefill.chunk_of(p.bucket)), np.int32), *[self._of_rows((m,), np.int32)] * 2, self._scalar(np.int32)]
-        return jax.jit(run, donate_argnums=1, out_shardings=self.caches).lower(self.abstract_weights, self.abstract_bank(p), *args)
+        return jax.jit(run, donate_argnums=1, out_shardings=self.caches).lower(self.abstract_weights, self.abstract_prompt_cache(p), *args)
 
     def _lower_slots(self, p: Program) -> Any:
         make = functools.partial(self._begin, p._replace(size=self.sizes[0]))
         return jax.jit(self._over_shards(make, "", "r"), out_shardings=self._run_shardings).lower()
 
-    def _begin(self, p: Program) -> decode.Run:
+    def _begin(self, p: Program) -> decode.DecodeState:
         positions = prefill.positions(p.bucket) if p.bucket else 0
         return decode.begin(self.spec, p.size, self.max_rollouts, p.capacity, self.cache_dtype, self.kept, positions)
 
     def _lower_decode(self, p: Program) -> Any:
         few = self.sizes[self.sizes.index(p.size) + 1] if p.size != self.sizes[-1] else 0
         run = functools.partial(
-            decode.stretch,
+            decode.decode_chunk,
             self.spec,
             enough=-(-self.max_rollouts // STRETCHES),
             few=few,
@@ -342,9 +342,16 @@ class Engine:
         N = self.max_rollouts
         sizes = ((p.rows,), (p.rows,), (N,), (N,), (N, 2), (1,))
         queue = decode.Queue(*(self._of_rows(n, np.uint32 if len(n) > 1 else np.int32) for n in sizes))
-        how = token_sampling.abstract_knobs()
+        how = token_sampling.abstract_scalars()
         stop_V, key, *rest = (self._scalar(bool, self.stop_V.shape), self._scalar(np.uint32, (2,)), how, self._scalar(np.int32))
-        args = (self.abstract_bank(p), queue, self.abstract_run(p._replace(bucket=self.copied(p.bucket, p.group))), stop_V, key, *rest)
+        args = (
+            self.abstract_prompt_cache(p),
+            queue,
+            self.abstract_run(p._replace(bucket=self.copied(p.bucket, p.group))),
+            stop_V,
+            key,
+            *rest,
+        )
         jitted = jax.jit(self._over_shards(run, "wrrrwwww", "rr"), donate_argnums=3, out_shardings=(self._run_shardings, self.rows))
         return jitted.lower(self.abstract_weights, *args)
 
@@ -355,18 +362,18 @@ class Engine:
 
     @functools.cached_property
     def abstract_weights(self) -> Any:
-        """Shapes, types and shardings of what `lay_out` returns."""
+        """Shapes, types and shardings of what `to_rollout_layout` returns."""
         shapes = jax.eval_shape(lambda: _to_rollout_layout(self.spec, self.dtype, transformer.init(self.spec, jax.random.key(0))))
         shardings = _rollout_shardings(self.spec, self.mesh)
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
     @functools.cached_property
     def _run_shardings(self) -> Any:
-        rows = decode.Rows(self.rows, self.rows, self.rows, self.rows, self.caches, self.caches)  # type: ignore[arg-type]
-        return decode.Run(rows, *[self.rows] * 6)  # type: ignore[arg-type]
+        rows = decode.SlotState(self.rows, self.rows, self.rows, self.rows, self.caches, self.caches)  # type: ignore[arg-type]
+        return decode.DecodeState(rows, *[self.rows] * 6)  # type: ignore[arg-type]
 
-    def abstract_bank(self, p: Program) -> Any:
-        """Shapes, types and shardings of a bank, of all shards together."""
+    def abstract_prompt_cache(self, p: Program) -> Any:
+        """Shapes, types and shardings of a prompt cache, of all shards together."""
         shapes = jax.eval_shape(lambda: self._empty_bank(p))
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.caches), shapes)
 

@@ -14,10 +14,10 @@ import jax
 
 from p2o_jax import config, gepa
 from p2o_jax.rollout import sampling_params
-from p2o_jax.rollout.pipeline import Answerer, Cost
+from p2o_jax.rollout.pipeline import Cost, RolloutPipeline
 from p2o_jax.runtime import distributed
 from p2o_jax.state import Ledger, RunState
-from p2o_jax.types import Ask, Outcome, Question, Rollout, digest
+from p2o_jax.types import Outcome, Question, Rollout, TemplatedQuestion, digest
 
 T = TypeVar("T")
 REFLECT = "gepa_reflect"  # the ledger's name for reflection; evaluation's are "gepa_" and the stage
@@ -28,7 +28,7 @@ Transfers = Callable[[Sequence[Rollout]], Sequence[float]]  # Outcome.transfer o
 Reply = Callable[[Sequence[str], Sequence[str], Cost], tuple[Sequence[str | None], Cost]]
 
 
-class Stages:
+class GepaAdapter:
     """`evaluate` and `reflect` of one prompt phase, and in `ledger` what they cost.
 
     Calls are numbered, so that no two rollouts of a phase share their randomness, and a phase run again makes the same ones.
@@ -38,7 +38,7 @@ class Stages:
 
     def __init__(
         self,
-        answerer: Answerer,
+        pipeline: RolloutPipeline,
         weights: Callable[[], Any],
         reply: Reply,
         cfg: config.Config,
@@ -46,7 +46,7 @@ class Stages:
         ledger: Ledger,
         transfers: Transfers | None = None,
     ):
-        self.answerer, self.weights, self.reply, self.key = answerer, weights, reply, key
+        self.pipeline, self.weights, self.reply, self.key = pipeline, weights, reply, key
         assert transfers or not cfg.gepa.reliance, "gepa.reliance needs transfers"
         self.ledger, self.transfers = ledger, transfers if cfg.gepa.reliance else None
         self.num_calls = 0
@@ -62,25 +62,25 @@ class Stages:
     def evaluate(self, pairs: Sequence[tuple[str, Question]]) -> list[Outcome]:
         """An outcome for each (template, question), all sampled together."""
         start = time.monotonic()
-        asks = [Ask(question, template, self._name("evaluate", i)) for i, (template, question) in enumerate(pairs)]
-        rollouts = self.answerer.answer(self.weights(), asks, self.evaluation, self.key, phase="gepa")
+        prompts = [TemplatedQuestion(question, template, self._name("evaluate", i)) for i, (template, question) in enumerate(pairs)]
+        rollouts = self.pipeline.sample(self.weights(), prompts, self.evaluation, self.key, phase="gepa")
         solved = [r for r in rollouts if r.succeeded]
-        transfers = dict(zip((r.ask.name for r in solved), self.transfers(solved), strict=True)) if self.transfers else {}
-        self.book({f"gepa_{self.stage}": {**self.answerer.cost(rollouts), "seconds": time.monotonic() - start}})
-        return [_outcome(r, transfers.get(r.ask.name, 0.0)) for r in rollouts]
+        transfers = dict(zip((r.prompt.name for r in solved), self.transfers(solved), strict=True)) if self.transfers else {}
+        self.book({f"gepa_{self.stage}": {**self.pipeline.cost(rollouts), "seconds": time.monotonic() - start}})
+        return [_outcome(r, transfers.get(r.prompt.name, 0.0)) for r in rollouts]
 
     def reflect(self, prompts: Sequence[str]) -> list[str | None]:
         """A reply to each reflection prompt, all asked for together; None where there is none."""
         start = time.monotonic()
         names = [self._name("reflect", i) for i in range(len(prompts))]
-        with self.answerer.reporter.phase("gepa"):
+        with self.pipeline.reporter.phase("gepa"):
             replies, spent = self.reply(prompts, names, self.ledger.costs.get(REFLECT, {}))
         self.book({REFLECT: {**spent, "seconds": time.monotonic() - start}})
         return list(replies)
 
     def fits(self, template: str, question: Question) -> bool:
         """Whether the question can be asked under the template at all."""
-        return len(self.answerer.chat.render(question, template)) <= self.max_prompt_tokens
+        return len(self.pipeline.chat.render(question, template)) <= self.max_prompt_tokens
 
     def book(self, costs: dict[str, Cost]) -> None:
         """Adds a call, made now or replayed from a journal, to the ledger and to the number of calls."""
@@ -105,8 +105,8 @@ class PhaseJournals:
         tell: says a line.
     """
 
-    def __init__(self, workdir: Path, seed: int, settings: str, tell: Callable[[str], None]):
-        self.directory, self.seed, self.settings, self.tell = workdir / "gepa", seed, settings, tell
+    def __init__(self, workdir: Path, seed: int, settings: str, log: Callable[[str], None]):
+        self.directory, self.seed, self.settings, self.log = workdir / "gepa", seed, settings, log
 
     def resume(self, state: RunState, epoch: int, run: Callable[[gepa.Journal], T]) -> T:
         """What `run` returns with the journal of this epoch's phase, which may hold its first calls, or all.
@@ -117,8 +117,8 @@ class PhaseJournals:
         phase = f"seed {self.seed}, step {state.step}, {digest(self.settings, *sorted(state.hard_ids))}"
 
         def set_aside(why: str) -> None:
-            self.tell(f"prompt phase of epoch {epoch} starts afresh, its journal is set aside: {why}")
-            distributed.from_process_0(lambda: path.rename(_free_name(path)) and None)
+            self.log(f"prompt phase of epoch {epoch} starts afresh, its journal is set aside: {why}")
+            distributed.broadcast_from_main(lambda: path.rename(_free_name(path)) and None)
 
         return gepa.resume(lambda: gepa.Journal(path, phase, distributed.is_main_process(), _read_everywhere), run, set_aside)
 
@@ -137,7 +137,7 @@ def _free_name(path: Path) -> Path:
 
 def _read_everywhere(path: Path) -> bytes:
     return base64.b64decode(
-        distributed.from_process_0(lambda: base64.b64encode(path.read_bytes() if path.exists() else b"").decode("ascii"))
+        distributed.broadcast_from_main(lambda: base64.b64encode(path.read_bytes() if path.exists() else b"").decode("ascii"))
     )
 
 

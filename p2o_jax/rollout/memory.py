@@ -24,7 +24,7 @@ class Plan:
     """Bytes per device."""
 
     weights: int
-    bank: int
+    prompt_cache: int
     slots: int
     outputs: int
     temporaries: int
@@ -32,7 +32,7 @@ class Plan:
 
     @property
     def total(self) -> int:
-        return self.weights + self.bank + self.slots + self.outputs + self.temporaries + self.others
+        return self.weights + self.prompt_cache + self.slots + self.outputs + self.temporaries + self.others
 
     def told(self, engine: Engine) -> str:
         """The arithmetic, in a line."""
@@ -40,7 +40,7 @@ class Plan:
         kind = np.dtype(engine.cache_dtype).name
         parts = [
             f"weights {_gib(self.weights)}",
-            f"prompts {_gib(self.bank)} (config.rollout.bank_tokens={cfg.bank_tokens} / {shards}, {kind})",
+            f"prompts {_gib(self.prompt_cache)} (config.rollout.prompt_cache_tokens={cfg.prompt_cache_tokens} / {shards}, {kind})",
             f"{engine.sizes[0]} slots x {engine.capacities[-1]} tokens {_gib(self.slots)}",
             f"outputs {_gib(self.outputs)}",
             f"temporaries {_gib(self.temporaries)}",
@@ -58,7 +58,7 @@ def plan(engine: Engine, others: int = 0) -> Plan:
     logits = engine.sizes[0] * spec.vocab_rows * 4 // mesh.shape["tensor"]
     return Plan(
         weights=per_device(engine.abstract_weights),
-        bank=max(per_device(engine.abstract_bank(Program("bank", bucket, rows))) for bucket, rows in shapes),
+        prompt_cache=max(per_device(engine.abstract_prompt_cache(Program("prompt cache", bucket, rows))) for bucket, rows in shapes),
         slots=per_device(run.rows),
         outputs=2 * per_device(run._replace(rows=())),
         temporaries=max(4 * logits, *(_prefill_bytes(engine, bucket, rows) for bucket, rows in shapes)),
@@ -88,7 +88,7 @@ def fitting(make: Callable[[int], Engine], slots: int, others: int = 0, memory: 
         missing = needed.total - limit
         raise ConfigError(
             f"sampling does not fit into a device's memory: {needed.told(engine)}, of {_gib(limit)} usable, {_gib(missing)} too much; "
-            f"{_more_tensor(engine, needed, missing)}lower config.rollout.bank_tokens, slots or max_new_tokens, "
+            f"{_more_tensor(engine, needed, missing)}lower config.rollout.prompt_cache_tokens, slots or max_new_tokens, "
             "set config.rollout.cache_dtype=int8, or use more devices (config.mesh)"
         )
     return engine
@@ -116,7 +116,7 @@ def device_bytes(mesh: Mesh) -> int:
         known = device.memory_stats() if device.platform != "cpu" else None
         return int(known["bytes_limit"]) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
 
-    return distributed.from_process_0(own)
+    return distributed.broadcast_from_main(own)
 
 
 def _prefill_bytes(engine: Engine, bucket: int, rows: int) -> int:

@@ -15,13 +15,13 @@ from p2o_jax.models import flops
 from p2o_jax.rollout.engine import Engine
 from p2o_jax.runtime import distributed
 from p2o_jax.runtime.console import Reporter
-from p2o_jax.types import Ask, Question, Request, Rollout, Sampling, Verdict
+from p2o_jax.types import Question, Request, Rollout, SamplingParams, TemplatedQuestion, Verdict
 
 Verify = Callable[[Sequence[str], Sequence[Question]], Sequence[Verdict]]  # of responses to questions
 Cost = Mapping[str, float]
 
 
-class Answerer:
+class RolloutPipeline:
     """Renders asks, samples responses and has them verified; the first are verified while the last are sampled.
 
     Args:
@@ -32,25 +32,29 @@ class Answerer:
         self.engine, self.chat, self.reporter = engine, chat, reporter
         self._judge = _Judge(verify)
 
-    def answer(self, weights: Any, asks: Sequence[Ask], how: Sampling, key: jax.Array, phase: str = "rollout") -> list[Rollout]:
+    def sample(
+        self, weights: Any, prompts: Sequence[TemplatedQuestion], how: SamplingParams, key: jax.Array, phase: str = "rollout"
+    ) -> list[Rollout]:
         """A scored rollout for each ask, in order."""
-        requests = [Request(self.chat.render(a.question, a.template), a.name, a.expected_tokens) for a in asks]
+        requests = [Request(self.chat.render(a.question, a.template), a.name, a.expected_tokens) for a in prompts]
         completions, texts, judged, start = {}, {}, [], time.monotonic()
-        with self.reporter.phase(phase, len(asks), "rollouts") as advance:
+        with self.reporter.phase(phase, len(prompts), "rollouts") as advance:
             for finished in self.engine.stream(weights, requests, how, key):
                 completions.update(finished)
                 texts |= {i: self.chat.decode(c.token_ids.tolist()) for i, c in finished}
                 order = [i for i, _ in finished]
-                judged.append((order, self._judge.begin([texts[i] for i in order], [asks[i].question for i in order])))
+                judged.append((order, self._judge.begin([texts[i] for i in order], [prompts[i].question for i in order])))
                 advance(len(finished), self._note(sum(len(c.token_ids) for c in completions.values()), time.monotonic() - start))
         with self.reporter.phase("reward" if phase == "rollout" else phase):
             verdicts = self._judge.end(judged)
         return [
-            Rollout(ask, request.prompt_ids, self.chat.render(ask.question), completions[i], texts[i], verdicts[i])
-            for i, (ask, request) in enumerate(zip(asks, requests, strict=True))
+            Rollout(prompt, request.prompt_ids, self.chat.render(prompt.question), completions[i], texts[i], verdicts[i])
+            for i, (prompt, request) in enumerate(zip(prompts, requests, strict=True))
         ]
 
-    def reply(self, weights: Any, prompts: Sequence[str], names: Sequence[str], how: Sampling, key: jax.Array) -> tuple[list[str], Cost]:
+    def reply(
+        self, weights: Any, prompts: Sequence[str], names: Sequence[str], how: SamplingParams, key: jax.Array
+    ) -> tuple[list[str], Cost]:
         """A reply to each lone user text (reflection), and what they cost."""
         requests = [Request(self.chat.render_text(p), n) for p, n in zip(prompts, names, strict=True)]
         completions = self.engine.generate(weights, requests, how, key)
@@ -97,7 +101,7 @@ class _Judge:
             pairs = [pair for order, future in calls for pair in zip(order, future.result(), strict=True)]
             return [(i, dataclasses.astuple(verdict)) for i, verdict in pairs]
 
-        return {i: Verdict(*values) for i, values in distributed.from_process_0(collect)}
+        return {i: Verdict(*values) for i, values in distributed.broadcast_from_main(collect)}
 
     def _work(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""Prompts into the bank, all tokens but the last, a chunk at a time; chunks that prompts have in common are computed once.
+"""Prompts into the prompt cache, all tokens but the last, a chunk at a time; chunks that prompts have in common are computed once.
 
 GEPA asks hundreds of questions under one template, and chat templates open with the same header: `plan` finds, level by level, which
 prompts begin alike, and only the first of them is computed. The others go on from its row: `extend` copies the earlier chunks along.
@@ -21,7 +21,7 @@ CHUNKS = 8  # of a bucket, between those two
 
 
 class Piece(NamedTuple):
-    """A prompt's chunk that is to be computed: its row in the bank, and the row that holds what comes before."""
+    """A prompt's chunk that is to be computed: its row in the prompt cache, and the row that holds what comes before."""
 
     row: int
     source: int
@@ -33,7 +33,7 @@ def chunk_of(bucket: int) -> int:
 
 
 def positions(bucket: int) -> int:
-    """Positions of a bank for this bucket: whole chunks."""
+    """Positions of a prompt cache for this bucket: whole chunks."""
     return -(-bucket // chunk_of(bucket)) * chunk_of(bucket)
 
 
@@ -66,11 +66,17 @@ def plan(prompts: Sequence[tuple[int, ...]], chunk: int, share: bool) -> list[li
 
 
 def extend(
-    spec: ModelSpec, weights: Any, bank: tuple[Cache, ...], token_mQ: jax.Array, row_m: jax.Array, source_m: jax.Array, level: jax.Array
+    spec: ModelSpec,
+    weights: Any,
+    prompt_cache: tuple[Cache, ...],
+    token_mQ: jax.Array,
+    row_m: jax.Array,
+    source_m: jax.Array,
+    level: jax.Array,
 ) -> tuple[Any, ...]:
-    """The bank with chunk number `level` of m prompts in their rows, and the chunks before it copied there from `source`.
+    """The prompt cache with chunk number `level` of m prompts in their rows, and the chunks before it copied there from `source`.
 
-    A row beyond the bank is nobody's: it is computed and dropped. Attention goes over the earlier chunks one at a time.
+    A row beyond the prompt cache is nobody's: it is computed and dropped. Attention goes over the earlier chunks one at a time.
     """
     m, Q = token_mQ.shape
     dtype = weights["final_norm"].dtype
@@ -88,7 +94,7 @@ def extend(
         return total.o_BHC.reshape(m, Q, *q.shape[2:]), _written(cache, reference.stored(k, v, cache), row_m, level * Q)
 
     position_mQ = jnp.broadcast_to(level * Q + jnp.arange(Q)[None], (m, Q))
-    return transformer.hidden(spec, weights, token_mQ, position_mQ, attend, caches=bank, dtype=dtype)[1]
+    return transformer.hidden(spec, weights, token_mQ, position_mQ, attend, caches=prompt_cache, dtype=dtype)[1]
 
 
 def _read(x: jax.Array, row_m: jax.Array, axis: int, start: jax.Array, size: int) -> jax.Array:

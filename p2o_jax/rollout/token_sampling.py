@@ -8,14 +8,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from p2o_jax.types import Sampling
+from p2o_jax.types import SamplingParams
 
 NEG = -1e30
 Scalar = Any  # a number, of JAX, NumPy or Python
 
 
-class Knobs(NamedTuple):
-    """The settings of `records.Sampling` as scalars, so that changing them compiles nothing."""
+class SamplingScalars(NamedTuple):
+    """The settings of `records.SamplingParams` as scalars, so that changing them compiles nothing."""
 
     temperature: Scalar
     top_k: Scalar
@@ -24,23 +24,23 @@ class Knobs(NamedTuple):
     plain_logps: Scalar = False
 
 
-def knobs(sampling: Sampling) -> Knobs:
+def to_scalars(sampling: SamplingParams) -> SamplingScalars:
     s = sampling
-    return Knobs(np.float32(s.temperature), np.int32(s.top_k), np.float32(s.top_p), np.float32(s.min_p), np.bool_(s.plain_logps))
+    return SamplingScalars(np.float32(s.temperature), np.int32(s.top_k), np.float32(s.top_p), np.float32(s.min_p), np.bool_(s.plain_logps))
 
 
-def abstract_knobs() -> Knobs:
-    """Scalars of the types that `knobs` gives, to lower programs with."""
-    return Knobs(np.float32(1), np.int32(0), np.float32(1), np.float32(0), np.bool_(False))
+def abstract_scalars() -> SamplingScalars:
+    """Scalars of the types that `to_scalars` gives, to lower programs with."""
+    return SamplingScalars(np.float32(1), np.int32(0), np.float32(1), np.float32(0), np.bool_(False))
 
 
-def filters(sampling: Sampling) -> bool:
+def filters(sampling: SamplingParams) -> bool:
     """Whether any of top-k, top-p and min-p is on: those sort the vocabulary, so it is another program."""
     return sampling.temperature > 0 and (sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0)
 
 
 def draw(
-    logits_BV: Float[Array, "B V"], uniform_B: Float[Array, "B"], how: Knobs, filtered: bool
+    logits_BV: Float[Array, "B V"], uniform_B: Float[Array, "B"], how: SamplingScalars, filtered: bool
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """A token for each row and its log-prob under softmax(logits / temperature), before any filter; or, if asked, under softmax(logits).
 
@@ -61,7 +61,7 @@ def draw(
     return token_B, lax.cond(how.plain_logps, plain, lambda: logp_B)
 
 
-def keep(z_BV: Float[Array, "B V"], how: Knobs) -> Float[Array, "B V"]:
+def keep(z_BV: Float[Array, "B V"], how: SamplingScalars) -> Float[Array, "B V"]:
     """The scores with the tokens that top-k, then top-p, then min-p exclude at a very low value; the best always stays."""
     V = z_BV.shape[-1]
     sorted_BV = -jnp.sort(-z_BV, axis=-1)

@@ -1,7 +1,7 @@
 """The run's place in the world: devices and processes, named randomness, and what one process decides for all.
 
 Every process runs the same Python in the same order on the same bytes. What could differ between hosts (clocks, files, replies
-of others) goes through `from_process_0`.
+of others) goes through `broadcast_from_main`.
 """
 
 import json
@@ -16,7 +16,7 @@ from jax._src import clusters  # of JAX's own start; needed before it, to know w
 from jax._src.clusters import cloud_tpu_cluster
 from jax.experimental import multihost_utils
 
-from p2o_jax.config import ConfigError, Mesh
+from p2o_jax.config import ConfigError, MeshConfig
 from p2o_jax.runtime import liveness
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ def split_cpu(num_devices: int) -> None:
         jax.config.update("jax_num_cpu_devices", num_devices)
 
 
-def start(mesh: Mesh, compile_cache: str) -> int:
+def start(mesh: MeshConfig, compile_cache: str) -> int:
     """The number of devices of all processes, after what must be done before JAX is first used.
 
     That is: this process' CPU split, a GPU's memory taken but for a little, the other processes joined where there are any, compiled
@@ -51,7 +51,9 @@ def start(mesh: Mesh, compile_cache: str) -> int:
         limits = liveness.Limits(mesh.start_s, mesh.silent_s, mesh.absent_s)
         address, number, index = place_in_group(limits.start)
         liveness.join(address, index, number, limits)
-        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself; guards.Preemption agrees by `on_any`
+        jax.config.update(
+            "jax_enable_preemption_service", False
+        )  # it would take SIGTERM for itself; guards.Preemption agrees by `any_process`
         later = int(limits.silent + 30)  # so that `peers` speaks first, and names the host
         jax.distributed.initialize(address, number, index, initialization_timeout=later, heartbeat_timeout_seconds=later)
     if compile_cache:
@@ -97,7 +99,7 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def from_process_0(decide: Callable[[], T]) -> T:
+def broadcast_from_main(decide: Callable[[], T]) -> T:
     """What `decide` returns on process 0, on every process; it must be JSON. An exception there is raised everywhere."""
     if jax.process_count() == 1:
         return decide()
@@ -118,7 +120,7 @@ def from_process_0(decide: Callable[[], T]) -> T:
     return result["value"]
 
 
-def everywhere(holds: bool) -> bool:
+def all_processes(holds: bool) -> bool:
     """Whether it holds on every process."""
     if jax.process_count() == 1:
         return holds
@@ -126,9 +128,9 @@ def everywhere(holds: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.bool_(holds))))
 
 
-def on_any(holds: bool) -> bool:
+def any_process(holds: bool) -> bool:
     """Whether it holds on some process."""
-    return not everywhere(not holds)
+    return not all_processes(not holds)
 
 
 def to_host(x: jax.Array) -> np.ndarray:

@@ -47,15 +47,15 @@ class Preemption:
 
     KILL_AFTER_S = 1.0
 
-    def __init__(self, grace_s: float, on_any: Callable[[bool], bool] = bool):
-        """`on_any`: whether something holds on any process; all processes poll at the same places."""
-        self.grace_s, self.on_any = grace_s, on_any
+    def __init__(self, grace_s: float, any_process: Callable[[bool], bool] = bool):
+        """`any_process`: whether something holds on any process; all processes poll at the same places."""
+        self.grace_s, self.any_process = grace_s, any_process
         self._asked = threading.Event()
         self._left = threading.Event()
 
     def poll(self) -> None:
         """Raises Preempted if SIGTERM has come, here or elsewhere."""
-        if self.on_any(self._asked.is_set()):
+        if self.any_process(self._asked.is_set()):
             raise Preempted
 
     def __enter__(self) -> Self:

@@ -28,7 +28,7 @@ _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 _held: list["Lock"] = []
 
 
-class Held(Exception):
+class LockHeld(Exception):
     """Another process is at work in the folder, or that cannot be ruled out; the message says what to do."""
 
 
@@ -140,18 +140,18 @@ def _take_over(own: Path, path: Path) -> bool:
     try:
         holder = _read(descriptor)
         if holder is None:
-            raise Held(f"{path} cannot be read. Once you are certain that no run is at work here, delete it")
+            raise LockHeld(f"{path} cannot be read. Once you are certain that no run is at work here, delete it")
         who = f"process {holder['pid']} on {holder['host']} has been at work in {path.parent} since {holder['started']}"
         here = holder["host"] == socket.gethostname() or holder["boot"] == _boot() != ""
         free = _flock(descriptor) if here else None
         if free is False:
             time.sleep(_PAUSE_S)  # another start may be taking it over at this moment
             if _is_at(descriptor, path):
-                raise Held(f"{who}: wait until it has ended, or give another folder")
+                raise LockHeld(f"{who}: wait until it has ended, or give another folder")
             return False
         if free is None:
             unknown = f"whether it still runs cannot be determined on {socket.gethostname()}"
-            raise Held(f"{who}; {unknown}. Once you are certain that it has ended, delete {path}")
+            raise LockHeld(f"{who}; {unknown}. Once you are certain that it has ended, delete {path}")
         if not _is_at(descriptor, path):
             return False
         own.replace(path)  # nobody else does this now: we hold the kernel's lock on what it replaces

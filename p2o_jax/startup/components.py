@@ -27,8 +27,8 @@ from p2o_jax.rl.batch import Example
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rollout import dynamic_sampling, memory, sampling_params
 from p2o_jax.rollout.engine import Engine, Program
-from p2o_jax.rollout.gepa_adapter import PhaseJournals, Reply, Stages, settings_digest
-from p2o_jax.rollout.pipeline import Answerer
+from p2o_jax.rollout.gepa_adapter import GepaAdapter, PhaseJournals, Reply, settings_digest
+from p2o_jax.rollout.pipeline import RolloutPipeline
 from p2o_jax.runtime import distributed, rng
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.startup import memory_report, run_directory
@@ -41,7 +41,7 @@ from p2o_jax.tracking.recorder import Recorder
 from p2o_jax.types import Rollout
 
 
-class Parts:
+class Components:
     """Everything of a run that is not its state, and the writing of its records."""
 
     def __init__(self, cfg: Config, workdir: Path, reporter: Reporter, restart: bool = False):
@@ -58,10 +58,10 @@ class Parts:
         self.engine = make_engine(cfg, self.model, held_bytes(cfg, self.model.spec, self.model.mesh, self.learner))
         self.verifier = Verifier(cfg.reward)
         self._check_answers(train, *heldout)
-        self.answerer = Answerer(self.engine, self.chat, self.verifier.judge, reporter)
+        self.pipeline = RolloutPipeline(self.engine, self.chat, self.verifier.judge, reporter)
         self.sampling = sampling_params.training(cfg)
         self.fill = self._dynamic_sampling() if cfg.rollout.dynamic_sampling else dynamic_sampling.as_asked
-        self.evaluation = Evaluation(heldout, self.answerer, cfg.eval, sampling_params.evaluation(cfg), self.key("eval"))
+        self.evaluation = Evaluation(heldout, self.pipeline, cfg.eval, sampling_params.evaluation(cfg), self.key("eval"))
         settings = run_directory.fixed_settings(cfg)
         in_phases = settings_digest({**settings, "model": self.model.digests})
         self.journals = PhaseJournals(workdir, cfg.train.seed, in_phases, reporter.line)
@@ -79,10 +79,10 @@ class Parts:
         )
         self.record = Recorder(cfg, workdir, self.questions, self.engine, reporter, compiles)
 
-    def _check_answers(self, *parts: sources.Loaded | None) -> None:
+    def _check_answers(self, *components: sources.Loaded | None) -> None:
         """Tells of reference answers that not even a response with the same text would match."""
-        answers = [q.answer for part in parts if part and part.path != WORLD for q in part.questions]
-        bad = distributed.from_process_0(lambda: self.verifier.self_check(answers)) if answers else []
+        answers = [q.answer for part in components if part and part.path != WORLD for q in part.questions]
+        bad = distributed.broadcast_from_main(lambda: self.verifier.self_check(answers)) if answers else []
         if bad:
             shown = ", ".join(repr(a[:60]) for a in bad[:5])
             self.reporter.line(f"{len(bad)} reference answers do not verify against themselves, e.g. {shown}: no response will be right")
@@ -120,7 +120,7 @@ class Parts:
 
     def _dynamic_sampling(self) -> dynamic_sampling.DynamicSampling:
         return dynamic_sampling.DynamicSampling(
-            lambda weights, asks, key: self.answerer.answer(weights, asks, self.sampling, key),
+            lambda weights, prompts, key: self.pipeline.sample(weights, prompts, self.sampling, key),
             self.questions,
             self.cfg.rollout,
             lambda rollouts: ~advantages.zero_advantage(advantages.of_rollouts(rollouts, self.cfg)),
@@ -134,7 +134,7 @@ class Parts:
 
     def weights(self, state: RunState) -> Any:
         """The policy of a state, laid out for decoding."""
-        return self.engine.lay_out(self.learner.policy(state.learner))
+        return self.engine.to_rollout_layout(self.learner.policy(state.learner))
 
     @cached_property
     def reference_params(self) -> Any:
@@ -148,26 +148,30 @@ class Parts:
         """What the KL term compares with; None without one."""
         return self.reference_params if self.cfg.loss.kl != "off" else None
 
-    def stages(self, state: RunState) -> Stages:
+    def gepa_adapter(self, state: RunState) -> GepaAdapter:
         """What GEPA calls in the prompt phase of a state."""
-        policy, key, laid_out = self.learner.policy(state.learner), self.key("gepa", state.step), LaidOut(self.engine.lay_out)
-        weights, reply = lambda: laid_out.of(policy), self.reflector(laid_out, policy, key, state.step)
-        return Stages(self.answerer, weights, reply, self.cfg, key, state.ledger, lambda made: self.learner.transfers(policy, made))
+        policy, key, rollout_weights = (
+            self.learner.policy(state.learner),
+            self.key("gepa", state.step),
+            RolloutWeights(self.engine.to_rollout_layout),
+        )
+        weights, reply = lambda: rollout_weights.of(policy), self.reflector(rollout_weights, policy, key, state.step)
+        return GepaAdapter(self.pipeline, weights, reply, self.cfg, key, state.ledger, lambda made: self.learner.transfers(policy, made))
 
-    def reflector(self, laid_out: "LaidOut", policy: Any, key: jax.Array, step: int) -> Reply:
+    def reflector(self, rollout_weights: "RolloutWeights", policy: Any, key: jax.Array, step: int) -> Reply:
         """What writes new templates: the policy, its frozen start, or an endpoint, which process 0 alone talks to."""
         g = self.cfg.gepa
         if g.reflector == "api":
             keys = api.read_keys(self.cfg.api.key_env) if distributed.is_main_process() else ()
             endpoint = api.Endpoint(self.cfg.api, g, keys, f"{self.cfg.train.seed}/api/{step}")
-            return lambda prompts, names, spent: distributed.from_process_0(lambda: endpoint.complete(prompts, names, spent))
+            return lambda prompts, names, spent: distributed.broadcast_from_main(lambda: endpoint.complete(prompts, names, spent))
         params = policy if g.reflector == "policy" else self.reference_params
         how = sampling_params.reflection(self.cfg)
-        return lambda prompts, names, spent: self.answerer.reply(laid_out.of(params), prompts, names, how, key)
+        return lambda prompts, names, spent: self.pipeline.reply(rollout_weights.of(params), prompts, names, how, key)
 
     def step_costs(self, rollouts: Sequence[Rollout], scored: Sequence[Example]) -> dict[str, dict[str, float]]:
         """What a policy step has cost, by phase of the ledger."""
-        costs = {"policy": self.answerer.cost(rollouts), **cost.cost(self.model.spec, scored, self.cfg.loss.kl != "off")}
+        costs = {"policy": self.pipeline.cost(rollouts), **cost.cost(self.model.spec, scored, self.cfg.loss.kl != "off")}
         timers = {"policy": "rollout", "score": "score", "update": "update"}
         return {phase: {**amounts, "seconds": self.reporter.seconds.get(timers[phase], 0.0)} for phase, amounts in costs.items()}
 
@@ -178,14 +182,14 @@ class Parts:
                 stack.callback(part.close)
 
 
-class LaidOut:
+class RolloutWeights:
     """One model at a time, laid out for decoding: the last is let go of before another is made.
 
     Where the frozen model reflects, that is two lay-outs in each iteration of GEPA: it, and the policy again.
     """
 
-    def __init__(self, lay_out: Callable[[Any], Any]):
-        self._lay_out, self._params, self._weights = lay_out, None, None
+    def __init__(self, to_rollout_layout: Callable[[Any], Any]):
+        self._lay_out, self._params, self._weights = to_rollout_layout, None, None
 
     def of(self, params: Any) -> Any:
         """These params laid out; whoever calls must not keep them."""
@@ -244,16 +248,16 @@ def sampling_programs(cfg: Config, engine: Engine) -> list[Program]:
     return list(dict.fromkeys(program for how, prompt in uses for program in engine.needed(how, prompt)))
 
 
-def describe(parts: Parts) -> str:
+def describe(components: Components) -> str:
     """What runs where, and what it takes of each chip's memory, a line for each group."""
-    spec, mesh = parts.model.spec, parts.model.mesh
+    spec, mesh = components.model.spec, components.model.mesh
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     device = mesh.devices.flat[0]
-    reference = reference_bytes(parts.cfg, spec, mesh, parts.model.dtype)
+    reference = reference_bytes(components.cfg, spec, mesh, components.model.dtype)
     lines = [
-        f"{parts.model.directory}: {spec.family}, {num_params(spec):,} parameters; {device.device_kind} mesh {shape}, "
+        f"{components.model.directory}: {spec.family}, {num_params(spec):,} parameters; {device.device_kind} mesh {shape}, "
         f"processes: {jax.process_count()}; "
-        f"{len(parts.questions)} questions, {len(parts.evaluation.questions)} held out",
-        *memory_report.measure(parts.cfg, parts.learner, parts.engine, reference).table(),
+        f"{len(components.questions)} questions, {len(components.evaluation.questions)} held out",
+        *memory_report.measure(components.cfg, components.learner, components.engine, reference).table(),
     ]
     return "\n".join(lines)

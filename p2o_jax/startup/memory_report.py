@@ -69,7 +69,7 @@ def measure(cfg: config.Config, learner: Learner, engine: Engine, reference: int
         optimizer=memory.per_device(state.opt_state),
         reference=reference * (not adapted),
         sampling_params=plan.weights,
-        kv_cache=plan.bank + plan.slots,
+        kv_cache=plan.prompt_cache + plan.slots,
         sampling_activations=plan.outputs + plan.temporaries,
         gradients=_in_float32(state.params),
         update_activations=_update_activations(cfg, learner),

@@ -66,7 +66,7 @@ def open_model(cfg: Config, reporter: Reporter, date: str | None = None, revisio
         else:
             directory = hf_config.locate(cfg.model.path, revision)
     spec = collect(found, lambda: hf_config.read_spec(directory))
-    date = date or distributed.from_process_0(lambda: datetime.date.today().isoformat())
+    date = date or distributed.broadcast_from_main(lambda: datetime.date.today().isoformat())
     tokenizer = collect(found, lambda: load_tokenizer(directory))
     chat = collect(found, lambda: Chat(tokenizer, cfg.chat, date)) if tokenizer else None
     if spec:

@@ -37,7 +37,7 @@ def open_run(cfg: Config, directory: RunDirectory, reporter: Reporter) -> tuple[
     train, heldout = collect(found, lambda: load_questions(cfg)), collect(found, lambda: load_heldout(cfg)) or []
     found += directory.changed_questions(cfg, train, *heldout)
     own = run_directory.question_digests(cfg, train, *heldout)
-    if not distributed.everywhere(own == distributed.from_process_0(lambda: own)):
+    if not distributed.all_processes(own == distributed.broadcast_from_main(lambda: own)):
         found.append("config.data: not all processes read the same questions; copy the files to every host, or give a path that all share")
     if (cfg.data.path == WORLD) != (cfg.model.path == WORLD):
         found.append(
@@ -45,14 +45,14 @@ def open_run(cfg: Config, directory: RunDirectory, reporter: Reporter) -> tuple[
             "only go together; give both, or neither"
         )
     if cfg.gepa.enabled and cfg.gepa.reflector == "api":
-        found += distributed.from_process_0(lambda: key_problems(cfg.api))
-    found += distributed.from_process_0(lambda: reward_problems(cfg.reward)) if cfg.reward.fn else []
-    found += distributed.from_process_0(lambda: recorder.problems(cfg))
+        found += distributed.broadcast_from_main(lambda: key_problems(cfg.api))
+    found += distributed.broadcast_from_main(lambda: reward_problems(cfg.reward)) if cfg.reward.fn else []
+    found += distributed.broadcast_from_main(lambda: recorder.problems(cfg))
     if found and cfg.model.path == WORLD:  # which would be pretrained first
         raise ConfigError(*found)
     model = collect(found, lambda: open_model(cfg, reporter, directory.date, directory.revision(cfg.model.path)))
     digests = model.digests if model else {}
-    if not distributed.everywhere(digests == distributed.from_process_0(lambda: digests)):
+    if not distributed.all_processes(digests == distributed.broadcast_from_main(lambda: digests)):
         found.append(f"config.model.path={cfg.model.path}: not all processes read the same files; copy them to every host")
     if model:
         found += directory.changed_model(model.directory, digests)
@@ -62,8 +62,8 @@ def open_run(cfg: Config, directory: RunDirectory, reporter: Reporter) -> tuple[
         lengths = [len(model.chat.render(q)) for part in (train, *heldout) if part for q in part.questions]
         found += limits.training_problems(cfg, model.spec, model.chat, max(lengths, default=0))
     space = (lambda: _space_problems(cfg, directory.path, model, len(train.questions))) if model and train else list[str]
-    found += distributed.from_process_0(space)
-    if not distributed.everywhere(not found) or not model or not train:  # what one process cannot open, none starts without
+    found += distributed.broadcast_from_main(space)
+    if not distributed.all_processes(not found) or not model or not train:  # what one process cannot open, none starts without
         raise ConfigError(*dict.fromkeys(found or ["another process cannot start; its own output says why"]))
     told = [line for part in (train, *heldout) for line in part.told]
     for line in [*rules.notices(cfg), *told, *sources.shared(train, heldout)]:
@@ -123,14 +123,14 @@ def _of_world(made: Sequence[Question]) -> sources.Loaded:
     return sources.Loaded(WORLD, tuple(made), 0, tuple(range(1, len(made) + 1)))
 
 
-def key_problems(cfg: config.Api) -> list[str]:
+def key_problems(cfg: config.ApiConfig) -> list[str]:
     """A line for each of the endpoint's keys that is not in the environment."""
     found: list[str] = []
     collect(found, lambda: api.read_keys(cfg.key_env))
     return found
 
 
-def reward_problems(cfg: config.Reward) -> list[str]:
+def reward_problems(cfg: config.RewardConfig) -> list[str]:
     """A line if config.reward.fn is not there to be called."""
     with Verifier(dataclasses.replace(cfg, workers=1)) as verifier:
         return verifier.problems()

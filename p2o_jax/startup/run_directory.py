@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from p2o_jax.config import Config, ConfigError
+from p2o_jax.config import Config, ConfigError, loading
 from p2o_jax.data import sources
 from p2o_jax.models import hf_config, identity
 from p2o_jax.runtime import distributed, files, run_lock
@@ -53,11 +53,11 @@ def claim(workdir: Path, checkpoint_path: str = "") -> Iterator[None]:
             for folder, option in folders.items():
                 try:
                     stack.enter_context(run_lock.Lock(folder))
-                except (run_lock.Held, OSError) as e:
+                except (run_lock.LockHeld, OSError) as e:
                     problems.append(f"{option}: {e}")
             return problems
 
-        if problems := distributed.from_process_0(take):
+        if problems := distributed.broadcast_from_main(take):
             raise ConfigError(*problems)
         yield
 
@@ -94,7 +94,9 @@ class RunDirectory:
         """A line for each setting in which the run on record differs and that may not change."""
         if "config.json" not in self.records:
             return []
-        changed = [d for d in _differences(self.records["config.json"], _as_json(cfg)) if not d[0].startswith(MAY_CHANGE)]
+        changed = [
+            d for d in _differences(loading.current_names(self.records["config.json"]), _as_json(cfg)) if not d[0].startswith(MAY_CHANGE)
+        ]
         if unknown := [f"config.{key}" for key, there, now in changed if _ABSENT in (there, now)]:
             rule = f"one of the two does not have {', '.join(unknown)}; give another folder"
             return [f"--workdir={self.path} holds a run of another version of p2o_jax: {rule}"]
@@ -136,7 +138,7 @@ class RunDirectory:
             ConfigError: the run has had some: to begin at step 1 would overwrite its records.
         """
         paths = [self.path / name for name in ROWS]
-        rows = distributed.from_process_0(lambda: [p.name for p in paths if p.exists() and p.stat().st_size])
+        rows = distributed.broadcast_from_main(lambda: [p.name for p in paths if p.exists() and p.stat().st_size])
         lost = self.run["checkpoints"] or (self.no_folder and "://" not in str(self.checkpoints))
         if rows and lost:
             raise ConfigError(
@@ -172,7 +174,7 @@ class RunDirectory:
             rule = "leave --restart out of further starts, which go on from this one"
             return f"--restart: the records so far are in {kept}; {rule}"
 
-        return distributed.from_process_0(move)
+        return distributed.broadcast_from_main(move)
 
     def note_checkpoint(self) -> None:
         """Records that the run has a checkpoint: from now on it does not begin at step 1 without being asked to."""
@@ -207,12 +209,12 @@ def read(workdir: Path, checkpoints: epath.Path | None = None, restart: bool = F
             records, run, owner, damaged = {}, None, None, []
         return {"records": records, "run": run or owner or new, "problems": [*damaged, *problems, *wrong], "no_folder": not where.exists()}
 
-    return RunDirectory(workdir, where, restart, **distributed.from_process_0(look))
+    return RunDirectory(workdir, where, restart, **distributed.broadcast_from_main(look))
 
 
 def put_away_comparison(workdir: Path) -> None:
     """Moves a comparison of runs that have begun anew since to another name."""
-    distributed.from_process_0(lambda: run_records.put_away_comparison(workdir))
+    distributed.broadcast_from_main(lambda: run_records.put_away_comparison(workdir))
 
 
 def read_date(workdir: Path) -> str | None:
@@ -258,7 +260,7 @@ MAY_CHANGE = (
     "reward.timeout_s",
     "rollout.slots",
     "rollout.min_slots",
-    "rollout.bank_tokens",
+    "rollout.prompt_cache_tokens",
     "rollout.prefill_tokens",
     "rollout.share_prefixes",
     "rollout.cache_dtype",  # what a run that ran out of memory is advised to set; like the mesh it changes roundings
@@ -284,7 +286,7 @@ MAY_CHANGE = (
 
 def versions() -> dict[str, str]:
     """Versions of what the figures depend on, and the commit where there is one."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "gepa", "math-verify", "p2o-jax")
     found = {"python": sys.version.split()[0], "platform": platform.platform(), "devices": str(jax.devices()[:1])}
     for name in names:

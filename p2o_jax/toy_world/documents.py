@@ -2,7 +2,7 @@
 
 At each step of a chain the response goes on with some probability, or bluffs: `so \\boxed{ random }`. The probability depends on
 how well the template fits the question (`phrases.Phrases.level`); under plain and misfitting prompts the product over the chain is the dial
-`config.World.p_chain_plain`.
+`config.WorldConfig.p_chain_plain`.
 """
 
 import random

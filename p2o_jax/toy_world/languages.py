@@ -31,6 +31,6 @@ LARGE = Language(large.FAMILIES, large.WORDS, large.PHRASES, p_shown=0.75, refle
 LANGUAGES = {"small": SMALL, "large": LARGE}
 
 
-def of(cfg: config.World) -> Language:
+def of(cfg: config.WorldConfig) -> Language:
     """The language that the settings choose."""
     return LANGUAGES[cfg.size]

@@ -44,12 +44,12 @@ _MATRICES = {  # of a stack of layers [L, ...]: (axes that the product sums over
 }
 
 
-class State(NamedTuple):
+class PretrainState(NamedTuple):
     params: Any
     opt_state: Any
 
 
-def base_directory(cfg: config.World) -> Path:
+def base_directory(cfg: config.WorldConfig) -> Path:
     """Where the base of this world is, or will be: one folder per setting of everything that the weights depend on.
 
     The vocabulary tells the sizes of the world apart.
@@ -60,14 +60,14 @@ def base_directory(cfg: config.World) -> Path:
     return Path(cfg.cache_dir) / f"base-{name}"
 
 
-def ensure_base(cfg: config.World, progress: Progress = lambda line: None) -> Path:
+def ensure_base(cfg: config.WorldConfig, progress: Progress = lambda line: None) -> Path:
     """The base model's directory; pretrains it unless it is there. `progress` gets a line of text now and then.
 
     The directory appears complete or not at all. `world.json` in it tells what was measured (`measure.chain_figures`),
     the final loss and the seconds taken.
     """
     target = base_directory(cfg)
-    if distributed.from_process_0(target.exists):
+    if distributed.broadcast_from_main(target.exists):
         return target
     for line in files.leftovers(target):
         progress(line)
@@ -80,10 +80,10 @@ def ensure_base(cfg: config.World, progress: Progress = lambda line: None) -> Pa
     progress(f"pretrained in {seconds:.0f} s: P(chain | plain) {plain:.2g}, under a strong phrase {strong:.2g}")
     report = {"p_chain_plain": plain, "p_chain_strong": strong, "families": figures, "loss": loss, "seconds": round(seconds, 1)}
     report["world"] = dataclasses.asdict(cfg)
-    making = Path(distributed.from_process_0(lambda: str(files.unused(target))))
+    making = Path(distributed.broadcast_from_main(lambda: str(files.unused(target))))
     with files.removed_on_failure(making) if distributed.is_main_process() else nullcontext():
         _save(making, languages.of(cfg), spec, params, report)
-        distributed.from_process_0(lambda: _put_in_place(making, target))
+        distributed.broadcast_from_main(lambda: _put_in_place(making, target))
     return target
 
 
@@ -97,7 +97,7 @@ def _put_in_place(making: Path, target: Path) -> None:
         shutil.rmtree(making)  # another run was faster, with the same result
 
 
-def model_spec(cfg: config.World) -> ModelSpec:
+def model_spec(cfg: config.WorldConfig) -> ModelSpec:
     """The base model: a small Qwen3 with tied embeddings."""
     return ModelSpec(
         family="qwen3",
@@ -114,7 +114,7 @@ def model_spec(cfg: config.World) -> ModelSpec:
     )
 
 
-def pretrain(cfg: config.World, spec: ModelSpec, progress: Progress) -> tuple[Any, float]:
+def pretrain(cfg: config.WorldConfig, spec: ModelSpec, progress: Progress) -> tuple[Any, float]:
     """Params after `cfg.steps` steps from scratch, and the mean loss of the last question batches."""
     questions_rng, reflections_rng = (random.Random(f"{cfg.seed}/world/pretrain/{kind}") for kind in ("questions", "reflections"))
     language, dial = languages.of(cfg), cfg.p_chain_plain
@@ -124,7 +124,7 @@ def pretrain(cfg: config.World, spec: ModelSpec, progress: Progress) -> tuple[An
     )
     mesh = sharding.make_mesh((jax.device_count(), 1, 1))
     params = jax.device_put(transformer.init(spec, jax.random.key(cfg.seed)), sharding.replicated(mesh))
-    state = State(params, optimizer(cfg.steps).init(params))
+    state = PretrainState(params, optimizer(cfg.steps).init(params))
     begin, losses = time.perf_counter(), []
     for step in range(cfg.steps):
         if step % REFLECTION_EVERY == REFLECTION_EVERY - 1:
@@ -140,7 +140,7 @@ def pretrain(cfg: config.World, spec: ModelSpec, progress: Progress) -> tuple[An
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def train_step(spec: ModelSpec, num_steps: int, state: State, batch: packing.Batch) -> tuple[State, jax.Array]:
+def train_step(spec: ModelSpec, num_steps: int, state: PretrainState, batch: packing.Batch) -> tuple[PretrainState, jax.Array]:
     """The state after one step on the batch, and the weighted mean of its tokens' losses."""
 
     def loss_fn(params: Any) -> jax.Array:
@@ -151,7 +151,7 @@ def train_step(spec: ModelSpec, num_steps: int, state: State, batch: packing.Bat
 
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
     updates, opt_state = optimizer(num_steps).update(grads, state.opt_state, state.params)
-    return State(optax.apply_updates(state.params, updates), opt_state), loss
+    return PretrainState(optax.apply_updates(state.params, updates), opt_state), loss
 
 
 def _place(batch: packing.Batch, mesh: Mesh) -> packing.Batch:

@@ -7,7 +7,7 @@ from p2o_jax.toy_world import families, languages
 from p2o_jax.types import Question, question_id
 
 
-def train_questions(cfg: config.World) -> list[Question]:
+def train_questions(cfg: config.WorldConfig) -> list[Question]:
     """`hard_per_family` questions of each hard family and `easy_per_family` of each easy one, all distinct.
 
     They come from a part of the question space that pretraining and evaluation never touch (`families.split_of`).
@@ -18,13 +18,13 @@ def train_questions(cfg: config.World) -> list[Question]:
     return questions
 
 
-def heldout_questions(cfg: config.World) -> list[Question]:
+def heldout_questions(cfg: config.WorldConfig) -> list[Question]:
     """`heldout_per_family` questions of each hard family, from a part of the question space of their own."""
     hard = [family for family in languages.of(cfg).families.values() if family.hard]
     return [question for family in hard for question in _questions(cfg, family, "heldout", cfg.heldout_per_family)]
 
 
-def _questions(cfg: config.World, family: families.Family, split: families.Split, count: int) -> list[Question]:
+def _questions(cfg: config.WorldConfig, family: families.Family, split: families.Split, count: int) -> list[Question]:
     rng = random.Random(f"{cfg.seed}/world/{split}/{family.name}")
     drawn: dict[str, families.Problem] = {}
     while len(drawn) < count:

@@ -62,14 +62,14 @@ class Checkpoints:
     def __init__(
         self,
         workdir: Path,
-        cfg: config.Checkpoint,
-        tell: Callable[[str], None] = lambda line: None,
+        cfg: config.CheckpointConfig,
+        log: Callable[[str], None] = lambda line: None,
         settings: str = "",
         unpadded: Any = None,
         evaluation: str = "",
         completed: Callable[[], None] = lambda: None,
     ):
-        self.cfg, self.tell, self.settings, self.unpadded = cfg, tell, settings, unpadded
+        self.cfg, self.log, self.settings, self.unpadded = cfg, log, settings, unpadded
         self.evaluation, self._completed = evaluation, completed
         self.directory = directory(workdir, cfg)
         self.last: RunState | None = None  # the newest state that the loop has reported
@@ -93,7 +93,7 @@ class Checkpoints:
         self._best = Best(*note[:3]) if note and note.tick in ticks else None
         self._best_before: set[int] = {*note.before} & ticks if note else set()  # under other settings of evaluation
         if note and self._best and note.evaluation != evaluation:
-            self.tell(
+            self.log(
                 f"config.eval is not that of step {note.step}, the best so far ({note.accuracy:.3f}): the comparison begins anew. "
                 f"Its checkpoint stays in {self.directory / str(note.tick)}"
             )
@@ -108,11 +108,11 @@ class Checkpoints:
         self._check_owner(ticks)
         for tick in ticks:
             if damage := checkpoint_reader.damage_of(self.directory / str(tick)):
-                self.tell(f"checkpoint {self.directory / str(tick)} is damaged: {damage}")
+                self.log(f"checkpoint {self.directory / str(tick)} is damaged: {damage}")
                 self._set_aside(tick)
             else:
                 return self._restore(tick, abstract_learner)
-        damaged = distributed.from_process_0(lambda: self._aside.is_dir() and any(self._aside.iterdir()))
+        damaged = distributed.broadcast_from_main(lambda: self._aside.is_dir() and any(self._aside.iterdir()))
         if damaged:
             raise config.ConfigError(
                 f"{self.directory}: no undamaged checkpoint is left; the damaged ones are in {self._aside}. "
@@ -249,7 +249,7 @@ class Checkpoints:
                 number, target = number + 1, self._aside / f"{tick}.{number + 1}"
             (self.directory / str(tick)).rename(target)
 
-        distributed.from_process_0(move)
+        distributed.broadcast_from_main(move)
         self._steps.pop(tick, None)
         self._manager.reload()
 
@@ -274,7 +274,7 @@ class _Preserved(ocp.checkpoint_managers.PreservationPolicy):
         return [info.step in stay for info in checkpoints]
 
 
-def directory(workdir: Path, cfg: config.Checkpoint) -> epath.Path:
+def directory(workdir: Path, cfg: config.CheckpointConfig) -> epath.Path:
     """Where a run's checkpoints are: config.checkpoint.path, which may be gs://BUCKET/FOLDER, or a folder of the workdir."""
     return epath.Path(cfg.path) if "://" in cfg.path else epath.Path((Path(cfg.path) if cfg.path else workdir / "checkpoints").absolute())
 
@@ -289,16 +289,16 @@ def _check_shared(where: epath.Path) -> None:
         (where / name).write_text("")
         return name
 
-    note = where / distributed.from_process_0(leave_note)
-    shared = distributed.everywhere(note.exists())
-    distributed.from_process_0(note.unlink)
+    note = where / distributed.broadcast_from_main(leave_note)
+    shared = distributed.all_processes(note.exists())
+    distributed.broadcast_from_main(note.unlink)
     if not shared:
         raise config.ConfigError(
             f"{where}: not all processes see the same folder; give one that they share (--workdir, config.checkpoint.path)"
         )
 
 
-def space_problems(workdir: Path, cfg: config.Checkpoint, state_bytes: int, num_steps: int) -> list[str]:
+def space_problems(workdir: Path, cfg: config.CheckpointConfig, state_bytes: int, num_steps: int) -> list[str]:
     """A line if the disk has no room for the checkpoints that are planned, one in writing included."""
     where = directory(workdir, cfg)
     if "://" in str(where):

@@ -49,7 +49,7 @@ def damage_of(path: epath.Path) -> str:
         return file_digests.damage(path, jax.process_index(), jax.process_count())
 
     damage = attempt(path, check)
-    return "" if distributed.everywhere(not damage) else damage or "another process found it damaged"
+    return "" if distributed.all_processes(not damage) else damage or "another process found it damaged"
 
 
 def host_state(path: epath.Path) -> dict[str, Any]:
@@ -82,9 +82,9 @@ def attempt(path: epath.Path, read: Callable[[], T]) -> T:
             value = read()
         except Exception as e:  # orbax and its stores raise anything, bare exceptions included
             error = e
-        if distributed.everywhere(error is None):
+        if distributed.all_processes(error is None):
             return value  # type: ignore[return-value]
-        if seconds is None or not distributed.everywhere(error is None or _is_transient(error)):
+        if seconds is None or not distributed.all_processes(error is None or _is_transient(error)):
             reason = f"{type(error).__name__}: {one_line(error)}" if error else "another process failed"
             raise config.ConfigError(
                 f"{path}: could not be read: {reason}. That is no damage to its files, and nothing was changed; "

@@ -255,7 +255,7 @@ def read_seconds(workdir: Path) -> list[float]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
-def cut(path: Path, tick: int, tell: Callable[[str], None]) -> set[int]:
+def cut(path: Path, tick: int, log: Callable[[str], None]) -> set[int]:
     """The ticks that the JSONL file has rows of, after cutting off its rows from `tick` on, and what is no row.
 
     A last line that was torn off by a kill is of the tick that is done again. Any other line that is no row is reported, and the
@@ -266,11 +266,11 @@ def cut(path: Path, tick: int, tell: Callable[[str], None]) -> set[int]:
     whole = rows if lines and lines[-1].endswith(b"\n") else rows[:-1]
     bad = [number for number, row in enumerate(whole, start=1) if row is None]
     for number in bad:
-        tell(f"{path}:{number}: no row of this run's; cut out")
+        log(f"{path}:{number}: no row of this run's; cut out")
     if bad:
         copy = next(p for n in itertools.count(1) if not (p := path.with_name(f"{path.name}.damaged-{n}")).exists())
         files.write_whole(copy, b"".join(lines))
-        tell(f"{path}: the file as it was is kept as {copy.name}")
+        log(f"{path}: the file as it was is kept as {copy.name}")
     kept = [(line, row["tick"]) for line, row in zip(lines, rows, strict=True) if row and row["tick"] < tick]
     files.write_whole(path, "".join(line.decode("ascii") for line, _ in kept))
     return {tick for _, tick in kept}
@@ -311,10 +311,10 @@ def _api_metrics(before: RunState, after: RunState) -> dict[str, float]:
 def _sample(r: Rollout, step: int) -> dict[str, Any]:
     return {
         "step": step,
-        "question_id": r.ask.question.id,
-        "question": r.ask.question.text,
-        "answer": r.ask.question.answer,
-        "template": r.ask.template,
+        "question_id": r.prompt.question.id,
+        "question": r.prompt.question.text,
+        "answer": r.prompt.question.answer,
+        "template": r.prompt.template,
         "response": r.text,
         "score": r.verdict.answer_score,
         "status": r.verdict.status,

@@ -106,7 +106,7 @@ def test_learner_compares_with_the_faster_peer_setting(tmp_path):
 def test_verifier_bench_judges_easy_symbolic_and_hostile_answers():
     from benchmarks import verifier
 
-    figures = verifier.measure(60, 0.1, 0.3, config.Reward(workers=1, timeout_s=0.5), random.Random(0))
+    figures = verifier.measure(60, 0.1, 0.3, config.RewardConfig(workers=1, timeout_s=0.5), random.Random(0))
     assert figures["frac_judged"] == 1 and figures["wrong_verdicts"] == 0 and sum(figures["statuses"].values()) == 60
     assert figures["counts"]["slow"] > 10 and figures["easy_per_s"] > 2000
 

@@ -25,7 +25,7 @@ from p2o_jax import config, runtime
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)
-runtime.start(config.Mesh(), "gs://my-bucket/compile_cache")
+runtime.start(config.MeshConfig(), "gs://my-bucket/compile_cache")
 jax.jit(lambda x: x * 2 + 1)(1.0)
 assert not hits
 jax.clear_caches()  # as another process begins

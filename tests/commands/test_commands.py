@@ -78,7 +78,7 @@ def test_generate_writes_k_completions_of_each_prompt(sampled):
 
 def test_generate_s_log_probs_are_those_of_score(sampled, tmp_path):
     prompts, rows = sampled
-    chat = Chat(load_tokenizer(MODEL), config.Chat())
+    chat = Chat(load_tokenizer(MODEL), config.ChatConfig())
     read = generate.read_prompts(prompts)
     sequences = [[*chat.render(read[r["index"]].question, "think"), *r["token_ids"]] for r in rows]
     ids, mask = np.zeros((2, 6, 160), np.int32)
@@ -178,7 +178,7 @@ def test_score_tells_bad_input(tmp_path):
 def run_dir(tmp_path_factory):
     """A run on the golden model with checkpoints after 0, 2 and 2 policy steps: after 2 all weights are 1.5 times what they were."""
     workdir = tmp_path_factory.mktemp("run")
-    cfg = config.resolve(config.Config(model=config.Model(path=str(MODEL)), checkpoint=config.Checkpoint(keep=3)))
+    cfg = config.resolve(config.Config(model=config.ModelConfig(path=str(MODEL)), checkpoint=config.CheckpointConfig(keep=3)))
     (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(cfg)))
     spec, mesh = hf_config.read_spec(MODEL), sharding.make_mesh((1, 8, 1))
     learner = Learner(spec, mesh, cfg, 10, jnp.float32, 0)
@@ -193,7 +193,7 @@ def run_dir(tmp_path_factory):
 
 
 def test_export_writes_the_newest_policy_or_that_of_a_step(run_dir, tmp_path):
-    assert checkpoint_reader.policies(checkpoint.directory(run_dir, config.Checkpoint())) == {0: 0, 2: 3}
+    assert checkpoint_reader.policies(checkpoint.directory(run_dir, config.CheckpointConfig())) == {0: 0, 2: 3}
     export.run([f"--workdir={run_dir}", f"--out={tmp_path / 'new'}", "--dtype=float32"])
     export.run([f"--workdir={run_dir}", f"--out={tmp_path / 'old'}", "--step=0", "--dtype=float32"])
     export.run([f"--workdir={run_dir}", f"--out={tmp_path / 'half'}"])
@@ -239,7 +239,7 @@ def test_export_refuses_a_damaged_checkpoint(run_dir, tmp_path):
 
 def test_read_config_is_the_run_s_own(run_dir):
     cfg = loading.read_config(run_dir, [("optim.lr", "0.5"), ("gepa.patience", "3")])
-    expected = config.resolve(config.Config(model=config.Model(path=str(MODEL)), checkpoint=config.Checkpoint(keep=3)))
+    expected = config.resolve(config.Config(model=config.ModelConfig(path=str(MODEL)), checkpoint=config.CheckpointConfig(keep=3)))
     gepa = dataclasses.replace(expected.gepa, patience=3)
     assert cfg == dataclasses.replace(expected, optim=dataclasses.replace(expected.optim, lr=0.5), gepa=gepa)
 

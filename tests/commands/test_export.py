@@ -41,22 +41,22 @@ def base(folder):
     model_copy(folder, eos_token_id=0)
     (folder / "chat_template.jinja").unlink()
     edit(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
-    return folder, config.Chat(template=TURNS)
+    return folder, config.ChatConfig(template=TURNS)
 
 
 def chat_model(folder):
-    return model_copy(folder, eos_token_id=2), config.Chat()
+    return model_copy(folder, eos_token_id=2), config.ChatConfig()
 
 
 def two_ends(folder):
-    return model_copy(folder, "llama3_rope", eos_token_id=[2, 7]), config.Chat()
+    return model_copy(folder, "llama3_rope", eos_token_id=[2, 7]), config.ChatConfig()
 
 
 def own_template(folder):
     """A chat model under another template than its own, which stands in both places that transformers knows."""
     model_copy(folder, eos_token_id=2)
     edit(folder / "tokenizer_config.json", chat_template="{{ raise_exception('not this one') }}")
-    return folder, config.Chat(template="Q: {{ messages[-1].content }}\nA:", system_prompt="Be brief.", enable_thinking=True)
+    return folder, config.ChatConfig(template="Q: {{ messages[-1].content }}\nA:", system_prompt="Be brief.", enable_thinking=True)
 
 
 KINDS = {base: [0, 2], chat_model: 2, two_ends: [2, 7], own_template: 2}
@@ -68,7 +68,7 @@ def finished(workdir, directory, chat, **sections):
     Its policy is the model, but more likely to stop, since the rows of its stop tokens are doubled in the head. With adapters, it is
     the model with adapters of random numbers.
     """
-    cfg = config.resolve(config.Config(model=config.Model(path=str(directory), **sections.pop("model", {})), chat=chat, **sections))
+    cfg = config.resolve(config.Config(model=config.ModelConfig(path=str(directory), **sections.pop("model", {})), chat=chat, **sections))
     workdir.mkdir()
     (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(cfg)))
     spec = dataclasses.replace(hf_config.read_spec(directory), lora=lora.from_config(cfg.lora))
@@ -117,7 +117,7 @@ def test_an_export_renders_prompts_as_the_run(exported):
     assert theirs.render_text("What is 1 + 1?") == ours.render_text("What is 1 + 1?")
     assert "chat_template" not in json.loads((out / "tokenizer_config.json").read_text())
     expected = {"system_prompt": chat.system_prompt, "enable_thinking": chat.enable_thinking}
-    assert json.loads((out / "p2o_jax.json").read_text()) == expected | {"prompt_template": config.Data().prompt_template}
+    assert json.loads((out / "p2o_jax.json").read_text()) == expected | {"prompt_template": config.DataConfig().prompt_template}
 
 
 def test_transformers_renders_and_stops_where_we_do(exported, tmp_path):
@@ -150,7 +150,7 @@ def test_transformers_renders_and_stops_where_we_do(exported, tmp_path):
 
 def test_adapters_keep_the_float32_they_were_trained_in(tmp_path):
     directory, chat = chat_model(tmp_path / "model")
-    settings = {"lora": config.Lora(rank=4, targets=("q", "down")), "model": {"param_dtype": "bfloat16"}}
+    settings = {"lora": config.LoraConfig(rank=4, targets=("q", "down")), "model": {"param_dtype": "bfloat16"}}
     state, spec = finished(tmp_path / "run", directory, chat, **settings)
     flags = [f"--workdir={tmp_path / 'run'}", f"--config.model.path={directory}"]
     export.run([*flags, f"--out={tmp_path / 'peft'}", "--adapter=peft"])

@@ -144,6 +144,7 @@ def test_overrides_are_parsed_as_the_field_s_type(key, text, value):
         ("gepa.enabled", "yes", "config.gepa.enabled=yes: expected bool"),
         ("distill.mode", "none", "config.distill.mode=none: expected one of ratio_mask, truncated, transfer, plain, importance, off"),
         ("rollout.prompt_buckets", "(16, 'a')", "config.rollout.prompt_buckets=(16, 'a'): expected tuple"),
+        ("rollout.bank_tokens", "9", "config.rollout.bank_tokens: no such key (it is now config.rollout.prompt_cache_tokens)"),
         ("rollout.tempreture", "1", "config.rollout.tempreture: no such key (did you mean config.rollout.temperature?)"),
         ("temperature", "1", "config.temperature: no such key (did you mean config."),
         ("rollout", "1", "config.rollout: no such key"),
@@ -356,7 +357,7 @@ def test_a_preset_fills_what_is_not_set_and_only_that():
     assert keys == optional
     faithful = config.resolve(Config(preset="faithful"))
     assert (faithful.mining.judge_on, faithful.assign.plain_rollouts, faithful.gepa.charge_all) == ("all", 0, False)
-    recommended = config.resolve(Config(gepa=config.Gepa(leak_guard=False), assign=config.Assign(plain_rollouts=0)))
+    recommended = config.resolve(Config(gepa=config.GepaConfig(leak_guard=False), assign=config.AssignConfig(plain_rollouts=0)))
     assert (recommended.mining.judge_on, recommended.assign.plain_rollouts, recommended.gepa.charge_all) == ("plain", 0, True)
     assert recommended.gepa.leak_guard is False
     assert config.resolve(recommended) == recommended
@@ -422,9 +423,9 @@ def test_lengths_that_follow_from_settings():
     cfg = changed(data__max_prompt_tokens=100, gepa__max_template_tokens=30, rollout__max_new_tokens=50, rollout__prompt_buckets=(64, 120))
     assert config.max_templated_prompt_tokens(cfg) == 120  # the sampler takes no more
     assert (config.trained_row_tokens(cfg), config.templated_row_tokens(cfg)) == (150, 170)
-    off = dataclasses.replace(cfg, distill=config.Distill(mode="off"))
+    off = dataclasses.replace(cfg, distill=config.DistillConfig(mode="off"))
     assert config.trained_row_tokens(off) == 170
-    assert config.mesh_shape(config.Mesh(data=2, fsdp=-1, tensor=2), 8) == (2, 2, 2)
+    assert config.mesh_shape(config.MeshConfig(data=2, fsdp=-1, tensor=2), 8) == (2, 2, 2)
 
 
 def test_a_float_whose_default_is_a_whole_number_takes_fractions():
@@ -458,3 +459,11 @@ def test_the_report_s_numbers_have_ranges():
         "--port=99999 must lie in [0, 65,535]",
         "--samples-mb=inf must be finite",
     ]
+
+
+def test_settings_of_an_earlier_run_have_their_current_names():
+    values = {"preset": "faithful", "rollout": {"bank_tokens": 5, "slots": 2}}
+    assert loading.current_names(values) == {"preset": "faithful", "rollout": {"prompt_cache_tokens": 5, "slots": 2}}
+    assert values["rollout"] == {"bank_tokens": 5, "slots": 2}, "the run's own record is not changed"
+    names = {f"{section}.{name}" for section, part in loading.to_config_dict(Config()).items() if hasattr(part, "items") for name in part}
+    assert set(loading.RENAMED.values()) <= names and not set(loading.RENAMED) & names

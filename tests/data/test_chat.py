@@ -33,7 +33,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def chat(tokenizer):
-    return Chat(tokenizer, config.Chat())
+    return Chat(tokenizer, config.ChatConfig())
 
 
 def edited(tmp_path, **files):
@@ -59,7 +59,7 @@ def test_rendering_equals_golden(model):
     question = Question("q", tuple(golden["messages"]), "46")
     assert {r["kwargs"].get("enable_thinking", True) for r in golden["renderings"]} == {True, False}
     for rendering in golden["renderings"]:
-        chat = Chat(tokenizer, config.Chat(enable_thinking=rendering["kwargs"].get("enable_thinking", True)))
+        chat = Chat(tokenizer, config.ChatConfig(enable_thinking=rendering["kwargs"].get("enable_thinking", True)))
         assert chat.prompt_text(question) == rendering["text"]
         assert chat.render(question) == tuple(rendering["ids"])
 
@@ -79,27 +79,27 @@ def test_render_text_is_a_lone_user_message(chat):
 
 
 def test_system_prompt_yields_to_the_questions_own(tokenizer):
-    chat = Chat(tokenizer, config.Chat(system_prompt="Be brief."))
+    chat = Chat(tokenizer, config.ChatConfig(system_prompt="Be brief."))
     assert chat.prompt_text(ask("1?")).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1?")
     assert chat.prompt_text(ask("Be long.", "1?")).startswith("<|im_start|>system\nBe long.<|im_end|>\n<|im_start|>user\n1?")
 
 
 def test_own_template_overrides(tokenizer):
-    chat = Chat(tokenizer, config.Chat(template="{% for m in messages %}Q: {{ m.content }}\n{% endfor %}A:"))
+    chat = Chat(tokenizer, config.ChatConfig(template="{% for m in messages %}Q: {{ m.content }}\n{% endfor %}A:"))
     assert chat.prompt_text(ask("1?"), "z") == "Q: z\n\n1?\nA:"
 
 
 @pytest.mark.parametrize("template", ["{% for %}", "{{ raise_exception('no system role') }}", "{{ messages.x.y }}"])
 def test_broken_template_is_refused_at_once(tokenizer, template):
     with pytest.raises(config.ConfigError, match=r"config\.chat\.template"):
-        Chat(tokenizer, config.Chat(template=template))
+        Chat(tokenizer, config.ChatConfig(template=template))
 
 
 def test_model_without_template_needs_one(tmp_path):
     tokenizer = load_tokenizer(edited(tmp_path, chat_template=None))
     with pytest.raises(config.ConfigError, match=r"config\.chat\.template.*no chat template"):
-        Chat(tokenizer, config.Chat())
-    assert Chat(tokenizer, config.Chat(template="{{ messages[0].content }}")).prompt_text(ask("1?")) == "1?"
+        Chat(tokenizer, config.ChatConfig())
+    assert Chat(tokenizer, config.ChatConfig(template="{{ messages[0].content }}")).prompt_text(ask("1?")) == "1?"
 
 
 def test_decode_skips_special_tokens_and_keeps_spaces(chat):
@@ -197,7 +197,7 @@ OTHERS = (  # what real templates use beside plain loops
 def test_templates_render_as_in_transformers(tokenizer, template):
     question = ask("  Be <brief>. ", "1 é?\n")
     for thinking in (False, True):
-        chat = Chat(tokenizer, config.Chat(template=template, enable_thinking=thinking))
+        chat = Chat(tokenizer, config.ChatConfig(template=template, enable_thinking=thinking))
         expected = tokenizer.hf.apply_chat_template(
             list(question.messages), chat_template=template, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
         )
@@ -205,14 +205,14 @@ def test_templates_render_as_in_transformers(tokenizer, template):
 
 
 def test_the_date_in_a_template_is_the_given_one(tokenizer):
-    chat = Chat(tokenizer, config.Chat(template=LLAMA3), "2024-02-29")
+    chat = Chat(tokenizer, config.ChatConfig(template=LLAMA3), "2024-02-29")
     assert "Today Date: 29 Feb 2024\n" in chat.prompt_text(ask("1?"))
-    assert Chat(tokenizer, config.Chat(template=LLAMA3)).date == datetime.date.today().isoformat()
+    assert Chat(tokenizer, config.ChatConfig(template=LLAMA3)).date == datetime.date.today().isoformat()
 
 
 def test_a_template_chooses_the_same_at_random_every_time(tokenizer):
     template = "{{ range(1000) | random }} {{ range(1000) | random }} {{ messages[0].content }}"
-    first, second = (Chat(tokenizer, config.Chat(template=template)) for _ in range(2))
+    first, second = (Chat(tokenizer, config.ChatConfig(template=template)) for _ in range(2))
     assert first.prompt_text(ask("1?")) == first.prompt_text(ask("1?")) == second.prompt_text(ask("1?"))
 
 
@@ -240,13 +240,15 @@ def test_a_hostile_template_is_refused_within_seconds(tokenizer, template, reaso
     monkeypatch.setattr(chat_template, "MEMORY_BYTES", 1 << 28)
     start = time.monotonic()
     with pytest.raises(config.ConfigError, match=rf"config\.chat\.template: .*({reason})"):
-        Chat(tokenizer, config.Chat(template=template))
+        Chat(tokenizer, config.ChatConfig(template=template))
     assert time.monotonic() - start < 60  # one second each; the machine may be busy
 
 
 def test_a_template_that_hangs_on_one_question_only_is_refused_there(tokenizer, monkeypatch):
     monkeypatch.setattr(chat_template, "CPU_S", 0)
-    chat = Chat(tokenizer, config.Chat(template="{% if 'bomb' in messages[0].content %}" + LOOPS + "{% endif %}{{ messages[0].content }}"))
+    chat = Chat(
+        tokenizer, config.ChatConfig(template="{% if 'bomb' in messages[0].content %}" + LOOPS + "{% endif %}{{ messages[0].content }}")
+    )
     with pytest.raises(config.ConfigError, match="more than 0 s of processor time"):
         chat.render(ask("a bomb"))
     assert chat.prompt_text(ask("1?")) == "1?"
@@ -258,7 +260,7 @@ def worker_of(chat):
 
 def test_the_process_of_a_template_has_no_keys_and_ends_with_its_chat(tokenizer, monkeypatch):
     monkeypatch.setenv("SOME_API_KEY", "secret")
-    chat = Chat(tokenizer, config.Chat(template="{{ messages[0].content }}"))
+    chat = Chat(tokenizer, config.ChatConfig(template="{{ messages[0].content }}"))
     process = worker_of(chat)
     assert b"SOME_API_KEY" not in Path(f"/proc/{process.pid}/environ").read_bytes()
     del chat
@@ -267,7 +269,7 @@ def test_the_process_of_a_template_has_no_keys_and_ends_with_its_chat(tokenizer,
 
 
 def test_a_process_that_was_killed_is_started_again_and_one_that_was_interrupted_does_not_answer_late(tokenizer, monkeypatch):
-    chat = Chat(tokenizer, config.Chat(template="{{ messages[0].content }}"))
+    chat = Chat(tokenizer, config.ChatConfig(template="{{ messages[0].content }}"))
     worker_of(chat).kill()
     assert chat.prompt_text(ask("1?")) == "1?"
 
@@ -292,7 +294,7 @@ def with_bos(tmp_path, **files):
 
 def suggested(tokenizer):
     with pytest.raises(config.ConfigError) as e:
-        Chat(tokenizer, config.Chat())
+        Chat(tokenizer, config.ChatConfig())
     return e.value.problems[0].partition("for a base model ")[2].removesuffix(" shows it the bare text)")
 
 
@@ -302,7 +304,7 @@ def test_the_template_suggested_for_base_models_gives_the_ids_of_transformers(tm
     assert tokenizer.prefix_ids == (1,)
     template = suggested(tokenizer)
     assert template.startswith("{{ bos_token }}" if bos else "<|im_start|>")
-    chat = Chat(tokenizer, config.Chat(template=template))
+    chat = Chat(tokenizer, config.ChatConfig(template=template))
     assert chat.render(ask("What is 1 + 1?")) == tuple(tokenizer.hf("What is 1 + 1?").input_ids)
     assert chat.prompt_text(ask("Be brief.", "1?")) == "<|im_start|>Be brief.\n1?"
     assert chat.notices == ()
@@ -311,13 +313,13 @@ def test_the_template_suggested_for_base_models_gives_the_ids_of_transformers(tm
 def test_the_suggested_template_of_a_tokenizer_without_bos(tmp_path):
     tokenizer = load_tokenizer(edited(tmp_path, chat_template=None))
     assert suggested(tokenizer) == r"{{ messages | map(attribute='content') | join('\n') }}"
-    assert Chat(tokenizer, config.Chat(template=suggested(tokenizer))).render_text("1?") == tuple(tokenizer.hf("1?").input_ids)
+    assert Chat(tokenizer, config.ChatConfig(template=suggested(tokenizer))).render_text("1?") == tuple(tokenizer.hf("1?").input_ids)
 
 
 def test_a_bos_that_is_missing_or_doubled_is_noticed(tmp_path):
     tokenizer = with_bos(tmp_path, tokenizer_config={"bos_token": "<|im_start|>"})
-    assert Chat(tokenizer, config.Chat()).notices == ()  # the model's own template, which begins with it
-    (missing,) = Chat(tokenizer, config.Chat(template="{{ messages[0].content }}")).notices
+    assert Chat(tokenizer, config.ChatConfig()).notices == ()  # the model's own template, which begins with it
+    (missing,) = Chat(tokenizer, config.ChatConfig(template="{{ messages[0].content }}")).notices
     assert "do not begin with <|im_start|>" in missing and "{{ bos_token }}" in missing
-    (doubled,) = Chat(tokenizer, config.Chat(template="{{ bos_token }}<|im_start|>{{ messages[0].content }}")).notices
+    (doubled,) = Chat(tokenizer, config.ChatConfig(template="{{ bos_token }}<|im_start|>{{ messages[0].content }}")).notices
     assert doubled.endswith("begin with <|im_start|> twice")

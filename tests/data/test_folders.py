@@ -10,7 +10,7 @@ import pytest
 from p2o_jax import config
 from p2o_jax.data import benchmarks, sources
 
-CFG = config.Data(prompt_template="Q: {question} {}")
+CFG = config.DataConfig(prompt_template="Q: {question} {}")
 ROWS = [{"question": f"q{i} größe", "answer": str(i), "level": str(i % 2)} for i in range(5)]
 TEST = [{"question": "t", "answer": "1", "level": "0"}]
 
@@ -59,12 +59,12 @@ def test_a_folder_names_no_modules_to_import(tmp_path, monkeypatch):
         path.write_text(json.dumps(features))
         expected = "features.json: stranger.Feature: classes outside TensorFlow Datasets would run code, and are not loaded"
         for source in (f"{folder}@train", "tfds:sums@train"):
-            assert expected in problems(source, config.Data(tfds_dir=str(tmp_path)))[0]
+            assert expected in problems(source, config.DataConfig(tfds_dir=str(tmp_path)))[0]
 
 
 def test_a_data_set_by_name_in_a_folder_of_prepared_ones(tmp_path):
     fixtures.tfds_folder(tmp_path, {"train": ROWS})
-    loaded = sources.load("tfds:sums@train[:40%]", config.Data(tfds_dir=str(tmp_path), prompt_template="{question}"))
+    loaded = sources.load("tfds:sums@train[:40%]", config.DataConfig(tfds_dir=str(tmp_path), prompt_template="{question}"))
     assert len(loaded.questions) == 2 and {q.source for q in loaded.questions} == {"tfds:sums@train[:40%]"}
 
 
@@ -72,7 +72,7 @@ def test_tensorflow_is_not_imported(tmp_path):
     folder = fixtures.tfds_folder(tmp_path, {"train": ROWS})
     code = (
         "import sys\nfrom p2o_jax import config\nfrom p2o_jax.data import sources\n"
-        f"assert len(sources.load({str(folder)!r}, config.Data()).questions) == 5\nprint({{'tensorflow', 'jax'}} & set(sys.modules))"
+        f"assert len(sources.load({str(folder)!r}, config.DataConfig()).questions) == 5\nprint({{'tensorflow', 'jax'}} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
 
@@ -114,27 +114,27 @@ def test_duplicates_with_another_answer_are_told(tmp_path):
 
 def test_columns_and_prompt_are_the_config_s(tmp_path):
     path = fixtures.jsonl(tmp_path / "q.jsonl", [{"problem": "{0} {question} %s", "gold": 3}, {"problem": "y", "gold": None}])
-    cfg = config.Data(question_field="problem", answer_field="", prompt_template="a {x} {question} {}")
+    cfg = config.DataConfig(question_field="problem", answer_field="", prompt_template="a {x} {question} {}")
     loaded = sources.load(path, cfg)
     assert loaded.questions[0].text == "a {x} {0} {question} %s {}"
     assert [q.answer for q in loaded.questions] == ["", ""] and loaded.questions[0].meta == {"gold": 3}
 
 
 def test_the_default_prompt_is_the_released_code_s(tmp_path):
-    (question,) = sources.load(fixtures.jsonl(tmp_path / "q.jsonl", [{"question": "1 + 1?", "answer": 2}]), config.Data()).questions
+    (question,) = sources.load(fixtures.jsonl(tmp_path / "q.jsonl", [{"question": "1 + 1?", "answer": 2}]), config.DataConfig()).questions
     assert question.text == "Let's think step by step and output the final answer within \\boxed{}.\nQuestion: 1 + 1?"
 
 
 @pytest.mark.parametrize("name", sorted(fixtures.BENCHMARKS))
 def test_benchmarks_are_read_from_their_hub_s_columns(tmp_path, name):
-    loaded = benchmarks.BENCHMARKS[name].load(config.Data(), str(fixtures.BENCHMARKS[name](tmp_path)))
+    loaded = benchmarks.BENCHMARKS[name].load(config.DataConfig(), str(fixtures.BENCHMARKS[name](tmp_path)))
     expected = {"amc23": "8.0", "minerva": r"\frac{8}{2}", "olympiadbench": "1, 2"}.get(name, "8")
     assert loaded.questions[0].answer == expected and len(loaded.questions) == 6 and loaded.name == name
     assert loaded.questions[0].text.endswith("What is 2 + 6?") and "boxed" in loaded.questions[0].text
 
 
 def test_gsm8k_is_read_from_every_layout(tmp_path):
-    cfg = config.Data(question_field="whatever")
+    cfg = config.DataConfig(question_field="whatever")
     paths = [
         f"{fixtures.gsm8k(tmp_path / 'hub')}@test",
         f"tfds:{fixtures.tfds_folder(tmp_path / 'tfds', {'test': fixtures.gsm8k_rows()})}",

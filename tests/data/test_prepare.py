@@ -64,7 +64,7 @@ def test_sets_are_disjoint_nested_and_of_the_asked_sizes(deepscaler):
 
 
 def test_what_is_written_can_be_trained_on(deepscaler):
-    loaded = sources.load(deepscaler / "out" / "train_15.jsonl", config.Data())
+    loaded = sources.load(deepscaler / "out" / "train_15.jsonl", config.DataConfig())
     assert len(loaded.questions) == 15 and all(q.meta["source"] == "deepscaler" for q in loaded.questions)
 
 

@@ -12,7 +12,7 @@ from p2o_jax import config
 from p2o_jax.data.sources import load
 from p2o_jax.types import question_id
 
-CFG = config.Data(prompt_template="{question} Go!")
+CFG = config.DataConfig(prompt_template="{question} Go!")
 RECORDS = [
     {"question": "1 + 1?", "answer": "2", "level": 1},
     {"question": "Größe √2?", "answer": "x", "level": 2},
@@ -60,7 +60,8 @@ def test_load_reads_every_format_alike(tmp_path, suffix):
 def test_message_lists_are_taken_as_they_are(tmp_path, suffix):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1?"}]
     loaded = load(
-        write(tmp_path / f"some{suffix}", [{"prompt": messages, "gold": 1.5}]), config.Data(question_field="prompt", answer_field="gold")
+        write(tmp_path / f"some{suffix}", [{"prompt": messages, "gold": 1.5}]),
+        config.DataConfig(question_field="prompt", answer_field="gold"),
     )
     assert list(loaded.questions[0].messages) == messages
     assert loaded.questions[0].answer == "1.5"

@@ -18,7 +18,7 @@ from p2o_jax.rewards.lenient import Grade
 from p2o_jax.rl.learner import Learner, TrainState
 from p2o_jax.state import RunState
 from p2o_jax.tracking.checkpoint import Checkpoints
-from p2o_jax.types import Ask, Completion, Question, Rollout, Verdict
+from p2o_jax.types import Completion, Question, Rollout, TemplatedQuestion, Verdict
 
 MODEL = Path(__file__).parents[1] / "golden" / "hf" / "qwen3_tied"
 SHORT = ("--config.rollout.max_new_tokens=8", "--config.reward.workers=1")
@@ -75,8 +75,8 @@ def test_a_run_s_policy_is_evaluated_with_the_run_s_prompts_and_leaves_no_copy(t
     """A run whose weights were 1.5 times as large after two steps: at step 0 it samples what its model does, then something else."""
     run, data = tmp_path / "run", fixtures.aime25(tmp_path)
     run.mkdir()
-    data_cfg = config.Data(prompt_template="Now {question}")
-    cfg = config.resolve(config.Config(model=config.Model(path=str(MODEL)), data=data_cfg))
+    data_cfg = config.DataConfig(prompt_template="Now {question}")
+    cfg = config.resolve(config.Config(model=config.ModelConfig(path=str(MODEL)), data=data_cfg))
     (run / "config.json").write_text(json.dumps(dataclasses.asdict(cfg)))
     spec, mesh = hf_config.read_spec(MODEL), sharding.make_mesh((1, 8, 1))
     learner = Learner(spec, mesh, cfg, 10, jnp.float32, 0)
@@ -105,8 +105,8 @@ def test_a_run_s_policy_is_evaluated_with_the_run_s_prompts_and_leaves_no_copy(t
 @pytest.mark.parametrize("fn", ["stranger:reward", "/somewhere/stranger.py:reward"])
 def test_a_run_directory_runs_no_code_of_its_own(tmp_path, monkeypatch, fn):
     """Nothing of it is looked up, let alone compiled programs loaded from the folder that the run names."""
-    reward = config.Reward(fn=fn, env=("MY_KEY",))
-    cfg = config.Config(reward=reward, train=config.Train(compile_cache=str(tmp_path / "cache")))
+    reward = config.RewardConfig(fn=fn, env=("MY_KEY",))
+    cfg = config.Config(reward=reward, train=config.TrainConfig(compile_cache=str(tmp_path / "cache")))
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(cfg)))
     folders = []
     monkeypatch.setattr(evaluate.config_files, "override", lambda *_: None)
@@ -157,7 +157,9 @@ def test_it_says_what_is_wrong(tmp_path, evaluated):
 def sample(question_id, text, answer, correct, stopped=True, tokens=3):
     question = Question(question_id, ({"role": "user", "content": question_id},), answer)
     completion = Completion(np.zeros(tokens, np.int32), np.zeros(tokens, np.float32), stopped)
-    rollout = Rollout(Ask(question, "", ""), (1,), (1,), completion, text, Verdict(float(correct), 1.0, "correct" if correct else "wrong"))
+    rollout = Rollout(
+        TemplatedQuestion(question, "", ""), (1,), (1,), completion, text, Verdict(float(correct), 1.0, "correct" if correct else "wrong")
+    )
     return report.Sample(rollout, Grade(answer if correct else "?", "correct" if correct else "wrong"))
 
 

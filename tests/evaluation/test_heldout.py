@@ -7,7 +7,7 @@ from p2o_jax import config
 from p2o_jax.data.sources import Loaded
 from p2o_jax.evaluation.heldout import Evaluation
 from p2o_jax.tracking import metric_names
-from p2o_jax.types import Completion, Question, Rollout, Sampling, Verdict
+from p2o_jax.types import Completion, Question, Rollout, SamplingParams, Verdict
 
 
 def questions(prefix, scores, **meta):
@@ -20,7 +20,7 @@ class Known:
     def __init__(self):
         self.names = []
 
-    def answer(self, weights, asks, how, key, phase):
+    def sample(self, weights, asks, how, key, phase):
         self.names += [ask.name for ask in asks]
         made = []
         for ask in asks:
@@ -35,7 +35,7 @@ class Known:
 
 def evaluation(*sets, **changes):
     parts = [Loaded(name, qs, 0, tuple(range(len(qs))), name=name) for name, qs in sets]
-    return Evaluation(parts, Known(), config.Eval(**changes), Sampling(0.0, 8), None)
+    return Evaluation(parts, Known(), config.EvalConfig(**changes), SamplingParams(0.0, 8), None)
 
 
 DEV, AIME = questions("d", (1, 0, 0.5, 0)), questions("a", (1, 1))
@@ -47,7 +47,7 @@ def test_one_set_by_hand():
     assert values == {"eval/accuracy": 0.375, "eval/format": 1.0, "eval/mean_tokens": 2.5, "eval/frac_truncated": 0.5}
     assert row["accuracy"] == 0.375 and row["by_family"] == {"f.jsonl": 0.375} and row["questions"] == 4 and "sets" not in row
     assert row["standard_error"] == pytest.approx(np.std([1, 0, 0.5, 0], ddof=1) / 2)
-    assert spent["rollouts"] == 4 and made.answerer.names[0] == "eval/d0/0"
+    assert spent["rollouts"] == 4 and made.pipeline.names[0] == "eval/d0/0"
 
 
 def test_several_sets_have_a_curve_each_and_the_first_is_the_dev_set():
@@ -56,13 +56,13 @@ def test_several_sets_have_a_curve_each_and_the_first_is_the_dev_set():
     assert values["eval/accuracy"] == values["eval/dev/accuracy"] == 0.375 and values["eval/aime24/accuracy"] == 1.0
     assert row["accuracy"] == 0.375 and row["sets"]["aime24"]["accuracy"] == 1.0 and row["sets"]["dev"]["questions"] == 4
     assert all(metric_names.is_known(name) for name in values) and len(values) == 12
-    assert len(made.answerer.names) == len(set(made.answerer.names)) == 12 and len(made.questions) == 6
+    assert len(made.pipeline.names) == len(set(made.pipeline.names)) == 12 and len(made.questions) == 6
 
 
 def test_a_question_in_two_sets_is_asked_for_each():
     made = evaluation(("dev", DEV), ("again", DEV))
     made.run(None)
-    assert len(set(made.answerer.names)) == 8
+    assert len(set(made.pipeline.names)) == 8
 
 
 def test_sets_are_cut_one_by_one():

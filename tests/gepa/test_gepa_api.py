@@ -19,7 +19,7 @@ from p2o_jax.gepa.api import read_keys
 
 KEYS = ("sk-first-0123456789", "sk-second-987654321")
 GEPA = settings(reflect_new_tokens=32)
-FAST = config.Api(model="m", timeout_s=10.0, retries=2, backoff_s=0.001, concurrency=4)
+FAST = config.ApiConfig(model="m", timeout_s=10.0, retries=2, backoff_s=0.001, concurrency=4)
 REASONS = {
     "slow": "timeout", "trickle": "timeout", "429": "rate_limit", "500": "server", "400": "refused", "empty": "no_content",
     "null": "no_content", "garbage": "garbage", "html": "garbage", "endless": "garbage", "cut": "garbage", "reset": "connection",
@@ -160,13 +160,13 @@ def test_keys_with_line_breaks_or_wide_letters_are_refused_untold(monkeypatch):
 
 
 def test_wrong_settings_are_told_without_what_could_be_a_key():
-    wrong = config.Api(base_url="https://user:sk-1@host/v1", key_env=("sk-secret",), max_dollars=1.0, extra_body="[1]")
+    wrong = config.ApiConfig(base_url="https://user:sk-1@host/v1", key_env=("sk-secret",), max_dollars=1.0, extra_body="[1]")
     lines = rules.api_problems(wrong)
     assert [line.split(":")[0].split()[0] for line in lines] == [
         "config.api.base_url", "config.api.model", "config.api.key_env", "config.api.max_dollars", "config.api.extra_body",
     ]  # fmt: skip
     assert "sk-" not in "".join(lines)
-    good = config.Api(
+    good = config.ApiConfig(
         base_url="http://localhost:8000/v1", model="m", max_dollars=1, dollars_per_million_prompt=1, dollars_per_million_reply=1
     )
     assert rules.api_problems(good) == []

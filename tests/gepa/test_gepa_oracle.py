@@ -26,7 +26,7 @@ class Adapter:
 
         outcomes = self.toy.evaluate([(candidate["instruction"], q) for q in batch])
         examples = [
-            reflection.Example(q.text, o.text, o.score, o.format_score, q.answer, o.score > 0.5)
+            reflection.ReflectionExample(q.text, o.text, o.score, o.format_score, q.answer, o.score > 0.5)
             for q, o in zip(batch, outcomes, strict=True)
         ]
         return EvaluationBatch(outputs=[o.text for o in outcomes], scores=[o.score for o in outcomes], trajectories=examples)

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2o_jax.gepa import compact_prompt, reflection
-from p2o_jax.gepa.reflection import Example
+from p2o_jax.gepa.reflection import ReflectionExample
 
-RIGHT = Example("How much?", "one two three", 1.0, 1.0, "42", True)
-WRONG = Example("How many?", "four five six", 0.0, 1.0, "43", False)
-MUTE = Example("How long?", "seven eight nine", 0.0, 0.0, "44", False)
+RIGHT = ReflectionExample("How much?", "one two three", 1.0, 1.0, "42", True)
+WRONG = ReflectionExample("How many?", "four five six", 0.0, 1.0, "43", False)
+MUTE = ReflectionExample("How long?", "seven eight nine", 0.0, 0.0, "44", False)
 BASE = 300  # words that surely hold the prompt without responses
 
 
@@ -65,14 +65,14 @@ def test_compact_prompt_word_for_word():
 def test_build_in_compact_style_drops_trailing_examples():
     alone = compact_prompt("", [("How many?", "four five six", False, "43")])
     cfg = settings(prompt_style="compact", reflect_prompt_tokens=count_tokens(alone))
-    assert reflection.build("", [WRONG, RIGHT], cfg, count_tokens) == reflection.Prompt(alone, 0, 1)
+    assert reflection.build("", [WRONG, RIGHT], cfg, count_tokens) == reflection.ReflectionPrompt(alone, 0, 1)
     hidden = dataclasses.replace(cfg, show_reference_answer=False)
     assert "expected" not in reflection.build("", [WRONG], hidden, count_tokens).text
 
 
 def test_build_leaves_what_fits_alone():
     prompt = reflection.build("Add.", [RIGHT, long(WRONG, 100)], settings(), count_tokens)
-    assert prompt == reflection.Prompt(reflection.paper_prompt("Add.", [RIGHT, long(WRONG, 100)], True), 0, 0)
+    assert prompt == reflection.ReflectionPrompt(reflection.paper_prompt("Add.", [RIGHT, long(WRONG, 100)], True), 0, 0)
 
 
 def test_build_cuts_in_the_middle_and_format_failures_hardest():
@@ -91,7 +91,7 @@ def test_build_drops_trailing_examples_when_nothing_is_left_to_cut():
     examples = [dataclasses.replace(WRONG, question="long " * 300) for _ in range(3)]
     prompt = reflection.build("Add.", examples, settings(reflect_prompt_tokens=BASE + 250), count_tokens)
     assert prompt.num_dropped == 2 and "# Example 1" in prompt.text and "# Example 2" not in prompt.text
-    assert reflection.build("Add.", examples, settings(reflect_prompt_tokens=100), count_tokens) == reflection.Prompt("", 0, 3)
+    assert reflection.build("Add.", examples, settings(reflect_prompt_tokens=100), count_tokens) == reflection.ReflectionPrompt("", 0, 3)
 
 
 @given(st.integers(0, 400), st.lists(st.tuples(st.integers(0, 300), st.booleans()), min_size=1, max_size=4))

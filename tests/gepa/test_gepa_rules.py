@@ -88,9 +88,9 @@ def test_cover_by_hand():
 def test_assignment_bandit_and_cover_mean_the_same_by_success():
     found = SearchResult(("", "A", "B"), (None, 0, 0), ("d0", "d1"), (), ((0.0, 0.0), (0.7, 0.2), (0.4, 0.9)), (1, 2), success_above=0.6)
     assert cover.greedy_cover(found.score_ZN, found.success_above) == found.cover
-    assigned = assign.assign(found, ["d0", "d1"], 8, config.Assign(plain_rollouts=0), "s")
+    assigned = assign.assign(found, ["d0", "d1"], 8, config.AssignConfig(plain_rollouts=0), "s")
     assert [set(assigned.templates[name]) for name in ("d0", "d1")] == [{"A"}, {"B"}]
-    arms = bandit.start(found, assigned, Bandit(), config.Assign(plain_rollouts=0, bandit=True))
+    arms = bandit.start(found, assigned, Bandit(), config.AssignConfig(plain_rollouts=0, bandit=True))
     assert arms.members == {"d0": (0,), "d1": (1,)}
 
 

@@ -111,9 +111,9 @@ def test_charge_all_never_overruns(calls, rollouts):
 
 
 def test_the_last_wave_promotes_the_children_that_improve_most():
-    phase = steps.Phase(tuple(HARD[:6]), tuple(HARD[6:10]), settings(max_metric_calls=100), "s", 100)
+    phase = steps.SearchSetup(tuple(HARD[:6]), tuple(HARD[6:10]), settings(max_metric_calls=100), "s", 100)
     proposals = tuple(steps.Proposal(0, (0, 1, 2), before=0.0, text=f"t{i}") for i in range(3))
-    start = steps.State(("",), (None,), ((0, 0, 0, 0),), stage="gate", wave=proposals, charged=100 - 9 - 5)
+    start = steps.SearchState(("",), (None,), ((0, 0, 0, 0),), stage="gate", wave=proposals, charged=100 - 9 - 5)
     wave = steps.gate(phase, start, [1.0, 3.0, 2.0]).wave
     assert [p.outcome for p in wave] == ["budget", "", "budget"]
 
@@ -236,7 +236,7 @@ def test_two_questions_are_enough():
 
 def test_state_survives_json_at_every_stage():
     cfg = settings()
-    phase = steps.Phase(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
+    phase = steps.SearchSetup(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
     seen = [steps.init(phase, [0.0, 1.0, 0.0, 0.0])]
     seen.append(steps.select(phase, seen[-1]))
     replies = ["``` a ```", steps.NoReply("overlong_reflection"), "``` b ```", "no"]
@@ -254,7 +254,7 @@ def test_state_survives_json_at_every_stage():
 def test_with_reliance_parents_that_lean_less_are_drawn_more_and_the_state_survives_json():
     """Two candidates solve dev question 1, the second with a response that is likelier without its template."""
     cfg = settings(reliance=True)
-    phase = steps.Phase(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
+    phase = steps.SearchSetup(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
     each = steps.select(phase, steps.init(phase, [0.0, 1.0, 0.0, 0.0], [0.0, 0.2, 0.0, 0.0]))
     each = steps.propose(phase, each, [0.0] * len(each.wave), ["``` a ```"] * len(each.wave), count_tokens)
     each = steps.promote(phase, steps.gate(phase, each, [3.0]), [[0.0, 1.0, 0.0, 0.0]], [[0.0, 0.7, 0.0, 0.0]])
@@ -338,7 +338,7 @@ def test_perfect_parents_beside_others():
 def test_what_no_child_can_beat(margin, before, expected):
     """Of three questions: 3 at most, and a margin of 1 above 2.5 is more than that; with a margin of 0 an equal child is accepted."""
     cfg = settings() if margin is None else settings(acceptance="margin", acceptance_margin=margin)
-    phase = steps.Phase(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
+    phase = steps.SearchSetup(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
     assert steps.is_unbeatable(phase, steps.Proposal(0, (0, 1, 2)), before) == expected
 
 
@@ -352,7 +352,7 @@ def test_what_no_child_can_beat(margin, before, expected):
     ],
 )
 def test_a_phase_ends_where_all_that_was_sent_was_left_unanswered(missing, stage):
-    phase = steps.Phase(tuple(HARD[:8]), tuple(HARD[8:12]), settings(), "s", 400)
+    phase = steps.SearchSetup(tuple(HARD[:8]), tuple(HARD[8:12]), settings(), "s", 400)
     each = steps.select(phase, steps.init(phase, [0.0] * 4))
     each = steps.propose(phase, each, [0.0] * 4, [steps.NoReply(why) for why in missing], count_tokens)
     assert steps.promote(phase, steps.gate(phase, each, []), []).stage == stage

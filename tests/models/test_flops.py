@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from p2o_jax.models import flops, transformer
-from p2o_jax.models.spec import Lora, ModelSpec, num_params
+from p2o_jax.models.spec import LoraSpec, ModelSpec, num_params
 from p2o_jax.rl.batch import Example
 from p2o_jax.rl.cost import cost
 
@@ -25,7 +25,7 @@ def test_a_prompt_that_is_sampled_twice_is_read_once():
 
 
 def test_an_update_is_three_forward_passes_two_with_adapters():
-    lora = ModelSpec(**{**SPEC.__dict__, "lora": Lora(4, 8.0, ("q",))})
+    lora = ModelSpec(**{**SPEC.__dict__, "lora": LoraSpec(4, 8.0, ("q",))})
     assert flops.update(SPEC, [3, 5]) == 3 * flops.scoring(SPEC, [3, 5]) == 3 * (flops.forward(SPEC, 0, 3) + flops.forward(SPEC, 0, 5))
     assert flops.update(lora, [4]) == 2 * flops.forward(SPEC, 0, 4)
 

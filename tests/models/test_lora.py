@@ -10,11 +10,11 @@ from safetensors.numpy import load_file
 
 from p2o_jax import config
 from p2o_jax.models import hf, lora, sharding, transformer
-from p2o_jax.models.spec import Lora, ModelSpec
+from p2o_jax.models.spec import LoraSpec, ModelSpec
 from p2o_jax.rl.batch import Example
 from p2o_jax.rl.learner import Learner
 
-SPEC = ModelSpec("qwen3", 50, 32, 2, 4, 2, 8, 64, qk_norm=True, tied=True, lora=Lora(8, 16.0, config.LORA_TARGETS))
+SPEC = ModelSpec("qwen3", 50, 32, 2, 4, 2, 8, 64, qk_norm=True, tied=True, lora=LoraSpec(8, 16.0, config.LORA_TARGETS))
 MESH = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
 
 
@@ -70,7 +70,7 @@ def test_merged_equals_adapters_on_base():
 
 
 def test_merge_of_one_projection_by_hand():
-    spec = replace(SPEC, lora=Lora(2, 6.0, ("down",)))
+    spec = replace(SPEC, lora=LoraSpec(2, 6.0, ("down",)))
     params = shaken(adapted(spec))
     a, b, w = (np.asarray(params["blocks"][n][1]) for n in ("down_lora_a", "down_lora_b", "down"))
     np.testing.assert_allclose(lora.merge(spec, params)["blocks"]["down"][1], w + 3.0 * a @ b, atol=1e-6)

@@ -31,7 +31,7 @@ TIME_OUT_S = 20.0  # within which the others of a process that is killed have en
 SETTINGS = {
     "model.path": ROOT / "tests/golden/hf/qwen3_tied", "data.prompt_template": "{question}", "data.max_prompt_tokens": 120,
     "rollout.questions": 8, "rollout.group_size": 4, "rollout.max_new_tokens": 16, "rollout.prompt_buckets": "(160,)", "rollout.slots": 16,
-    "rollout.min_slots": 0, "rollout.bank_tokens": 8192, "rollout.prefill_tokens": 512, "optim.micro_rows": 8, "optim.row_tokens": 192,
+    "rollout.min_slots": 0, "rollout.prompt_cache_tokens": 8192, "rollout.prefill_tokens": 512, "optim.micro_rows": 8, "optim.row_tokens": 192,
     "optim.minibatch_questions": 8, "optim.lr": 1e-8, "loss.entropy_coef": 0.01, "reward.fn": "p2o_jax.rewards.examples:pattern",
     "reward.workers": 1, "gepa.min_hard": 4, "gepa.dev_size": 4, "gepa.max_metric_calls": 80, "gepa.temperature": 1.0,
     "gepa.acceptance": "margin", "gepa.acceptance_margin": 0, "gepa.reflector": "api", "api.model": "teacher", "api.key_env": "('MY_KEY',)",

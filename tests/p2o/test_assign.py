@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from p2o_jax import config
-from p2o_jax.p2o.assign import asks_for, assign
+from p2o_jax.p2o.assign import assign, prompts_for
 from p2o_jax.state import Assignment
 from p2o_jax.types import Question, SearchResult
 
@@ -19,7 +19,7 @@ RESULT = SearchResult(
     score_ZN=((0, 0, 0, 0), (1, 1, 0, 0), (0, 0, 1, 0), (0, 1, 0, 0)),
     cover=(1, 2),
 )
-FREE = config.Assign(plain_rollouts=0)
+FREE = config.AssignConfig(plain_rollouts=0)
 
 
 def frequencies(name, result=RESULT):
@@ -48,13 +48,13 @@ def test_weights_have_a_floor():
 
 
 def test_the_last_rollouts_stay_plain():
-    group = assign(RESULT, ["t0"], 6, config.Assign(plain_rollouts=2), "s").templates["t0"]
+    group = assign(RESULT, ["t0"], 6, config.AssignConfig(plain_rollouts=2), "s").templates["t0"]
     assert len(group) == 6 and group[4:] == ("", "") and "" not in group[:4]
-    assert assign(RESULT, ["t0"], 2, config.Assign(plain_rollouts=5), "s").templates["t0"] == ("", "")
+    assert assign(RESULT, ["t0"], 2, config.AssignConfig(plain_rollouts=5), "s").templates["t0"] == ("", "")
 
 
 def test_same_template_in_group():
-    cfg = config.Assign(plain_rollouts=1, same_template_in_group=True)
+    cfg = config.AssignConfig(plain_rollouts=1, same_template_in_group=True)
     groups = [assign(RESULT, ["t0"], 4, cfg, str(seed)).templates["t0"] for seed in range(30)]
     assert set(groups) == {("A", "A", "A", ""), ("B", "B", "B", "")}
 
@@ -72,19 +72,19 @@ def test_an_empty_cover_assigns_nothing():
 
 def test_asks_in_group_order_with_stable_names():
     a, b = (Question(name, ({"role": "user", "content": name},), "x") for name in ("qa", "qb"))
-    asks = asks_for([a, b], Assignment({"qb": ("T", "")}), 2, "step 7")
+    asks = prompts_for([a, b], Assignment({"qb": ("T", "")}), 2, "step 7")
     assert [(ask.question.id, ask.template, ask.name) for ask in asks] == [
         ("qa", "", "step 7/qa/0"),
         ("qa", "", "step 7/qa/1"),
         ("qb", "T", "step 7/qb/0"),
         ("qb", "", "step 7/qb/1"),
     ]
-    assert asks_for([b], Assignment({"qb": ("T", "")}), 2, "step 7") == asks[2:]
+    assert prompts_for([b], Assignment({"qb": ("T", "")}), 2, "step 7") == asks[2:]
     with pytest.raises(AssertionError, match="group size 3"):
-        asks_for([b], Assignment({"qb": ("T", "")}), 3, "step 7")
+        prompts_for([b], Assignment({"qb": ("T", "")}), 3, "step 7")
 
 
 def test_a_further_group_of_a_question_is_plain():
     a = Question("qa", ({"role": "user", "content": "qa"},), "x")
-    asks = asks_for([a, a], Assignment({"qa": ("T", "")}), 2, "n")
+    asks = prompts_for([a, a], Assignment({"qa": ("T", "")}), 2, "n")
     assert [(ask.template, ask.name) for ask in asks] == [("T", "n/qa/0"), ("", "n/qa/1"), ("", "n/qa/2"), ("", "n/qa/3")]

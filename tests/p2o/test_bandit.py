@@ -11,9 +11,9 @@ from p2o_jax.config import Config
 from p2o_jax.p2o import bandit
 from p2o_jax.p2o.assign import assign, best_template, next_assignment
 from p2o_jax.state import Assignment, Bandit, RunState
-from p2o_jax.types import Ask, Completion, Question, Rollout, SearchResult, Verdict
+from p2o_jax.types import Completion, Question, Rollout, SearchResult, TemplatedQuestion, Verdict
 
-CFG = config.Assign(plain_rollouts=1, bandit=True, bandit_prior=8.0, bandit_discount=0.5)
+CFG = config.AssignConfig(plain_rollouts=1, bandit=True, bandit_prior=8.0, bandit_discount=0.5)
 RESULT = SearchResult(
     templates=("", "A", "B"),
     parents=(None, 0, 0),
@@ -28,7 +28,7 @@ ASSIGNMENT = assign(RESULT, ["t0", "d0", "d2"], 4, CFG, "s")
 
 def rollout(name, template, score):
     completion = Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), True)
-    ask = Ask(QUESTIONS[name], template, "")
+    ask = TemplatedQuestion(QUESTIONS[name], template, "")
     return Rollout(ask, (1,), (1,), completion, "", Verdict(score, 1.0, "correct" if score else "wrong"))
 
 
@@ -38,7 +38,7 @@ def test_dev_scores_are_the_prior_and_dev_questions_get_what_solves_them():
 
 
 def test_it_is_off_unless_asked_for():
-    off = config.Assign(plain_rollouts=1)
+    off = config.AssignConfig(plain_rollouts=1)
     assert bandit.start(RESULT, ASSIGNMENT, Bandit(), off) == bandit.start(RESULT, Assignment(), Bandit(), CFG) == Bandit()
     assert bandit.draw(Bandit(), ASSIGNMENT, list(QUESTIONS.values()), off, "s") == ASSIGNMENT
     assert bandit.update(Bandit(), [rollout("t0", "A", 1.0)], CFG) == Bandit()
@@ -60,7 +60,7 @@ def test_draws_keep_members_and_plain_places_and_depend_on_seed_and_question_onl
     assert bandit.draw(arms, ASSIGNMENT, [QUESTIONS["t0"]], CFG, "7").templates["t0"] == drawn.templates["t0"]
     groups = {bandit.draw(arms, ASSIGNMENT, [QUESTIONS["t0"]], CFG, str(seed)).templates["t0"] for seed in range(40)}
     assert len(groups) > 3
-    same = config.Assign(plain_rollouts=1, bandit=True, same_template_in_group=True)
+    same = config.AssignConfig(plain_rollouts=1, bandit=True, same_template_in_group=True)
     assert {bandit.draw(arms, ASSIGNMENT, [QUESTIONS["t0"]], same, str(s)).templates["t0"] for s in range(40)} == {
         ("A",) * 3 + ("",),
         ("B",) * 3 + ("",),
@@ -69,7 +69,7 @@ def test_draws_keep_members_and_plain_places_and_depend_on_seed_and_question_onl
 
 def test_it_finds_the_better_template_and_follows_when_that_changes():
     """B wins 6 of 10 rollouts, A 1 of 10; after 60 steps it is the other way round."""
-    cfg = config.Assign(plain_rollouts=0, bandit=True, bandit_discount=0.95)
+    cfg = config.AssignConfig(plain_rollouts=0, bandit=True, bandit_discount=0.95)
     assignment = Assignment({"t0": ("A",) * 6})
     arms, rng, shares = bandit.start(RESULT, assignment, Bandit(), cfg), random.Random(0), []
     for step in range(120):
@@ -82,21 +82,21 @@ def test_it_finds_the_better_template_and_follows_when_that_changes():
 
 def test_the_state_goes_through_json_exactly():
     arms = bandit.update(
-        bandit.start(RESULT, ASSIGNMENT, Bandit(), CFG), [rollout("t0", "A", 1.0)], config.Assign(bandit=True, bandit_discount=0.9)
+        bandit.start(RESULT, ASSIGNMENT, Bandit(), CFG), [rollout("t0", "A", 1.0)], config.AssignConfig(bandit=True, bandit_discount=0.9)
     )
     state = RunState(None, bandit=arms, best_template="A", assignment=ASSIGNMENT)
     assert RunState.restored(None, json.loads(json.dumps(state.host_state()))) == state
 
 
 def test_a_prompt_phase_leaves_templates_or_keeps_those_from_before_training():
-    cfg = config.resolve(Config(assign=config.Assign(plain_rollouts=1, bandit=True)))
+    cfg = config.resolve(Config(assign=config.AssignConfig(plain_rollouts=1, bandit=True)))
     assignment = next_assignment(RESULT, RunState(None, hard_ids=("t0", "d0")), cfg)
     assert set(assignment.templates) == {"t0", "d0"} and best_template(RESULT, "old") == "A"
     arms = bandit.start(RESULT, assignment, Bandit(), cfg.assign)
     held = RunState(None, assignment=assignment, bandit=arms, best_template="A")
     assert next_assignment(None, held, cfg) == Assignment() and best_template(None, "A") == "A"
     assert bandit.start(None, Assignment(), arms, cfg.assign) == Bandit()
-    first = config.resolve(Config(gepa=config.Gepa(schedule="first")))
+    first = config.resolve(Config(gepa=config.GepaConfig(schedule="first")))
     assert next_assignment(None, held, first) == assignment and bandit.start(None, assignment, arms, cfg.assign) == arms
 
 

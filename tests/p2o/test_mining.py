@@ -15,7 +15,7 @@ CRUTCH = np.array([[True, True, False, False]] * 5)
 
 def find(scores, templated, max_successes, judge_on):
     pool = QUESTIONS[: len(scores)]
-    return mining.find_hard(pool, scores > 0.5, templated, config.Mining(max_successes=max_successes, judge_on=judge_on))
+    return mining.find_hard(pool, scores > 0.5, templated, config.MiningConfig(max_successes=max_successes, judge_on=judge_on))
 
 
 @pytest.mark.parametrize(
@@ -45,30 +45,30 @@ def test_sticky_questions_stay_hard_until_a_plain_success():
     """q1 and q2 succeed under a template only, q3 plainly; q4 is not in the batch."""
     solved = np.array([[0, 0], [1, 0], [1, 0], [0, 1]], bool)
     templated = np.array([[True, False]] * 4)
-    cfg = config.Mining(max_successes=0, judge_on="all", sticky=True)
+    cfg = config.MiningConfig(max_successes=0, judge_on="all", sticky=True)
     assert mining.find_hard(QUESTIONS[:4], solved, templated, cfg, ["q3", "q2", "q4"]) == ("q0", "q2")
     assert mining.find_hard(QUESTIONS[:4], solved, templated, cfg) == ("q0",)
 
 
 def test_a_question_enters_once():
-    cfg = config.Mining(judge_on="all")
+    cfg = config.MiningConfig(judge_on="all")
     assert mining.find_hard([QUESTIONS[0]] * 2, np.zeros((2, 2), bool), np.zeros((2, 2), bool), cfg) == ("q0",)
 
 
 def test_all_groups_of_a_question_decide():
-    cfg, pair = config.Mining(max_successes=0, judge_on="all"), [QUESTIONS[0]] * 2
+    cfg, pair = config.MiningConfig(max_successes=0, judge_on="all"), [QUESTIONS[0]] * 2
     none = np.zeros((2, 2), bool)
     one, two = np.array([[0, 0], [0, 1]], bool), np.array([[1, 0], [0, 1]], bool)
     assert mining.find_hard(pair, one, none, cfg) == ()
-    near = config.Mining(max_successes=1, judge_on="all")
+    near = config.MiningConfig(max_successes=1, judge_on="all")
     assert mining.find_hard(pair, one, none, near) == ("q0",)
     assert mining.find_hard(pair, two, none, near) == ()
 
 
 def test_extra_groups_are_for_what_the_last_epoch_found_hard():
     batch = QUESTIONS[:3]
-    assert mining.with_extra_groups(batch, ["q1"], config.Mining()) == batch
-    found = mining.with_extra_groups(batch, ["q1", "q4"], config.Mining(extra_plain_groups=2))
+    assert mining.with_extra_groups(batch, ["q1"], config.MiningConfig()) == batch
+    found = mining.with_extra_groups(batch, ["q1", "q4"], config.MiningConfig(extra_plain_groups=2))
     assert [q.id for q in found] == ["q0", "q1", "q2", "q1", "q1"]
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from p2o_jax.p2o import question_history
-from p2o_jax.state import Assignment, Attempts, Fate, History, RunState
-from p2o_jax.types import Ask, Completion, Question, Rollout, Verdict, template_id
+from p2o_jax.state import Assignment, Attempts, History, LearningStatus, RunState
+from p2o_jax.types import Completion, Question, Rollout, TemplatedQuestion, Verdict, template_id
 
 
 def rollouts(name, plain="", templated="", template="T"):
@@ -15,7 +15,10 @@ def rollouts(name, plain="", templated="", template="T"):
     question = Question(name, ({"role": "user", "content": name},), "x")
     completion = Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), True)
     asked = [(z, float(mark)) for z, marks in (("", plain), (template, templated)) for mark in marks]
-    return [Rollout(Ask(question, z, ""), (1,), (1,), completion, "", Verdict(s, 1.0, "correct" if s else "wrong")) for z, s in asked]
+    return [
+        Rollout(TemplatedQuestion(question, z, ""), (1,), (1,), completion, "", Verdict(s, 1.0, "correct" if s else "wrong"))
+        for z, s in asked
+    ]
 
 
 def run(*epochs):
@@ -35,7 +38,13 @@ def test_a_question_becomes_hard_is_internalised_falls_back_and_is_internalised_
         (rollouts("q", "00"), {"q"}),
         (rollouts("q", "111"), set()),
     )
-    assert [s.fates["q"] for s in states] == [Fate(0), Fate(0), Fate(0, 2), Fate(0, 2, 3), Fate(0, 4, 3)]
+    assert [s.fates["q"] for s in states] == [
+        LearningStatus(0),
+        LearningStatus(0),
+        LearningStatus(0, 2),
+        LearningStatus(0, 2, 3),
+        LearningStatus(0, 4, 3),
+    ]
     names = ("num_ever", "num_internalised", "num_newly_internalised", "num_relapsed")
     assert [tuple(question_history.stats(s)[n] for n in names) for s in states] == [
         (1, 0, 0, 0),
@@ -48,12 +57,12 @@ def test_a_question_becomes_hard_is_internalised_falls_back_and_is_internalised_
 
 
 def test_a_success_in_the_epoch_that_first_found_it_hard_is_no_internalisation():
-    assert run((rollouts("q", "010"), {"q"}))[0].fates == {"q": Fate(0)}
+    assert run((rollouts("q", "010"), {"q"}))[0].fates == {"q": LearningStatus(0)}
 
 
 def test_easy_questions_have_no_fate_and_no_plain_rollout_says_nothing():
     states = run((rollouts("q", "00") + rollouts("easy", "11"), {"q"}), (rollouts("q", "1"), set()), (rollouts("q", "", "000"), {"q"}))
-    assert states[-1].fates == {"q": Fate(0, 1)}
+    assert states[-1].fates == {"q": LearningStatus(0, 1)}
 
 
 def test_steps_of_an_epoch_add_up_and_the_next_epoch_starts_anew():

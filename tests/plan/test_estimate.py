@@ -13,8 +13,8 @@ from p2o_jax.plan import advice, chips, cost, estimate, hlo, memory, minimum, pi
 from p2o_jax.plan.chips import GIB
 from p2o_jax.plan.cost import Collective, Cost
 from p2o_jax.plan.estimate import Workload
-from p2o_jax.plan.memory import Held, Load
-from p2o_jax.plan.programs import Memory, Program
+from p2o_jax.plan.memory import Load, ResidentBytes
+from p2o_jax.plan.programs import CompiledProgram, Memory
 
 SPEC = ModelSpec("qwen3", vocab=64, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=32, qk_norm=True, tied=True)
 V5E = chips.parse("v5e:2x4")
@@ -22,7 +22,14 @@ V5E = chips.parse("v5e:2x4")
 
 def small_config(**rollout):
     cfg = config.resolve(Config())
-    sizes = {"questions": 32, "group_size": 4, "max_new_tokens": 64, "prompt_buckets": (32, 64), "slots": 16, "bank_tokens": 4096} | rollout
+    sizes = {
+        "questions": 32,
+        "group_size": 4,
+        "max_new_tokens": 64,
+        "prompt_buckets": (32, 64),
+        "slots": 16,
+        "prompt_cache_tokens": 4096,
+    } | rollout
     return dataclasses.replace(
         cfg,
         rollout=dataclasses.replace(cfg.rollout, **sizes),
@@ -48,10 +55,10 @@ def parts():
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_config_s_programs_are_its_own(rank):
     """All are lowered, with adapters too; the learner's take params (or adapters and the frozen rest) and rows of the config's lengths."""
-    cfg = dataclasses.replace(small_config(), lora=config.Lora(rank=rank))
+    cfg = dataclasses.replace(small_config(), lora=config.LoraConfig(rank=rank))
     made = {asked.name: asked.made for asked in programs.lowered(programs.make(cfg, SPEC, Here("v5e", (2, 4), 1)), prompt=20)}
     assert list(made) == [
-        "lay_out",
+        "to_rollout_layout",
         "prefill 32 in groups of 4",
         "decode 32 in groups of 4",
         "prefill 64",
@@ -93,7 +100,7 @@ def test_a_quick_plan_compiles_the_sampler_for_small_depths():
     deep = programs.make(small_config(), dataclasses.replace(SPEC, layers=6), Here("v5e", (2, 4), 1))
     names = [asked.name for asked in programs.lowered(deep, 20, programs.DEPTHS)]
     assert names[1:3] == ["prefill 32 in groups of 4, layers: 2", "decode 32 in groups of 4, layers: 2"] and len(names) == 1 + 2 * 4 + 3
-    made = {name: Program(name, Memory((int(name[-1]),), 0, 0, 0, 0), Cost(), (), 1.0) for name in names if name[-1] in "24"}
+    made = {name: CompiledProgram(name, Memory((int(name[-1]),), 0, 0, 0, 0), Cost(), (), 1.0) for name in names if name[-1] in "24"}
     assert {p.memory.arguments for p in programs._deepened(made, 6).values()} == {(6,)}
     assert list(programs._deepened(made, 6)) == ["prefill 32 in groups of 4", "decode 32 in groups of 4", "prefill 64", "decode 64"]
 
@@ -125,15 +132,15 @@ def test_specs_have_their_names_sizes():
 
 
 def test_memory_while_each_program_runs():
-    kept = Held(params=10, optimizer=20, reference=10, weights=5)
+    kept = ResidentBytes(params=10, optimizer=20, reference=10, weights=5)
     made = {
-        "lay_out": Memory((10,), 0, 5, 5, 1),  # its output is its temporary
+        "to_rollout_layout": Memory((10,), 0, 5, 5, 1),  # its output is its temporary
         "prefill 32": Memory((4, 8, 1), 8, 2, 8, 1),  # a weight is not needed here, but stays
         "decode 32": Memory((5, 8, 1, 7), 15, 3, 8, 1),
         "update": Memory((30, 0, 2), 0, 40, 30, 1),
         "score": Memory((10, 2), 0, 9, 2, 1),
     }
-    loads = memory.loads({name: Program(name, m, Cost(), (), 0.0) for name, m in made.items()}, kept)
+    loads = memory.loads({name: CompiledProgram(name, m, Cost(), (), 0.0) for name, m in made.items()}, kept)
     assert [load.total for load in loads] == [
         10 + 20 + 10 + 0 + 5 + 5,  # params, optimizer, reference, -, the weights in the making, code
         10 + 20 + 10 + 5 + 8 + 3 + 5,
@@ -145,12 +152,12 @@ def test_memory_while_each_program_runs():
 
 def test_held_bytes_follow_the_shardings(parts):
     """Of a weight [.., width, ..] a chip of eight holds an eighth; norms are whole."""
-    made = {name: Program(name, Memory((123,), 0, 0, 77, 0), Cost(), (), 0.0) for name in ("lay_out",)}
+    made = {name: CompiledProgram(name, Memory((123,), 0, 0, 77, 0), Cost(), (), 0.0) for name in ("to_rollout_layout",)}
     kept = memory.held(parts, made)
     norms = SPEC.layers * (2 * SPEC.width + 2 * SPEC.head_dim) + SPEC.width
     a_copy = 4 * ((num_params(SPEC) - norms) // 8 + norms)
     reference = 2 * ((num_params(SPEC) - norms) // 8 + norms)  # reflects: in bfloat16
-    assert kept == Held(123, pytest.approx(2 * a_copy, abs=64), pytest.approx(reference, abs=64), 77)
+    assert kept == ResidentBytes(123, pytest.approx(2 * a_copy, abs=64), pytest.approx(reference, abs=64), 77)
     assert memory.position_bytes(parts) == 2 * SPEC.layers * SPEC.kv_heads * SPEC.head_dim * 2
 
 
@@ -171,19 +178,19 @@ def made_programs():
     memory = Memory((1000,), 0, 0, 500, 0)
     shapes = ((16, 16),)  # two prompts of a chunk a shard
     return {
-        "lay_out": Program("lay_out", memory, Cost(collectives=gather), (), 0.0),
-        "prefill 32 in groups of 4": Program(
+        "to_rollout_layout": CompiledProgram("to_rollout_layout", memory, Cost(collectives=gather), (), 0.0),
+        "prefill 32 in groups of 4": CompiledProgram(
             "prefill 32 in groups of 4", memory, Cost(flops=1e12, loops=((1.0, Cost(flops=1e11)),)), shapes, 0.0
         ),
-        "decode 32 in groups of 4": Program("decode 32 in groups of 4", memory, Cost(loops=((1.0, turn),)), (), 0.0),
-        "update": Program("update", memory, Cost(collectives=gather, loops=((1.0, micro),)), (), 0.0),
-        "score": Program("score", memory, Cost(loops=((1.0, micro),)), (), 0.0),
+        "decode 32 in groups of 4": CompiledProgram("decode 32 in groups of 4", memory, Cost(loops=((1.0, turn),)), (), 0.0),
+        "update": CompiledProgram("update", memory, Cost(collectives=gather, loops=((1.0, micro),)), (), 0.0),
+        "score": CompiledProgram("score", memory, Cost(loops=((1.0, micro),)), (), 0.0),
     }
 
 
 def test_a_step_by_hand(parts):
     """32 questions x 4; prompts of 20 tokens (two chunks of 16), responses of 36; 128 * 56 tokens in 8 rows of 96, 90 % full."""
-    kept, work = Held(1000, 2000, 0, 500), Workload(20, 36, 320, 0.3)
+    kept, work = ResidentBytes(1000, 2000, 0, 500), Workload(20, 36, 320, 0.3)
     made = estimate.estimate(parts, made_programs(), kept, V5E, work, price=1.0)
     phase = {p.name: p for p in made.phases}
     micro = 128 * 56 / (8 * 96) / 0.9
@@ -209,7 +216,7 @@ def test_a_step_by_hand(parts):
 
 
 def mesh_config(data, fsdp, tensor, **sections):
-    return dataclasses.replace(small_config(), mesh=config.Mesh(data=data, fsdp=fsdp, tensor=tensor), **sections)
+    return dataclasses.replace(small_config(), mesh=config.MeshConfig(data=data, fsdp=fsdp, tensor=tensor), **sections)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +236,7 @@ def test_the_least_that_fsdp_exchanges(mesh, rank, matrices):
 
 
 def test_frozen_weights_are_gathered_only():
-    parts = programs.make(mesh_config(1, 8, 1, lora=config.Lora(rank=4)), SPEC, Here("v5e", (2, 4), 1))
+    parts = programs.make(mesh_config(1, 8, 1, lora=config.LoraConfig(rank=4)), SPEC, Here("v5e", (2, 4), 1))
     matrices = num_params(SPEC) - SPEC.layers * (2 * SPEC.width + 2 * SPEC.head_dim) - SPEC.width
     adapters = SPEC.layers * 4 * 7 * SPEC.width  # A of q, k, v, gate and up, B of o and down; the other sides are whole everywhere
     assert minimum.least(parts.spec, parts.mesh, 2) == pytest.approx(7 / 8 * 2 * (2 * matrices + 3 * adapters))
@@ -247,7 +254,7 @@ def test_what_an_update_exchanges_is_counted_without_the_tensor_axis():
 
 def test_traffic_between_slices_is_counted_apart(parts):
     two = chips.parse("v5e:2x2,slices=2")
-    made = estimate.estimate(parts, made_programs(), Held(1000, 2000, 0, 500), two, Workload(20, 36, 320), None)
+    made = estimate.estimate(parts, made_programs(), ResidentBytes(1000, 2000, 0, 500), two, Workload(20, 36, 320), None)
     update = next(p for p in made.phases if p.name == "update")
     assert update.dcn > 0 and update.ici == 0 and made.dollars_per_million is None
     assert update.seconds(two)["network"] == pytest.approx(update.dcn / two.chip.dcn_bytes)
@@ -303,7 +310,7 @@ def test_a_picture_is_drawn(tmp_path, parts):
 
 
 def test_text_and_json_tell_the_same(parts):
-    kept, work, made = Held(1000, 2000, 0, 500), Workload(20, 36, 320), made_programs()
+    kept, work, made = ResidentBytes(1000, 2000, 0, 500), Workload(20, 36, 320), made_programs()
     step = estimate.estimate(parts, made, kept, V5E, work, 1.0)
     figures = report.as_json("tiny", parts, V5E, made, memory.loads(made, kept), step, work)
     text = report.as_text(figures)

@@ -17,14 +17,14 @@ from p2o_jax.models import sharding
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.plan import __main__ as command
 from p2o_jax.plan import advice, chips, cost, memory, minimum, programs
-from p2o_jax.types import Sampling
+from p2o_jax.types import SamplingParams
 
 SPEC = ModelSpec("qwen3", vocab=1024, width=256, layers=2, heads=4, kv_heads=2, head_dim=128, mlp=512, qk_norm=True, tied=True)
 
 
 def decode_parts(topology, tensor, cache_dtype="auto", layers=SPEC.layers, **rollout):
     cfg = config.resolve(Config())
-    sizes = {"questions": 32, "group_size": 4, "max_new_tokens": 64, "prompt_buckets": (64, 128), "slots": 64, "bank_tokens": 8192}
+    sizes = {"questions": 32, "group_size": 4, "max_new_tokens": 64, "prompt_buckets": (64, 128), "slots": 64, "prompt_cache_tokens": 8192}
     rollout = dataclasses.replace(cfg.rollout, cache_dtype=cache_dtype, **sizes | rollout)
     cfg = dataclasses.replace(
         cfg,
@@ -43,7 +43,7 @@ def decode_parts(topology, tensor, cache_dtype="auto", layers=SPEC.layers, **rol
 def test_a_decoded_token_gathers_no_weights_visits_no_host_and_copies_no_cache(topology, tensor, cache):
     pytest.importorskip("libtpu")
     engine = decode_parts(topology, tensor, cache).engine
-    decodes = [p for p in engine.needed(Sampling(1.0, 64), 64) if p.kind == "decode"]
+    decodes = [p for p in engine.needed(SamplingParams(1.0, 64), 64) if p.kind == "decode"]
     assert {p.group for p in decodes} == {1, 4}
     for program in decodes:
         text = engine.lower(program).compile().as_text()
@@ -73,7 +73,7 @@ class Here(chips.Topology):
 def test_a_token_decoded_on_fake_devices_gathers_no_weights_and_visits_no_host(monkeypatch, tensor):
     monkeypatch.setattr(chips, "parse", lambda text: Here("v5e", (2, 4), 1))
     engine = decode_parts("", tensor, layers=1).engine
-    program = next(p for p in engine.needed(Sampling(1.0, 64), 64) if p.kind == "decode" and p.group == 4)
+    program = next(p for p in engine.needed(SamplingParams(1.0, 64), 64) if p.kind == "decode" and p.group == 4)
     found = cost.cost(engine.lower(program).compile().as_text())
     (turn,) = [loop.total([1.0] * 3) for _, loop in found.loops]
     smallest_weight = 2 * SPEC.width * SPEC.kv_heads * SPEC.head_dim // tensor
@@ -154,7 +154,14 @@ def test_a_plan_from_the_command_line(tmp_path, capsys, monkeypatch):
     pytest.importorskip("libtpu")
     monkeypatch.setitem(programs.SPECS, "tiny", SPEC)
     small = {
-        "rollout": {"questions": 16, "group_size": 2, "max_new_tokens": 64, "prompt_buckets": (64, 256), "slots": 16, "bank_tokens": 4096},
+        "rollout": {
+            "questions": 16,
+            "group_size": 2,
+            "max_new_tokens": 64,
+            "prompt_buckets": (64, 256),
+            "slots": 16,
+            "prompt_cache_tokens": 4096,
+        },
         "data": {"max_prompt_tokens": 64},
         "gepa": {"max_template_tokens": 64, "reflect_prompt_tokens": 128, "reflect_new_tokens": 64},
         "optim": {"micro_rows": 8, "minibatch_questions": 8},
@@ -164,7 +171,7 @@ def test_a_plan_from_the_command_line(tmp_path, capsys, monkeypatch):
     command.run(["--config=configs/math.py", "--topology=v5e:2x4", "--model=tiny", "--prompt=50", "--price=1.2", f"--out={out}", *flags])
     figures, text = json.loads(out.read_text()), capsys.readouterr().out
     assert figures["fits"] and "It fits." in text and figures["step"]["dollars_per_million"] > 0
-    assert {m["program"].split()[0] for m in figures["memory_gib"]} == {"lay_out", "prefill", "decode", "update", "score"}
+    assert {m["program"].split()[0] for m in figures["memory_gib"]} == {"to_rollout_layout", "prefill", "decode", "update", "score"}
     assert all(m["total"] < 1 for m in figures["memory_gib"])
 
 
@@ -174,7 +181,7 @@ def test_decoding_that_the_compiler_refuses_is_told_with_what_would_mend_it():
     parts = decode_parts("v5e:2x4", 1, slots=4096, max_new_tokens=16384)
     asked = next(a for a in programs.sampler(parts.engine, parts.cfg, 64) if a.name.startswith("decode"))
     program = programs.compile_one(asked, lambda line: None)
-    (load,) = memory.loads({asked.name: program}, memory.Held(0, 0, 0, 0))
+    (load,) = memory.loads({asked.name: program}, memory.ResidentBytes(0, 0, 0, 0))
     assert program.cost is None and program.memory.peak > 16 * chips.GIB
     line = advice.advice(load, parts.cfg, 8, 15.75)
     assert "of 15.75 GiB" in line and "too much: config.rollout.slots=" in line and "cache_dtype=int8" in line

@@ -12,7 +12,7 @@ from p2o_jax.rewards.lenient import Grade, LenientGrader, extract
 from p2o_jax.rewards.verify import Verifier
 
 PAIRS = list(csv.DictReader((Path(__file__).parent / "graded_pairs.tsv").open(encoding="utf-8"), delimiter="\t", quoting=csv.QUOTE_NONE))
-CFG = config.Reward(workers=2, timeout_s=20.0)
+CFG = config.RewardConfig(workers=2, timeout_s=20.0)
 
 # (reference, answer) that the graders get wrong, and that we leave so.
 STRICT_MISSES = {
@@ -99,7 +99,7 @@ def test_whole_responses_by_both_graders():
 
 def test_hostile_answers_meet_the_deadline():
     hostile = [r"\boxed{9^{9^{9^9}}}", "answer is " * 100_000, "(" * 100_000, "1" * 100_000, r"\boxed{" * 20_000]
-    with LenientGrader(config.Reward(workers=1, timeout_s=1.0)) as grader:
+    with LenientGrader(config.RewardConfig(workers=1, timeout_s=1.0)) as grader:
         start = time.monotonic()
         grades = grader.grade([*hostile, r"\boxed{2^3}"], ["5"] * len(hostile) + ["8"])
         assert time.monotonic() - start < 30

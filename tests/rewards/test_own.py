@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mine(folder):
-    with Verifier(config.Reward(fn="my_reward:reward", success_above=0.3, workers=2, timeout_s=1.0)) as verifier:
+    with Verifier(config.RewardConfig(fn="my_reward:reward", success_above=0.3, workers=2, timeout_s=1.0)) as verifier:
         assert verifier.problems() == []
         yield verifier
 
@@ -109,7 +109,7 @@ def test_answers_are_not_checked_against_themselves(mine):
     ],
 )
 def test_a_function_that_is_not_there_is_told_before_the_run(folder, fn, told):
-    with Verifier(config.Reward(fn=fn, workers=1)) as verifier:
+    with Verifier(config.RewardConfig(fn=fn, workers=1)) as verifier:
         (line,) = verifier.problems()
     assert line.startswith(f"config.reward.fn={fn}: ") and told in line
 
@@ -129,17 +129,17 @@ def test_a_file_is_loaded_by_its_path_and_the_current_folder_is_not_searched(tmp
     (tmp_path / "by path.py").write_text(textwrap.dedent(code))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [p for p in sys.path if p])  # as in a command
-    cfg = config.resolve(config.Config(reward=config.Reward(fn="by path.py:reward", workers=1)))
+    cfg = config.resolve(config.Config(reward=config.RewardConfig(fn="by path.py:reward", workers=1)))
     assert cfg.reward.fn == f"{tmp_path}/by path.py:reward" and config.resolve(cfg) == cfg
     with Verifier(cfg.reward) as verifier:
         assert verifier.problems() == [] and judged(verifier, "x")[0].answer_score == 0.25
     (tmp_path / "by_name.py").write_text("def reward(*_):\n    return 1.0\n")
-    with Verifier(config.Reward(fn="by_name:reward", workers=1)) as verifier:
+    with Verifier(config.RewardConfig(fn="by_name:reward", workers=1)) as verifier:
         assert "the current folder is not searched" in verifier.problems()[0]
 
 
 def test_without_a_function_the_reference_answers_judge():
-    with Verifier(config.Reward(kind="exact")) as verifier:
+    with Verifier(config.RewardConfig(kind="exact")) as verifier:
         assert verifier.problems() == []
         assert [v.status for v in judged(verifier, r"\boxed{42}", r"\boxed{41}", "42")] == ["correct", "wrong", "no_answer"]
 
@@ -168,6 +168,6 @@ def test_json_fields_by_hand(response, score, feedback):
 
 
 def test_a_pattern_that_takes_for_ever_meets_the_deadline():
-    with Verifier(config.Reward(fn="p2o_jax.rewards.examples:pattern", workers=1, timeout_s=1.0)) as verifier:
+    with Verifier(config.RewardConfig(fn="p2o_jax.rewards.examples:pattern", workers=1, timeout_s=1.0)) as verifier:
         verdicts = verifier.judge(["a" * 40 + "b", "aaa"], [question("(a+)+"), question("(a+)+")])
     assert [v.status for v in verdicts] == ["time_out", "correct"]

@@ -93,14 +93,14 @@ def wait_until(holds, seconds=20):
 @linux
 @pytest.mark.parametrize(("response", "status"), [("hang", "time_out"), ("die", "error")])
 def test_a_worker_that_hangs_or_dies_takes_all_that_it_started_along(file, tmp_path, response, status):
-    with Verifier(config.Reward(fn=f"{file}:reward", workers=1, timeout_s=2.0)) as verifier:
+    with Verifier(config.RewardConfig(fn=f"{file}:reward", workers=1, timeout_s=2.0)) as verifier:
         assert judge(verifier, response, tmp_path).status == status
         assert running(started(tmp_path)) == []
 
 
 @linux
 def test_close_ends_what_a_successful_call_left(file, tmp_path):
-    with Verifier(config.Reward(fn=f"{file}:reward", workers=1, timeout_s=20.0)) as verifier:
+    with Verifier(config.RewardConfig(fn=f"{file}:reward", workers=1, timeout_s=20.0)) as verifier:
         assert judge(verifier, "leave", tmp_path).status == "correct"
         assert len(running(started(tmp_path))) == 6  # a helper of the module's may serve the next call
     assert running(started(tmp_path)) == []
@@ -108,7 +108,7 @@ def test_close_ends_what_a_successful_call_left(file, tmp_path):
 
 @linux
 def test_without_its_guardian_a_worker_ends_and_the_pool_kills_the_group(file, tmp_path):
-    with Verifier(config.Reward(fn=f"{file}:reward", workers=1, timeout_s=20.0)) as verifier:
+    with Verifier(config.RewardConfig(fn=f"{file}:reward", workers=1, timeout_s=20.0)) as verifier:
         assert judge(verifier, "kill the guardian", tmp_path).status == "error"
         pids = started(tmp_path)
         assert len(pids) == 12  # the second attempt, too
@@ -125,7 +125,7 @@ def test_a_killed_or_interrupted_parent_leaves_nothing(file, tmp_path, number):
         from p2o_jax import config
         from p2o_jax.types import Question
         from p2o_jax.rewards.verify import Verifier
-        with Verifier(config.Reward(fn="{file}:reward", workers=1, timeout_s=60.0)) as verifier:
+        with Verifier(config.RewardConfig(fn="{file}:reward", workers=1, timeout_s=60.0)) as verifier:
             verifier.judge(["hang"], [Question("q", (), "", "", {{"file": "{tmp_path / "pids"}"}})])
     """
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -154,7 +154,7 @@ def test_workers_get_named_variables_and_no_others_with_keys(file, tmp_path, mon
     monkeypatch.setenv("LC_TIME", "C")
     seen = {}
     for env in ((), ("JUDGE_URL",)):
-        with Verifier(config.Reward(fn=f"{file}:reward", env=env, workers=1)) as verifier:
+        with Verifier(config.RewardConfig(fn=f"{file}:reward", env=env, workers=1)) as verifier:
             seen[env] = set(judge(verifier, "environment", tmp_path).note.split("|"))
     assert {"PATH", "HOME", "LC_TIME", "OMP_NUM_THREADS", "PYTHONPATH", "JAX_PLATFORMS"} <= seen[()]
     assert not {name for name in seen[()] if "KEY" in name or "TOKEN" in name or "URL" in name}
@@ -164,14 +164,14 @@ def test_workers_get_named_variables_and_no_others_with_keys(file, tmp_path, mon
 
 def test_a_named_variable_that_is_not_set_is_reported(file, monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    with Verifier(config.Reward(fn=f"{file}:reward", env=("NO_SUCH_KEY",), workers=1)) as verifier:
+    with Verifier(config.RewardConfig(fn=f"{file}:reward", env=("NO_SUCH_KEY",), workers=1)) as verifier:
         assert verifier.problems() == ["config.reward.env: the environment variable NO_SUCH_KEY is not set"]
         assert verifier.counts["started"] == 0
 
 
 def test_children_of_a_reward_can_be_terminated(file, tmp_path):
     """Workers outlive a SIGTERM sent to all processes of a machine; the programs that they start must not inherit that."""
-    with Verifier(config.Reward(fn=f"{file}:reward", workers=1, timeout_s=20.0)) as verifier:
+    with Verifier(config.RewardConfig(fn=f"{file}:reward", workers=1, timeout_s=20.0)) as verifier:
         assert judge(verifier, "terminate", tmp_path).note == str(-signal.SIGTERM)
         (worker,) = verifier._pool._workers
         os.kill(worker.process.pid, signal.SIGTERM)

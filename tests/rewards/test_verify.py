@@ -21,7 +21,7 @@ def box(content):
 
 @pytest.fixture(scope="module")
 def math():
-    with Verifier(config.Reward(kind="math", workers=2, timeout_s=10.0)) as verifier:
+    with Verifier(config.RewardConfig(kind="math", workers=2, timeout_s=10.0)) as verifier:
         yield verifier
 
 
@@ -57,7 +57,7 @@ def planted(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
-        with Verifier(config.Reward(kind="math", workers=2, timeout_s=1.0), judge="planted:judge") as verifier:
+        with Verifier(config.RewardConfig(kind="math", workers=2, timeout_s=1.0), judge="planted:judge") as verifier:
             yield verifier
 
 
@@ -130,7 +130,7 @@ def test_no_box_is_no_answer(math):
 
 
 def test_exact_kind_compares_texts_without_workers():
-    with Verifier(config.Reward(kind="exact")) as verifier:
+    with Verifier(config.RewardConfig(kind="exact")) as verifier:
         verdicts = verifier.verify([box(" a  b\n"), box("ab"), box("0.5"), box(""), "a b"], ["a b", "a b", "1/2", "5", "a b"])
         assert [v.status for v in verdicts] == ["correct", "wrong", "wrong", "wrong", "no_answer"]
         assert verifier.self_check(["a b", "}{", "5"]) == ["}{"]
@@ -138,7 +138,7 @@ def test_exact_kind_compares_texts_without_workers():
 
 
 def test_plain_answers_start_no_worker():
-    with Verifier(config.Reward(kind="math")) as verifier:
+    with Verifier(config.RewardConfig(kind="math")) as verifier:
         start = time.process_time()
         verdicts = verifier.verify([box(str(i % 7)) for i in range(5000)], [str(i % 5) for i in range(5000)])
         assert time.process_time() - start < 2.5  # 2,000 a second
@@ -165,7 +165,7 @@ HOSTILE = [
 
 
 def test_hostile_answers_neither_hang_nor_break_the_pool():
-    with Verifier(config.Reward(kind="math", workers=2, timeout_s=0.7)) as verifier:
+    with Verifier(config.RewardConfig(kind="math", workers=2, timeout_s=0.7)) as verifier:
         start = time.monotonic()
         verdicts = verifier.verify([box(h) for h in HOSTILE] + [box("2^3")], ["5"] * len(HOSTILE) + ["8"])
         assert time.monotonic() - start < 60
@@ -229,7 +229,10 @@ def test_interrupted_run_leaves_no_stale_answer(planted):
 
 
 def test_unknown_judge_is_an_error():
-    with Verifier(config.Reward(workers=1), judge="no_such_module:f") as verifier, pytest.raises(RuntimeError, match="no_such_module"):
+    with (
+        Verifier(config.RewardConfig(workers=1), judge="no_such_module:f") as verifier,
+        pytest.raises(RuntimeError, match="no_such_module"),
+    ):
         verifier.verify([box("2x")], ["x"])
 
 
@@ -245,7 +248,7 @@ def test_interpreter_exits_with_open_verifier_and_leaves_no_process(tmp_path):
         import json, sys
         from p2o_jax import config
         from p2o_jax.rewards.verify import Verifier
-        verifier = Verifier(config.Reward(workers=1, timeout_s=20.0))
+        verifier = Verifier(config.RewardConfig(workers=1, timeout_s=20.0))
         assert verifier.verify([r"\\boxed{2x}"], ["x+x"])[0].status == "correct"
         print(json.dumps([w.process.pid for w in verifier._pool._workers]))
         assert "jax" not in sys.modules and "math_verify" not in sys.modules

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2o_jax.config import Distill
+from p2o_jax.config import DistillConfig
 from p2o_jax.rl import batch
-from p2o_jax.types import Ask, Completion, Question, Rollout, Verdict
+from p2o_jax.types import Completion, Question, Rollout, TemplatedQuestion, Verdict
 
 QUESTION = Question("q", ({"role": "user", "content": "?"},), "1")
 SEQUENCES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 11)), max_size=30)
@@ -16,7 +16,9 @@ SEQUENCES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 11)), max_size=
 def rollout(template: str, score: float, plain=(1, 2), response=(7, 8, 9)) -> Rollout:
     prompt = (5, 6, *plain) if template.strip() else plain
     completion = Completion(np.array(response, np.int32), np.zeros(len(response), np.float32), True)
-    return Rollout(Ask(QUESTION, template, "n"), prompt, plain, completion, "", Verdict(score, 1.0, "correct" if score else "wrong"))
+    return Rollout(
+        TemplatedQuestion(QUESTION, template, "n"), prompt, plain, completion, "", Verdict(score, 1.0, "correct" if score else "wrong")
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -26,7 +28,7 @@ def test_pack_has_each_sequence_once_and_nothing_else(lengths, row_tokens, micro
     max_micro = -(-len(sequences) // micro_rows) if sequences else 1
     packed = batch.pack(sequences, row_tokens, micro_rows, max_micro, pad_id=-1)
     assert all(x.shape == (max_micro, micro_rows, row_tokens) for x in packed.rows)
-    flat = batch.Rows(*(x.reshape(-1, row_tokens) for x in packed.rows))
+    flat = batch.PackedBatch(*(x.reshape(-1, row_tokens) for x in packed.rows))
     assert len(packed.places) == len(sequences)
     taken = np.zeros(flat.token.shape, int)
     for (prompt, response), (r, first, end) in zip(sequences, packed.places, strict=True):
@@ -67,7 +69,7 @@ def test_pack_refuses_a_sequence_longer_than_a_row():
 
 
 def test_minibatches_are_runs_in_order():
-    made = batch.examples([rollout("", 0.0)] * 5, np.arange(5.0)[None], Distill())
+    made = batch.examples([rollout("", 0.0)] * 5, np.arange(5.0)[None], DistillConfig())
     assert [[e.advantage for e in m] for m in batch.minibatches(made, 2)] == [[0, 1], [2, 3], [4]]
     assert batch.minibatches([], 2) == []
 
@@ -75,7 +77,7 @@ def test_minibatches_are_runs_in_order():
 @pytest.mark.parametrize(("mode", "trained_on"), [("ratio_mask", (1, 2)), ("plain", (1, 2)), ("importance", (1, 2)), ("off", (5, 6, 1, 2))])
 def test_templated_rollouts_are_trained_on_the_plain_prompt_unless_distillation_is_off(mode, trained_on):
     rollouts = [rollout("z", 1.0), rollout("", 0.0)]
-    templated, plain = batch.examples(rollouts, np.array([[0.5, -0.5]], np.float32), Distill(mode=mode))
+    templated, plain = batch.examples(rollouts, np.array([[0.5, -0.5]], np.float32), DistillConfig(mode=mode))
     assert templated.prompt_ids == trained_on and templated.sampled_on_ids == (5, 6, 1, 2)
     assert templated.templated == (mode != "off")
     assert plain.prompt_ids == plain.sampled_on_ids == (1, 2) and not plain.templated
@@ -85,14 +87,19 @@ def test_templated_rollouts_are_trained_on_the_plain_prompt_unless_distillation_
 
 def test_examples_keep_the_order_of_groups():
     rollouts = [rollout("", 0.0, plain=(q,)) for q in (1, 1, 2, 2)]
-    made = batch.examples(rollouts, np.array([[0.0, 1.0], [2.0, 3.0]]), Distill())
+    made = batch.examples(rollouts, np.array([[0.0, 1.0], [2.0, 3.0]]), DistillConfig())
     assert [(e.prompt_ids, e.advantage) for e in made] == [((1,), 0.0), ((1,), 1.0), ((2,), 2.0), ((2,), 3.0)]
     with pytest.raises(ValueError):
-        batch.examples(rollouts, np.zeros((1, 2)), Distill())
+        batch.examples(rollouts, np.zeros((1, 2)), DistillConfig())
 
 
 def test_drop_failed_templated_drops_only_those():
     rollouts = [rollout("z", 0.0), rollout("z", 1.0), rollout("", 0.0), rollout(" \n", 0.0)]
     advantage_QG = np.ones((1, 4))
-    assert [e.trained for e in batch.examples(rollouts, advantage_QG, Distill(drop_failed_templated=True))] == [False, True, True, True]
-    assert all(e.trained for e in batch.examples(rollouts, advantage_QG, Distill()))
+    assert [e.trained for e in batch.examples(rollouts, advantage_QG, DistillConfig(drop_failed_templated=True))] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert all(e.trained for e in batch.examples(rollouts, advantage_QG, DistillConfig()))

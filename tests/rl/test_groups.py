@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from p2o_jax.config import Adv
+from p2o_jax.config import AdvConfig
 from p2o_jax.rl.advantages import assert_groups, group_advantages, zero_advantage
-from p2o_jax.types import Ask, Completion, Question, Rollout, Verdict
+from p2o_jax.types import Completion, Question, Rollout, TemplatedQuestion, Verdict
 
 
 def rollout(question: str, number: int) -> Rollout:
-    ask = Ask(Question(question, ({"role": "user", "content": question},), "1"), "", f"{question}/{number}")
+    ask = TemplatedQuestion(Question(question, ({"role": "user", "content": question},), "1"), "", f"{question}/{number}")
     return Rollout(ask, (1,), (1,), Completion(np.arange(3), np.zeros(3), True), "", Verdict(0.0, 0.0, "wrong"))
 
 
@@ -41,7 +41,7 @@ def test_other_groups_are_told(bad, told):
 def test_equal_rewards_have_no_advantage_whatever_they_round_to(kind):
     reward_QG = np.repeat(np.float32([[0.9], [0.3], [1 / 3], [0.0]]), 6, axis=1)
     assert reward_QG[0].mean() != reward_QG[0, 0], "a float32 mean of equal numbers is another"
-    advantage_QG = group_advantages(reward_QG, Adv(kind=kind))
+    advantage_QG = group_advantages(reward_QG, AdvConfig(kind=kind))
     assert np.all(advantage_QG == 0) and zero_advantage(advantage_QG).all()
     one_better = np.concatenate([reward_QG[:1, :5], [[1.0]]], axis=1)
-    assert group_advantages(one_better, Adv(kind=kind))[0, 5] > 0
+    assert group_advantages(one_better, AdvConfig(kind=kind))[0, 5] > 0

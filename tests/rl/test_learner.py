@@ -20,7 +20,7 @@ from p2o_jax.rl.learner import Learner
 from p2o_jax.rl.optimizer import make_optimizer
 from p2o_jax.rollout.engine import Engine
 from p2o_jax.runtime import rng
-from p2o_jax.types import Ask, Completion, Question, Request, Rollout, Sampling, Verdict
+from p2o_jax.types import Completion, Question, Request, Rollout, SamplingParams, TemplatedQuestion, Verdict
 
 SPEC = ModelSpec(
     family="qwen3", vocab=50, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48,
@@ -34,16 +34,16 @@ def make_config(**changes) -> config.Config:
     """The tests' config; `section__field=value` changes it."""
     made = config.resolve(
         config.Config(
-            data=config.Data(max_prompt_tokens=LONGEST_PROMPT),
-            rollout=config.Rollout(
+            data=config.DataConfig(max_prompt_tokens=LONGEST_PROMPT),
+            rollout=config.RolloutConfig(
                 questions=NUM_GROUPS, group_size=GROUP, temperature=TEMPERATURE, max_new_tokens=MAX_NEW, prompt_buckets=(16,), slots=8,
-                bank_tokens=512, prefill_tokens=256,
+                prompt_cache_tokens=512, prefill_tokens=256,
             ),
-            gepa=config.Gepa(max_template_tokens=LONGEST_TEMPLATE),
-            loss=config.Loss(clip_low=0.1, clip_high=0.15, dual_clip=1.4),
-            distill=config.Distill(eps_low=0.5, eps_high=0.8, drop_failed_templated=False),
-            optim=config.Optim(lr=1e-2, b2=0.99, warmup_frac=0.0, clip_norm=0.05, minibatch_questions=NUM_GROUPS, micro_rows=8),
-            model=config.Model(remat="none"),
+            gepa=config.GepaConfig(max_template_tokens=LONGEST_TEMPLATE),
+            loss=config.LossConfig(clip_low=0.1, clip_high=0.15, dual_clip=1.4),
+            distill=config.DistillConfig(eps_low=0.5, eps_high=0.8, drop_failed_templated=False),
+            optim=config.OptimConfig(lr=1e-2, b2=0.99, warmup_frac=0.0, clip_norm=0.05, minibatch_questions=NUM_GROUPS, micro_rows=8),
+            model=config.ModelConfig(remat="none"),
         )
     )  # fmt: skip
     for key, value in changes.items():
@@ -89,7 +89,7 @@ def make_rollouts(empty_template: bool = False) -> list[Rollout]:
             response = rng.integers(0, SPEC.vocab, MAX_NEW if g == 0 else rng.integers(1, MAX_NEW)).astype(np.int32)
             score = {2: 0.0, 4: 1.0}.get(q, float((q + g) % GROUP == 0 or g == 3))
             completion = Completion(response, -3 * np.ones(len(response), np.float32), True)
-            ask = Ask(question, "z" if g < 2 and not empty_template else "", f"{q}/{g}")
+            ask = TemplatedQuestion(question, "z" if g < 2 and not empty_template else "", f"{q}/{g}")
             rollouts.append(Rollout(ask, prompt, plain, completion, "", Verdict(score, 1.0, "correct" if score else "wrong")))
     return rollouts
 
@@ -185,11 +185,11 @@ def reference(cfg, rollouts=None):
             w = np.where((rho < low) | (rho > high), outside, 1.0)
         if r.prompt_ids != r.plain_ids and cfg.distill.mode == "transfer":
             w = np.full_like(rho, np.exp(min((on_x - on_Tx).mean(), 0.0) / cfg.distill.transfer_scale))
-        if r.ask.template and r.verdict.answer_score == 0:
+        if r.prompt.template and r.verdict.answer_score == 0:
             w = w * cfg.distill.failed_weight
         old.append(on_Tx if cfg.distill.mode == "importance" else on_x)
         weights.append(w)
-        keep_N.append(not (cfg.distill.drop_failed_templated and r.ask.template and r.verdict.answer_score == 0))
+        keep_N.append(not (cfg.distill.drop_failed_templated and r.prompt.template and r.verdict.answer_score == 0))
     token_NT, length_N, response_NT = padded(trained_on, responses)
     ref_NT = on_rows(response_logps(REF, trained_on, responses), response_NT)
     old_NT, weight_NT, keep_N1 = on_rows(old, response_NT), on_rows(weights, response_NT), np.array(keep_N)[:, None]
@@ -464,7 +464,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
 
 
 def test_warm_up_is_linear_and_starts_above_zero():
-    optimizer = make_optimizer(config.Optim(lr=1.0, warmup_frac=0.4, clip_norm=1e9, weight_decay=0.0), num_updates=10)
+    optimizer = make_optimizer(config.OptimConfig(lr=1.0, warmup_frac=0.4, clip_norm=1e9, weight_decay=0.0), num_updates=10)
     state, params, seen = optimizer.init(jnp.zeros(1)), jnp.zeros(1), []
     for _ in range(6):
         updates, state = optimizer.update(jnp.ones(1), state, params)
@@ -476,9 +476,9 @@ def test_at_float32_sampler_and_learner_differ_by_rounding():
     """The first step's gap between the sampler's log-probs and the learner's, on the same prompts."""
     cfg = make_config(optim__row_tokens=40)
     engine = Engine(SPEC, single(), cfg.rollout, [MAX_NEW], [3, 4], 0, jnp.float32)
-    requests = [Request(r.prompt_ids, r.ask.name) for r in make_rollouts()]
-    how = Sampling(TEMPERATURE, MAX_NEW)
-    completions = engine.generate(engine.lay_out(OLD), requests, how, rng.key(0, "gap"))
+    requests = [Request(r.prompt_ids, r.prompt.name) for r in make_rollouts()]
+    how = SamplingParams(TEMPERATURE, MAX_NEW)
+    completions = engine.generate(engine.to_rollout_layout(OLD), requests, how, rng.key(0, "gap"))
     rollouts = [dataclasses.replace(r, completion=c) for r, c in zip(make_rollouts(), completions, strict=True)]
     made = batch.examples(rollouts, advantages.group_advantages(reward_table(rollouts), cfg.adv), cfg.distill)
     _, stats = make_learner(cfg).score(OLD, None, made)

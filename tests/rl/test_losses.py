@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from p2o_jax.config import Adv, Distill, Loss
+from p2o_jax.config import AdvConfig, DistillConfig, LossConfig
 from p2o_jax.rl import advantages, distill, losses
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "loss_a.npz")
@@ -27,7 +27,7 @@ def groups() -> np.ndarray:
 
 @pytest.mark.parametrize(("kind", "name"), [("grpo", "advantages_norm_True"), ("dr_grpo", "advantages_norm_False")])
 def test_advantages_are_the_golden_ones(kind, name):
-    advantage_QG = advantages.group_advantages(GOLDEN["rewards"][groups()], Adv(kind))
+    advantage_QG = advantages.group_advantages(GOLDEN["rewards"][groups()], AdvConfig(kind))
     want_NR = GOLDEN[name]
     got_NR = np.zeros_like(want_NR)
     got_NR[groups().ravel()] = advantage_QG.ravel()[:, None] * MASK[groups().ravel()]
@@ -36,7 +36,7 @@ def test_advantages_are_the_golden_ones(kind, name):
 
 def test_golden_groups_without_advantage_are_those_of_one_reward():
     reward_QG = GOLDEN["rewards"][groups()]
-    zero_Q = advantages.zero_advantage(advantages.group_advantages(reward_QG, Adv()))
+    zero_Q = advantages.zero_advantage(advantages.group_advantages(reward_QG, AdvConfig()))
     assert list(zero_Q) == [len(set(row)) == 1 for row in reward_QG]
     assert 0 < zero_Q.sum() < len(zero_Q)
 
@@ -44,7 +44,7 @@ def test_golden_groups_without_advantage_are_those_of_one_reward():
 @pytest.mark.parametrize("clip", ["hard", "soft"])
 @pytest.mark.parametrize(("low", "high"), [(0.99, 9.0), (0.2, 0.2)])
 def test_weights_are_the_golden_ones(clip, low, high):
-    cfg = Distill(clip=clip, eps_low=low, eps_high=high)
+    cfg = DistillConfig(clip=clip, eps_low=low, eps_high=high)
     want_NR = GOLDEN[f"weights_{clip}_{low}_{high}"]
     assert len(np.unique(want_NR[MASK])) > 1
     for n in range(len(MASK)):
@@ -57,7 +57,7 @@ def test_weights_are_the_golden_ones(clip, low, high):
 
 def golden_loss(logp_new_NR, aggregation, clip, weights):
     """Our loss of the golden batch, and the token losses it is made of."""
-    cfg = Loss(clip_low=clip[0], clip_high=clip[1], dual_clip=3.0, aggregation=aggregation)
+    cfg = LossConfig(clip_low=clip[0], clip_high=clip[1], dual_clip=3.0, aggregation=aggregation)
     length_N = MASK.sum(axis=1)
     scale_N1 = losses.aggregation_scale(length_N, aggregation, MASK.shape[1])[:, None]
     weight_NR = np.ones(MASK.shape, np.float32) if weights == "none" else GOLDEN["weights_hard_0.99_9.0"]
@@ -97,20 +97,20 @@ def test_kls_are_the_golden_ones(kind):
 def test_advantages_by_hand():
     reward_QG = np.array([[1, 0, 0, 0], [1, 1, 1, 1]], np.float64)
     # mean 1/4, Bessel variance (9 + 1 + 1 + 1) / 16 / 3 = 1/4, std 1/2
-    got = advantages.group_advantages(reward_QG, Adv())
+    got = advantages.group_advantages(reward_QG, AdvConfig())
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, [[1.5, -0.5, -0.5, -0.5], [0, 0, 0, 0]], rtol=1e-5)
     assert list(advantages.zero_advantage(got)) == [False, True]
 
 
 def test_dr_grpo_only_subtracts_the_mean():
-    got = advantages.group_advantages(np.array([[1, 0, 0, 0]], np.float32), Adv("dr_grpo"))
+    got = advantages.group_advantages(np.array([[1, 0, 0, 0]], np.float32), AdvConfig("dr_grpo"))
     np.testing.assert_allclose(got, [[0.75, -0.25, -0.25, -0.25]])
 
 
 @pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "rloo"])
 def test_a_group_of_one_has_mean_0_and_std_1(kind):
-    got = advantages.group_advantages(np.array([[1], [0]], np.float32), Adv(kind))
+    got = advantages.group_advantages(np.array([[1], [0]], np.float32), AdvConfig(kind))
     np.testing.assert_allclose(got, [[1], [0]], rtol=1e-5)
 
 
@@ -128,7 +128,7 @@ def test_a_group_of_one_has_mean_0_and_std_1(kind):
 )
 def test_policy_loss_by_hand(ratio, advantage, want, slope):
     def loss(logp_new):
-        return losses.policy_loss(logp_new, logp_new - jnp.float32([-3.0]), jnp.float32([advantage]), Loss()).loss.sum()
+        return losses.policy_loss(logp_new, logp_new - jnp.float32([-3.0]), jnp.float32([advantage]), LossConfig()).loss.sum()
 
     got, gradient = jax.value_and_grad(loss)(jnp.float32([-3.0 + np.log(ratio)]))
     np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -136,14 +136,14 @@ def test_policy_loss_by_hand(ratio, advantage, want, slope):
 
 
 def test_clip_higher_moves_only_the_upper_bound():
-    cfg = Loss(clip_low=0.2, clip_high=0.28)
+    cfg = LossConfig(clip_low=0.2, clip_high=0.28)
     got = losses.policy_loss(jnp.zeros(2), jnp.log(jnp.float32([1.5, 0.5])), jnp.float32([1.0, -1.0]), cfg)
     np.testing.assert_allclose(got.loss, [-1.28, 0.8], rtol=1e-6)
     assert list(got.clipped) == [1, 1] and list(got.dual_clipped) == [0, 0]
 
 
 def test_log_ratios_are_held_within_20():
-    got = losses.policy_loss(jnp.float32([0.0]), jnp.float32([100.0]), jnp.float32([-1.0]), Loss(dual_clip=1e12))
+    got = losses.policy_loss(jnp.float32([0.0]), jnp.float32([100.0]), jnp.float32([-1.0]), LossConfig(dual_clip=1e12))
     np.testing.assert_allclose(got.loss, [np.exp(20.0)], rtol=1e-5)
 
 
@@ -172,12 +172,12 @@ def test_aggregation_scale_by_hand(aggregation, want):
 def test_weights_by_hand():
     templated = np.float32([-1.0, -1.0, -1.0, -1.0])
     plain = templated + np.log(np.float32([1.0, 0.005, 20.0, 0.02]))
-    np.testing.assert_array_equal(distill.token_weights(plain, templated, Distill()), [1, 0, 0, 1])
-    soft = distill.token_weights(plain, templated, Distill(clip="soft"))
+    np.testing.assert_array_equal(distill.token_weights(plain, templated, DistillConfig()), [1, 0, 0, 1])
+    soft = distill.token_weights(plain, templated, DistillConfig(clip="soft"))
     np.testing.assert_allclose(soft, [1, 2, 0.5, 1], rtol=1e-4)  # 0.01 / 0.005 and 10 / 20
     np.testing.assert_allclose(soft * distill.density_ratio(plain, templated), [1, 0.01, 10, 0.02], rtol=1e-4)
     leaning = np.log(np.float32([1.0, 0.005, 20.0, 0.02])).mean()  # -1.55 nats per token
-    np.testing.assert_allclose(distill.token_weights(plain, templated, Distill(mode="transfer")), np.exp(leaning / 0.3), rtol=1e-4)
-    np.testing.assert_array_equal(distill.token_weights(templated, plain, Distill(mode="transfer")), [1, 1, 1, 1])
+    np.testing.assert_allclose(distill.token_weights(plain, templated, DistillConfig(mode="transfer")), np.exp(leaning / 0.3), rtol=1e-4)
+    np.testing.assert_array_equal(distill.token_weights(templated, plain, DistillConfig(mode="transfer")), [1, 1, 1, 1])
     for mode in ("plain", "importance", "off"):
-        np.testing.assert_array_equal(distill.token_weights(plain, templated, Distill(mode=mode)), [1, 1, 1, 1])
+        np.testing.assert_array_equal(distill.token_weights(plain, templated, DistillConfig(mode=mode)), [1, 1, 1, 1])

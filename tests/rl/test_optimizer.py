@@ -28,7 +28,7 @@ def tree_of(state):
 def test_the_optimizer_state_has_one_tree_for_any_number_of_updates(schedule):
     params = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}
     trees = {
-        str(tree_of(jax.eval_shape(make_optimizer(config.Optim(schedule=schedule, warmup_frac=frac), n).init, params)))
+        str(tree_of(jax.eval_shape(make_optimizer(config.OptimConfig(schedule=schedule, warmup_frac=frac), n).init, params)))
         for n in range(1, 1001)
         for frac in (0.0, 0.05)
     }
@@ -54,7 +54,7 @@ def test_no_setting_that_may_change_on_resume_changes_the_tree_of_the_train_stat
 
 @pytest.mark.parametrize("num_updates", [1, 10, 29])
 def test_a_warm_up_of_one_update_has_the_very_updates_of_a_constant_rate(num_updates):
-    cfg = config.Optim(lr=3e-4, warmup_frac=0.05)
+    cfg = config.OptimConfig(lr=3e-4, warmup_frac=0.05)
     rate = make_rate(cfg, num_updates)
     np.testing.assert_array_equal([np.float32(rate(i)) for i in range(40)], np.float32(cfg.lr))
     constant = optax.chain(

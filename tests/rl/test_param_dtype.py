@@ -12,7 +12,7 @@ import pytest
 
 from p2o_jax import config, export
 from p2o_jax.models import lora, sharding, transformer
-from p2o_jax.models.spec import Lora, Weight, weights
+from p2o_jax.models.spec import LoraSpec, Weight, weights
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rl.optimizer import apply_updates, make_optimizer, round_stochastically
 from p2o_jax.startup import components, memory_report
@@ -25,7 +25,7 @@ reference = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(reference)
 
 KEY = jnp.uint32([3, 4])
-ADAPTED = dataclasses.replace(reference.SPEC, lora=Lora(2, 4.0, ("q", "down")))
+ADAPTED = dataclasses.replace(reference.SPEC, lora=LoraSpec(2, 4.0, ("q", "down")))
 COMBINATIONS = [(spec, dtype) for spec in (reference.SPEC, ADAPTED) for dtype in ("float32", "bfloat16")]
 NAMES = [f"{'lora' if spec.lora else 'all'}-{dtype}" for spec, dtype in COMBINATIONS]
 combinations = pytest.mark.parametrize(("spec", "dtype"), COMBINATIONS, ids=NAMES)
@@ -131,7 +131,7 @@ def test_draws_of_neighbours_and_of_successive_updates_do_not_hang_together():
 
 def test_updates_at_a_rate_of_1e_6_move_bfloat16_as_far_as_float32_in_the_mean():
     """200 updates against one gradient with noise: float32 moves by about 2e-4, of which rounding to nearest loses nearly all."""
-    cfg, n = config.Optim(lr=1e-6, warmup_frac=0.0), 2**16
+    cfg, n = config.OptimConfig(lr=1e-6, warmup_frac=0.0), 2**16
     noise = 0.1 * jax.random.normal(jax.random.key(1), (4, n))
     start = {"w": (0.02 * jax.random.normal(jax.random.key(0), (n,))).astype(jnp.bfloat16)}
     optimizer = make_optimizer(cfg, 200)
@@ -160,7 +160,7 @@ def test_updates_at_a_rate_of_1e_6_move_bfloat16_as_far_as_float32_in_the_mean()
 
 def test_float32_params_are_added_to_as_ever():
     params, updates = ({"a": {"w": jax.random.normal(jax.random.key(i), (99,))}} for i in (0, 1))
-    state = make_optimizer(config.Optim(), 10).init(params)
+    state = make_optimizer(config.OptimConfig(), 10).init(params)
     jax.tree.map(np.testing.assert_array_equal, apply_updates(params, updates, state, 0), optax.apply_updates(params, updates))
 
 
@@ -170,7 +170,7 @@ def test_rounding_does_not_depend_on_the_mesh_or_on_padding():
     outcomes = []
     for spec, where in ((reference.SPEC, reference.single()), (dataclasses.replace(reference.SPEC, padded_vocab=56), mesh)):
         params = sharding.abstract_params(spec, where, sharding.LEARNER, "bfloat16")
-        state = make_optimizer(config.Optim(), 10).init(jax.tree.map(lambda p: jnp.zeros(p.shape), params))
+        state = make_optimizer(config.OptimConfig(), 10).init(jax.tree.map(lambda p: jnp.zeros(p.shape), params))
         ones, updates = (
             jax.tree.map(lambda p, value=value, dtype=dtype: jnp.full(p.shape, value, dtype, device=p.sharding), params)
             for value, dtype in ((1, jnp.bfloat16), (2**-8, jnp.float32))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from p2o_jax import config
-from p2o_jax.config import Adv, ConfigError, Distill, Loss
+from p2o_jax.config import AdvConfig, ConfigError, DistillConfig, LossConfig
 from p2o_jax.models import transformer
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rl import advantages, batch, distill, losses, stats
@@ -18,7 +18,7 @@ from p2o_jax.rl.learner import Learner
 from p2o_jax.rl.optimizer import make_optimizer, make_rate
 from p2o_jax.rollout.engine import Engine
 from p2o_jax.runtime import rng
-from p2o_jax.types import Ask, Completion, Question, Request, Rollout, Sampling, Verdict
+from p2o_jax.types import Completion, Question, Request, Rollout, SamplingParams, TemplatedQuestion, Verdict
 
 _spec = importlib.util.spec_from_file_location("learner_reference", Path(__file__).parent / "test_learner.py")
 assert _spec and _spec.loader
@@ -34,11 +34,11 @@ def examples_of(cfg, rollouts=None):
 def rollout(length: int, stopped: bool, score: float = 1.0) -> Rollout:
     completion = Completion(np.ones(length, np.int32), np.zeros(length, np.float32), stopped)
     question = Question("q", ({"role": "user", "content": "?"},), "1")
-    return Rollout(Ask(question, "", "n"), (1,), (1,), completion, "", Verdict(score, 1.0, "correct"))
+    return Rollout(TemplatedQuestion(question, "", "n"), (1,), (1,), completion, "", Verdict(score, 1.0, "correct"))
 
 
 def test_rloo_is_against_the_mean_of_the_others():
-    got = advantages.group_advantages(np.array([[1, 0, 0, 1], [1, 1, 1, 1]], np.float32), Adv("rloo"))
+    got = advantages.group_advantages(np.array([[1, 0, 0, 1], [1, 1, 1, 1]], np.float32), AdvConfig("rloo"))
     np.testing.assert_allclose(got, [[2 / 3, -2 / 3, -2 / 3, 2 / 3], [0, 0, 0, 0]], atol=1e-6)
 
 
@@ -60,18 +60,18 @@ def test_overlong_penalty_changes_rewards_and_mask_leaves_the_truncated_out():
 def test_sequence_ratios_are_means_inside_a_segment_with_each_token_s_own_gradient():
     new, old = jnp.float32([[-1.0, -2.0, -3.0, -1.0, -5.0]]), jnp.float32([[-1.5, -2.0, -1.0, -2.0, 0.0]])
     segment, trained = jnp.int32([[1, 1, 2, 2, 0]]), jnp.array([[True, True, True, False, False]])
-    cfg = Loss(ratio="sequence")
+    cfg = LossConfig(ratio="sequence")
     got = losses.log_ratio(new, old, segment, trained, cfg)
     np.testing.assert_allclose(got[0, :3], [0.25, 0.25, -2.0])
     gradient = jax.grad(lambda x: losses.log_ratio(x, old, segment, trained, cfg)[0, 0])(new)
     np.testing.assert_allclose(gradient[0], [1, 0, 0, 0, 0])
-    np.testing.assert_array_equal(losses.log_ratio(new, old, segment, trained, Loss()), new - old)
+    np.testing.assert_array_equal(losses.log_ratio(new, old, segment, trained, LossConfig()), new - old)
 
 
 def test_sequence_gradient_is_that_of_gspo():
     """With equal weights: the same as differentiating the mean log-ratio itself, summed over the sequence's tokens."""
     new, old = jnp.float32([[-1.0, -2.0, -3.0]]), jnp.float32([[-1.1, -2.0, -3.05]])
-    segment, trained, cfg = jnp.ones((1, 3), jnp.int32), jnp.ones((1, 3), bool), Loss(ratio="sequence")
+    segment, trained, cfg = jnp.ones((1, 3), jnp.int32), jnp.ones((1, 3), bool), LossConfig(ratio="sequence")
     ours = jax.grad(lambda x: losses.policy_loss(x, losses.log_ratio(x, old, segment, trained, cfg), jnp.ones((1, 3)), cfg).loss.sum())(new)
     gspo = jax.grad(lambda x: -3 * jnp.exp(jnp.mean(x - old)))(new)
     np.testing.assert_allclose(ours, gspo, rtol=1e-5)
@@ -79,7 +79,7 @@ def test_sequence_gradient_is_that_of_gspo():
 
 def test_cispo_keeps_every_token_s_gradient_with_a_clipped_weight():
     log_ratio, advantage = jnp.log(jnp.float32([1.1, 3.0, 0.1])), jnp.float32([2.0, 2.0, -1.0])
-    cfg = Loss(ratio="cispo", clip_low=0.2, clip_high=0.28)
+    cfg = LossConfig(ratio="cispo", clip_low=0.2, clip_high=0.28)
     gradient = jax.grad(lambda x: losses.policy_loss(x, log_ratio, advantage, cfg).loss.sum())(jnp.zeros(3))
     np.testing.assert_allclose(gradient, [-2.2, -2.56, 0.8], rtol=1e-5)
     assert list(losses.policy_loss(jnp.zeros(3), log_ratio, advantage, cfg).clipped) == [0, 1, 1]
@@ -94,7 +94,7 @@ def test_ratio_levels_do_not_depend_on_packing(ratio):
 
 def test_truncated_weights_by_hand():
     plain, templated = np.log(np.float32([0.5, 0.1, 0.9])), np.log(np.float32([0.25, 0.2, 0.1]))
-    cfg = Distill(mode="truncated", cap=3.0)
+    cfg = DistillConfig(mode="truncated", cap=3.0)
     weight = distill.token_weights(plain, templated, cfg)
     np.testing.assert_allclose(weight, [2.0, 0.5, 3.0], rtol=1e-5)
     found = stats.distill_stats([distill.density_ratio(plain, templated)], [weight], 6, cfg)
@@ -151,9 +151,9 @@ def test_the_first_update_needs_no_scores_of_its_own():
 def test_at_float32_the_gap_that_the_first_update_measures_is_rounding():
     cfg = reference.make_config(optim__row_tokens=40)
     engine = Engine(reference.SPEC, reference.single(), cfg.rollout, [reference.MAX_NEW], [3, 4], 0, jnp.float32)
-    requests = [Request(r.prompt_ids, r.ask.name) for r in reference.make_rollouts()]
-    how = Sampling(reference.TEMPERATURE, reference.MAX_NEW)
-    completions = engine.generate(engine.lay_out(reference.OLD), requests, how, rng.key(0, "gap"))
+    requests = [Request(r.prompt_ids, r.prompt.name) for r in reference.make_rollouts()]
+    how = SamplingParams(reference.TEMPERATURE, reference.MAX_NEW)
+    completions = engine.generate(engine.to_rollout_layout(reference.OLD), requests, how, rng.key(0, "gap"))
     rollouts = [dataclasses.replace(r, completion=c) for r, c in zip(reference.make_rollouts(), completions, strict=True)]
     made = examples_of(cfg, rollouts)
     learner = reference.make_learner(cfg)
@@ -208,13 +208,13 @@ def test_the_first_bad_batch_is_written_and_too_many_end_the_run(tmp_path):
 
 
 def test_cosine_falls_to_zero_after_the_warm_up():
-    rate = make_rate(config.Optim(lr=2.0, schedule="cosine", warmup_frac=0.2), 10)
+    rate = make_rate(config.OptimConfig(lr=2.0, schedule="cosine", warmup_frac=0.2), 10)
     assert callable(rate)
     np.testing.assert_allclose([rate(i) for i in (0, 1, 5, 9)], [1.0, 2.0, 1.0, 0.0], atol=1e-6)
 
 
 def test_the_first_moment_can_be_bfloat16():
-    optimizer = make_optimizer(config.Optim(mu_dtype="bfloat16"), 10)
+    optimizer = make_optimizer(config.OptimConfig(mu_dtype="bfloat16"), 10)
     state = optimizer.init({"w": jnp.ones(3)})
     _, state = optimizer.update({"w": jnp.ones(3)}, state, {"w": jnp.ones(3)})
     adam = next(s for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from p2o_jax.config import Rollout as RolloutConfig
+from p2o_jax.config import RolloutConfig
 from p2o_jax.data.questions import Questions
 from p2o_jax.p2o import assign
 from p2o_jax.rollout import dynamic_sampling
@@ -37,13 +37,13 @@ class Toy:
 
 def fill_step(useful, step=0, rounds=10, assignment=Assignment()):  # noqa: B008
     toy, questions = Toy(useful), Questions(QUESTIONS, PER_STEP, seed=1)
-    asked = toy.answer(None, assign.asks_for(questions.batch(step), assignment, G, "train"), KEY)
+    asked = toy.answer(None, assign.prompts_for(questions.batch(step), assignment, G, "train"), KEY)
     cfg = RolloutConfig(questions=PER_STEP, group_size=G, max_sampling_rounds=rounds, dynamic_sampling=True)
     return dynamic_sampling.DynamicSampling(toy.answer, questions, cfg, toy.useful)(None, asked, assignment, step, KEY), toy
 
 
 def ids(rollouts):
-    return [r.ask.question.id for r in rollouts[::G]]
+    return [r.prompt.question.id for r in rollouts[::G]]
 
 
 def test_asks_until_the_step_is_full_of_groups_that_teach():
@@ -85,10 +85,10 @@ def test_further_questions_are_a_function_of_seed_and_step():
 def test_further_questions_are_asked_under_their_templates():
     templates = {q.id: ("z", "") for q in QUESTIONS}
     filled, _ = fill_step({q.id for q in QUESTIONS[::2]}, assignment=Assignment(templates))
-    assert [r.ask.template for r in filled.made] == ["z", ""] * (len(filled.made) // G)
+    assert [r.prompt.template for r in filled.made] == ["z", ""] * (len(filled.made) // G)
 
 
 def test_as_asked_trains_on_what_was_asked():
-    rollouts = Toy(set()).answer(None, assign.asks_for(QUESTIONS[:2], Assignment(), G, "train"), KEY)
+    rollouts = Toy(set()).answer(None, assign.prompts_for(QUESTIONS[:2], Assignment(), G, "train"), KEY)
     filled = dynamic_sampling.as_asked(None, rollouts, Assignment(), 0, KEY)
     assert filled.trained is rollouts and filled.made is rollouts and filled.stats == {}

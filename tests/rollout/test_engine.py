@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from p2o_jax.config import Rollout
+from p2o_jax.config import RolloutConfig
 from p2o_jax.models import sharding, transformer
 from p2o_jax.models.attention import decoding, pallas_decode, reference
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rollout import scheduler
 from p2o_jax.rollout.engine import Engine, Program, Work
 from p2o_jax.runtime import distributed, rng
-from p2o_jax.types import Request, Sampling
+from p2o_jax.types import Request, SamplingParams
 
 SPEC = ModelSpec("qwen3", vocab=50, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, qk_norm=True, tied=True)
 STOPS = (7, 31)
 BUCKETS, CAPACITY, SLOTS = (8, 16), 40, 8
-HOW = Sampling(1.0, CAPACITY)
+HOW = SamplingParams(1.0, CAPACITY)
 KEY = rng.key(0, "test")
 
 
@@ -37,10 +37,17 @@ def make_engine(shape=(1, 1, 1), capacities=(CAPACITY,), **settings):
     """An engine on a mesh of this shape, and the weights laid out for it."""
     num_devices = shape[0] * shape[1] * shape[2]
     mesh = sharding.make_mesh(shape, devices=jax.devices()[:num_devices])
-    usual = {"questions": 10, "group_size": 4, "prompt_buckets": BUCKETS, "slots": SLOTS, "bank_tokens": 2048, "prefill_tokens": 512}
-    cfg = Rollout(**{**usual, **settings})
+    usual = {
+        "questions": 10,
+        "group_size": 4,
+        "prompt_buckets": BUCKETS,
+        "slots": SLOTS,
+        "prompt_cache_tokens": 2048,
+        "prefill_tokens": 512,
+    }
+    cfg = RolloutConfig(**{**usual, **settings})
     engine = Engine(SPEC, mesh, cfg, capacities, STOPS, 0, jnp.float32)
-    return engine, engine.lay_out(PARAMS)
+    return engine, engine.to_rollout_layout(PARAMS)
 
 
 @functools.cache
@@ -63,8 +70,8 @@ def baseline():
 
 
 def test_log_probs_are_those_of_teacher_forcing():
-    filtered = Sampling(1.3, 20, top_k=10, top_p=0.9, min_p=0.02)
-    for how in (HOW, Sampling(0.7, CAPACITY), filtered, Sampling(0.0, 12), Sampling(0.7, CAPACITY, plain_logps=True)):
+    filtered = SamplingParams(1.3, 20, top_k=10, top_p=0.9, min_p=0.02)
+    for how in (HOW, SamplingParams(0.7, CAPACITY), filtered, SamplingParams(0.0, 12), SamplingParams(0.7, CAPACITY, plain_logps=True)):
         engine, weights = make_engine()
         completions = baseline() if how is HOW else engine.generate(weights, make_requests(), how, KEY)
         token = np.zeros((len(completions), 16 + CAPACITY), np.int32)
@@ -87,7 +94,7 @@ def _token_logps(params, token, position, segment, temperature):
 def test_greedy_takes_the_most_likely_token():
     engine, weights = make_engine()
     request = make_requests()[8]
-    (completion,) = engine.generate(weights, [request], Sampling(0.0, 12), KEY)
+    (completion,) = engine.generate(weights, [request], SamplingParams(0.0, 12), KEY)
     ids = jnp.asarray([[*request.prompt_ids, *completion.token_ids]])
     x, _ = transformer.hidden(SPEC, PARAMS, ids, jnp.arange(ids.size)[None], transformer.attend_packed(jnp.ones_like(ids)))
     best = np.asarray(transformer.logits(SPEC, PARAMS, x[0]).argmax(axis=-1))
@@ -126,7 +133,7 @@ def test_the_stop_token_ends_a_rollout_and_is_kept_and_scored():
 @pytest.mark.parametrize("limit", [1, 5])
 def test_max_new_tokens_is_honoured_and_a_shorter_text_is_the_beginning_of_a_longer_one(limit):
     engine, weights = make_engine()
-    cut = engine.generate(weights, make_requests(), Sampling(1.0, limit), KEY)
+    cut = engine.generate(weights, make_requests(), SamplingParams(1.0, limit), KEY)
     assert texts(cut) == [t[:limit] for t in texts(baseline())]
     assert [c.stopped for c in cut] == [c.token_ids[-1] in STOPS for c in cut]
 
@@ -140,7 +147,7 @@ def test_max_new_tokens_is_honoured_and_a_shorter_text_is_the_beginning_of_a_lon
         {"slots": 16, "min_slots": 0},
         {"group_size": 1, "questions": 40},
         {"prompt_buckets": (5, 16, 30)},
-        {"prompt_buckets": (16,), "bank_tokens": 32, "prefill_tokens": 16},
+        {"prompt_buckets": (16,), "prompt_cache_tokens": 32, "prefill_tokens": 16},
         {"prompt_buckets": (40,), "share_prefixes": False},
         {"prompt_buckets": (40,), "prefill_tokens": 8},
         {"capacities": (CAPACITY, 64), "questions": 1},
@@ -188,15 +195,20 @@ def test_keys_of_two_phases_or_steps_differ():
 
 def test_what_is_listed_and_compiled_ahead_is_all_that_runs():
     engine, _ = make_engine(capacities=(20, 24))
-    plain, filtered = Sampling(1.0, 20), Sampling(1.0, 20, top_k=2)
+    plain, filtered = SamplingParams(1.0, 20), SamplingParams(1.0, 20, top_k=2)
     listed = [program for how in (plain, filtered) for program in engine.needed(how, 16)]
     engine.programs.compile(listed)
     assert len(engine.programs) == 1 + len(BUCKETS) * (1 + 2 * (2 + 2))  # any prompts or whole groups; bank and prefill, decoding twice
-    params = engine.lay_out(PARAMS)
+    params = engine.to_rollout_layout(PARAMS)
     keys = [rng.key(epoch, "again") for epoch in range(3)]
     counter = distributed.CompileCounter()
     for key in keys:
-        for how in (Sampling(0.3, 3), Sampling(0.0, 17), Sampling(2.0, 20, plain_logps=True), Sampling(0.5, 9, top_p=0.4, min_p=0.1)):
+        for how in (
+            SamplingParams(0.3, 3),
+            SamplingParams(0.0, 17),
+            SamplingParams(2.0, 20, plain_logps=True),
+            SamplingParams(0.5, 9, top_p=0.4, min_p=0.1),
+        ):
             for count in (1, 40, 90):
                 engine.generate(params, make_requests(count), how, key)
             engine.generate(params, make_requests()[::4], how, key)  # no prompt shared
@@ -205,10 +217,10 @@ def test_what_is_listed_and_compiled_ahead_is_all_that_runs():
 
 def test_a_program_takes_the_shapes_it_was_made_for_and_no_others():
     engine, weights = make_engine()
-    bank = engine.programs[Program("bank", 8, 256)]()
+    prompt_cache = engine.programs[Program("prompt_cache", 8, 256)]()
     run = engine.programs[Program("prefill", 8, 256)]
     with pytest.raises(TypeError, match="compiled"):
-        run(weights, bank, np.zeros((1, 8), np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32), np.int32(0))
+        run(weights, prompt_cache, np.zeros((1, 8), np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32), np.int32(0))
 
 
 def test_rollouts_come_out_while_others_still_run():
@@ -255,7 +267,7 @@ def test_the_same_text_with_kernels(kernel, monkeypatch):
     spec = dataclasses.replace(SPEC, head_dim={"gpu": 16, "tpu": 128}[kernel])
     params = jax.tree.map(lambda w: w * 3, transformer.init(spec, jax.random.key(0)))
     mesh = sharding.make_mesh((1, 1, 1), devices=jax.devices()[:1])
-    cfg = Rollout(questions=2, group_size=4, slots=4, prompt_buckets=(16,), bank_tokens=64)
+    cfg = RolloutConfig(questions=2, group_size=4, slots=4, prompt_buckets=(16,), prompt_cache_tokens=64)
     attend = functools.partial(getattr(pallas_decode, kernel), interpret=True)
     append = functools.partial(pallas_decode.tpu_append, interpret=True) if kernel == "tpu" else reference.append
     kinds = {
@@ -268,7 +280,7 @@ def test_the_same_text_with_kernels(kernel, monkeypatch):
     for name, kind in kinds.items():
         monkeypatch.setattr(decoding, "for_mesh", lambda *_, kind=kind: kind)
         engine = Engine(spec, mesh, cfg, [20], STOPS, 0, jnp.float32)
-        got[name] = engine.generate(engine.lay_out(params), make_requests(12), Sampling(1.0, 20), KEY)
+        got[name] = engine.generate(engine.to_rollout_layout(params), make_requests(12), SamplingParams(1.0, 20), KEY)
     assert texts(got[kernel]) == texts(got["dense"])
     for a, b in zip(got[kernel], got["dense"], strict=True):
         np.testing.assert_allclose(a.logp_R, b.logp_R, rtol=1e-4, atol=1e-5)
@@ -294,7 +306,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"prompt of 17 tokens \(long\)"):
         engine.generate(weights, [Request((1,) * 17, "long")], HOW, KEY)
     with pytest.raises(ValueError, match=r"max_new_tokens=41 .* built for: \[40\]"):
-        engine.generate(weights, make_requests(), Sampling(1.0, CAPACITY + 1), KEY)
+        engine.generate(weights, make_requests(), SamplingParams(1.0, CAPACITY + 1), KEY)
 
 
 def test_long_tails_keep_the_slots_busy():
@@ -302,7 +314,7 @@ def test_long_tails_keep_the_slots_busy():
     engine, weights = make_engine(slots=64, questions=64, capacities=(160,), prompt_buckets=(16,))
     requests = [Request(make_requests()[i % 40].prompt_ids, f"tail{i}") for i in range(256)]
     engine.take_work()
-    completions = engine.generate(weights, requests, Sampling(1.0, 160), KEY)
+    completions = engine.generate(weights, requests, SamplingParams(1.0, 160), KEY)
     lengths = np.array([len(c.token_ids) for c in completions])
     assert lengths.max() > 4 * lengths.mean(), "the lengths have a long tail"
     work = engine.take_work()

@@ -12,21 +12,21 @@ from p2o_jax.data.chat import templated
 from p2o_jax.models import sharding, transformer
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rollout.engine import Engine
-from p2o_jax.rollout.gepa_adapter import PhaseJournals, Stages, num_set_aside, settings_digest
-from p2o_jax.rollout.pipeline import Answerer
+from p2o_jax.rollout.gepa_adapter import GepaAdapter, PhaseJournals, num_set_aside, settings_digest
+from p2o_jax.rollout.pipeline import RolloutPipeline
 from p2o_jax.runtime import distributed, rng
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.state import Ledger, RunState
-from p2o_jax.types import Question, Sampling, Verdict
+from p2o_jax.types import Question, SamplingParams, Verdict
 
 SPEC = ModelSpec("qwen3", vocab=32, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16, qk_norm=True, tied=True)
 CFG = config.resolve(
     Config(
-        rollout=config.Rollout(
-            questions=8, group_size=2, max_new_tokens=6, prompt_buckets=(32,), slots=8, bank_tokens=512, prefill_tokens=256
+        rollout=config.RolloutConfig(
+            questions=8, group_size=2, max_new_tokens=6, prompt_buckets=(32,), slots=8, prompt_cache_tokens=512, prefill_tokens=256
         ),
-        data=config.Data(max_prompt_tokens=8),
-        gepa=config.Gepa(
+        data=config.DataConfig(max_prompt_tokens=8),
+        gepa=config.GepaConfig(
             parents=3, minibatch=2, dev_size=4.0, budget="calls", max_metric_calls=70, reflect_new_tokens=6, reflect_prompt_tokens=200,
             prompt_style="compact", temperature=1.0, acceptance="margin", acceptance_margin=0.0, filter_replies=False, leak_guard=False,
             max_template_tokens=8, patience=0,
@@ -56,31 +56,31 @@ class LetterChat:
         return len(text.split())
 
 
-def test_what_a_reward_function_says_is_feedback_unless_it_failed(answerer):
-    made, weights = answerer
+def test_what_a_reward_function_says_is_feedback_unless_it_failed(pipeline):
+    made, weights = pipeline
     told = [Verdict(0.2, 1.0, "wrong", "Shorter."), Verdict(0.0, 1.0, "error", "KeyError"), Verdict(1.0, 1.0, "correct")]
-    judged = Answerer(made.engine, made.chat, lambda texts, questions: told, made.reporter)
-    stages = Stages(judged, lambda: weights, lambda *_: ([], {}), CFG, rng.key(0, "gepa"), Ledger())
+    judged = RolloutPipeline(made.engine, made.chat, lambda texts, questions: told, made.reporter)
+    stages = GepaAdapter(judged, lambda: weights, lambda *_: ([], {}), CFG, rng.key(0, "gepa"), Ledger())
     outcomes = stages.evaluate([("", q) for q in HARD[:3]])
     assert [(o.score, o.feedback) for o in outcomes] == [(0.2, "Shorter."), (0.0, ""), (1.0, "")]
 
 
-def test_transfers_of_successes_alone_are_asked_for_with_reliance(answerer):
-    made, weights = answerer
+def test_transfers_of_successes_alone_are_asked_for_with_reliance(pipeline):
+    made, weights = pipeline
     told = [Verdict(1.0, 1.0, "correct"), Verdict(0.0, 1.0, "wrong"), Verdict(1.0, 1.0, "correct")]
-    judged = Answerer(made.engine, made.chat, lambda texts, questions: told, made.reporter)
+    judged = RolloutPipeline(made.engine, made.chat, lambda texts, questions: told, made.reporter)
     asked = []
     on = dataclasses.replace(CFG, gepa=dataclasses.replace(CFG.gepa, reliance=True))
 
     def transfers(rollouts):
-        asked.extend(r.ask.question.id for r in rollouts)
+        asked.extend(r.prompt.question.id for r in rollouts)
         return [0.25, 0.5]
 
-    outcomes = Stages(judged, lambda: weights, lambda *_: ([], {}), on, rng.key(0, "gepa"), Ledger(), transfers).evaluate(
+    outcomes = GepaAdapter(judged, lambda: weights, lambda *_: ([], {}), on, rng.key(0, "gepa"), Ledger(), transfers).evaluate(
         [("z", q) for q in HARD[:3]]
     )
     assert asked == ["q0", "q2"] and [o.transfer for o in outcomes] == [0.25, 0.0, 0.5]
-    off = Stages(judged, lambda: weights, lambda *_: ([], {}), CFG, rng.key(0, "gepa"), Ledger(), transfers).evaluate(
+    off = GepaAdapter(judged, lambda: weights, lambda *_: ([], {}), CFG, rng.key(0, "gepa"), Ledger(), transfers).evaluate(
         [("z", q) for q in HARD[:3]]
     )
     assert asked == ["q0", "q2"] and {o.transfer for o in off} == {0.0}
@@ -91,18 +91,18 @@ def verify(texts, questions):
 
 
 @pytest.fixture(scope="module")
-def answerer():
+def pipeline():
     mesh = sharding.make_mesh((1, 1, 1), devices=distributed.jax.devices()[:1])
     engine = Engine(SPEC, mesh, CFG.rollout, [6], (7,), 0, jnp.float32)
-    made = Answerer(engine, LetterChat(), verify, Reporter(enabled=False))
-    return made, engine.lay_out(transformer.init(SPEC, rng.key(0, "init")))
+    made = RolloutPipeline(engine, LetterChat(), verify, Reporter(enabled=False))
+    return made, engine.to_rollout_layout(transformer.init(SPEC, rng.key(0, "init")))
 
 
 class Phase:
     """The prompt phase of a state as the loop runs it; `kill_at` raises before that call is made."""
 
-    def __init__(self, answerer, workdir, kill_at=None, seed=0, settings="s"):
-        self.answerer, self.weights = answerer
+    def __init__(self, pipeline, workdir, kill_at=None, seed=0, settings="s"):
+        self.pipeline, self.weights = pipeline
         self.calls, self.kill_at, self.told = [], kill_at, []
         self.journals = PhaseJournals(workdir, seed, settings, self.told.append)
 
@@ -110,17 +110,17 @@ class Phase:
         return self.journals.resume(state, 0, lambda journal: self.search(state, journal))
 
     def search(self, state, journal):
-        how = Sampling(1.0, 6)
+        how = SamplingParams(1.0, 6)
         key = rng.key(0, "gepa", state.step)
 
         def reply(prompts, names, spent):
-            return self.answerer.reply(self.weights, prompts, names, how, key)
+            return self.pipeline.reply(self.weights, prompts, names, how, key)
 
-        stages = Stages(self.answerer, lambda: self.weights, reply, CFG, key, state.ledger)
+        stages = GepaAdapter(self.pipeline, lambda: self.weights, reply, CFG, key, state.ledger)
         journal.account(lambda: stages.last_costs, stages.book)
         evaluate, reflect = journal.evaluate(self.counted(stages.evaluate)), journal.reflect(self.counted(stages.reflect))
         result = gepa.search(
-            HARD, evaluate, reflect, self.answerer.chat.count_tokens, CFG.gepa, "s", fits=stages.fits, on_stage=stages.enter
+            HARD, evaluate, reflect, self.pipeline.chat.count_tokens, CFG.gepa, "s", fits=stages.fits, on_stage=stages.enter
         )
         return result, stages.ledger
 
@@ -141,8 +141,8 @@ def untimed(ledger):
     return {phase: {k: v for k, v in row.items() if k != "seconds"} for phase, row in ledger.costs.items()}
 
 
-def test_killed_at_every_call_it_ends_the_same_and_counts_every_token_once(answerer, tmp_path):
-    whole = Phase(answerer, tmp_path / "whole")
+def test_killed_at_every_call_it_ends_the_same_and_counts_every_token_once(pipeline, tmp_path):
+    whole = Phase(pipeline, tmp_path / "whole")
     result, ledger = whole.run(STATE)
     assert len(result.templates) > 1 and len(whole.calls) > 6
     assert {"gepa_seed", "gepa_parents", "gepa_children", "gepa_dev", "gepa_reflect"} < set(ledger.costs)
@@ -151,7 +151,7 @@ def test_killed_at_every_call_it_ends_the_same_and_counts_every_token_once(answe
     assert evaluated == result.stats["rollouts_generated"]
     assert all(row["flops"] > 0 and row["seconds"] > 0 for phase, row in ledger.costs.items() if phase != "policy")
     for kill_at in range(len(whole.calls)):
-        first, second = Phase(answerer, tmp_path / str(kill_at), kill_at), Phase(answerer, tmp_path / str(kill_at))
+        first, second = Phase(pipeline, tmp_path / str(kill_at), kill_at), Phase(pipeline, tmp_path / str(kill_at))
         with pytest.raises(Killed):
             first.run(STATE)
         again, ledger_again = second.run(STATE)
@@ -160,11 +160,11 @@ def test_killed_at_every_call_it_ends_the_same_and_counts_every_token_once(answe
 
 
 @pytest.mark.parametrize("changed", ["seed", "settings", "step", "hard_ids"])
-def test_another_phase_s_journal_is_set_aside_told_and_counted(answerer, tmp_path, changed):
-    before = Phase(answerer, tmp_path)
+def test_another_phase_s_journal_is_set_aside_told_and_counted(pipeline, tmp_path, changed):
+    before = Phase(pipeline, tmp_path)
     expected, _ = before.run(STATE)
     state = dataclasses.replace(STATE, **{"step": {"step": 6}, "hard_ids": {"hard_ids": STATE.hard_ids[1:]}}.get(changed, {}))
-    phase = Phase(answerer, tmp_path, **{"seed": {"seed": 1}, "settings": {"settings": "t"}}.get(changed, {}))
+    phase = Phase(pipeline, tmp_path, **{"seed": {"seed": 1}, "settings": {"settings": "t"}}.get(changed, {}))
     result, ledger = phase.run(state)
     assert len(phase.told) == 1 and "starts afresh" in phase.told[0] and "\n" not in phase.told[0]
     assert phase.calls and num_set_aside(tmp_path, 0) == 1
@@ -172,12 +172,12 @@ def test_another_phase_s_journal_is_set_aside_told_and_counted(answerer, tmp_pat
     assert untimed(ledger)["gepa_seed"]["rollouts"] == 4
 
 
-def test_a_damaged_journal_is_set_aside(answerer, tmp_path):
-    expected, _ = Phase(answerer, tmp_path).run(STATE)
+def test_a_damaged_journal_is_set_aside(pipeline, tmp_path):
+    expected, _ = Phase(pipeline, tmp_path).run(STATE)
     path = tmp_path / "gepa" / "journal_epoch_0.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([lines[0], "damaged\n", *lines[2:]]))
-    phase = Phase(answerer, tmp_path)
+    phase = Phase(pipeline, tmp_path)
     assert phase.run(STATE)[0] == expected and "line 2 of" in phase.told[0]
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from p2o_jax.config import ConfigError, Rollout
+from p2o_jax.config import ConfigError, RolloutConfig
 from p2o_jax.models import sharding
 from p2o_jax.models.spec import ModelSpec, num_params
 from p2o_jax.rollout import memory
@@ -15,25 +15,25 @@ SPEC = ModelSpec("qwen3", vocab=50, width=32, layers=2, heads=4, kv_heads=2, hea
 
 def make_engine(slots=16, shape=(1, 1, 1), **settings):
     mesh = sharding.make_mesh(shape, devices=jax.devices()[: shape[0] * shape[1] * shape[2]])
-    usual = {"questions": 8, "group_size": 4, "prompt_buckets": (16, 64), "bank_tokens": 1024, "prefill_tokens": 64}
-    return Engine(SPEC, mesh, Rollout(slots=slots, **{**usual, **settings}), [40], (7,), 0, jnp.bfloat16)
+    usual = {"questions": 8, "group_size": 4, "prompt_buckets": (16, 64), "prompt_cache_tokens": 1024, "prefill_tokens": 64}
+    return Engine(SPEC, mesh, RolloutConfig(slots=slots, **{**usual, **settings}), [40], (7,), 0, jnp.bfloat16)
 
 
 def test_the_plan_by_hand():
     got = memory.plan(make_engine(), others=1000)
     position = SPEC.layers * 2 * SPEC.kv_heads * SPEC.head_dim * 2  # bytes of keys and values, bfloat16
     assert got.weights == 2 * num_params(SPEC)
-    assert got.bank == 1024 * position  # 64 rows of 16 or 16 of 64
+    assert got.prompt_cache == 1024 * position  # 64 rows of 16 or 16 of 64
     assert got.slots == 16 * ((40 + 64) * position + 3 * 4 + 1)  # on CPU with a copy of the prompt
     assert got.outputs == 2 * (32 * (40 * 8 + 2 * 4) + 2 * 4)
-    assert got.others == 1000 and got.total == sum((got.weights, got.bank, got.slots, got.outputs, got.temporaries, 1000))
+    assert got.others == 1000 and got.total == sum((got.weights, got.prompt_cache, got.slots, got.outputs, got.temporaries, 1000))
 
 
 def test_shards_divide_it_and_int8_halves_it():
     whole, sharded, small = (memory.plan(make_engine(**c)) for c in ({}, {"shape": (2, 2, 2)}, {"cache_dtype": "int8"}))
-    assert sharded.bank * 8 == whole.bank  # rows over data x fsdp, heads over tensor
+    assert sharded.prompt_cache * 8 == whole.prompt_cache  # rows over data x fsdp, heads over tensor
     assert whole.slots / 8.5 < sharded.slots < whole.slots / 7
-    assert small.bank == 1024 * SPEC.layers * 2 * SPEC.kv_heads * (SPEC.head_dim + 4)
+    assert small.prompt_cache == 1024 * SPEC.layers * 2 * SPEC.kv_heads * (SPEC.head_dim + 4)
 
 
 def test_slots_are_as_many_as_fit(monkeypatch):
@@ -50,7 +50,13 @@ def test_what_does_not_fit_is_told_with_the_arithmetic(monkeypatch):
     monkeypatch.setattr(memory, "device_bytes", lambda mesh: 1 << 17)
     with pytest.raises(ConfigError) as e:
         memory.fitting(make_engine, 16, 1 << 30)
-    for part in ("16 slots x 40 tokens 0.00 GiB", "held by the learner 1.00 GiB", "= 1.00 GiB", "config.rollout.bank_tokens", "int8"):
+    for part in (
+        "16 slots x 40 tokens 0.00 GiB",
+        "held by the learner 1.00 GiB",
+        "= 1.00 GiB",
+        "config.rollout.prompt_cache_tokens",
+        "int8",
+    ):
         assert part in str(e.value)
     with pytest.raises(ConfigError, match="1 slots x 40 tokens"):
         memory.fitting(make_engine, 0, 1 << 30)

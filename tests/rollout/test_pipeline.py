@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from p2o_jax.rollout.engine import Work
-from p2o_jax.rollout.pipeline import Answerer
+from p2o_jax.rollout.pipeline import RolloutPipeline
 from p2o_jax.runtime.console import Reporter
-from p2o_jax.types import Ask, Completion, Question, Sampling, Verdict
+from p2o_jax.types import Completion, Question, SamplingParams, TemplatedQuestion, Verdict
 
 QUESTIONS = [Question(f"q{i}", ({"role": "user", "content": f"n{i}"},), str(i)) for i in range(6)]
-ASKS = [Ask(question, "", f"{question.id}/{g}") for question in QUESTIONS for g in range(2)]
-HOW = Sampling(1.0, 50)
+ASKS = [TemplatedQuestion(question, "", f"{question.id}/{g}") for question in QUESTIONS for g in range(2)]
+HOW = SamplingParams(1.0, 50)
 
 
 class Sampler:
@@ -42,13 +42,13 @@ def verify(texts, questions):
     return [Verdict(float(int(t) // 2 == int(q.answer)), 1.0, "correct") for t, q in zip(texts, questions, strict=True)]
 
 
-def answerer(sampler, judge=verify):
-    return Answerer(sampler, Words(), judge, Reporter(enabled=False))
+def pipeline(sampler, judge=verify):
+    return RolloutPipeline(sampler, Words(), judge, Reporter(enabled=False))
 
 
 def test_rollouts_come_in_the_order_of_the_asks_whatever_finishes_first():
-    rollouts = answerer(Sampler()).answer(None, ASKS, HOW, None)
-    assert [r.ask for r in rollouts] == ASKS
+    rollouts = pipeline(Sampler()).answer(None, ASKS, HOW, None)
+    assert [r.prompt for r in rollouts] == ASKS
     assert [r.text for r in rollouts] == [str(i) for i in range(12)]
     assert [len(r.completion.token_ids) for r in rollouts] == list(range(1, 13))
     assert all(r.verdict.answer_score == 1.0 for r in rollouts)
@@ -67,7 +67,7 @@ def test_what_is_finished_is_judged_while_the_rest_is_sampled():
         judged.set()
         return verify(texts, questions)
 
-    rollouts = answerer(Sampler(wait), judge).answer(None, ASKS, HOW, None)
+    rollouts = pipeline(Sampler(wait), judge).answer(None, ASKS, HOW, None)
     assert len(rollouts) == 12 and len(threads) == 1 and threading.main_thread() not in threads
 
 
@@ -79,7 +79,7 @@ def test_what_the_verifier_raises_ends_the_call_and_not_the_next_one():
             raise RuntimeError("verifier workers do not start")
         return verify(texts, questions)
 
-    asker = answerer(Sampler(), judge)
+    asker = pipeline(Sampler(), judge)
     with pytest.raises(RuntimeError, match="do not start"):
         asker.answer(None, ASKS, HOW, None)
     broken[0] = False
@@ -88,5 +88,5 @@ def test_what_the_verifier_raises_ends_the_call_and_not_the_next_one():
 
 def test_expected_lengths_reach_the_sampler():
     sampler = Sampler()
-    answerer(sampler).answer(None, [replace(ask, expected_tokens=float(i)) for i, ask in enumerate(ASKS)], HOW, None)
+    pipeline(sampler).answer(None, [replace(ask, expected_tokens=float(i)) for i, ask in enumerate(ASKS)], HOW, None)
     assert [r.expected_tokens for r in sampler.asked[0]] == [float(i) for i in range(12)]

@@ -49,7 +49,7 @@ def make_prompts() -> list[tuple[int, ...]]:
 
 def fill(prompts, chunk, share, rows_at_a_time, kind=reference.Transposed, dtype=jnp.float32):
     """The bank as the engine fills it, and how many chunks were computed."""
-    bank = decode.empty_caches(SPEC, len(prompts), 64, dtype, kind)
+    prompt_cache = decode.empty_caches(SPEC, len(prompts), 64, dtype, kind)
     run = jax.jit(lambda *args: prefill.extend(SPEC, WEIGHTS, *args))
     levels = prefill.plan(prompts, chunk, share)
     for level, pieces in enumerate(levels):
@@ -59,8 +59,8 @@ def fill(prompts, chunk, share, rows_at_a_time, kind=reference.Transposed, dtype
             for n, piece in enumerate(pieces[first : first + rows_at_a_time]):
                 ids = prompts[piece.row][:-1][level * chunk : (level + 1) * chunk]
                 token[n, : len(ids)], row[n], source[n] = ids, *piece
-            bank = run(bank, token, row, source, level)
-    return bank, sum(map(len, levels))
+            prompt_cache = run(prompt_cache, token, row, source, level)
+    return prompt_cache, sum(map(len, levels))
 
 
 def expected(prompt):
@@ -79,12 +79,12 @@ def expected(prompt):
 @pytest.mark.parametrize("kind", [reference.Cache, reference.Transposed])
 def test_the_bank_holds_what_a_whole_forward_pass_gives(share, chunk, rows_at_a_time, kind):
     prompts = make_prompts()
-    bank, num_chunks = fill(prompts, chunk, share, rows_at_a_time, kind)
+    prompt_cache, num_chunks = fill(prompts, chunk, share, rows_at_a_time, kind)
     whole = sum(-(-(len(p) - 1) // chunk) for p in prompts)
     assert num_chunks < 0.75 * whole if share else num_chunks == whole
     for row, prompt in enumerate(prompts):
         if len(prompt) > 1:
-            for cache, (k, v) in zip(bank, expected(prompt), strict=True):
+            for cache, (k, v) in zip(prompt_cache, expected(prompt), strict=True):
                 held_k = cache.k_RKSC[row] if kind is reference.Cache else cache.k_RKSC[row].swapaxes(1, 2)
                 np.testing.assert_allclose(held_k[:, : len(prompt) - 1], k, rtol=1e-4, atol=2e-5)
                 np.testing.assert_allclose(cache.v_RKSC[row][:, : len(prompt) - 1], v, rtol=1e-4, atol=2e-5)
@@ -93,18 +93,18 @@ def test_the_bank_holds_what_a_whole_forward_pass_gives(share, chunk, rows_at_a_
 def test_a_wrong_source_is_noticed():
     """What the test above would see if a prompt went on from another's row."""
     prompts = [(1, 2, 3, 4, 5), (6, 2, 3, 4, 5)]
-    bank = decode.empty_caches(SPEC, 2, 64, jnp.float32)
+    prompt_cache = decode.empty_caches(SPEC, 2, 64, jnp.float32)
     for level, source in ((0, [0, 1]), (1, [0, 0])):
         token = np.array([p[2 * level : 2 * level + 2] for p in prompts], np.int32)
-        bank = prefill.extend(SPEC, WEIGHTS, bank, token, np.array([0, 1]), np.array(source), jnp.int32(level))
-    assert np.abs(bank[0].k_RKSC[1, :, :4] - expected(prompts[1])[0][0]).max() > 1e-2
+        prompt_cache = prefill.extend(SPEC, WEIGHTS, prompt_cache, token, np.array([0, 1]), np.array(source), jnp.int32(level))
+    assert np.abs(prompt_cache[0].k_RKSC[1, :, :4] - expected(prompts[1])[0][0]).max() > 1e-2
 
 
 def test_an_int8_bank_is_off_by_its_rounding():
     prompts = make_prompts()
-    bank, _ = fill(prompts, 16, True, 4, dtype=jnp.int8)
+    prompt_cache, _ = fill(prompts, 16, True, 4, dtype=jnp.int8)
     k, v = expected(prompts[0])[0]
-    cache, n = bank[0], len(prompts[0]) - 1
+    cache, n = prompt_cache[0], len(prompts[0]) - 1
     held_v = cache.v_RKSC[0, :, :n] * cache.v_scale_RKS[0, :, :n, None]
     held_k = cache.k_RKSC[0, :, :, :n].swapaxes(1, 2) * cache.k_scale_RKS[0, :, :n, None]
     for held, x in ((held_k, k), (held_v, v)):

@@ -7,21 +7,23 @@ import pytest
 from scipy import stats
 
 from p2o_jax.rollout import token_sampling
-from p2o_jax.types import Sampling
+from p2o_jax.types import SamplingParams
 
 LOGITS = np.random.default_rng(0).normal(size=23).astype(np.float32) * 1.5
 DRAWS = 20000
 
 
-def draws(how: Sampling, logits=LOGITS, count=DRAWS, seed=0):
+def draws(how: SamplingParams, logits=LOGITS, count=DRAWS, seed=0):
     """Tokens and log-probs of that many independent draws."""
     uniform = jax.random.uniform(jax.random.key(seed), (count,))
-    one = jax.jit(lambda u: token_sampling.draw(jnp.asarray(logits)[None], u[None], token_sampling.knobs(how), token_sampling.filters(how)))
+    one = jax.jit(
+        lambda u: token_sampling.draw(jnp.asarray(logits)[None], u[None], token_sampling.to_scalars(how), token_sampling.filters(how))
+    )
     token, logp = jax.vmap(one)(uniform)
     return np.asarray(token)[:, 0], np.asarray(logp)[:, 0]
 
 
-def exact(how: Sampling, logits=LOGITS) -> np.ndarray:
+def exact(how: SamplingParams, logits=LOGITS) -> np.ndarray:
     """The distribution as its definition reads: top-k, then top-p among those, then min-p."""
     p = np.exp(logits.astype(np.float64) / how.temperature)
     p /= p.sum()
@@ -54,16 +56,16 @@ def chi_square(token: np.ndarray, p: np.ndarray) -> float:
 @pytest.mark.parametrize(
     "how",
     [
-        Sampling(1.0, 1),
-        Sampling(0.6, 1),
-        Sampling(1.7, 1),
-        Sampling(1.0, 1, top_k=5),
-        Sampling(1.0, 1, top_k=1),
-        Sampling(1.0, 1, top_k=1000),
-        Sampling(1.0, 1, top_p=0.7),
-        Sampling(1.0, 1, top_p=0.0),
-        Sampling(1.0, 1, min_p=0.1),
-        Sampling(0.8, 1, top_k=10, top_p=0.9, min_p=0.05),
+        SamplingParams(1.0, 1),
+        SamplingParams(0.6, 1),
+        SamplingParams(1.7, 1),
+        SamplingParams(1.0, 1, top_k=5),
+        SamplingParams(1.0, 1, top_k=1),
+        SamplingParams(1.0, 1, top_k=1000),
+        SamplingParams(1.0, 1, top_p=0.7),
+        SamplingParams(1.0, 1, top_p=0.0),
+        SamplingParams(1.0, 1, min_p=0.1),
+        SamplingParams(0.8, 1, top_k=10, top_p=0.9, min_p=0.05),
     ],
     ids=str,
 )
@@ -75,30 +77,30 @@ def test_draws_have_the_exact_distribution(how):
 
 
 def test_the_chi_square_test_tells_neighbouring_settings_apart():
-    token, _ = draws(Sampling(1.0, 1))
-    assert chi_square(token, exact(Sampling(1.1, 1))) < 1e-6
-    token, _ = draws(Sampling(1.0, 1, top_p=0.7))
+    token, _ = draws(SamplingParams(1.0, 1))
+    assert chi_square(token, exact(SamplingParams(1.1, 1))) < 1e-6
+    token, _ = draws(SamplingParams(1.0, 1, top_p=0.7))
     with pytest.raises(AssertionError):
-        chi_square(token, exact(Sampling(1.0, 1, top_p=0.6)))
+        chi_square(token, exact(SamplingParams(1.0, 1, top_p=0.6)))
 
 
 def test_greedy_takes_the_best_and_scores_it_under_the_plain_softmax():
-    token, logp = draws(Sampling(0.0, 1, top_k=3, top_p=0.5, min_p=0.5), count=50)
+    token, logp = draws(SamplingParams(0.0, 1, top_k=3, top_p=0.5, min_p=0.5), count=50)
     assert set(token) == {int(LOGITS.argmax())}
     np.testing.assert_allclose(logp, float(jax.nn.log_softmax(jnp.asarray(LOGITS)).max()), rtol=1e-6)
 
 
 def test_rows_are_drawn_each_from_their_own_logits():
     logits = jnp.asarray(np.where(np.eye(7)[[3, 0, 6, 2]] > 0, 50.0, 0.0).astype(np.float32))
-    token, logp = token_sampling.draw(logits, jnp.float32([0.1, 0.5, 0.9, 0.999]), token_sampling.knobs(Sampling(1.0, 1)), False)
+    token, logp = token_sampling.draw(logits, jnp.float32([0.1, 0.5, 0.9, 0.999]), token_sampling.to_scalars(SamplingParams(1.0, 1)), False)
     assert list(np.asarray(token)) == [3, 0, 6, 2]
     np.testing.assert_allclose(logp, 0, atol=1e-6)
 
 
 def test_settings_that_filter_nothing_need_no_filter():
-    assert not token_sampling.filters(Sampling(1.0, 1)) and not token_sampling.filters(Sampling(0.0, 1, top_k=5))
-    assert all(token_sampling.filters(Sampling(1.0, 1, **how)) for how in ({"top_k": 1}, {"top_p": 0.9}, {"min_p": 0.1}))
-    how = token_sampling.knobs(Sampling(0.7, 1))
+    assert not token_sampling.filters(SamplingParams(1.0, 1)) and not token_sampling.filters(SamplingParams(0.0, 1, top_k=5))
+    assert all(token_sampling.filters(SamplingParams(1.0, 1, **how)) for how in ({"top_k": 1}, {"top_p": 0.9}, {"min_p": 0.1}))
+    how = token_sampling.to_scalars(SamplingParams(0.7, 1))
     uniform = jax.random.uniform(jax.random.key(1), (500,))
     logits = jnp.broadcast_to(jnp.asarray(LOGITS)[None], (500, LOGITS.size))
     for a, b in zip(token_sampling.draw(logits, uniform, how, False), token_sampling.draw(logits, uniform, how, True), strict=True):
@@ -141,5 +143,5 @@ def test_the_only_token_is_drawn_whatever_the_uniform():
 def test_ties_at_a_threshold_all_stay():
     """Equal scores cannot be told apart by a threshold: top-k keeps them all rather than some by their index."""
     z = jnp.float32([[1.0, 0.0, 0.0, -1.0]])
-    kept = token_sampling.keep(z, token_sampling.knobs(Sampling(1.0, 1, top_k=2)))
+    kept = token_sampling.keep(z, token_sampling.to_scalars(SamplingParams(1.0, 1, top_k=2)))
     np.testing.assert_array_equal(np.asarray(kept)[0] > token_sampling.NEG, [True, True, True, False])

@@ -71,7 +71,7 @@ def write(folder: Path, **changes) -> None:
 def outcome(folder: Path) -> run_lock.Lock | None:
     try:
         return run_lock.Lock(folder)
-    except run_lock.Held:
+    except run_lock.LockHeld:
         return None
 
 
@@ -88,7 +88,7 @@ def test_the_second_is_refused_and_told_who_is_first(tmp_path):
     holder = process(tmp_path)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(
-        run_lock.Held, match=rf"process {holder.pid} on {re.escape(socket.gethostname())} .* since \d{{4}}-\d\d-\d\dT.*: wait"
+        run_lock.LockHeld, match=rf"process {holder.pid} on {re.escape(socket.gethostname())} .* since \d{{4}}-\d\d-\d\dT.*: wait"
     ):
         run_lock.Lock(tmp_path)
     holder.communicate()  # ends
@@ -139,7 +139,7 @@ def test_a_container_with_another_name_on_the_same_kernel(tmp_path, monkeypatch)
     holder = process(tmp_path)
     assert holder.stdout.readline() == "held\n"
     monkeypatch.setattr(run_lock.socket, "gethostname", lambda: "a-new-name")
-    with pytest.raises(run_lock.Held, match=f"process {holder.pid} .*: wait"):
+    with pytest.raises(run_lock.LockHeld, match=f"process {holder.pid} .*: wait"):
         run_lock.Lock(tmp_path)
     holder.kill()
     holder.communicate()
@@ -156,7 +156,7 @@ def test_a_lock_that_cannot_be_judged_stays_and_the_file_to_delete_is_named(tmp_
     if case in ("unreadable", "empty"):
         (tmp_path / run_lock.NAME).write_text("[]" if case == "unreadable" else "")
     before = (tmp_path / run_lock.NAME).read_bytes()
-    with pytest.raises(run_lock.Held) as e:
+    with pytest.raises(run_lock.LockHeld) as e:
         run_lock.Lock(tmp_path)
     assert f"delete {tmp_path / run_lock.NAME}" in str(e.value) or "delete it" in str(e.value)
     assert ("process 77 on elsewhere" in str(e.value)) == (case == "another host")
@@ -187,7 +187,7 @@ def test_two_run_directories_do_not_share_a_checkpoint_folder(tmp_path):
 
 @pytest.mark.parametrize("arms", ["()", "('a train.seed=1', 'b')"])
 def test_training_refuses_before_it_reads_or_writes_anything(tmp_path, monkeypatch, arms):
-    monkeypatch.setattr("p2o_jax.startup.components.Parts", lambda *_, **__: pytest.fail("must not be reached"))
+    monkeypatch.setattr("p2o_jax.startup.components.Components", lambda *_, **__: pytest.fail("must not be reached"))
     with run_lock.Lock(tmp_path / "run"):
         (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
         flags = [f"--workdir={tmp_path / 'run'}", f"--config.arms={arms}", "--config.mesh.cpu_devices=8"]

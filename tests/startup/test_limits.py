@@ -29,16 +29,16 @@ MODEL = ROOT / "tests/golden/hf/qwen3_tied"
 SPEC = ModelSpec("qwen3", vocab=8, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16, max_positions=100)
 SMALL = config.resolve(
     Config(
-        rollout=config.Rollout(max_new_tokens=40, prompt_buckets=(32, 64)),
-        data=config.Data(max_prompt_tokens=30),
-        gepa=config.Gepa(max_template_tokens=20, reflect_prompt_tokens=50, reflect_new_tokens=30),
+        rollout=config.RolloutConfig(max_new_tokens=40, prompt_buckets=(32, 64)),
+        data=config.DataConfig(max_prompt_tokens=30),
+        gepa=config.GepaConfig(max_template_tokens=20, reflect_prompt_tokens=50, reflect_new_tokens=30),
     )
 )
 
 
 @pytest.fixture(scope="module")
 def chat():
-    return Chat(load_tokenizer(MODEL), config.Chat())
+    return Chat(load_tokenizer(MODEL), config.ChatConfig())
 
 
 def model_copy(tmp_path, vocab=384, **changes):
@@ -213,7 +213,7 @@ def test_shipped_configs_fit_their_models(path, chat):
 def test_a_run_that_is_too_long_does_not_start(tmp_path):
     """With whatever else is wrong; by default responses have 12,288 tokens, and the golden models 512 positions."""
     (tmp_path / "q.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
-    cfg = config.resolve(Config(model=config.Model(path=str(MODEL)), data=config.Data(path=str(tmp_path / "q.jsonl"))))
+    cfg = config.resolve(Config(model=config.ModelConfig(path=str(MODEL)), data=config.DataConfig(path=str(tmp_path / "q.jsonl"))))
     cfg = replace(cfg, optim=replace(cfg.optim, micro_rows=len(jax.devices())))
     found = problems(preflight.open_run, cfg, run_directory.read(tmp_path / "run"), Reporter(enabled=False))
     assert [line.split("=")[0] for line in found] == ["config.rollout.max_new_tokens", "config.gepa.reflect_prompt_tokens"]

@@ -25,7 +25,7 @@ def settings(**loss):
         c,
         loss=replace(c.loss, **loss),
         data=replace(c.data, max_prompt_tokens=32),
-        rollout=replace(c.rollout, questions=8, group_size=2, slots=8, prompt_buckets=(32,), bank_tokens=256, max_new_tokens=16),
+        rollout=replace(c.rollout, questions=8, group_size=2, slots=8, prompt_buckets=(32,), prompt_cache_tokens=256, max_new_tokens=16),
         optim=replace(c.optim, micro_rows=8, row_tokens=48, minibatch_questions=8),
     )
 

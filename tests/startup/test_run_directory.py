@@ -18,7 +18,7 @@ from p2o_jax.runtime.console import Reporter
 from p2o_jax.startup import components, run_directory
 from p2o_jax.tracking import results, run_records
 
-CFG = config.resolve(Config(data=config.Data(prompt_template="{question}")))
+CFG = config.resolve(Config(data=config.DataConfig(prompt_template="{question}")))
 OWN = replace(CFG, reward=replace(CFG.reward, fn="a.b:c"))
 GOLDEN = Path(__file__).parents[1] / "golden/hf/qwen3_tied"
 DAMAGES = [b"", b"[", b"\xff\xfe", b"null", b"3", b'"text"', b"[[]]", b'{"id": 3, "a": {}}', b"[" * 5000, b'["a", true]']
@@ -96,7 +96,9 @@ def test_the_settings_that_name_a_run_are_those_that_may_not_change():
     fixed = run_directory.fixed_settings(CFG)
     assert fixed["optim.lr"] == CFG.optim.lr and fixed["preset"] == "recommended" and fixed["gepa.patience"] == 8
     assert not [key for key in fixed if key.startswith(("mesh", "checkpoint", "eval", "api")) or "." not in key and key != "preset"]
-    speed = replace(CFG, rollout=replace(CFG.rollout, slots=64), mesh=replace(CFG.mesh, tensor=2), checkpoint=config.Checkpoint(path="x"))
+    speed = replace(
+        CFG, rollout=replace(CFG.rollout, slots=64), mesh=replace(CFG.mesh, tensor=2), checkpoint=config.CheckpointConfig(path="x")
+    )
     assert run_directory.fixed_settings(speed) == fixed
     assert run_directory.fixed_settings(replace(CFG, train=replace(CFG.train, seed=1))) != fixed
 
@@ -358,18 +360,20 @@ class Telling(Reporter):
 
 def test_starts_in_one_run_directory(tmp_path, monkeypatch):
     """As the command makes them, without its loop: a first one, one with another base, without checkpoints, anew, and a second."""
-    monkeypatch.setattr(components.Parts, "_compile_ahead", lambda self: None)
+    monkeypatch.setattr(components.Components, "_compile_ahead", lambda self: None)
     model, workdir = shutil.copytree(GOLDEN, tmp_path / "model"), tmp_path / "run"
     questions(tmp_path / "q.jsonl", "12")
-    cfg = replace(CFG, model=replace(CFG.model, path=str(model)), gepa=replace(CFG.gepa, enabled=False), lora=config.Lora(rank=2))
-    cfg = replace(cfg, data=replace(cfg.data, path=str(tmp_path / "q.jsonl"), max_prompt_tokens=32), mesh=config.Mesh(fsdp=1, data=8))
-    rollout = replace(cfg.rollout, questions=2, group_size=4, max_new_tokens=4, prompt_buckets=(32,), bank_tokens=1024, prefill_tokens=64)
+    cfg = replace(CFG, model=replace(CFG.model, path=str(model)), gepa=replace(CFG.gepa, enabled=False), lora=config.LoraConfig(rank=2))
+    cfg = replace(cfg, data=replace(cfg.data, path=str(tmp_path / "q.jsonl"), max_prompt_tokens=32), mesh=config.MeshConfig(fsdp=1, data=8))
+    rollout = replace(
+        cfg.rollout, questions=2, group_size=4, max_new_tokens=4, prompt_buckets=(32,), prompt_cache_tokens=1024, prefill_tokens=64
+    )
     cfg = replace(cfg, rollout=rollout, optim=replace(cfg.optim, minibatch_questions=2), loss=replace(cfg.loss, kl="k3"))
 
     def start(restart: bool = False) -> tuple[int, list[str], str]:
         """Its first tick, what it reported, and the key of its journals; it makes one step."""
         reporter = Telling()
-        parts = components.Parts(cfg, workdir, reporter, restart)
+        parts = components.Components(cfg, workdir, reporter, restart)
         try:
             state = parts.open_state()
             parts.record.log.rows("metrics", state.tick, [{"step": state.step}])

@@ -32,18 +32,18 @@ def small_documents() -> tuple[list[documents.Document], list[documents.Document
 def test_the_small_world_is_bit_for_bit_what_its_published_figures_were_measured_on():
     """Digests of the text; with another one every base has to be pretrained, and every result measured, again."""
     asked, reflected = small_documents()
-    cfg = config.World()
+    cfg = config.WorldConfig()
     assert types.digest(*tokenizer.vocabulary(SMALL)) == "85a2dd0db5fadd5e"
     assert types.digest(*map(repr, asked)) == "01b49b167fbe436e"
     assert types.digest(*map(repr, reflected)) == "13e6343af4e0bd37"
     assert types.digest(*map(repr, questions.train_questions(cfg))) == "fe82e0f4c95a8e94"
     assert types.digest(*map(repr, questions.heldout_questions(cfg))) == "ad86809c357d115a"
     assert pretrain.base_directory(cfg).name == "base-12dee4f19ce9cbc6"
-    assert pretrain.base_directory(config.World(p_chain_plain=1e-2, seed=1)).name == "base-3ec7ca5fbfd24d97"
+    assert pretrain.base_directory(config.WorldConfig(p_chain_plain=1e-2, seed=1)).name == "base-3ec7ca5fbfd24d97"
 
 
 def test_the_small_worlds_rows_are_bit_for_bit_what_they_were():
-    cfg = config.World()
+    cfg = config.WorldConfig()
     asked, reflected = (random.Random(f"0/world/pretrain/{kind}") for kind in ("questions", "reflections"))
     packers = (
         packing.Packer(cfg.batch_rows, cfg.row_tokens, SMALL, lambda: documents.question_document(asked, SMALL, 1e-5)),
@@ -87,8 +87,8 @@ def num_tokens(made: Iterable[documents.Document], language: Language) -> list[i
 def test_the_rule_on_row_tokens_is_the_longest_document_and_the_longest_reflection_fits(size):
     language = LANGUAGES[size]
     asked, reflected = (num_tokens(part, language) for part in zip(*longest_documents(language), strict=True))
-    fitting = config.Config(world=config.World(size=size, row_tokens=max(asked)))
-    short = config.Config(world=config.World(size=size, row_tokens=max(asked) - 1))
+    fitting = config.Config(world=config.WorldConfig(size=size, row_tokens=max(asked)))
+    short = config.Config(world=config.WorldConfig(size=size, row_tokens=max(asked) - 1))
     assert not [line for line in rules.problems(config.resolve(fitting), 1) if "world" in line]
     (line,) = [line for line in rules.problems(config.resolve(short), 1) if "world" in line]
     assert f"config.world.row_tokens={max(asked) - 1}" in line and f"{size}, {max(asked)} tokens" in line

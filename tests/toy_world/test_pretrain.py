@@ -16,7 +16,7 @@ from p2o_jax.models import hf, hf_config, transformer
 from p2o_jax.toy_world import documents, families, measure, pretrain
 from p2o_jax.toy_world.languages import LARGE, SMALL
 
-TINY = config.World(steps=5, batch_rows=2, width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=32)
+TINY = config.WorldConfig(steps=5, batch_rows=2, width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=32)
 
 
 @pytest.fixture(scope="module")

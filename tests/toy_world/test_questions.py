@@ -8,8 +8,8 @@ import pytest
 from p2o_jax import config, types
 from p2o_jax.toy_world import documents, languages, questions
 
-CFG = config.World()
-of_every_size = pytest.mark.parametrize("cfg", [CFG, config.World(size="large")], ids=lambda cfg: cfg.size)
+CFG = config.WorldConfig()
+of_every_size = pytest.mark.parametrize("cfg", [CFG, config.WorldConfig(size="large")], ids=lambda cfg: cfg.size)
 
 
 @of_every_size

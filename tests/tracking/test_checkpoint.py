@@ -53,7 +53,7 @@ def state(tick: int, devices: int = 8) -> RunState:
 
 
 def write(workdir: Path, ticks, **settings) -> None:
-    kept = Checkpoints(workdir, config.Checkpoint(**settings))
+    kept = Checkpoints(workdir, config.CheckpointConfig(**settings))
     for tick in ticks:
         kept.save(state(tick))
     kept.close()
@@ -71,7 +71,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def newest(workdir: Path, devices: int = 8, **settings) -> tuple[RunState | None, list[str]]:
     told: list[str] = []
-    kept = Checkpoints(workdir, config.Checkpoint(**settings), told.append)
+    kept = Checkpoints(workdir, config.CheckpointConfig(**settings), told.append)
     try:
         return kept.latest(abstract(devices)), told
     finally:
@@ -79,14 +79,14 @@ def newest(workdir: Path, devices: int = 8, **settings) -> tuple[RunState | None
 
 
 def test_the_newest_the_milestones_and_the_best_stay(tmp_path):
-    kept = Checkpoints(tmp_path, config.Checkpoint(keep=2, keep_every=4))
+    kept = Checkpoints(tmp_path, config.CheckpointConfig(keep=2, keep_every=4))
     for tick, accuracy in enumerate([0.1, 0.1, 0.5, 0.2, 0.3, 0.5, 0.4, 0.0, 0.0, 0.0, 0.0]):
         kept.save(state(tick))
         kept.save_if_best(state(tick), accuracy)
     kept.close()
-    assert checkpoint_reader.policies(checkpoint.directory(tmp_path, config.Checkpoint())) == {t: t for t in (0, 2, 4, 8, 9, 10)}
+    assert checkpoint_reader.policies(checkpoint.directory(tmp_path, config.CheckpointConfig())) == {t: t for t in (0, 2, 4, 8, 9, 10)}
     assert checkpoint.read_best(kept.directory) == (2, 2, 0.5)
-    again = Checkpoints(tmp_path, config.Checkpoint(keep=1))  # another start knows the best, too
+    again = Checkpoints(tmp_path, config.CheckpointConfig(keep=1))  # another start knows the best, too
     again.save(state(11))
     again.save_if_best(state(11), 0.5)
     again.save(state(12))
@@ -95,7 +95,7 @@ def test_the_newest_the_milestones_and_the_best_stay(tmp_path):
 
 
 def with_eval(workdir: Path, evaluation: str, told: list[str]) -> Checkpoints:
-    return Checkpoints(workdir, config.Checkpoint(keep=1), told.append, evaluation=evaluation)
+    return Checkpoints(workdir, config.CheckpointConfig(keep=1), told.append, evaluation=evaluation)
 
 
 def test_accuracies_by_other_settings_of_evaluation_are_not_compared(tmp_path):
@@ -124,14 +124,14 @@ def test_accuracies_by_other_settings_of_evaluation_are_not_compared(tmp_path):
     "damage", ["", "[", "null", "[]", '{"tick": 1}', '{"tick": "1", "step": 1, "accuracy": 1}', '{"tick": 1, "best": 2}']
 )
 def test_a_damaged_note_of_the_best_is_refused_and_its_checkpoint_stays(tmp_path, damage):
-    kept = Checkpoints(tmp_path, config.Checkpoint(keep=1))
+    kept = Checkpoints(tmp_path, config.CheckpointConfig(keep=1))
     kept.save_if_best(state(1), 0.5)
     kept.save(state(2))
     kept.close()
     (kept.directory / "best.json").write_text(damage)
     before = tree(tmp_path)
     with pytest.raises(ConfigError, match=r"best\.json: damaged"):
-        Checkpoints(tmp_path, config.Checkpoint(keep=1))
+        Checkpoints(tmp_path, config.CheckpointConfig(keep=1))
     with pytest.raises(ConfigError, match=r"best\.json: damaged"):
         checkpoint.read_best(kept.directory)
     assert tree(tmp_path) == before
@@ -139,7 +139,7 @@ def test_a_damaged_note_of_the_best_is_refused_and_its_checkpoint_stays(tmp_path
 
 def test_that_a_checkpoint_is_complete_is_said_before_the_next_one(tmp_path):
     said: list[int] = []
-    kept = Checkpoints(tmp_path, config.Checkpoint(), completed=lambda: said.append(len(list(kept.directory.glob("[0-9]*")))))
+    kept = Checkpoints(tmp_path, config.CheckpointConfig(), completed=lambda: said.append(len(list(kept.directory.glob("[0-9]*")))))
     kept.save(state(0))
     assert said == []
     kept.save(state(1))
@@ -151,11 +151,11 @@ def test_that_a_checkpoint_is_complete_is_said_before_the_next_one(tmp_path):
 def test_what_a_kill_kept_from_being_deleted_goes_at_the_end(tmp_path):
     write(tmp_path, [1, 2, 3, 4], keep=4)
     write(tmp_path, [4], keep=2)
-    assert set(checkpoint_reader.policies(checkpoint.directory(tmp_path, config.Checkpoint()))) == {3, 4}
+    assert set(checkpoint_reader.policies(checkpoint.directory(tmp_path, config.CheckpointConfig()))) == {3, 4}
 
 
 def test_the_state_told_of_last_is_saved_unless_an_update_has_used_it_up(tmp_path):
-    kept = Checkpoints(tmp_path, config.Checkpoint(every_steps=0))
+    kept = Checkpoints(tmp_path, config.CheckpointConfig(every_steps=0))
     kept.save_last()
     kept.save_if_due(state(0), state(1))
     kept.save_last()
@@ -168,7 +168,7 @@ def test_the_state_told_of_last_is_saved_unless_an_update_has_used_it_up(tmp_pat
 
 
 def test_a_prompt_phase_s_state_is_the_milestone_of_its_step(tmp_path):
-    kept = Checkpoints(tmp_path, config.Checkpoint(keep=1, keep_every=2))
+    kept = Checkpoints(tmp_path, config.CheckpointConfig(keep=1, keep_every=2))
     for tick, step in enumerate([0, 1, 2, 2, 3]):
         kept.save(RunState(learner(tick), tick=tick, step=step))
     kept.close()
@@ -237,7 +237,7 @@ def test_a_run_does_not_start_over_when_nothing_can_be_read(tmp_path):
 
 def test_another_run_s_checkpoints_are_refused_and_left_alone(tmp_path):
     write(tmp_path, [1])
-    other = Checkpoints(tmp_path, config.Checkpoint(), settings="of another run")
+    other = Checkpoints(tmp_path, config.CheckpointConfig(), settings="of another run")
     with pytest.raises(ConfigError, match="run with other settings"):
         other.latest(abstract())
     other.close()
@@ -295,7 +295,7 @@ def test_a_store_that_recovers_is_tried_again(tmp_path, monkeypatch):
 
 def test_a_store_that_fails_while_the_owner_is_read_is_tried_again(tmp_path, monkeypatch):
     write(tmp_path, [1])
-    kept = Checkpoints(tmp_path, config.Checkpoint())
+    kept = Checkpoints(tmp_path, config.CheckpointConfig())
     failures, host_state = [OSError(errno.EIO, "Input/output error")], checkpoint_reader.host_state
     monkeypatch.setattr(checkpoint_reader, "RETRY_SECONDS", (0.0, 0.0))
     monkeypatch.setattr(checkpoint_reader, "host_state", lambda path: fail(failures) if failures else host_state(path))
@@ -325,7 +325,7 @@ def test_a_state_that_does_not_fit_is_refused_by_name_and_left_alone(tmp_path, c
     else:
         shape, dtype = ((64, 40) if change == "shape" else w.shape), (jnp.bfloat16 if change == "dtype" else w.dtype)
         wanted[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=w.sharding)
-    kept = Checkpoints(tmp_path, config.Checkpoint())
+    kept = Checkpoints(tmp_path, config.CheckpointConfig())
     with pytest.raises(ConfigError, match=expected) as caught:
         kept.latest(wanted)
     kept.close()
@@ -341,12 +341,12 @@ def test_padding_of_the_vocabulary_comes_and_goes_with_the_mesh(tmp_path):
         return {"w": jax.device_put(w, NamedSharding(mesh(devices), PartitionSpec("fsdp")))}
 
     unpadded = {"w": jax.ShapeDtypeStruct((193, 4), jnp.float32)}
-    kept = Checkpoints(tmp_path, config.Checkpoint(), unpadded=unpadded)
+    kept = Checkpoints(tmp_path, config.CheckpointConfig(), unpadded=unpadded)
     kept.save(RunState(padded(194, 2), tick=1))
     kept.close()
     for rows, devices in ((200, 8), (194, 2), (193, 1)):
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), padded(rows, devices))
-        kept = Checkpoints(tmp_path, config.Checkpoint(), unpadded=unpadded)
+        kept = Checkpoints(tmp_path, config.CheckpointConfig(), unpadded=unpadded)
         found = kept.latest(wanted)
         kept.close()
         assert found and np.array_equal(found.learner["w"], padded(rows, devices)["w"]), rows
@@ -361,7 +361,7 @@ def test_a_step_whose_host_state_cannot_be_read_is_not_deleted(tmp_path):
 
 def test_a_damaged_newest_checkpoint_is_not_passed_over_by_readers(tmp_path):
     write(tmp_path, [1, 2])
-    where = checkpoint.directory(tmp_path, config.Checkpoint())
+    where = checkpoint.directory(tmp_path, config.CheckpointConfig())
     (tmp_path / "checkpoints/2/host/metadata").write_text("{")
     with pytest.raises(ConfigError, match="checkpoints/2: the newest checkpoint is damaged"):
         checkpoint_reader.policies(where)
@@ -375,7 +375,7 @@ def test_damage_to_another_run_s_checkpoint_moves_nothing(tmp_path):
     write(tmp_path, [1, 2])
     next((tmp_path / "checkpoints/2/learner/d").iterdir()).write_bytes(b"")
     before = tree(tmp_path)
-    other = Checkpoints(tmp_path, config.Checkpoint(), settings="of another run")
+    other = Checkpoints(tmp_path, config.CheckpointConfig(), settings="of another run")
     with pytest.raises(ConfigError, match="run with other settings"):
         other.latest(abstract())
     other.close()
@@ -405,7 +405,7 @@ def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path):
     (tmp_path / "checkpoints/best.json").write_text('{"tick": 2, "step": 2, "accuracy": 0.5}')  # noted, not yet written
     found, told = newest(tmp_path)
     assert found and same(found, state(1)) and not told
-    kept = Checkpoints(tmp_path, config.Checkpoint())
+    kept = Checkpoints(tmp_path, config.CheckpointConfig())
     kept.save_if_best(state(2), 0.1)
     kept.close()
     assert checkpoint.read_best(kept.directory) == (2, 2, 0.1)
@@ -436,7 +436,7 @@ from p2o_jax import config
 from p2o_jax.tracking.checkpoint import Checkpoints
 from p2o_jax.main import command
 def run(argv):
-    kept = Checkpoints(Path(argv[0]), config.Checkpoint())
+    kept = Checkpoints(Path(argv[0]), config.CheckpointConfig())
     kept.save(t.state(1)); kept._manager.wait_until_finished()
     {fault}
     kept.save(t.state(2)); kept.close()
@@ -481,29 +481,29 @@ def test_a_full_disk_is_told_and_the_older_one_is_good(small_disk):
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(ConfigError, match="no checkpoint can be written"):
-        Checkpoints(tmp_path, config.Checkpoint())
+        Checkpoints(tmp_path, config.CheckpointConfig())
 
 
 def test_buckets_are_addressed_as_they_are():
-    there = checkpoint.directory(Path("runs/x"), config.Checkpoint(path="gs://bucket/run"))
+    there = checkpoint.directory(Path("runs/x"), config.CheckpointConfig(path="gs://bucket/run"))
     assert str(there) == "gs://bucket/run" and isinstance(there, epath.Path)
-    assert checkpoint.directory(Path("/w"), config.Checkpoint()) == epath.Path("/w/checkpoints")
-    assert checkpoint.space_problems(Path("/w"), config.Checkpoint(path="gs://bucket/run"), 1 << 60, 10) == []
+    assert checkpoint.directory(Path("/w"), config.CheckpointConfig()) == epath.Path("/w/checkpoints")
+    assert checkpoint.space_problems(Path("/w"), config.CheckpointConfig(path="gs://bucket/run"), 1 << 60, 10) == []
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is there")
 def test_what_a_bucket_needs_is_told():
     with pytest.raises(ConfigError, match="gs://bucket/run: no checkpoint can be written: .*gcsfs"):
-        Checkpoints(Path("runs/x"), config.Checkpoint(path="gs://bucket/run"))
+        Checkpoints(Path("runs/x"), config.CheckpointConfig(path="gs://bucket/run"))
 
 
 def test_planned_checkpoints_must_fit_on_the_disk(tmp_path):
-    assert checkpoint.space_problems(tmp_path / "run", config.Checkpoint(), 1000, 10) == []
+    assert checkpoint.space_problems(tmp_path / "run", config.CheckpointConfig(), 1000, 10) == []
     stat = os.statvfs(tmp_path)
     free = stat.f_bavail * stat.f_frsize
-    (line,) = checkpoint.space_problems(tmp_path / "run", config.Checkpoint(keep=2, keep_every=5), free // 5, 10)
+    (line,) = checkpoint.space_problems(tmp_path / "run", config.CheckpointConfig(keep=2, keep_every=5), free // 5, 10)
     assert "up to 6 checkpoints" in line and "config.checkpoint.keep=2" in line and "2 of config.checkpoint.keep_every=5" in line
-    assert checkpoint.space_problems(tmp_path / "run", config.Checkpoint(keep=2), free // 5, 10) == []
+    assert checkpoint.space_problems(tmp_path / "run", config.CheckpointConfig(keep=2), free // 5, 10) == []
 
 
 def test_whole_files_replace_what_was_there(tmp_path):

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from p2o_jax.config import Config, ConfigError, Gepa, Train
+from p2o_jax.config import Config, ConfigError, GepaConfig, TrainConfig
 from p2o_jax.runtime.console import Reporter, printable
 from p2o_jax.state import Ledger, RunState
 from p2o_jax.tracking import recorder, results
@@ -146,7 +146,7 @@ class FakeWandb(types.ModuleType):
         return types.SimpleNamespace(log=log, define_metric=lambda *_, **__: None, finish=lambda: self.points.append("end"))
 
 
-CFG = Config(train=Train(wandb_project="p2o"))
+CFG = Config(train=TrainConfig(wandb_project="p2o"))
 
 
 def test_weights_and_biases_is_told_the_same_run_again_after_a_resume(tmp_path, monkeypatch):
@@ -260,7 +260,7 @@ def test_a_comparison_says_how_arms_were_asked_and_what_pretraining_took(tmp_pat
 
 
 def recording(tmp_path, **gepa):
-    cfg = Config(gepa=Gepa(**gepa))
+    cfg = Config(gepa=GepaConfig(**gepa))
     questions = types.SimpleNamespace(epoch=lambda step: step)
     engine = types.SimpleNamespace(take_work=lambda: types.SimpleNamespace(metrics=dict))
     compiles = types.SimpleNamespace(count=0, seconds=0.0)

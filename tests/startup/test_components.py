@@ -21,7 +21,7 @@ from p2o_jax.tracking import checkpoint
 from p2o_jax.tracking.checkpoint import Checkpoints
 from p2o_jax.types import Outcome, Question
 
-CFG = config.resolve(Config(data=config.Data(prompt_template="{question}")))
+CFG = config.resolve(Config(data=config.DataConfig(prompt_template="{question}")))
 
 
 def questions(path: Path, answers: str):
@@ -66,7 +66,7 @@ def test_the_world_and_own_things_do_not_mix(tmp_path, given):
 
 
 def test_checkpoints_around_prompt_phases_only(tmp_path, monkeypatch):
-    kept = Checkpoints(tmp_path, config.Checkpoint(every_steps=0))
+    kept = Checkpoints(tmp_path, config.CheckpointConfig(every_steps=0))
     saved = []
     monkeypatch.setattr(kept, "save", lambda state: saved.append(state.tick))
     states = [RunState({}, tick=0, step=0), RunState({}, tick=1, step=1, phase="prompts"), RunState({}, tick=2, step=1)]
@@ -85,16 +85,16 @@ def test_one_model_at_a_time_is_laid_out():
         def __del__(self):
             alive.remove(id(self))
 
-    def lay_out(params):
+    def to_rollout_layout(params):
         assert not alive, "two models at a time"
         weights = Weights()
         alive.append(id(weights))
         made.append("policy" if params is policy else "frozen")
         return weights
 
-    laid_out = components.LaidOut(lay_out)
+    rollout_weights = components.RolloutWeights(to_rollout_layout)
     for params in (policy, policy, frozen, frozen, policy):
-        laid_out.of(params)
+        rollout_weights.of(params)
     assert made == ["policy", "frozen", "policy"]
 
 
@@ -146,7 +146,7 @@ def test_the_least_reflection_prompt_is_checked_at_the_start(tmp_path):
     """Though an endpoint reflects: it is sent no prompts either."""
     questions(tmp_path / "q.jsonl", "12")
     golden = Path(__file__).parents[1] / "golden/hf/qwen3_tied"
-    api = config.Api(base_url="http://localhost:1/v1", model="m", key_env=())
+    api = config.ApiConfig(base_url="http://localhost:1/v1", model="m", key_env=())
     cfg = replace(CFG, model=replace(CFG.model, path=str(golden)), data=replace(CFG.data, path=str(tmp_path / "q.jsonl")), api=api)
     cfg = replace(cfg, gepa=replace(CFG.gepa, reflector="api", reflect_prompt_tokens=20))
     with pytest.raises(ConfigError, match=r"config\.gepa\.reflect_prompt_tokens=20 is less than any reflection prompt takes"):
