@@ -59,21 +59,33 @@ def times(positions: int, ages: np.ndarray, repeats: int) -> dict[str, float]:
     empty = reference.empty_cache(ROWS, KV_HEADS, positions, CHANNELS, jnp.float32, Transposed)
     caches = [reference.stored(draw(*shape), draw(*shape), empty) for _ in range(LAYERS)]
 
-    def one_window(q: jax.Array, cache: Cache, length_B: jax.Array, row_B: None) -> reference.Partial:
+    def one_window(
+        q: jax.Array, cache: Cache, length_B: jax.Array, row_B: None
+    ) -> reference.Partial:
         windows = [positions >> i for i in reversed(range(decoding.WINDOWS))]
 
         def within(window: int) -> Callable[[], reference.Partial]:
-            cut = reference.by_position(lambda axis, x: jax.lax.slice_in_dim(x, 0, window, axis=axis), cache)
+            cut = reference.by_position(
+                lambda axis, x: jax.lax.slice_in_dim(x, 0, window, axis=axis), cache
+            )
             return lambda: reference.over_cache(q, cut, length_B)
 
-        return jax.lax.switch(jnp.searchsorted(jnp.array(windows), length_B.max()), [within(w) for w in windows])
+        return jax.lax.switch(
+            jnp.searchsorted(jnp.array(windows), length_B.max()), [within(w) for w in windows]
+        )
 
     found = {}
     before, decoding.WINDOWED_FROM = decoding.WINDOWED_FROM, 1
-    for name, attend in (("whole", reference.over_cache), ("one_window", one_window), ("tiers", decoding.windowed)):
+    for name, attend in (
+        ("whole", reference.over_cache),
+        ("one_window", one_window),
+        ("tiers", decoding.windowed),
+    ):
 
         @jax.jit
-        def steps(q: jax.Array, caches: list[Cache], length_B: jax.Array, attend: Any = attend) -> jax.Array:
+        def steps(
+            q: jax.Array, caches: list[Cache], length_B: jax.Array, attend: Any = attend
+        ) -> jax.Array:
             def step(_: int, q: jax.Array) -> jax.Array:
                 for cache in caches:
                     q = q + attend(q, cache, length_B, None).o_BHC * 1e-6

@@ -32,7 +32,10 @@ from p2o_jax.toy_world import languages
 from p2o_jax.toy_world import tokenizer as world_tokenizer
 from p2o_jax.types import Question
 
-TARGETS = {"no unexpected exception or broken promise": Target("failures", "<=", 0), "cases": Target("cases", ">=", 100_000)}
+TARGETS = {
+    "no unexpected exception or broken promise": Target("failures", "<=", 0),
+    "cases": Target("cases", ">=", 100_000),
+}
 CHARACTERS = (
     *string.ascii_letters[:8], *string.digits, *r"\{}[]()$^_`'\"<>|&;%#@!~*?:,./ -+=", "\n", "\r", "\t", "\x00", "\x1b", "\x7f", "\x9b",
     "\u2028", "\u202e", "\u00a0", "\ufeff", "é", "答", "٣", "𝟙", "😀", "\ud800", "\udfff",
@@ -48,7 +51,10 @@ PIECES = (
 
 def text(rng: random.Random, longest: int = 40) -> str:
     """Characters and pieces that have a meaning to somebody."""
-    parts = (rng.choice(PIECES) if rng.random() < 0.3 else rng.choice(CHARACTERS) for _ in range(rng.randint(0, longest)))
+    parts = (
+        rng.choice(PIECES) if rng.random() < 0.3 else rng.choice(CHARACTERS)
+        for _ in range(rng.randint(0, longest))
+    )
     return "".join(parts)
 
 
@@ -77,38 +83,80 @@ class Fuzz:
         key = rng.choice(self.keys) if rng.random() < 0.9 else text(rng, 5)
         value = rng.choice(
             (
-                str(rng.choice((0, 1, -1, 2, 3, 8, 10**9, -(10**30), 0.5, 1e-9, float("nan"), float("inf")))),
+                str(
+                    rng.choice(
+                        (0, 1, -1, 2, 3, 8, 10**9, -(10**30), 0.5, 1e-9, float("nan"), float("inf"))
+                    )
+                ),
                 rng.choice(
-                    ("true", "False", "none", "None", "grpo", "api", "world", "calls", "penalty", "plain", "gs://b/x", "()", "(1, 2)")
+                    (
+                        "true",
+                        "False",
+                        "none",
+                        "None",
+                        "grpo",
+                        "api",
+                        "world",
+                        "calls",
+                        "penalty",
+                        "plain",
+                        "gs://b/x",
+                        "()",
+                        "(1, 2)",
+                    )
                 ),
                 text(rng, 6),
                 "(" * rng.randint(0, 300) + "1",
             )
         )
-        return rng.choice(("--config.", "--config.", "--config.", "--", "config.")) + f"{key}={value}"
+        return (
+            rng.choice(("--config.", "--config.", "--config.", "--", "config.")) + f"{key}={value}"
+        )
 
     def questions(self, rng: random.Random) -> None:
         """A JSONL file, to questions with a text and an answer each, or a line for every bad one."""
         path = self.folder / "questions.jsonl"
         bad = rng.choice((0.0, 0.1, 1.0))
-        path.write_bytes(b"".join(self._line(rng) if rng.random() < bad else self._good_line(rng) for _ in range(rng.randint(0, 6))))
+        path.write_bytes(
+            b"".join(
+                self._line(rng) if rng.random() < bad else self._good_line(rng)
+                for _ in range(rng.randint(0, 6))
+            )
+        )
         loaded = sources.load(path, config.DataConfig(path=str(path)))
         assert loaded.questions and len({q.id for q in loaded.questions}) == len(loaded.questions)
-        assert all(q.text.strip() and q.answer.strip() and json.dumps(q.messages).encode() for q in loaded.questions)
+        assert all(
+            q.text.strip() and q.answer.strip() and json.dumps(q.messages).encode()
+            for q in loaded.questions
+        )
 
     def _good_line(self, rng: random.Random) -> bytes:
-        row = {"question": f"q {text(rng, 12)}", "answer": f"a {text(rng, 4)}", text(rng, 3): self._value(rng)}
+        row = {
+            "question": f"q {text(rng, 12)}",
+            "answer": f"a {text(rng, 4)}",
+            text(rng, 3): self._value(rng),
+        }
         return (
-            json.dumps({k: v.replace("\ud800", "").replace("\udfff", "") if isinstance(v, str) else v for k, v in row.items()}).encode()
+            json.dumps(
+                {
+                    k: v.replace("\ud800", "").replace("\udfff", "") if isinstance(v, str) else v
+                    for k, v in row.items()
+                }
+            ).encode()
             + b"\n"
         )
 
     def _line(self, rng: random.Random) -> bytes:
         value: Any = {
-            rng.choice(("question", "question", "question", "answer", text(rng, 3))): self._value(rng),
+            rng.choice(("question", "question", "question", "answer", text(rng, 3))): self._value(
+                rng
+            ),
             rng.choice(("answer", "answer", "answer", "question", text(rng, 3))): self._value(rng),
         }
-        line = json.dumps(rng.choice((value, value, value, value, [value], self._value(rng))), ensure_ascii=rng.random() < 0.7)
+        line = json.dumps(
+            rng.choice((value, value, value, value, [value], self._value(rng))),
+            ensure_ascii=rng.random() < 0.7,
+        )
         data = bytearray(line.encode("utf-8", "surrogatepass"))
         if rng.random() < 0.1 and data:
             data[rng.randrange(len(data))] = rng.randrange(256)
@@ -117,9 +165,29 @@ class Fuzz:
         return bytes(data) + rng.choice((b"\n", b"\n", b"\n", b"\r\n", b""))
 
     def _value(self, rng: random.Random) -> Any:
-        content: list[Any] = [text(rng, 12), text(rng, 12), 3, -1.5, None, True, [], {}, "", [1], [text(rng, 3)], float("nan"), 10**400]
+        content: list[Any] = [
+            text(rng, 12),
+            text(rng, 12),
+            3,
+            -1.5,
+            None,
+            True,
+            [],
+            {},
+            "",
+            [1],
+            [text(rng, 3)],
+            float("nan"),
+            10**400,
+        ]
         role = rng.choice(("user", "user", "assistant", "system", "robot"))
-        return rng.choice([*content, [{"role": role, "content": rng.choice(content)}], [{"role": role}, {"content": "x"}]])
+        return rng.choice(
+            [
+                *content,
+                [{"role": role, "content": rng.choice(content)}],
+                [{"role": role}, {"content": "x"}],
+            ]
+        )
 
     def boxes(self, rng: random.Random) -> None:
         """A response, to the content of its last closed box; and plain equality of what is in it."""
@@ -133,7 +201,9 @@ class Fuzz:
         """A reply, to a template, to a prompt that holds it word for word and in which nothing was run."""
         reply = text(rng, 30)
         gepa = config.resolve(config.Config()).gepa
-        found = filters.extract(reply, gepa, self.chat.count_tokens, ("taken",), self.chat.spells_special)
+        found = filters.extract(
+            reply, gepa, self.chat.count_tokens, ("taken",), self.chat.spells_special
+        )
         assert found.problem or (found.text.strip() and found.text in reply)
         template = found.text or text(rng, 20)
         question = Question("id", ({"role": "user", "content": f"q {text(rng, 8)}"},), "1")
@@ -194,7 +264,11 @@ def _last_boxed_slowly(response: str) -> str | None:
     return None
 
 
-def measure(cases: int, seed: str, log: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)) -> dict[str, Any]:
+def measure(
+    cases: int,
+    seed: str,
+    log: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> dict[str, Any]:
     """The figures of so many cases, the kinds in equal parts."""
     failures, refused, seconds = [], Counter[str](), {}
     with tempfile.TemporaryDirectory() as folder:
@@ -211,17 +285,35 @@ def measure(cases: int, seed: str, log: Callable[[str], None] = lambda line: pri
                 except Exception:
                     failures.append(f"{kind} {number}: {traceback.format_exc(limit=-3)}")
             seconds[kind] = round(time.perf_counter() - begin, 1)
-            log(f"{kind}: {refused[kind]} refused, {len(failures)} failures so far, {seconds[kind]} s")
+            log(
+                f"{kind}: {refused[kind]} refused, {len(failures)} failures so far, {seconds[kind]} s"
+            )
     for failure in failures[:20]:
         log(failure)
     done = -(-cases // len(KINDS)) * len(KINDS)
-    return {"cases": done, "failures": len(failures), "refused": dict(refused), "seconds": seconds, "megabyte_s": _megabytes()}
+    return {
+        "cases": done,
+        "failures": len(failures),
+        "refused": dict(refused),
+        "seconds": seconds,
+        "megabyte_s": _megabytes(),
+    }
 
 
 def _megabytes() -> float:
     """The longest that a megabyte of braces, boxes or backslashes takes to extract."""
     longest = 0.0
-    for piece in ("{", "}", "{}", r"\boxed{", r"\boxed", "\\", r"\boxed{}", r"\boxed " + "{", r"\boxed{\{"):
+    for piece in (
+        "{",
+        "}",
+        "{}",
+        r"\boxed{",
+        r"\boxed",
+        "\\",
+        r"\boxed{}",
+        r"\boxed " + "{",
+        r"\boxed{\{",
+    ):
         begin = time.perf_counter()
         last_boxed(piece * (1_000_000 // len(piece)))
         longest = max(longest, time.perf_counter() - begin)

@@ -29,7 +29,9 @@ from p2o_jax.types import Outcome, Question, SearchResult
 TARGETS = {
     "at most half the rounds": Target("rounds_ratio", "<=", 0.5),
     "at least as many dev questions solved": Target("solved_difference", ">=", 0),
-    "at most three evaluations and one reflection per iteration": Target("max_calls_per_iteration", "<=", 4),
+    "at most three evaluations and one reflection per iteration": Target(
+        "max_calls_per_iteration", "<=", 4
+    ),
     "rows in use at the paper's settings": Target("frac_rows_busy_paper", ">=", 0.8),
 }
 PRESETS = ("faithful", "recommended")
@@ -42,7 +44,9 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with flags, config or model.
     """
-    flags, overrides = loading.parse_flags(argv, {"config": "configs/world_p2o.py", "seeds": "3", "paper": "yes"})
+    flags, overrides = loading.parse_flags(
+        argv, {"config": "configs/world_p2o.py", "seeds": "3", "paper": "yes"}
+    )
     if not flags["seeds"].isdigit() or int(flags["seeds"]) < 1:
         raise ConfigError(f"--seeds={flags['seeds']}: expected a positive number")
     values = loading.load_config_dict(flags["config"], overrides)
@@ -60,7 +64,11 @@ def world_figures(cfg: Config, num_seeds: int) -> dict[str, Any]:
         budget, row = 0, {}
         for preset in PRESETS:
             own = config.resolve(dataclasses.replace(cfg, preset=preset))
-            g = dataclasses.replace(own.gepa, budget="calls", max_metric_calls=budget) if budget else own.gepa
+            g = (
+                dataclasses.replace(own.gepa, budget="calls", max_metric_calls=budget)
+                if budget
+                else own.gepa
+            )
             row[preset], budget = world.search(dataclasses.replace(own, gepa=g), seed)
         rows.append(row)
 
@@ -69,9 +77,13 @@ def world_figures(cfg: Config, num_seeds: int) -> dict[str, Any]:
 
     return {
         "hard_questions": len(world.hard),
-        "rounds_ratio": round(total("recommended", "iterations") / max(total("faithful", "iterations"), 1), 3),
+        "rounds_ratio": round(
+            total("recommended", "iterations") / max(total("faithful", "iterations"), 1), 3
+        ),
         "solved_difference": total("recommended", "solved") - total("faithful", "solved"),
-        "max_calls_per_iteration": max(row[p]["calls_per_iteration"] for row in rows for p in PRESETS),
+        "max_calls_per_iteration": max(
+            row[p]["calls_per_iteration"] for row in rows for p in PRESETS
+        ),
         "by_seed": rows,
     }
 
@@ -93,7 +105,9 @@ class World:
         reporter = Reporter()
         self.model = open_model(cfg, reporter)
         self.engine = components.make_engine(cfg, self.model)
-        self.pipeline = RolloutPipeline(self.engine, self.model.chat, Verifier(cfg.reward).judge, reporter)
+        self.pipeline = RolloutPipeline(
+            self.engine, self.model.chat, Verifier(cfg.reward).judge, reporter
+        )
         self.weights = self.engine.to_rollout_layout(self.model.load(cfg.model.param_dtype))
         loaded = preflight.load_questions(cfg)
         r = cfg.rollout
@@ -101,7 +115,9 @@ class World:
         how = sampling_params.training(cfg)
         rollouts = self.pipeline.sample(self.weights, asks, how, rng.key(0, "bench"))
         solved_QG = np.array([x.succeeded for x in rollouts]).reshape(-1, r.group_size)
-        names = set(mining.find_hard(loaded.questions, solved_QG, np.zeros_like(solved_QG), cfg.mining))
+        names = set(
+            mining.find_hard(loaded.questions, solved_QG, np.zeros_like(solved_QG), cfg.mining)
+        )
         self.hard = [q for q in loaded.questions if q.id in names]
 
     def search(self, cfg: Config, seed: int) -> tuple[dict[str, float], int]:
@@ -149,7 +165,9 @@ def search_figures(result: SearchResult) -> dict[str, float]:
     }
 
 
-def paper_figures(slots: int = 128, max_new_tokens: int = 256, num_questions: int = 600, budget: str = "heavy_4") -> dict[str, Any]:
+def paper_figures(
+    slots: int = 128, max_new_tokens: int = 256, num_questions: int = 600, budget: str = "heavy_4"
+) -> dict[str, Any]:
     """The share of rows in use over all sampling of one phase with the paper's k, m, V and budget, its reflection left out."""
     import jax.numpy as jnp
 
@@ -159,10 +177,25 @@ def paper_figures(slots: int = 128, max_new_tokens: int = 256, num_questions: in
     from p2o_jax.runtime import distributed
     from p2o_jax.types import Request, SamplingParams
 
-    spec = ModelSpec("qwen3", vocab=64, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16, qk_norm=True, tied=True)
+    spec = ModelSpec(
+        "qwen3",
+        vocab=64,
+        width=16,
+        layers=1,
+        heads=2,
+        kv_heads=1,
+        head_dim=8,
+        mlp=16,
+        qk_norm=True,
+        tied=True,
+    )
     mesh = sharding.make_mesh((1, 1, 1), devices=distributed.jax.devices()[:1])
     rollout = config.RolloutConfig(
-        prompt_buckets=(32,), slots=slots, prompt_cache_tokens=32 * 512, prefill_tokens=32 * 128, max_new_tokens=max_new_tokens
+        prompt_buckets=(32,),
+        slots=slots,
+        prompt_cache_tokens=32 * 512,
+        prefill_tokens=32 * 128,
+        max_new_tokens=max_new_tokens,
     )
     engine = Engine(spec, mesh, rollout, [max_new_tokens], (7,), 0, jnp.float32)
     weights = engine.to_rollout_layout(transformer.init(spec, rng.key(0, "bench")))
@@ -171,17 +204,32 @@ def paper_figures(slots: int = 128, max_new_tokens: int = 256, num_questions: in
 
     def evaluate(pairs: Sequence[tuple[str, Question]]) -> list[Outcome]:
         calls[0] += 1
-        requests = [Request(tuple(hash_words(f"{z}/{q.id}")), f"{calls[0]}/{i}") for i, (z, q) in enumerate(pairs)]
+        requests = [
+            Request(tuple(hash_words(f"{z}/{q.id}")), f"{calls[0]}/{i}")
+            for i, (z, q) in enumerate(pairs)
+        ]
         completions = engine.generate(weights, requests, how, key)
         lengths.extend(len(c.token_ids) for c in completions)
-        chance = 1 - (1 - ACCEPTANCE) ** (1 / 3)  # of one success in three, where the parent had none
+        chance = 1 - (1 - ACCEPTANCE) ** (
+            1 / 3
+        )  # of one success in three, where the parent had none
         return [Outcome(float(lots.random() < chance), 1.0, "") for _ in pairs]
 
-    cfg = dataclasses.replace(config.resolve(Config()).gepa, budget=budget, patience=0, reflect_prompt_tokens=10**6)
-    pool = [Question(f"q{i:04}", ({"role": "user", "content": f"{i}"},), "no such answer") for i in range(num_questions)]
+    cfg = dataclasses.replace(
+        config.resolve(Config()).gepa, budget=budget, patience=0, reflect_prompt_tokens=10**6
+    )
+    pool = [
+        Question(f"q{i:04}", ({"role": "user", "content": f"{i}"},), "no such answer")
+        for i in range(num_questions)
+    ]
     start = time.monotonic()
     result = gepa.search(
-        pool, evaluate, lambda prompts: [f"``` {lots.random()} ```" for _ in prompts], lambda text: len(text.split()), cfg, "bench"
+        pool,
+        evaluate,
+        lambda prompts: [f"``` {lots.random()} ```" for _ in prompts],
+        lambda text: len(text.split()),
+        cfg,
+        "bench",
     )
     work = engine.take_work()
     return {

@@ -42,15 +42,24 @@ def read(path: Path) -> list[dict[str, str]]:
             pairs = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     except OSError as e:
         raise ConfigError(f"--pairs={path}: {e.strerror}") from e
-    if not pairs or list(pairs[0]) != COLUMNS or any(p["verdict"] not in ("right", "wrong") for p in pairs):
-        raise ConfigError(f"--pairs={path}: expected the columns {', '.join(COLUMNS)}, a verdict being right or wrong")
+    if (
+        not pairs
+        or list(pairs[0]) != COLUMNS
+        or any(p["verdict"] not in ("right", "wrong") for p in pairs)
+    ):
+        raise ConfigError(
+            f"--pairs={path}: expected the columns {', '.join(COLUMNS)}, a verdict being right or wrong"
+        )
     return pairs
 
 
 def judge(pairs: Sequence[dict[str, str]]) -> dict[str, Any]:
     """How often the graders are right, and what they get wrong."""
     cfg = config.RewardConfig(timeout_s=20.0)
-    responses, references = [rf"\boxed{{{p['answer']}}}" for p in pairs], [p["reference"] for p in pairs]
+    responses, references = (
+        [rf"\boxed{{{p['answer']}}}" for p in pairs],
+        [p["reference"] for p in pairs],
+    )
     with Verifier(cfg) as verifier, LenientGrader(cfg) as lenient:
         strict = [v.status == "correct" for v in verifier.verify(responses, references)]
         loose = [g.status == "correct" for g in lenient.grade(responses, references)]
@@ -58,11 +67,20 @@ def judge(pairs: Sequence[dict[str, str]]) -> dict[str, Any]:
     kinds: dict[str, dict[str, int]] = {}
     for p, t, s, n in zip(pairs, truth, strict, loose, strict=True):
         row = kinds.setdefault(p["kind"], {"pairs": 0, "strict": 0, "lenient": 0, "agree": 0})
-        for name, amount in (("pairs", 1), ("strict", s == t), ("lenient", n == t), ("agree", s == n)):
+        for name, amount in (
+            ("pairs", 1),
+            ("strict", s == t),
+            ("lenient", n == t),
+            ("agree", s == n),
+        ):
             row[name] += amount
     both = {"strict": strict, "lenient": loose}
     misses = {
-        g: [[p["reference"], p["answer"], p["verdict"]] for p, t, v in zip(pairs, truth, vs, strict=True) if v != t]
+        g: [
+            [p["reference"], p["answer"], p["verdict"]]
+            for p, t, v in zip(pairs, truth, vs, strict=True)
+            if v != t
+        ]
         for g, vs in both.items()
     }
     return {
@@ -77,10 +95,24 @@ def judge(pairs: Sequence[dict[str, str]]) -> dict[str, Any]:
 
 def table(figures: dict[str, Any]) -> str:
     """The figures by kind as Markdown."""
-    lines = ["| kind | pairs | strict right | lenient right | agree |", "| --- | --- | --- | --- | --- |"]
-    lines += [f"| {kind} | {r['pairs']} | {r['strict']} | {r['lenient']} | {r['agree']} |" for kind, r in figures["by_kind"].items()]
-    total = {name: sum(row[name] for row in figures["by_kind"].values()) for name in ("pairs", "strict", "lenient", "agree")}
-    return "\n".join([*lines, f"| **all** | {total['pairs']} | {total['strict']} | {total['lenient']} | {total['agree']} |"])
+    lines = [
+        "| kind | pairs | strict right | lenient right | agree |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {kind} | {r['pairs']} | {r['strict']} | {r['lenient']} | {r['agree']} |"
+        for kind, r in figures["by_kind"].items()
+    ]
+    total = {
+        name: sum(row[name] for row in figures["by_kind"].values())
+        for name in ("pairs", "strict", "lenient", "agree")
+    }
+    return "\n".join(
+        [
+            *lines,
+            f"| **all** | {total['pairs']} | {total['strict']} | {total['lenient']} | {total['agree']} |",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -30,8 +30,16 @@ from p2o_jax.config import loading
 from p2o_jax.main import command
 
 MODEL = Path(__file__).parent.parent / "tests/golden/hf/qwen3_tied"  # its tokenizer is what matters
-DEVICES, GROUP, RESPONSE, PROMPT = 8, 6, 1024, 320  # a prompt is of about half as many tokens as it may have
-STEP_S = {"0.6B on v5e:2x4": 13.0, "4B on v5p:2x2x4": 165.0}  # of a step of 128 questions, docs/scale.md
+DEVICES, GROUP, RESPONSE, PROMPT = (
+    8,
+    6,
+    1024,
+    320,
+)  # a prompt is of about half as many tokens as it may have
+STEP_S = {
+    "0.6B on v5e:2x4": 13.0,
+    "4B on v5p:2x2x4": 165.0,
+}  # of a step of 128 questions, docs/scale.md
 TARGETS = {"host's share of a step": Target("frac_of_0.6B on v5e:2x4", "<=", 0.05)}
 
 
@@ -60,7 +68,9 @@ class FakePrograms:
         self.at: int = 0
 
     def __getitem__(self, program: Any) -> Any:
-        return self.clock.apart({"decode": self.decode, "slots": self.begin}.get(program.kind, lambda *args: None))
+        return self.clock.apart(
+            {"decode": self.decode, "slots": self.begin}.get(program.kind, lambda *args: None)
+        )
 
     def begin(self) -> None:
         self.at = 0
@@ -72,10 +82,14 @@ class FakePrograms:
 
         size_S = np.asarray(queue.size).reshape(-1)
         shards, enough = len(size_S), -(-self.engine.max_rollouts // STRETCHES)
-        rooms = min(enough + self.engine.sizes[0], self.engine.max_rollouts)  # of rollouts that a stretch may end
+        rooms = min(
+            enough + self.engine.sizes[0], self.engine.max_rollouts
+        )  # of rollouts that a stretch may end
         first, self.at = self.at, self.at + enough
         number_S = np.clip(size_S - first, 0, enough)
-        rollout_SF = np.minimum(first + np.arange(rooms), self.engine.max_rollouts - 1)[None].repeat(shards, 0)
+        rollout_SF = np.minimum(first + np.arange(rooms), self.engine.max_rollouts - 1)[
+            None
+        ].repeat(shards, 0)
         left = int(max(size_S - self.at).clip(0))
         shape = (shards * rooms, RESPONSE)
         token_FS = np.random.default_rng(first).integers(10, 300, shape, np.int32)
@@ -97,7 +111,9 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: wrong flags.
     """
-    flags, _ = loading.parse_flags(argv, {"sizes": "16,32,64,128", "steps": "3", "profile": "false"})
+    flags, _ = loading.parse_flags(
+        argv, {"sizes": "16,32,64,128", "steps": "3", "profile": "false"}
+    )
     profile = cProfile.Profile() if flags["profile"] == "true" else None
     sizes = {}
     for questions in map(int, flags["sizes"].split(",")):
@@ -108,7 +124,9 @@ def run(argv: Sequence[str]) -> None:
         pstats.Stats(profile, stream=text).sort_stats("cumulative").print_stats(45)
         print(text.getvalue(), file=sys.stderr)
     host_s = sizes[max(sizes)]["host_s"]
-    figures = {"by_questions": sizes, "host_s": host_s} | {f"frac_of_{name}": round(host_s / s, 4) for name, s in STEP_S.items()}
+    figures = {"by_questions": sizes, "host_s": host_s} | {
+        f"frac_of_{name}": round(host_s / s, 4) for name, s in STEP_S.items()
+    }
     report.finish("hosts", figures, TARGETS)
 
 
@@ -131,14 +149,21 @@ def measure(questions: int, steps: int, profile: cProfile.Profile | None) -> dic
         engine, learner = parts.engine, parts.learner
         engine.programs = FakePrograms(engine, clock)
         engine._lay_out = lambda params: params
-        parts.pipeline._judge.verify = lambda texts, asked: [Verdict(next(verdicts), 1.0, "correct") for _ in texts]
+        parts.pipeline._judge.verify = lambda texts, asked: [
+            Verdict(next(verdicts), 1.0, "correct") for _ in texts
+        ]
         sums = dict.fromkeys(sums_of(learner), 1.0) | {"bad": 0.0}
         learner._score = clock.apart(
-            lambda params, rows, count: distributed.put(np.zeros(rows.token.shape, np.float32), rows.token.sharding)
+            lambda params, rows, count: distributed.put(
+                np.zeros(rows.token.shape, np.float32), rows.token.sharding
+            )
         )
         learner._update = clock.apart(lambda state, frozen, rows, count: (state, sums))
         parts.record.open(0, 0)
-        templates = [f"Strategy number {z}: think about the units first. " + "Check each step. " * 11 for z in range(16)]
+        templates = [
+            f"Strategy number {z}: think about the units first. " + "Check each step. " * 11
+            for z in range(16)
+        ]
         given = {
             q.id: tuple(templates[(n + g) % 16] if g < 4 else "" for g in range(GROUP))
             for n, q in enumerate(parts.questions.questions)
@@ -155,7 +180,11 @@ def measure(questions: int, steps: int, profile: cProfile.Profile | None) -> dic
                 profile.disable()
             seconds.append(time.process_time() - begin - (clock.seconds - device))
         parts.close()
-    return {"rollouts": questions * GROUP, "host_s": round(median(seconds[1:]), 3), "first_host_s": round(seconds[0], 3)}
+    return {
+        "rollouts": questions * GROUP,
+        "host_s": round(median(seconds[1:]), 3),
+        "first_host_s": round(seconds[0], 3),
+    }
 
 
 def sums_of(learner: Any) -> list[str]:
@@ -164,7 +193,9 @@ def sums_of(learner: Any) -> list[str]:
     import jax.numpy as jnp
 
     one = learner._pack([], 64, 1).rows
-    return list(jax.eval_shape(learner._update_state, learner.abstract_state(), {}, one, jnp.int32(1))[1])
+    return list(
+        jax.eval_shape(learner._update_state, learner.abstract_state(), {}, one, jnp.int32(1))[1]
+    )
 
 
 def settings(questions: int, folder: Path) -> Any:
@@ -173,7 +204,12 @@ def settings(questions: int, folder: Path) -> Any:
 
     path = folder / "questions.jsonl"
     text = "A train leaves at {i} o'clock and drives {i} miles an hour; how far has it come when another one overtakes it? Explain it well."
-    path.write_text("".join(json.dumps({"question": text.format(i=i), "answer": str(i)}) + "\n" for i in range(questions)))
+    path.write_text(
+        "".join(
+            json.dumps({"question": text.format(i=i), "answer": str(i)}) + "\n"
+            for i in range(questions)
+        )
+    )
     base = config.resolve(Config())
     return replace(
         base,

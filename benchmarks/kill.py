@@ -29,7 +29,10 @@ from p2o_jax.config import ConfigError, loading
 from p2o_jax.main import command
 
 ROOT = Path(__file__).parent.parent
-TARGETS = {"every run ends the same": Target("frac_identical", ">=", 1.0), "every phase is hit": Target("phases_missed", "<=", 0)}
+TARGETS = {
+    "every run ends the same": Target("frac_identical", ">=", 1.0),
+    "every phase is hit": Target("phases_missed", "<=", 0),
+}
 SETTINGS = {
     "world.steps": 150, "world.hard_per_family": 1, "world.easy_per_family": 10, "world.heldout_per_family": 4, "train.epochs": 3,
     "rollout.questions": 8, "optim.minibatch_questions": 4, "loss.entropy_coef": 0.01, "gepa.min_hard": 4, "gepa.max_metric_calls": 60,
@@ -37,7 +40,20 @@ SETTINGS = {
     "eval.every_steps": 2, "checkpoint.every_steps": 2, "checkpoint.keep_every": 4,
 }  # fmt: skip
 PRETRAINING = {"world.steps": 40, "train.epochs": 1}  # of runs that are killed in pretraining
-PHASES = ("start", "rollout", "reward", "score", "update", "gepa", "eval", "checkpoint", "resume", "epoch", "end", "pretraining")
+PHASES = (
+    "start",
+    "rollout",
+    "reward",
+    "score",
+    "update",
+    "gepa",
+    "eval",
+    "checkpoint",
+    "resume",
+    "epoch",
+    "end",
+    "pretraining",
+)
 ONCE = ("start", "resume", "epoch", "end")  # phases that a process may come to but once
 KILLS_PER_RUN = 4
 PAUSE_S = 0.005  # around what lasts no longer than a signal takes
@@ -101,15 +117,35 @@ class Run:
     """A training process, and the phase that it is in. With an aim it is signalled `delay` after the `number`-th beginning of `phase`."""
 
     def __init__(
-        self, workdir: Path, settings: Mapping[str, Any], phase: str = "", number: int = 1, delay: float = 0.0, sign: int = signal.SIGKILL
+        self,
+        workdir: Path,
+        settings: Mapping[str, Any],
+        phase: str = "",
+        number: int = 1,
+        delay: float = 0.0,
+        sign: int = signal.SIGKILL,
     ):
         flags = [f"--config.{key}={value}" for key, value in settings.items()]
-        arguments = [sys.executable, "-m", "benchmarks.kill", "child", "--config", "configs/smoke.py", "--workdir", str(workdir), *flags]
-        aim = json.dumps({"phase": phase, "number": number, "delay": delay, "signal": sign} if phase else None)
+        arguments = [
+            sys.executable,
+            "-m",
+            "benchmarks.kill",
+            "child",
+            "--config",
+            "configs/smoke.py",
+            "--workdir",
+            str(workdir),
+            *flags,
+        ]
+        aim = json.dumps(
+            {"phase": phase, "number": number, "delay": delay, "signal": sign} if phase else None
+        )
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", AIM: aim}
         self.workdir = workdir
         self.log = open(workdir.with_suffix(".log"), "ab")  # noqa: SIM115  # closed in `wait`
-        self.process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=self.log)
+        self.process = subprocess.Popen(
+            arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=self.log
+        )
         self.phase = self.last = "start"  # `last`: of the run's own, to its end
         self._changed = threading.Condition()
         self._seen: Counter[str] = Counter()
@@ -150,7 +186,9 @@ class Run:
         """
         code = self.wait()
         if code not in (0, -signal.SIGKILL):
-            raise ConfigError(f"{self.workdir.with_suffix('.log')}: the run failed with exit code {code}")
+            raise ConfigError(
+                f"{self.workdir.with_suffix('.log')}: the run failed with exit code {code}"
+            )
         if code == 0:
             return "ended"
         half_written = self.last != "checkpoint" and list(self.workdir.glob("checkpoints/*-tmp"))
@@ -170,18 +208,36 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: wrong flags, or an undisturbed run that fails.
     """
-    known = {"runs": "60", "kills-per-run": str(KILLS_PER_RUN), "seed": "0", "folder": "", "dynamic": "false"}
+    known = {
+        "runs": "60",
+        "kills-per-run": str(KILLS_PER_RUN),
+        "seed": "0",
+        "folder": "",
+        "dynamic": "false",
+    }
     flags, overrides = loading.parse_flags(argv, known)
     with tempfile.TemporaryDirectory() as temporary:
         folder = report.own_folder(flags["folder"], temporary)
         settings = {**SETTINGS, "rollout.dynamic_sampling": flags["dynamic"], **dict(overrides)}
-        figures = measure(folder, settings, int(flags["runs"]), int(flags["kills-per-run"]), random.Random(flags["seed"]))
+        figures = measure(
+            folder,
+            settings,
+            int(flags["runs"]),
+            int(flags["kills-per-run"]),
+            random.Random(flags["seed"]),
+        )
     report.finish("kill", figures, TARGETS)
 
 
-def measure(folder: Path, settings: Mapping[str, Any], kills: int, per_run: int, rng: random.Random) -> dict[str, Any]:
+def measure(
+    folder: Path, settings: Mapping[str, Any], kills: int, per_run: int, rng: random.Random
+) -> dict[str, Any]:
     """The figures of so many kills."""
-    settings = {**settings, "train.compile_cache": folder / "compiled", "world.cache_dir": folder / "world"}
+    settings = {
+        **settings,
+        "train.compile_cache": folder / "compiled",
+        "world.cache_dir": folder / "world",
+    }
     pretraining = {**settings, **PRETRAINING}
     whole, seconds = uninterrupted(folder, "whole", settings)
     base, _ = uninterrupted(folder, "base", pretraining)
@@ -196,10 +252,22 @@ def measure(folder: Path, settings: Mapping[str, Any], kills: int, per_run: int,
         phases, strikes = [], 0
         while strikes < min(per_run, kills - done):
             if of_base and strikes < 2:
-                phase = Run(workdir, own, "pretraining", 1 + strikes, rng.uniform(0, 3.0 if strikes == 0 else 0.1)).hit()
+                phase = Run(
+                    workdir,
+                    own,
+                    "pretraining",
+                    1 + strikes,
+                    rng.uniform(0, 3.0 if strikes == 0 else 0.1),
+                ).hit()
             elif (done + strikes) % 2:
                 aim = aims[(done + strikes) // 2 % len(aims)]
-                phase = Run(workdir, own, aim, 1 if aim in ONCE else rng.randint(1, 3), rng.choice((0.0, rng.uniform(0, 0.1)))).hit()
+                phase = Run(
+                    workdir,
+                    own,
+                    aim,
+                    1 if aim in ONCE else rng.randint(1, 3),
+                    rng.choice((0.0, rng.uniform(0, 0.1))),
+                ).hit()
             else:
                 phase = Run(workdir, own).kill_after(rng.uniform(0, seconds))
             if phase == "ended":  # before the blow fell
@@ -207,13 +275,19 @@ def measure(folder: Path, settings: Mapping[str, Any], kills: int, per_run: int,
             phases.append(phase)
             strikes += 1
         if Run(workdir, own).wait():
-            raise ConfigError(f"{workdir.with_suffix('.log')}: a run that had been killed in {phases} failed")
+            raise ConfigError(
+                f"{workdir.with_suffix('.log')}: a run that had been killed in {phases} failed"
+            )
         wrong = differences(base if of_base else whole, workdir)
         hits.update(name for phase in phases for name in phase.split(" + "))
         done += strikes
         same += strikes if not wrong else 0
         number += 1
-        print(f"{done}/{kills}  killed in {', '.join(phases)}: {'; '.join(wrong) or 'identical'}", file=sys.stderr, flush=True)
+        print(
+            f"{done}/{kills}  killed in {', '.join(phases)}: {'; '.join(wrong) or 'identical'}",
+            file=sys.stderr,
+            flush=True,
+        )
         if not wrong:
             shutil.rmtree(workdir)
     for phase in (*PHASES, "between"):
@@ -241,16 +315,28 @@ def uninterrupted(folder: Path, name: str, settings: Mapping[str, Any]) -> tuple
 
 def differences(whole: Path, other: Path) -> list[str]:
     """What differs between two finished runs, times aside: records, journals, results, and the bits of the last checkpoint."""
-    found = [name for name in RECORDS if _rows(whole / f"{name}.jsonl") != _rows(other / f"{name}.jsonl")]
+    found = [
+        name for name in RECORDS if _rows(whole / f"{name}.jsonl") != _rows(other / f"{name}.jsonl")
+    ]
     journals = _names(whole / "gepa")
     if journals != _names(other / "gepa"):
         found.append("files of gepa/")
-    found += [f"gepa/{name}" for name in journals if _rows(whole / "gepa" / name) != _rows(other / "gepa" / name)]
-    found += ["result.json"] if _untimed(_json(whole / "result.json")) != _untimed(_json(other / "result.json")) else []
+    found += [
+        f"gepa/{name}"
+        for name in journals
+        if _rows(whole / "gepa" / name) != _rows(other / "gepa" / name)
+    ]
+    found += (
+        ["result.json"]
+        if _untimed(_json(whole / "result.json")) != _untimed(_json(other / "result.json"))
+        else []
+    )
     mine, theirs = (_last_state(folder) for folder in (whole, other))
     found += ["checkpoints"] if mine[0] != theirs[0] else []
     found += ["host state"] if mine[1] != theirs[1] else []
-    return found + [f"weight {name}" for name in mine[2] if mine[2][name].tobytes() != theirs[2][name].tobytes()]
+    return found + [
+        f"weight {name}" for name in mine[2] if mine[2][name].tobytes() != theirs[2][name].tobytes()
+    ]
 
 
 def _names(folder: Path) -> list[str]:
@@ -270,7 +356,11 @@ def _untimed(value: Any) -> Any:
     if not isinstance(value, dict):
         return [_untimed(v) for v in value] if isinstance(value, list) else value
     timed = ("time/", "perf/", "seconds")
-    return {k: _untimed(v) for k, v in value.items() if not k.startswith(timed) and k not in ("check", "digest")}
+    return {
+        k: _untimed(v)
+        for k, v in value.items()
+        if not k.startswith(timed) and k not in ("check", "digest")
+    }
 
 
 def _last_state(workdir: Path) -> tuple[list[int], Any, dict[str, np.ndarray]]:
@@ -282,10 +372,19 @@ def _last_state(workdir: Path) -> tuple[list[int], Any, dict[str, np.ndarray]]:
     ticks = sorted(int(p.name) for p in where.iterdir() if p.name.isdecimal())
     newest = (where / str(ticks[-1])).absolute()
     handler = ocp.PyTreeCheckpointHandler()
-    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(newest / "learner").tree)
-    arrays = ocp.Checkpointer(handler).restore(newest / "learner", args=ocp.args.PyTreeRestore(restore_args=on_host))
+    on_host = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+        handler.metadata(newest / "learner").tree,
+    )
+    arrays = ocp.Checkpointer(handler).restore(
+        newest / "learner", args=ocp.args.PyTreeRestore(restore_args=on_host)
+    )
     host = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(newest / "host")
-    return ticks, _untimed(host), {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(arrays)}
+    return (
+        ticks,
+        _untimed(host),
+        {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(arrays)},
+    )
 
 
 if __name__ == "__main__":

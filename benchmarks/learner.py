@@ -32,7 +32,12 @@ PEERS = Path(__file__).parent / "peers"
 CACHE = Path.home() / ".cache" / "p2o_jax" / "peers"
 NUM, PROMPT = 64, 64
 SHAPES = {"equal": 128, "geometric": 256}  # longest response
-SPEED = {("nano", "equal"): 1.5, ("small", "equal"): 1.3, ("nano", "geometric"): 3.0, ("small", "geometric"): 3.0}
+SPEED = {
+    ("nano", "equal"): 1.5,
+    ("small", "equal"): 1.3,
+    ("nano", "geometric"): 3.0,
+    ("small", "geometric"): 3.0,
+}
 
 
 def run(argv: Sequence[str]) -> None:
@@ -46,10 +51,17 @@ def run(argv: Sequence[str]) -> None:
         "trl-python": str(CACHE / "trlenv/bin/python"), "tunix-python": str(CACHE / "tunixenv/bin/python"), "core": "0", "micro": "64,16",
         "profile": "false",
     }  # fmt: skip
-    flags, _ = loading.parse_flags([f"{a}=true" if a in ("--peers", "--profile") else a for a in argv], known)
+    flags, _ = loading.parse_flags(
+        [f"{a}=true" if a in ("--peers", "--profile") else a for a in argv], known
+    )
     if flags["worker"]:
         profiled = flags["profile"] == "true"
-        print(json.dumps(measure(*flags["worker"].split(","), steps=int(flags["steps"]), profiled=profiled)), flush=True)
+        print(
+            json.dumps(
+                measure(*flags["worker"].split(","), steps=int(flags["steps"]), profiled=profiled)
+            ),
+            flush=True,
+        )
         return
     figures: dict[str, Any] = {}
     targets: dict[str, Target] = {}
@@ -57,25 +69,50 @@ def run(argv: Sequence[str]) -> None:
         for size in flags["sizes"].split(","):
             model = Path(flags["models"]) / size
             if not (model / "config.json").exists():
-                call([sys.executable, str(PEERS / "make_model.py"), "--size", size, "--out", str(model)])
+                call(
+                    [
+                        sys.executable,
+                        str(PEERS / "make_model.py"),
+                        "--size",
+                        size,
+                        "--out",
+                        str(model),
+                    ]
+                )
             for shape in SHAPES:
                 path = Path(folder) / f"{size}_{shape}.npz"
-                tokens = write_batch(path, shape, json.loads((model / "config.json").read_text())["vocab_size"])
+                tokens = write_batch(
+                    path, shape, json.loads((model / "config.json").read_text())["vocab_size"]
+                )
                 if flags["profile"] == "true":
                     done = call([*commands(flags, model, path, shape)["ours:"], "--profile"])
                     figures[f"{size}_{shape}_seconds_by_kind"] = done["seconds_by_kind"]
                     continue
-                compare(f"{size}_{shape}", commands(flags, model, path, shape), tokens, int(flags["rounds"]), figures)
+                compare(
+                    f"{size}_{shape}",
+                    commands(flags, model, path, shape),
+                    tokens,
+                    int(flags["rounds"]),
+                    figures,
+                )
                 if flags["peers"] == "true":
-                    targets[f"{size}, {shape}: speed"] = Target(f"{size}_{shape}_speedup", ">=", SPEED[size, shape])
-                    targets[f"{size}, {shape}: memory"] = Target(f"{size}_{shape}_memory_ratio", "<=", 0.5)
+                    targets[f"{size}, {shape}: speed"] = Target(
+                        f"{size}_{shape}_speedup", ">=", SPEED[size, shape]
+                    )
+                    targets[f"{size}, {shape}: memory"] = Target(
+                        f"{size}_{shape}_memory_ratio", "<=", 0.5
+                    )
     report.finish("learner", figures, targets)
 
 
 def write_batch(path: Path, shape: str, vocab: int) -> int:
     """Writes a batch and returns its number of real tokens."""
     rng, longest = np.random.default_rng(0), SHAPES[shape]
-    length = np.full(NUM, longest) if shape == "equal" else np.minimum(rng.geometric(1 / 46, NUM), longest)
+    length = (
+        np.full(NUM, longest)
+        if shape == "equal"
+        else np.minimum(rng.geometric(1 / 46, NUM), longest)
+    )
     length[0] = longest
     np.savez(
         path,
@@ -104,7 +141,9 @@ def commands(flags: dict[str, str], model: Path, batch: Path, shape: str) -> dic
     return {name: ["taskset", "-c", flags["core"], *arguments] for name, arguments in made.items()}
 
 
-def compare(name: str, todo: dict[str, list[str]], tokens: int, rounds: int, figures: dict[str, Any]) -> None:
+def compare(
+    name: str, todo: dict[str, list[str]], tokens: int, rounds: int, figures: dict[str, Any]
+) -> None:
     """Adds the figures of one model and batch: medians over the rounds, in each of which all take their turn."""
     rows: dict[str, list[dict[str, Any]]] = {which: [] for which in todo}
     for _ in range(rounds):
@@ -113,16 +152,23 @@ def compare(name: str, todo: dict[str, list[str]], tokens: int, rounds: int, fig
             print(f"{name} {which} {rows[which][-1]}", file=sys.stderr)
     best: dict[str, tuple[float, float, float]] = {}
     for which, measured in rows.items():
-        of = {key: median(row[key] for row in measured) for key in ("cpu_s", "update_s", "peak_rss_mb")}
+        of = {
+            key: median(row[key] for row in measured)
+            for key in ("cpu_s", "update_s", "peak_rss_mb")
+        }
         tool = which.split(":")[0]
-        best[tool] = min(best.get(tool, (np.inf, 0.0, 0.0)), (of["cpu_s"], of["update_s"], of["peak_rss_mb"]))
+        best[tool] = min(
+            best.get(tool, (np.inf, 0.0, 0.0)), (of["cpu_s"], of["update_s"], of["peak_rss_mb"])
+        )
     for tool, (cpu, wall, rss) in best.items():
         speed = {"tokens_per_cpu_s": round(tokens / cpu), "tokens_per_s": round(tokens / wall)}
         figures[f"{name}_{tool}"] = {**speed, "cpu_s": round(cpu, 3), "peak_rss_mb": round(rss)}
     peers = [values for tool, values in best.items() if not tool.startswith("ours")]
     if peers:
         figures[f"{name}_speedup"] = round(min(p[0] for p in peers) / best["ours"][0], 2)
-        figures[f"{name}_speedup_scored"] = round(min(p[0] for p in peers) / best["ours_scored"][0], 2)
+        figures[f"{name}_speedup_scored"] = round(
+            min(p[0] for p in peers) / best["ours_scored"][0], 2
+        )
         figures[f"{name}_memory_ratio"] = round(best["ours"][2] / min(p[2] for p in peers), 2)
 
 
@@ -132,13 +178,23 @@ def call(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: it fails.
     """
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    done = subprocess.run(
+        arguments,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
     if done.returncode:
-        raise ConfigError(f"{' '.join(arguments)}: exit code {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
+        raise ConfigError(
+            f"{' '.join(arguments)}: exit code {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
+        )
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def measure(model: str, path: str, shape: str, which: str, steps: int, profiled: bool = False) -> dict[str, Any]:
+def measure(
+    model: str, path: str, shape: str, which: str, steps: int, profiled: bool = False
+) -> dict[str, Any]:
     """Seconds and peak memory of our update. `which` = first: the first since sampling; later: old log-probs are scored."""
     import resource
 
@@ -148,12 +204,18 @@ def measure(model: str, path: str, shape: str, which: str, steps: int, profiled:
     from p2o_jax.models import hf, hf_config, sharding
     from p2o_jax.rl.learner import Learner
 
-    spec, mesh, longest = hf_config.read_spec(Path(model)), sharding.make_mesh((1, 1, 1), jax.devices()[:1]), SHAPES[shape]
+    spec, mesh, longest = (
+        hf_config.read_spec(Path(model)),
+        sharding.make_mesh((1, 1, 1), jax.devices()[:1]),
+        SHAPES[shape],
+    )
     cfg = config.resolve(
         config.Config(
             model=config.ModelConfig(remat="full", logit_chunk=512),
             data=config.DataConfig(max_prompt_tokens=PROMPT),
-            rollout=config.RolloutConfig(NUM // 8, 8, temperature=1.0, max_new_tokens=longest, prompt_buckets=(PROMPT,)),
+            rollout=config.RolloutConfig(
+                NUM // 8, 8, temperature=1.0, max_new_tokens=longest, prompt_buckets=(PROMPT,)
+            ),
             optim=config.OptimConfig(minibatch_questions=NUM // 8, micro_rows=4),
         )
     )
@@ -191,9 +253,20 @@ def read_batch(path: str) -> list[Any]:
 
     data = np.load(path)
     made = []
-    for prompt, response, length, advantage in zip(data["prompt"], data["response"], data["length"], data["advantage"], strict=True):
+    for prompt, response, length, advantage in zip(
+        data["prompt"], data["response"], data["length"], data["advantage"], strict=True
+    ):
         ids = tuple(int(t) for t in prompt)
-        made.append(Example(ids, ids, response[:length].astype(np.int32), float(advantage), True, np.zeros(length, np.float32)))
+        made.append(
+            Example(
+                ids,
+                ids,
+                response[:length].astype(np.int32),
+                float(advantage),
+                True,
+                np.zeros(length, np.float32),
+            )
+        )
     return made
 
 

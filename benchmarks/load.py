@@ -21,9 +21,33 @@ from p2o_jax.config import ConfigError, loading
 from p2o_jax.main import command
 
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"vocab": 4096, "width": 256, "layers": 4, "heads": 8, "kv_heads": 4, "head_dim": 32, "mlp": 768},
-    "0.6b": {"vocab": 151936, "width": 1024, "layers": 28, "heads": 16, "kv_heads": 8, "head_dim": 128, "mlp": 3072},
-    "4b": {"vocab": 151936, "width": 2560, "layers": 36, "heads": 32, "kv_heads": 8, "head_dim": 128, "mlp": 9728},
+    "tiny": {
+        "vocab": 4096,
+        "width": 256,
+        "layers": 4,
+        "heads": 8,
+        "kv_heads": 4,
+        "head_dim": 32,
+        "mlp": 768,
+    },
+    "0.6b": {
+        "vocab": 151936,
+        "width": 1024,
+        "layers": 28,
+        "heads": 16,
+        "kv_heads": 8,
+        "head_dim": 128,
+        "mlp": 3072,
+    },
+    "4b": {
+        "vocab": 151936,
+        "width": 2560,
+        "layers": 36,
+        "heads": 32,
+        "kv_heads": 8,
+        "head_dim": 128,
+        "mlp": 9728,
+    },
 }
 MAX_FILE_BYTES = 5e9
 BLOCK_BYTES = 32 * 2**20  # of random numbers, from which every tensor is cut
@@ -36,7 +60,9 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: wrong flags.
     """
-    flags, overrides = loading.parse_flags(argv, {"size": "4b", "dtype": "bfloat16", "folder": tempfile.gettempdir()})
+    flags, overrides = loading.parse_flags(
+        argv, {"size": "4b", "dtype": "bfloat16", "folder": tempfile.gettempdir()}
+    )
     problems = [f"--config.{key}: this benchmark takes no config" for key, _ in overrides]
     if flags["size"] not in SIZES:
         problems.append(f"--size={flags['size']}: expected one of {', '.join(SIZES)}")
@@ -63,7 +89,10 @@ def measure(size: str, dtype: str, folder: Path) -> dict[str, Any]:
     hf_config.write_json(folder / "config.json", hf_config.write_config(spec, "bfloat16", {}))
     shapes = {t.name: t.shape for t in hf.tensors(spec)}
     file_bytes = write_files(folder, shapes)
-    print(f"wrote {file_bytes / 1e9:.2f} GB in {time.monotonic() - start:.0f} s; loading", file=sys.stderr)
+    print(
+        f"wrote {file_bytes / 1e9:.2f} GB in {time.monotonic() - start:.0f} s; loading",
+        file=sys.stderr,
+    )
 
     mesh = sharding.make_mesh((1, len(jax.devices()), 1))
     shardings = sharding.param_shardings(spec, mesh, sharding.LEARNER)
@@ -91,7 +120,12 @@ def write_files(folder: Path, shapes: dict[str, tuple[int, ...]]) -> int:
     import ml_dtypes
 
     rng = np.random.default_rng(0)
-    block = (rng.standard_normal(BLOCK_BYTES // 2, np.float32) * 0.02).astype(ml_dtypes.bfloat16).view(np.uint8).tobytes()
+    block = (
+        (rng.standard_normal(BLOCK_BYTES // 2, np.float32) * 0.02)
+        .astype(ml_dtypes.bfloat16)
+        .view(np.uint8)
+        .tobytes()
+    )
     total = sum(2 * int(np.prod(shape)) for shape in shapes.values())
     count = max(2, int(-(-total // MAX_FILE_BYTES)))
     groups: list[dict[str, tuple[int, ...]]] = [{} for _ in range(count)]
@@ -109,7 +143,9 @@ def write_files(folder: Path, shapes: dict[str, tuple[int, ...]]) -> int:
     return sum((folder / file).stat().st_size for file in files)
 
 
-def _write_file(out: BinaryIO, group: dict[str, tuple[int, ...]], block: bytes, rng: np.random.Generator) -> None:
+def _write_file(
+    out: BinaryIO, group: dict[str, tuple[int, ...]], block: bytes, rng: np.random.Generator
+) -> None:
     header: dict[str, Any] = {}
     end = 0
     for name, shape in group.items():

@@ -43,7 +43,9 @@ def tree_bytes(pid: int) -> int:
         more = {child for child, parent in parents.items() if parent in tree} - tree
         tree, grown = tree | more, bool(more)
     page = os.sysconf("SC_PAGE_SIZE")
-    return sum(page * int((_read(Path("/proc", str(p), "statm")).split() or ["0", "0"])[1]) for p in tree)
+    return sum(
+        page * int((_read(Path("/proc", str(p), "statm")).split() or ["0", "0"])[1]) for p in tree
+    )
 
 
 def own_peak_bytes() -> int:
@@ -56,7 +58,9 @@ def own_peak_bytes() -> int:
 
 def own_bytes() -> int:
     """Resident memory of this process now."""
-    return os.sysconf("SC_PAGE_SIZE") * int((_read(Path("/proc/self/statm")).split() or ["0", "0"])[1])
+    return os.sysconf("SC_PAGE_SIZE") * int(
+        (_read(Path("/proc/self/statm")).split() or ["0", "0"])[1]
+    )
 
 
 def _read(path: Path) -> str:

@@ -6,7 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 KINDS = {  # the first whose words are in an operation's name
-    "products": ("dot", "ynn", "convolution"),  # ynn: XLA's CPU library for products and what is fused with them
+    "products": (
+        "dot",
+        "ynn",
+        "convolution",
+    ),  # ynn: XLA's CPU library for products and what is fused with them
     "scatter, gather": ("scatter", "gather"),
     "moving": ("copy", "transpose", "dynamic", "concatenate", "slice", "pad", "broadcast"),
 }
@@ -26,11 +30,15 @@ def seconds_by_kind(run: Callable[[], None]) -> dict[str, float]:
         for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
             for line in plane.lines:
                 for event in line.events:
-                    if any(name == "hlo_op" for name, _ in event.stats) and not event.name.startswith(CONTAINERS):
+                    if any(
+                        name == "hlo_op" for name, _ in event.stats
+                    ) and not event.name.startswith(CONTAINERS):
                         found[kind_of(event.name)] += event.duration_ns
     return {kind: round(ns / 1e9, 3) for kind, ns in found.most_common()}
 
 
 def kind_of(operation: str) -> str:
     """The kind of an operation, by the name that XLA gave it."""
-    return next((kind for kind, words in KINDS.items() if any(word in operation for word in words)), OTHER)
+    return next(
+        (kind for kind, words in KINDS.items() if any(word in operation for word in words)), OTHER
+    )

@@ -37,14 +37,29 @@ def run(argv: Sequence[str]) -> None:
         workdir = Path(flags["workdir"] or temporary)
         if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
             raise ConfigError(f"--workdir={workdir}: must be new or empty")
-        fresh = [f"--config.world.cache_dir={workdir / 'world'}", f"--config.train.compile_cache={workdir / 'compiled'}"]
+        fresh = [
+            f"--config.world.cache_dir={workdir / 'world'}",
+            f"--config.train.compile_cache={workdir / 'compiled'}",
+        ]
         given = [f"--config.{key}={value}" for key, value in overrides]
         code, seconds, peak_bytes = timed(
-            [sys.executable, "-m", "p2o_jax.main", f"--config={flags['config']}", f"--workdir={workdir}", *fresh, *given]
+            [
+                sys.executable,
+                "-m",
+                "p2o_jax.main",
+                f"--config={flags['config']}",
+                f"--workdir={workdir}",
+                *fresh,
+                *given,
+            ]
         )
         if code:
             raise ConfigError(f"the run ended with exit code {code}")
-        figures = {"seconds": round(seconds, 1), "peak_rss_gib": round(peak_bytes / 2**30, 2), **figures_of(workdir)}
+        figures = {
+            "seconds": round(seconds, 1),
+            "peak_rss_gib": round(peak_bytes / 2**30, 2),
+            **figures_of(workdir),
+        }
     report.finish("quick", figures, TARGETS)
 
 
@@ -59,8 +74,19 @@ def timed(arguments: Sequence[str]) -> tuple[int, float, int]:
 def figures_of(workdir: Path) -> dict[str, Any]:
     """The figures in a finished workdir: accuracies, tokens, and for every arm (a lone run is the arm "run") its time by phase."""
     result = json.loads((workdir / "result.json").read_text(encoding="utf-8"))
-    arms = {p.parent.name: p.parent for p in sorted(workdir.glob("*/metrics.jsonl"))} or {"run": workdir}
-    names = ("base", "grpo", "p2o", "tokens_grpo", "tokens_p2o", "accuracy_before", "accuracy", "p_chain_plain")
+    arms = {p.parent.name: p.parent for p in sorted(workdir.glob("*/metrics.jsonl"))} or {
+        "run": workdir
+    }
+    names = (
+        "base",
+        "grpo",
+        "p2o",
+        "tokens_grpo",
+        "tokens_p2o",
+        "accuracy_before",
+        "accuracy",
+        "p_chain_plain",
+    )
     figures: dict[str, Any] = {name: result[name] for name in names if name in result}
     if "p2o" in figures and "grpo" in figures:
         figures["p2o_minus_grpo"] = round(figures["p2o"] - figures["grpo"], 4)
@@ -77,7 +103,10 @@ def figures_of(workdir: Path) -> dict[str, Any]:
 def seconds_by_phase(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The sum of every `time/NAME_s` over the rows of a metrics.jsonl, by NAME."""
     keys = sorted({key for row in rows for key in row if key.startswith("time/")})
-    return {key.removeprefix("time/").removesuffix("_s"): round(sum(row.get(key, 0) for row in rows), 2) for key in keys}
+    return {
+        key.removeprefix("time/").removesuffix("_s"): round(sum(row.get(key, 0) for row in rows), 2)
+        for key in keys
+    }
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ class Target(NamedTuple):
     value: float
 
 
-def finish(bench: str, figures: Mapping[str, Any], targets: Mapping[str, Target]) -> dict[str, bool]:
+def finish(
+    bench: str, figures: Mapping[str, Any], targets: Mapping[str, Target]
+) -> dict[str, bool]:
     """Which targets are met, after printing the benchmark's JSON line: bench, figures, targets, met, versions, machine.
 
     A target whose figure is missing, None or not a number is not met.
@@ -65,7 +67,9 @@ def machine() -> dict[str, Any]:
     kinds = [d.device_kind for d in jax.devices()]
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "memory_gib": _memory_gib(),
         "devices": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
     }

@@ -39,13 +39,29 @@ def write(workdir: Path, shape: Shape, seed: int = 0) -> None:
     _rows(workdir / "metrics.jsonl", _metrics(shape, lot))
     _rows(
         workdir / "evaluations.jsonl",
-        (_evaluation(step, shape.steps, lot) for step in range(0, shape.steps + 1, max(min(20, shape.steps // 8), 1))),
+        (
+            _evaluation(step, shape.steps, lot)
+            for step in range(0, shape.steps + 1, max(min(20, shape.steps // 8), 1))
+        ),
     )
     _rows(workdir / "templates.jsonl", (row for tree in trees for row in tree))
-    _rows(workdir / "questions.jsonl", (row for epoch in range(epochs) for row in _questions(epoch, names, trees[epoch], shape)))
+    _rows(
+        workdir / "questions.jsonl",
+        (row for epoch in range(epochs) for row in _questions(epoch, names, trees[epoch], shape)),
+    )
     _rows(workdir / "samples.jsonl", _samples(names, trees, shape, lot))
-    config = {"preset": "recommended", "data": {"path": "synthetic"}, "model": {"path": "none"}, "gepa": {"enabled": True}}
-    for name, value in {"config": config, "versions": {"python": "3"}, "result": {"seconds": 1.0}, "seconds": [1.0]}.items():
+    config = {
+        "preset": "recommended",
+        "data": {"path": "synthetic"},
+        "model": {"path": "none"},
+        "gepa": {"enabled": True},
+    }
+    for name, value in {
+        "config": config,
+        "versions": {"python": "3"},
+        "result": {"seconds": 1.0},
+        "seconds": [1.0],
+    }.items():
         (workdir / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
     assert set(config) - {"preset"} < set(vars(Config()))
 
@@ -63,7 +79,12 @@ def _metrics(shape: Shape, lot: random.Random) -> Iterable[dict[str, Any]]:
     every_step = [name for name in METRICS if not name.startswith(("gepa/", "eval/"))]
     for step in range(shape.steps):
         values = {name: lot.random() for name in every_step}
-        yield {"step": step, **values, "ledger/generated_tokens": 1000.0 * step, "ledger/flops": 1e12 * step}
+        yield {
+            "step": step,
+            **values,
+            "ledger/generated_tokens": 1000.0 * step,
+            "ledger/flops": 1e12 * step,
+        }
         if step % shape.steps_per_epoch == shape.steps_per_epoch - 1:
             gepa = {f"gepa/{name}": lot.random() for name in STATS}
             yield {
@@ -77,7 +98,13 @@ def _metrics(shape: Shape, lot: random.Random) -> Iterable[dict[str, Any]]:
 
 def _evaluation(step: int, steps: int, lot: random.Random) -> dict[str, Any]:
     parts = {f"set{i}": {"accuracy": lot.random()} for i in range(6)}
-    return {"step": step, "generated_tokens": 1000 * step, "accuracy": step / steps / 2, "questions": 500, "sets": parts}
+    return {
+        "step": step,
+        "generated_tokens": 1000 * step,
+        "accuracy": step / steps / 2,
+        "questions": 500,
+        "sets": parts,
+    }
 
 
 def _phase(epoch: int, names: list[str], shape: Shape, lot: random.Random) -> list[dict[str, Any]]:
@@ -86,16 +113,37 @@ def _phase(epoch: int, names: list[str], shape: Shape, lot: random.Random) -> li
     for z in range(shape.candidates):
         text = _text(shape.template_words, lot) if z else ""
         scores = {name: float(lot.random() < 0.04 * z) for name in dev}
-        row = {"epoch": epoch, "candidate": z, "text": text, "template_id": template_id(text), "parent": lot.randrange(z) if z else None}
-        rows.append({**row, "dev_score": sum(scores.values()) / len(dev), "cover_rank": z - 1 if 0 < z < 6 else None, "dev": scores})
+        row = {
+            "epoch": epoch,
+            "candidate": z,
+            "text": text,
+            "template_id": template_id(text),
+            "parent": lot.randrange(z) if z else None,
+        }
+        rows.append(
+            {
+                **row,
+                "dev_score": sum(scores.values()) / len(dev),
+                "cover_rank": z - 1 if 0 < z < 6 else None,
+                "dev": scores,
+            }
+        )
     for i in range(shape.rejected):
         text, outcome = _text(shape.template_words, lot), lot.choice(list(REJECTIONS))
-        found = {"epoch": epoch, "iteration": i, "parent": lot.randrange(shape.candidates), "text": text, "outcome": outcome}
+        found = {
+            "epoch": epoch,
+            "iteration": i,
+            "parent": lot.randrange(shape.candidates),
+            "text": text,
+            "outcome": outcome,
+        }
         rows.append({**found, "before": 1.0, "after": 1.0, "minibatch": lot.sample(dev, 3)})
     return rows
 
 
-def _questions(epoch: int, names: list[str], tree: list[dict[str, Any]], shape: Shape) -> Iterable[dict[str, Any]]:
+def _questions(
+    epoch: int, names: list[str], tree: list[dict[str, Any]], shape: Shape
+) -> Iterable[dict[str, Any]]:
     """Questions become hard in the first epoch, and one after the other internalised."""
     template = tree[1]["template_id"]
     for i, name in enumerate(names):
@@ -115,7 +163,9 @@ def _questions(epoch: int, names: list[str], tree: list[dict[str, Any]], shape: 
         }
 
 
-def _samples(names: list[str], trees: list[list[dict[str, Any]]], shape: Shape, lot: random.Random) -> Iterable[dict[str, Any]]:
+def _samples(
+    names: list[str], trees: list[list[dict[str, Any]]], shape: Shape, lot: random.Random
+) -> Iterable[dict[str, Any]]:
     asked = {name: f"question {name}: {_text(30, lot)}?" for name in names}
     for step in range(shape.steps):
         tree = trees[min(step // shape.steps_per_epoch, len(trees) - 1)]

@@ -18,7 +18,10 @@ from p2o_jax.config import loading
 from p2o_jax.main import command
 from p2o_jax.report import page, run
 
-SHAPES = {"short": report_runs.Shape(steps=200, samples_per_step=8), "long": report_runs.Shape(steps=5000, samples_per_step=20)}
+SHAPES = {
+    "short": report_runs.Shape(steps=200, samples_per_step=8),
+    "long": report_runs.Shape(steps=5000, samples_per_step=20),
+}
 TARGETS = {
     "200 steps: at most 10 MB": Target("short_mb", "<=", 10),
     "200 steps: open within 3 s": Target("short_open_s", "<=", 3),
@@ -36,7 +39,10 @@ def main(argv: Sequence[str]) -> None:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         for name in [flags["only"]] if flags["only"] else SHAPES:
-            figures |= {f"{name}_{key}": value for key, value in measured(Path(temporary) / name, SHAPES[name]).items()}
+            figures |= {
+                f"{name}_{key}": value
+                for key, value in measured(Path(temporary) / name, SHAPES[name]).items()
+            }
     report.finish("report_size", figures, TARGETS)
 
 
@@ -59,7 +65,10 @@ def measured(folder: Path, shape: report_runs.Shape) -> dict[str, Any]:
     }
     try:
         best = map(min, zip(*(open_seconds(path) for _ in range(3)), strict=True))
-        figures |= {name: round(value, 2) for name, value in zip(("read_s", "open_s", "open_cpu_s"), best, strict=True)}
+        figures |= {
+            name: round(value, 2)
+            for name, value in zip(("read_s", "open_s", "open_cpu_s"), best, strict=True)
+        }
     except browser.NoBrowser as e:
         figures["no_browser"] = str(e)
     return figures
@@ -75,8 +84,14 @@ def open_seconds(path: Path) -> tuple[float, float, float]:
         view.goto(path.as_uri())
         view.wait_for_selector(".plot[data-drawn]")
         opened = time.monotonic() - start
-        loaded = view.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
-        cpu = next(m["value"] for m in chrome.send("Performance.getMetrics")["metrics"] if m["name"] == "ProcessTime")
+        loaded = view.evaluate(
+            "performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
+        )
+        cpu = next(
+            m["value"]
+            for m in chrome.send("Performance.getMetrics")["metrics"]
+            if m["name"] == "ProcessTime"
+        )
         return loaded / 1000, opened, cpu
 
 

@@ -40,7 +40,10 @@ TARGETS = {
 FAULT = "P2O_BENCHMARK_FAULT"  # environment variable: "times message" of the exception to raise
 RESTORED = "restored"
 EXCEPTIONS = {
-    "out of memory": ("99 RESOURCE_EXHAUSTED: out of memory allocating 1073741824 bytes", "refused"),
+    "out of memory": (
+        "99 RESOURCE_EXHAUSTED: out of memory allocating 1073741824 bytes",
+        "refused",
+    ),
     "store away": ("99 503 UNAVAILABLE: the service is currently unavailable", "refused"),
     "store back": ("1 503 UNAVAILABLE: the service is currently unavailable", "continues"),
     "unknown": ("99 zstd: unexpected state", "refused"),
@@ -99,9 +102,17 @@ def draw(rng: random.Random, count: int) -> list[Pair]:
     faults = ("byte in the newest", "byte in all", *EXCEPTIONS)
     pairs = []
     for _ in range(count):
-        first = Start(*(rng.choice(options) for options in (MESHES, EPOCHS, DTYPES, RANKS, EVALS[:1])))
-        chances = zip(first, (MESHES, EPOCHS, DTYPES, RANKS, EVALS), (0.5, 0.5, 0.08, 0.08, 0.3), strict=True)
-        second = first if rng.random() < 0.25 else Start(*(rng.choice(o) if rng.random() < p else v for v, o, p in chances))
+        first = Start(
+            *(rng.choice(options) for options in (MESHES, EPOCHS, DTYPES, RANKS, EVALS[:1]))
+        )
+        chances = zip(
+            first, (MESHES, EPOCHS, DTYPES, RANKS, EVALS), (0.5, 0.5, 0.08, 0.08, 0.3), strict=True
+        )
+        second = (
+            first
+            if rng.random() < 0.25
+            else Start(*(rng.choice(o) if rng.random() < p else v for v, o, p in chances))
+        )
         pairs.append(Pair(first, second, rng.choice(faults) if rng.random() < 0.5 else ""))
     return pairs
 
@@ -136,14 +147,33 @@ def child(argv: Sequence[str]) -> None:
     main.command(main.main)
 
 
-def start(workdir: Path, settings: Mapping[str, Any], fault: str = "") -> tuple[int, str, dict[str, Any] | None]:
+def start(
+    workdir: Path, settings: Mapping[str, Any], fault: str = ""
+) -> tuple[int, str, dict[str, Any] | None]:
     """Exit code, standard error, and the state that a start restored, if it came so far."""
     import subprocess
 
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    line = [sys.executable, "-m", "benchmarks.resume", "child", "--config", "configs/smoke.py", "--workdir", str(workdir), *flags]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", FAULT: fault or "0 "}
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+    line = [
+        sys.executable,
+        "-m",
+        "benchmarks.resume",
+        "child",
+        "--config",
+        "configs/smoke.py",
+        "--workdir",
+        str(workdir),
+        *flags,
+    ]
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        FAULT: fault or "0 ",
+    }
+    done = subprocess.run(
+        line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200, check=False
+    )
     restored = [text for text in done.stdout.splitlines() if text.startswith(RESTORED)]
     state = json.loads(restored[0].removeprefix(RESTORED)) if restored else None
     return done.returncode, done.stderr + done.stdout, state
@@ -161,34 +191,56 @@ def contents(workdir: Path) -> dict[str, str]:
 
 def ticks(workdir: Path) -> list[int]:
     """The ticks that have a checkpoint, the newest first."""
-    return sorted((int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal()), reverse=True)
+    return sorted(
+        (int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal()),
+        reverse=True,
+    )
 
 
 def change_byte(workdir: Path, tick: int, rng: random.Random) -> None:
     """Flips a bit of a file of a checkpoint that restoring depends on."""
     step = workdir / "checkpoints" / str(tick)
-    files = [p for part in ("learner", "host", "digests.json") for p in sorted([step / part, *(step / part).rglob("*")]) if p.is_file()]
+    files = [
+        p
+        for part in ("learner", "host", "digests.json")
+        for p in sorted([step / part, *(step / part).rglob("*")])
+        if p.is_file()
+    ]
     path = rng.choice([p for p in files if p.stat().st_size])
     data = bytearray(path.read_bytes())
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     path.write_bytes(data)
 
 
-def outcome(workdir: Path, settings: Mapping[str, Any], pair: Pair, whole: Path | None, rng: random.Random) -> tuple[str, str]:
+def outcome(
+    workdir: Path, settings: Mapping[str, Any], pair: Pair, whole: Path | None, rng: random.Random
+) -> tuple[str, str]:
     """What the second start in the run directory did, and what is wrong with it."""
     there = ticks(workdir)
     if pair.fault.startswith("byte"):
         for tick in there if pair.fault == "byte in all" else there[:1]:
             change_byte(workdir, tick, rng)
     hosts = {tick: workdir / "checkpoints" / str(tick) / "host" / "metadata" for tick in there}
-    bits = {tick: json.loads(path.read_text(errors="replace"))["bits"] for tick, path in hosts.items() if not pair.fault.startswith("byte")}
+    bits = {
+        tick: json.loads(path.read_text(errors="replace"))["bits"]
+        for tick, path in hosts.items()
+        if not pair.fault.startswith("byte")
+    }
     if pair.fault == "byte in the newest":
         bits = {there[1]: json.loads(hosts[there[1]].read_text())["bits"]}
     before = contents(workdir)
-    code, text, restored = start(workdir, {**settings, **pair.second.settings(END_TOKENS)}, EXCEPTIONS.get(pair.fault, ("",))[0])
+    code, text, restored = start(
+        workdir,
+        {**settings, **pair.second.settings(END_TOKENS)},
+        EXCEPTIONS.get(pair.fault, ("",))[0],
+    )
     if code == 2:
         wrong = [] if "error: " in text and "Traceback" not in text else ["no clear message"]
-        changed = sorted(name for name in {*before, *contents(workdir)} if before.get(name) != contents(workdir).get(name))
+        changed = sorted(
+            name
+            for name in {*before, *contents(workdir)}
+            if before.get(name) != contents(workdir).get(name)
+        )
         return "refused", "; ".join(wrong + [f"changed {name}" for name in changed])
     if code or restored is None:
         return "failed", f"exit code {code}: {text[-300:]}"
@@ -221,18 +273,36 @@ class Runs:
             ConfigError: it failed.
         """
         start_, tokens = which
-        code, text, _ = start(self.path(start_, tokens), {**self.settings, **start_.settings(tokens)})
+        code, text, _ = start(
+            self.path(start_, tokens), {**self.settings, **start_.settings(tokens)}
+        )
         if code:
-            raise ConfigError(f"a first start with {start_} failed with exit code {code}: {text[-2000:]}")
+            raise ConfigError(
+                f"a first start with {start_} failed with exit code {code}: {text[-2000:]}"
+            )
 
 
 def measure(folder: Path, count: int, rng: random.Random, jobs: int) -> dict[str, Any]:
     """The figures of so many pairs."""
     begin = time.monotonic()
-    runs = Runs(folder, {**SETTINGS, "train.compile_cache": folder / "compiled", "world.cache_dir": folder / "world"})
+    runs = Runs(
+        folder,
+        {
+            **SETTINGS,
+            "train.compile_cache": folder / "compiled",
+            "world.cache_dir": folder / "world",
+        },
+    )
     pairs = draw(rng, count)
     same = {pair.first for pair in pairs if pair.first == pair.second and not pair.fault}
-    needed = list(dict.fromkeys([*((p.first, STOP_TOKENS) for p in pairs), *((first, END_TOKENS) for first in sorted(same))]))
+    needed = list(
+        dict.fromkeys(
+            [
+                *((p.first, STOP_TOKENS) for p in pairs),
+                *((first, END_TOKENS) for first in sorted(same)),
+            ]
+        )
+    )
     runs.make(needed[0])  # pretrains the base model that all share
     outcomes: Counter[str] = Counter()
     right = 0
@@ -241,7 +311,11 @@ def measure(folder: Path, count: int, rng: random.Random, jobs: int) -> dict[str
         number, pair = numbered
         workdir = folder / f"pair{number}"
         shutil.copytree(runs.path(pair.first, STOP_TOKENS), workdir)
-        whole = runs.path(pair.first, END_TOKENS) if pair.first in same and pair.first == pair.second and not pair.fault else None
+        whole = (
+            runs.path(pair.first, END_TOKENS)
+            if pair.first in same and pair.first == pair.second and not pair.fault
+            else None
+        )
         kind, wrong = outcome(workdir, runs.settings, pair, whole, random.Random(number))
         wrong = wrong or ("" if kind == pair.expected else f"expected: {pair.expected}")
         if not wrong:
@@ -253,15 +327,31 @@ def measure(folder: Path, count: int, rng: random.Random, jobs: int) -> dict[str
         for number, (pair, kind, wrong) in enumerate(pool.map(second, enumerate(pairs)), 1):
             outcomes[kind] += 1
             right += not wrong
-            what = "the same" if pair.first == pair.second else f"{tuple(pair.first)} -> {tuple(pair.second)}"
-            print(f"{number}/{count}  {what}  {pair.fault or 'no fault'}: {kind}  {wrong or 'right'}", file=sys.stderr, flush=True)
-    names = {"continues": "continued", "falls back": "fell_back", "refused": "refused", "restarted": "restarted", "failed": "failed"}
+            what = (
+                "the same"
+                if pair.first == pair.second
+                else f"{tuple(pair.first)} -> {tuple(pair.second)}"
+            )
+            print(
+                f"{number}/{count}  {what}  {pair.fault or 'no fault'}: {kind}  {wrong or 'right'}",
+                file=sys.stderr,
+                flush=True,
+            )
+    names = {
+        "continues": "continued",
+        "falls back": "fell_back",
+        "refused": "refused",
+        "restarted": "restarted",
+        "failed": "failed",
+    }
     return {
         "pairs": count,
         "right": right,
         "frac_right": right / count,
         **{figure: outcomes[kind] for kind, figure in names.items()},
-        "compared_with_an_uninterrupted_run": sum(p.first == p.second and not p.fault for p in pairs),
+        "compared_with_an_uninterrupted_run": sum(
+            p.first == p.second and not p.fault for p in pairs
+        ),
         "seconds": round(time.monotonic() - begin, 1),
     }
 
@@ -275,7 +365,9 @@ def run(argv: Sequence[str]) -> None:
     flags, _ = loading.parse_flags(argv, {"pairs": "200", "seed": "0", "folder": "", "jobs": "2"})
     with tempfile.TemporaryDirectory() as temporary:
         folder = report.own_folder(flags["folder"], temporary)
-        figures = measure(folder, int(flags["pairs"]), random.Random(flags["seed"]), int(flags["jobs"]))
+        figures = measure(
+            folder, int(flags["pairs"]), random.Random(flags["seed"]), int(flags["jobs"])
+        )
     report.finish("resume", figures, TARGETS)
 
 

@@ -27,7 +27,13 @@ CASES = {
     "group": ["--batch", "64", "--new-tokens", "128", "--group", "8", "--prompt-len", "512"],
     "geometric": ["--new-tokens", "256", "--eos-mean", "48"],
 }
-BATCHES = {"geometric": {"p2o": ["--batch", "256", "--slots", "64"], "hf": ["--batch", "64"], "tunix": ["--batch", "64"]}}
+BATCHES = {
+    "geometric": {
+        "p2o": ["--batch", "256", "--slots", "64"],
+        "hf": ["--batch", "64"],
+        "tunix": ["--batch", "64"],
+    }
+}
 SPEEDUP = {
     ("nano", "equal"): {"tunix": 2.0, "hf": 2.5}, ("small", "equal"): {"tunix": 1.4, "hf": 1.8},
     ("nano", "group"): {"tunix": 4.0, "hf": 4.0}, ("small", "group"): {"tunix": 4.0, "hf": 4.0},
@@ -55,44 +61,86 @@ def run(argv: Sequence[str]) -> None:
     if flags["peers"] == "true":
         tools |= {"hf": flags["trl-python"], "tunix": flags["tunix-python"]}
     figures: dict[str, Any] = {}
-    targets: dict[str, Target] = {"slots in use": Target("nano_geometric_frac_slots_busy", ">=", 0.85)}
+    targets: dict[str, Target] = {
+        "slots in use": Target("nano_geometric_frac_slots_busy", ">=", 0.85)
+    }
     for size in flags["sizes"].split(","):
         model = Path(flags["models"]) / size
         if not (model / "config.json").exists():
-            learner.call([sys.executable, str(PEERS / "make_model.py"), "--size", size, "--out", str(model)])
+            learner.call(
+                [sys.executable, str(PEERS / "make_model.py"), "--size", size, "--out", str(model)]
+            )
         pinned = ["taskset", "-c", flags["core"]]
-        todo = {("floor", "equal"): [*pinned, sys.executable, "-m", "benchmarks.rollout", f"--floor={model}"]}
+        todo = {
+            ("floor", "equal"): [
+                *pinned,
+                sys.executable,
+                "-m",
+                "benchmarks.rollout",
+                f"--floor={model}",
+            ]
+        }
         for case in flags["cases"].split(","):
             for tool, python in tools.items():
-                common = ["--model", str(model), "--repeats", flags["repeats"], "--threads", "1", "--cpus", flags["core"]]
+                common = [
+                    "--model",
+                    str(model),
+                    "--repeats",
+                    flags["repeats"],
+                    "--threads",
+                    "1",
+                    "--cpus",
+                    flags["core"],
+                ]
                 script = str(PEERS / f"{tool}_generate.py")
-                todo[tool, case] = [python, script, *common, *CASES[case], *BATCHES.get(case, {}).get(tool, [])]
+                todo[tool, case] = [
+                    python,
+                    script,
+                    *common,
+                    *CASES[case],
+                    *BATCHES.get(case, {}).get(tool, []),
+                ]
         compare(size, todo, int(flags["rounds"]), figures)
-        targets[f"{size}: over the floor"] = Target(f"{size}_over_floor", "<=", OVER_FLOOR.get(size, 2.0))
+        targets[f"{size}: over the floor"] = Target(
+            f"{size}_over_floor", "<=", OVER_FLOOR.get(size, 2.0)
+        )
         for tool, case in todo:
             if tool in ("hf", "tunix"):
-                targets[f"{size}, {case}: over {tool}"] = Target(f"{size}_{case}_over_{tool}", ">=", SPEEDUP[size, case][tool])
+                targets[f"{size}, {case}: over {tool}"] = Target(
+                    f"{size}_{case}_over_{tool}", ">=", SPEEDUP[size, case][tool]
+                )
     report.finish("rollout", figures, targets)
 
 
-def compare(size: str, todo: dict[tuple[str, str], list[str]], rounds: int, figures: dict[str, Any]) -> None:
+def compare(
+    size: str, todo: dict[tuple[str, str], list[str]], rounds: int, figures: dict[str, Any]
+) -> None:
     """Adds a model's figures: medians over the rounds, in each of which all take their turn."""
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {which: [] for which in todo}
     for _ in range(rounds):
         for which, arguments in todo.items():
             rows[which].append(learner.call(arguments))
             print(f"{size} {' '.join(which)} {rows[which][-1]}", file=sys.stderr)
-    of = {which: {k: median(row[k] for row in measured) for k in _FIGURES if k in measured[0]} for which, measured in rows.items()}
+    of = {
+        which: {k: median(row[k] for row in measured) for k in _FIGURES if k in measured[0]}
+        for which, measured in rows.items()
+    }
     for (tool, case), row in of.items():
         if tool != "floor":
             row["tokens_per_cpu_s"] = row["mean_len"] * rows[tool, case][0]["batch"] / row["cpu_s"]
         figures[f"{size}_{case}_{tool}"] = {key: round(value, 3) for key, value in row.items()}
         if tool in ("hf", "tunix"):
-            figures[f"{size}_{case}_over_{tool}"] = round(of["p2o", case]["tokens_per_cpu_s"] / row["tokens_per_cpu_s"], 2)
+            figures[f"{size}_{case}_over_{tool}"] = round(
+                of["p2o", case]["tokens_per_cpu_s"] / row["tokens_per_cpu_s"], 2
+            )
     if ("p2o", "equal") in of:
-        figures[f"{size}_over_floor"] = round(of["p2o", "equal"]["cpu_s"] / of["floor", "equal"]["cpu_s"], 2)
+        figures[f"{size}_over_floor"] = round(
+            of["p2o", "equal"]["cpu_s"] / of["floor", "equal"]["cpu_s"], 2
+        )
     if ("p2o", "geometric") in of:
-        figures[f"{size}_geometric_frac_slots_busy"] = round(of["p2o", "geometric"]["frac_slots_busy"], 3)
+        figures[f"{size}_geometric_frac_slots_busy"] = round(
+            of["p2o", "geometric"]["frac_slots_busy"], 3
+        )
 
 
 _FIGURES = ("tokens_per_s", "cpu_s", "mean_len", "compile_s", "peak_rss_mb", "frac_slots_busy")
@@ -113,7 +161,9 @@ def floor(path: Path, rows: int = 64, prompt: int = 64, steps: int = 128) -> dic
     heads, kept = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     shapes = [(spec.width, heads), (spec.width, kept), (spec.width, kept), (heads, spec.width)]
     shapes += [(spec.width, spec.mlp), (spec.width, spec.mlp), (spec.mlp, spec.width)]
-    layers = [[draw(7 * n + i, *shape) for i, shape in enumerate(shapes)] for n in range(spec.layers)]
+    layers = [
+        [draw(7 * n + i, *shape) for i, shape in enumerate(shapes)] for n in range(spec.layers)
+    ]
     head = draw(99, spec.width, spec.vocab)
 
     def forward(layers: Any, head: jax.Array, x: jax.Array, with_head: bool) -> jax.Array:

@@ -18,7 +18,9 @@ from statistics import median
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("NPROC", "32")  # threads of XLA's pool: with fewer, collectives of eight devices can wait forever
+os.environ.setdefault(
+    "NPROC", "32"
+)  # threads of XLA's pool: with fewer, collectives of eight devices can wait forever
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
@@ -42,11 +44,29 @@ from p2o_jax.startup.model import Model
 from p2o_jax.types import Request, SamplingParams
 
 DEVICES = 8
-SPEC = ModelSpec("qwen3", vocab=512, width=256, layers=2, heads=8, kv_heads=4, head_dim=128, mlp=512, qk_norm=True, tied=True)
+SPEC = ModelSpec(
+    "qwen3",
+    vocab=512,
+    width=256,
+    layers=2,
+    heads=8,
+    kv_heads=4,
+    head_dim=128,
+    mlp=512,
+    qk_norm=True,
+    tied=True,
+)
 PROMPT, RESPONSE, SEQUENCES = 32, 32, 32
 LR = 1e-3
 PLANNED_FOR = "v5e:2x4"
-HEAD = ("data x fsdp x tensor", "params differ by", "log-probs by", "texts alike", "update, CPU s", "sampling, CPU s")
+HEAD = (
+    "data x fsdp x tensor",
+    "params differ by",
+    "log-probs by",
+    "texts alike",
+    "update, CPU s",
+    "sampling, CPU s",
+)
 PLANNED = ("update: MB sent", "times the least", "update, ms", "decoding, ms", "MiB on a chip")
 
 
@@ -65,7 +85,10 @@ def run(argv: Sequence[str]) -> None:
     for shape in meshes(DEVICES):
         name = " x ".join(map(str, shape))
         made = measure(shape, int(flags["repeats"]))
-        rows[name] = differences(made, alone) | {"update_cpu_s": made["update_cpu_s"], "sampling_cpu_s": made["sampling_cpu_s"]}
+        rows[name] = differences(made, alone) | {
+            "update_cpu_s": made["update_cpu_s"],
+            "sampling_cpu_s": made["sampling_cpu_s"],
+        }
         print(f"{name}: {rows[name]}", file=sys.stderr, flush=True)
     if importlib.util.find_spec("libtpu"):
         for shape in meshes(DEVICES):
@@ -93,7 +116,12 @@ def run(argv: Sequence[str]) -> None:
 def meshes(devices: int) -> list[tuple[int, int, int]]:
     """Every (data, fsdp, tensor) of so many devices whose tensor axis divides the query heads; fewer key/value heads stay whole."""
     sizes = [n for n in range(1, devices + 1) if devices % n == 0]
-    return [(d, f, devices // d // f) for d in sizes for f in sizes if devices % (d * f) == 0 and SPEC.heads % (devices // d // f) == 0]
+    return [
+        (d, f, devices // d // f)
+        for d in sizes
+        for f in sizes
+        if devices % (d * f) == 0 and SPEC.heads % (devices // d // f) == 0
+    ]
 
 
 def settings(shape: tuple[int, int, int]) -> Config:
@@ -110,7 +138,13 @@ def settings(shape: tuple[int, int, int]) -> Config:
         "optim": {"lr": LR, "warmup_frac": 0.0, "minibatch_questions": 8, "micro_rows": 8, "row_tokens": 128},
         "gepa": {"max_template_tokens": 64, "reflect_prompt_tokens": 128, "reflect_new_tokens": RESPONSE},
     }  # fmt: skip
-    return dataclasses.replace(cfg, **{name: dataclasses.replace(getattr(cfg, name), **values) for name, values in sizes.items()})
+    return dataclasses.replace(
+        cfg,
+        **{
+            name: dataclasses.replace(getattr(cfg, name), **values)
+            for name, values in sizes.items()
+        },
+    )
 
 
 def measure(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
@@ -125,7 +159,9 @@ def measure(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
         state, _ = learner.update(state, scored)
     policy = learner.policy(state)
     result = {"params": jax.tree.map(distributed.to_host, policy)}
-    result["logps"] = learner.score_tokens(policy, [(e.prompt_ids, e.response_ids) for e in batch], config.trained_row_tokens(cfg))
+    result["logps"] = learner.score_tokens(
+        policy, [(e.prompt_ids, e.response_ids) for e in batch], config.trained_row_tokens(cfg)
+    )
     model = Model(Path(), SPEC, _NoChat(), mesh, jnp.float32)  # type: ignore[arg-type]
     engine = components.make_engine(cfg, model, device_memory=2**32)
     weights, asks, how = (
@@ -142,7 +178,10 @@ def measure(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
         state, _ = learner.update(state, scored)
 
     result["texts"] = [tuple(c.token_ids.tolist()) for c in sample()]
-    return result | {"sampling_cpu_s": cpu_seconds(sample, repeats), "update_cpu_s": cpu_seconds(update, repeats)}
+    return result | {
+        "sampling_cpu_s": cpu_seconds(sample, repeats),
+        "update_cpu_s": cpu_seconds(update, repeats),
+    }
 
 
 class _NoChat:
@@ -156,7 +195,16 @@ def examples() -> list[Example]:
     for _ in range(SEQUENCES):
         prompt = tuple(rng.integers(2, SPEC.vocab, rng.integers(8, PROMPT + 1)).tolist())
         response = rng.integers(2, SPEC.vocab, rng.integers(8, RESPONSE + 1)).astype(np.int32)
-        made.append(Example(prompt, prompt, response, float(rng.normal()), True, np.zeros(len(response), np.float32)))
+        made.append(
+            Example(
+                prompt,
+                prompt,
+                response,
+                float(rng.normal()),
+                True,
+                np.zeros(len(response), np.float32),
+            )
+        )
     return made
 
 
@@ -177,24 +225,42 @@ def differences(made: dict[str, Any], alone: dict[str, Any]) -> dict[str, float]
     ours, theirs = jax.tree.leaves(made["params"]), jax.tree.leaves(alone["params"])
     return {
         "params": _distance(ours, theirs) / _distance(theirs, start),
-        "logps": max(float(np.abs(a - b).max()) for a, b in zip(made["logps"], alone["logps"], strict=True)),
-        "texts": float(np.mean([a == b for a, b in zip(made["texts"], alone["texts"], strict=True)])),
+        "logps": max(
+            float(np.abs(a - b).max()) for a, b in zip(made["logps"], alone["logps"], strict=True)
+        ),
+        "texts": float(
+            np.mean([a == b for a, b in zip(made["texts"], alone["texts"], strict=True)])
+        ),
     }
 
 
 def _distance(a: Sequence[Any], b: Sequence[Any]) -> float:
-    return float(np.sqrt(sum(np.sum((np.asarray(x) - np.asarray(y)) ** 2) for x, y in zip(a, b, strict=True))))
+    return float(
+        np.sqrt(
+            sum(np.sum((np.asarray(x) - np.asarray(y)) ** 2) for x, y in zip(a, b, strict=True))
+        )
+    )
 
 
 def planned(shape: tuple[int, int, int], model: str) -> dict[str, float]:
     """A plan's figures of this mesh on TPUs, of the small model or of a named one."""
     spec = programs.model_spec(model) if model else SPEC
-    case = planner.Case(model or "small", spec, settings(shape), chips.parse(PLANNED_FOR), Workload(PROMPT, RESPONSE, 800), None)
+    case = planner.Case(
+        model or "small",
+        spec,
+        settings(shape),
+        chips.parse(PLANNED_FOR),
+        Workload(PROMPT, RESPONSE, 800),
+        None,
+    )
     figures = planner.plan(case, lambda line: None)
     fullest = max(m["total"] for m in figures["memory_gib"]) * 1024
     if not figures["step"]:
         return {"mib": round(fullest, 1)}
-    exchange, phases = figures["step"]["update_exchange"], {p["name"]: p for p in figures["step"]["phases"]}
+    exchange, phases = (
+        figures["step"]["update_exchange"],
+        {p["name"]: p for p in figures["step"]["phases"]},
+    )
     return {
         "sent_mb": round(sum(exchange["sent"].values()) / 1e6, 2),
         "ratio": round(exchange["ratio"], 2) if exchange["ratio"] else float("nan"),
@@ -215,7 +281,9 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
             f"{row['update_cpu_s']}",
             f"{row['sampling_cpu_s']}",
         ]
-        plan = [str(row.get(key, "")) for key in ("sent_mb", "ratio", "update_ms", "decode_ms", "mib")]
+        plan = [
+            str(row.get(key, "")) for key in ("sent_mb", "ratio", "update_ms", "decode_ms", "mib")
+        ]
         lines.append(f"| {' | '.join([name, *measured, *plan])} |")
     return "\n".join(lines)
 
@@ -227,10 +295,16 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = [("update_cpu_s", "CPU s, measured"), ("sampling_cpu_s", "CPU s, measured"), ("update_ms", f"ms on {PLANNED_FOR}, planned")]
+    shown = [
+        ("update_cpu_s", "CPU s, measured"),
+        ("sampling_cpu_s", "CPU s, measured"),
+        ("update_ms", f"ms on {PLANNED_FOR}, planned"),
+    ]
     shown += [("decode_ms", f"ms on {PLANNED_FOR}, planned")]
     shown = [(key, unit) for key, unit in shown if any(key in row for row in rows.values())]
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(3.3 * len(shown), 3.6), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, len(shown), figsize=(3.3 * len(shown), 3.6), sharey=True, layout="constrained"
+    )
     for axis, (key, unit) in zip(axes, shown, strict=True):
         axis.barh(list(rows), [row.get(key, 0.0) for row in rows.values()])
         axis.set_title("update" if key.startswith("update") else "sampling")

@@ -57,18 +57,37 @@ def run(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = report.own_folder(flags["folder"], temporary)
         epochs = max(int(flags["steps"]) // STEPS_PER_EPOCH, 4)
-        settings = {**SETTINGS, "train.epochs": epochs, "world.cache_dir": folder / "world", "train.compile_cache": "", **dict(overrides)}
+        settings = {
+            **SETTINGS,
+            "train.epochs": epochs,
+            "world.cache_dir": folder / "world",
+            "train.compile_cache": "",
+            **dict(overrides),
+        }
         samples, seconds = watched(folder / "run", settings)
-        figures = figures_of(samples, read_rows(folder / "run" / "metrics.jsonl"), epochs * STEPS_PER_EPOCH)
+        figures = figures_of(
+            samples, read_rows(folder / "run" / "metrics.jsonl"), epochs * STEPS_PER_EPOCH
+        )
     report.finish("soak", {**figures, "seconds": round(seconds, 1)}, TARGETS)
 
 
 def watched(workdir: Path, settings: Mapping[str, Any]) -> tuple[list[Sample], float]:
     """A sample a second of a run from its first row on, and the seconds it took."""
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    arguments = [sys.executable, "-m", "p2o_jax.main", "--config", "configs/smoke.py", "--workdir", str(workdir), *flags]
+    arguments = [
+        sys.executable,
+        "-m",
+        "p2o_jax.main",
+        "--config",
+        "configs/smoke.py",
+        "--workdir",
+        str(workdir),
+        *flags,
+    ]
     begin, samples, reader = time.monotonic(), [], Follower(workdir / "metrics.jsonl")
-    with subprocess.Popen(arguments, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, stdout=sys.stderr) as process:
+    with subprocess.Popen(
+        arguments, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, stdout=sys.stderr
+    ) as process:
         while process.poll() is None:
             time.sleep(1.0)
             if step := reader.num_steps():
@@ -99,14 +118,25 @@ def sample(pid: int, step: int) -> list[Sample]:
     folder = Path(f"/proc/{pid}")
     try:
         rss = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        return [Sample(step, rss, len(list((folder / "fd").iterdir())), len(list((folder / "task").iterdir())))]
+        return [
+            Sample(
+                step,
+                rss,
+                len(list((folder / "fd").iterdir())),
+                len(list((folder / "task").iterdir())),
+            )
+        ]
     except (OSError, IndexError):
         return []
 
 
-def figures_of(samples: Sequence[Sample], rows: Sequence[Mapping[str, Any]], num_steps: int) -> dict[str, Any]:
+def figures_of(
+    samples: Sequence[Sample], rows: Sequence[Mapping[str, Any]], num_steps: int
+) -> dict[str, Any]:
     """Growth from the second quarter of the steps to the last: of the median memory (a share), of the most files and threads."""
-    quarters = [[s for s in samples if q * num_steps < 4 * s.step <= (q + 1) * num_steps] for q in range(4)]
+    quarters = [
+        [s for s in samples if q * num_steps < 4 * s.step <= (q + 1) * num_steps] for q in range(4)
+    ]
     second, last = quarters[1], quarters[3]
     compiles = [(row["step"], row["perf/compiles"]) for row in rows if "perf/compiles" in row]
     settled = max(count for step, count in compiles if step <= 2 * STEPS_PER_EPOCH)

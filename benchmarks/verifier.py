@@ -30,7 +30,9 @@ BATCH = 500
 ALONE = 1000  # answers that are also judged one at a time, for their latencies
 DISTINCT_HANGING = 5  # of each kind that runs into the deadline: every one costs it in full
 
-Pair = tuple[str, str, str | None]  # response, reference answer, the status that it must get (None: any)
+Pair = tuple[
+    str, str, str | None
+]  # response, reference answer, the status that it must get (None: any)
 
 
 def boxed(content: str) -> str:
@@ -41,7 +43,9 @@ def easy(rng: random.Random) -> Pair:
     """A plain number against a plain number, right or wrong, in one of its spellings."""
     a, b = rng.randint(-9999, 9999), rng.randint(2, 99)
     right = rng.random() < 0.5
-    spelling = rng.choice((f"{a}", f" {a}. ", f"${a}$", f"{a}.0", rf"\frac{{{a * b}}}{{{b}}}" if a >= 0 else f"{a}"))
+    spelling = rng.choice(
+        (f"{a}", f" {a}. ", f"${a}$", f"{a}.0", rf"\frac{{{a * b}}}{{{b}}}" if a >= 0 else f"{a}")
+    )
     return boxed(spelling), str(a if right else a + 1), "correct" if right else "wrong"
 
 
@@ -103,7 +107,14 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: wrong flags.
     """
-    known = {"answers": "20000", "workers": "2", "timeout_s": "2", "hostile": "0.05", "symbolic": "0.15", "seed": "0"}
+    known = {
+        "answers": "20000",
+        "workers": "2",
+        "timeout_s": "2",
+        "hostile": "0.05",
+        "symbolic": "0.15",
+        "seed": "0",
+    }
     flags, _ = loading.parse_flags(argv, known)
     figures = measure(
         int(flags["answers"]), float(flags["hostile"]), float(flags["symbolic"]),
@@ -112,7 +123,13 @@ def run(argv: Sequence[str]) -> None:
     report.finish("verifier", figures, TARGETS)
 
 
-def measure(count: int, frac_hostile: float, frac_symbolic: float, cfg: config.RewardConfig, rng: random.Random) -> dict[str, Any]:
+def measure(
+    count: int,
+    frac_hostile: float,
+    frac_symbolic: float,
+    cfg: config.RewardConfig,
+    rng: random.Random,
+) -> dict[str, Any]:
     """The figures of so many answers."""
     made: dict[str, list[str]] = {}
     pairs: list[Pair] = []

@@ -25,7 +25,11 @@ MADE = "<!-- Made by docs/generate.py; edits here are lost. -->\n\n"
 
 def pages() -> dict[str, str]:
     """The generated pages by file name."""
-    made = {"configuration.md": configuration(), "metrics.md": metrics_reference(), "departures.md": departures()}
+    made = {
+        "configuration.md": configuration(),
+        "metrics.md": metrics_reference(),
+        "departures.md": departures(),
+    }
     return {name: MADE + text for name, text in made.items()}
 
 
@@ -34,7 +38,11 @@ def configuration() -> str:
     comments = comments_of_fields((PACKAGE / "config.py").read_text(encoding="utf-8"))
     text = "# Configuration\n\nEvery setting, as `--config.SECTION.NAME=VALUE` or in a config file.\nDefaults are the paper's. "
     text += "Where a preset decides, both of its values are given; `--config.preset=faithful` or `recommended` chooses.\n"
-    top = [field for field in dataclasses.fields(config.Config) if not dataclasses.is_dataclass(_hints(config.Config)[field.name])]
+    top = [
+        field
+        for field in dataclasses.fields(config.Config)
+        if not dataclasses.is_dataclass(_hints(config.Config)[field.name])
+    ]
     text += "\n## The run itself\n\n" + _settings(config.Config, top, "", comments)
     for section in dataclasses.fields(config.Config):
         cls: type = _hints(config.Config)[section.name]
@@ -49,12 +57,19 @@ def configuration() -> str:
     return text
 
 
-def _settings(cls: type, fields: typing.Sequence[dataclasses.Field], prefix: str, comments: dict[tuple[str, str], str]) -> str:
+def _settings(
+    cls: type,
+    fields: typing.Sequence[dataclasses.Field],
+    prefix: str,
+    comments: dict[tuple[str, str], str],
+) -> str:
     rows = ["| setting | type | default | range | |", "| --- | --- | --- | --- | --- |"]
     for field in fields:
         key, hint = f"{prefix}{field.name}", _hints(cls)[field.name]
         comment = _cell(comments.get((cls.__name__, field.name), ""))
-        rows.append(f"| `{key}` | {_type(hint)} | {_default(key, field)} | {_range(field)} | {comment} |")
+        rows.append(
+            f"| `{key}` | {_type(hint)} | {_default(key, field)} | {_range(field)} | {comment} |"
+        )
     return "\n".join(rows) + "\n"
 
 
@@ -73,7 +88,11 @@ def _type(hint: Any) -> str:
 
 def _default(key: str, field: dataclasses.Field) -> str:
     if field.default is None:
-        return ", ".join(f"{preset}: `{values[key]}`" for preset, values in config.PRESETS.items() if key in values)
+        return ", ".join(
+            f"{preset}: `{values[key]}`"
+            for preset, values in config.PRESETS.items()
+            if key in values
+        )
     return _cell(f"`{field.default}`") if field.default != "" else "empty"
 
 
@@ -84,18 +103,28 @@ def _range(field: dataclasses.Field) -> str:
 
 def comments_of_fields(source: str) -> dict[tuple[str, str], str]:
     """The comment of each (class, field): beside it, in the lines after it that a `;` or `,` leads to, or in the lines before it."""
-    comments = {token.start[0]: token for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type == tokenize.COMMENT}
+    comments = {
+        token.start[0]: token
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
     lines = source.splitlines()
 
     def alone(number: int) -> str:
         """The comment that a line consists of."""
         token = comments.get(number)
-        return token.string.lstrip("# ") if token and lines[number - 1].strip() == token.string else ""
+        return (
+            token.string.lstrip("# ") if token and lines[number - 1].strip() == token.string else ""
+        )
 
     found = {}
     for cls in (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)):
         continued = 0
-        for field in (node for node in cls.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+        for field in (
+            node
+            for node in cls.body
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        ):
             before, number = [], field.lineno - 1
             while (text := alone(number)) and number > continued:
                 before.insert(0, text)
@@ -113,9 +142,7 @@ def comments_of_fields(source: str) -> dict[tuple[str, str], str]:
 
 def metrics_reference() -> str:
     """Every metric with its meaning, by kind."""
-    text = (
-        "# Metrics\n\nThe names in `metrics.jsonl` and TensorBoard; the x-axis is the policy step. With several evaluation sets there is\n"
-    )
+    text = "# Metrics\n\nThe names in `metrics.jsonl` and TensorBoard; the x-axis is the policy step. With several evaluation sets there is\n"
     text += "`eval/SET/...` for each besides `eval/...` of the first.\n"
     by_kind: dict[str, list[str]] = {}
     for name in metric_names.METRICS:
@@ -128,9 +155,7 @@ def metrics_reference() -> str:
 
 def departures() -> str:
     """Every ▲ of the package: where, and the sentence that it stands in."""
-    text = (
-        "# Departures\n\nWhat is deliberately done otherwise than in the released P²O code, as the code marks it (`grep -rn ▲ p2o_jax`).\n"
-    )
+    text = "# Departures\n\nWhat is deliberately done otherwise than in the released P²O code, as the code marks it (`grep -rn ▲ p2o_jax`).\n"
     text += "Which of them `preset=faithful` takes back is in [Configuration](configuration.md) and [Algorithm](algorithm.md).\n\n"
     text += "| file | departure |\n| --- | --- |\n"
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -155,7 +180,11 @@ def marked_sentences(source: str) -> Iterator[str]:
                 yield (line[:place].split("#")[-1] + rest).strip()
                 continue
             for following in lines[number + 1 :]:
-                if not following.strip() or '"""' in rest or following.strip().startswith(("Raises:", "Args:")):
+                if (
+                    not following.strip()
+                    or '"""' in rest
+                    or following.strip().startswith(("Raises:", "Args:"))
+                ):
                     break
                 rest += " " + following.strip()
             end = rest.replace(". ", ".\n").splitlines()[0]
@@ -165,7 +194,10 @@ def marked_sentences(source: str) -> Iterator[str]:
 def _cell(text: str) -> str:
     """The text inside a table of Markdown: no HTML and no emphasis outside of code, no lines."""
     parts = text.replace("\n", "\\n").replace("▲ ", "").replace("|", "\\|").split("`")
-    return "`".join(part if i % 2 else html.escape(part, quote=False).replace("*", "\\*") for i, part in enumerate(parts))
+    return "`".join(
+        part if i % 2 else html.escape(part, quote=False).replace("*", "\\*")
+        for i, part in enumerate(parts)
+    )
 
 
 def main() -> None:

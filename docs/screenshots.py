@@ -38,11 +38,16 @@ def main(argv: Sequence[str]) -> None:
         path = Path(temporary) / "report.html"
         path.write_text(html, encoding="utf-8")
         for name, shot in SHOTS.items():
-            view = chromium.new_page(viewport={"width": shot.width, "height": shot.height}, color_scheme=shot.scheme)
+            view = chromium.new_page(
+                viewport={"width": shot.width, "height": shot.height}, color_scheme=shot.scheme
+            )
             view.goto(path.as_uri())
             view.wait_for_selector("body[data-ready] .plot[data-drawn]")
             if shot.section:
-                view.evaluate("id => document.getElementById(id).scrollIntoView({behavior: 'instant'})", shot.section)
+                view.evaluate(
+                    "id => document.getElementById(id).scrollIntoView({behavior: 'instant'})",
+                    shot.section,
+                )
             view.wait_for_timeout(1000)  # for charts that come into view
             view.screenshot(path=IMAGES / f"{name}.png")
             view.close()

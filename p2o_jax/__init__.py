@@ -21,12 +21,17 @@ def _leave_current_folder() -> None:
     changes where the package is only imported: `python -m` has not replaced argv[0] yet when it imports p2o_jax.
     """
     argv = getattr(sys, "argv", [])
-    started = argv[:1] == ["-m"] and sys.orig_argv[-len(argv)].removeprefix("-m").partition(".")[0] == __name__
+    started = (
+        argv[:1] == ["-m"]
+        and sys.orig_argv[-len(argv)].removeprefix("-m").partition(".")[0] == __name__
+    )
     if not started or sys.flags.safe_path:
         return
     folder = sys.path.pop(0)
     named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if "" in named and folder not in map(os.path.abspath, filter(None, named)):  # as in PYTHONPATH=$UNSET:/folder
+    if "" in named and folder not in map(
+        os.path.abspath, filter(None, named)
+    ):  # as in PYTHONPATH=$UNSET:/folder
         sys.path[:] = [path for path in sys.path if path != folder]
 
 

@@ -91,17 +91,25 @@ def run(argv: Sequence[str]) -> None:
     from p2o_jax.startup import run_directory
 
     reporter = Reporter(enabled=distributed.is_main_process())
-    for line in (*files.leftovers(out / "model"), *(line for part in sets for line in _notes(part))):
+    for line in (
+        *files.leftovers(out / "model"),
+        *(line for part in sets for line in _notes(part)),
+    ):
         reporter.line(line)
     start = time.monotonic()
     with ExitStack() as stack:
         cfg = _with_model(cfg, flags, overrides, out, stack)
         date = run_directory.read_date(Path(flags["workdir"])) if flags["workdir"] else None
         model = open_model(cfg, reporter, date)
-        judges = Judges(stack.enter_context(Verifier(cfg.reward)), stack.enter_context(LenientGrader(cfg.reward)))
+        judges = Judges(
+            stack.enter_context(Verifier(cfg.reward)),
+            stack.enter_context(LenientGrader(cfg.reward)),
+        )
         if problems := distributed.broadcast_from_main(judges.strict.problems):
             raise ConfigError(*problems)
-        cfg = _fit(cfg, {key for key, _ in overrides}, model, sets, list(templates.values()), protocol)
+        cfg = _fit(
+            cfg, {key for key, _ in overrides}, model, sets, list(templates.values()), protocol
+        )
         answers = Answers(cfg, model, judges, reporter)
         found: dict[str, dict[str, Any]] = {part.name: {} for part in sets}
         for part in sets:
@@ -109,7 +117,11 @@ def run(argv: Sequence[str]) -> None:
             for asked, z in templates.items():
                 samples = answers.sample(part, z, n, temperature)
                 prompt = model.chat.prompt_text(part.questions[0], z)
-                figures = {"temperature": temperature, **report.measure(samples, n), "prompt": prompt}
+                figures = {
+                    "temperature": temperature,
+                    **report.measure(samples, n),
+                    "prompt": prompt,
+                }
                 found[part.name][asked] = figures
                 score = f"{100 * figures['strict']['mean']:.1f} of {len(part.questions)} questions x {n} at temperature {temperature}"
                 reporter.line(f"{part.name}, {asked}: {score}")
@@ -153,21 +165,37 @@ class Answers:
         self.weights = engine.to_rollout_layout(model.load(str(jnp.dtype(model.dtype))))
         self.pipeline = RolloutPipeline(engine, model.chat, judges.strict.judge, reporter)
 
-    def sample(self, part: sources.Loaded, template: str, n: int, temperature: float) -> list[report.Sample]:
+    def sample(
+        self, part: sources.Loaded, template: str, n: int, temperature: float
+    ) -> list[report.Sample]:
         """n samples of each question under a template, all of a question's before the next one's."""
         from p2o_jax.runtime import distributed
 
         how = sampling_params.at(self.cfg, temperature)
-        prompts = [TemplatedQuestion(q, template, f"{part.name}/{q.id}/{i}") for q in part.questions for i in range(n)]
+        prompts = [
+            TemplatedQuestion(q, template, f"{part.name}/{q.id}/{i}")
+            for q in part.questions
+            for i in range(n)
+        ]
         key = rng.key(self.cfg.train.seed, "evaluate")
         rollouts = self.pipeline.sample(self.weights, prompts, how, key, phase="eval")
         texts, answers = [r.text for r in rollouts], [a.question.answer for a in prompts]
-        grades: list[Any] = distributed.broadcast_from_main(lambda: [tuple(g) for g in self.judges.lenient.grade(texts, answers)])
-        return [report.Sample(rollout, Grade(*grade)) for rollout, grade in zip(rollouts, grades, strict=True)]
+        grades: list[Any] = distributed.broadcast_from_main(
+            lambda: [tuple(g) for g in self.judges.lenient.grade(texts, answers)]
+        )
+        return [
+            report.Sample(rollout, Grade(*grade))
+            for rollout, grade in zip(rollouts, grades, strict=True)
+        ]
 
 
 def _fit(
-    cfg: Config, given: set[str], model: "Model", sets: Sequence[sources.Loaded], templates: Sequence[str], protocol: Protocol
+    cfg: Config,
+    given: set[str],
+    model: "Model",
+    sets: Sequence[sources.Loaded],
+    templates: Sequence[str],
+    protocol: Protocol,
 ) -> Config:
     """The config with the sampler's shapes, but for the `given` ones, fitted to the sets; slots are as many as there is memory for.
 
@@ -179,7 +207,10 @@ def _fit(
     from p2o_jax.models import sharding
     from p2o_jax.startup import limits
 
-    lengths = [[max(len(model.chat.render(q, z)) for z in templates) for q in part.questions] for part in sets]
+    lengths = [
+        [max(len(model.chat.render(q, z)) for z in templates) for q in part.questions]
+        for part in sets
+    ]
     most = max(len(part.questions) * protocol.of(len(part.questions))[0] for part in sets)
     slots, at_once = cfg.rollout.slots, min(most, MAX_AT_ONCE * sharding.num_shards(model.mesh))
     cfg = generate.fit(cfg, given, model, [n for part in lengths for n in part], 1)
@@ -192,11 +223,19 @@ def _fit(
     ]
     if problems:
         raise ConfigError(*problems[: sources.MAX_PROBLEMS_SHOWN])
-    rows = [(part.path, *row) for part, counts in zip(sets, lengths, strict=True) for row in zip(part.lines, counts, strict=True)]
+    rows = [
+        (part.path, *row)
+        for part, counts in zip(sets, lengths, strict=True)
+        for row in zip(part.lines, counts, strict=True)
+    ]
     path, line, most_tokens = max(rows, key=lambda row: row[2])
-    if problems := limits.response_problems(cfg, model.spec, f"the prompt of {most_tokens:,} tokens in {path}:{line}", most_tokens):
+    if problems := limits.response_problems(
+        cfg, model.spec, f"the prompt of {most_tokens:,} tokens in {path}:{line}", most_tokens
+    ):
         raise ConfigError(*problems)
-    return dataclasses.replace(cfg, rollout=dataclasses.replace(cfg.rollout, slots=slots, questions=at_once, group_size=1))
+    return dataclasses.replace(
+        cfg, rollout=dataclasses.replace(cfg.rollout, slots=slots, questions=at_once, group_size=1)
+    )
 
 
 def _check(flags: dict[str, str], out: Path) -> None:
@@ -204,17 +243,23 @@ def _check(flags: dict[str, str], out: Path) -> None:
     if bool(flags["model"]) == bool(flags["workdir"]):
         problems.append("--model or --workdir: one of them is needed, and not both")
     if not flags["benchmarks"]:
-        problems.append(f"--benchmarks: required, a list of {', '.join(benchmarks.BENCHMARKS)}, sources, or NAME=SOURCE")
+        problems.append(
+            f"--benchmarks: required, a list of {', '.join(benchmarks.BENCHMARKS)}, sources, or NAME=SOURCE"
+        )
     if (flags["step"] or flags["template"] == "best") and not flags["workdir"]:
         problems.append("--step and --template=best need --workdir")
     if out.is_file() or (out / report.RESULTS).exists():
-        problems.append(f"--out={out}: {'is a file' if out.is_file() else 'holds an evaluation already'}")
+        problems.append(
+            f"--out={out}: {'is a file' if out.is_file() else 'holds an evaluation already'}"
+        )
     if problems:
         raise ConfigError(*problems)
 
 
 def _protocol(flags: dict[str, str]) -> Protocol:
-    given = loading.numbers(flags, {"k": (int, COUNT), "k-large": (int, COUNT), "temperature": (float, TEMPERATURE)})
+    given = loading.numbers(
+        flags, {"k": (int, COUNT), "k-large": (int, COUNT), "temperature": (float, TEMPERATURE)}
+    )
     return Protocol(given["k"], given["k-large"], given["temperature"])
 
 
@@ -229,12 +274,24 @@ def _config(flags: dict[str, str], overrides: Sequence[tuple[str, str]]) -> Conf
         raise ConfigError(*problems)
     values = loading.to_config_dict(run_config)
     num_devices = str(generate.start(values, overrides))
-    defaults = {"gepa.enabled": "false", "optim.micro_rows": num_devices, "rollout.slots": "0", "arms": "()", "lora.rank": "0"}
+    defaults = {
+        "gepa.enabled": "false",
+        "optim.micro_rows": num_devices,
+        "rollout.slots": "0",
+        "arms": "()",
+        "lora.rank": "0",
+    }
     loading.override(values, [*defaults.items(), *overrides])
     return config.resolve(loading.from_config_dict(values))
 
 
-def _with_model(cfg: Config, flags: dict[str, str], overrides: Sequence[tuple[str, str]], out: Path, stack: ExitStack) -> Config:
+def _with_model(
+    cfg: Config,
+    flags: dict[str, str],
+    overrides: Sequence[tuple[str, str]],
+    out: Path,
+    stack: ExitStack,
+) -> Config:
     """The config with a model directory: the given one, or the run's policy, exported to a new one until the stack closes."""
     from p2o_jax import export
     from p2o_jax.runtime import distributed
@@ -246,8 +303,14 @@ def _with_model(cfg: Config, flags: dict[str, str], overrides: Sequence[tuple[st
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
         dtype = "float32" if distributed.jax.devices()[0].platform == "cpu" else "bfloat16"
         step = ["--step", flags["step"]] if flags["step"] else []
-        where = [f"--config.{key}={text}" for key, text in overrides if key.startswith(("model.", "world.", "checkpoint."))]
-        export.run(["--workdir", flags["workdir"], "--out", directory, "--dtype", dtype, *step, *where])
+        where = [
+            f"--config.{key}={text}"
+            for key, text in overrides
+            if key.startswith(("model.", "world.", "checkpoint."))
+        ]
+        export.run(
+            ["--workdir", flags["workdir"], "--out", directory, "--dtype", dtype, *step, *where]
+        )
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, path=directory))
 
 
@@ -255,18 +318,28 @@ def _template(flags: dict[str, str]) -> str:
     """The template's text; of `best` the one with the best dev score in the run's newest prompt phase."""
     if flags["template"] != "best":
         return flags["template"].strip()
-    rows = [row for row in read_rows(Path(flags["workdir"]) / "templates.jsonl") if "dev_score" in row and row.get("candidate") is not None]
+    rows = [
+        row
+        for row in read_rows(Path(flags["workdir"]) / "templates.jsonl")
+        if "dev_score" in row and row.get("candidate") is not None
+    ]
     newest = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
     text = max(newest, key=lambda row: row["dev_score"], default={"text": ""})["text"].strip()
     if not text:
-        raise ConfigError(f"--template=best: no template in {flags['workdir']} was better than none")
+        raise ConfigError(
+            f"--template=best: no template in {flags['workdir']} was better than none"
+        )
     return text
 
 
 def _notes(part: sources.Loaded) -> list[str]:
     """What has to be told of a set: dropped duplicates, and a size that is not the benchmark's."""
     known = benchmarks.BENCHMARKS.get(part.name)
-    size = f"{part.name}: {len(part.questions)} questions; the benchmark has {known.size}" if known else ""
+    size = (
+        f"{part.name}: {len(part.questions)} questions; the benchmark has {known.size}"
+        if known
+        else ""
+    )
     return [*part.told, *([size] if known and known.size != len(part.questions) else [])]
 
 
@@ -276,7 +349,9 @@ def _samples_file(out: Path, part: sources.Loaded, asked: str) -> Path:
 
 def _write_samples(path: Path, samples: Sequence[report.Sample], n: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_whole(path, "".join(json.dumps(report.row(s, i % n)) + "\n" for i, s in enumerate(samples)))
+    files.write_whole(
+        path, "".join(json.dumps(report.row(s, i % n)) + "\n" for i, s in enumerate(samples))
+    )
 
 
 def _compare(flags: dict[str, str], out: Path) -> None:
@@ -286,7 +361,9 @@ def _compare(flags: dict[str, str], out: Path) -> None:
     if problems := files.conflicts("--out", figures, table):
         raise ConfigError(*problems)
     asked: report.Asked = "templated" if flags["asked"] == "templated" else "plain"
-    found, text = report.compare([Path(part.strip()) for part in flags["compare"].split(",")], asked)
+    found, text = report.compare(
+        [Path(part.strip()) for part in flags["compare"].split(",")], asked
+    )
     out.mkdir(parents=True, exist_ok=True)
     files.write_json(figures, found)
     _write_table(table, text)

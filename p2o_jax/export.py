@@ -32,14 +32,18 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with flags, run, model or target.
     """
-    flags, overrides = loading.parse_flags(argv, {"workdir": None, "out": None, "step": "", "dtype": "bfloat16", "adapter": ""})
+    flags, overrides = loading.parse_flags(
+        argv, {"workdir": None, "out": None, "step": "", "dtype": "bfloat16", "adapter": ""}
+    )
     if flags["adapter"] not in ("", "peft"):
         raise ConfigError(f"--adapter={flags['adapter']}: expected peft")
     if flags["dtype"] not in DTYPES:
         raise ConfigError(f"--dtype={flags['dtype']}: expected one of {', '.join(DTYPES)}")
     workdir, out = Path(flags["workdir"]), Path(flags["out"])
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ConfigError(f"--out={out}: {'is a file' if out.is_file() else 'exists and is not empty'}")
+        raise ConfigError(
+            f"--out={out}: {'is a file' if out.is_file() else 'exists and is not empty'}"
+        )
     cfg = loading.read_config(workdir, overrides)
 
     import jax
@@ -53,14 +57,18 @@ def run(argv: Sequence[str]) -> None:
 
     where = checkpoint.directory(workdir, cfg.checkpoint)
     best = checkpoint.read_best(where)
-    step, tick = _pick(workdir, checkpoint_reader.policies(where), flags["step"], best.step if best else None)
+    step, tick = _pick(
+        workdir, checkpoint_reader.policies(where), flags["step"], best.step if best else None
+    )
     named = run_directory.read(workdir)
     directory = model_directory(cfg, named.revision(cfg.model.path))
     if changed := named.changed_model(directory, identity.digests(directory)):
         raise ConfigError(*changed)
     spec = dataclasses.replace(hf_config.read_spec(directory), lora=lora.from_config(cfg.lora))
     if flags["adapter"] and not spec.lora:
-        raise ConfigError(f"--adapter={flags['adapter']}: {workdir} trained all weights (config.lora.rank=0), there are no adapters")
+        raise ConfigError(
+            f"--adapter={flags['adapter']}: {workdir} trained all weights (config.lora.rank=0), there are no adapters"
+        )
     abstract = _abstract_params(spec, cfg.model.param_dtype)
     trained = checkpoint_reader.read_policy(where, tick, lora.split(spec, abstract)[0])
     tokenizer = load_tokenizer(directory)
@@ -76,15 +84,34 @@ def run(argv: Sequence[str]) -> None:
             hf_config.write_beside(out, **beside)
         else:
             frozen = lora.split(spec, abstract)[1]
-            base = hf.load(directory, spec, jax.tree.map(lambda x: x.sharding, frozen), cfg.model.param_dtype) if frozen else {}
-            hf.save(out, spec, lora.merge(spec, lora.join(trained, base), flags["dtype"]), dtype=flags["dtype"], **beside)
+            base = (
+                hf.load(
+                    directory,
+                    spec,
+                    jax.tree.map(lambda x: x.sharding, frozen),
+                    cfg.model.param_dtype,
+                )
+                if frozen
+                else {}
+            )
+            hf.save(
+                out,
+                spec,
+                lora.merge(spec, lora.join(trained, base), flags["dtype"]),
+                dtype=flags["dtype"],
+                **beside,
+            )
     except OSError as e:
         raise ConfigError(f"--out={out}: {e.strerror or e}") from e
     reporter = Reporter(enabled=distributed.is_main_process())
     for line in files.leftovers(out):
         reporter.line(line)
-    reporter.line(f"{out}: the policy of {workdir} after {step} steps, {'adapters' if flags['adapter'] else flags['dtype']}")
-    reporter.line(f"{out / hf_config.PROMPTS}: what the run's prompts had besides the chat template")
+    reporter.line(
+        f"{out}: the policy of {workdir} after {step} steps, {'adapters' if flags['adapter'] else flags['dtype']}"
+    )
+    reporter.line(
+        f"{out / hf_config.PROMPTS}: what the run's prompts had besides the chat template"
+    )
 
 
 def prompt_settings(cfg: Config) -> dict[str, Any]:
@@ -129,7 +156,9 @@ def _pick(workdir: Path, tick_of: dict[int, int], wanted: str, best: int | None)
     elif wanted.isdecimal() and int(wanted) in tick_of:
         step = int(wanted)
     else:
-        raise ConfigError(f"--step={wanted}: no checkpoint of this policy step; there are {', '.join(map(str, sorted(tick_of)))}")
+        raise ConfigError(
+            f"--step={wanted}: no checkpoint of this policy step; there are {', '.join(map(str, sorted(tick_of)))}"
+        )
     return step, tick_of[step]
 
 

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from p2o_jax.startup.model import Model
 
 MAX_SLOTS = 128  # per shard of the mesh's data x fsdp
-CACHE_BYTES = 2 * 2**30  # per shard, for the cache of the prompts, and again for that of the completions
+CACHE_BYTES = (
+    2 * 2**30
+)  # per shard, for the cache of the prompts, and again for that of the completions
 MIN_BUCKET = 32
 WAVES = 8  # completions written at a time, in multiples of the slots
 
@@ -57,8 +59,13 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with flags, prompts, config or model.
     """
-    flags, overrides = loading.parse_flags(argv, {"model": None, "prompts": None, "template": "", "n": "1", "out": "", "temperature": ""})
-    wanted = {"n": (int, COUNT)} | ({"temperature": (float, TEMPERATURE_OR_GREEDY)} if flags["temperature"] else {})
+    flags, overrides = loading.parse_flags(
+        argv,
+        {"model": None, "prompts": None, "template": "", "n": "1", "out": "", "temperature": ""},
+    )
+    wanted = {"n": (int, COUNT)} | (
+        {"temperature": (float, TEMPERATURE_OR_GREEDY)} if flags["temperature"] else {}
+    )
     given = loading.numbers(flags, wanted)
     if flags["out"] and (problems := files.conflicts("--out", Path(flags["out"]))):
         raise ConfigError(*problems)
@@ -109,13 +116,20 @@ def sample(
         for first in range(0, len(jobs), at_once):
             part = jobs[first : first + at_once]
             requests = [Request(prompt_ids[i], f"{i}/{k}") for i, k in part]
-            completions = engine.generate(weights, requests, how, rng.key(cfg.train.seed, "generate"), advance)
+            completions = engine.generate(
+                weights, requests, how, rng.key(cfg.train.seed, "generate"), advance
+            )
             tokens += sum(len(c.token_ids) for c in completions)
             if distributed.is_main_process():
                 texts = [model.chat.decode(c.token_ids.tolist()) for c in completions]
                 verdicts = _verdicts(verifier, [questions[i] for i, _ in part], texts)
-                for (i, k), completion, text, verdict in zip(part, completions, texts, verdicts, strict=True):
-                    out.write(json.dumps(_row(i, k, completion, text) | verdict, ensure_ascii=False) + "\n")
+                for (i, k), completion, text, verdict in zip(
+                    part, completions, texts, verdicts, strict=True
+                ):
+                    out.write(
+                        json.dumps(_row(i, k, completion, text) | verdict, ensure_ascii=False)
+                        + "\n"
+                    )
                 out.flush()
     seconds = time.monotonic() - start
     reporter.line(
@@ -163,7 +177,9 @@ def fit(cfg: Config, given: set[str], model: "Model", lengths: Sequence[int], n:
     longest = max(1 << (max(lengths) - 1).bit_length(), MIN_BUCKET)
     token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * jnp.dtype(model.dtype).itemsize
     held = CACHE_BYTES // token_bytes
-    slots = max(min(MAX_SLOTS, held // cfg.rollout.max_new_tokens, -(-len(lengths) * n // shards)), 1)
+    slots = max(
+        min(MAX_SLOTS, held // cfg.rollout.max_new_tokens, -(-len(lengths) * n // shards)), 1
+    )
     rows = max(min(held // longest, -(-len(lengths) // shards)), 1)
     fitted: dict[str, Any] = {
         "prompt_buckets": tuple(sorted({max(longest >> shift, MIN_BUCKET) for shift in (4, 2, 0)})),
@@ -187,7 +203,9 @@ def read_prompts(path: Path, prompt_template: str = sources.QUESTION) -> list[Pr
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"--prompts={path}: {e.strerror if isinstance(e, OSError) else 'not UTF-8'}") from e
+        raise ConfigError(
+            f"--prompts={path}: {e.strerror if isinstance(e, OSError) else 'not UTF-8'}"
+        ) from e
     for number, line in enumerate(lines, 1):
         if line.strip():
             found = _question(line, prompt_template)
@@ -207,7 +225,10 @@ def _question(line: str, prompt_template: str) -> Question | str:
         record = json.loads(line)
     except (ValueError, RecursionError) as e:
         return f"not JSON: {e}"
-    name = next((name for name in ("prompt", "question") if isinstance(record, Mapping) and name in record), None)
+    name = next(
+        (name for name in ("prompt", "question") if isinstance(record, Mapping) and name in record),
+        None,
+    )
     if name is None:
         return 'expected a JSON object with a "prompt" or a "question"'
     messages = _messages(record[name], prompt_template)
@@ -216,13 +237,20 @@ def _question(line: str, prompt_template: str) -> Question | str:
     answer = record.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
         return f"answer: expected a text or a number, got {type(answer).__name__}"
-    return Question(types.question_id(messages), messages, "" if answer is None else str(answer).strip())
+    return Question(
+        types.question_id(messages), messages, "" if answer is None else str(answer).strip()
+    )
 
 
 def _messages(value: Any, prompt_template: str) -> tuple[Message, ...] | str:
     """The chat messages in a prompt's field, or what is wrong with it."""
     if isinstance(value, str):
-        value = [{"role": "user", "content": sources.fill(prompt_template, value) if value.strip() else ""}]
+        value = [
+            {
+                "role": "user",
+                "content": sources.fill(prompt_template, value) if value.strip() else "",
+            }
+        ]
     rule = f'expected a text, or a list of messages {{"role": {"|".join(sources.ROLES)}, "content": text}}, the last the user\'s'
     if not isinstance(value, list) or not all(isinstance(m, Mapping) for m in value):
         return rule
@@ -246,23 +274,43 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _check_lengths(path: str, prompts: Sequence[PromptRow], ids: Sequence[tuple[int, ...]], limit: int) -> None:
+def _check_lengths(
+    path: str, prompts: Sequence[PromptRow], ids: Sequence[tuple[int, ...]], limit: int
+) -> None:
     rule = f"config.rollout.prompt_buckets end at {limit}"
-    _raise([f"{path}:{p.line}: a prompt of {len(i)} tokens; {rule}" for p, i in zip(prompts, ids, strict=True) if len(i) > limit])
+    _raise(
+        [
+            f"{path}:{p.line}: a prompt of {len(i)} tokens; {rule}"
+            for p, i in zip(prompts, ids, strict=True)
+            if len(i) > limit
+        ]
+    )
 
 
-def _check_context(path: str, cfg: Config, model: "Model", prompts: Sequence[PromptRow], ids: Sequence[tuple[int, ...]]) -> None:
+def _check_context(
+    path: str,
+    cfg: Config,
+    model: "Model",
+    prompts: Sequence[PromptRow],
+    ids: Sequence[tuple[int, ...]],
+) -> None:
     from p2o_jax.startup import limits
 
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
-    prompt, tokens = f"the prompt of {len(ids[longest]):,} tokens in {path}:{prompts[longest].line}", len(ids[longest])
+    prompt, tokens = (
+        f"the prompt of {len(ids[longest]):,} tokens in {path}:{prompts[longest].line}",
+        len(ids[longest]),
+    )
     _raise(limits.response_problems(cfg, model.spec, prompt, tokens))
 
 
 def _raise(problems: Sequence[str]) -> None:
     hidden = len(problems) - sources.MAX_PROBLEMS_SHOWN
     if problems:
-        raise ConfigError(*problems[: sources.MAX_PROBLEMS_SHOWN], *([f"... and {hidden} more"] if hidden > 0 else []))
+        raise ConfigError(
+            *problems[: sources.MAX_PROBLEMS_SHOWN],
+            *([f"... and {hidden} more"] if hidden > 0 else []),
+        )
 
 
 def _out_problems(path: str) -> list[str]:
@@ -283,7 +331,9 @@ def _open(path: str, writes: bool, stack: ExitStack) -> TextIO:
         raise ConfigError(f"--out={path}: {e.strerror}") from e
 
 
-def _verdicts(verifier: "Verifier", questions: Sequence[Question], texts: Sequence[str]) -> list[dict[str, Any]]:
+def _verdicts(
+    verifier: "Verifier", questions: Sequence[Question], texts: Sequence[str]
+) -> list[dict[str, Any]]:
     """For each text a verdict to be written, nothing where the question has no answer to be judged by."""
     judged = [i for i, q in enumerate(questions) if q.answer or verifier.cfg.fn]
     verdicts = verifier.judge([texts[i] for i in judged], [questions[i] for i in judged])

@@ -35,7 +35,9 @@ def main(argv: Sequence[str]) -> None:
     cfg = config.resolve(loading.from_config_dict(values))
     workdir = Path(flags["workdir"] or Path("runs") / Path(flags["config"]).stem)
     restart = bool(flags["restart"])
-    with preemption.Preemption(cfg.checkpoint.grace_s, _any_process) as watch:  # before JAX, whose import takes seconds
+    with preemption.Preemption(
+        cfg.checkpoint.grace_s, _any_process
+    ) as watch:  # before JAX, whose import takes seconds
         if not cfg.arms:
             train_one(cfg, workdir, watch.poll, restart)
             return
@@ -67,7 +69,9 @@ def check_arms(arms: Mapping[str, Config]) -> None:
     for name, arm in arms.items():
         num_devices = distributed.start(arm.mesh, arm.train.compile_cache)
         if arm.checkpoint.path:
-            found.append(f"config.arms, {name}: config.checkpoint.path must be empty: arms would share one folder")
+            found.append(
+                f"config.arms, {name}: config.checkpoint.path must be empty: arms would share one folder"
+            )
         found += [f"config.arms, {name}: {line}" for line in rules.problems(arm, num_devices)]
     if found:
         raise ConfigError(*found)
@@ -116,18 +120,26 @@ def command(run: Callable[[Sequence[str]], None]) -> None:
     if any(flag in ("-h", "--help") for flag in sys.argv[1:]):
         try:
             print((sys.modules["__main__"].__doc__ or "").strip())
-            print("\nEvery setting, with its unit and default, stands in p2o_jax/config/schema.py.", flush=True)
+            print(
+                "\nEvery setting, with its unit and default, stands in p2o_jax/config/schema.py.",
+                flush=True,
+            )
         except BrokenPipeError:  # `--help | head`: nobody reads on
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
-    again = "the same command without --restart" if "--restart" in sys.argv[1:] else "the same command"
+    again = (
+        "the same command without --restart" if "--restart" in sys.argv[1:] else "the same command"
+    )
     try:
         run(sys.argv[1:])
     except preemption.Preempted:
         print(f"left on SIGTERM; {again} goes on", file=sys.stderr)
         liveness.leave_at_once(0)
     except KeyboardInterrupt:
-        print(f"interrupted (a training run goes on from its last checkpoint by {again})", file=sys.stderr)
+        print(
+            f"interrupted (a training run goes on from its last checkpoint by {again})",
+            file=sys.stderr,
+        )
         liveness.leave_at_once(130)
         liveness.stop(130, "interrupted")
     except liveness.Missing as e:
@@ -148,7 +160,9 @@ def mendable(e: Exception) -> list[str]:
     if isinstance(e, ConfigError):
         return list(e.problems)
     if isinstance(e, OSError) and e.errno in DISK_ERRORS:
-        return [f"{e.filename or 'a file'} could not be written: {e.strerror} (the same command goes on)"]
+        return [
+            f"{e.filename or 'a file'} could not be written: {e.strerror} (the same command goes on)"
+        ]
     return []
 
 

@@ -57,7 +57,14 @@ def run(argv: Sequence[str]) -> None:
     asked = _asked(recipe, flags["raw"])
     for split, paths in asked.items():
         by_split[split], left_out[split] = recipes.clean(recipe, _records(paths))
-    overlaps = [overlap.report(index, names, {r.id: r.question for r in rows}) for rows in by_split.values()] if names else []
+    overlaps = (
+        [
+            overlap.report(index, names, {r.id: r.question for r in rows})
+            for rows in by_split.values()
+        ]
+        if names
+        else []
+    )
     if flags["overlaps"] == "drop":
         _drop(by_split, left_out, {row["id"] for _, found in overlaps for row in found})
     sets = _drawn(recipe, by_split["train"], flags) if recipe.drawn else by_split
@@ -65,10 +72,15 @@ def run(argv: Sequence[str]) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in sets.items():
-        files.write_whole(out / f"{name}.jsonl", "".join(json.dumps(r.record(recipe.name), ensure_ascii=False) + "\n" for r in rows))
+        files.write_whole(
+            out / f"{name}.jsonl",
+            "".join(json.dumps(r.record(recipe.name), ensure_ascii=False) + "\n" for r in rows),
+        )
     if names:
         everything = [row for _, found in overlaps for row in found]
-        files.write_whole(out / "overlaps.jsonl", "".join(json.dumps(row) + "\n" for row in everything))
+        files.write_whole(
+            out / "overlaps.jsonl", "".join(json.dumps(row) + "\n" for row in everything)
+        )
     card = {
         "name": recipe.name,
         "title": recipe.title,
@@ -76,7 +88,10 @@ def run(argv: Sequence[str]) -> None:
         "seed": int(flags["seed"]) if recipe.drawn else None,
         "left_out": left_out,
         "unit": "tokens" if flags["model"] else "words",
-        "sets": {name: _described(rows, count_tokens, out / f"{name}.jsonl") for name, rows in sets.items()},
+        "sets": {
+            name: _described(rows, count_tokens, out / f"{name}.jsonl")
+            for name, rows in sets.items()
+        },
         "in_test_and_train": shared,
         "overlaps": {split: counts for split, (counts, _) in zip(by_split, overlaps, strict=False)},
         "overlaps_dropped": flags["overlaps"] == "drop",
@@ -101,7 +116,9 @@ def _check(flags: dict[str, str], overrides: Sequence[tuple[str, str]], out: Pat
             except ConfigError as e:
                 problems += e.problems
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        problems.append(f"--out={out}: {'is a file' if out.is_file() else 'exists and is not empty'}")
+        problems.append(
+            f"--out={out}: {'is a file' if out.is_file() else 'exists and is not empty'}"
+        )
     if problems:
         raise ConfigError(*problems)
 
@@ -110,7 +127,11 @@ def _asked(recipe: Recipe, raw: str) -> dict[str, tuple[str, ...]]:
     """The sources of each split: the hub's, or the raw copy's."""
     if not raw:
         return dict(recipe.sources)
-    return {"train": (raw,)} if recipe.drawn else {split: (f"{raw}@{split}",) for split in recipe.sources}
+    return (
+        {"train": (raw,)}
+        if recipe.drawn
+        else {split: (f"{raw}@{split}",) for split in recipe.sources}
+    )
 
 
 def _records(paths: Sequence[str]) -> Iterator[Record]:
@@ -133,8 +154,12 @@ def _records(paths: Sequence[str]) -> Iterator[Record]:
 def _index(text: str) -> tuple[overlap.Index, list[str]]:
     if not text:
         return overlap.Index({}), []
-    loaded = benchmarks.load_sets(text, config.DataConfig(prompt_template=sources.QUESTION), "--benchmarks")
-    return overlap.Index({part.name: part.questions for part in loaded}), [part.name for part in loaded]
+    loaded = benchmarks.load_sets(
+        text, config.DataConfig(prompt_template=sources.QUESTION), "--benchmarks"
+    )
+    return overlap.Index({part.name: part.questions for part in loaded}), [
+        part.name for part in loaded
+    ]
 
 
 def _counter(model: str) -> Callable[[str], int]:
@@ -158,10 +183,14 @@ def _drawn(recipe: Recipe, rows: Sequence[Row], flags: dict[str, str]) -> Sets:
     """The test set and the training sets, each of which holds the smaller ones."""
     sizes = sorted(map(int, flags["train"].split(",")))
     steps = [b - a for a, b in zip([0, *sizes], sizes, strict=False)]
-    test, *parts = recipes.draw(rows, [int(flags["test"]), *steps], recipe.balanced, f"{flags['seed']}/{recipe.name}")
+    test, *parts = recipes.draw(
+        rows, [int(flags["test"]), *steps], recipe.balanced, f"{flags['seed']}/{recipe.name}"
+    )
     sets: Sets = {"test": test} if test else {}
     for i, size in enumerate(sizes):
-        sets[f"train_{size // 1000}k" if size % 1000 == 0 else f"train_{size}"] = [row for part in parts[: i + 1] for row in part]
+        sets[f"train_{size // 1000}k" if size % 1000 == 0 else f"train_{size}"] = [
+            row for part in parts[: i + 1] for row in part
+        ]
     return sets
 
 
@@ -171,9 +200,13 @@ def _shared(sets: Sets) -> int:
     return len({row.id for name, rows in sets.items() if name != "test" for row in rows} & test)
 
 
-def _described(rows: Sequence[Row], count_tokens: Callable[[str], int], path: Path) -> dict[str, Any]:
+def _described(
+    rows: Sequence[Row], count_tokens: Callable[[str], int], path: Path
+) -> dict[str, Any]:
     lengths = [count_tokens(row.question) for row in rows]
-    quantiles = np.quantile(lengths, (0.05, 0.5, 0.95, 1)).round().astype(int).tolist() if lengths else []
+    quantiles = (
+        np.quantile(lengths, (0.05, 0.5, 0.95, 1)).round().astype(int).tolist() if lengths else []
+    )
     return {
         "questions": len(rows),
         "answer_types": dict(sorted(Counter(row.answer_type for row in rows).items())),
@@ -185,21 +218,48 @@ def _described(rows: Sequence[Row], count_tokens: Callable[[str], int], path: Pa
 def markdown(card: dict[str, Any]) -> str:
     """The card as a page."""
     types = sorted({t for described in card["sets"].values() for t in described["answer_types"]})
-    lines = [f"# {card['title']}", "", *(f"- {split}: {', '.join(paths)}" for split, paths in card["sources"].items())]
+    lines = [
+        f"# {card['title']}",
+        "",
+        *(f"- {split}: {', '.join(paths)}" for split, paths in card["sources"].items()),
+    ]
     lines += [f"- seed {card['seed']}"] if card["seed"] is not None else []
     for split, reasons in card["left_out"].items():
-        lines.append(f"- left out of {split}: {', '.join(f'{n:,} {reason}' for reason, n in sorted(reasons.items())) or 'nothing'}")
-    lines += [f"- {card['in_test_and_train']:,} questions are in the test set and in a training set", ""]
-    lines += [_line(["set", "questions", f"median {card['unit']}", "95 %", "longest", *types]), "|" + " --- |" * (5 + len(types))]
+        lines.append(
+            f"- left out of {split}: {', '.join(f'{n:,} {reason}' for reason, n in sorted(reasons.items())) or 'nothing'}"
+        )
+    lines += [
+        f"- {card['in_test_and_train']:,} questions are in the test set and in a training set",
+        "",
+    ]
+    lines += [
+        _line(["set", "questions", f"median {card['unit']}", "95 %", "longest", *types]),
+        "|" + " --- |" * (5 + len(types)),
+    ]
     for name, s in card["sets"].items():
         lengths = [s["lengths"].get(q, "") for q in ("median", "p95", "max")]
-        lines.append(_line([name, f"{s['questions']:,}", *lengths, *(s["answer_types"].get(t, 0) for t in types)]))
+        lines.append(
+            _line(
+                [
+                    name,
+                    f"{s['questions']:,}",
+                    *lengths,
+                    *(s["answer_types"].get(t, 0) for t in types),
+                ]
+            )
+        )
     if card["overlaps"]:
         done = "dropped from the training sets" if card["overlaps_dropped"] else "reported only"
         lines += ["", f"Overlaps of {overlap.N} words in a row with benchmarks ({done}):", ""]
-        lines += [_line(["split", "benchmark", "questions", "of the benchmark"]), "|" + " --- |" * 4]
+        lines += [
+            _line(["split", "benchmark", "questions", "of the benchmark"]),
+            "|" + " --- |" * 4,
+        ]
         for split, counts in card["overlaps"].items():
-            lines += [_line([split, name, c["questions"], c["benchmark_questions"]]) for name, c in counts.items()]
+            lines += [
+                _line([split, name, c["questions"], c["benchmark_questions"]])
+                for name, c in counts.items()
+            ]
     else:
         lines += ["", "Overlaps with benchmarks were not looked for (`--benchmarks`)."]
     return "\n".join(lines) + "\n"

@@ -91,7 +91,9 @@ def score(scorer: Scorer, tokens: Tokens, rows: int, reporter: Reporter) -> np.n
     def logps(params: Any, token_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
         position_BT, segment_BT = transformer.segments(mask_BT)
         how = {"dtype": scorer.dtype, "chunk": scorer.logit_chunk, "mesh": scorer.mesh}
-        return transformer.token_logps(scorer.spec, params, token_BT, position_BT, segment_BT, **how)[0]
+        return transformer.token_logps(
+            scorer.spec, params, token_BT, position_BT, segment_BT, **how
+        )[0]
 
     program = jax.jit(logps, out_shardings=split)
     B, T = tokens.id_BT.shape
@@ -135,13 +137,20 @@ def open_scorer(cfg: Config, tokens: Tokens, path: str) -> Scorer:
     found += sharding.problems(spec, mesh, sharding.LEARNER)
     least, most = int(tokens.id_BT.min()), int(tokens.id_BT.max())
     if least < 0 or most >= spec.vocab:
-        found.append(f"{path}: input_ids reach from {least} to {most}; the model's vocabulary is 0..{spec.vocab - 1}")
+        found.append(
+            f"{path}: input_ids reach from {least} to {most}; the model's vocabulary is 0..{spec.vocab - 1}"
+        )
     longest = int(tokens.mask_BT.sum(axis=1).max())
     if why := limits.beyond_context(cfg, spec, longest):
         found.append(f"{path}: a row of {longest:,} tokens: {why}")
     if found:
         raise ConfigError(*found)
-    params = hf.load(directory, spec, sharding.param_shardings(spec, mesh, sharding.LEARNER), cfg.model.param_dtype)
+    params = hf.load(
+        directory,
+        spec,
+        sharding.param_shardings(spec, mesh, sharding.LEARNER),
+        cfg.model.param_dtype,
+    )
     auto = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
     dtype = auto if cfg.model.compute_dtype == "auto" else cfg.model.compute_dtype
     return Scorer(spec, mesh, params, dtype, cfg.model.logit_chunk)
@@ -159,7 +168,12 @@ def read_tokens(path: Path) -> Tokens:
                 raise ValueError("no .npz archive")
             missing = [name for name in ("input_ids", "attention_mask") if name not in file]
             if missing:
-                raise ConfigError(*(f"{path}: no array {name} among {', '.join(file) or 'none'}" for name in missing))
+                raise ConfigError(
+                    *(
+                        f"{path}: no array {name} among {', '.join(file) or 'none'}"
+                        for name in missing
+                    )
+                )
             ids, mask = file["input_ids"], file["attention_mask"]
     except OSError as e:
         raise ConfigError(f"--tokens={path}: {e.strerror or e}") from e
@@ -169,14 +183,18 @@ def read_tokens(path: Path) -> Tokens:
     if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
         found.append(f"{path}: input_ids {list(ids.shape)} {ids.dtype}: expected integers [B, T]")
     if mask.shape != ids.shape or mask.dtype.kind not in "iub" or not np.isin(mask, (0, 1)).all():
-        found.append(f"{path}: attention_mask {list(mask.shape)} {mask.dtype}: expected zeros and ones of the shape of input_ids")
+        found.append(
+            f"{path}: attention_mask {list(mask.shape)} {mask.dtype}: expected zeros and ones of the shape of input_ids"
+        )
     if found:
         raise ConfigError(*found)
     mask = mask.astype(bool)
     starts = (np.diff(mask.astype(np.int8), axis=1, prepend=0) == 1).sum(axis=1)
     if (starts > 1).any():
         row = int(starts.argmax())
-        raise ConfigError(f"{path}: attention_mask, row {row}: the ones must stand together, with padding on the left or on the right")
+        raise ConfigError(
+            f"{path}: attention_mask, row {row}: the ones must stand together, with padding on the left or on the right"
+        )
     return Tokens(np.where(mask, ids, 0).astype(np.int32), mask)
 
 

@@ -19,7 +19,9 @@ class Bandit:
     templates: tuple[str, ...] = ()
     successes: tuple[float, ...] = ()  # discounted evidence
     failures: tuple[float, ...] = ()
-    members: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by question id, indices into templates
+    members: Mapping[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # by question id, indices into templates
 
 
 Tally = tuple[int, int]  # successes, rollouts
@@ -52,7 +54,9 @@ class History:
     epoch: int = 0  # that `attempts` belong to
     attempts: Mapping[str, Attempts] = field(default_factory=dict)
     fates: Mapping[str, LearningStatus] = field(default_factory=dict)
-    tokens: Mapping[str, float] = field(default_factory=dict)  # mean of a question's responses when it was last asked
+    tokens: Mapping[str, float] = field(
+        default_factory=dict
+    )  # mean of a question's responses when it was last asked
 
 
 Phase = Literal["policy", "prompts"]
@@ -141,19 +145,34 @@ class RunState:
 def _texts_once(groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """The groups with a number for each text: thousands of questions share a few templates of thousands of characters."""
     numbers: dict[str, int] = {}
-    numbered = {name: [numbers.setdefault(text, len(numbers)) for text in texts] for name, texts in groups.items()}
+    numbered = {
+        name: [numbers.setdefault(text, len(numbers)) for text in texts]
+        for name, texts in groups.items()
+    }
     return {"texts": list(numbers), "groups": numbered}
 
 
 def _texts_everywhere(value: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(value["texts"][i] for i in group) for name, group in value["groups"].items()}
+    return {
+        name: tuple(value["texts"][i] for i in group) for name, group in value["groups"].items()
+    }
 
 
 def _bandit(value: Mapping[str, Any]) -> Bandit:
     members = {name: tuple(arms) for name, arms in value["members"].items()}
-    return Bandit(tuple(value["templates"]), tuple(value["successes"]), tuple(value["failures"]), members)
+    return Bandit(
+        tuple(value["templates"]), tuple(value["successes"]), tuple(value["failures"]), members
+    )
 
 
 def _history(value: Mapping[str, Any]) -> History:
-    attempts = {k: Attempts({t: (n[0], n[1]) for t, n in v["by_template"].items()}) for k, v in value["attempts"].items()}
-    return History(value["epoch"], attempts, {k: LearningStatus(**v) for k, v in value["fates"].items()}, value["tokens"])
+    attempts = {
+        k: Attempts({t: (n[0], n[1]) for t, n in v["by_template"].items()})
+        for k, v in value["attempts"].items()
+    }
+    return History(
+        value["epoch"],
+        attempts,
+        {k: LearningStatus(**v) for k, v in value["fates"].items()},
+        value["tokens"],
+    )

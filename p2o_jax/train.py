@@ -22,7 +22,10 @@ def run(cfg: Config, components: Components) -> RunState:
     state = components.open_state()
     while not is_finished(cfg, components, state):
         state = evaluate_if_due(components, state)
-        before, state = state, (prompt_phase if state.phase == "prompts" else policy_step)(cfg, components, state)
+        before, state = (
+            state,
+            (prompt_phase if state.phase == "prompts" else policy_step)(cfg, components, state),
+        )
         components.checkpoints.save_if_due(before, state)
     components.checkpoints.save(state)
     return evaluate(components, state)
@@ -35,18 +38,28 @@ def is_finished(cfg: Config, components: Components, state: RunState) -> bool:
     """
     limit = cfg.train.max_generated_tokens
     tokens_spent = limit > 0 and state.ledger.total("generated_tokens") >= limit
-    return state.tick > 0 and (tokens_spent or state.step >= cfg.train.epochs * components.questions.steps_per_epoch)
+    return state.tick > 0 and (
+        tokens_spent or state.step >= cfg.train.epochs * components.questions.steps_per_epoch
+    )
 
 
 def policy_step(cfg: Config, components: Components, state: RunState) -> RunState:
     """One training step on a batch of questions (algorithm: "One training step", 1 to 8)."""
     group_size = cfg.rollout.group_size
-    questions = mining.with_extra_groups(components.questions.batch(state.step), state.last_hard_ids, cfg.mining)
-    assignment = bandit.draw(state.bandit, state.assignment, questions, cfg.assign, f"{cfg.train.seed}/{state.step}")
+    questions = mining.with_extra_groups(
+        components.questions.batch(state.step), state.last_hard_ids, cfg.mining
+    )
+    assignment = bandit.draw(
+        state.bandit, state.assignment, questions, cfg.assign, f"{cfg.train.seed}/{state.step}"
+    )
     prompts = assign.prompts_for(questions, assignment, group_size, "train", state.history.tokens)
     weights = components.weights(state)
-    rollouts = components.pipeline.sample(weights, prompts, components.sampling, components.key("rollout", state.step))
-    filled = components.fill(weights, rollouts, assignment, state.step, components.key("rollout", state.step))
+    rollouts = components.pipeline.sample(
+        weights, prompts, components.sampling, components.key("rollout", state.step)
+    )
+    filled = components.fill(
+        weights, rollouts, assignment, state.step, components.key("rollout", state.step)
+    )
     del weights  # the update needs their memory
 
     solved_QG = np.array([r.succeeded for r in rollouts]).reshape(-1, group_size)
@@ -54,10 +67,14 @@ def policy_step(cfg: Config, components: Components, state: RunState) -> RunStat
     found = mining.find_hard(questions, solved_QG, templated_QG, cfg.mining, state.last_hard_ids)
     advantage_QG = advantages.of_rollouts(filled.trained, cfg)
 
-    with components.reporter.phase("score"):  # before any update: old, reference and templated log-probs, and the weights w
+    with components.reporter.phase(
+        "score"
+    ):  # before any update: old, reference and templated log-probs, and the weights w
         examples = batch.examples(filled.trained, advantage_QG, cfg.distill, cfg.loss.overlong)
         policy, size = components.learner.policy(state.learner), minibatch_rollouts(cfg)
-        examples, score_stats = components.learner.score(policy, components.kl_params, examples, size)
+        examples, score_stats = components.learner.score(
+            policy, components.kl_params, examples, size
+        )
     learner, update_stats = state.learner, []
     with components.reporter.phase("update"):
         for minibatch in batch.minibatches(examples, size):
@@ -65,7 +82,10 @@ def policy_step(cfg: Config, components: Components, state: RunState) -> RunStat
             update_stats.append(stats)
 
     step, hard_ids = state.step + 1, tuple(dict.fromkeys((*state.hard_ids, *found)))
-    epoch, epoch_ends = components.questions.epoch(state.step), components.questions.ends_epoch(step)
+    epoch, epoch_ends = (
+        components.questions.epoch(state.step),
+        components.questions.ends_epoch(step),
+    )
     after = replace(
         state,
         learner=learner,
@@ -78,9 +98,17 @@ def policy_step(cfg: Config, components: Components, state: RunState) -> RunStat
         history=question_history.advanced(state.history, epoch, rollouts, hard_ids, epoch_ends),
     )
     zero_Q = advantages.zero_advantage(advantages.of_rollouts(rollouts, cfg))
-    hard_now = mining.outcome_metrics(questions, solved_QG, templated_QG, zero_Q, state.last_hard_ids)
+    hard_now = mining.outcome_metrics(
+        questions, solved_QG, templated_QG, zero_Q, state.last_hard_ids
+    )
     counts = {"hard/questions_step": len(found), "hard/questions_epoch": len(after.hard_ids)}
-    values = rollout_metrics(filled.made) | filled.stats | of_updates(score_stats, update_stats) | hard_now | counts
+    values = (
+        rollout_metrics(filled.made)
+        | filled.stats
+        | of_updates(score_stats, update_stats)
+        | hard_now
+        | counts
+    )
     components.record.step(state, after, filled.made, values)
     return after
 
@@ -90,7 +118,9 @@ def prompt_phase(cfg: Config, components: Components, state: RunState) -> RunSta
     result, ledger = None, state.ledger
     if gepa.is_due(state.step, len(state.hard_ids), cfg.gepa):
         epoch = components.questions.epoch(max(state.step - 1, 0))
-        result, ledger = components.journals.resume(state, epoch, lambda journal: search(cfg, components, state, journal))
+        result, ledger = components.journals.resume(
+            state, epoch, lambda journal: search(cfg, components, state, journal)
+        )
     assignment = assign.next_assignment(result, state, cfg)
     after = replace(
         state,
@@ -107,7 +137,9 @@ def prompt_phase(cfg: Config, components: Components, state: RunState) -> RunSta
     return after
 
 
-def search(cfg: Config, components: Components, state: RunState, journal: gepa.Journal) -> tuple[SearchResult, Ledger]:
+def search(
+    cfg: Config, components: Components, state: RunState, journal: gepa.Journal
+) -> tuple[SearchResult, Ledger]:
     """GEPA on the state's hard questions, and the ledger after it; calls that are in the journal are not made again."""
     adapter = components.gepa_adapter(state)
     journal.account(spent=lambda: adapter.last_costs, replayed=adapter.book)
@@ -129,7 +161,11 @@ def search(cfg: Config, components: Components, state: RunState, journal: gepa.J
 
 def evaluate_if_due(components: Components, state: RunState) -> RunState:
     """Evaluates where the schedule says so; at the end of an epoch before its prompt phase, not again after it."""
-    opens_epoch = state.phase == "policy" and state.tick > 0 and state.step % components.questions.steps_per_epoch == 0
+    opens_epoch = (
+        state.phase == "policy"
+        and state.tick > 0
+        and state.step % components.questions.steps_per_epoch == 0
+    )
     if components.evaluation.is_due(state.step) and not opens_epoch:
         return evaluate(components, state)
     return state

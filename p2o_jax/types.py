@@ -18,7 +18,9 @@ Status = Literal["correct", "wrong", "no_answer", "time_out", "error"]
 
 def digest(*parts: str) -> str:
     """A 16-digit hexadecimal name that is the same on every host and in every run (Python's `hash` is not)."""
-    return hashlib.blake2b("\x1f".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return hashlib.blake2b(
+        "\x1f".join(parts).encode("utf-8", "surrogatepass"), digest_size=8
+    ).hexdigest()
 
 
 def question_id(messages: Sequence[Message]) -> str:
@@ -69,7 +71,9 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    plain_logps: bool = False  # log-probs under softmax(logits), not under the tempered distribution
+    plain_logps: bool = (
+        False  # log-probs under softmax(logits), not under the tempered distribution
+    )
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,9 @@ class SearchResult:
     score_ZN: tuple[tuple[float, ...], ...]  # [candidate][dev question]
     cover: tuple[int, ...]  # indices into templates, in the order the greedy cover took them
     stats: Mapping[str, float] = field(default_factory=dict)  # becomes gepa/* metrics
-    events: tuple[Mapping[str, Any], ...] = ()  # one per proposal: text, parent, iteration, outcome and reason
+    events: tuple[
+        Mapping[str, Any], ...
+    ] = ()  # one per proposal: text, parent, iteration, outcome and reason
     success_above: float = 0.5  # config.reward.success_above
 
     def solves(self, candidate: int, dev_question: int) -> bool:

@@ -29,7 +29,16 @@ SETTINGS = {
 
 def arguments(config: str, workdir: Path, settings: dict) -> list[str]:
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    return [sys.executable, "-m", "p2o_jax.main", "--config", config, "--workdir", str(workdir), *flags]
+    return [
+        sys.executable,
+        "-m",
+        "p2o_jax.main",
+        "--config",
+        config,
+        "--workdir",
+        str(workdir),
+        *flags,
+    ]
 
 
 def environment() -> dict[str, str]:
@@ -38,7 +47,14 @@ def environment() -> dict[str, str]:
 
 
 def start(config: str, workdir: Path, settings: dict) -> subprocess.CompletedProcess:
-    return subprocess.run(arguments(config, workdir, settings), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        arguments(config, workdir, settings),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def succeed(config: str, workdir: Path, settings: dict) -> str:
@@ -71,7 +87,10 @@ def rows(workdir: Path, name: str = "metrics") -> list[dict]:
 
 def untimed(workdir: Path, steps: int = STEPS + 1) -> list[dict]:
     """The rows of metrics.jsonl before that step without what depends on the machine."""
-    kept = [{k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))} for row in rows(workdir)]
+    kept = [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))}
+        for row in rows(workdir)
+    ]
     return [row for row in kept if row["step"] < steps]
 
 
@@ -79,20 +98,31 @@ def untimed_journal(workdir: Path) -> list[dict]:
     """The calls in the first prompt phase's journal, without the seconds they took."""
     calls = []
     for call in rows(workdir / "gepa", "journal_epoch_0"):
-        cost = {phase: {k: v for k, v in row.items() if k != "seconds"} for phase, row in call["cost"].items()}
+        cost = {
+            phase: {k: v for k, v in row.items() if k != "seconds"}
+            for phase, row in call["cost"].items()
+        }
         calls.append({**call, "cost": cost, "check": ""})
     return calls
 
 
 def result(workdir: Path) -> dict:
-    return {k: v for k, v in json.loads((workdir / "result.json").read_text()).items() if not k.startswith("seconds")}
+    return {
+        k: v
+        for k, v in json.loads((workdir / "result.json").read_text()).items()
+        if not k.startswith("seconds")
+    }
 
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory):
     """The settings of all smoke runs, with a base model and compiled programs that they share."""
     shared = tmp_path_factory.mktemp("shared")
-    return {**SETTINGS, "world.cache_dir": shared / "world", "train.compile_cache": shared / "compiled"}
+    return {
+        **SETTINGS,
+        "world.cache_dir": shared / "world",
+        "train.compile_cache": shared / "compiled",
+    }
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +135,15 @@ def finished(settings, tmp_path_factory):
 
 def test_a_run_leaves_its_records(finished):
     names = {path.name for path in finished.iterdir()}
-    files = {"config.json", "versions.json", "metrics.jsonl", "samples.jsonl", "templates.jsonl", "evaluations.jsonl", "questions.jsonl"}
+    files = {
+        "config.json",
+        "versions.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "templates.jsonl",
+        "evaluations.jsonl",
+        "questions.jsonl",
+    }
     assert files | {"result.json", "checkpoints", "tensorboard", "gepa"} <= names
     metrics = rows(finished)
     assert {key for row in metrics for key in row} - set(METRICS) == {"tick", "step"}
@@ -115,12 +153,18 @@ def test_a_run_leaves_its_records(finished):
     assert all(row["train/bad_updates"] == 0 and row["train/grad_norm"] > 0 for row in steps)
     assert [row["step"] for row in metrics if "gepa/skipped" in row] == [STEPS_PER_EPOCH]
     templated = [row for row in steps if row["rollout/frac_templated"] > 0]
-    assert templated and all(row["step"] >= STEPS_PER_EPOCH for row in templated), "the second epoch uses the first's templates"
+    assert templated and all(row["step"] >= STEPS_PER_EPOCH for row in templated), (
+        "the second epoch uses the first's templates"
+    )
     assert any("distill/ratio_p50" in row for row in templated)
-    assert max(row["train/logprob_gap_max"] for row in steps if "train/logprob_gap_max" in row) < 1e-4
+    assert (
+        max(row["train/logprob_gap_max"] for row in steps if "train/logprob_gap_max" in row) < 1e-4
+    )
     samples = rows(finished, "samples")
     assert {row["step"] for row in samples} == set(range(STEPS))
-    assert any(row["cover_rank"] is not None for row in rows(finished, "templates") if "cover_rank" in row)
+    assert any(
+        row["cover_rank"] is not None for row in rows(finished, "templates") if "cover_rank" in row
+    )
     assert json.loads((finished / "config.json").read_text())["gepa"]["min_hard"] == 4
     assert {row["epoch"] for row in rows(finished, "questions")} == {0, 1}
     assert {"jax", "python"} <= set(json.loads((finished / "versions.json").read_text()))
@@ -128,20 +172,57 @@ def test_a_run_leaves_its_records(finished):
 
 def test_result_json(finished):
     found = json.loads((finished / "result.json").read_text())
-    expected = {"accuracy_before", "accuracy", "by_family", "generated_tokens", "steps", "seconds_by_phase", "seconds", "p_chain_plain"}
+    expected = {
+        "accuracy_before",
+        "accuracy",
+        "by_family",
+        "generated_tokens",
+        "steps",
+        "seconds_by_phase",
+        "seconds",
+        "p_chain_plain",
+    }
     assert set(found) == expected | {"ledger", "seconds_ledger", "seconds_pretraining", "template"}
-    phases = {"policy", "score", "update", "eval", "gepa_seed", "gepa_parents", "gepa_children", "gepa_dev", "gepa_reflect"}
-    assert set(found["ledger"]) == set(found["seconds_ledger"]) == phases and all(row["flops"] > 0 for row in found["ledger"].values())
-    assert found["generated_tokens"] == sum(row.get("generated_tokens", 0) for p, row in found["ledger"].items() if p != "eval")
+    phases = {
+        "policy",
+        "score",
+        "update",
+        "eval",
+        "gepa_seed",
+        "gepa_parents",
+        "gepa_children",
+        "gepa_dev",
+        "gepa_reflect",
+    }
+    assert set(found["ledger"]) == set(found["seconds_ledger"]) == phases and all(
+        row["flops"] > 0 for row in found["ledger"].values()
+    )
+    assert found["generated_tokens"] == sum(
+        row.get("generated_tokens", 0) for p, row in found["ledger"].items() if p != "eval"
+    )
     assert found["steps"] == STEPS and found["seconds"] > 0 and 0 <= found["accuracy"] <= 1
     assert found["generated_tokens"] == rows(finished)[-1]["ledger/generated_tokens"] > 0
 
 
 def test_a_second_start_does_nothing_new(finished, settings):
-    before = untimed(finished), rows(finished, "samples"), rows(finished, "templates"), result(finished)
+    before = (
+        untimed(finished),
+        rows(finished, "samples"),
+        rows(finished, "templates"),
+        result(finished),
+    )
     told = succeed("configs/smoke.py", finished, settings)
-    assert f"resuming {finished} at step {STEPS}" in told and "step 1/" not in told and "gepa iteration" not in told
-    assert (untimed(finished), rows(finished, "samples"), rows(finished, "templates"), result(finished)) == before
+    assert (
+        f"resuming {finished} at step {STEPS}" in told
+        and "step 1/" not in told
+        and "gepa iteration" not in told
+    )
+    assert (
+        untimed(finished),
+        rows(finished, "samples"),
+        rows(finished, "templates"),
+        result(finished),
+    ) == before
 
 
 def test_the_same_seed_gives_the_same_run(finished, settings, tmp_path):
@@ -158,12 +239,18 @@ def test_a_killed_run_resumes_and_ends_the_same(finished, settings, tmp_path):
     """
     workdir = tmp_path / "killed"
     assert "resuming" not in kill_at(workdir, settings, "step 3/6")
-    kill_at(workdir, settings, "gepa iteration 1")  # from step 2, or from the start if that checkpoint was only half written
+    kill_at(
+        workdir, settings, "gepa iteration 1"
+    )  # from step 2, or from the start if that checkpoint was only half written
     assert len(untimed_journal(workdir)) > 0
     assert "resuming" in kill_at(workdir, settings, "gepa iteration 2")
     assert not (workdir / "result.json").exists()
     told = succeed("configs/smoke.py", workdir, settings)
-    assert f"resuming {workdir} at step" in told and "step 1/6" not in told and "gepa iteration" in told
+    assert (
+        f"resuming {workdir} at step" in told
+        and "step 1/6" not in told
+        and "gepa iteration" in told
+    )
     assert untimed(workdir) == untimed(finished)
     for name in ("samples", "templates", "evaluations", "questions"):
         assert rows(workdir, name) == rows(finished, name)
@@ -173,13 +260,18 @@ def test_a_killed_run_resumes_and_ends_the_same(finished, settings, tmp_path):
 
 @pytest.mark.parametrize(
     "mesh",
-    [pytest.param({"mesh.fsdp": 8}, marks=pytest.mark.slow), {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}],
+    [
+        pytest.param({"mesh.fsdp": 8}, marks=pytest.mark.slow),
+        {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
+    ],
     ids=["fsdp 8", "2 x 2 x 2"],
 )
 def test_eight_devices_do_as_one(finished, settings, tmp_path, mesh):
     """An epoch on eight fake devices: the same tokens, the same metrics to 1e-4."""
     workdir = tmp_path / "eight"
-    told = succeed("configs/smoke.py", workdir, {**settings, **mesh, "mesh.cpu_devices": 8, "train.epochs": 1})
+    told = succeed(
+        "configs/smoke.py", workdir, {**settings, **mesh, "mesh.cpu_devices": 8, "train.epochs": 1}
+    )
     assert "fsdp 8" in told or "data 2 x fsdp 2 x tensor 2" in told
     want = [row for row in rows(finished, "samples") if row["step"] < STEPS_PER_EPOCH]
     assert rows(workdir, "samples") == want and len(want) == 8 * STEPS_PER_EPOCH
@@ -200,22 +292,39 @@ USER_SETTINGS = {
 
 
 def write_questions(path: Path, count: int = 6) -> Path:
-    path.write_text("".join(json.dumps({"question": f"What is {i} + {i}?", "answer": str(2 * i)}) + "\n" for i in range(count)))
+    path.write_text(
+        "".join(
+            json.dumps({"question": f"What is {i} + {i}?", "answer": str(2 * i)}) + "\n"
+            for i in range(count)
+        )
+    )
     return path
 
 
 def test_own_questions_on_a_hugging_face_model(tmp_path, settings):
     data = write_questions(tmp_path / "questions.jsonl")
     told = succeed(
-        "configs/smoke.py", tmp_path / "run", {**USER_SETTINGS, "data.path": data, "train.compile_cache": settings["train.compile_cache"]}
+        "configs/smoke.py",
+        tmp_path / "run",
+        {
+            **USER_SETTINGS,
+            "data.path": data,
+            "train.compile_cache": settings["train.compile_cache"],
+        },
     )
     assert "qwen3" in told and "6 questions" in told
     metrics = rows(tmp_path / "run")
     steps = [row for row in metrics if "train/loss" in row]
     assert len(steps) == 4 and all(row["train/grad_norm"] > 0 for row in steps)
     (search,) = [row for row in metrics if "gepa/skipped" in row]
-    assert search["gepa/skipped"] == 0 and search["gepa/hard_questions"] == 6 and search["gepa/generated_tokens"] > 0
-    assert {row["question"] for row in rows(tmp_path / "run", "samples")} == {f"What is {i} + {i}?" for i in range(6)}
+    assert (
+        search["gepa/skipped"] == 0
+        and search["gepa/hard_questions"] == 6
+        and search["gepa/generated_tokens"] > 0
+    )
+    assert {row["question"] for row in rows(tmp_path / "run", "samples")} == {
+        f"What is {i} + {i}?" for i in range(6)
+    }
     assert "accuracy" in result(tmp_path / "run")
 
 
@@ -225,26 +334,43 @@ def refused(config: str, workdir: Path, settings: dict) -> list[str]:
     assert done.returncode == 2, done.stderr[-3000:]
     assert "Traceback" not in done.stderr + done.stdout
     assert not workdir.exists()
-    return [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return [
+        line.removeprefix("error: ")
+        for line in done.stderr.splitlines()
+        if line.startswith("error: ")
+    ]
 
 
 def test_no_such_config(tmp_path):
-    assert refused("configs/nowhere.py", tmp_path / "run", {}) == ["--config=configs/nowhere.py: no such file"]
+    assert refused("configs/nowhere.py", tmp_path / "run", {}) == [
+        "--config=configs/nowhere.py: no such file"
+    ]
 
 
 @pytest.mark.parametrize("name", ["math", "qwen3_4b"])
 def test_configs_for_models_of_one_s_own_ask_for_them(tmp_path, name):
     lines = refused(f"configs/{name}.py", tmp_path / "run", {"optim.micro_rows": 16})
-    assert [line.split(":")[0] for line in lines] == ["config.data.path is empty", "config.model.path is empty"]
+    assert [line.split(":")[0] for line in lines] == [
+        "config.data.path is empty",
+        "config.model.path is empty",
+    ]
 
 
 def test_misspelt_keys(tmp_path):
-    lines = refused("configs/smoke.py", tmp_path / "run", {"rollout.tempreture": 1, "optim.lr": "fast"})
-    assert len(lines) == 2 and "config.rollout.temperature?" in lines[0] and lines[1].startswith("config.optim.lr=fast: expected float")
+    lines = refused(
+        "configs/smoke.py", tmp_path / "run", {"rollout.tempreture": 1, "optim.lr": "fast"}
+    )
+    assert (
+        len(lines) == 2
+        and "config.rollout.temperature?" in lines[0]
+        and lines[1].startswith("config.optim.lr=fast: expected float")
+    )
 
 
 def test_a_batch_that_does_not_divide(tmp_path, settings):
-    lines = refused("configs/smoke.py", tmp_path / "run", {**settings, "optim.minibatch_questions": 3})
+    lines = refused(
+        "configs/smoke.py", tmp_path / "run", {**settings, "optim.minibatch_questions": 3}
+    )
     assert lines == ["config.optim.minibatch_questions=3 must divide config.rollout.questions=8"]
 
 
@@ -263,26 +389,43 @@ def test_a_line_without_an_answer(tmp_path):
 
 
 def test_a_model_directory_without_weights(tmp_path):
-    model = shutil.copytree(GOLDEN / "qwen3_tied", tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    model = shutil.copytree(
+        GOLDEN / "qwen3_tied", tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")
+    )
     (line,) = refused(
-        "configs/smoke.py", tmp_path / "run", {**USER_SETTINGS, "model.path": model, "data.path": write_questions(tmp_path / "q.jsonl")}
+        "configs/smoke.py",
+        tmp_path / "run",
+        {**USER_SETTINGS, "model.path": model, "data.path": write_questions(tmp_path / "q.jsonl")},
     )
     assert str(model) in line and "safetensors" in line
 
 
 def test_no_such_model_directory(tmp_path):
-    settings = {**USER_SETTINGS, "model.path": tmp_path / "nowhere", "data.path": write_questions(tmp_path / "q.jsonl")}
+    settings = {
+        **USER_SETTINGS,
+        "model.path": tmp_path / "nowhere",
+        "data.path": write_questions(tmp_path / "q.jsonl"),
+    }
     (line,) = refused("configs/smoke.py", tmp_path / "run", settings)
     assert str(tmp_path / "nowhere") in line and "no such directory" in line
 
 
 def test_problems_of_settings_data_and_model_are_told_together(tmp_path):
-    wrong = {**USER_SETTINGS, "model.path": tmp_path / "nowhere", "data.path": tmp_path / "none.jsonl", "rollout.top_p": 2}
+    wrong = {
+        **USER_SETTINGS,
+        "model.path": tmp_path / "nowhere",
+        "data.path": tmp_path / "none.jsonl",
+        "rollout.top_p": 2,
+    }
     lines = refused("configs/smoke.py", tmp_path / "run", wrong)
-    assert len(lines) == 3 and [sum(word in line for line in lines) for word in ("top_p", "none.jsonl", "nowhere")] == [1, 1, 1]
+    assert len(lines) == 3 and [
+        sum(word in line for line in lines) for word in ("top_p", "none.jsonl", "nowhere")
+    ] == [1, 1, 1]
 
 
 def test_a_workdir_of_another_run(finished, settings):
     done = start("configs/smoke.py", finished, {**settings, "optim.lr": 0.5})
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "error: config.optim.lr=0.5: " in done.stderr and "holds a run with 0.0002" in done.stderr
+    assert (
+        "error: config.optim.lr=0.5: " in done.stderr and "holds a run with 0.0002" in done.stderr
+    )

@@ -36,10 +36,18 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 COMMANDS = FLOORS[-1]
-MAY_IMPORT_SIBLINGS = {(name, "main") for name in COMMANDS if name != "main"}  # main.command: errors in one line each
-MAY_IMPORT_SIBLINGS |= {("evaluate", "generate"), ("evaluate", "export")}  # how to fit the sampler, and a run's policy
+MAY_IMPORT_SIBLINGS = {
+    (name, "main") for name in COMMANDS if name != "main"
+}  # main.command: errors in one line each
+MAY_IMPORT_SIBLINGS |= {
+    ("evaluate", "generate"),
+    ("evaluate", "export"),
+}  # how to fit the sampler, and a run's policy
 WITHOUT_JAX = ("config", "types", "state", "data", "rewards", "gepa", "p2o")
-JAX_IN_RUNTIME = ("distributed", "rng")  # the other modules of `runtime` are needed before JAX, or without it
+JAX_IN_RUNTIME = (
+    "distributed",
+    "rng",
+)  # the other modules of `runtime` are needed before JAX, or without it
 
 
 def room_of(path: Path) -> str:
@@ -80,13 +88,20 @@ def upward(room: str, source: str) -> list[str]:
 def test_every_room_has_one_floor():
     assert len(FLOOR) == sum(map(len, FLOORS))
     assert {room_of(path) for path in modules()} - set(FLOOR) == set(), "rooms without a floor"
-    assert set(FLOOR) - {room_of(path) for path in modules()} - set(COMMANDS) == set(), "floors without a room"
+    assert set(FLOOR) - {room_of(path) for path in modules()} - set(COMMANDS) == set(), (
+        "floors without a room"
+    )
 
 
 @pytest.mark.parametrize("room", sorted({room_of(path) for path in modules()}))
 def test_imports_go_down_only(room):
     assert room in FLOOR, "give it a floor"
-    assert [line for path in modules() if room_of(path) == room for line in upward(room, path.read_text(encoding="utf-8"))] == []
+    assert [
+        line
+        for path in modules()
+        if room_of(path) == room
+        for line in upward(room, path.read_text(encoding="utf-8"))
+    ] == []
 
 
 @pytest.mark.parametrize(
@@ -113,7 +128,11 @@ def test_downward_and_own_imports_are_fine():
 
 
 def uses_jax(source: str) -> set[str]:
-    return {name for name in imports(source) if name.split(".")[0] in ("jax", "jaxlib", "flax", "optax", "orbax")}
+    return {
+        name
+        for name in imports(source)
+        if name.split(".")[0] in ("jax", "jaxlib", "flax", "optax", "orbax")
+    }
 
 
 def without_jax(room: str) -> list[Path]:
@@ -124,17 +143,27 @@ def without_jax(room: str) -> list[Path]:
 def test_no_jax_in(room):
     paths = without_jax(room)
     assert paths
-    assert {path.name: found for path in paths if (found := uses_jax(path.read_text(encoding="utf-8")))} == {}
+    assert {
+        path.name: found for path in paths if (found := uses_jax(path.read_text(encoding="utf-8")))
+    } == {}
 
 
 def test_a_jax_import_is_found():
-    assert uses_jax("def f():\n    from jax import numpy as jnp") and uses_jax("import jax.numpy as jnp") and uses_jax("import optax")
+    assert (
+        uses_jax("def f():\n    from jax import numpy as jnp")
+        and uses_jax("import jax.numpy as jnp")
+        and uses_jax("import optax")
+    )
     assert not uses_jax("import jaxtyping\nfrom jaxtyping import Array")
 
 
 def test_those_rooms_load_no_jax_through_others_either():
     paths = [path for room in (*WITHOUT_JAX, "runtime") for path in without_jax(room)]
-    names = ", ".join(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in paths)
+    names = ", ".join(
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in paths
+    )
     code = f"import sys\nimport {names}\nprint('jax' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
     assert done.stdout.strip() == "False"

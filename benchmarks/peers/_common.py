@@ -15,7 +15,9 @@ import numpy as np
 
 
 def base_parser(doc, grpo=False):
-    ap = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     ap.add_argument("--model", required=True, help="HF-format model directory")
     ap.add_argument("--prompt-len", type=int, default=64)
     ap.add_argument("--new-tokens", type=int, default=128)
@@ -26,14 +28,23 @@ def base_parser(doc, grpo=False):
     if grpo:
         ap.add_argument("--prompts", type=int, default=8)
         ap.add_argument("--generations", type=int, default=8)
-        ap.add_argument("--steps", type=int, default=6, help="total steps; the first is reported as warm-up")
+        ap.add_argument(
+            "--steps", type=int, default=6, help="total steps; the first is reported as warm-up"
+        )
         ap.add_argument("--beta", type=float, default=0.0)
         ap.add_argument("--lr", type=float, default=1e-6)
-        ap.add_argument("--micro-batch", type=int, default=0, help="sequences per backward pass, 0 = whole batch")
+        ap.add_argument(
+            "--micro-batch",
+            type=int,
+            default=0,
+            help="sequences per backward pass, 0 = whole batch",
+        )
     else:
         ap.add_argument("--batch", type=int, default=64)
         ap.add_argument("--repeats", type=int, default=5)
-        ap.add_argument("--group", type=int, default=1, help="G: each prompt is repeated G times (rollouts)")
+        ap.add_argument(
+            "--group", type=int, default=1, help="G: each prompt is repeated G times (rollouts)"
+        )
     ap.add_argument(
         "--eos-mean",
         type=float,

@@ -16,7 +16,11 @@ def main():
     ap = C.base_parser(__doc__)
     ap.add_argument("--attn", default="sdpa", choices=["sdpa", "eager"])
     ap.add_argument("--cache", default="dynamic", choices=["dynamic", "static"])
-    ap.add_argument("--compile", action="store_true", help="let generate() compile the decode step (static cache)")
+    ap.add_argument(
+        "--compile",
+        action="store_true",
+        help="let generate() compile the decode step (static cache)",
+    )
     args = ap.parse_args()
     C.pin(args)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -32,7 +36,13 @@ def main():
     ).eval()
     model.generation_config.eos_token_id = stop or None
     model.generation_config.pad_token_id = cfg["pad_token_id"]
-    kw = {"do_sample": True, "temperature": args.temperature, "top_k": 0, "top_p": 1.0, "max_new_tokens": args.new_tokens}
+    kw = {
+        "do_sample": True,
+        "temperature": args.temperature,
+        "top_k": 0,
+        "top_p": 1.0,
+        "max_new_tokens": args.new_tokens,
+    }
     if args.cache == "static":
         kw["cache_implementation"] = "static"
         kw["disable_compile"] = not args.compile

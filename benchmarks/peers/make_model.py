@@ -80,7 +80,11 @@ def main():
     tok = Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
     tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tok, pad_token="<|pad|>", unk_token="<|unk|>", eos_token="<|im_end|>", model_max_length=32768
+        tokenizer_object=tok,
+        pad_token="<|pad|>",
+        unk_token="<|unk|>",
+        eos_token="<|im_end|>",
+        model_max_length=32768,
     )
     fast.chat_template = CHAT_TEMPLATE
     fast.padding_side = "left"
@@ -141,7 +145,11 @@ def main():
         json.dump(cfg, fh, indent=1)
     with open(os.path.join(args.out, "generation_config.json"), "w") as fh:
         json.dump({"eos_token_id": cfg["eos_token_id"], "pad_token_id": cfg["pad_token_id"]}, fh)
-    print(json.dumps({"out": args.out, "size": args.size, "params": int(sum(x.size for x in t.values()))}))
+    print(
+        json.dumps(
+            {"out": args.out, "size": args.size, "params": int(sum(x.size for x in t.values()))}
+        )
+    )
 
 
 if __name__ == "__main__":

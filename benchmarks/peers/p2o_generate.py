@@ -14,7 +14,9 @@ import _common as C
 def main():
     ap = C.base_parser(__doc__)
     ap.add_argument("--devices", type=int, default=1, help="parts that the CPU is split into")
-    ap.add_argument("--slots", type=int, default=0, help="rollouts decoded side by side; 0: the batch")
+    ap.add_argument(
+        "--slots", type=int, default=0, help="rollouts decoded side by side; 0: the batch"
+    )
     args = ap.parse_args()
     C.pin(args)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -42,12 +44,18 @@ def main():
         prefill_tokens=2048,
     )
     engine = Engine(spec, mesh, rollout, [args.new_tokens], stop, 0, jnp.float32)
-    weights = engine.to_rollout_layout(hf.load(args.model, spec, sharding.param_shardings(spec, mesh, sharding.LEARNER)))
+    weights = engine.to_rollout_layout(
+        hf.load(args.model, spec, sharding.param_shardings(spec, mesh, sharding.LEARNER))
+    )
     how = SamplingParams(args.temperature, args.new_tokens)
 
     def once(seed):
         prompts = C.prompt_ids(args.batch // args.group, args.prompt_len, cfg["vocab_size"], seed)
-        requests = [Request(tuple(map(int, p)), f"{i}/{g}") for i, p in enumerate(prompts) for g in range(args.group)]
+        requests = [
+            Request(tuple(map(int, p)), f"{i}/{g}")
+            for i, p in enumerate(prompts)
+            for g in range(args.group)
+        ]
         t, c = time.perf_counter(), time.process_time()
         out = engine.generate(weights, requests, how, jax.random.key(seed))
         return time.perf_counter() - t, time.process_time() - c, [len(x.token_ids) for x in out]

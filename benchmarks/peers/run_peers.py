@@ -23,7 +23,11 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 SUITES = {
     # name: [(env, script, extra flags)]
-    "generate": [("trl", "hf_generate.py", []), ("trl", "hf_generate.py", ["--cache", "static"]), ("tunix", "tunix_generate.py", [])],
+    "generate": [
+        ("trl", "hf_generate.py", []),
+        ("trl", "hf_generate.py", ["--cache", "static"]),
+        ("tunix", "tunix_generate.py", []),
+    ],
     "group": [
         ("trl", "hf_generate.py", ["--group", "8", "--prompt-len", "512"]),
         ("tunix", "tunix_generate.py", ["--group", "8", "--prompt-len", "512"]),
@@ -33,7 +37,10 @@ SUITES = {
         ("tunix", "tunix_generate.py", ["--eos-mean", "48", "--new-tokens", "256"]),
     ],
     "grpo": [("trl", "trl_grpo.py", []), ("tunix", "tunix_grpo.py", [])],
-    "grpo_gc": [("trl", "trl_grpo.py", ["--gradient-checkpointing"]), ("trl", "trl_grpo.py", ["--continuous-batching"])],
+    "grpo_gc": [
+        ("trl", "trl_grpo.py", ["--gradient-checkpointing"]),
+        ("trl", "trl_grpo.py", ["--continuous-batching"]),
+    ],
 }
 KEY = (
     "bench",
@@ -49,7 +56,16 @@ KEY = (
     "beta",
     "pinned",
 )
-SHOW = ("tokens_per_s", "step_s", "cpu_s", "compile_s", "rollout_s", "update_s", "mean_len", "peak_rss_mb")
+SHOW = (
+    "tokens_per_s",
+    "step_s",
+    "cpu_s",
+    "compile_s",
+    "rollout_s",
+    "update_s",
+    "mean_len",
+    "peak_rss_mb",
+)
 
 
 def summarise(path):
@@ -60,11 +76,20 @@ def summarise(path):
             rows[tuple((k, r.get(k)) for k in KEY if r.get(k) not in (None, False))].append(r)
     for k, rs in rows.items():
         print(" ".join(f"{a}={b}" for a, b in k), f"n={len(rs)}")
-        print("   ", " ".join(f"{s}={statistics.median(r[s] for r in rs):.3g}" for s in SHOW if all(s in r for r in rs)))
+        print(
+            "   ",
+            " ".join(
+                f"{s}={statistics.median(r[s] for r in rs):.3g}"
+                for s in SHOW
+                if all(s in r for r in rs)
+            ),
+        )
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     ap.add_argument("--trl-python", default=sys.executable)
     ap.add_argument("--tunix-python", default=sys.executable)
     ap.add_argument("--models")
@@ -84,8 +109,18 @@ def main():
         for size in a.sizes.split(","):
             for suite in a.suite.split(","):
                 for env, script, extra in SUITES[suite]:
-                    cmd = [py[env], os.path.join(HERE, script), "--model", os.path.join(a.models, size), *extra]
-                    cmd += ["--steps", str(a.steps)] if "grpo" in suite else ["--repeats", str(a.repeats)]
+                    cmd = [
+                        py[env],
+                        os.path.join(HERE, script),
+                        "--model",
+                        os.path.join(a.models, size),
+                        *extra,
+                    ]
+                    cmd += (
+                        ["--steps", str(a.steps)]
+                        if "grpo" in suite
+                        else ["--repeats", str(a.repeats)]
+                    )
                     if a.cpus:
                         n = len(a.cpus.split(","))
                         cmd += ["--cpus", a.cpus]

@@ -23,7 +23,11 @@ warnings.filterwarnings("ignore")
 def main():
     ap = C.base_parser(__doc__, grpo=True)
     ap.add_argument("--gradient-checkpointing", action="store_true")
-    ap.add_argument("--continuous-batching", action="store_true", help="use_transformers_continuous_batching=True")
+    ap.add_argument(
+        "--continuous-batching",
+        action="store_true",
+        help="use_transformers_continuous_batching=True",
+    )
     args = ap.parse_args()
     C.pin(args)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -41,8 +45,12 @@ def main():
     tok = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
     P, G = args.prompts, args.generations
     ids = C.prompt_ids(P * (args.steps + 1), args.prompt_len, hf["vocab_size"], args.seed)
-    ds = Dataset.from_dict({"prompt": [" ".join(tok.convert_ids_to_tokens([int(t) for t in r])) for r in ids]})
-    model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=False, dtype=torch.float32)
+    ds = Dataset.from_dict(
+        {"prompt": [" ".join(tok.convert_ids_to_tokens([int(t) for t in r])) for r in ids]}
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        args.model, trust_remote_code=False, dtype=torch.float32
+    )
     model.generation_config.eos_token_id = stop or None
     stamps, cstamps, lens, gen_t = [], [], [], []
 
@@ -83,7 +91,9 @@ def main():
             generation_kwargs={"eos_token_id": stop or None},
             **kw,
         )
-        tr = GRPOTrainer(model=model, reward_funcs=reward, args=cfg, train_dataset=ds, processing_class=tok)
+        tr = GRPOTrainer(
+            model=model, reward_funcs=reward, args=cfg, train_dataset=ds, processing_class=tok
+        )
         tr.eos_token_ids = stop or [-1]  # drop the tokenizer's own EOS
         tr.generation_config.eos_token_id = stop or None
         f = tr._generate_single_turn

@@ -19,7 +19,11 @@ warnings.filterwarnings("ignore")
 
 def main():
     ap = C.base_parser(__doc__, grpo=True)
-    ap.add_argument("--batch", required=True, help=".npz with prompt [N, P], response [N, R], length [N], advantage [N]")
+    ap.add_argument(
+        "--batch",
+        required=True,
+        help=".npz with prompt [N, P], response [N, R], length [N], advantage [N]",
+    )
     args = ap.parse_args()
     C.pin(args)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -35,7 +39,9 @@ def main():
     n, longest = len(data["length"]), int(data["length"].max())
     mask = np.arange(longest)[None] < data["length"][:, None]
     micro = args.micro_batch or n
-    model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=False, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        args.model, trust_remote_code=False, dtype=torch.float32
+    )
     tok = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
     with tempfile.TemporaryDirectory() as out:
         cfg = GRPOConfig(
@@ -46,7 +52,9 @@ def main():
         )  # fmt: skip
         ds = Dataset.from_dict({"prompt": ["x"] * n})
         reward = lambda completions, **kw: [0.0] * len(completions)  # noqa: E731
-        tr = GRPOTrainer(model=model, reward_funcs=reward, args=cfg, train_dataset=ds, processing_class=tok)
+        tr = GRPOTrainer(
+            model=model, reward_funcs=reward, args=cfg, train_dataset=ds, processing_class=tok
+        )
         optimizer = torch.optim.AdamW(tr.model.parameters(), lr=args.lr, weight_decay=0.01)
         tr.current_gradient_accumulation_steps = n // micro
         tr.model.train()

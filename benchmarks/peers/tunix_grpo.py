@@ -22,7 +22,11 @@ warnings.filterwarnings("ignore")
 
 def main():
     ap = C.base_parser(__doc__, grpo=True)
-    ap.add_argument("--rollout-logps", action="store_true", help="return sampler logprobs as old-policy logprobs")
+    ap.add_argument(
+        "--rollout-logps",
+        action="store_true",
+        help="return sampler logprobs as old-policy logprobs",
+    )
     args = ap.parse_args()
     C.pin(args)
     model, cfg, mesh, tok, hf = TG.load(args.model)
@@ -63,7 +67,13 @@ def main():
         return_logprobs=args.rollout_logps,
     )
     roles = {rlc.Role.ACTOR: mesh, rlc.Role.REFERENCE: mesh, rlc.Role.ROLLOUT: mesh}
-    cc = rlc.ClusterConfig(role_to_mesh=roles, rollout_engine="vanilla", offload_to_cpu=False, training_config=tc, rollout_config=rc)
+    cc = rlc.ClusterConfig(
+        role_to_mesh=roles,
+        rollout_engine="vanilla",
+        offload_to_cpu=False,
+        training_config=tc,
+        rollout_config=rc,
+    )
     ref = None
     if args.beta:
         gd, st = nnx.split(model)
@@ -102,7 +112,9 @@ def main():
         learner = grpo_learner.GRPOLearner(
             rl_cluster=cl,
             reward_fns=reward,
-            algo_config=grpo_learner.GRPOConfig(num_generations=G, num_iterations=1, beta=args.beta, epsilon=0.2),
+            algo_config=grpo_learner.GRPOConfig(
+                num_generations=G, num_iterations=1, beta=args.beta, epsilon=0.2
+            ),
         )
         t0 = time.perf_counter()
         learner.train(data())

@@ -19,7 +19,11 @@ warnings.filterwarnings("ignore")
 
 def main():
     ap = C.base_parser(__doc__, grpo=True)
-    ap.add_argument("--batch", required=True, help=".npz with prompt [N, P], response [N, R], length [N], advantage [N]")
+    ap.add_argument(
+        "--batch",
+        required=True,
+        help=".npz with prompt [N, P], response [N, R], length [N], advantage [N]",
+    )
     args = ap.parse_args()
     C.pin(args)
     model, _, mesh, tok, _ = TG.load(args.model)
@@ -40,17 +44,30 @@ def main():
         compute_logps_micro_batch_size=n // 8,
     )  # fmt: skip
     rc = base_rollout.RolloutConfig(
-        max_tokens_to_generate=R, max_prompt_length=P, kv_cache_size=P + R, temperature=args.temperature, top_p=1.0, eos_tokens=[-1]
+        max_tokens_to_generate=R,
+        max_prompt_length=P,
+        kv_cache_size=P + R,
+        temperature=args.temperature,
+        top_p=1.0,
+        eos_tokens=[-1],
     )
     roles = {rlc.Role.ACTOR: mesh, rlc.Role.REFERENCE: mesh, rlc.Role.ROLLOUT: mesh}
-    cc = rlc.ClusterConfig(role_to_mesh=roles, rollout_engine="vanilla", offload_to_cpu=False, training_config=tc, rollout_config=rc)
+    cc = rlc.ClusterConfig(
+        role_to_mesh=roles,
+        rollout_engine="vanilla",
+        offload_to_cpu=False,
+        training_config=tc,
+        rollout_config=rc,
+    )
     mask = np.arange(R)[None] < data["length"][:, None]
     with mesh:
         cl = rlc.RLCluster(actor=model, reference=None, tokenizer=tok, cluster_config=cc)
         grpo_learner.GRPOLearner(
             rl_cluster=cl,
             reward_fns=lambda prompts, completions, **kw: [0.0] * len(completions),
-            algo_config=grpo_learner.GRPOConfig(num_generations=8, num_iterations=1, beta=args.beta, epsilon=0.2),
+            algo_config=grpo_learner.GRPOConfig(
+                num_generations=8, num_iterations=1, beta=args.beta, epsilon=0.2
+            ),
         )
         examples = [
             grpo_learner.TrainExample(

@@ -21,14 +21,29 @@ def main(argv: Sequence[str]) -> None:
         ConfigError: anything wrong with the flags, or runs that failed.
     """
     flags, overrides = loading.parse_flags(
-        argv, {"suite": "all", "seeds": "5", "at-a-time": "2", "results": str(run.RESULTS), "report": "no", "show": "", "redo": ""}
+        argv,
+        {
+            "suite": "all",
+            "seeds": "5",
+            "at-a-time": "2",
+            "results": str(run.RESULTS),
+            "report": "no",
+            "show": "",
+            "redo": "",
+        },
     )
-    found = [f"--{name}={flags[name]}: expected a positive number" for name in ("seeds", "at-a-time") if not flags[name].isdigit()]
+    found = [
+        f"--{name}={flags[name]}: expected a positive number"
+        for name in ("seeds", "at-a-time")
+        if not flags[name].isdigit()
+    ]
     suites = list(arms.SUITES) if flags["suite"] == "all" else [flags["suite"]]
     if suites[0] not in arms.SUITES:
         found.append(f"--suite={flags['suite']}: expected one of {', '.join(arms.SUITES)} or all")
     if overrides:
-        found.append(f"--config.{overrides[0][0]}: arms have their own settings (benchmarks/science/arms.py)")
+        found.append(
+            f"--config.{overrides[0][0]}: arms have their own settings (benchmarks/science/arms.py)"
+        )
     if found:
         raise ConfigError(*found)
     wanted = [r for suite in suites for r in arms.runs(suite, int(flags["seeds"]))]
@@ -44,7 +59,9 @@ def main(argv: Sequence[str]) -> None:
         return
     if flags["redo"]:
         with teacher.serving(arms.TEACHER_PORT):
-            run.redo({r.overrides: r for r in wanted if r.arm.name == flags["redo"]}.values(), results)
+            run.redo(
+                {r.overrides: r for r in wanted if r.arm.name == flags["redo"]}.values(), results
+            )
         return
     left = run.pending(wanted, results)
     print(f"{len(left)} runs to make", flush=True)

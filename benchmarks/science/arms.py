@@ -24,9 +24,13 @@ class Arm:
     what: str
     settings: tuple[str, ...] = ()
     seeds: int = 0
-    claim: str = ""  # of the paper, where the arm is one of its ablations: its figures, without → with
+    claim: str = (
+        ""  # of the paper, where the arm is one of its ablations: its figures, without → with
+    )
     against: str = ""  # the arm that a switch of the recipe is compared with
-    expected: int = 0  # by that claim the arm is better (1) or worse (-1) than P²O as released; 0: no claim
+    expected: int = (
+        0  # by that claim the arm is better (1) or worse (-1) than P²O as released; 0: no claim
+    )
 
 
 @dataclass(frozen=True)
@@ -40,22 +44,48 @@ class Run:
     @property
     def overrides(self) -> tuple[str, ...]:
         """`key=value` of each setting that differs from configs/science.py, sorted; it names the run in the results."""
-        fixed = (f"world.p_chain_plain={self.dial}", f"world.seed={self.seed % NUM_BASES}", f"train.seed={self.seed}")
+        fixed = (
+            f"world.p_chain_plain={self.dial}",
+            f"world.seed={self.seed % NUM_BASES}",
+            f"train.seed={self.seed}",
+        )
         return tuple(sorted((*self.arm.settings, *fixed)))
 
 
 GRPO = Arm("grpo", "GRPO, groups of 8", ("gepa.enabled=false",))
-GRPO_DOUBLE = Arm("grpo-16", "GRPO, groups of 16", ("gepa.enabled=false", "rollout.group_size=16"), seeds=3)
-GRPO_EXTRA = Arm("grpo-extra", "GRPO, extra plain groups", ("gepa.enabled=false", "mining.extra_plain_groups=1"), seeds=3)
-DAPO = Arm("dapo", "GRPO with dynamic sampling (DAPO)", ("gepa.enabled=false", "rollout.dynamic_sampling=true"), seeds=3)
+GRPO_DOUBLE = Arm(
+    "grpo-16", "GRPO, groups of 16", ("gepa.enabled=false", "rollout.group_size=16"), seeds=3
+)
+GRPO_EXTRA = Arm(
+    "grpo-extra",
+    "GRPO, extra plain groups",
+    ("gepa.enabled=false", "mining.extra_plain_groups=1"),
+    seeds=3,
+)
+DAPO = Arm(
+    "dapo",
+    "GRPO with dynamic sampling (DAPO)",
+    ("gepa.enabled=false", "rollout.dynamic_sampling=true"),
+    seeds=3,
+)
 FAITHFUL = Arm("faithful", "P²O, as released", ("preset=faithful",))
 RECOMMENDED = Arm("recommended", "P²O, recommended", against="before")
 KEPT = "distill.drop_failed_templated=false"
-BEFORE = Arm("before", "P²O, recommended, failed templated rollouts kept", (KEPT,))  # what the preset was when the recipe was tried
+BEFORE = Arm(
+    "before", "P²O, recommended, failed templated rollouts kept", (KEPT,)
+)  # what the preset was when the recipe was tried
 
 
 def _faithful(name: str, what: str, *settings: str, claim: str = "", expected: int = 0) -> Arm:
-    return Arm(name, what, ("preset=faithful", *settings), seeds=3, claim=claim, expected=expected, against="faithful")
+    return Arm(
+        name,
+        what,
+        ("preset=faithful", *settings),
+        seeds=3,
+        claim=claim,
+        expected=expected,
+        against="faithful",
+    )
 
 
 def _before(name: str, what: str, *settings: str) -> Arm:
@@ -89,13 +119,48 @@ PAPER = (
 
 RECIPE = (
     FAITHFUL,
-    _faithful("f+plain-1", "+ 1 plain rollout per group, judged on it", "assign.plain_rollouts=1", "mining.judge_on=plain"),
-    _faithful("f+plain-2", "+ 2 plain rollouts per group, judged on them", "assign.plain_rollouts=2", "mining.judge_on=plain"),
-    _faithful("f+plain-4", "+ 4 plain rollouts per group, judged on them", "assign.plain_rollouts=4", "mining.judge_on=plain"),
-    _faithful("f+sticky", "+ 2 plain rollouts, hard until a plain success", "assign.plain_rollouts=2", "mining.sticky=true"),
-    _faithful("f+fronts", "+ unsolved dev questions do not choose parents", "gepa.count_unsolved_fronts=false"),
-    _faithful("f+width", "+ proposals always fill the width", "gepa.fill_width=true", "gepa.max_iterations=100", "gepa.patience=8"),
-    _faithful("f+filters", "+ replies filtered, leaks rejected", "gepa.filter_replies=true", "gepa.leak_guard=true"),
+    _faithful(
+        "f+plain-1",
+        "+ 1 plain rollout per group, judged on it",
+        "assign.plain_rollouts=1",
+        "mining.judge_on=plain",
+    ),
+    _faithful(
+        "f+plain-2",
+        "+ 2 plain rollouts per group, judged on them",
+        "assign.plain_rollouts=2",
+        "mining.judge_on=plain",
+    ),
+    _faithful(
+        "f+plain-4",
+        "+ 4 plain rollouts per group, judged on them",
+        "assign.plain_rollouts=4",
+        "mining.judge_on=plain",
+    ),
+    _faithful(
+        "f+sticky",
+        "+ 2 plain rollouts, hard until a plain success",
+        "assign.plain_rollouts=2",
+        "mining.sticky=true",
+    ),
+    _faithful(
+        "f+fronts",
+        "+ unsolved dev questions do not choose parents",
+        "gepa.count_unsolved_fronts=false",
+    ),
+    _faithful(
+        "f+width",
+        "+ proposals always fill the width",
+        "gepa.fill_width=true",
+        "gepa.max_iterations=100",
+        "gepa.patience=8",
+    ),
+    _faithful(
+        "f+filters",
+        "+ replies filtered, leaks rejected",
+        "gepa.filter_replies=true",
+        "gepa.leak_guard=true",
+    ),
     BEFORE,
     RECOMMENDED,
     _before("r+shrink-failed", "failed templated rollouts weigh 0.3", "distill.failed_weight=0.3"),

@@ -15,10 +15,21 @@ ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "results.md"
 DIAL_PLOT = ROOT / "docs" / "images" / "science-dial.png"
 RECIPE_PLOT = ROOT / "docs" / "images" / "science-recipe.png"
-BEGIN, END = "<!-- science: written by python -m benchmarks.science --report yes -->", "<!-- /science -->"
+BEGIN, END = (
+    "<!-- science: written by python -m benchmarks.science --report yes -->",
+    "<!-- /science -->",
+)
 BUDGET = 80_000.0
 MOST_SEEDS = 100  # that rows are looked for
-COLOURS = {"grpo": "C0", "grpo-16": "C9", "grpo-extra": "C2", "dapo": "C5", "faithful": "C1", "before": "C6", "recommended": "C3"}
+COLOURS = {
+    "grpo": "C0",
+    "grpo-16": "C9",
+    "grpo-extra": "C2",
+    "dapo": "C5",
+    "faithful": "C1",
+    "before": "C6",
+    "recommended": "C3",
+}
 
 Rows = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]  # (arm, dial): a row for each seed
 
@@ -32,7 +43,9 @@ def write(results: Path) -> None:
     rows, page = read(results), PAGE.read_text(encoding="utf-8")
     if BEGIN not in page or END not in page:
         raise ConfigError(f"{PAGE}: no lines {BEGIN!r} and {END!r}")
-    made = "\n\n".join(section for section in (dial(rows), paper(rows), recipe(rows), account(rows)) if section)
+    made = "\n\n".join(
+        section for section in (dial(rows), paper(rows), recipe(rows), account(rows)) if section
+    )
     before, after = page.split(BEGIN)[0], page.split(END)[1]
     files.write_whole(PAGE, f"{before}{BEGIN}\n\n{made}\n\n{END}{after}")
     plot_dial(rows)
@@ -41,12 +54,19 @@ def write(results: Path) -> None:
 
 def read(results: Path) -> Rows:
     """The rows of every arm and dial, by their settings: arms that several suites share are there once, under each of their names."""
-    found = {tuple(row["overrides"]): row for row in map(json.loads, results.read_text(encoding="utf-8").splitlines())}
-    rows: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}  # by seed: an arm may be in several suites
+    found = {
+        tuple(row["overrides"]): row
+        for row in map(json.loads, results.read_text(encoding="utf-8").splitlines())
+    }
+    rows: dict[
+        tuple[str, str], dict[int, Mapping[str, Any]]
+    ] = {}  # by seed: an arm may be in several suites
     for suite in arms.SUITES:
         for run in arms.runs(suite, MOST_SEEDS):
             if run.overrides in found:
-                rows.setdefault((run.arm.name, run.dial), {})[run.seed] = _with_mean(found[run.overrides])
+                rows.setdefault((run.arm.name, run.dial), {})[run.seed] = _with_mean(
+                    found[run.overrides]
+                )
     if not rows:
         raise ConfigError(f"{results}: no rows")
     return {key: list(by_seed.values()) for key, by_seed in rows.items()}
@@ -57,13 +77,19 @@ def dial(rows: Rows) -> str:
     several, dials = arms.SUITES["dial"]
     text = ["## The dial: when does P²O help?", ""]
     text += [f"![accuracy over generated tokens at four dials](images/{DIAL_PLOT.name})", ""]
-    measured = " | ".join(_range([row["p_chain_plain"] for arm in several for row in rows.get((arm.name, d), ())]) for d in dials)
+    measured = " | ".join(
+        _range([row["p_chain_plain"] for arm in several for row in rows.get((arm.name, d), ())])
+        for d in dials
+    )
     head = [
         "| | " + " | ".join(f"dial {d}" for d in dials) + " |",
         "| --- |" + " --- |" * len(dials),
         f"| measured P(chain, plain) | {measured} |",
     ]
-    for title, figure in (("at the end", "accuracy"), ("on average over the budget", "mean_accuracy")):
+    for title, figure in (
+        ("at the end", "accuracy"),
+        ("on average over the budget", "mean_accuracy"),
+    ):
         text += [f"Plain accuracy on held-out hard questions {title}:", "", *head]
         for arm in several:
             cells = (_cell(rows.get((arm.name, d)), figure) for d in dials)
@@ -74,13 +100,21 @@ def dial(rows: Rows) -> str:
         "",
     ]
     text += [head[0], head[1]]
-    for title, others in (("less the best GRPO arm", ("grpo", "grpo-16", "grpo-extra", "dapo")), ("less P²O as released", ("faithful",))):
+    for title, others in (
+        ("less the best GRPO arm", ("grpo", "grpo-16", "grpo-extra", "dapo")),
+        ("less P²O as released", ("faithful",)),
+    ):
         cells = []
         for d in dials:
             there = [name for name in others if rows.get((name, d))]
-            best = max(there, key=lambda name: estimates.estimate(_values(rows[name, d], "mean_accuracy")).mean, default="")
+            best = max(
+                there,
+                key=lambda name: estimates.estimate(_values(rows[name, d], "mean_accuracy")).mean,
+                default="",
+            )
             cells.append(
-                _against(rows, ("recommended", d), (best, d), "mean_accuracy") + (f" ({best})" if best and len(others) > 1 else "")
+                _against(rows, ("recommended", d), (best, d), "mean_accuracy")
+                + (f" ({best})" if best and len(others) > 1 else "")
             )
         text.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(text)
@@ -90,12 +124,18 @@ def paper(rows: Rows) -> str:
     """Each ablation of the paper beside ours."""
     base = "faithful", arms.HEADLINE
     text = [f"## The paper's ablations in miniature (dial {arms.HEADLINE})", ""]
-    text += ["| arm | the paper | plain accuracy, end | mean over the budget | mean, less P²O as released | does it agree? |"]
+    text += [
+        "| arm | the paper | plain accuracy, end | mean over the budget | mean, less P²O as released | does it agree? |"
+    ]
     text += ["| --- | --- | --- | --- | --- | --- |"]
     for arm in arms.SUITES["paper"][0]:
         key = arm.name, arms.HEADLINE
         less = "" if key == base else _against(rows, key, base, "mean_accuracy")
-        told = "" if key == base or key not in rows else _verdict(arm, _difference(rows, key, base, "mean_accuracy"))
+        told = (
+            ""
+            if key == base or key not in rows
+            else _verdict(arm, _difference(rows, key, base, "mean_accuracy"))
+        )
         end, mean = (_cell(rows.get(key), figure) for figure in ("accuracy", "mean_accuracy"))
         text.append(f"| {arm.what} | {arm.claim or '–'} | {end} | {mean} | {less} | {told} |")
     return "\n".join(text)
@@ -113,9 +153,13 @@ def recipe(rows: Rows) -> str:
         key, own = (arm.name, arms.HEADLINE), (arm.against, arms.HEADLINE)
         less, told = "", ""
         if key in rows and own in rows:
-            told = {1: "helps", 0: "no difference shown", -1: "hurts"}[_difference(rows, key, own, "mean_accuracy").sign]
+            told = {1: "helps", 0: "no difference shown", -1: "hurts"}[
+                _difference(rows, key, own, "mean_accuracy").sign
+            ]
             less = _against(rows, key, own, "mean_accuracy")
-        text.append(f"| {arm.what} | {_cell(rows.get(key), 'accuracy')} | {_cell(rows.get(key), 'mean_accuracy')} | {less} | {told} |")
+        text.append(
+            f"| {arm.what} | {_cell(rows.get(key), 'accuracy')} | {_cell(rows.get(key), 'mean_accuracy')} | {less} | {told} |"
+        )
     return "\n".join(text)
 
 
@@ -131,11 +175,16 @@ def plot_dial(rows: Rows) -> None:
     """Accuracy over generated tokens at each dial: means of seeds, and the range of seeds behind them."""
     plt = _pyplot()
     several, dials = arms.SUITES["dial"]
-    figure, panels = plt.subplots(1, len(dials), figsize=(14, 4.4), sharey=True, constrained_layout=True)
+    figure, panels = plt.subplots(
+        1, len(dials), figsize=(14, 4.4), sharey=True, constrained_layout=True
+    )
     grid = [BUDGET * i / 80 for i in range(81)]
     for panel, dial_ in zip(panels, dials, strict=True):
         for arm in several:
-            curves = [[estimates.at(row["curve"], t) for t in grid] for row in rows.get((arm.name, dial_), ())]
+            curves = [
+                [estimates.at(row["curve"], t) for t in grid]
+                for row in rows.get((arm.name, dial_), ())
+            ]
             if not curves:
                 continue
             columns = list(zip(*curves, strict=True))
@@ -147,11 +196,28 @@ def plot_dial(rows: Rows) -> None:
                 label=arm.what,
                 lw=2 if arm.name in ("faithful", "recommended") else 1.3,
             )
-            panel.fill_between(x, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.12, lw=0)
-        panel.set(title=f"P(chain | plain) = {dial_}", xlabel="generated tokens (thousands)", ylim=(-0.02, 1.02))
+            panel.fill_between(
+                x,
+                [min(c) for c in columns],
+                [max(c) for c in columns],
+                color=colour,
+                alpha=0.12,
+                lw=0,
+            )
+        panel.set(
+            title=f"P(chain | plain) = {dial_}",
+            xlabel="generated tokens (thousands)",
+            ylim=(-0.02, 1.02),
+        )
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("plain accuracy, held out")
-    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=4)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        frameon=False,
+        fontsize=9,
+        loc="outside lower center",
+        ncols=4,
+    )
     figure.savefig(DIAL_PLOT, dpi=110)
     plt.close(figure)
 
@@ -173,8 +239,14 @@ def plot_recipe(rows: Rows) -> None:
     axes.axvline(0, color="0.5", lw=0.8)
     axes.set_yticks(range(len(found)), [label for label, _, _ in reversed(found)], fontsize=8)
     axes.set_xlabel("mean accuracy over the budget, less that of what the switch was turned in")
-    shown = [arm for arm in (arms.FAITHFUL, arms.BEFORE, arms.RECOMMENDED) if any(base == arm.name for _, base, _ in found)]
-    handles = [plt.Line2D([], [], color=COLOURS[arm.name], marker="o", label=arm.what) for arm in shown]
+    shown = [
+        arm
+        for arm in (arms.FAITHFUL, arms.BEFORE, arms.RECOMMENDED)
+        if any(base == arm.name for _, base, _ in found)
+    ]
+    handles = [
+        plt.Line2D([], [], color=COLOURS[arm.name], marker="o", label=arm.what) for arm in shown
+    ]
     figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside lower center")
     axes.spines[["top", "right", "left"]].set_visible(False)
     figure.savefig(RECIPE_PLOT, dpi=110)
@@ -193,7 +265,13 @@ def _pyplot() -> Any:
 def _verdict(arm: Arm, d: Estimate) -> str:
     if not arm.expected:
         return {1: "better", 0: "no difference shown", -1: "worse"}[d.sign]
-    return "no difference shown" if not d.sign else "yes" if d.sign == arm.expected else "no: the other way round"
+    return (
+        "no difference shown"
+        if not d.sign
+        else "yes"
+        if d.sign == arm.expected
+        else "no: the other way round"
+    )
 
 
 def _with_mean(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,8 +282,12 @@ def _values(rows: Sequence[Mapping[str, Any]], figure: str) -> list[float]:
     return list(estimates.by_seed(rows, figure).values())
 
 
-def _difference(rows: Rows, ours: tuple[str, str], theirs: tuple[str, str], figure: str) -> Estimate:
-    return estimates.difference(estimates.by_seed(rows[ours], figure), estimates.by_seed(rows[theirs], figure))
+def _difference(
+    rows: Rows, ours: tuple[str, str], theirs: tuple[str, str], figure: str
+) -> Estimate:
+    return estimates.difference(
+        estimates.by_seed(rows[ours], figure), estimates.by_seed(rows[theirs], figure)
+    )
 
 
 def _against(rows: Rows, ours: tuple[str, str], theirs: tuple[str, str], figure: str) -> str:
@@ -225,4 +307,10 @@ def _cell(rows: Sequence[Mapping[str, Any]] | None, figure: str) -> str:
 
 def _range(values: Sequence[float]) -> str:
     found = sorted(set(values))
-    return "–" if not found else f"{found[0]:.1e}" if len(found) == 1 else f"{found[0]:.1e} to {found[-1]:.1e}"
+    return (
+        "–"
+        if not found
+        else f"{found[0]:.1e}"
+        if len(found) == 1
+        else f"{found[0]:.1e} to {found[-1]:.1e}"
+    )

@@ -26,7 +26,14 @@ VARY = ("cpu_seconds", "versions")  # what may differ in the rows of equal runs
 
 def command(run: Run, workdir: str) -> list[str]:
     """The command that makes this run again."""
-    return ["python", "-m", "p2o_jax.main", f"--config={CONFIG}", *(f"--config.{o}" for o in run.overrides), f"--workdir={workdir}"]
+    return [
+        "python",
+        "-m",
+        "p2o_jax.main",
+        f"--config={CONFIG}",
+        *(f"--config.{o}" for o in run.overrides),
+        f"--workdir={workdir}",
+    ]
 
 
 def pending(runs: Iterable[Run], results: Path) -> list[Run]:
@@ -60,7 +67,9 @@ def run_all(runs: Sequence[Run], results: Path, at_a_time: int) -> None:
             cores.put(core)
 
     with ThreadPoolExecutor(cores.qsize()) as pool:
-        for done, future in enumerate(as_completed([pool.submit(one, run) for run in runs]), start=1):
+        for done, future in enumerate(
+            as_completed([pool.submit(one, run) for run in runs]), start=1
+        ):
             run, row = future.result()
             name = f"{run.arm.name}, dial {run.dial}, seed {run.seed}"
             if isinstance(row, str):
@@ -90,8 +99,14 @@ def redo(runs: Iterable[Run], results: Path) -> None:
         row = make(run, min(os.sched_getaffinity(0)))
         again = {"failed": row} if isinstance(row, str) else json.loads(json.dumps(row))
         differ = [key for key in old if key not in VARY and again.get(key) != old[key]]
-        print(f"{run.arm.name}, dial {run.dial}, seed {run.seed}: {'differs' if differ else 'the same'}", flush=True)
-        found += [f"{run.arm.name}, dial {run.dial}, seed {run.seed}: {key} is {again.get(key)}, was {old[key]}" for key in differ]
+        print(
+            f"{run.arm.name}, dial {run.dial}, seed {run.seed}: {'differs' if differ else 'the same'}",
+            flush=True,
+        )
+        found += [
+            f"{run.arm.name}, dial {run.dial}, seed {run.seed}: {key} is {again.get(key)}, was {old[key]}"
+            for key in differ
+        ]
     if found:
         raise ConfigError(*found)
 
@@ -106,10 +121,15 @@ def make(run: Run, core: int) -> dict[str, Any] | str:
             os.sched_setaffinity(child.pid, {core})
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
-            if child.returncode or not Path(folder, "run", "result.json").exists():  # after SIGTERM a run leaves with exit code 0
+            if (
+                child.returncode or not Path(folder, "run", "result.json").exists()
+            ):  # after SIGTERM a run leaves with exit code 0
                 said.seek(0)
                 return f"exit code {child.returncode}: {said.read()[-1500:]}"
-        return {**figures(run, Path(folder) / "run"), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1)}
+        return {
+            **figures(run, Path(folder) / "run"),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -120,7 +140,10 @@ def figures(run: Run, workdir: Path) -> dict[str, Any]:
     The digest is of all losses, evaluations and templates: equal digests are equal runs, bit for bit.
     """
     result = _read(workdir / "result.json")
-    metrics, evaluations = read_rows(workdir / "metrics.jsonl"), read_rows(workdir / "evaluations.jsonl")
+    metrics, evaluations = (
+        read_rows(workdir / "metrics.jsonl"),
+        read_rows(workdir / "evaluations.jsonl"),
+    )
     losses = [row["train/loss"] for row in metrics if "train/loss" in row]
     curve = [[row["generated_tokens"], row["accuracy"]] for row in evaluations]
     texts = [row["text"] for row in read_rows(workdir / "templates.jsonl")]
@@ -135,10 +158,16 @@ def figures(run: Run, workdir: Path) -> dict[str, Any]:
         "generated_tokens": result["generated_tokens"],
         "flops": sum(row.get("flops", 0) for row in result["ledger"].values()),
         "steps": result["steps"],
-        "hard_by_epoch": [row["gepa/hard_questions"] for row in metrics if "gepa/hard_questions" in row],
+        "hard_by_epoch": [
+            row["gepa/hard_questions"] for row in metrics if "gepa/hard_questions" in row
+        ],
         "p_chain_plain": result["p_chain_plain"],
         "digest": types.digest(json.dumps([losses, curve, texts])),
-        "versions": {name: version for name, version in _read(workdir / "versions.json").items() if name in ("p2o_jax", "jax", "jaxlib")},
+        "versions": {
+            name: version
+            for name, version in _read(workdir / "versions.json").items()
+            if name in ("p2o_jax", "jax", "jaxlib")
+        },
     }
 
 

@@ -15,7 +15,12 @@ from threading import Thread
 from benchmarks.science.arms import TEACHER_PORT
 from p2o_jax.toy_world import phrases
 
-FIRST_WORDS = {"what": "add", "double": "double", "shift": "shift", "key": "cipher"}  # of a question: its family
+FIRST_WORDS = {
+    "what": "add",
+    "double": "double",
+    "shift": "shift",
+    "key": "cipher",
+}  # of a question: its family
 
 
 def reply(prompt: str) -> str:
@@ -26,7 +31,12 @@ def reply(prompt: str) -> str:
     kept = [phrase for phrase in instruction.split(phrases.SEPARATOR) if phrase in helpful]
     questions = prompt.split("question ")[1:]
     failed = [FIRST_WORDS.get(q.split(" ", 1)[0], "") for q in questions if "feedback wrong" in q]
-    untried = [phrase for family in failed for phrase in phrases.STRATEGIES.get(family, ())[:2] if phrase not in kept]
+    untried = [
+        phrase
+        for family in failed
+        for phrase in phrases.STRATEGIES.get(family, ())[:2]
+        if phrase not in kept
+    ]
     if untried:
         kept.append(rng.choice(untried))
     return f"``` {phrases.join(kept[-phrases.MAX_PHRASES :])} ```"
@@ -36,8 +46,16 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = reply(asked["messages"][-1]["content"])
-        usage = {"prompt_tokens": len(asked["messages"][-1]["content"].split()), "completion_tokens": len(text.split())}
-        said = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}], "usage": usage}
+        usage = {
+            "prompt_tokens": len(asked["messages"][-1]["content"].split()),
+            "completion_tokens": len(text.split()),
+        }
+        said = {
+            "choices": [
+                {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            ],
+            "usage": usage,
+        }
         body = json.dumps(said).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -62,4 +80,6 @@ def serving(port: int) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1]) if sys.argv[1:] else TEACHER_PORT), _Handler).serve_forever()
+    ThreadingHTTPServer(
+        ("127.0.0.1", int(sys.argv[1]) if sys.argv[1:] else TEACHER_PORT), _Handler
+    ).serve_forever()

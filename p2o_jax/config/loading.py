@@ -26,7 +26,9 @@ RENAMED = {"rollout.bank_tokens": "rollout.prompt_cache_tokens"}  # settings of 
 
 def current_names(values: dict[str, Any]) -> dict[str, Any]:
     """A config.json of any version, with the settings under their current names."""
-    values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    values = {
+        key: dict(value) if isinstance(value, dict) else value for key, value in values.items()
+    }
     for old, new in RENAMED.items():
         (section, old_name), (new_section, new_name) = old.split("."), new.split(".")
         if isinstance(values.get(section), dict) and old_name in values[section]:
@@ -95,7 +97,9 @@ def _build(cls: type, values: Any, where: str, problems: list[str]) -> Any:
     kwargs = {}
     for key in values:
         if key not in hints:
-            problems.append(f"{where}.{key}: no such key{_did_you_mean(f'{where}.{key}'.removeprefix('config.'))}")
+            problems.append(
+                f"{where}.{key}: no such key{_did_you_mean(f'{where}.{key}'.removeprefix('config.'))}"
+            )
     for name, hint in hints.items():
         if name not in values:
             continue
@@ -112,7 +116,11 @@ def _build(cls: type, values: Any, where: str, problems: list[str]) -> Any:
 
 def _options(hint: Any) -> tuple[Any, ...]:
     """The members of a union, or the hint alone."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else (hint,)
+    )
 
 
 def _check(value: Any, hint: Any) -> Any:
@@ -160,7 +168,9 @@ def _describe(hint: Any) -> str:
         if typing.get_origin(option) is Literal:
             names.append("one of " + ", ".join(map(str, typing.get_args(option))))
         else:
-            names.append("none" if option is type(None) else str(getattr(option, "__name__", option)))
+            names.append(
+                "none" if option is type(None) else str(getattr(option, "__name__", option))
+            )
     return " or ".join(names)
 
 
@@ -169,7 +179,11 @@ def _did_you_mean(key: str) -> str:
         return f" (it is now config.{RENAMED[key]})"
     keys = []
     for section, hint in typing.get_type_hints(Config).items():
-        keys += [f"{section}.{f.name}" for f in dataclasses.fields(hint)] if dataclasses.is_dataclass(hint) else [section]
+        keys += (
+            [f"{section}.{f.name}" for f in dataclasses.fields(hint)]
+            if dataclasses.is_dataclass(hint)
+            else [section]
+        )
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
     return f" (did you mean config.{close[0]}?)" if close else ""
 
@@ -195,16 +209,27 @@ def load_config_dict(path: str, overrides: typing.Sequence[tuple[str, str]] = ()
         spec.loader.exec_module(module)
         values = module.get_config()
     except Exception as e:  # whatever a user's file raises, it is told in one line
-        line = next((f.lineno for f in reversed(traceback.extract_tb(e.__traceback__)) if f.filename == path), 0)
+        line = next(
+            (
+                f.lineno
+                for f in reversed(traceback.extract_tb(e.__traceback__))
+                if f.filename == path
+            ),
+            0,
+        )
         raise ConfigError(f"{path}:{line}: {type(e).__name__}: {e}") from e
     if not isinstance(values, ConfigDict):
-        raise ConfigError(f"{path}: get_config() must return a ConfigDict (p2o_jax.config.loading.to_config_dict(Config()))")
+        raise ConfigError(
+            f"{path}: get_config() must return a ConfigDict (p2o_jax.config.loading.to_config_dict(Config()))"
+        )
     override(values, overrides)
     return values
 
 
 def parse_flags(
-    argv: typing.Sequence[str], known: typing.Mapping[str, str | None], switches: typing.Collection[str] = ()
+    argv: typing.Sequence[str],
+    known: typing.Mapping[str, str | None],
+    switches: typing.Collection[str] = (),
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """({flag: value} of the known flags, [(config key, value)] of the overrides) of a command line.
 
@@ -222,7 +247,9 @@ def parse_flags(
     while rest:
         flag, has_value, value = rest.pop(0).partition("=")
         name = flag.removeprefix("--")
-        if not flag.startswith("--") or (name not in (*known, *switches) and not name.startswith("config.")):
+        if not flag.startswith("--") or (
+            name not in (*known, *switches) and not name.startswith("config.")
+        ):
             problems.append(f"{flag}: unknown flag{_close(name, [*known, *switches])}")
             continue
         if name in switches:
@@ -248,7 +275,9 @@ def parse_flags(
     return flags, overrides
 
 
-def numbers(flags: typing.Mapping[str, str], wanted: typing.Mapping[str, tuple[type, Range]]) -> dict[str, Any]:
+def numbers(
+    flags: typing.Mapping[str, str], wanted: typing.Mapping[str, tuple[type, Range]]
+) -> dict[str, Any]:
     """The wanted flags' values as numbers of the given type (int or float), each in its range.
 
     Raises:
@@ -272,11 +301,21 @@ def _close(name: str, names: list[str]) -> str:
     return f" (did you mean --{close[0]}?)" if close else ""
 
 
-RESERVED = ("base", "seconds", "p_chain_plain", "by_family", "best_templates")  # other keys of a comparison's result.json
+RESERVED = (
+    "base",
+    "seconds",
+    "p_chain_plain",
+    "by_family",
+    "best_templates",
+)  # other keys of a comparison's result.json
 
 
 def _is_arm_name(name: str) -> bool:
-    return name.isidentifier() and name not in RESERVED and not name.startswith(("tokens_", "seconds_", "frac_", "hard_"))
+    return (
+        name.isidentifier()
+        and name not in RESERVED
+        and not name.startswith(("tokens_", "seconds_", "frac_", "hard_"))
+    )
 
 
 def arms(values: ConfigDict) -> dict[str, Config]:

@@ -8,7 +8,9 @@ from typing import Any, TypeVar, cast
 T = TypeVar("T")
 INT32_MAX = 2**31 - 1
 _VERBS = {"at least 0": "not be negative", "more than 0": "be positive"}
-_TECHNICAL = 1e6  # an upper end from here on is a limit of the implementation, named only where it is passed
+_TECHNICAL = (
+    1e6  # an upper end from here on is a limit of the implementation, named only where it is passed
+)
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,12 @@ class Range:
     why: str = ""
 
     def __post_init__(self) -> None:
-        assert (self.ge is None) != (self.gt is None) and (self.le is None) != (self.lt is None), "one lower and one upper end"
-        assert math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high, f"{self.low} to {self.high}"
+        assert (self.ge is None) != (self.gt is None) and (self.le is None) != (self.lt is None), (
+            "one lower and one upper end"
+        )
+        assert math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high, (
+            f"{self.low} to {self.high}"
+        )
 
     @property
     def low(self) -> float:
@@ -50,7 +56,9 @@ class Range:
             return "must be finite"
         passed = value > self.high or (value == self.high and self.lt is not None)
         text = self._end(upper=True) if passed and self.high >= _TECHNICAL else str(self)
-        return f"must {_VERBS.get(text) or ('lie ' if text[:3] == 'in ' else 'be ') + text}" + (f": {self.why}" if self.why else "")
+        return f"must {_VERBS.get(text) or ('lie ' if text[:3] == 'in ' else 'be ') + text}" + (
+            f": {self.why}" if self.why else ""
+        )
 
     def __str__(self) -> str:
         """The range in words: "in [0, 1)", "at least 1", "0, or at least 0.01"."""
@@ -61,7 +69,11 @@ class Range:
 
     def _end(self, upper: bool) -> str:
         if upper:
-            return f"at most {_text(self.high)}" if self.lt is None else f"less than {_text(self.high)}"
+            return (
+                f"at most {_text(self.high)}"
+                if self.lt is None
+                else f"less than {_text(self.high)}"
+            )
         return f"at least {_text(self.low)}" if self.gt is None else f"more than {_text(self.low)}"
 
 
@@ -83,8 +95,16 @@ def of(field: dataclasses.Field) -> Range | None:
 
 _LONGEST_S = 1e6
 COUNT = Range(ge=1, le=INT32_MAX)
-SEED = Range(ge=0, le=2**32 - 1, why="JAX makes keys of 32 bits, and other seeds would repeat those of smaller ones")
-TEMPERATURE = Range(ge=0.01, le=100, why="below, sampling is greedy in all but name, and logits / temperature overflow")
+SEED = Range(
+    ge=0,
+    le=2**32 - 1,
+    why="JAX makes keys of 32 bits, and other seeds would repeat those of smaller ones",
+)
+TEMPERATURE = Range(
+    ge=0.01,
+    le=100,
+    why="below, sampling is greedy in all but name, and logits / temperature overflow",
+)
 TEMPERATURE_OR_GREEDY = dataclasses.replace(TEMPERATURE, also=(0,))
 SECONDS = Range(ge=0.001, le=_LONGEST_S, why="timers of the system count milliseconds, in 32 bits")
 SECONDS_OR_OFF = dataclasses.replace(SECONDS, also=(0,))

@@ -23,7 +23,10 @@ from p2o_jax.config import (
     trained_row_tokens,
 )
 
-_LONGEST_WORLD_DOCUMENT = {"small": 75, "large": 108}  # tokens of a question under the longest template, with its whole chain
+_LONGEST_WORLD_DOCUMENT = {
+    "small": 75,
+    "large": 108,
+}  # tokens of a question under the longest template, with its whole chain
 
 
 def numbers(part: Any, where: str = "config") -> Iterator[tuple[str, Any, ranges.Range]]:
@@ -52,9 +55,13 @@ def _mesh_problems(mesh: MeshConfig, num_devices: int) -> list[str]:
     if not all(size == -1 or size > 0 for size in asked):
         return []  # a line of `range_problems` names each
     if asked.count(-1) > 1:
-        return [f"config.mesh (data, fsdp, tensor)={asked}: sizes must be positive, and at most one of them -1"]
+        return [
+            f"config.mesh (data, fsdp, tensor)={asked}: sizes must be positive, and at most one of them -1"
+        ]
     if math.prod(mesh_shape(mesh, num_devices)) != num_devices:
-        return [f"config.mesh (data, fsdp, tensor)={asked} must multiply to the number of devices, {num_devices}"]
+        return [
+            f"config.mesh (data, fsdp, tensor)={asked} must multiply to the number of devices, {num_devices}"
+        ]
     return []
 
 
@@ -63,13 +70,19 @@ def api_problems(api: ApiConfig) -> list[str]:
     found = []
     url = urlsplit(api.base_url)
     if url.scheme not in ("http", "https") or not url.netloc or "@" in url.netloc or url.query:
-        found.append("config.api.base_url: expected http(s)://host/path, without a user, a password or a query")
+        found.append(
+            "config.api.base_url: expected http(s)://host/path, without a user, a password or a query"
+        )
     if not api.model:
         found.append("config.api.model: config.gepa.reflector=api needs the name of a model")
     if not all(re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) for name in api.key_env):
-        found.append("config.api.key_env: expected names of environment variables (capitals, digits and _), not keys")
+        found.append(
+            "config.api.key_env: expected names of environment variables (capitals, digits and _), not keys"
+        )
     if api.max_dollars and not (api.dollars_per_million_prompt and api.dollars_per_million_reply):
-        found.append("config.api.max_dollars needs config.api.dollars_per_million_prompt and dollars_per_million_reply")
+        found.append(
+            "config.api.max_dollars needs config.api.dollars_per_million_prompt and dollars_per_million_reply"
+        )
     try:
         if api.extra_body and not isinstance(json.loads(api.extra_body), dict):
             raise ValueError
@@ -84,7 +97,9 @@ def _cheapest_phase(gepa: GepaConfig) -> int:
         dev = int(gepa.min_hard * gepa.dev_size)
     else:
         dev = int(gepa.dev_size) if gepa.min_hard >= 1.5 * gepa.dev_size else gepa.min_hard // 2
-    return (max(dev, 1) + 2 * min(gepa.minibatch, max(gepa.min_hard - dev, 0))) * gepa.rollouts_per_eval
+    return (
+        max(dev, 1) + 2 * min(gepa.minibatch, max(gepa.min_hard - dev, 0))
+    ) * gepa.rollouts_per_eval
 
 
 def problems(config: Config, num_devices: int) -> list[str]:
@@ -95,9 +110,17 @@ def problems(config: Config, num_devices: int) -> list[str]:
         *_broken(_data_rules(config)),
         *_broken(_world_rules(config.world)),
         *_broken(_training_rules(config, num_devices)),
-        *(_broken(_length_rules(config)) if config.rollout.prompt_buckets else ["config.rollout.prompt_buckets=() must name a length"]),
+        *(
+            _broken(_length_rules(config))
+            if config.rollout.prompt_buckets
+            else ["config.rollout.prompt_buckets=() must name a length"]
+        ),
         *_broken(_gepa_rules(config)),
-        *(api_problems(config.api) if config.gepa.enabled and config.gepa.reflector == "api" else []),
+        *(
+            api_problems(config.api)
+            if config.gepa.enabled and config.gepa.reflector == "api"
+            else []
+        ),
     ]
 
 
@@ -123,7 +146,10 @@ def _data_rules(config: Config) -> Rules:
         not fn or re.fullmatch(r"([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*", fn) is not None,
         f"config.reward.fn={fn}: expected FILE.py:function or package.module:function",
     )
-    yield not config.reward.env or bool(fn), "config.reward.env needs config.reward.fn: the verifiers of this package read no variables"
+    yield (
+        not config.reward.env or bool(fn),
+        "config.reward.env needs config.reward.fn: the verifiers of this package read no variables",
+    )
     yield (
         all(re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) for name in config.reward.env),
         "config.reward.env: expected names of environment variables, not values",
@@ -140,11 +166,19 @@ def _world_rules(world: WorldConfig) -> Rules:
         world.heads % max(world.kv_heads, 1) == 0,
         f"config.world.heads={world.heads} must be a multiple of config.world.kv_heads={world.kv_heads}",
     )
-    yield world.head_dim % 2 == 0, f"config.world.head_dim={world.head_dim} must be even: rotary embeddings turn pairs"
+    yield (
+        world.head_dim % 2 == 0,
+        f"config.world.head_dim={world.head_dim} must be even: rotary embeddings turn pairs",
+    )
 
 
 def _training_rules(config: Config, num_devices: int) -> Rules:
-    rollout, optim, loss, plain = config.rollout, config.optim, config.loss, config.assign.plain_rollouts
+    rollout, optim, loss, plain = (
+        config.rollout,
+        config.optim,
+        config.loss,
+        config.assign.plain_rollouts,
+    )
     mini, shape = minibatch_questions(config), mesh_shape(config.mesh, num_devices)
     shards = num_devices // shape[2] if math.prod(shape) == num_devices else 1
     yield (
@@ -152,7 +186,10 @@ def _training_rules(config: Config, num_devices: int) -> Rules:
         f"config.optim.minibatch_questions={optim.minibatch_questions} must divide config.rollout.questions={rollout.questions}",
     )
     for key, value in (("optim.micro_rows", optim.micro_rows), ("rollout.slots", rollout.slots)):
-        yield value % shards == 0, f"config.{key}={value} must be a multiple of the mesh's data x fsdp = {shards}"
+        yield (
+            value % shards == 0,
+            f"config.{key}={value} must be a multiple of the mesh's data x fsdp = {shards}",
+        )
     yield (
         optim.schedule != "cosine" or config.mining.extra_plain_groups == 0,
         f"config.optim.schedule=cosine ends with the last update, and config.mining.extra_plain_groups={config.mining.extra_plain_groups} "
@@ -171,14 +208,20 @@ def _training_rules(config: Config, num_devices: int) -> Rules:
         "config.mining.judge_on=plain needs config.assign.plain_rollouts of at least 1: there would be no plain rollout to judge by",
     )
     targets = config.lora.targets
-    yield bool(targets) and set(targets) <= set(LORA_TARGETS), f"config.lora.targets={targets}: expected some of {LORA_TARGETS}"
+    yield (
+        bool(targets) and set(targets) <= set(LORA_TARGETS),
+        f"config.lora.targets={targets}: expected some of {LORA_TARGETS}",
+    )
 
 
 def _length_rules(config: Config) -> Rules:
     """Rules on lengths in tokens, where there is at least one prompt bucket."""
     gepa, buckets, longest = config.gepa, config.rollout.prompt_buckets, max_prompt_tokens(config)
     plain = config.data.max_prompt_tokens
-    yield longest >= plain, f"config.rollout.prompt_buckets={buckets} must reach config.data.max_prompt_tokens={plain}"
+    yield (
+        longest >= plain,
+        f"config.rollout.prompt_buckets={buckets} must reach config.data.max_prompt_tokens={plain}",
+    )
     yield (
         not gepa.enabled or gepa.reflector == "api" or gepa.reflect_prompt_tokens < longest,
         f"config.gepa.reflect_prompt_tokens={gepa.reflect_prompt_tokens} must be less than the last of "
@@ -213,14 +256,24 @@ def _gepa_rules(config: Config) -> Rules:
         f"config.gepa.acceptance_margin={gepa.acceptance_margin} must be at most config.gepa.minibatch={gepa.minibatch}: "
         "no child could be accepted",
     )
-    yield gepa.budget != "calls" or gepa.max_metric_calls > 0, "config.gepa.budget=calls needs config.gepa.max_metric_calls"
-    least = _cheapest_phase(gepa) if gepa.enabled and gepa.budget == "calls" and gepa.dev_size > 0 else 0
+    yield (
+        gepa.budget != "calls" or gepa.max_metric_calls > 0,
+        "config.gepa.budget=calls needs config.gepa.max_metric_calls",
+    )
+    least = (
+        _cheapest_phase(gepa)
+        if gepa.enabled and gepa.budget == "calls" and gepa.dev_size > 0
+        else 0
+    )
     yield (
         not 0 < gepa.max_metric_calls < least,
         f"config.gepa.max_metric_calls={gepa.max_metric_calls} pays for no proposal even in the smallest prompt phase "
         f"(config.gepa.min_hard={gepa.min_hard} questions): that takes {least} rollouts",
     )
-    yield gepa.budget != "full_evals" or gepa.max_full_evals > 0, "config.gepa.budget=full_evals needs config.gepa.max_full_evals"
+    yield (
+        gepa.budget != "full_evals" or gepa.max_full_evals > 0,
+        "config.gepa.budget=full_evals needs config.gepa.max_full_evals",
+    )
     yield (
         config.train.epochs > 0 or (gepa.enabled and gepa.schedule == "first"),
         "config.train.epochs=0 needs config.gepa.enabled and config.gepa.schedule=first: there would be nothing to do",

@@ -9,7 +9,15 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from p2o_jax.config.ranges import SECONDS, SECONDS_OR_OFF, SEED, TEMPERATURE, TEMPERATURE_OR_GREEDY, Range, bounded
+from p2o_jax.config.ranges import (
+    SECONDS,
+    SECONDS_OR_OFF,
+    SEED,
+    TEMPERATURE,
+    TEMPERATURE_OR_GREEDY,
+    Range,
+    bounded,
+)
 
 _BETA = Range(ge=0, le=0.99999, why="its bias correction divides by 1 - beta, in float32")
 _CLIP_WHY = "1 +- it must differ from 1 in float32, or no token has its whole gradient"
@@ -27,9 +35,15 @@ class ConfigError(ValueError):
 @dataclass(frozen=True)
 class ModelConfig:
     path: str = "world"  # a Hugging Face directory, or "world": the built-in base model, pretrained on first use
-    param_dtype: Literal["float32", "bfloat16"] = "float32"  # master weights; adapters are always float32
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU
-    remat: Literal["none", "full", "dots"] = "full"  # what the backward pass makes again of a layer; dots: all but matrix products
+    param_dtype: Literal["float32", "bfloat16"] = (
+        "float32"  # master weights; adapters are always float32
+    )
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU
+    )
+    remat: Literal["none", "full", "dots"] = (
+        "full"  # what the backward pass makes again of a layer; dots: all but matrix products
+    )
     # true: prompts and responses may be longer than the positions that the model was made for (max_position_embeddings, with what
     # rope scaling adds); otherwise that is an error
     allow_long_context: bool = False
@@ -122,17 +136,25 @@ class RolloutConfig:
     # prompt tokens prefilled at a time in each of the mesh's data x fsdp parts
     prefill_tokens: int = bounded(2048, ge=1)
     share_prefixes: bool = True  # what prompts of a wave begin with alike is prefilled once
-    cache_dtype: Literal["auto", "int8"] = "auto"  # of keys and values while sampling; auto: the compute dtype
-    dynamic_sampling: bool = False  # DAPO: ask further questions until the step is full of groups with an advantage
+    cache_dtype: Literal["auto", "int8"] = (
+        "auto"  # of keys and values while sampling; auto: the compute dtype
+    )
+    dynamic_sampling: bool = (
+        False  # DAPO: ask further questions until the step is full of groups with an advantage
+    )
     # of dynamic sampling, the step's own batch included
     max_sampling_rounds: int = bounded(10, ge=1)
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    kind: Literal["exact", "math"] = "math"  # exact: same text in the last box; math: math-verify in worker processes
+    kind: Literal["exact", "math"] = (
+        "math"  # exact: same text in the last box; math: math-verify in worker processes
+    )
     fn: str = ""  # FILE.py:function or package.module:function of your own, in place of kind (p2o_jax/rewards/own.py)
-    env: tuple[str, ...] = ()  # names of environment variables that fn needs; workers get no others with keys or tokens
+    env: tuple[
+        str, ...
+    ] = ()  # names of environment variables that fn needs; workers get no others with keys or tokens
     # a score above this is a success: in mining, cover, reflection, templates and history alike
     success_above: float = bounded(0.5, ge=0, lt=1, why="no score is above 1")
     workers: int = bounded(0, ge=0, le=4096)  # verifier processes; 0: one per CPU core
@@ -144,7 +166,9 @@ class MiningConfig:
     # a question is hard with at most so many successes, and not all, in its group
     max_successes: int = bounded(1, ge=0)
     judge_on: Literal["all", "plain"] | None = None  # rollouts that decide hardness
-    sticky: bool = False  # ▲ what the last epoch found hard stays hard until a plain rollout succeeds
+    sticky: bool = (
+        False  # ▲ what the last epoch found hard stays hard until a plain rollout succeeds
+    )
     # ▲ further plain groups of G for each question that the last epoch found hard
     extra_plain_groups: int = bounded(0, ge=0)
 
@@ -163,12 +187,16 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class AdvConfig:
-    kind: Literal["grpo", "dr_grpo", "rloo"] = "grpo"  # dr_grpo: not divided by std; rloo: against the mean of the others
+    kind: Literal["grpo", "dr_grpo", "rloo"] = (
+        "grpo"  # dr_grpo: not divided by std; rloo: against the mean of the others
+    )
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    mode: Literal["ratio_mask", "truncated", "transfer", "plain", "importance", "off"] = "ratio_mask"  # algorithm step 6
+    mode: Literal["ratio_mask", "truncated", "transfer", "plain", "importance", "off"] = (
+        "ratio_mask"  # algorithm step 6
+    )
     clip: Literal["hard", "soft"] = "hard"
     eps_low: float = bounded(0.99, ge=0, le=1)
     eps_high: float = bounded(9.0, ge=0, le=1e6)
@@ -184,33 +212,49 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    ratio: Literal["token", "sequence", "cispo"] = "token"  # token: PPO; sequence: GSPO; cispo: clipped weights, not clipped losses
+    ratio: Literal["token", "sequence", "cispo"] = (
+        "token"  # token: PPO; sequence: GSPO; cispo: clipped weights, not clipped losses
+    )
     clip_low: float = bounded(0.2, ge=1e-6, le=1, why=_CLIP_WHY)
     clip_high: float = bounded(0.2, ge=1e-6, le=1e6, why=_CLIP_WHY)  # DAPO: 0.28
     # the loss of a token with a negative advantage is at most this times |advantage| (arXiv 1912.09729)
-    dual_clip: float = bounded(3.0, gt=1, le=1e6, why="at a ratio of 1 it would silence every negative advantage")
-    aggregation: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"] = "token-mean"
+    dual_clip: float = bounded(
+        3.0, gt=1, le=1e6, why="at a ratio of 1 it would silence every negative advantage"
+    )
+    aggregation: Literal[
+        "token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"
+    ] = "token-mean"
     kl: Literal["off", "k1", "k2", "k3"] = "off"  # to the frozen initial policy
-    kl_coef: float = bounded(0.001, ge=0, le=1e6, why="a negative one would reward leaving the reference policy")
+    kl_coef: float = bounded(
+        0.001, ge=0, le=1e6, why="a negative one would reward leaving the reference policy"
+    )
     # of the mean entropy, taken from the loss; below 0 entropy is lowered
     entropy_coef: float = bounded(0.0, ge=-100, le=100)
-    overlong: Literal["none", "mask", "penalty"] = "none"  # mask: truncated responses leave the loss; penalty: DAPO's, on the reward
+    overlong: Literal["none", "mask", "penalty"] = (
+        "none"  # mask: truncated responses leave the loss; penalty: DAPO's, on the reward
+    )
     # last tokens before rollout.max_new_tokens over which the penalty grows
     overlong_buffer: int = bounded(4096, ge=1)
     # at rollout.max_new_tokens
-    overlong_penalty: float = bounded(1.0, ge=0, le=1e6, why="a negative one would reward responses that are cut off")
+    overlong_penalty: float = bounded(
+        1.0, ge=0, le=1e6, why="a negative one would reward responses that are cut off"
+    )
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     lr: float = bounded(1e-6, ge=0, le=1)
-    schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine: down to 0 at the last update
+    schedule: Literal["constant", "cosine"] = (
+        "constant"  # after the warm-up; cosine: down to 0 at the last update
+    )
     warmup_frac: float = bounded(0.05, ge=0, le=1)  # of all steps; linear
     mu_dtype: Literal["float32", "bfloat16"] = "float32"  # of AdamW's first moment
     b1: float = bounded(0.9, _BETA)
     b2: float = bounded(0.999, _BETA)
     weight_decay: float = bounded(0.01, ge=0, le=100)
-    clip_norm: float = bounded(1.0, ge=1e-3, le=1e9, why="gradients clipped to less would vanish beside Adam's epsilon")
+    clip_norm: float = bounded(
+        1.0, ge=1e-3, le=1e9, why="gradients clipped to less would vanish beside Adam's epsilon"
+    )
     minibatch_questions: int = bounded(64, ge=1)  # an optimizer update each
     micro_rows: int = bounded(8, ge=1)  # rows per forward and backward pass, over all devices
     row_tokens: int = bounded(0, ge=0)  # length of a row; 0: longest prompt + longest response
@@ -219,16 +263,32 @@ class OptimConfig:
 @dataclass(frozen=True)
 class GepaConfig:
     enabled: bool = True  # off: plain GRPO
-    schedule: Literal["every_epoch", "first"] = "every_epoch"  # first: once, on all questions, before training; its templates stay
+    schedule: Literal["every_epoch", "first"] = (
+        "every_epoch"  # first: once, on all questions, before training; its templates stay
+    )
     min_hard: int = bounded(100, ge=1)  # fewer hard questions: no prompt phase
     dev_size: float = bounded(300.0, gt=0, le=2**31 - 1)  # a count, or a fraction up to 0.5
     parents: int = bounded(16, ge=1)  # k, proposals per iteration
     minibatch: int = bounded(3, ge=1)  # m, reflection examples per proposal
-    budget: Literal["light", "medium", "heavy", "heavy_2", "heavy_3", "heavy_4", "heavy_16", "calls", "full_evals"] = "heavy_4"
+    budget: Literal[
+        "light",
+        "medium",
+        "heavy",
+        "heavy_2",
+        "heavy_3",
+        "heavy_4",
+        "heavy_16",
+        "calls",
+        "full_evals",
+    ] = "heavy_4"
     max_metric_calls: int = bounded(0, ge=0)  # rollouts, for budget=calls
     max_full_evals: int = bounded(0, ge=0)  # passes over train + dev, for budget=full_evals
-    reflector: Literal["policy", "reference", "api"] = "reference"  # api: the endpoint of config.api
-    prompt_style: Literal["paper", "compact"] = "paper"  # compact: a few words, for very small models
+    reflector: Literal["policy", "reference", "api"] = (
+        "reference"  # api: the endpoint of config.api
+    )
+    prompt_style: Literal["paper", "compact"] = (
+        "paper"  # compact: a few words, for very small models
+    )
     reflect_temperature: float = bounded(0.6, TEMPERATURE_OR_GREEDY)
     reflect_prompt_tokens: int = bounded(32768 - 2048 - 500, ge=1)  # examples are cut to fit this
     reflect_new_tokens: int = bounded(2048, ge=1)
@@ -239,11 +299,15 @@ class GepaConfig:
     show_reference_answer: bool = True
     max_template_tokens: int = bounded(1024, ge=1)
     temperature: float | None = bounded(None, TEMPERATURE_OR_GREEDY)  # of candidate evaluation
-    count_unsolved_fronts: bool | None = None  # dev questions that nobody solves weigh in the choice of parents
+    count_unsolved_fronts: bool | None = (
+        None  # dev questions that nobody solves weigh in the choice of parents
+    )
     reliance: bool = False  # ▲ a second front: of those that solve a dev question, the template whose response leans on it least
     # parents that no child could beat on their minibatch are not reflected on
     skip_perfect: bool | None = None
-    fill_width: bool | None = None  # reuse parents, with other minibatches, until k proposals are made
+    fill_width: bool | None = (
+        None  # reuse parents, with other minibatches, until k proposals are made
+    )
     max_iterations: int | None = bounded(None, ge=0)  # 0: no limit
     patience: int | None = bounded(None, ge=0)  # iterations without an accepted child; 0: no limit
     charge_all: bool | None = None  # charge every rollout to the budget; off: as the released code
@@ -259,7 +323,9 @@ class ApiConfig:
 
     base_url: str = ""  # e.g. https://api.example.com/v1; /chat/completions is added
     model: str = ""
-    key_env: tuple[str, ...] = ("OPENAI_API_KEY",)  # names of environment variables that hold keys, used in turn; () for none
+    key_env: tuple[str, ...] = (
+        "OPENAI_API_KEY",
+    )  # names of environment variables that hold keys, used in turn; () for none
     extra_body: str = ""  # JSON object of further request fields, e.g. {"chat_template_kwargs": {"enable_thinking": false}}
     concurrency: int = bounded(8, ge=1, le=1024)  # requests at a time
     # of a request from its start to its last byte, however steadily bytes trickle in
@@ -289,7 +355,9 @@ class EvalConfig:
     temperature: float = bounded(0.0, TEMPERATURE_OR_GREEDY)
     rollouts: int = bounded(1, ge=1)  # per question
     max_questions: int = bounded(0, ge=0)  # of each set; 0: all
-    template: Literal["none", "best"] = "none"  # ▲ best: held-out questions are asked under the best template so far
+    template: Literal["none", "best"] = (
+        "none"  # ▲ best: held-out questions are asked under the best template so far
+    )
 
 
 @dataclass(frozen=True)
@@ -310,9 +378,13 @@ class TrainConfig:
     epochs: int = bounded(10, ge=0)  # 0: a prompt phase only, with gepa.schedule=first
     # stop when all phases together have generated so many; 0: no limit
     max_generated_tokens: int = bounded(0, _TOKENS)
-    rollout_is: Literal["none", "token", "sequence"] = "none"  # importance weights of the learner's policy against the sampler's
+    rollout_is: Literal["none", "token", "sequence"] = (
+        "none"  # importance weights of the learner's policy against the sampler's
+    )
     # they are truncated at this
-    rollout_is_cap: float = bounded(2.0, ge=1, le=1e6, why="a smaller one would scale down every token's weight")
+    rollout_is_cap: float = bounded(
+        2.0, ge=1, le=1e6, why="a smaller one would scale down every token's weight"
+    )
     # the run stops when so many updates were not finite; 0: never
     max_bad_steps: int = bounded(10, ge=0)
     num_samples_logged: int = bounded(8, ge=0)  # rollouts written to samples.jsonl per step
@@ -347,7 +419,9 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    arms: tuple[str, ...] = ()  # runs to compare, each "name key=value key=value"; empty: a single run
+    arms: tuple[
+        str, ...
+    ] = ()  # runs to compare, each "name key=value key=value"; empty: a single run
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -390,7 +464,9 @@ def resolve(config: Config) -> Config:
         section, name = key.split(".")
         part = getattr(config, section)
         if getattr(part, name) is None:
-            config = dataclasses.replace(config, **{section: dataclasses.replace(part, **{name: value})})
+            config = dataclasses.replace(
+                config, **{section: dataclasses.replace(part, **{name: value})}
+            )
     path, _, function = config.reward.fn.rpartition(":")
     if path.endswith(".py"):  # absolute, so that the run's record names one file
         fn = f"{os.path.abspath(os.path.expanduser(path))}:{function}"
@@ -406,23 +482,35 @@ def max_prompt_tokens(config: Config) -> int:
 def longest_template_tokens(config: Config) -> int:
     """The longest template that can be accepted: without filters, as long as a reply."""
     gepa = config.gepa
-    return gepa.max_template_tokens if gepa.filter_replies else max(gepa.max_template_tokens, gepa.reflect_new_tokens)
+    return (
+        gepa.max_template_tokens
+        if gepa.filter_replies
+        else max(gepa.max_template_tokens, gepa.reflect_new_tokens)
+    )
 
 
 def max_templated_prompt_tokens(config: Config) -> int:
     """The longest T(x, z): a longest plain prompt under a longest template, as far as the sampler takes it."""
-    return min(max_prompt_tokens(config), config.data.max_prompt_tokens + config.gepa.max_template_tokens)
+    return min(
+        max_prompt_tokens(config), config.data.max_prompt_tokens + config.gepa.max_template_tokens
+    )
 
 
 def trained_row_tokens(config: Config) -> int:
     """T of the update's rows: set, or long enough for any prompt that is trained on with any response."""
-    longest = max_templated_prompt_tokens(config) if config.distill.mode == "off" else config.data.max_prompt_tokens
+    longest = (
+        max_templated_prompt_tokens(config)
+        if config.distill.mode == "off"
+        else config.data.max_prompt_tokens
+    )
     return config.optim.row_tokens or longest + config.rollout.max_new_tokens
 
 
 def templated_row_tokens(config: Config) -> int:
     """T of the rows that score responses on templated prompts."""
-    return max(config.optim.row_tokens, max_templated_prompt_tokens(config) + config.rollout.max_new_tokens)
+    return max(
+        config.optim.row_tokens, max_templated_prompt_tokens(config) + config.rollout.max_new_tokens
+    )
 
 
 def minibatch_questions(config: Config) -> int:

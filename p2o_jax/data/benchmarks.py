@@ -20,7 +20,11 @@ _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 def reference(value: Any) -> Any:
     """The answer in a column: a list's entries side by side (OlympiadBench: all must be given), else the value as it is."""
-    return ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    return (
+        ", ".join(map(str, value))
+        if isinstance(value, Sequence) and not isinstance(value, str)
+        else value
+    )
 
 
 def after_hashes(value: Any) -> Any:
@@ -64,11 +68,29 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     for b in (
         Benchmark("aime24", "AIME 2024", "hf:HuggingFaceH4/aime_2024@train", 30),
         Benchmark("aime25", "AIME 2025", "hf:yentinglin/aime_2025@train", 30),
-        Benchmark("amc23", "AMC 2023, 40 questions", "hf:math-ai/amc23@test", 40, about="as in the Qwen2.5-Math suite"),
-        Benchmark("amc23_83", "AMC 2022 and 2023, 83 questions", "hf:AI-MO/aimo-validation-amc@train", 83, about="as in Dr. GRPO"),
+        Benchmark(
+            "amc23",
+            "AMC 2023, 40 questions",
+            "hf:math-ai/amc23@test",
+            40,
+            about="as in the Qwen2.5-Math suite",
+        ),
+        Benchmark(
+            "amc23_83",
+            "AMC 2022 and 2023, 83 questions",
+            "hf:AI-MO/aimo-validation-amc@train",
+            83,
+            about="as in Dr. GRPO",
+        ),
         Benchmark("math500", "MATH-500", "hf:HuggingFaceH4/MATH-500@test", 500),
         Benchmark("minerva", "Minerva Math", "hf:math-ai/minervamath@test", 272),
-        Benchmark("olympiadbench", "OlympiadBench", "hf:Hothan/OlympiadBench:OE_TO_maths_en_COMP@train", 674, about="open-ended, English"),
+        Benchmark(
+            "olympiadbench",
+            "OlympiadBench",
+            "hf:Hothan/OlympiadBench:OE_TO_maths_en_COMP@train",
+            674,
+            about="open-ended, English",
+        ),
         Benchmark("gsm8k", "GSM8K", "hf:openai/gsm8k:main@test", 1319, after_hashes),
     )
 }
@@ -104,7 +126,9 @@ def load_set(name: str, source: str, cfg: config.DataConfig) -> Loaded:
     return replace(sources.load(source, cfg), name=name)
 
 
-def load_sets(text: str, cfg: config.DataConfig, where: str = "config.data.eval_path") -> list[Loaded]:
+def load_sets(
+    text: str, cfg: config.DataConfig, where: str = "config.data.eval_path"
+) -> list[Loaded]:
     """The sets of a text like config.data.eval_path, or like what else `where` names.
 
     Raises:
@@ -129,4 +153,6 @@ def load_sets(text: str, cfg: config.DataConfig, where: str = "config.data.eval_
 def _name_of(source: str) -> str:
     """The name of a source's set: the file's or data set's, without folder, suffix and split."""
     path = re.sub(r"^(hf|tfds):", "", source).partition("@")[0].rstrip("/")
-    return re.sub(r"\.(jsonl|json|csv|parquet)$", "", re.split(r"[/\\]", path)[-1]).partition(":")[0]
+    return re.sub(r"\.(jsonl|json|csv|parquet)$", "", re.split(r"[/\\]", path)[-1]).partition(":")[
+        0
+    ]

@@ -12,9 +12,15 @@ from p2o_jax import config
 from p2o_jax.data.chat_template import ChatTemplate, TemplateFailed
 from p2o_jax.types import Message, Question
 
-END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")  # stop a rollout where they are special tokens
+END_OF_TURN = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<end_of_turn>",
+)  # stop a rollout where they are special tokens
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-_HALF_PAIR = re.compile("[\ud800-\udfff]")  # not UTF-8: an endpoint's reply may hold them, and tokenizers refuse them
+_HALF_PAIR = re.compile(
+    "[\ud800-\udfff]"
+)  # not UTF-8: an endpoint's reply may hold them, and tokenizers refuse them
 CACHED_PROMPTS = 1 << 14
 
 
@@ -26,7 +32,9 @@ class TextCodec(Protocol):
     special_tokens: tuple[str, ...]
     chat_template: str  # Jinja; empty: none
     template_variables: Mapping[str, Any]  # what a chat template may use: bos_token and the like
-    prefix_ids: tuple[int, ...]  # which transformers puts before every text that is not a chat: a BOS, or none
+    prefix_ids: tuple[
+        int, ...
+    ]  # which transformers puts before every text that is not a chat: a BOS, or none
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text as it stands, nothing added."""
@@ -46,14 +54,20 @@ class Tokenizer:
 
     def __init__(self, hf: Any, eos_ids: Iterable[int] = ()):
         self.hf = hf
-        special = {token.content: i for i, token in hf.added_tokens_decoder.items() if token.special}
+        special = {
+            token.content: i for i, token in hf.added_tokens_decoder.items() if token.special
+        }
         self.special_tokens = tuple(sorted(special))
         ends = [special[name] for name in END_OF_TURN if name in special]
         own = [] if hf.eos_token_id is None else [hf.eos_token_id]
         self.stop_ids = tuple(sorted({*eos_ids, *own, *ends}))
         pad_id = hf.pad_token_id
         self.pad_id = int(pad_id if pad_id is not None else next(iter([*own, *self.stop_ids, 0])))
-        templates = hf.chat_template if isinstance(hf.chat_template, dict) else {"default": hf.chat_template}
+        templates = (
+            hf.chat_template
+            if isinstance(hf.chat_template, dict)
+            else {"default": hf.chat_template}
+        )
         self.chat_template: str = templates.get("default") or ""
         self.template_variables: Mapping[str, Any] = dict(hf.special_tokens_map)
         self.prefix_ids = self._prefix_ids()
@@ -75,7 +89,9 @@ class Tokenizer:
         return self.hf.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.hf.backend_tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)  # hf.decode looks at each id again
+        return self.hf.backend_tokenizer.decode(
+            [int(i) for i in ids], skip_special_tokens=True
+        )  # hf.decode looks at each id again
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -89,8 +105,13 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if not path.is_dir():
         raise config.ConfigError(f"{where}: no such directory")
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
-        raise config.ConfigError(f"{where}: no tokenizer files in it (one of {', '.join(TOKENIZER_FILES)})")
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # seconds, and most of the package never needs them
+        raise config.ConfigError(
+            f"{where}: no tokenizer files in it (one of {', '.join(TOKENIZER_FILES)})"
+        )
+    from transformers import (
+        AutoTokenizer,
+        PreTrainedTokenizerFast,
+    )  # seconds, and most of the package never needs them
 
     # tokenizer.json is the tokenizer that the model was trained with. AutoTokenizer would go by config.json's model type instead and
     # put that family's own pre-tokenizer in its place; it is for directories that are still to be converted.
@@ -103,10 +124,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
                 f"{where}: the tokenizer cannot be loaded: it is code of its own (auto_map in tokenizer_config.json or config.json), "
                 "which is never run; convert it to a tokenizer.json"
             ) from e
-        raise config.ConfigError(f"{where}: the tokenizer cannot be loaded: {type(e).__name__}: {e}") from e
+        raise config.ConfigError(
+            f"{where}: the tokenizer cannot be loaded: {type(e).__name__}: {e}"
+        ) from e
     if not hf.is_fast:
-        raise config.ConfigError(f"{where}: {type(hf).__name__} is not one of transformers' fast tokenizers")
-    tokenizer = Tokenizer(hf, [i for name in ("config.json", "generation_config.json") for i in _eos_ids(path / name)])
+        raise config.ConfigError(
+            f"{where}: {type(hf).__name__} is not one of transformers' fast tokenizers"
+        )
+    tokenizer = Tokenizer(
+        hf, [i for name in ("config.json", "generation_config.json") for i in _eos_ids(path / name)]
+    )
     if not tokenizer.stop_ids:
         raise config.ConfigError(
             f"{where}: no end-of-sequence token in config.json, generation_config.json or the tokenizer: no response would end"
@@ -126,7 +153,9 @@ def _eos_ids(path: Path) -> list[int]:
         raise config.ConfigError(f"config.model.path: {path} is not a JSON object: {e}") from e
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if any(type(i) is not int for i in ids):
-        raise config.ConfigError(f"config.model.path: {path}: eos_token_id={value!r} must be a token id, or a list of them")
+        raise config.ConfigError(
+            f"config.model.path: {path}: eos_token_id={value!r} must be a token id, or a list of them"
+        )
     return ids
 
 
@@ -151,8 +180,14 @@ class Chat:
                 "config.chat.template: this model has no chat template: give one (Jinja, as in tokenizer_config.json; "
                 f"for a base model {bare_template(tokenizer)} shows it the bare text)"
             )
-        self._template = ChatTemplate(template, {**tokenizer.template_variables, "enable_thinking": cfg.enable_thinking}, self.date)
-        self._ids = functools.lru_cache(CACHED_PROMPTS)(self._encode_messages)  # the same questions come back every epoch
+        self._template = ChatTemplate(
+            template,
+            {**tokenizer.template_variables, "enable_thinking": cfg.enable_thinking},
+            self.date,
+        )
+        self._ids = functools.lru_cache(CACHED_PROMPTS)(
+            self._encode_messages
+        )  # the same questions come back every epoch
         self.notices = _bos_notices(tokenizer, cfg, self.render_text("?"))
 
     def render(self, question: Question, template: str = "") -> tuple[int, ...]:
@@ -179,7 +214,9 @@ class Chat:
         """Whether the text spells a special token, such as the end of a turn, which would be read as that."""
         return any(token in text for token in self.tokenizer.special_tokens)
 
-    def _encode_messages(self, messages: tuple[tuple[tuple[str, str], ...], ...]) -> tuple[int, ...]:
+    def _encode_messages(
+        self, messages: tuple[tuple[tuple[str, str], ...], ...]
+    ) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(self._text([dict(m) for m in messages])))
 
     def _text(self, messages: Sequence[Message]) -> str:
@@ -205,7 +242,9 @@ def _prefix(tokenizer: TextCodec) -> str:
     return tokenizer.spell(tokenizer.prefix_ids)
 
 
-def _bos_notices(tokenizer: TextCodec, cfg: config.ChatConfig, prompt_ids: tuple[int, ...]) -> tuple[str, ...]:
+def _bos_notices(
+    tokenizer: TextCodec, cfg: config.ChatConfig, prompt_ids: tuple[int, ...]
+) -> tuple[str, ...]:
     """A line if prompts lack what the tokenizer puts before every text, although the template is the user's, or have it twice."""
     prefix = tokenizer.prefix_ids
     if not prefix:

@@ -20,7 +20,9 @@ CPU_S = 5  # processor time for a rendering; an ordinary one takes less than a m
 MEMORY_BYTES = 1 << 30  # address space of the process
 MAX_CHARS = 4 << 20  # in a rendered text: the longest contexts of models are about a million tokens
 WALL_S = 120.0  # if the limit on processor time has no effect
-MAX_ATTEMPTS = 2  # the process may have been killed from outside; if it dies twice, the template is at fault
+MAX_ATTEMPTS = (
+    2  # the process may have been killed from outside; if it dies twice, the template is at fault
+)
 _WORKER = Path(template_worker.__file__)
 
 
@@ -36,10 +38,14 @@ class ChatTemplate:
 
     def __init__(self, template: str, variables: Mapping[str, Any], date: str):
         setup = {"template": template, "variables": dict(variables), "date": date}
-        self._setup = template_worker.encode(setup | {"cpu_s": CPU_S, "memory_bytes": MEMORY_BYTES, "max_chars": MAX_CHARS})
+        self._setup = template_worker.encode(
+            setup | {"cpu_s": CPU_S, "memory_bytes": MEMORY_BYTES, "max_chars": MAX_CHARS}
+        )
         self._lock = threading.Lock()
         self._workers: list[_RenderProcess] = []  # none or one
-        self._finalizer = weakref.finalize(self, _kill_all, self._workers)  # at interpreter exit, too
+        self._finalizer = weakref.finalize(
+            self, _kill_all, self._workers
+        )  # at interpreter exit, too
 
     def render(self, messages: Sequence[Message]) -> str:
         """The messages and the opening of the assistant's turn.
@@ -73,7 +79,9 @@ class ChatTemplate:
             if exit_code == -signal.SIGXCPU:
                 raise TemplateFailed(f"takes more than {CPU_S} s of processor time") from None
             return None
-        except BaseException:  # interrupted or too late: its reply must not be taken for that to the next request
+        except (
+            BaseException
+        ):  # interrupted or too late: its reply must not be taken for that to the next request
             _kill_all(self._workers)
             raise
 
@@ -85,7 +93,8 @@ class _RenderProcess:
         self._connection, theirs = Pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(_WORKER), str(theirs.fileno())],
-            env=subprocesses.environment() | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            env=subprocesses.environment()
+            | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -9,7 +9,14 @@ from typing import Any
 from p2o_jax.data import tables
 from p2o_jax.data.tables import Row
 
-_SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
+_SPLITS = {
+    "train": "train",
+    "test": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
 
 
 def read(path: Path, split: str) -> Iterator[Row]:
@@ -73,7 +80,10 @@ def _read_builder(make: Any, split: str, stored: Path | None) -> Iterator[Row]:
 
     try:
         if foreign := _foreign_classes(stored) if stored else []:
-            yield 0, f"features.json: {', '.join(foreign)}: classes outside TensorFlow Datasets would run code, and are not loaded"
+            yield (
+                0,
+                f"features.json: {', '.join(foreign)}: classes outside TensorFlow Datasets would run code, and are not loaded",
+            )
             return
         builder = make(tfds)
         splits = [split] if split else list(builder.info.splits)
@@ -94,9 +104,17 @@ def _foreign_classes(folder: Path) -> list[str]:
 
     def look(value: Any) -> None:
         if isinstance(value, dict):
-            names = [value.get(key) for key in ("pythonClassName", "type")]  # "type": as older versions wrote it
-            found.extend(n for n in names if isinstance(n, str) and "." in n and not n.startswith("tensorflow_datasets."))
-        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            names = [
+                value.get(key) for key in ("pythonClassName", "type")
+            ]  # "type": as older versions wrote it
+            found.extend(
+                n
+                for n in names
+                if isinstance(n, str) and "." in n and not n.startswith("tensorflow_datasets.")
+            )
+        for part in (
+            value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        ):
             look(part)
 
     for path in sorted(folder.rglob("features.json")):
@@ -105,16 +123,28 @@ def _foreign_classes(folder: Path) -> list[str]:
 
 
 def _read_files(path: Path, split: str) -> Iterator[Row]:
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in tables.READERS and p.is_file() and not _is_hidden(p.relative_to(path)))
+    found = sorted(
+        p
+        for p in path.rglob("*")
+        if p.suffix.lower() in tables.READERS
+        and p.is_file()
+        and not _is_hidden(p.relative_to(path))
+    )
     if not found:
-        yield 0, f"a folder without {', '.join(tables.READERS)} files, and not one of `datasets` or TensorFlow Datasets"
+        yield (
+            0,
+            f"a folder without {', '.join(tables.READERS)} files, and not one of `datasets` or TensorFlow Datasets",
+        )
         return
     by_split: dict[str, list[Path]] = {}
     for p in found:
         by_split.setdefault(_file_split(p.relative_to(path)), []).append(p)
     wanted = _SPLITS.get(split, split)
     if split and wanted not in by_split:
-        yield 0, f"no files of the split {split}; there are {', '.join(sorted(filter(None, by_split))) or 'none that name one'}"
+        yield (
+            0,
+            f"no files of the split {split}; there are {', '.join(sorted(filter(None, by_split))) or 'none that name one'}",
+        )
         return
     if problem := _not_one(sorted(by_split), split):
         yield 0, problem
@@ -123,7 +153,10 @@ def _read_files(path: Path, split: str) -> Iterator[Row]:
     for p in by_split[wanted] if split else found:
         for line, record in tables.read(p, alone=True):
             number += 1
-            yield number, f"{p.relative_to(path)}:{line}: {record}" if isinstance(record, str) else record
+            yield (
+                number,
+                f"{p.relative_to(path)}:{line}: {record}" if isinstance(record, str) else record,
+            )
 
 
 def _is_hidden(path: Path) -> bool:
@@ -148,7 +181,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")  # halves of pairs are refused as no valid Unicode
+        return value.decode(
+            "utf-8", "surrogateescape"
+        )  # halves of pairs are refused as no valid Unicode
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
     return [_plain(v) for v in value] if isinstance(value, list) else value

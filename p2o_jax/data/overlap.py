@@ -36,7 +36,9 @@ class Index:
         return found
 
 
-def report(index: Index, names: Iterable[str], texts: Mapping[str, str]) -> tuple[dict[str, dict[str, int]], list[dict[str, str]]]:
+def report(
+    index: Index, names: Iterable[str], texts: Mapping[str, str]
+) -> tuple[dict[str, dict[str, int]], list[dict[str, str]]]:
     """For each benchmark how many texts overlap with it and how many of its questions are hit; and every single overlap."""
     found = [
         {"id": name, "benchmark": benchmark, "question_id": question_id, "words": words}
@@ -46,7 +48,9 @@ def report(index: Index, names: Iterable[str], texts: Mapping[str, str]) -> tupl
     counts = {
         benchmark: {
             "questions": len({row["id"] for row in found if row["benchmark"] == benchmark}),
-            "benchmark_questions": len({row["question_id"] for row in found if row["benchmark"] == benchmark}),
+            "benchmark_questions": len(
+                {row["question_id"] for row in found if row["benchmark"] == benchmark}
+            ),
         }
         for benchmark in names
     }

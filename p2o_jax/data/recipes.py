@@ -16,7 +16,15 @@ from p2o_jax.types import digest
 YES_NO = "yes_no"
 MAX_YES_NO = 0.05  # of a balanced set
 MIN_DIFFICULTY = 7
-_MATH = ["algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus"]
+_MATH = [
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+]
 _SPACE = re.compile(r"\s+")
 _BARE_BOX = re.compile(r"\\boxed\s+([^\s$.{]+)")
 
@@ -64,15 +72,23 @@ class Recipe:
         if reason := self.skip(record):
             return reason
         answer = self.answer(record)
-        answer = "" if answer is None or isinstance(answer, float) and answer != answer else str(answer).strip()
+        answer = (
+            ""
+            if answer is None or isinstance(answer, float) and answer != answer
+            else str(answer).strip()
+        )
         if not answer:
             return "no answer"
         kept = {name: record[name] for name in self.kept if name in record}
-        return Row(digest(_SPACE.sub(" ", question).strip()), question, answer, answer_type(answer), kept)
+        return Row(
+            digest(_SPACE.sub(" ", question).strip()), question, answer, answer_type(answer), kept
+        )
 
 
 def _column(record: Record) -> Any:
-    return benchmarks.reference(next((record[name] for name in benchmarks.ANSWERS if name in record), None))
+    return benchmarks.reference(
+        next((record[name] for name in benchmarks.ANSWERS if name in record), None)
+    )
 
 
 def _boxed(record: Record) -> Any:
@@ -125,7 +141,11 @@ def answer_type(answer: str) -> str:
         return "choice"
     if re.fullmatch(r"[\[({\\].*,.*[\])}]|.*(\\cup|matrix|\\\{).*|[^a-z]*,.*", text, re.DOTALL):
         return "list"
-    return "text" if re.fullmatch(r"[A-Za-z][A-Za-z' -]{2,}", text) or "\\text" in text else "expression"
+    return (
+        "text"
+        if re.fullmatch(r"[A-Za-z][A-Za-z' -]{2,}", text) or "\\text" in text
+        else "expression"
+    )
 
 
 def clean(recipe: Recipe, records: Iterable[Record | str]) -> tuple[list[Row], dict[str, int]]:
@@ -135,7 +155,11 @@ def clean(recipe: Recipe, records: Iterable[Record | str]) -> tuple[list[Row], d
     for record in records:
         row = record if isinstance(record, str) else recipe.row(record)
         if isinstance(row, Row) and row.id in rows:
-            row = "duplicate" if rows[row.id].answer == row.answer else "duplicate with another answer"
+            row = (
+                "duplicate"
+                if rows[row.id].answer == row.answer
+                else "duplicate with another answer"
+            )
         if isinstance(row, str):
             left_out[row] = left_out.get(row, 0) + 1
         else:
@@ -164,7 +188,9 @@ def draw(rows: Sequence[Row], sizes: Sequence[int], balanced: bool, seed: str) -
                 quotas[row.answer_type] -= 1
             (chosen if wanted else rest).append(row)
         if len(chosen) < size:
-            raise ConfigError(f"{len(rows)} questions are left, too few for sets of {', '.join(map(str, sizes))}{_but(balanced)}")
+            raise ConfigError(
+                f"{len(rows)} questions are left, too few for sets of {', '.join(map(str, sizes))}{_but(balanced)}"
+            )
         sets.append(chosen)
         left = rest
     return sets

@@ -41,11 +41,21 @@ class Loaded:
     @property
     def told(self) -> list[str]:
         """What has to be told of the source: dropped duplicates."""
-        conflicts = f", {self.num_conflicts} of them with another answer than the one kept" if self.num_conflicts else ""
-        return [f"{self.path}: {self.num_duplicates} duplicate questions dropped{conflicts}"] if self.num_duplicates else []
+        conflicts = (
+            f", {self.num_conflicts} of them with another answer than the one kept"
+            if self.num_conflicts
+            else ""
+        )
+        return (
+            [f"{self.path}: {self.num_duplicates} duplicate questions dropped{conflicts}"]
+            if self.num_duplicates
+            else []
+        )
 
 
-def load(path: str | Path, cfg: config.DataConfig, convert: Convert = lambda record: record) -> Loaded:
+def load(
+    path: str | Path, cfg: config.DataConfig, convert: Convert = lambda record: record
+) -> Loaded:
     """The questions of a source, in its order. LINE in problems is a line of JSONL and CSV files, a record of others, from 1.
 
     Columns other than the question and the answer go to `meta`; `source` is the file's name. Questions that are texts are put into
@@ -71,7 +81,9 @@ def load(path: str | Path, cfg: config.DataConfig, convert: Convert = lambda rec
         problems.append(f"{path}: no questions in it")
     if problems:
         hidden = len(problems) - MAX_PROBLEMS_SHOWN
-        raise config.ConfigError(*problems[:MAX_PROBLEMS_SHOWN], *([f"... and {hidden} more"] if hidden > 0 else []))
+        raise config.ConfigError(
+            *problems[:MAX_PROBLEMS_SHOWN], *([f"... and {hidden} more"] if hidden > 0 else [])
+        )
     lines, questions = zip(*found.values(), strict=True)
     return Loaded(str(path), questions, num_rows - len(questions), lines, num_conflicts)
 
@@ -80,7 +92,11 @@ def shared(train: Loaded, heldout: Sequence[Loaded]) -> list[str]:
     """A line for each held-out set that holds training questions (the same messages)."""
     known = {q.id for q in train.questions}
     counts = [(part.path, sum(q.id in known for q in part.questions)) for part in heldout]
-    return [f"{path}: {count} of its questions are training questions, too" for path, count in counts if count]
+    return [
+        f"{path}: {count} of its questions are training questions, too"
+        for path, count in counts
+        if count
+    ]
 
 
 def too_long(loaded: Loaded, count_tokens: Callable[[Question], int], limit: int) -> list[str]:
@@ -89,9 +105,13 @@ def too_long(loaded: Loaded, count_tokens: Callable[[Question], int], limit: int
     for line, question in zip(loaded.lines, loaded.questions, strict=True):
         num_tokens = count_tokens(question)
         if num_tokens > limit:
-            found.append(f"{loaded.path}:{line}: a prompt of {num_tokens} tokens; config.data.max_prompt_tokens={limit}")
+            found.append(
+                f"{loaded.path}:{line}: a prompt of {num_tokens} tokens; config.data.max_prompt_tokens={limit}"
+            )
     hidden = len(found) - MAX_PROBLEMS_SHOWN
-    return found[:MAX_PROBLEMS_SHOWN] + ([f"{loaded.path}: ... and {hidden} more prompts that are too long"] if hidden > 0 else [])
+    return found[:MAX_PROBLEMS_SHOWN] + (
+        [f"{loaded.path}: ... and {hidden} more prompts that are too long"] if hidden > 0 else []
+    )
 
 
 def records(path: str | Path, tfds_dir: str = "") -> Iterator[Row]:
@@ -100,7 +120,11 @@ def records(path: str | Path, tfds_dir: str = "") -> Iterator[Row]:
     kind, _, rest = text.partition(":")
     if _is_remote(text):
         name, split = _split_of(rest)
-        yield from folder.read(Path(name), split) if Path(name).is_dir() else _REMOTE[kind](name, split, tfds_dir)
+        yield from (
+            folder.read(Path(name), split)
+            if Path(name).is_dir()
+            else _REMOTE[kind](name, split, tfds_dir)
+        )
     elif Path(text).is_dir():
         yield from folder.read(Path(text), "")
     elif not Path(text).exists() and "@" in text and Path(_split_of(text)[0]).is_dir():
@@ -134,7 +158,10 @@ def fill(prompt_template: str, question: str) -> str:
 
 def _question(record: Mapping[str, Any], source: str, cfg: config.DataConfig) -> Question | str:
     """The question in a record, or what is wrong with it."""
-    for option, name in (("question_field", cfg.question_field), ("answer_field", cfg.answer_field)):
+    for option, name in (
+        ("question_field", cfg.question_field),
+        ("answer_field", cfg.answer_field),
+    ):
         if name and name not in record:
             return f'no field "{name}" (config.data.{option}); it has {", ".join(map(str, record)) or "none"}'
     messages = _messages(record[cfg.question_field], cfg.prompt_template)
@@ -164,7 +191,11 @@ def _messages(value: Any, prompt_template: str) -> tuple[Message, ...] | str:
         return f"expected a text or a list of messages, got {tables.kind(value)}"
     messages = []
     for number, message in enumerate(value, 1):
-        if not isinstance(message, Mapping) or message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+        if (
+            not isinstance(message, Mapping)
+            or message.get("role") not in ROLES
+            or not isinstance(message.get("content"), str)
+        ):
             return f'message {number}: expected {{"role": {"|".join(ROLES)}, "content": text}}'
         if rule := _bad_text(message["content"]):
             return f"message {number}: {rule}"

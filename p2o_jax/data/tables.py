@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 Record = Mapping[str, Any]
-Row = tuple[int, Record | str]  # line (0: the whole file) and record; a text in place of the record says why there is none
+Row = tuple[
+    int, Record | str
+]  # line (0: the whole file) and record; a text in place of the record says why there is none
 
 
 def read(path: Path, alone: bool = False) -> Iterator[Row]:
@@ -39,7 +41,12 @@ def _read_json(path: Path, alone: bool = False) -> Iterator[Row]:
         yield 0, records
     else:
         for number, record in enumerate(records, 1):
-            yield number, record if isinstance(record, dict) else f"expected a JSON object, got {kind(record)}"
+            yield (
+                number,
+                record
+                if isinstance(record, dict)
+                else f"expected a JSON object, got {kind(record)}",
+            )
 
 
 def _parse_json(raw: bytes, expected: type = dict) -> Any:

@@ -77,17 +77,33 @@ def _check_name(name: Any) -> None:
 
 def environment(now: datetime) -> jinja2.Environment:
     """transformers' environment for chat templates, except that its clock stands still at `now`."""
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols])
+    env = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
+    )
 
     def raise_exception(message: str) -> None:
         raise jinja2.exceptions.TemplateError(message)
 
-    def tojson(x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
-        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    def tojson(
+        x: Any,
+        ensure_ascii: bool = False,
+        indent: Any = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
 
     env.filters["tojson"] = tojson
-    env.globals |= {"raise_exception": raise_exception, "strftime_now": now.strftime, "namespace": Namespace}
-    env.globals["dict"] = lambda *args, **kwargs: dict(*args, **kwargs)  # not the class itself, whose attributes lead elsewhere
+    env.globals |= {
+        "raise_exception": raise_exception,
+        "strftime_now": now.strftime,
+        "namespace": Namespace,
+    }
+    env.globals["dict"] = lambda *args, **kwargs: dict(
+        *args, **kwargs
+    )  # not the class itself, whose attributes lead elsewhere
     return env
 
 
@@ -98,7 +114,10 @@ def encode(message: Any) -> bytes:
 
 def main(fd: int) -> None:
     """Serves until the parent closes the socket."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the process group; the parent handles them
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # sent to the process group; the parent handles them
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(fd)
     setup: Setup = json.loads(connection.recv_bytes())
@@ -115,16 +134,28 @@ def main(fd: int) -> None:
         random.seed(0)  # the filter `random` makes the same choice every time
         try:
             if compiled is None:
-                compiled = environment(datetime.fromisoformat(setup["date"])).from_string(setup["template"])
-            text = compiled.render(messages=messages, tools=None, documents=None, add_generation_prompt=True, **setup["variables"])
+                compiled = environment(datetime.fromisoformat(setup["date"])).from_string(
+                    setup["template"]
+                )
+            text = compiled.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                **setup["variables"],
+            )
             if len(text) > setup["max_chars"]:
-                raise ValueError(f"renders {len(text):,} characters; the limit is {setup['max_chars']:,}")
+                raise ValueError(
+                    f"renders {len(text):,} characters; the limit is {setup['max_chars']:,}"
+                )
             reply = ["text", text]
         except MemoryError:
             reply = ["error", f"needs more than {setup['memory_bytes'] >> 20} MiB of memory"]
         except jinja2.exceptions.TemplateError as e:
             reply = ["error", _short(str(e))]
-        except Exception as e:  # the edge: a template can raise whatever Python's operators and methods raise
+        except (
+            Exception
+        ) as e:  # the edge: a template can raise whatever Python's operators and methods raise
             reply = ["error", _short(f"{type(e).__name__}: {e}")]
         connection.send_bytes(encode(reply))
 
@@ -138,7 +169,9 @@ def _short(text: str) -> str:
 def _limit(what: int, soft: int) -> None:
     hard = resource.getrlimit(what)[1]
     with contextlib.suppress(OSError, ValueError):  # not every system has every limit
-        resource.setrlimit(what, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+        resource.setrlimit(
+            what, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard)
+        )
 
 
 if __name__ == "__main__":

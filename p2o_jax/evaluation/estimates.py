@@ -34,7 +34,11 @@ def majority(answers: Sequence[Hashable | None], correct: Sequence[float]) -> fl
     if not counts:
         return 0.0
     most = max(counts.values())
-    credit = {a: np.mean([c for b, c in zip(answers, correct, strict=True) if b == a]) for a, n in counts.items() if n == most}
+    credit = {
+        a: np.mean([c for b, c in zip(answers, correct, strict=True) if b == a])
+        for a, n in counts.items()
+        if n == most
+    }
     return float(np.mean(list(credit.values())))
 
 
@@ -46,7 +50,13 @@ def interval(*sets: Float[np.ndarray, "Q"], seed: int = 0) -> tuple[float, float
     rng = np.random.default_rng(seed)
     means = np.concatenate(
         [
-            np.mean([value_Q[rng.integers(len(value_Q), size=(_CHUNK, len(value_Q)))].mean(axis=1) for value_Q in sets], axis=0)
+            np.mean(
+                [
+                    value_Q[rng.integers(len(value_Q), size=(_CHUNK, len(value_Q)))].mean(axis=1)
+                    for value_Q in sets
+                ],
+                axis=0,
+            )
             for _ in range(RESAMPLES // _CHUNK)
         ]
     )

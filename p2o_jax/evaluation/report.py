@@ -37,21 +37,44 @@ def measure(samples: Sequence[Sample], n: int) -> dict[str, Any]:
     return {
         "questions": len(groups),
         "samples": n,
-        "strict": _grader(scores, [sum(s.rollout.succeeded for s in g) for g in groups], [[_boxed(s) for s in g] for g in groups]),
-        "lenient": _grader(correct, [int(sum(c)) for c in correct], [[_key(s.grade.answer) for s in g] for g in groups]),
+        "strict": _grader(
+            scores,
+            [sum(s.rollout.succeeded for s in g) for g in groups],
+            [[_boxed(s) for s in g] for g in groups],
+        ),
+        "lenient": _grader(
+            correct,
+            [int(sum(c)) for c in correct],
+            [[_key(s.grade.answer) for s in g] for g in groups],
+        ),
         "graders_agree": float(
-            np.mean([(v.status == "correct") == (g.status == "correct") for v, g in zip(verdicts, grades, strict=True)])
+            np.mean(
+                [
+                    (v.status == "correct") == (g.status == "correct")
+                    for v, g in zip(verdicts, grades, strict=True)
+                ]
+            )
         ),
         "frac_format": float(np.mean([v.format_score for v in verdicts])),
         "frac_truncated": float(np.mean([not s.rollout.completion.stopped for s in samples])),
         "mean_tokens": float(np.mean([len(s.rollout.completion.token_ids) for s in samples])),
-        "time_outs": {"strict": [v.status for v in verdicts].count("time_out"), "lenient": [g.status for g in grades].count("time_out")},
-        "errors": {"strict": [v.status for v in verdicts].count("error"), "lenient": [g.status for g in grades].count("error")},
+        "time_outs": {
+            "strict": [v.status for v in verdicts].count("time_out"),
+            "lenient": [g.status for g in grades].count("time_out"),
+        },
+        "errors": {
+            "strict": [v.status for v in verdicts].count("error"),
+            "lenient": [g.status for g in grades].count("error"),
+        },
         "question_ids": [g[0].rollout.prompt.question.id for g in groups],
     }
 
 
-def _grader(score_QN: Sequence[Sequence[float]], solved_Q: Sequence[int], answer_QN: Sequence[Sequence[Hashable | None]]) -> dict[str, Any]:
+def _grader(
+    score_QN: Sequence[Sequence[float]],
+    solved_Q: Sequence[int],
+    answer_QN: Sequence[Sequence[Hashable | None]],
+) -> dict[str, Any]:
     """avg@n with its interval, pass@k, maj@n, and each question's mean score."""
     mean_Q = np.array([np.mean(scores) for scores in score_QN])
     n = len(score_QN[0])
@@ -59,8 +82,13 @@ def _grader(score_QN: Sequence[Sequence[float]], solved_Q: Sequence[int], answer
         "mean": float(mean_Q.mean()),
         "interval": estimates.interval(mean_Q),
         "standard_error": estimates.standard_error(mean_Q),
-        "pass_at": {str(k): float(np.mean([estimates.pass_at_k(n, c, k) for c in solved_Q])) for k in estimates.ks(n)},
-        "majority": float(np.mean([estimates.majority(a, s) for a, s in zip(answer_QN, score_QN, strict=True)])),
+        "pass_at": {
+            str(k): float(np.mean([estimates.pass_at_k(n, c, k) for c in solved_Q]))
+            for k in estimates.ks(n)
+        },
+        "majority": float(
+            np.mean([estimates.majority(a, s) for a, s in zip(answer_QN, score_QN, strict=True)])
+        ),
         "by_question": [round(float(m), 6) for m in mean_Q],
     }
 
@@ -97,18 +125,47 @@ def row(sample: Sample, number: int) -> dict[str, Any]:
 
 def table(results: Mapping[str, Any]) -> str:
     """The figures of one evaluation as Markdown."""
-    lines = ["| benchmark | asked | questions | samples | strict | lenient | pass@n | maj@n | format | truncated | tokens | time-outs |"]
+    lines = [
+        "| benchmark | asked | questions | samples | strict | lenient | pass@n | maj@n | format | truncated | tokens | time-outs |"
+    ]
     lines.append("|" + " --- |" * 12)
     for name, variants in results["benchmarks"].items():
         for asked, v in variants.items():
             n = str(v["samples"])
-            cells = [name, asked, v["questions"], n, _told(v["strict"]), _told(v["lenient"]), _percent(v["strict"]["pass_at"][n])]
-            cells += [_percent(v["strict"]["majority"]), _percent(v["frac_format"]), _percent(v["frac_truncated"])]
-            cells += [f"{v['mean_tokens']:,.0f}", f"{v['time_outs']['strict']} + {v['time_outs']['lenient']}"]
+            cells = [
+                name,
+                asked,
+                v["questions"],
+                n,
+                _told(v["strict"]),
+                _told(v["lenient"]),
+                _percent(v["strict"]["pass_at"][n]),
+            ]
+            cells += [
+                _percent(v["strict"]["majority"]),
+                _percent(v["frac_format"]),
+                _percent(v["frac_truncated"]),
+            ]
+            cells += [
+                f"{v['mean_tokens']:,.0f}",
+                f"{v['time_outs']['strict']} + {v['time_outs']['lenient']}",
+            ]
             lines.append(_line(cells))
     for asked, average in results["average"].items():
         blanks = [""] * 6
-        lines.append(_line(["**average**", asked, "", "", _told(average["strict"]), _told(average["lenient"]), *blanks]))
+        lines.append(
+            _line(
+                [
+                    "**average**",
+                    asked,
+                    "",
+                    "",
+                    _told(average["strict"]),
+                    _told(average["lenient"]),
+                    *blanks,
+                ]
+            )
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -118,7 +175,9 @@ def average(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for asked in ("plain", "templated"):
         parts = [variants[asked] for variants in benchmarks.values() if asked in variants]
         if parts:
-            found[asked] = {g: _mean_of([np.array(p[g]["by_question"]) for p in parts]) for g in GRADERS}
+            found[asked] = {
+                g: _mean_of([np.array(p[g]["by_question"]) for p in parts]) for g in GRADERS
+            }
     return found
 
 
@@ -129,26 +188,51 @@ def compare(folders: Sequence[Path], asked: Asked = "plain") -> tuple[dict[str, 
         ConfigError: no results in a folder, no benchmark that all have, or one with other questions than the first one's.
     """
     read = [_read(folder) for folder in folders]
-    names = [name for name in read[0]["benchmarks"] if all(asked in r["benchmarks"].get(name, {}) for r in read)]
+    names = [
+        name
+        for name in read[0]["benchmarks"]
+        if all(asked in r["benchmarks"].get(name, {}) for r in read)
+    ]
     if not names:
-        raise ConfigError(f"--compare: no benchmark was asked under {asked} prompts in all of {', '.join(map(str, folders))}")
+        raise ConfigError(
+            f"--compare: no benchmark was asked under {asked} prompts in all of {', '.join(map(str, folders))}"
+        )
     problems = [
         f"{folder / RESULTS}: {name} has other questions there than in {folders[0] / RESULTS}: differences cannot be paired"
         for folder, r in zip(folders, read, strict=True)
         for name in names
-        if r["benchmarks"][name][asked]["question_ids"] != read[0]["benchmarks"][name][asked]["question_ids"]
+        if r["benchmarks"][name][asked]["question_ids"]
+        != read[0]["benchmarks"][name][asked]["question_ids"]
     ]
     if problems:
         raise ConfigError(*problems)
-    values = {g: [[np.array(r["benchmarks"][name][asked][g]["by_question"]) for name in names] for r in read] for g in GRADERS}
+    values = {
+        g: [
+            [np.array(r["benchmarks"][name][asked][g]["by_question"]) for name in names]
+            for r in read
+        ]
+        for g in GRADERS
+    }
     found: dict[str, Any] = {"folders": [str(f) for f in folders], "asked": asked, "graders": {}}
     lines: list[str] = []
     for grader, by_run in values.items():
-        rows = {name: [[run[i]] for run in by_run] for i, name in enumerate(names)} | {"average": by_run}
+        rows = {name: [[run[i]] for run in by_run] for i, name in enumerate(names)} | {
+            "average": by_run
+        }
         found["graders"][grader] = {name: _compared(runs) for name, runs in rows.items()}
-        lines += [f"{grader} grader, {asked} prompts", "", _line([""] + [str(f) for f in folders]), "|" + " --- |" * (len(folders) + 1)]
+        lines += [
+            f"{grader} grader, {asked} prompts",
+            "",
+            _line([""] + [str(f) for f in folders]),
+            "|" + " --- |" * (len(folders) + 1),
+        ]
         for name, runs in found["graders"][grader].items():
-            told = [_told(run) if "difference" not in run else f"{_percent(run['mean'])}, {_difference(run)}" for run in runs]
+            told = [
+                _told(run)
+                if "difference" not in run
+                else f"{_percent(run['mean'])}, {_difference(run)}"
+                for run in runs
+            ]
             lines.append(_line([name, *told]))
         lines.append("")
     return found, "\n".join(lines)
@@ -163,14 +247,19 @@ def _compared(runs: Sequence[Sequence[np.ndarray]]) -> list[dict[str, Any]]:
 
 
 def _mean_of(sets: Sequence[np.ndarray]) -> dict[str, Any]:
-    return {"mean": float(np.mean([values.mean() for values in sets])), "interval": estimates.interval(*sets)}
+    return {
+        "mean": float(np.mean([values.mean() for values in sets])),
+        "interval": estimates.interval(*sets),
+    }
 
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise ConfigError(f"--compare: {folder / RESULTS}: {e.strerror if isinstance(e, OSError) else 'not JSON'}") from e
+        raise ConfigError(
+            f"--compare: {folder / RESULTS}: {e.strerror if isinstance(e, OSError) else 'not JSON'}"
+        ) from e
 
 
 def _percent(share: float) -> str:

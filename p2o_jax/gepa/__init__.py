@@ -11,4 +11,14 @@ from p2o_jax.gepa.journal import Journal, JournalMismatch, resume
 from p2o_jax.gepa.reflection import compact_prompt
 from p2o_jax.gepa.search import STATS, is_due, reasons, search
 
-__all__ = ["STATS", "Journal", "JournalMismatch", "compact_prompt", "is_due", "reasons", "resume", "search", "to_gepa_result"]
+__all__ = [
+    "STATS",
+    "Journal",
+    "JournalMismatch",
+    "compact_prompt",
+    "is_due",
+    "reasons",
+    "resume",
+    "search",
+    "to_gepa_result",
+]

@@ -19,7 +19,9 @@ from typing import Any, Literal
 
 from p2o_jax import config
 
-Reason = Literal["timeout", "connection", "rate_limit", "server", "refused", "garbage", "no_content", "budget"]
+Reason = Literal[
+    "timeout", "connection", "rate_limit", "server", "refused", "garbage", "no_content", "budget"
+]
 FAILURES: dict[Reason, str] = {
     "timeout": "no complete reply within api.timeout_s",
     "connection": "no connection, or one that broke off",
@@ -32,7 +34,10 @@ FAILURES: dict[Reason, str] = {
 }
 STATS = {
     "api_failures": "proposals dropped because the endpoint gave no reply",
-    **{f"api_failures_{reason}": f"of those, last for: {meaning}" for reason, meaning in FAILURES.items()},
+    **{
+        f"api_failures_{reason}": f"of those, last for: {meaning}"
+        for reason, meaning in FAILURES.items()
+    },
     "api_retries": "requests to the endpoint that failed and were made again",
     "api_tokens": "prompt and reply tokens of the endpoint",
     "api_dollars": "what they cost, by the prices given",
@@ -62,7 +67,11 @@ def read_keys(names: Sequence[str]) -> tuple[str, ...]:
         config.ConfigError: a variable is not set, or holds what can't be a key.
     """
     values = {name: os.environ.get(name, "").strip() for name in names}
-    found = [f"config.api.key_env: the environment variable {name} is not set" for name, value in values.items() if not value]
+    found = [
+        f"config.api.key_env: the environment variable {name} is not set"
+        for name, value in values.items()
+        if not value
+    ]
     found += [
         f"config.api.key_env: what the environment variable {name} holds is no key"
         for name, value in values.items()
@@ -83,7 +92,10 @@ class _Budget:
     lock: threading.Lock
 
     def price(self, tokens: tuple[int, int]) -> float:
-        return (tokens[0] * self.cfg.dollars_per_million_prompt + tokens[1] * self.cfg.dollars_per_million_reply) / _MILLION
+        return (
+            tokens[0] * self.cfg.dollars_per_million_prompt
+            + tokens[1] * self.cfg.dollars_per_million_reply
+        ) / _MILLION
 
     def set_aside(self, most: tuple[int, int]) -> bool:
         with self.lock:
@@ -110,7 +122,12 @@ class Endpoint:
     """
 
     def __init__(
-        self, cfg: config.ApiConfig, gepa: config.GepaConfig, keys: Sequence[str], seed: str, sleep: Callable[[float], None] = time.sleep
+        self,
+        cfg: config.ApiConfig,
+        gepa: config.GepaConfig,
+        keys: Sequence[str],
+        seed: str,
+        sleep: Callable[[float], None] = time.sleep,
     ):
         self.cfg, self.keys, self.seed, self.sleep = cfg, tuple(keys), seed, sleep
         self.max_tokens, self.temperature = gepa.reflect_new_tokens, gepa.reflect_temperature
@@ -119,12 +136,16 @@ class Endpoint:
         # Redirects are not followed: they would carry the key to another host.
         self._opener = urllib.request.build_opener(_NoRedirect)
 
-    def complete(self, prompts: Sequence[str], names: Sequence[str], spent: Spent) -> tuple[list[str | None], dict[str, float]]:
+    def complete(
+        self, prompts: Sequence[str], names: Sequence[str], spent: Spent
+    ) -> tuple[list[str | None], dict[str, float]]:
         """A reply to each prompt, None where there is none after all retries; and what this call has spent and met with.
 
         `names` make the jitter and the order of the keys; `spent` is what the run has spent on the endpoint before.
         """
-        budget = _Budget(self.cfg, spent.get("api_tokens", 0), spent.get("api_dollars", 0), threading.Lock())
+        budget = _Budget(
+            self.cfg, spent.get("api_tokens", 0), spent.get("api_dollars", 0), threading.Lock()
+        )
         before, counts = (budget.tokens, budget.dollars), Counter[str]()
 
         def reply(i: int) -> tuple[str | None, str, int]:
@@ -139,10 +160,19 @@ class Endpoint:
             counts["api_retries"] += retries
             if text is None:
                 counts.update(["api_failures", f"api_failures_{reason}"])
-        amounts = {"api_tokens": budget.tokens - before[0], "api_dollars": budget.dollars - before[1]}
-        return [text for text, _, _ in results], {"api_calls": len(prompts), **dict(sorted(counts.items())), **amounts}
+        amounts = {
+            "api_tokens": budget.tokens - before[0],
+            "api_dollars": budget.dollars - before[1],
+        }
+        return [text for text, _, _ in results], {
+            "api_calls": len(prompts),
+            **dict(sorted(counts.items())),
+            **amounts,
+        }
 
-    def _reply(self, prompt: str, name: str, number: int, budget: _Budget) -> tuple[str | None, str, int]:
+    def _reply(
+        self, prompt: str, name: str, number: int, budget: _Budget
+    ) -> tuple[str | None, str, int]:
         """(text or None, reason why not, failed attempts that were followed by another)."""
         most = (len(prompt.encode("utf-8", "replace")) // 2 + 64, self.max_tokens)
         reason: Reason = "budget"
@@ -171,7 +201,9 @@ class Endpoint:
         that trickle in.
         """
         result: list[Any] = []
-        thread = threading.Thread(target=lambda: result.append(self._outcome(prompt, key, most)), daemon=True)
+        thread = threading.Thread(
+            target=lambda: result.append(self._outcome(prompt, key, most)), daemon=True
+        )
         thread.start()
         thread.join(self.cfg.timeout_s)
         outcome = result[0] if result else Failed("timeout", tokens=most)
@@ -179,7 +211,9 @@ class Endpoint:
             raise outcome
         return outcome
 
-    def _outcome(self, prompt: str, key: str, most: tuple[int, int]) -> tuple[str, tuple[int, int]] | Failed:
+    def _outcome(
+        self, prompt: str, key: str, most: tuple[int, int]
+    ) -> tuple[str, tuple[int, int]] | Failed:
         try:
             return self._completion(self._post(prompt, key), most)
         except Failed as e:
@@ -188,10 +222,16 @@ class Endpoint:
             return Failed("timeout", tokens=most)
         except urllib.error.HTTPError as e:
             e.close()
-            reason: Reason = "rate_limit" if e.code == 429 else "server" if e.code >= 500 else "refused"
+            reason: Reason = (
+                "rate_limit" if e.code == 429 else "server" if e.code >= 500 else "refused"
+            )
             return Failed(reason, lasting=e.code in _LASTING)
         except urllib.error.URLError as e:
-            return Failed("timeout", tokens=most) if isinstance(e.reason, TimeoutError) else Failed("connection")
+            return (
+                Failed("timeout", tokens=most)
+                if isinstance(e.reason, TimeoutError)
+                else Failed("connection")
+            )
         except Exception:  # the edge: whatever the HTTP library makes of a broken answer (its texts could hold headers)
             return Failed("connection")
 
@@ -205,8 +245,12 @@ class Endpoint:
             "temperature": self.temperature,
             **self.extra,
         }
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        request = urllib.request.Request(self.url, json.dumps(body).encode("ascii"), headers, method="POST")
+        headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {key}"} if key else {}
+        )
+        request = urllib.request.Request(
+            self.url, json.dumps(body).encode("ascii"), headers, method="POST"
+        )
         limit, parts, size = _BYTES_PER_TOKEN * self.max_tokens + _SPARE_BYTES, [], 0
         with self._opener.open(request, timeout=self.cfg.timeout_s) as answer:
             while part := answer.read1(1 << 16):
@@ -226,8 +270,13 @@ class Endpoint:
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             raise Failed("garbage", tokens=most) from None
         usage = value.get("usage")
-        counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-        used = tuple(n if type(n) is int and n >= 0 else limit for n, limit in zip(counts, most, strict=True))
+        counts = [
+            usage.get(name) if isinstance(usage, dict) else None
+            for name in ("prompt_tokens", "completion_tokens")
+        ]
+        used = tuple(
+            n if type(n) is int and n >= 0 else limit for n, limit in zip(counts, most, strict=True)
+        )
         if not isinstance(content, str) or not content.strip():
             raise Failed("no_content", tokens=(used[0], used[1]))
         return content, (used[0], used[1])

@@ -5,7 +5,15 @@ import math
 from p2o_jax import config
 
 # Number of candidates that each auto level is meant to try.
-LEVELS = {"light": 6, "medium": 12, "heavy": 18, "heavy_2": 36, "heavy_3": 54, "heavy_4": 72, "heavy_16": 288}
+LEVELS = {
+    "light": 6,
+    "medium": 12,
+    "heavy": 18,
+    "heavy_2": 36,
+    "heavy_3": 54,
+    "heavy_4": 72,
+    "heavy_16": 288,
+}
 
 
 def auto(level: str, num_dev: int) -> int:

@@ -8,7 +8,9 @@ from p2o_jax.types import Question
 _REDRAWS = 32  # attempts to find a minibatch that a parent does not have yet
 
 
-def split(questions: Sequence[Question], dev_size: float, seed: str) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
+def split(
+    questions: Sequence[Question], dev_size: float, seed: str
+) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
     """(reflection-train, dev): the questions shuffled and parted (algorithm step 1); the same whatever order they come in.
 
     Dev has `dev_size` questions if there are at least 1.5 times as many, else half of them; below 1, `dev_size` is a fraction.
@@ -45,7 +47,9 @@ def parents(rng: random.Random, weights: Mapping[int, int], width: int, fill: bo
     return sorted(chosen)
 
 
-def minibatch(rng: random.Random, used: Set[int], num_train: int, size: int, taken: Set[tuple[int, ...]]) -> tuple[int, ...]:
+def minibatch(
+    rng: random.Random, used: Set[int], num_train: int, size: int, taken: Set[tuple[int, ...]]
+) -> tuple[int, ...]:
     """Train questions for one proposal: unused ones while there are enough, from then on any; all of them if they are too few.
 
     ▲ `taken` are minibatches that the same parent has already in this iteration; another one is drawn if there is one.

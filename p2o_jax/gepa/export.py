@@ -10,7 +10,11 @@ COMPONENT = "instruction"  # the one part of a candidate that evolves
 
 def to_gepa_result(result: SearchResult) -> dict[str, Any]:
     """A dict that `json` writes and `gepa.core.result.GEPAResult.from_dict` reads (its schema version 2)."""
-    found_at = {event["candidate"]: event["rollouts"] for event in result.events if event["outcome"] == "accepted"}
+    found_at = {
+        event["candidate"]: event["rollouts"]
+        for event in result.events
+        if event["outcome"] == "accepted"
+    }
     means = [sum(row) / max(len(row), 1) for row in result.score_ZN]
     return {
         "candidates": [{COMPONENT: template} for template in result.templates],
@@ -18,7 +22,8 @@ def to_gepa_result(result: SearchResult) -> dict[str, Any]:
         "val_aggregate_scores": means,
         "val_subscores": [dict(zip(result.dev_ids, row, strict=True)) for row in result.score_ZN],
         "per_val_instance_best_candidates": {
-            name: list(front) for name, front in zip(result.dev_ids, pareto.fronts(result.score_ZN), strict=True)
+            name: list(front)
+            for name, front in zip(result.dev_ids, pareto.fronts(result.score_ZN), strict=True)
         },
         "discovery_eval_counts": [found_at.get(z, 0) for z in range(len(result.templates))],
         "total_metric_calls": int(result.stats.get("rollouts_generated", 0)),

@@ -76,14 +76,18 @@ def normal(text: str) -> str:
     return " ".join(text.split())
 
 
-def leaks(template: str, minibatch: Sequence[Question], common: Set[tuple[str, ...]] = frozenset()) -> bool:
+def leaks(
+    template: str, minibatch: Sequence[Question], common: Set[tuple[str, ...]] = frozenset()
+) -> bool:
     """Whether the template gives away a question that it was written from.
 
     It does if it holds a question's reference answer, boxed, or standing alone if that has three characters or more (spaces
     and capitals make no difference), or eight words in a row of the question that are not in `common`.
     """
     grams = ngrams(template)
-    return any(grams & (ngrams(q.text) - common) or _holds_answer(template, q.answer) for q in minibatch)
+    return any(
+        grams & (ngrams(q.text) - common) or _holds_answer(template, q.answer) for q in minibatch
+    )
 
 
 def _holds_answer(template: str, answer: str) -> bool:

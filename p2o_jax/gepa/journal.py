@@ -40,7 +40,13 @@ class Journal:
         JournalMismatch: here for damage before the last line, and in a call that is not the one on record.
     """
 
-    def __init__(self, path: str | os.PathLike[str], phase: str, write: bool = True, load: Callable[[Path], bytes] = read_bytes):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        phase: str,
+        write: bool = True,
+        load: Callable[[Path], bytes] = read_bytes,
+    ):
         self._path, self._phase, self._write = Path(path), phase, write
         self._records, self._size = _parse(self._path, load(self._path))
         self._next = 0
@@ -56,16 +62,24 @@ class Journal:
         """Recorded calls that have not been asked for again yet."""
         return len(self._records) - self._next
 
-    def evaluate(self, evaluate: Callable[[Sequence[tuple[str, Question]]], Sequence[Outcome]]) -> Callable[..., list[Outcome]]:
+    def evaluate(
+        self, evaluate: Callable[[Sequence[tuple[str, Question]]], Sequence[Outcome]]
+    ) -> Callable[..., list[Outcome]]:
         """`evaluate`, recorded."""
 
         def recorded(pairs: Sequence[tuple[str, Question]]) -> list[Outcome]:
-            inputs = [part for template, question in pairs for part in (template, question.id, question.answer)]
+            inputs = [
+                part
+                for template, question in pairs
+                for part in (template, question.id, question.answer)
+            ]
             return _unpack(self._call("evaluate", inputs, lambda: _pack(evaluate(pairs))))
 
         return recorded
 
-    def reflect(self, reflect: Callable[[Sequence[str]], Sequence[str | None]]) -> Callable[[Sequence[str]], list[str | None]]:
+    def reflect(
+        self, reflect: Callable[[Sequence[str]], Sequence[str | None]]
+    ) -> Callable[[Sequence[str]], list[str | None]]:
         """`reflect`, recorded."""
 
         def recorded(prompts: Sequence[str]) -> list[str | None]:
@@ -84,7 +98,13 @@ class Journal:
                 )
             self._replayed(record.get("cost"))
         else:
-            record = {"call": number, "kind": kind, "key": key, "answer": answer(), "cost": self._spent()}
+            record = {
+                "call": number,
+                "kind": kind,
+                "key": key,
+                "answer": answer(),
+                "cost": self._spent(),
+            }
             if self._write:
                 self._append(record)
             self._records.append(record)
@@ -103,7 +123,11 @@ class Journal:
         self._size += len(line)
 
 
-def resume(open_journal: Callable[[], Journal], run: Callable[[Journal], T], set_aside: Callable[[str], None]) -> T:
+def resume(
+    open_journal: Callable[[], Journal],
+    run: Callable[[Journal], T],
+    set_aside: Callable[[str], None],
+) -> T:
     """What `run` returns with the journal; where that turns out to be of something else, it is set aside and `run` starts afresh.
 
     `set_aside` is told why, and has to see to it that `open_journal` gives an empty one.
@@ -156,4 +180,7 @@ def _pack(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def _unpack(value: dict[str, Any]) -> list[Outcome]:
     texts = json.loads(zlib.decompress(base64.b64decode(value["texts"])))
     figures = zip(value["scores"], value["format_scores"], texts, value["transfers"], strict=True)
-    return [Outcome(score, form, text, feedback, transfer) for score, form, (text, feedback), transfer in figures]
+    return [
+        Outcome(score, form, text, feedback, transfer)
+        for score, form, (text, feedback), transfer in figures
+    ]

@@ -9,10 +9,16 @@ def fronts(score_ZN: Sequence[Sequence[float]]) -> tuple[tuple[int, ...], ...]:
     The same sets as adding candidates one by one, where a strictly better one replaces the set and an equal one joins.
     """
     best = [max(column) for column in zip(*score_ZN, strict=True)]
-    return tuple(tuple(z for z, row in enumerate(score_ZN) if row[n] == top) for n, top in enumerate(best))
+    return tuple(
+        tuple(z for z, row in enumerate(score_ZN) if row[n] == top) for n, top in enumerate(best)
+    )
 
 
-def weights(score_ZN: Sequence[Sequence[float]], count_unsolved: bool, transfer_ZN: Sequence[Sequence[float]] = ()) -> dict[int, int]:
+def weights(
+    score_ZN: Sequence[Sequence[float]],
+    count_unsolved: bool,
+    transfer_ZN: Sequence[Sequence[float]] = (),
+) -> dict[int, int]:
     """How often each candidate is drawn as a parent: the number of fronts that it is in; candidates in none are left out.
 
     ▲ Without `count_unsolved`, questions on which every candidate scores 0 do not count: there all tie, which makes the choice
@@ -24,7 +30,9 @@ def weights(score_ZN: Sequence[Sequence[float]], count_unsolved: bool, transfer_
         if count_unsolved or max(column) > 0:
             for z in front:
                 counts[z] = counts.get(z, 0) + 1
-    for front, column in zip(fronts(score_ZN), zip(*transfer_ZN, strict=True), strict=bool(transfer_ZN)):
+    for front, column in zip(
+        fronts(score_ZN), zip(*transfer_ZN, strict=True), strict=bool(transfer_ZN)
+    ):
         best = max(column[z] for z in front)
         for z in front if best > 0 else ():
             counts[z] = counts.get(z, 0) + (column[z] == best)

@@ -40,7 +40,12 @@ class ReflectionPrompt:
 SKIPPED = ReflectionPrompt("", 0, 0)  # none was built
 
 
-def build(template: str, examples: Sequence[ReflectionExample], cfg: config.GepaConfig, count_tokens: CountTokens) -> ReflectionPrompt:
+def build(
+    template: str,
+    examples: Sequence[ReflectionExample],
+    cfg: config.GepaConfig,
+    count_tokens: CountTokens,
+) -> ReflectionPrompt:
     """The reflection prompt in `cfg.prompt_style`, no longer than `cfg.reflect_prompt_tokens`.
 
     Responses are cut first (paper style); if that is not enough, trailing examples are left out.
@@ -48,7 +53,10 @@ def build(template: str, examples: Sequence[ReflectionExample], cfg: config.Gepa
     shown = list(examples)
     while shown:
         if cfg.prompt_style == "compact":
-            groups = [(e.question, e.output, e.right, e.answer if cfg.show_reference_answer else "") for e in shown]
+            groups = [
+                (e.question, e.output, e.right, e.answer if cfg.show_reference_answer else "")
+                for e in shown
+            ]
             text, num_cut = compact_prompt(template, groups), 0
         else:
             text, num_cut = _fit(template, shown, cfg, count_tokens)
@@ -58,11 +66,18 @@ def build(template: str, examples: Sequence[ReflectionExample], cfg: config.Gepa
     return ReflectionPrompt("", 0, len(examples))
 
 
-def least_tokens(question: str, answer: str, cfg: config.GepaConfig, count_tokens: CountTokens, comment: str = "") -> int:
+def least_tokens(
+    question: str, answer: str, cfg: config.GepaConfig, count_tokens: CountTokens, comment: str = ""
+) -> int:
     """Tokens of the shortest reflection prompt about a question: on the empty template, with an empty response."""
     unlimited = replace(cfg, reflect_prompt_tokens=sys.maxsize)
-    examples = [ReflectionExample(question, "", float(right), 1.0, answer, right, comment) for right in (True, False)]
-    return min(count_tokens(build("", [example], unlimited, count_tokens).text) for example in examples)
+    examples = [
+        ReflectionExample(question, "", float(right), 1.0, answer, right, comment)
+        for right in (True, False)
+    ]
+    return min(
+        count_tokens(build("", [example], unlimited, count_tokens).text) for example in examples
+    )
 
 
 def compact_prompt(template: str, examples: Sequence[tuple[str, str, bool, str]]) -> str:
@@ -85,8 +100,15 @@ def paper_prompt(template: str, examples: Sequence[ReflectionExample], show_answ
     """
     blocks = []
     for i, e in enumerate(examples, 1):
-        parts = {"Inputs": e.question, "Generated Outputs": e.output, "Feedback": feedback(e, show_answer)}
-        blocks.append(f"# Example {i}\n" + "".join(f"## {name}\n{part.strip()}\n\n" for name, part in parts.items()))
+        parts = {
+            "Inputs": e.question,
+            "Generated Outputs": e.output,
+            "Feedback": feedback(e, show_answer),
+        }
+        blocks.append(
+            f"# Example {i}\n"
+            + "".join(f"## {name}\n{part.strip()}\n\n" for name, part in parts.items())
+        )
     before, rest = meta_prompt().split("<curr_param>")
     between, after = rest.split("<side_info>")
     return before + template + between + "\n\n".join(blocks) + after
@@ -102,7 +124,9 @@ def meta_prompt() -> str:
 
 def feedback(example: ReflectionExample, show_answer: bool) -> str:
     """What is wrong with the response, the reference answer unless it is hidden, and the score."""
-    reference = f" The reference answer is {example.answer}." if show_answer and example.answer else ""
+    reference = (
+        f" The reference answer is {example.answer}." if show_answer and example.answer else ""
+    )
     if example.comment:
         verdict = f"{example.comment.strip()}{reference}"
     elif example.right:
@@ -113,11 +137,18 @@ def feedback(example: ReflectionExample, show_answer: bool) -> str:
             f"{reference} Look at the reasoning as well as at the form of the answer."
         )
     else:
-        verdict = f"The final answer is wrong.{reference} Look for the step at which the reasoning fails."
+        verdict = (
+            f"The final answer is wrong.{reference} Look for the step at which the reasoning fails."
+        )
     return f"{verdict}\nScore: {example.score:.2f}"
 
 
-def _fit(template: str, examples: Sequence[ReflectionExample], cfg: config.GepaConfig, count_tokens: CountTokens) -> tuple[str, int]:
+def _fit(
+    template: str,
+    examples: Sequence[ReflectionExample],
+    cfg: config.GepaConfig,
+    count_tokens: CountTokens,
+) -> tuple[str, int]:
     """The paper's prompt with its responses cut until it fits, and how many were cut; too long a prompt if they can't be cut enough."""
 
     def render(outputs: Sequence[str]) -> str:
@@ -132,7 +163,10 @@ def _fit(template: str, examples: Sequence[ReflectionExample], cfg: config.GepaC
     room = cfg.reflect_prompt_tokens - count_tokens(render([""] * len(whole)))
     while room >= sum(min(size, MIN_TOKENS) for size in sizes):
         limits = _shares(sizes, [e.unreadable for e in examples], room)
-        outputs = [cut_middle(output, limit, count_tokens) for output, limit in zip(whole, limits, strict=True)]
+        outputs = [
+            cut_middle(output, limit, count_tokens)
+            for output, limit in zip(whole, limits, strict=True)
+        ]
         text = render(outputs)
         if count_tokens(text) <= cfg.reflect_prompt_tokens:
             return text, sum(a != b for a, b in zip(whole, outputs, strict=True))
@@ -148,7 +182,9 @@ def _shares(sizes: Sequence[int], unreadable: Sequence[bool], room: int) -> list
     Responses without an answer keep at most 200 tokens and half an equal part.
     """
     hard_cap = max(min(FAILURE_TOKENS, room // (2 * len(sizes))), 1)
-    wanted = [min(size, hard_cap) if bad else size for size, bad in zip(sizes, unreadable, strict=True)]
+    wanted = [
+        min(size, hard_cap) if bad else size for size, bad in zip(sizes, unreadable, strict=True)
+    ]
     shares = [0] * len(sizes)
     for done, i in enumerate(sorted(range(len(sizes)), key=lambda i: (wanted[i], i))):
         shares[i] = min(wanted[i], room // (len(sizes) - done))

@@ -53,7 +53,10 @@ STATS = {
     "iterations": "waves of proposals that were run",
     "proposals": "pairs of a parent and a minibatch",
     "accepted": "children that became candidates",
-    **{("rejected_by_gate" if reason == "gate" else f"rejected_{reason}"): meaning for reason, meaning in REJECTIONS.items()},
+    **{
+        ("rejected_by_gate" if reason == "gate" else f"rejected_{reason}"): meaning
+        for reason, meaning in REJECTIONS.items()
+    },
     "examples_cut": "responses cut in the middle to fit a reflection prompt",
     "examples_dropped": "examples left out to fit a reflection prompt",
     "rollouts_generated": "rollouts of candidate evaluation, all stages",
@@ -115,7 +118,9 @@ def search(
     """
     train, dev = draws.split(questions, cfg.dev_size, seed)
     common = filters.common_ngrams((*train, *dev))
-    phase = steps.SearchSetup(train, dev, cfg, seed, budget.total(cfg, len(train), len(dev)), common, success_above)
+    phase = steps.SearchSetup(
+        train, dev, cfg, seed, budget.total(cfg, len(train), len(dev)), common, success_above
+    )
     world = _World(phase, evaluate, reflect, count_tokens, on_stage)
     if not dev:
         return _result(phase, steps.SearchState(("",), (None,), ((),), stage="done"), world)
@@ -128,8 +133,12 @@ def search(
         state = steps.propose(phase, state, before, replies, count_tokens, fits, spells_special)
         state = steps.gate(phase, state, world.children(state))
         num_before = len(state.events)
-        state = steps.promote(phase, state, *world.dev([p.text for p in steps.racing(state)], "dev"))
-        progress(_stats(phase, state, world), [event["outcome"] for event in state.events[num_before:]])
+        state = steps.promote(
+            phase, state, *world.dev([p.text for p in steps.racing(state)], "dev")
+        )
+        progress(
+            _stats(phase, state, world), [event["outcome"] for event in state.events[num_before:]]
+        )
     return _result(phase, state, world)
 
 
@@ -144,9 +153,16 @@ class _World:
         count_tokens: Callable[[str], int],
         on_stage: Callable[[Stage], None],
     ):
-        self._phase, self._evaluate, self._reflect, self._count_tokens = phase, evaluate, reflect, count_tokens
+        self._phase, self._evaluate, self._reflect, self._count_tokens = (
+            phase,
+            evaluate,
+            reflect,
+            count_tokens,
+        )
         self._on_stage = on_stage
-        self.counts = dict.fromkeys(("evaluate_calls", "reflect_calls", "examples_cut", "examples_dropped"), 0)
+        self.counts = dict.fromkeys(
+            ("evaluate_calls", "reflect_calls", "examples_cut", "examples_dropped"), 0
+        )
 
     def outcomes(self, pairs: Sequence[Pair], stage: Stage) -> list[tuple[float, Outcome]]:
         """For each pair the mean score of its rollouts, and the first of them."""
@@ -161,44 +177,68 @@ class _World:
         groups = [got[i : i + n] for i in range(0, len(got), n)]
         return [(sum(float(o.score) for o in group) / n, group[0]) for group in groups]
 
-    def dev(self, templates: Sequence[str], stage: Stage) -> tuple[list[list[float]], list[list[float]]]:
+    def dev(
+        self, templates: Sequence[str], stage: Stage
+    ) -> tuple[list[list[float]], list[list[float]]]:
         """The scores of each template on all of dev, and the transfers of the first rollouts."""
         dev = self._phase.dev
         got = self.outcomes([(template, q) for template in templates for q in dev], stage)
         rows = [got[i : i + len(dev)] for i in range(0, len(got), len(dev))]
-        return [[score for score, _ in row] for row in rows], [[first.transfer for _, first in row] for row in rows]
+        return [[score for score, _ in row] for row in rows], [
+            [first.transfer for _, first in row] for row in rows
+        ]
 
-    def parents(self, state: steps.SearchState) -> tuple[list[float], list[list[reflection.ReflectionExample]]]:
+    def parents(
+        self, state: steps.SearchState
+    ) -> tuple[list[float], list[list[reflection.ReflectionExample]]]:
         """The score of each proposal's parent, summed over its minibatch, and the examples to reflect on."""
-        groups = self._minibatches([(state.templates[p.parent], p.minibatch) for p in state.wave], "parents")
+        groups = self._minibatches(
+            [(state.templates[p.parent], p.minibatch) for p in state.wave], "parents"
+        )
         examples = [[self._example(q, o) for q, _, o in group] for group in groups]
         return [sum(score for _, score, _ in group) for group in groups], examples
 
     def _example(self, q: Question, o: Outcome) -> reflection.ReflectionExample:
         right = o.score > self._phase.success_above
-        return reflection.ReflectionExample(q.text, o.text, o.score, o.format_score, q.answer, right, o.feedback)
+        return reflection.ReflectionExample(
+            q.text, o.text, o.score, o.format_score, q.answer, right, o.feedback
+        )
 
     def children(self, state: steps.SearchState) -> list[float]:
         """The score of each racing child, summed over its parent's minibatch."""
         groups = self._minibatches([(p.text, p.minibatch) for p in steps.racing(state)], "children")
         return [sum(score for _, score, _ in group) for group in groups]
 
-    def _minibatches(self, items: Sequence[tuple[str, Sequence[int]]], stage: Stage) -> list[list[tuple[Question, float, Outcome]]]:
+    def _minibatches(
+        self, items: Sequence[tuple[str, Sequence[int]]], stage: Stage
+    ) -> list[list[tuple[Question, float, Outcome]]]:
         train = self._phase.train
-        outcomes = iter(self.outcomes([(template, train[i]) for template, minibatch in items for i in minibatch], stage))
+        outcomes = iter(
+            self.outcomes(
+                [(template, train[i]) for template, minibatch in items for i in minibatch], stage
+            )
+        )
         return [[(train[i], *next(outcomes)) for i in minibatch] for _, minibatch in items]
 
     def replies(
-        self, state: steps.SearchState, before: Sequence[float], examples: Sequence[Sequence[reflection.ReflectionExample]]
+        self,
+        state: steps.SearchState,
+        before: Sequence[float],
+        examples: Sequence[Sequence[reflection.ReflectionExample]],
     ) -> list[str | steps.NoReply]:
         """The reply to each proposal's reflection prompt, or why there is none.
 
         Not even one example fits into it, nobody answered, or, ▲ with `skip_perfect`, no child could beat the parent.
         """
         cfg = self._phase.cfg
-        skipped = [bool(cfg.skip_perfect) and steps.is_unbeatable(self._phase, p, b) for p, b in zip(state.wave, before, strict=True)]
+        skipped = [
+            bool(cfg.skip_perfect) and steps.is_unbeatable(self._phase, p, b)
+            for p, b in zip(state.wave, before, strict=True)
+        ]
         prompts = [
-            reflection.SKIPPED if skip else reflection.build(state.templates[p.parent], group, cfg, self._count_tokens)
+            reflection.SKIPPED
+            if skip
+            else reflection.build(state.templates[p.parent], group, cfg, self._count_tokens)
             for p, group, skip in zip(state.wave, examples, skipped, strict=True)
         ]
         sent = [prompt.text for prompt in prompts if prompt.text]
@@ -209,7 +249,10 @@ class _World:
         self.counts["examples_dropped"] += sum(prompt.num_dropped for prompt in prompts)
         answers = iter(got)
         missing = [steps.NoReply("perfect" if skip else "overlong_reflection") for skip in skipped]
-        given = [next(answers) if prompt.text else why for prompt, why in zip(prompts, missing, strict=True)]
+        given = [
+            next(answers) if prompt.text else why
+            for prompt, why in zip(prompts, missing, strict=True)
+        ]
         return [steps.NoReply("no_reply") if reply is None else reply for reply in given]
 
 
@@ -220,13 +263,17 @@ def _stats(phase: steps.SearchSetup, state: steps.SearchState, world: _World) ->
         "iterations": state.iteration,
         "proposals": len(fates),
         "accepted": fates.count("accepted"),
-        **{("rejected_by_gate" if reason == "gate" else f"rejected_{reason}"): fates.count(reason) for reason in REJECTIONS},
+        **{
+            ("rejected_by_gate" if reason == "gate" else f"rejected_{reason}"): fates.count(reason)
+            for reason in REJECTIONS
+        },
         "rollouts_generated": state.generated,
         "rollouts_charged": state.charged,
         "budget": phase.budget,
         "train_questions": len(phase.train),
         "dev_questions": len(phase.dev),
-        "frac_dev_solved_empty": len(cover.covered(state.score_ZN[:1], phase.success_above)) / num_dev,
+        "frac_dev_solved_empty": len(cover.covered(state.score_ZN[:1], phase.success_above))
+        / num_dev,
         "frac_dev_covered": len(cover.covered(state.score_ZN, phase.success_above)) / num_dev,
         "best_dev_score": max(sum(row) / num_dev for row in state.score_ZN),
         "num_cover": len(cover.greedy_cover(state.score_ZN, phase.success_above)),

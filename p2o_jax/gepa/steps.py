@@ -55,7 +55,9 @@ class SearchState:
     templates: tuple[str, ...]
     parents: tuple[int | None, ...]
     score_ZN: tuple[tuple[float, ...], ...]  # [candidate][dev question]
-    transfer_ZN: tuple[tuple[float, ...], ...] = ()  # likewise Outcome.transfer; empty without config.gepa.reliance
+    transfer_ZN: tuple[
+        tuple[float, ...], ...
+    ] = ()  # likewise Outcome.transfer; empty without config.gepa.reliance
     iteration: int = 0
     stage: Stage = "select"
     wave: tuple[Proposal, ...] = ()  # of this iteration
@@ -76,18 +78,29 @@ def from_json(value: Mapping[str, Any]) -> SearchState:
     kept: dict[str, Any] = {f.name: value[f.name] for f in fields(SearchState)}
     kept |= {name: tuple(kept[name]) for name in ("templates", "parents", "used", "events")}
     kept |= {name: tuple(tuple(row) for row in kept[name]) for name in ("score_ZN", "transfer_ZN")}
-    kept["wave"] = tuple(Proposal(**{**p, "minibatch": tuple(p["minibatch"])}) for p in kept["wave"])
+    kept["wave"] = tuple(
+        Proposal(**{**p, "minibatch": tuple(p["minibatch"])}) for p in kept["wave"]
+    )
     return SearchState(**kept)
 
 
-def init(phase: SearchSetup, dev_scores: Sequence[float], transfers: Sequence[float] = ()) -> SearchState:
+def init(
+    phase: SearchSetup, dev_scores: Sequence[float], transfers: Sequence[float] = ()
+) -> SearchState:
     """The state with one candidate, the empty template, evaluated on dev (step 2).
 
     ▲ With `charge_all` these rollouts are charged; the released code gives them away.
     """
     spent = len(dev_scores) * phase.cfg.rollouts_per_eval
     rows = (tuple(transfers),) if phase.cfg.reliance else ()
-    state = SearchState(("",), (None,), (tuple(dev_scores),), rows, generated=spent, charged=spent if phase.cfg.charge_all else 0)
+    state = SearchState(
+        ("",),
+        (None,),
+        (tuple(dev_scores),),
+        rows,
+        generated=spent,
+        charged=spent if phase.cfg.charge_all else 0,
+    )
     return _checked(phase, state)
 
 
@@ -141,14 +154,24 @@ def propose(
         text, problem = filters.extract(reply, phase.cfg, count_tokens, taken, spells_special)
         problem = problem or _misfit(phase, proposal, text, fits)
         wave.append(replace(proposal, before=score, text=text, outcome=problem))
-    return _spend(phase, replace(state, stage="gate", wave=tuple(wave)), sum(len(p.minibatch) for p in wave))
+    return _spend(
+        phase, replace(state, stage="gate", wave=tuple(wave)), sum(len(p.minibatch) for p in wave)
+    )
 
 
-def _misfit(phase: SearchSetup, proposal: Proposal, text: str, fits: Callable[[str, Question], bool]) -> str:
+def _misfit(
+    phase: SearchSetup, proposal: Proposal, text: str, fits: Callable[[str, Question], bool]
+) -> str:
     """Why the text may not become a template of this phase, if there is a reason."""
-    if phase.cfg.leak_guard and filters.leaks(text, [phase.train[i] for i in proposal.minibatch], phase.common):
+    if phase.cfg.leak_guard and filters.leaks(
+        text, [phase.train[i] for i in proposal.minibatch], phase.common
+    ):
         return "leak"
-    return "" if all(fits(text, question) for question in (*phase.train, *phase.dev)) else "overlong_prompt"
+    return (
+        ""
+        if all(fits(text, question) for question in (*phase.train, *phase.dev))
+        else "overlong_prompt"
+    )
 
 
 def racing(state: SearchState) -> list[Proposal]:
@@ -175,11 +198,18 @@ def gate(phase: SearchSetup, state: SearchState, after: Sequence[float]) -> Sear
     assert state.stage == "gate", state.stage
     cfg, scores = phase.cfg, iter(after)
     wave = [p if p.outcome else replace(p, after=next(scores)) for p in state.wave]
-    wave = [replace(p, outcome="gate") if not p.outcome and not p.after - p.before >= _least_gain(cfg) else p for p in wave]
+    wave = [
+        replace(p, outcome="gate")
+        if not p.outcome and not p.after - p.before >= _least_gain(cfg)
+        else p
+        for p in wave
+    ]
     num_rollouts = sum(len(p.minibatch) for p in racing(state))
     state = _spend(phase, replace(state, stage="promote"), num_rollouts, free=not cfg.charge_all)
     if cfg.charge_all:
-        affordable = max(phase.budget - state.charged, 0) // (len(phase.dev) * cfg.rollouts_per_eval)
+        affordable = max(phase.budget - state.charged, 0) // (
+            len(phase.dev) * cfg.rollouts_per_eval
+        )
         accepted = [i for i, p in enumerate(wave) if not p.outcome]
         for i in sorted(accepted, key=lambda i: (wave[i].before - wave[i].after, i))[affordable:]:
             wave[i] = replace(wave[i], outcome="budget")
@@ -187,7 +217,10 @@ def gate(phase: SearchSetup, state: SearchState, after: Sequence[float]) -> Sear
 
 
 def promote(
-    phase: SearchSetup, state: SearchState, dev_scores: Sequence[Sequence[float]], transfers: Sequence[Sequence[float]] = ()
+    phase: SearchSetup,
+    state: SearchState,
+    dev_scores: Sequence[Sequence[float]],
+    transfers: Sequence[Sequence[float]] = (),
 ) -> SearchState:
     """The state after the iteration: accepted children are candidates, with their parent and their dev scores (step 3e).
 
@@ -201,12 +234,25 @@ def promote(
     state = _spend(phase, state, len(accepted) * len(phase.dev))
     events, number = [], len(state.templates)
     for p in state.wave:
-        event: dict[str, Any] = {"iteration": state.iteration, "parent": p.parent, "text": p.text, "outcome": p.outcome or "accepted"}
+        event: dict[str, Any] = {
+            "iteration": state.iteration,
+            "parent": p.parent,
+            "text": p.text,
+            "outcome": p.outcome or "accepted",
+        }
         evaluated = p.outcome in ("", "gate", "budget")
-        event |= {"before": p.before, "after": p.after if evaluated else None, "minibatch": [phase.train[i].id for i in p.minibatch]}
+        event |= {
+            "before": p.before,
+            "after": p.after if evaluated else None,
+            "minibatch": [phase.train[i].id for i in p.minibatch],
+        }
         if not p.outcome:
             row = tuple(next(rows))
-            event |= {"candidate": number, "dev_score": sum(row) / len(row), "rollouts": state.generated}
+            event |= {
+                "candidate": number,
+                "dev_score": sum(row) / len(row),
+                "rollouts": state.generated,
+            }
             state = replace(state, score_ZN=(*state.score_ZN, row))
             number += 1
         events.append(event)
@@ -224,11 +270,17 @@ def promote(
     return replace(state, stage="done") if unanswered else _checked(phase, state)
 
 
-def _spend(phase: SearchSetup, state: SearchState, num_pairs: int, free: bool = False) -> SearchState:
+def _spend(
+    phase: SearchSetup, state: SearchState, num_pairs: int, free: bool = False
+) -> SearchState:
     """The state with these rollouts counted; without `charge_all` the first two iterations are free (step 3f)."""
     rollouts = num_pairs * phase.cfg.rollouts_per_eval
     free = free or (not phase.cfg.charge_all and state.iteration < 2)
-    return replace(state, generated=state.generated + rollouts, charged=state.charged + (0 if free else rollouts))
+    return replace(
+        state,
+        generated=state.generated + rollouts,
+        charged=state.charged + (0 if free else rollouts),
+    )
 
 
 def _checked(phase: SearchSetup, state: SearchState) -> SearchState:
@@ -237,7 +289,9 @@ def _checked(phase: SearchSetup, state: SearchState) -> SearchState:
     ▲ `max_iterations`; `patience` iterations in a row without a promoted child, or the first so many without a solved dev question.
     """
     cfg = phase.cfg
-    fruitless = max(state.idle, 0 if cover.covered(state.score_ZN, phase.success_above) else state.iteration)
+    fruitless = max(
+        state.idle, 0 if cover.covered(state.score_ZN, phase.success_above) else state.iteration
+    )
     done = (
         not phase.train
         or (state.charged >= phase.budget and (bool(cfg.charge_all) or state.iteration >= 2))

@@ -65,22 +65,41 @@ def _forward(x_SND: Any, head_VD: Any, target_SN: Any, wanted_SN: Any, temperatu
         total_Sc = e_ScV.sum(axis=-1)
         logz_Sc = most_Sc1[..., 0] + jnp.log(total_Sc)
         own_Sc = jnp.take_along_axis(z_ScV, _chunk(target, i, size)[..., None], axis=-1)[..., 0]
-        mean_Sc = jnp.einsum("ScV,ScV->Sc", e_ScV, z_ScV) / total_Sc  # as a product and a sum XLA's CPU code is 30 times slower
+        mean_Sc = (
+            jnp.einsum("ScV,ScV->Sc", e_ScV, z_ScV) / total_Sc
+        )  # as a product and a sum XLA's CPU code is 30 times slower
         fresh = (own_Sc - logz_Sc, logz_Sc - mean_Sc, logz_Sc)
-        return tuple(lax.dynamic_update_slice_in_dim(all_SN, part, i * size, axis=1) for all_SN, part in zip(done, fresh, strict=True))
+        return tuple(
+            lax.dynamic_update_slice_in_dim(all_SN, part, i * size, axis=1)
+            for all_SN, part in zip(done, fresh, strict=True)
+        )
 
     empty = jnp.zeros(x.shape[:2], jnp.float32)
     logp, entropy, logz = lax.fori_loop(0, _num_chunks(wanted_SN, size), one, (empty, empty, empty))
     back_SN = jnp.argsort(order_SN, axis=1)
-    out = tuple(jnp.where(wanted_SN, jnp.take_along_axis(y, back_SN, axis=1), 0.0) for y in (logp, entropy))
-    return out, (x_SND, head_VD, target_SN, wanted_SN, temperature, order_SN, back_SN, logz, entropy)
+    out = tuple(
+        jnp.where(wanted_SN, jnp.take_along_axis(y, back_SN, axis=1), 0.0) for y in (logp, entropy)
+    )
+    return out, (
+        x_SND,
+        head_VD,
+        target_SN,
+        wanted_SN,
+        temperature,
+        order_SN,
+        back_SN,
+        logz,
+        entropy,
+    )
 
 
 def _backward(how: _How, kept: Any, cotangents: Any) -> Any:
     vocab, size = how.vocab, how.size
     x_SND, head_VD, target_SN, wanted_SN, temperature, order_SN, back_SN, logz, entropy = kept
     x, target = _take(x_SND, order_SN, size), _take(target_SN, order_SN, size)
-    by_logp, by_entropy = (_take(jnp.where(wanted_SN, g, 0.0), order_SN, size)[..., None] for g in cotangents)
+    by_logp, by_entropy = (
+        _take(jnp.where(wanted_SN, g, 0.0), order_SN, size)[..., None] for g in cotangents
+    )
 
     def one(i: jax.Array, done: Any) -> Any:
         dx, dhead_SVD = done
@@ -90,16 +109,26 @@ def _backward(how: _How, kept: Any, cotangents: Any) -> Any:
         hit_ScV = _chunk(target, i, size)[..., None] == jnp.arange(z_ScV.shape[-1])[None, None]
         dz_ScV = _chunk(by_logp, i, size) * (hit_ScV - p_ScV)
         if how.entropy_gradient:
-            dz_ScV -= _chunk(by_entropy, i, size) * p_ScV * (z_ScV - logz_Sc1 + _chunk(entropy, i, size)[..., None])
+            dz_ScV -= (
+                _chunk(by_entropy, i, size)
+                * p_ScV
+                * (z_ScV - logz_Sc1 + _chunk(entropy, i, size)[..., None])
+            )
         dz_ScV = (dz_ScV / temperature).astype(x.dtype)
-        dx = lax.dynamic_update_slice_in_dim(dx, jnp.einsum("ScV,VD->ScD", dz_ScV, head_VD), i * size, axis=1)
-        return dx, dhead_SVD + jnp.einsum("ScV,ScD->SVD", dz_ScV, x_ScD, preferred_element_type=jnp.float32)
+        dx = lax.dynamic_update_slice_in_dim(
+            dx, jnp.einsum("ScV,VD->ScD", dz_ScV, head_VD), i * size, axis=1
+        )
+        return dx, dhead_SVD + jnp.einsum(
+            "ScV,ScD->SVD", dz_ScV, x_ScD, preferred_element_type=jnp.float32
+        )
 
     S = x.shape[0]
     start = (jnp.zeros_like(x), jnp.zeros((S, *head_VD.shape), jnp.float32))
     dx, dhead_SVD = lax.fori_loop(0, _num_chunks(wanted_SN, size), one, start)
     dx_SND = jnp.take_along_axis(dx, back_SN[..., None], axis=1)
-    if S > 1:  # what is sent between parts is in the compute dtype, as the other weights' gradients are
+    if (
+        S > 1
+    ):  # what is sent between parts is in the compute dtype, as the other weights' gradients are
         dhead_SVD = dhead_SVD.astype(x.dtype)
     dhead_VD = sharding.scattered(dhead_SVD, how.mesh).astype(how.head_dtype)
     return dx_SND, dhead_VD, None, None, jnp.zeros_like(temperature)

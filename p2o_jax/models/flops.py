@@ -9,20 +9,27 @@ from collections.abc import Iterable, Sequence
 
 from p2o_jax.models.spec import ModelSpec, num_params
 
-PromptAndLength = tuple[tuple[int, ...], int]  # a prompt's ids, and the number of tokens that follow it
+PromptAndLength = tuple[
+    tuple[int, ...], int
+]  # a prompt's ids, and the number of tokens that follow it
 
 
 def forward(spec: ModelSpec, start: int, end: int) -> int:
     """A forward pass over the tokens at positions start ... end - 1 of a sequence, those before being in the cache."""
     keys = (end * (end + 1) - start * (start + 1)) // 2
-    return 2 * num_params(spec.base) * (end - start) + 4 * spec.layers * spec.heads * spec.head_dim * keys
+    return (
+        2 * num_params(spec.base) * (end - start)
+        + 4 * spec.layers * spec.heads * spec.head_dim * keys
+    )
 
 
 def sampling(spec: ModelSpec, sequences: Sequence[PromptAndLength]) -> int:
     """Sampling these in one call: every distinct prompt once, and each response."""
     prompts = {prompt for prompt, _ in sequences}
     prefill = sum(forward(spec, 0, len(prompt)) for prompt in prompts)
-    return prefill + sum(forward(spec, len(prompt), len(prompt) + length) for prompt, length in sequences)
+    return prefill + sum(
+        forward(spec, len(prompt), len(prompt) + length) for prompt, length in sequences
+    )
 
 
 def scoring(spec: ModelSpec, lengths: Iterable[int]) -> int:

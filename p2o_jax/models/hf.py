@@ -29,7 +29,9 @@ from p2o_jax.models.spec import ModelSpec, Weight, weights
 from p2o_jax.runtime import files
 
 Bounds = Sequence[tuple[int, int]]  # [start, stop) along each axis
-Axes = tuple[tuple[int, ...], ...]  # for each axis of the file's tensor, the axes of ours (without layer) that it fuses
+Axes = tuple[
+    tuple[int, ...], ...
+]  # for each axis of the file's tensor, the axes of ours (without layer) that it fuses
 
 # ours -> (name in the file, axes): torch keeps a linear layer as [out, in], we keep [in, out] with heads apart
 _TOP: dict[str, tuple[str, Axes]] = {
@@ -57,10 +59,14 @@ _DTYPES = ("F32", "BF16", "F16", "F64")
 _BY_TOKEN = (_TOP["embed"][0], _TOP["lm_head"][0])  # tensors with a row for each token
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_ADAPTERS = "adapter_config.json"  # beside which transformers adds adapters to the weights that it loads
+_ADAPTERS = (
+    "adapter_config.json"  # beside which transformers adds adapters to the weights that it loads
+)
 _LINES = 10  # of each kind of problem
 _PIECE_BYTES = 32 * 2**20  # read at one time
-_MAPPED_BYTES = 64 * 2**20  # of a file's pages, before they are let go: mapped pages count as resident memory
+_MAPPED_BYTES = (
+    64 * 2**20
+)  # of a file's pages, before they are let go: mapped pages count as resident memory
 _TILE = 256  # rows and columns transposed at one time, to stay in the processor's cache
 
 
@@ -80,12 +86,22 @@ def tensors(spec: ModelSpec) -> list[Stored]:
     blocks = table["blocks"]
     assert isinstance(blocks, dict)
 
-    def stored(name: str, path: tuple[str, ...], layer: int | None, shape: tuple[int, ...], axes: Axes) -> Stored:
-        return Stored(name, path, layer, tuple(math.prod(shape[i] for i in group) for group in axes), axes)
+    def stored(
+        name: str, path: tuple[str, ...], layer: int | None, shape: tuple[int, ...], axes: Axes
+    ) -> Stored:
+        return Stored(
+            name, path, layer, tuple(math.prod(shape[i] for i in group) for group in axes), axes
+        )
 
-    top = {name: stored(_TOP[name][0], (name,), None, w.shape, _TOP[name][1]) for name, w in table.items() if isinstance(w, Weight)}
+    top = {
+        name: stored(_TOP[name][0], (name,), None, w.shape, _TOP[name][1])
+        for name, w in table.items()
+        if isinstance(w, Weight)
+    }
     layers = [
-        stored(f"model.layers.{i}.{_BLOCK[name][0]}", ("blocks", name), i, w.shape[1:], _BLOCK[name][1])
+        stored(
+            f"model.layers.{i}.{_BLOCK[name][0]}", ("blocks", name), i, w.shape[1:], _BLOCK[name][1]
+        )
         for i in range(spec.layers)
         for name, w in blocks.items()
         if isinstance(w, Weight)
@@ -93,7 +109,9 @@ def tensors(spec: ModelSpec) -> list[Stored]:
     return [top.pop("embed"), *layers, *top.values()]
 
 
-def load(directory: str | Path, spec: ModelSpec, shardings: Any = None, dtype: str = "float32") -> dict[str, Any]:
+def load(
+    directory: str | Path, spec: ModelSpec, shardings: Any = None, dtype: str = "float32"
+) -> dict[str, Any]:
     """The params in the directory's safetensors files, on the devices that `shardings` (a tree like the params') names.
 
     Each process reads only what its devices hold. On the host there is one device's part of one leaf at a time, and on CPU
@@ -112,10 +130,14 @@ def load(directory: str | Path, spec: ModelSpec, shardings: Any = None, dtype: s
         by_path[t.path].append(t)
     leaves = weights(replace(spec, lora=None))
     if shardings is None:
-        shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), leaves, is_leaf=_is_weight)
+        shardings = jax.tree.map(
+            lambda _: SingleDeviceSharding(jax.local_devices()[0]), leaves, is_leaf=_is_weight
+        )
 
     def leaf(path: Any, w: Weight, sharding: Sharding) -> jax.Array:
-        return _load_leaf(files, by_path[tuple(k.key for k in path)], w.shape, sharding, jnp.dtype(dtype))
+        return _load_leaf(
+            files, by_path[tuple(k.key for k in path)], w.shape, sharding, jnp.dtype(dtype)
+        )
 
     return jax.tree.map_with_path(leaf, leaves, shardings, is_leaf=_is_weight)
 
@@ -156,7 +178,10 @@ def save(
     Raises:
         ConfigError: the directory holds something and `overwrite` is not set, or there is no tokenizer in `tokenizer_dir`.
     """
-    target, source = Path(os.path.realpath(directory)), None if tokenizer_dir is None else Path(tokenizer_dir)
+    target, source = (
+        Path(os.path.realpath(directory)),
+        None if tokenizer_dir is None else Path(tokenizer_dir),
+    )
     partial = files.unused(target)  # process 0's: the others write nothing
     writes = jax.process_index() == 0
     with files.removed_on_failure(partial) if writes else nullcontext():
@@ -196,7 +221,9 @@ class _Files:
         broken = {file for file in set(index.values()) if file not in self.file_of.values()}
         for name, file in index.items():
             if file not in broken and self.file_of.get(name) != file:
-                problems.append(f"{directory / _INDEX}: places {name} in {file.name}, which does not hold it")
+                problems.append(
+                    f"{directory / _INDEX}: places {name} in {file.name}, which does not hold it"
+                )
         if problems:
             raise ConfigError(*problems)
 
@@ -215,11 +242,14 @@ class _Files:
                     rule = f"expected {shape[0]} rows, which is vocab_size in config.json"
                 problems.append(f"{where} has shape {list(found)}, {rule}")
             elif self.dtype_of[name] not in _DTYPES:
-                other_types.append(f"{where} is {self.dtype_of[name]}; supported: {', '.join(_DTYPES)}")
+                other_types.append(
+                    f"{where} is {self.dtype_of[name]}; supported: {', '.join(_DTYPES)}"
+                )
         unknown = [
             f"{self.file_of[name]}: tensor {name} {list(self.shape_of[name])} is not part of this model"
             for name in sorted(set(self.file_of) - set(expected))
-            if not name.endswith("rotary_emb.inv_freq") and not (name == _TOP["lm_head"][0] and spec.tied)
+            if not name.endswith("rotary_emb.inv_freq")
+            and not (name == _TOP["lm_head"][0] and spec.tied)
         ]
         problems = [line for lines in (other_types, problems, unknown) for line in _first(lines)]
         if problems:
@@ -229,7 +259,9 @@ class _Files:
         """Raises ConfigError if the files hold a head of their own where config.json ties it to the embedding."""
         head = _TOP["lm_head"][0]
         if spec.tied and head in self.file_of and not self._equal(head, _TOP["embed"][0]):
-            raise ConfigError(f"{self.file_of[head]}: {head} differs from the embedding that config.json ties it to")
+            raise ConfigError(
+                f"{self.file_of[head]}: {head} differs from the embedding that config.json ties it to"
+            )
 
     def tensor(self, name: str) -> Any:
         """The tensor, to be cut with slices; only what is cut is read."""
@@ -257,7 +289,9 @@ class _Files:
         index of earlier shards in place.
         """
         if (self.directory / _ADAPTERS).exists():
-            raise ConfigError(f"{self.directory / _ADAPTERS}: adapters beside a model are not read; merge them into its weights")
+            raise ConfigError(
+                f"{self.directory / _ADAPTERS}: adapters beside a model are not read; merge them into its weights"
+            )
         if (self.directory / _SINGLE).exists():
             return {}
         if (self.directory / _INDEX).exists():
@@ -265,16 +299,26 @@ class _Files:
             if not isinstance(weight_map, dict) or not weight_map:
                 raise ConfigError(f"{self.directory / _INDEX}: holds no weight_map")
             return {name: self.directory / str(file) for name, file in weight_map.items()}
-        found = sorted(p.name for p in self.directory.glob("*") if p.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf"))
+        found = sorted(
+            p.name
+            for p in self.directory.glob("*")
+            if p.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+        )
         instead = f" (it holds {', '.join(found)})" if found else ""
-        raise ConfigError(f"{self.directory}: holds no weights: neither {_SINGLE} nor {_INDEX}{instead}")
+        raise ConfigError(
+            f"{self.directory}: holds no weights: neither {_SINGLE} nor {_INDEX}{instead}"
+        )
 
     def _read_header(self, file: Path) -> list[str]:
         try:
             with safe_open(file, "numpy") as opened:
                 for name in opened.keys():  # noqa: SIM118  not a mapping
                     part = opened.get_slice(name)
-                    self.file_of[name], self.shape_of[name], self.dtype_of[name] = file, tuple(part.get_shape()), part.get_dtype()
+                    self.file_of[name], self.shape_of[name], self.dtype_of[name] = (
+                        file,
+                        tuple(part.get_shape()),
+                        part.get_dtype(),
+                    )
         except FileNotFoundError:
             return [f"{file}: missing, but {_INDEX} names it"]
         except (SafetensorError, OSError) as e:
@@ -282,11 +326,15 @@ class _Files:
         return []
 
 
-def _load_leaf(files: _Files, stored: list[Stored], shape: tuple[int, ...], sharding: Sharding, dtype: np.dtype) -> jax.Array:
+def _load_leaf(
+    files: _Files, stored: list[Stored], shape: tuple[int, ...], sharding: Sharding, dtype: np.dtype
+) -> jax.Array:
     devices_of: dict[tuple[tuple[int, int], ...], list[Any]] = defaultdict(list)
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         assert index is not None
-        devices_of[tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))].append(device)
+        devices_of[tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))].append(
+            device
+        )
     arrays: list[jax.Array] = []
     for bounds, devices in devices_of.items():
         part = _read_part(files, stored, shape, bounds, dtype)
@@ -295,12 +343,16 @@ def _load_leaf(files: _Files, stored: list[Stored], shape: tuple[int, ...], shar
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
-def _read_part(files: _Files, stored: list[Stored], shape: tuple[int, ...], bounds: Bounds, dtype: np.dtype) -> np.ndarray:
+def _read_part(
+    files: _Files, stored: list[Stored], shape: tuple[int, ...], bounds: Bounds, dtype: np.dtype
+) -> np.ndarray:
     """The part of a leaf inside the bounds, layer by layer if it is stacked."""
     out = _aligned_empty(tuple(stop - start for start, stop in bounds), dtype)
     if stored[0].layer is None:
         start, stop = bounds[0]
-        end = min(max(stored[0].shape[0], start), stop)  # beyond it are rows that pad the vocabulary
+        end = min(
+            max(stored[0].shape[0], start), stop
+        )  # beyond it are rows that pad the vocabulary
         out[end - start :] = 0
         _read_tensor(files, stored[0], shape, ((start, end), *bounds[1:]), out[: end - start])
     else:
@@ -309,10 +361,14 @@ def _read_part(files: _Files, stored: list[Stored], shape: tuple[int, ...], boun
     return out
 
 
-def _read_tensor(files: _Files, t: Stored, shape: tuple[int, ...], bounds: Bounds, out: np.ndarray) -> None:
+def _read_tensor(
+    files: _Files, t: Stored, shape: tuple[int, ...], bounds: Bounds, out: np.ndarray
+) -> None:
     """Fills `out` with our tensor of this shape, inside the bounds, piece by piece along the file's rows."""
     rows = t.axes[0][0]
-    units = [math.prod(shape[i] for i in group[1:]) for group in t.axes]  # the file's entries for one of our leading axis
+    units = [
+        math.prod(shape[i] for i in group[1:]) for group in t.axes
+    ]  # the file's entries for one of our leading axis
     leading = [group[0] for group in t.axes]
     order = [i for group in t.axes for i in group]
     row_bytes = 4 * units[0] * math.prod(t.shape[1:])
@@ -321,15 +377,24 @@ def _read_tensor(files: _Files, t: Stored, shape: tuple[int, ...], bounds: Bound
     for first in range(start, end, step):
         part = list(bounds)
         part[rows] = (first, min(first + step, end))
-        cut = tuple(slice(part[i][0] * unit, part[i][1] * unit) for i, unit in zip(leading, units, strict=True))
-        block = files.tensor(t.name)[cut].reshape([part[i][1] - part[i][0] if i in leading else shape[i] for i in order])
-        ours = block.transpose(np.argsort(order))[tuple(slice(None) if i in leading else slice(*part[i]) for i in range(len(shape)))]
+        cut = tuple(
+            slice(part[i][0] * unit, part[i][1] * unit)
+            for i, unit in zip(leading, units, strict=True)
+        )
+        block = files.tensor(t.name)[cut].reshape(
+            [part[i][1] - part[i][0] if i in leading else shape[i] for i in order]
+        )
+        ours = block.transpose(np.argsort(order))[
+            tuple(slice(None) if i in leading else slice(*part[i]) for i in range(len(shape)))
+        ]
         target = out[(slice(None),) * rows + (slice(first - start, part[rows][1] - start),)]
         for tile in _tiles(ours.shape, leading, units) if order != sorted(order) else [...]:
             _copy(ours[tile], target[tile])
 
 
-def _tiles(shape: tuple[int, ...], axes: list[int], units: list[int]) -> Iterator[tuple[slice, ...]]:
+def _tiles(
+    shape: tuple[int, ...], axes: list[int], units: list[int]
+) -> Iterator[tuple[slice, ...]]:
     """Indices that cut an array into tiles of about _TILE x _TILE along two axes."""
     a, b = axes
     step_a, step_b = (max(1, _TILE // unit) for unit in units)
@@ -370,16 +435,23 @@ def _pieces(table: list[Stored], itemsize: int, max_bytes: float) -> dict[str, l
         filled += size
     if len(groups) == 1:
         return {_SINGLE: groups[0]}
-    return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)}
+    return {
+        f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)
+    }
 
 
 def _index(pieces: dict[str, list[Stored]], itemsize: int) -> dict[str, Any]:
     count = sum(math.prod(t.shape) for content in pieces.values() for t in content)
     weight_map = {t.name: file for file, content in pieces.items() for t in content}
-    return {"metadata": {"total_parameters": count, "total_size": count * itemsize}, "weight_map": weight_map}
+    return {
+        "metadata": {"total_parameters": count, "total_size": count * itemsize},
+        "weight_map": weight_map,
+    }
 
 
-def _write_piece(out: BinaryIO | None, content: list[Stored], params: dict[str, Any], dtype: str) -> None:
+def _write_piece(
+    out: BinaryIO | None, content: list[Stored], params: dict[str, Any], dtype: str
+) -> None:
     """Writes one safetensors file: length and text of a header, then the tensors one after the other."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -406,7 +478,11 @@ def _gatherer(sharding: Sharding | None, dtype: str, axes: Axes, shape: tuple[in
     order = [i for group in axes for i in group]
 
     def gather(leaf: jax.Array, layer: jax.Array | None) -> jax.Array:
-        ours = leaf[: shape[0]] if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+        ours = (
+            leaf[: shape[0]]
+            if layer is None
+            else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+        )
         return ours.astype(dtype).transpose(order).reshape(shape)
 
     return jax.jit(gather, out_shardings=sharding)
@@ -414,14 +490,20 @@ def _gatherer(sharding: Sharding | None, dtype: str, axes: Axes, shape: tuple[in
 
 def _replicated(leaf: Any) -> Sharding | None:
     sharding = getattr(leaf, "sharding", None)
-    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
+    return (
+        NamedSharding(sharding.mesh, PartitionSpec())
+        if isinstance(sharding, NamedSharding)
+        else sharding
+    )
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target}: is a file, not a directory")
     if target.exists() and any(target.iterdir()) and not overwrite:
-        raise ConfigError(f"{target}: exists and is not empty; give another directory, or ask to overwrite it")
+        raise ConfigError(
+            f"{target}: exists and is not empty; give another directory, or ask to overwrite it"
+        )
 
 
 def _move_into_place(partial: Path, target: Path, overwrite: bool) -> None:
@@ -436,7 +518,10 @@ def _move_into_place(partial: Path, target: Path, overwrite: bool) -> None:
 def _first(lines: list[str]) -> list[str]:
     """The first lines, and how many more there are."""
     hidden = len(lines) - _LINES
-    return [*lines[:_LINES], *([f"... and {hidden} more tensors like the last"] if hidden > 0 else [])]
+    return [
+        *lines[:_LINES],
+        *([f"... and {hidden} more tensors like the last"] if hidden > 0 else []),
+    ]
 
 
 def _is_weight(x: Any) -> bool:

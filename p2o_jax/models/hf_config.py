@@ -50,7 +50,11 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(huggingface_hub.snapshot_download(str(path), revision=revision, allow_patterns=_HUB_FILES))
+        return Path(
+            huggingface_hub.snapshot_download(
+                str(path), revision=revision, allow_patterns=_HUB_FILES
+            )
+        )
     except (HfHubHTTPError, HFValidationError, OSError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ConfigError(
@@ -61,7 +65,11 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
 
 def revision(directory: Path) -> str | None:
     """The commit of the hub's repository that a directory from `locate` is a snapshot of; None for any other directory."""
-    return directory.name if directory.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", directory.name) else None
+    return (
+        directory.name
+        if directory.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", directory.name)
+        else None
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -123,7 +131,14 @@ def write_beside(
     if chat_template:
         settings = target / "tokenizer_config.json"
         if settings.exists():  # some programs read the template in it first
-            write_json(settings, {key: value for key, value in read_json(settings).items() if key != "chat_template"})
+            write_json(
+                settings,
+                {
+                    key: value
+                    for key, value in read_json(settings).items()
+                    if key != "chat_template"
+                },
+            )
         (target / "chat_template.json").unlink(missing_ok=True)
         (target / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
     write_json(target / "generation_config.json", generation_config)
@@ -135,13 +150,22 @@ def token_ids(directory: Path, stop_ids: Sequence[int], pad_id: int) -> dict[str
     """generation_config.json for a policy that was trained to end with `stop_ids`: otherwise the one in its model's directory."""
     model = read_json(directory / "config.json")
     generation = {"bos_token_id": model.get("bos_token_id"), **generation_config(None, directory)}
-    generation.pop("_from_model_config", None)  # which lets transformers replace what this file says
-    return generation | {"eos_token_id": list(stop_ids) if len(stop_ids) > 1 else stop_ids[0], "pad_token_id": pad_id}
+    generation.pop(
+        "_from_model_config", None
+    )  # which lets transformers replace what this file says
+    return generation | {
+        "eos_token_id": list(stop_ids) if len(stop_ids) > 1 else stop_ids[0],
+        "pad_token_id": pad_id,
+    }
 
 
 def generation_config(given: dict[str, Any] | None, tokenizer_dir: Path | None) -> dict[str, Any]:
     """generation_config.json of an export: the one given, else the one beside the tokenizer, else an empty one."""
-    if given is None and tokenizer_dir is not None and (tokenizer_dir / "generation_config.json").exists():
+    if (
+        given is None
+        and tokenizer_dir is not None
+        and (tokenizer_dir / "generation_config.json").exists()
+    ):
         return read_json(tokenizer_dir / "generation_config.json")
     return given or {"_from_model_config": True}
 
@@ -157,14 +181,20 @@ def read_spec(directory: str | Path) -> ModelSpec:
     fields = _Fields(values)
     family = values.get("model_type")
     if family not in ARCHITECTURES:
-        raise ConfigError(f"{path}: model_type={family!r} is not supported; supported: {_names(ARCHITECTURES)}")
+        raise ConfigError(
+            f"{path}: model_type={family!r} is not supported; supported: {_names(ARCHITECTURES)}"
+        )
     fields.problems += hf_keys.problems(values)
     window, too_narrow = hf_keys.window(values)
     if too_narrow:
-        fields.problems.append(f"{too_narrow} is not supported; supported: full attention in every layer")
+        fields.problems.append(
+            f"{too_narrow} is not supported; supported: full attention in every layer"
+        )
     heads = fields.integer("num_attention_heads")
     width = fields.integer("hidden_size")
-    head_dim = 128 if family == "qwen3" else width // heads  # what transformers takes where the key is absent
+    head_dim = (
+        128 if family == "qwen3" else width // heads
+    )  # what transformers takes where the key is absent
     max_positions = fields.integer("max_position_embeddings", hf_keys.MAX_POSITIONS[family])
     rope = _rope(fields, max_positions)
     spec = ModelSpec(
@@ -173,7 +203,10 @@ def read_spec(directory: str | Path) -> ModelSpec:
         width=width,
         layers=fields.integer("num_hidden_layers"),
         heads=heads,
-        kv_heads=fields.integer("num_key_value_heads", heads if family == "llama" or "num_key_value_heads" in values else None),
+        kv_heads=fields.integer(
+            "num_key_value_heads",
+            heads if family == "llama" or "num_key_value_heads" in values else None,
+        ),
         head_dim=fields.integer("head_dim", head_dim),
         mlp=fields.integer("intermediate_size"),
         norm_eps=fields.number("rms_norm_eps", 1e-6),
@@ -191,7 +224,9 @@ def read_spec(directory: str | Path) -> ModelSpec:
     return spec
 
 
-def write_config(spec: ModelSpec, dtype: str = "bfloat16", token_ids: dict[str, Any] | None = None) -> dict[str, Any]:
+def write_config(
+    spec: ModelSpec, dtype: str = "bfloat16", token_ids: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """config.json for the model, in the layout of transformers 4, which transformers 5 reads, too.
 
     `token_ids` may hold bos_token_id, eos_token_id (one id or a list) and pad_token_id; other keys are ignored.
@@ -200,7 +235,9 @@ def write_config(spec: ModelSpec, dtype: str = "bfloat16", token_ids: dict[str, 
         ConfigError: the family has no such variant (as biases in Qwen3).
     """
     if (spec.qk_norm, spec.qkv_bias) != (spec.family == "qwen3", spec.family == "qwen2"):
-        raise ConfigError(f"a {spec.family} model with qk_norm={spec.qk_norm}, qkv_bias={spec.qkv_bias} has no Hugging Face architecture")
+        raise ConfigError(
+            f"a {spec.family} model with qk_norm={spec.qk_norm}, qkv_bias={spec.qkv_bias} has no Hugging Face architecture"
+        )
     ids = token_ids or {}
     config = {
         "architectures": [ARCHITECTURES[spec.family]],
@@ -273,7 +310,9 @@ class _Fields:
 
 def _rope(fields: _Fields, max_positions: int) -> Rope:
     values = fields.values
-    given = values.get("rope_scaling") or values.get("rope_parameters") or {}  # in transformers' order
+    given = (
+        values.get("rope_scaling") or values.get("rope_parameters") or {}
+    )  # in transformers' order
     within = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
     if not isinstance(given, dict):
         fields.problems.append(f"{within}={given!r}: expected an object")
@@ -283,20 +322,30 @@ def _rope(fields: _Fields, max_positions: int) -> Rope:
     theta = _Fields(theta_from, problems=fields.problems).number("rope_theta", 10000.0)
     unknown = sorted(set(given) - _ROPE_KEYS)
     if kind not in ROPE_KINDS:
-        fields.problems.append(f"{within}.rope_type={kind!r} is not supported; supported: {_names(ROPE_KINDS)}")
+        fields.problems.append(
+            f"{within}.rope_type={kind!r} is not supported; supported: {_names(ROPE_KINDS)}"
+        )
         return Rope()
     if unknown:
-        fields.problems.append(f"{within}: {_names(unknown)} not supported; supported: {_names(sorted(_ROPE_KEYS))}")
+        fields.problems.append(
+            f"{within}: {_names(unknown)} not supported; supported: {_names(sorted(_ROPE_KEYS))}"
+        )
     for place in (given, values):
         if place.get("partial_rotary_factor") not in (None, 1, 1.0):
-            fields.problems.append(f"partial_rotary_factor={place['partial_rotary_factor']} is not supported; supported: 1")
+            fields.problems.append(
+                f"partial_rotary_factor={place['partial_rotary_factor']} is not supported; supported: 1"
+            )
     original = None
     if values.get("original_max_position_embeddings") is not None:
         original = fields.integer("original_max_position_embeddings")
-    return _rope_of_kind(kind, theta, _Fields(given, f"{within}.", fields.problems), original, max_positions)
+    return _rope_of_kind(
+        kind, theta, _Fields(given, f"{within}.", fields.problems), original, max_positions
+    )
 
 
-def _rope_of_kind(kind: RopeKind, theta: float, given: _Fields, original: int | None, max_positions: int) -> Rope:
+def _rope_of_kind(
+    kind: RopeKind, theta: float, given: _Fields, original: int | None, max_positions: int
+) -> Rope:
     """`original`: the model-wide original_max_position_embeddings, which goes before the one of the rope itself."""
     if kind == "default":
         return Rope(theta=theta)
@@ -308,12 +357,21 @@ def _rope_of_kind(kind: RopeKind, theta: float, given: _Fields, original: int | 
         original = given.integer("original_max_position_embeddings", max_positions or None)
     if kind == "llama3":
         low, high = given.number("low_freq_factor"), given.number("high_freq_factor")
-        return Rope(kind, theta, given.number("factor"), original, low_freq_factor=low, high_freq_factor=high)
+        return Rope(
+            kind,
+            theta,
+            given.number("factor"),
+            original,
+            low_freq_factor=low,
+            high_freq_factor=high,
+        )
     factor = given.number("factor", max_positions / original if max_positions else None)
     attention_factor = given.number("attention_factor", 0.0)
     mscale, mscale_all = given.number("mscale", 0.0), given.number("mscale_all_dim", 0.0)
     if not attention_factor and mscale and mscale_all and factor > 1:
-        attention_factor = (0.1 * mscale * math.log(factor) + 1) / (0.1 * mscale_all * math.log(factor) + 1)
+        attention_factor = (0.1 * mscale * math.log(factor) + 1) / (
+            0.1 * mscale_all * math.log(factor) + 1
+        )
     return Rope(
         kind,
         theta,
@@ -333,7 +391,10 @@ def _rope_scaling(rope: Rope) -> dict[str, Any] | None:
     if rope.original_max_positions:
         scaling["original_max_position_embeddings"] = rope.original_max_positions
     if rope.kind == "llama3":
-        scaling |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}
+        scaling |= {
+            "low_freq_factor": rope.low_freq_factor,
+            "high_freq_factor": rope.high_freq_factor,
+        }
     if rope.kind == "yarn":
         scaling |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
         if rope.attention_factor:
@@ -347,7 +408,9 @@ def _impossible(spec: ModelSpec) -> list[str]:
     """A line for every rule between sizes that the spec breaks."""
     found = []
     if spec.heads % spec.kv_heads:
-        found.append(f"num_key_value_heads={spec.kv_heads} must divide num_attention_heads={spec.heads}")
+        found.append(
+            f"num_key_value_heads={spec.kv_heads} must divide num_attention_heads={spec.heads}"
+        )
     if spec.head_dim % 2 or spec.head_dim < 2:
         found.append(f"head_dim={spec.head_dim} must be even and positive")
     return found

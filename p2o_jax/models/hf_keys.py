@@ -81,17 +81,31 @@ def problems(values: Mapping[str, Any]) -> list[str]:
     found = []
     architectures = values.get("architectures") or []
     if architectures and ARCHITECTURES[family] not in architectures:
-        found.append(f"architectures={architectures} is not supported; supported: {_names(ARCHITECTURES.values())}")
+        found.append(
+            f"architectures={architectures} is not supported; supported: {_names(ARCHITECTURES.values())}"
+        )
     if quantization := values.get("quantization_config"):
-        method = quantization.get("quant_method", "unknown method") if isinstance(quantization, dict) else quantization
-        found.append(f"quantization_config ({method}) is not supported; supported: float32, bfloat16 and float16 weights")
+        method = (
+            quantization.get("quant_method", "unknown method")
+            if isinstance(quantization, dict)
+            else quantization
+        )
+        found.append(
+            f"quantization_config ({method}) is not supported; supported: float32, bfloat16 and float16 weights"
+        )
     if family != "qwen2" and values.get("attention_bias"):
-        found.append(f"attention_bias=true is not supported for {family}; supported: no bias, or qwen2's on q, k and v")
+        found.append(
+            f"attention_bias=true is not supported for {family}; supported: no bias, or qwen2's on q, k and v"
+        )
     if values.get("mlp_bias"):
         found.append("mlp_bias=true is not supported; supported: no bias in the MLP")
     if not isinstance(values.get("tie_word_embeddings", False), bool | None):
-        found.append(f"tie_word_embeddings={values['tie_word_embeddings']!r}: expected true or false")
-    return found + [line for key, value in values.items() if (line := _key_problem(family, key, value))]
+        found.append(
+            f"tie_word_embeddings={values['tie_word_embeddings']!r}: expected true or false"
+        )
+    return found + [
+        line for key, value in values.items() if (line := _key_problem(family, key, value))
+    ]
 
 
 def window(values: Mapping[str, Any]) -> tuple[int, str]:
@@ -126,7 +140,11 @@ def _key_problem(family: str, key: str, value: Any) -> str:
     if off or key in _READ or key in _NO_EFFECT or key in _GENERATION:
         return ""
     if key in _ONLY:
-        return "" if value in _ONLY[key] else f"{key}={_short(value)} is not supported; supported: {_names(_ONLY[key])}"
+        return (
+            ""
+            if value in _ONLY[key]
+            else f"{key}={_short(value)} is not supported; supported: {_names(_ONLY[key])}"
+        )
     if key == "qkv_bias" and family == "qwen2":
         return ""
     return (

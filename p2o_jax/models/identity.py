@@ -6,7 +6,13 @@ from pathlib import Path
 
 from p2o_jax.models.hf_config import TOKENIZER_FILES
 
-_PATTERNS = ("config.json", "generation_config.json", *TOKENIZER_FILES, "*.safetensors", "*.safetensors.index.json")
+_PATTERNS = (
+    "config.json",
+    "generation_config.json",
+    *TOKENIZER_FILES,
+    "*.safetensors",
+    "*.safetensors.index.json",
+)
 _BLOCK_BYTES = 4096
 _NUM_BLOCKS = 66  # of a file of weights that are read: the first, the last, and between them at equal distances
 
@@ -19,7 +25,9 @@ def digests(directory: Path) -> Digests:
     Of weights the digest is that of the header, which names every tensor, and of a sample of the
     contents: every trained model differs from its base in nearly all blocks.
     """
-    names = sorted({path.name for pattern in _PATTERNS for path in directory.glob(pattern) if path.is_file()})
+    names = sorted(
+        {path.name for pattern in _PATTERNS for path in directory.glob(pattern) if path.is_file()}
+    )
     return {name: [(directory / name).stat().st_size, _digest(directory / name)] for name in names}
 
 

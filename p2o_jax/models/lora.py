@@ -67,8 +67,14 @@ def add(spec: ModelSpec, base: Params, key: jax.Array, shardings: Any) -> Params
     for i, (name, w) in enumerate(sorted(table.items())):
         assert isinstance(w, Weight)
         if is_adapter(name):
-            value = jnp.zeros(w.shape) if w.init == "zeros" else jax.random.normal(jax.random.fold_in(key, i), w.shape) * w.scale
-            fresh[name] = jax.device_put(value.astype(w.dtype(base["embed"].dtype.name)), shardings["blocks"][name])
+            value = (
+                jnp.zeros(w.shape)
+                if w.init == "zeros"
+                else jax.random.normal(jax.random.fold_in(key, i), w.shape) * w.scale
+            )
+            fresh[name] = jax.device_put(
+                value.astype(w.dtype(base["embed"].dtype.name)), shardings["blocks"][name]
+            )
     return join({"blocks": fresh}, base)
 
 
@@ -85,7 +91,9 @@ def merge(spec: ModelSpec, params: Params, dtype: str | None = None) -> Params:
         a, b = (params["blocks"][f"{name}_lora_{part}"].astype(jnp.float32) for part in "ab")
         w = blocks[name]
         layers, rank = w.shape[0], spec.lora.rank
-        change = jnp.einsum("LIR,LRO->LIO", a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)) * (spec.lora.alpha / rank)
+        change = jnp.einsum(
+            "LIR,LRO->LIO", a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)
+        ) * (spec.lora.alpha / rank)
         blocks[name] = (w.astype(jnp.float32) + change.reshape(w.shape)).astype(dtype or w.dtype)
     return {**params, "blocks": blocks}
 
@@ -100,8 +108,12 @@ def save_peft(directory: str | Path, spec: ModelSpec, trained: Params, base_path
         a, b = (np.asarray(trained["blocks"][f"{name}_lora_{part}"], np.float32) for part in "ab")
         for layer in range(spec.layers):
             prefix = f"base_model.model.model.layers.{layer}.{_PEFT_NAMES[name]}"
-            tensors[f"{prefix}.lora_A.weight"] = np.ascontiguousarray(a[layer].reshape(-1, spec.lora.rank).T)
-            tensors[f"{prefix}.lora_B.weight"] = np.ascontiguousarray(b[layer].reshape(spec.lora.rank, -1).T)
+            tensors[f"{prefix}.lora_A.weight"] = np.ascontiguousarray(
+                a[layer].reshape(-1, spec.lora.rank).T
+            )
+            tensors[f"{prefix}.lora_B.weight"] = np.ascontiguousarray(
+                b[layer].reshape(spec.lora.rank, -1).T
+            )
     save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
     values = {
         "peft_type": "LORA",

@@ -28,7 +28,9 @@ def attention_scale(rope: Rope) -> float:
     return rope.attention_factor or 0.1 * math.log(max(rope.factor, 1.0)) + 1.0
 
 
-def angles(rope: Rope, head_dim: int, position_BT: Int[Array, "B T"]) -> tuple[Float[Array, "B T C2"], Float[Array, "B T C2"]]:
+def angles(
+    rope: Rope, head_dim: int, position_BT: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T C2"], Float[Array, "B T C2"]]:
     """cos and sin of every position's rotation, float32."""
     freq = jnp.asarray(inverse_frequencies(rope, head_dim), jnp.float32)
     angle = position_BT[..., None].astype(jnp.float32) * freq[None, None]
@@ -36,7 +38,9 @@ def angles(rope: Rope, head_dim: int, position_BT: Int[Array, "B T"]) -> tuple[F
     return jnp.cos(angle) * scale, jnp.sin(angle) * scale
 
 
-def rotate(x_BTHC: Float[Array, "B T H C"], cos_BTc: Float[Array, "B T c"], sin_BTc: Float[Array, "B T c"]) -> Float[Array, "B T H C"]:
+def rotate(
+    x_BTHC: Float[Array, "B T H C"], cos_BTc: Float[Array, "B T c"], sin_BTc: Float[Array, "B T c"]
+) -> Float[Array, "B T H C"]:
     """x turned to its position; channel i is paired with channel i + C/2."""
     a, b = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos_BTc[:, :, None], sin_BTc[:, :, None]
@@ -45,15 +49,26 @@ def rotate(x_BTHC: Float[Array, "B T H C"], cos_BTc: Float[Array, "B T c"], sin_
 
 def _llama3(freq: np.ndarray, rope: Rope) -> np.ndarray:
     wavelength = 2 * math.pi / freq
-    low, high = rope.original_max_positions / rope.low_freq_factor, rope.original_max_positions / rope.high_freq_factor
-    smooth = (rope.original_max_positions / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    low, high = (
+        rope.original_max_positions / rope.low_freq_factor,
+        rope.original_max_positions / rope.high_freq_factor,
+    )
+    smooth = (rope.original_max_positions / wavelength - rope.low_freq_factor) / (
+        rope.high_freq_factor - rope.low_freq_factor
+    )
     between = (1 - smooth) * freq / rope.factor + smooth * freq
-    return np.where(wavelength > low, freq / rope.factor, np.where(wavelength < high, freq, between))
+    return np.where(
+        wavelength > low, freq / rope.factor, np.where(wavelength < high, freq, between)
+    )
 
 
 def _yarn(freq: np.ndarray, rope: Rope, head_dim: int) -> np.ndarray:
     def dimension(rotations: float) -> float:
-        return head_dim * math.log(rope.original_max_positions / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+        return (
+            head_dim
+            * math.log(rope.original_max_positions / (rotations * 2 * math.pi))
+            / (2 * math.log(rope.theta))
+        )
 
     low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
     if rope.truncate:

@@ -35,7 +35,9 @@ LEARNER: Rules = {
     "rank": None,
 }
 ROLLOUT: Rules = {**LEARNER, "width": None}
-REPLICATE_IF_UNEVEN = ("kv_head",)  # fewer key/value heads than the tensor axis: every device holds all of them
+REPLICATE_IF_UNEVEN = (
+    "kv_head",
+)  # fewer key/value heads than the tensor axis: every device holds all of them
 
 
 def make_mesh(shape: tuple[int, int, int], devices: Any = None) -> Mesh:
@@ -48,20 +50,29 @@ def make_mesh(shape: tuple[int, int, int], devices: Any = None) -> Mesh:
     slice_of = [getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices]
     numbers = sorted(set(slice_of))
     if len(numbers) == 1:
-        split = devices[0].platform == "tpu"  # an axis may be a part of one of a slice's: 2 of v6e:4x4
+        split = (
+            devices[0].platform == "tpu"
+        )  # an axis may be a part of one of a slice's: 2 of v6e:4x4
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
         return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
     data, fsdp, tensor = shape
     if data % len(numbers):
-        raise ConfigError(f"config.mesh.data={data} must be a multiple of the number of slices, {len(numbers)}")
+        raise ConfigError(
+            f"config.mesh.data={data} must be a multiple of the number of slices, {len(numbers)}"
+        )
     inner = (data // len(numbers), fsdp, tensor)
-    parts = [make_mesh(inner, [d for d, s in zip(devices, slice_of, strict=True) if s == number]).devices for number in numbers]
+    parts = [
+        make_mesh(inner, [d for d, s in zip(devices, slice_of, strict=True) if s == number]).devices
+        for number in numbers
+    ]
     return Mesh(np.concatenate(parts), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def param_shardings(spec: ModelSpec, mesh: Mesh, rules: Rules) -> Any:
     """A tree of NamedShardings of the shape of the params."""
-    return jax.tree.map(lambda w: NamedSharding(mesh, partition(w, mesh, rules)), weights(spec), is_leaf=_is_weight)
+    return jax.tree.map(
+        lambda w: NamedSharding(mesh, partition(w, mesh, rules)), weights(spec), is_leaf=_is_weight
+    )
 
 
 def abstract_params(spec: ModelSpec, mesh: Mesh, rules: Rules, param_dtype: str) -> Any:
@@ -76,7 +87,9 @@ def abstract_params(spec: ModelSpec, mesh: Mesh, rules: Rules, param_dtype: str)
 
 def partition(w: Weight, mesh: Mesh, rules: Rules) -> PartitionSpec:
     """The mesh axis of each dimension of a weight."""
-    return PartitionSpec(*(_mesh_axis(axis, size, mesh, rules) for axis, size in zip(w.axes, w.shape, strict=True)))
+    return PartitionSpec(
+        *(_mesh_axis(axis, size, mesh, rules) for axis, size in zip(w.axes, w.shape, strict=True))
+    )
 
 
 def problems(spec: ModelSpec, mesh: Mesh, rules: Rules) -> list[str]:
@@ -90,9 +103,13 @@ def problems(spec: ModelSpec, mesh: Mesh, rules: Rules) -> list[str]:
             if mesh_axis is None:
                 continue
             if size % mesh.shape[mesh_axis]:
-                found.append(f"weight {name}{list(w.shape)}: rule {axis} -> {mesh_axis} splits {size} over {mesh.shape[mesh_axis]} devices")
+                found.append(
+                    f"weight {name}{list(w.shape)}: rule {axis} -> {mesh_axis} splits {size} over {mesh.shape[mesh_axis]} devices"
+                )
             if mesh_axis in used:
-                found.append(f"weight {name}{list(w.shape)}: two of its axes {w.axes} go to the mesh axis {mesh_axis}")
+                found.append(
+                    f"weight {name}{list(w.shape)}: two of its axes {w.axes} go to the mesh axis {mesh_axis}"
+                )
             used.append(mesh_axis)
     return found
 

@@ -107,7 +107,10 @@ def weights(spec: ModelSpec) -> Weights:
     V, D = spec.vocab_rows, spec.width
     tree: Weights = {
         "embed": Weight((V, D), ("vocab", "width")),
-        "blocks": {n: w._replace(shape=(spec.layers, *w.shape), axes=("layer", *w.axes)) for n, w in block_weights(spec).items()},
+        "blocks": {
+            n: w._replace(shape=(spec.layers, *w.shape), axes=("layer", *w.axes))
+            for n, w in block_weights(spec).items()
+        },
         "final_norm": Weight((D,), ("norm",), "ones"),
     }
     if not spec.tied:
@@ -131,7 +134,10 @@ def block_weights(spec: ModelSpec) -> dict[str, Weight]:
         "down": Weight((F, D), ("mlp", "width"), scale=residual_scale),
     }
     if spec.qk_norm:
-        block |= {"q_norm": Weight((C,), ("norm",), "ones"), "k_norm": Weight((C,), ("norm",), "ones")}
+        block |= {
+            "q_norm": Weight((C,), ("norm",), "ones"),
+            "k_norm": Weight((C,), ("norm",), "ones"),
+        }
     if spec.qkv_bias:
         block |= {
             "q_bias": Weight((H, C), ("head", "channel"), "zeros"),
@@ -152,8 +158,12 @@ def _adapter(name: str, w: Weight, rank: int) -> dict[str, Weight]:
     for n in inputs:
         fan_in *= n
     return {
-        f"{name}_lora_a": Weight((*inputs, rank), (*w.axes[:num_inputs], "rank"), scale=fan_in**-0.5, adapter=True),
-        f"{name}_lora_b": Weight((rank, *outputs), ("rank", *w.axes[num_inputs:]), "zeros", adapter=True),
+        f"{name}_lora_a": Weight(
+            (*inputs, rank), (*w.axes[:num_inputs], "rank"), scale=fan_in**-0.5, adapter=True
+        ),
+        f"{name}_lora_b": Weight(
+            (rank, *outputs), ("rank", *w.axes[num_inputs:]), "zeros", adapter=True
+        ),
     }
 
 

@@ -24,7 +24,9 @@ from p2o_jax.models.spec import ModelSpec, Weight, Weights, block_weights, weigh
 
 Params = dict[str, Any]
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
-Remat = Literal["none", "full", "dots"]  # what the backward pass makes again of a layer: nothing, all, all but its matrix products
+Remat = Literal[
+    "none", "full", "dots"
+]  # what the backward pass makes again of a layer: nothing, all, all but its matrix products
 
 
 class Block(nnx.Module):
@@ -49,13 +51,23 @@ class Block(nnx.Module):
         self.spec = spec
         _declare(self, block_weights(spec))
 
-    def __call__(self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend, cache: Any) -> tuple[jax.Array, Any]:
+    def __call__(
+        self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend, cache: Any
+    ) -> tuple[jax.Array, Any]:
         eps, dtype, (B, T, D) = self.spec.norm_eps, x_BTD.dtype, x_BTD.shape
-        x_ND = x_BTD.reshape(-1, D)  # flat rows: on CPU the weights' gradients are several times faster than with [B, T]
+        x_ND = x_BTD.reshape(
+            -1, D
+        )  # flat rows: on CPU the weights' gradients are several times faster than with [B, T]
         h = rms_norm(x_ND, self.attn_norm[...], eps)
-        q, k, v = (self._project(name, h).reshape(B * T, -1, self.spec.head_dim) for name in ("q", "k", "v"))
+        q, k, v = (
+            self._project(name, h).reshape(B * T, -1, self.spec.head_dim)
+            for name in ("q", "k", "v")
+        )
         if self.spec.qkv_bias:
-            q, k, v = (x + over_rows(b[...].astype(dtype), x) for x, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
+            q, k, v = (
+                x + over_rows(b[...].astype(dtype), x)
+                for x, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias))
+            )
         if self.spec.qk_norm:
             q, k = rms_norm(q, self.q_norm[...], eps), rms_norm(k, self.k_norm[...], eps)
         q, k, v = (x.reshape(B, T, *x.shape[1:]) for x in (q, k, v))
@@ -123,7 +135,9 @@ def hidden(
         return nnx.merge(block_graph, block_params)(x, cos, sin, attend, cache)
 
     if remat != "none":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+        policy = (
+            jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+        )
         layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
     x = jnp.take(top.embed[...], token_BT, axis=0).astype(dtype)
     blocks = params["blocks"]
@@ -144,14 +158,27 @@ def _computed_once(x: jax.Array) -> jax.Array:
     return jnp.matmul(x, jnp.eye(x.shape[-1]), precision=jax.lax.Precision.HIGHEST)
 
 
-def logits(spec: ModelSpec, params: Params, hidden_ND: Float[Array, "*N D"]) -> Float[Array, "*N V"]:
+def logits(
+    spec: ModelSpec, params: Params, hidden_ND: Float[Array, "*N D"]
+) -> Float[Array, "*N V"]:
     """The output head, float32; tokens that only pad the vocabulary have a score that no other is below."""
     head_VD = params["embed"] if spec.tied else params["lm_head"]
-    z = jnp.einsum("...D,VD->...V", hidden_ND, head_VD.astype(hidden_ND.dtype), preferred_element_type=jnp.float32)
-    return z if not spec.padded_vocab else jnp.where(over_rows(jnp.arange(spec.padded_vocab) < spec.vocab, z), z, PADDING_LOGIT)
+    z = jnp.einsum(
+        "...D,VD->...V",
+        hidden_ND,
+        head_VD.astype(hidden_ND.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return (
+        z
+        if not spec.padded_vocab
+        else jnp.where(over_rows(jnp.arange(spec.padded_vocab) < spec.vocab, z), z, PADDING_LOGIT)
+    )
 
 
-def attend_packed(segment_BT: Int[Array, "B T"], how: packed.Attention = reference.packed) -> Attend:
+def attend_packed(
+    segment_BT: Int[Array, "B T"], how: packed.Attention = reference.packed
+) -> Attend:
     """Causal attention inside the segments of each row, without a cache."""
     return lambda q, k, v, cache: (how(q, k, v, segment_BT), cache)
 
@@ -177,7 +204,15 @@ def token_logps(
     Without a mesh: dense attention, one device.
     """
     how = packed.for_mesh(mesh) if mesh else reference.packed
-    x_BTD, _ = hidden(spec, params, token_BT, position_BT, attend_packed(segment_BT, how), dtype=dtype, remat=remat)
+    x_BTD, _ = hidden(
+        spec,
+        params,
+        token_BT,
+        position_BT,
+        attend_packed(segment_BT, how),
+        dtype=dtype,
+        remat=remat,
+    )
     B, T, D = x_BTD.shape
     inside = (segment_BT[:, 1:] == segment_BT[:, :-1]) & (segment_BT[:, 1:] > 0)
     if wanted_BT is not None:
@@ -185,9 +220,20 @@ def token_logps(
     predicts_BT = jnp.pad(inside, ((0, 0), (0, 1)))
     head_VD = params["embed"] if spec.tied else params["lm_head"]
     parts = sharding.num_shards(mesh) if mesh and B % sharding.num_shards(mesh) == 0 else 1
-    by_part = tuple(x.reshape(parts, -1, *x.shape[2:]) for x in (x_BTD, jnp.roll(token_BT, -1, axis=1), predicts_BT))
+    by_part = tuple(
+        x.reshape(parts, -1, *x.shape[2:])
+        for x in (x_BTD, jnp.roll(token_BT, -1, axis=1), predicts_BT)
+    )
     logp, entropy = chunked_logprobs.token_logps(
-        by_part[0], head_VD, by_part[1], by_part[2], temperature, spec.vocab, chunk, entropy_gradient, mesh
+        by_part[0],
+        head_VD,
+        by_part[1],
+        by_part[2],
+        temperature,
+        spec.vocab,
+        chunk,
+        entropy_gradient,
+        mesh,
     )
     return _to_own_token(logp, B, T), _to_own_token(entropy, B, T)
 
@@ -209,7 +255,9 @@ def init(spec: ModelSpec, key: jax.Array, dtype: str = "float32") -> Params:
 
     def draw(i: int, w: Weight) -> jax.Array:
         if w.init == "normal":
-            return (jax.random.normal(jax.random.fold_in(key, i), w.shape) * w.scale).astype(w.dtype(dtype))
+            return (jax.random.normal(jax.random.fold_in(key, i), w.shape) * w.scale).astype(
+                w.dtype(dtype)
+            )
         return jnp.full(w.shape, 1 if w.init == "ones" else 0, w.dtype(dtype))
 
     return jax.tree.unflatten(treedef, [draw(i, w) for i, w in enumerate(leaves)])

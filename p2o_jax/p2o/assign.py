@@ -11,7 +11,13 @@ from p2o_jax.types import Question, SearchResult, TemplatedQuestion
 WEIGHT_FLOOR = 1e-6
 
 
-def assign(result: SearchResult, hard_ids: Sequence[str], group_size: int, cfg: config.AssignConfig, seed: str) -> Assignment:
+def assign(
+    result: SearchResult,
+    hard_ids: Sequence[str],
+    group_size: int,
+    cfg: config.AssignConfig,
+    seed: str,
+) -> Assignment:
     """Templates for the whole group of each hard question, drawn from the greedy cover with replacement, by mean dev score.
 
     A dev question draws among the members that solve it, or all if none does; any other question among all. The last
@@ -22,14 +28,19 @@ def assign(result: SearchResult, hard_ids: Sequence[str], group_size: int, cfg: 
         return Assignment()
     num_plain = min(cfg.plain_rollouts, group_size)
     columns = {name: n for n, name in enumerate(result.dev_ids)}
-    weights = {z: max(sum(result.score_ZN[z]) / len(result.score_ZN[z]), WEIGHT_FLOOR) for z in result.cover}
+    weights = {
+        z: max(sum(result.score_ZN[z]) / len(result.score_ZN[z]), WEIGHT_FLOOR)
+        for z in result.cover
+    }
     templates = {}
     for name in hard_ids:
         members = list(result.cover)
         if name in columns:
             members = [z for z in members if result.solves(z, columns[name])] or members
         num_draws = 1 if cfg.same_template_in_group else group_size - num_plain
-        drawn = random.Random(f"{seed}/assign/{name}").choices(members, [weights[z] for z in members], k=num_draws)
+        drawn = random.Random(f"{seed}/assign/{name}").choices(
+            members, [weights[z] for z in members], k=num_draws
+        )
         if cfg.same_template_in_group:
             drawn *= group_size - num_plain
         templates[name] = (*(result.templates[z] for z in drawn), *[""] * num_plain)
@@ -43,7 +54,9 @@ def next_assignment(result: SearchResult | None, state: RunState, cfg: config.Co
     """
     if result is None:
         return state.assignment if cfg.gepa.schedule == "first" else Assignment()
-    return assign(result, state.hard_ids, cfg.rollout.group_size, cfg.assign, f"{cfg.train.seed}/{state.step}")
+    return assign(
+        result, state.hard_ids, cfg.rollout.group_size, cfg.assign, f"{cfg.train.seed}/{state.step}"
+    )
 
 
 def best_template(result: SearchResult | None, before: str) -> str:
@@ -53,11 +66,17 @@ def best_template(result: SearchResult | None, before: str) -> str:
     """
     if result is None:
         return before
-    return max(zip(result.templates, result.score_ZN, strict=True), key=lambda pair: sum(pair[1]))[0]
+    return max(zip(result.templates, result.score_ZN, strict=True), key=lambda pair: sum(pair[1]))[
+        0
+    ]
 
 
 def prompts_for(
-    questions: Sequence[Question], assignment: Assignment, group_size: int, name: str, tokens: Mapping[str, float] = MappingProxyType({})
+    questions: Sequence[Question],
+    assignment: Assignment,
+    group_size: int,
+    name: str,
+    tokens: Mapping[str, float] = MappingProxyType({}),
 ) -> list[TemplatedQuestion]:
     """The asks of a batch, all of a question's group before the next question's; unassigned questions are asked plainly.
 
@@ -71,7 +90,9 @@ def prompts_for(
         first = groups.get(question.id, 0) * group_size
         templates = plain if first else assignment.templates.get(question.id, plain)
         groups[question.id] = groups.get(question.id, 0) + 1
-        assert len(templates) == group_size, f"{len(templates)} templates assigned to question {question.id}, group size {group_size}"
+        assert len(templates) == group_size, (
+            f"{len(templates)} templates assigned to question {question.id}, group size {group_size}"
+        )
         expected = tokens.get(question.id, 0.0)
         prompts += [
             TemplatedQuestion(question, template, f"{name}/{question.id}/{g}", expected)

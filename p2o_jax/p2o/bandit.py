@@ -15,7 +15,9 @@ from p2o_jax.types import Question, Rollout, SearchResult
 _JEFFREYS = 0.5
 
 
-def start(result: SearchResult | None, assignment: Assignment, before: Bandit, cfg: config.AssignConfig) -> Bandit:
+def start(
+    result: SearchResult | None, assignment: Assignment, before: Bandit, cfg: config.AssignConfig
+) -> Bandit:
     """The bandit for a new assignment: the arms of its cover, dev scores as priors; an empty one where it is off or nothing is assigned.
 
     The one before where an assignment is kept without a new result.
@@ -31,7 +33,11 @@ def start(result: SearchResult | None, assignment: Assignment, before: Bandit, c
     everyone = tuple(range(len(result.cover)))
     members = {}
     for name in assignment.templates:
-        solving = tuple(i for i, z in enumerate(result.cover) if name in columns and result.solves(z, columns[name]))
+        solving = tuple(
+            i
+            for i, z in enumerate(result.cover)
+            if name in columns and result.solves(z, columns[name])
+        )
         members[name] = solving or everyone
     return Bandit(
         templates=tuple(result.templates[z] for z in result.cover),
@@ -41,7 +47,13 @@ def start(result: SearchResult | None, assignment: Assignment, before: Bandit, c
     )
 
 
-def draw(bandit: Bandit, assignment: Assignment, questions: Sequence[Question], cfg: config.AssignConfig, seed: str) -> Assignment:
+def draw(
+    bandit: Bandit,
+    assignment: Assignment,
+    questions: Sequence[Question],
+    cfg: config.AssignConfig,
+    seed: str,
+) -> Assignment:
     """The assignment with the templates of these questions drawn anew; the one given where there is no bandit.
 
     Each place in a group takes the template whose draw from its posterior is highest (one draw for the whole group with
@@ -55,14 +67,23 @@ def draw(bandit: Bandit, assignment: Assignment, questions: Sequence[Question], 
         group = assignment.templates[question.id]
         num_plain = min(cfg.plain_rollouts or 0, len(group))
         num_draws = 1 if cfg.same_template_in_group else len(group) - num_plain
-        chosen = [bandit.templates[_best(bandit, bandit.members[question.id], rng)] for _ in range(num_draws)]
+        chosen = [
+            bandit.templates[_best(bandit, bandit.members[question.id], rng)]
+            for _ in range(num_draws)
+        ]
         chosen = chosen * (len(group) - num_plain) if cfg.same_template_in_group else chosen
         drawn[question.id] = (*chosen, *[""] * num_plain)
     return Assignment(drawn)
 
 
 def _best(bandit: Bandit, members: Sequence[int], rng: random.Random) -> int:
-    return max((rng.betavariate(bandit.successes[i] + _JEFFREYS, bandit.failures[i] + _JEFFREYS), -i) for i in members)[1] * -1
+    return (
+        max(
+            (rng.betavariate(bandit.successes[i] + _JEFFREYS, bandit.failures[i] + _JEFFREYS), -i)
+            for i in members
+        )[1]
+        * -1
+    )
 
 
 def update(bandit: Bandit, rollouts: Sequence[Rollout], cfg: config.AssignConfig) -> Bandit:

@@ -32,22 +32,33 @@ def find_hard(
         successes[question.id] = successes.get(question.id, 0) + int((solved_G & judged_G).sum())
         tried[question.id] = tried.get(question.id, 0) + int(judged_G.sum())
     size = solved_QG.shape[1]
-    few = {name for name, count in successes.items() if count * size <= cfg.max_successes * min(tried[name], size)}
+    few = {
+        name
+        for name, count in successes.items()
+        if count * size <= cfg.max_successes * min(tried[name], size)
+    }
     hard = {name for name in few if successes[name] == 0 or successes[name] < tried[name]}
     if cfg.sticky:
         solved_Q = np.any(solved_QG & ~templated_QG, axis=1).tolist()
-        hard |= set(last_hard_ids) - {q.id for q, solved in zip(questions, solved_Q, strict=True) if solved}
+        hard |= set(last_hard_ids) - {
+            q.id for q, solved in zip(questions, solved_Q, strict=True) if solved
+        }
     return tuple(name for name in successes if name in hard)
 
 
-def with_extra_groups(questions: Sequence[Question], last_hard_ids: Sequence[str], cfg: config.MiningConfig) -> list[Question]:
+def with_extra_groups(
+    questions: Sequence[Question], last_hard_ids: Sequence[str], cfg: config.MiningConfig
+) -> list[Question]:
     """The questions of a step, and after them those that the last epoch found hard as often again as `extra_plain_groups` says.
 
     ▲ A question's further groups are plain (`assign.prompts_for`) and have their own mean reward, but all of its groups decide
     whether it is hard.
     """
     hard = set(last_hard_ids)
-    return [*questions, *(q for q in questions for _ in range(cfg.extra_plain_groups) if q.id in hard)]
+    return [
+        *questions,
+        *(q for q in questions for _ in range(cfg.extra_plain_groups) if q.id in hard),
+    ]
 
 
 def outcome_metrics(

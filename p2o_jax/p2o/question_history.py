@@ -15,7 +15,13 @@ STATS = {
 }
 
 
-def advanced(history: History, epoch: int, rollouts: Sequence[Rollout], hard_ids: Collection[str], epoch_ends: bool) -> History:
+def advanced(
+    history: History,
+    epoch: int,
+    rollouts: Sequence[Rollout],
+    hard_ids: Collection[str],
+    epoch_ends: bool,
+) -> History:
     """The history after a policy step of this epoch; at the epoch's end with the fates of its questions, `hard_ids` being hard in it."""
     attempts = dict(history.attempts) if history.epoch == epoch else {}
     for rollout in rollouts:
@@ -38,7 +44,9 @@ def _closed(history: History, hard: Collection[str]) -> History:
             continue
         fate = fates[name]
         if solved and not _is_internalised(fate):
-            fates[name] = LearningStatus(fate.hard, internalised=history.epoch, relapsed=fate.relapsed)
+            fates[name] = LearningStatus(
+                fate.hard, internalised=history.epoch, relapsed=fate.relapsed
+            )
         elif tried and not solved and _is_internalised(fate):
             fates[name] = LearningStatus(fate.hard, fate.internalised, relapsed=history.epoch)
     return replace(history, fates=fates)
@@ -82,7 +90,9 @@ def rows(history: History, hard_ids: Collection[str]) -> list[dict[str, Any]]:
                 "templated": [sum(n[i] for n in templated.values()) for i in (0, 1)],
                 "templates": templated,
                 "first_hard_epoch": fate.hard if fate else None,
-                "internalised_epoch": fate.internalised if fate and fate.internalised >= 0 else None,
+                "internalised_epoch": fate.internalised
+                if fate and fate.internalised >= 0
+                else None,
                 "relapsed_epoch": fate.relapsed if fate and fate.relapsed >= 0 else None,
             }
         )

@@ -19,7 +19,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the compiler wants no TPU, and JAX is not to look for one
+os.environ.setdefault(
+    "JAX_PLATFORMS", "cpu"
+)  # the compiler wants no TPU, and JAX is not to look for one
 
 from p2o_jax import config
 from p2o_jax.config import ConfigError, loading
@@ -56,7 +58,9 @@ def run(argv: Sequence[str]) -> None:
         raise ConfigError(f"--quick={flags['quick']}: expected true or false")
     flags["response"] = flags["response"] or str(max(cfg.rollout.max_new_tokens // 2, 1))
     wanted = dict.fromkeys(("prompt", "response", "questions", "jobs"), (int, COUNT))
-    given = loading.numbers(flags, wanted | ({"price": (float, Range(gt=0, le=1e6))} if flags["price"] else {}))
+    given = loading.numbers(
+        flags, wanted | ({"price": (float, Range(gt=0, le=1e6))} if flags["price"] else {})
+    )
     how = programs.How(given["jobs"], flags["quick"] == "true")
     topology = chips.parse(flags["topology"])
     name = flags["model"] or cfg.model.path

@@ -31,20 +31,33 @@ def _settings(load: Load, cfg: Config, shards: int, missing: float) -> list[str]
     if load.caches / 2 > missing and r.cache_dtype == "auto":
         found.append("config.rollout.cache_dtype=int8 (now auto)")
     if load.program.startswith("prefill") and r.prefill_tokens > 1:
-        found.append(f"config.rollout.prefill_tokens={r.prefill_tokens // 2} (now {r.prefill_tokens}), or a smaller last prompt bucket")
+        found.append(
+            f"config.rollout.prefill_tokens={r.prefill_tokens // 2} (now {r.prefill_tokens}), or a smaller last prompt bucket"
+        )
     if load.program.startswith(("update", "score")):
         if o.micro_rows > shards:
-            found.append(f"config.optim.micro_rows={max(o.micro_rows // 2 // shards, 1) * shards} (now {o.micro_rows})")
+            found.append(
+                f"config.optim.micro_rows={max(o.micro_rows // 2 // shards, 1) * shards} (now {o.micro_rows})"
+            )
         if cfg.model.remat != "full":
             found.append(f"config.model.remat=full (now {cfg.model.remat})")
         if cfg.model.logit_chunk > 256:
-            found.append(f"config.model.logit_chunk={cfg.model.logit_chunk // 2} (now {cfg.model.logit_chunk})")
+            found.append(
+                f"config.model.logit_chunk={cfg.model.logit_chunk // 2} (now {cfg.model.logit_chunk})"
+            )
     if load.optimizer > missing and o.mu_dtype == "float32":
         found.append("config.optim.mu_dtype=bfloat16")
     if load.reference > missing and cfg.loss.kl != "off":
-        found.append("config.loss.kl=off, or config.lora.rank, where the frozen rest is the reference")
+        found.append(
+            "config.loss.kl=off, or config.lora.rank, where the frozen rest is the reference"
+        )
     elif load.reference > missing:
         found.append("config.gepa.reflector=policy or api (now reference: a frozen second model)")
     if load.weights / 2 > missing:
-        found.append(f"config.mesh.tensor={2 * max(cfg.mesh.tensor, 1)}, which splits weights for decoding (now {cfg.mesh.tensor})")
-    return [*found, "more of config.mesh.fsdp or config.mesh.tensor, that is more chips or another layout"]
+        found.append(
+            f"config.mesh.tensor={2 * max(cfg.mesh.tensor, 1)}, which splits weights for decoding (now {cfg.mesh.tensor})"
+        )
+    return [
+        *found,
+        "more of config.mesh.fsdp or config.mesh.tensor, that is more chips or another layout",
+    ]

@@ -75,21 +75,34 @@ class Topology(NamedTuple):
         try:
             found = topologies.get_topology_desc(**self._asked()).devices
         except (RuntimeError, ValueError, NotImplementedError) as e:
-            compiler = "jax[cuda13]' nvidia-cuda-nvcc nvidia-nvvm" if self.kind in GPUS else "jax[tpu]'"
-            raise ConfigError(f"--topology={self}: {str(e).strip().splitlines()[0]} (the compiler: pip install '{compiler})") from e
+            compiler = (
+                "jax[cuda13]' nvidia-cuda-nvcc nvidia-nvvm" if self.kind in GPUS else "jax[tpu]'"
+            )
+            raise ConfigError(
+                f"--topology={self}: {str(e).strip().splitlines()[0]} (the compiler: pip install '{compiler})"
+            ) from e
         return sorted(found, key=lambda d: (getattr(d, "slice_index", 0), d.id))
 
     def _asked(self) -> dict[str, Any]:
         if self.kind in GPUS:
-            return {"platform": "cuda", "target_config": _target(self.kind), "topology": f"1x{self.slices}x{self.shape[0]}"}
+            return {
+                "platform": "cuda",
+                "target_config": _target(self.kind),
+                "topology": f"1x{self.slices}x{self.shape[0]}",
+            }
         hosts = _chips_per_host(self.kind, self.shape)
         asked: dict[str, Any] = {"num_slices": self.slices} if self.slices > 1 else {}
         asked |= {"chips_per_host_bounds": hosts} if hosts else {}
         asked |= {"chip_config_name": "megacore"} if self.kind == "v4" else {}
-        return asked | {"platform": "tpu", "topology_name": f"{self.kind}:{'x'.join(map(str, self.shape))}"}
+        return asked | {
+            "platform": "tpu",
+            "topology_name": f"{self.kind}:{'x'.join(map(str, self.shape))}",
+        }
 
     def __str__(self) -> str:
-        return f"{self.kind}:{'x'.join(map(str, self.shape))}" + (f",slices={self.slices}" if self.slices > 1 else "")
+        return f"{self.kind}:{'x'.join(map(str, self.shape))}" + (
+            f",slices={self.slices}" if self.slices > 1 else ""
+        )
 
 
 def parse(text: str) -> Topology:

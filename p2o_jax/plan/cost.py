@@ -43,11 +43,15 @@ class Collective(NamedTuple):
         if self.kind.startswith(BETWEEN_SLICES):
             return self.bytes
         n = max((len(g) for g in self.groups), default=1)
-        return self.bytes * {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}.get(self.kind, (n - 1) / n)
+        return self.bytes * {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}.get(
+            self.kind, (n - 1) / n
+        )
 
     def crosses(self, part_of: Sequence[int]) -> bool:
         """Whether chips of different parts (slices, by chip) meet in it."""
-        return self.kind.startswith(BETWEEN_SLICES) or any(len({part_of[chip] for chip in group}) > 1 for group in self.groups)
+        return self.kind.startswith(BETWEEN_SLICES) or any(
+            len({part_of[chip] for chip in group}) > 1 for group in self.groups
+        )
 
 
 class Kernel(NamedTuple):
@@ -75,9 +79,14 @@ class Cost:
             ValueError: loops are nested deeper than turns are given.
         """
         if self.loops and not turns:
-            raise ValueError("loops of unknown length are nested deeper than numbers of turns are given")
+            raise ValueError(
+                "loops of unknown length are nested deeper than numbers of turns are given"
+            )
         once = Cost(self.flops, self.collectives, self.kernels, self.host_transfers)
-        return _sum([(1.0, once)] + [(begun * turns[0], loop.total(turns[1:])) for begun, loop in self.loops])
+        return _sum(
+            [(1.0, once)]
+            + [(begun * turns[0], loop.total(turns[1:])) for begun, loop in self.loops]
+        )
 
 
 def cost(text: str) -> Cost:
@@ -92,11 +101,22 @@ def carried_on(a: Cost, b: Cost, times: float) -> Cost:
     plain = _sum([(w, replace(c, loops=())) for w, c in zip(weights, (a, b), strict=True)])
     if [begun for begun, _ in a.loops] == [begun for begun, _ in b.loops]:
         pairs = zip(a.loops, b.loops, strict=True)
-        return replace(plain, loops=tuple((begun, carried_on(x, y, times)) for (begun, x), (_, y) in pairs))
-    return replace(plain, loops=tuple((w * begun, loop) for w, c in zip(weights, (a, b), strict=True) for begun, loop in c.loops))
+        return replace(
+            plain, loops=tuple((begun, carried_on(x, y, times)) for (begun, x), (_, y) in pairs)
+        )
+    return replace(
+        plain,
+        loops=tuple(
+            (w * begun, loop)
+            for w, c in zip(weights, (a, b), strict=True)
+            for begun, loop in c.loops
+        ),
+    )
 
 
-Value = tuple[int | None, int]  # (None, n): the number n; (i, n): element i of the loop's state, plus n
+Value = tuple[
+    int | None, int
+]  # (None, n): the number n; (i, n): element i of the loop's state, plus n
 
 
 # By channel, with how often: a collective that is done piece by piece stands in several fusions, of which some may lie in loops.
@@ -111,7 +131,9 @@ class _Reader:
 
     def of(self, computation: Computation, known: Mapping[int, int]) -> Cost:
         found, pieces = self._read(computation, known)
-        return _sum([(1.0, found), *((times, Cost(collectives={c: 1.0})) for c, times in pieces.values())])
+        return _sum(
+            [(1.0, found), *((times, Cost(collectives={c: 1.0})) for c, times in pieces.values())]
+        )
 
     def _read(self, computation: Computation, known: Mapping[int, int]) -> tuple[Cost, Pieces]:
         parts: list[tuple[float, Cost]] = []
@@ -120,14 +142,27 @@ class _Reader:
         return _sum(parts), pieces
 
     def _walk(
-        self, computation: Computation, known: Mapping[int, int], parts: list[tuple[float, Cost]], pieces: Pieces, fused: bool
+        self,
+        computation: Computation,
+        known: Mapping[int, int],
+        parts: list[tuple[float, Cost]],
+        pieces: Pieces,
+        fused: bool,
     ) -> None:
         for line in computation.instructions.values():
             kind = line.opcode.removesuffix("-start")
             if line.opcode == "while":
                 parts.append(self._loop(line, computation, known, pieces))
             elif line.opcode == "conditional":
-                parts.append((1.0, max((self.of(self._at(name), {}) for name in line.called), key=lambda c: c.flops)))
+                parts.append(
+                    (
+                        1.0,
+                        max(
+                            (self.of(self._at(name), {}) for name in line.called),
+                            key=lambda c: c.flops,
+                        ),
+                    )
+                )
             elif line.opcode in ("fusion", "call", "async-start"):
                 for name in line.called:
                     self._walk(self._at(name), {}, parts, pieces, fused or line.opcode != "call")
@@ -144,11 +179,20 @@ class _Reader:
     def _simple(self, line: Instruction, computation: Computation) -> Cost:
         if line.opcode in ("dot", "convolution"):
             operands = [self._shape(name, computation) for name in line.operands[:2]]
-            return Cost(flops=_dot_flops(line, operands[0]) if line.opcode == "dot" else _convolution_flops(line, *operands))
+            return Cost(
+                flops=_dot_flops(line, operands[0])
+                if line.opcode == "dot"
+                else _convolution_flops(line, *operands)
+            )
         if line.opcode == "custom-call" and "callback" in line.attribute("custom_call_target"):
             return Cost(host_transfers=1.0)
-        if line.opcode == "custom-call" and line.attribute("custom_call_target").strip('"') in KERNEL_TARGETS:
-            operands = tuple(array for name in line.operands for array in computation.instructions[name].result)
+        if (
+            line.opcode == "custom-call"
+            and line.attribute("custom_call_target").strip('"') in KERNEL_TARGETS
+        ):
+            operands = tuple(
+                array for name in line.operands for array in computation.instructions[name].result
+            )
             return Cost(kernels={Kernel(re.sub(r"[.\d]+$", "", line.name), operands): 1.0})
         between = re.search(r'_xla_megascale_transfer_type="(\w+)"', line.attributes)
         if between and line.opcode == "send":
@@ -160,21 +204,33 @@ class _Reader:
         moves = line.opcode in HOST_OPS or (line.on_host and line.opcode in ("copy-start", "copy"))
         return Cost(host_transfers=float(moves))
 
-    def _loop(self, line: Instruction, computation: Computation, known: Mapping[int, int], pieces: Pieces) -> tuple[float, Cost]:
+    def _loop(
+        self, line: Instruction, computation: Computation, known: Mapping[int, int], pieces: Pieces
+    ) -> tuple[float, Cost]:
         condition, body = self._at(line.attribute("condition")), self._at(line.attribute("body"))
         start = self._elements(line.operands[0], computation, known)
         after = self._elements(body.root.name, body, {})
-        fixed = {i: v[1] for i, v in enumerate(start) if v and v[0] is None and i < len(after) and after[i] == (i, 0)}
+        fixed = {
+            i: v[1]
+            for i, v in enumerate(start)
+            if v and v[0] is None and i < len(after) and after[i] == (i, 0)
+        }
         turns = self._turns(condition, fixed, start, after)
         if turns is None:
             return 1.0, Cost(loops=((1.0, self.of(body, fixed)),))
         inner, inside = self._read(body, fixed)
         for channel, (collective, times) in inside.items():
-            pieces[channel] = (collective, 1.0) if channel in pieces else (collective, times * turns)
+            pieces[channel] = (
+                (collective, 1.0) if channel in pieces else (collective, times * turns)
+            )
         return turns, inner
 
     def _turns(
-        self, condition: Computation, fixed: Mapping[int, int], start: Sequence[Value | None], after: Sequence[Value | None]
+        self,
+        condition: Computation,
+        fixed: Mapping[int, int],
+        start: Sequence[Value | None],
+        after: Sequence[Value | None],
     ) -> float | None:
         """How often a loop turns that counts from a number, by a number, to a number; None for any other."""
         test = self._test(condition.root, condition, fixed, None)
@@ -189,25 +245,42 @@ class _Reader:
         return float(max(0, -(-(limit + (direction == "LE") - ahead - first[1]) // step[1])))
 
     def _test(
-        self, line: Instruction, where: Computation, known: Mapping[int, int], bound: Sequence[Value | None] | None
+        self,
+        line: Instruction,
+        where: Computation,
+        known: Mapping[int, int],
+        bound: Sequence[Value | None] | None,
     ) -> tuple[str, Value, Value] | None:
         """Direction and sides of the comparison that a condition ends with."""
         if line.opcode == "fusion":
             inner = self._at(line.called[0])
-            return self._test(inner.root, inner, {}, [self._value(name, where, known, bound) for name in line.operands])
+            return self._test(
+                inner.root,
+                inner,
+                {},
+                [self._value(name, where, known, bound) for name in line.operands],
+            )
         sides = [self._value(name, where, known, bound) for name in line.operands]
         if line.opcode != "compare" or len(sides) != 2 or sides[0] is None or sides[1] is None:
             return None
         return line.attribute("direction"), sides[0], sides[1]
 
-    def _elements(self, name: str, where: Computation, known: Mapping[int, int]) -> list[Value | None]:
+    def _elements(
+        self, name: str, where: Computation, known: Mapping[int, int]
+    ) -> list[Value | None]:
         """The elements of a tuple, as far as they are numbers or elements of the loop's state."""
         line = where.instructions[name]
         if line.opcode != "tuple":
             return [None] * len(line.result)
         return [self._value(operand, where, known, None) for operand in line.operands]
 
-    def _value(self, name: str, where: Computation, known: Mapping[int, int], bound: Sequence[Value | None] | None) -> Value | None:
+    def _value(
+        self,
+        name: str,
+        where: Computation,
+        known: Mapping[int, int],
+        bound: Sequence[Value | None] | None,
+    ) -> Value | None:
         """An instruction's value; in a fusion `bound` are the values of its parameters."""
         line = where.instructions[name]
         if line.opcode == "constant":
@@ -225,7 +298,12 @@ class _Reader:
             return self._value(line.operands[0], where, known, bound)
         if line.opcode == "fusion":
             inner = self._at(line.called[0])
-            return self._value(inner.root.name, inner, {}, [self._value(operand, where, known, bound) for operand in line.operands])
+            return self._value(
+                inner.root.name,
+                inner,
+                {},
+                [self._value(operand, where, known, bound) for operand in line.operands],
+            )
         if line.opcode in ("add", "subtract"):
             a, b = (self._value(operand, where, known, bound) for operand in line.operands)
             if a and b and b[0] is None:
@@ -250,7 +328,9 @@ class _Reader:
 
 
 def _dot_flops(line: Instruction, left: tuple[int, ...]) -> float:
-    contracted = [int(n) for n in line.attribute("lhs_contracting_dims").strip("{}").split(",") if n]
+    contracted = [
+        int(n) for n in line.attribute("lhs_contracting_dims").strip("{}").split(",") if n
+    ]
     return 2.0 * prod(line.result[0].shape) * prod(left[d] for d in contracted)
 
 
@@ -265,14 +345,28 @@ def _convolution_flops(line: Instruction, left: tuple[int, ...], right: tuple[in
 
     pairs = 1
     settings = zip(
-        sizes, *(numbers(*kv) for kv in (("stride", "1"), ("pad", "0_0"), ("lhs_dilate", "1"), ("rhs_dilate", "1"))), strict=True
+        sizes,
+        *(
+            numbers(*kv)
+            for kv in (("stride", "1"), ("pad", "0_0"), ("lhs_dilate", "1"), ("rhs_dilate", "1"))
+        ),
+        strict=True,
     )
     for axis, (size, stride, pad, left_dilate, right_dilate) in enumerate(settings):
-        length, steps = left[labels[0].index(str(axis))], line.result[0].shape[labels[2].index(str(axis))]
+        length, steps = (
+            left[labels[0].index(str(axis))],
+            line.result[0].shape[labels[2].index(str(axis))],
+        )
         hole, low = int(left_dilate), int(pad.split("_")[0])
-        places = (o * int(stride) + k * int(right_dilate) - low for o, k in product(range(steps), range(size)))
+        places = (
+            o * int(stride) + k * int(right_dilate) - low
+            for o, k in product(range(steps), range(size))
+        )
         pairs *= sum(p % hole == 0 and 0 <= p // hole < length for p in places)
-    batch, features = line.result[0].shape[labels[2].index("b")], line.result[0].shape[labels[2].index("f")]
+    batch, features = (
+        line.result[0].shape[labels[2].index("b")],
+        line.result[0].shape[labels[2].index("f")],
+    )
     return 2.0 * batch * features * right[labels[1].index("i")] * pairs
 
 

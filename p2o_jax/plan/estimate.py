@@ -25,7 +25,11 @@ from p2o_jax.plan.programs import CompiledProgram, PlannedRun, bucket_of
 from p2o_jax.rollout.prefill import chunk_of
 
 BUSY = 0.9  # of decoded slots are in use, and of the tokens in packed rows real: as measured on CPUs (docs/performance.md)
-SPLASH = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}  # products of a splash kernel, by the start of its name
+SPLASH = {
+    "splash_mha_fwd": 2,
+    "splash_mha_dkv": 4,
+    "splash_mha_dq": 3,
+}  # products of a splash kernel, by the start of its name
 
 
 class Workload(NamedTuple):
@@ -82,7 +86,12 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    parts: PlannedRun, programs: Mapping[str, CompiledProgram], kept: ResidentBytes, topology: Topology, work: Workload, price: float | None
+    parts: PlannedRun,
+    programs: Mapping[str, CompiledProgram],
+    kept: ResidentBytes,
+    topology: Topology,
+    work: Workload,
+    price: float | None,
 ) -> Estimate:
     """The step of a config whose programs all fit; the price is that of a chip for an hour."""
     r, devices = parts.cfg.rollout, parts.mesh.size
@@ -90,9 +99,13 @@ def estimate(
     slice_of = [device * topology.slices // devices for device in range(devices)]
     rollout = _rollout(parts, programs, kept, slice_of, work)
     steps_per_epoch = max(work.questions // r.questions, 1)
-    share = _gepa_rollouts(parts.cfg, work) / steps_per_epoch / sequences  # of a step's own rollouts
+    share = (
+        _gepa_rollouts(parts.cfg, work) / steps_per_epoch / sequences
+    )  # of a step's own rollouts
     phases = (
-        _of_program("reshard", programs["to_rollout_layout"].cost, (), slice_of, kept.params + kept.weights),
+        _of_program(
+            "reshard", programs["to_rollout_layout"].cost, (), slice_of, kept.params + kept.weights
+        ),
         *rollout,
         *_learning(parts, programs, kept, slice_of, work),
         _added(*rollout).times(share, "gepa, a step's share"),
@@ -101,10 +114,20 @@ def estimate(
     tokens = sequences * work.response * (1 + share)
     useful = _useful_flops(parts, work, share)
     mfu = useful / (seconds * devices * topology.chip.flops)
-    paid = None if price is None else price * math.prod(topology.shape) * topology.slices * seconds / 3600
+    paid = (
+        None
+        if price is None
+        else price * math.prod(topology.shape) * topology.slices * seconds / 3600
+    )
     update = programs["update"].cost
     assert update is not None
-    exchanged = exchange(parts.spec, parts.mesh, update, _head_turns(parts, work), jnp.dtype(parts.engine.dtype).itemsize)
+    exchanged = exchange(
+        parts.spec,
+        parts.mesh,
+        update,
+        _head_turns(parts, work),
+        jnp.dtype(parts.engine.dtype).itemsize,
+    )
     gepa = parts.cfg.gepa
     lay_outs = 2 if gepa.enabled and gepa.reflector == "reference" else 0
     return Estimate(phases, seconds, tokens, mfu, paid and paid / tokens * 1e6, exchanged, lay_outs)
@@ -120,16 +143,26 @@ def _gepa_rollouts(cfg: config.Config, work: Workload) -> float:
 
 
 def _rollout(
-    parts: PlannedRun, programs: Mapping[str, CompiledProgram], kept: ResidentBytes, slice_of: Sequence[int], work: Workload
+    parts: PlannedRun,
+    programs: Mapping[str, CompiledProgram],
+    kept: ResidentBytes,
+    slice_of: Sequence[int],
+    work: Workload,
 ) -> tuple[PhaseCost, PhaseCost]:
     """Prefill of a step's prompts, one for each question, and decoding of all rollouts."""
     r, spec, shards = parts.engine.cfg, parts.spec, parts.engine.num_shards
-    prefill, decode = (next(p for name, p in programs.items() if name.startswith(kind)) for kind in ("prefill", "decode"))
+    prefill, decode = (
+        next(p for name, p in programs.items() if name.startswith(kind))
+        for kind in ("prefill", "decode")
+    )
     assert decode.cost is not None and prefill.cost is not None
     chunk = chunk_of(bucket_of(parts.cfg, work.prompt))
     pieces = max(shape[0] for shape in prefill.shapes if len(shape) == 2 and shape[1] == chunk)
     calls = math.ceil(r.questions / pieces)
-    levels = [_of_program("prefill", prefill.cost, (level,), slice_of, kept.weights) for level in range(math.ceil(work.prompt / chunk))]
+    levels = [
+        _of_program("prefill", prefill.cost, (level,), slice_of, kept.weights)
+        for level in range(math.ceil(work.prompt / chunk))
+    ]
     turn = decode.cost.loops[0][1]
     steps = r.questions * r.group_size * work.response / r.slots / BUSY
     slots = r.slots // shards
@@ -138,7 +171,9 @@ def _rollout(
     attention = 0.0
     if step.kernels:
         heads = spec.heads / parts.mesh.shape["tensor"]
-        attention = 4 * spec.layers * heads * spec.head_dim * slots * (work.prompt + work.response / 2)
+        attention = (
+            4 * spec.layers * heads * spec.head_dim * slots * (work.prompt + work.response / 2)
+        )
     phase = _of_program("decode", turn, (), slice_of, kept.weights + reads)
     return (
         functools.reduce(_added, levels).times(calls, "prefill"),
@@ -147,7 +182,11 @@ def _rollout(
 
 
 def _learning(
-    parts: PlannedRun, programs: Mapping[str, CompiledProgram], kept: ResidentBytes, slice_of: Sequence[int], work: Workload
+    parts: PlannedRun,
+    programs: Mapping[str, CompiledProgram],
+    kept: ResidentBytes,
+    slice_of: Sequence[int],
+    work: Workload,
 ) -> list[PhaseCost]:
     """Scoring of what the first update does not cover (and of everything by the reference, with a KL term), and all updates."""
     cfg, mesh = parts.cfg, parts.mesh
@@ -157,12 +196,16 @@ def _learning(
     heads = _head_turns(parts, work)
     updates = cfg.rollout.questions / config.minibatch_questions(cfg)
     passes = 1 - 1 / updates + (cfg.loss.kl != "off")
-    gathered = 2 * num_params(parts.spec) / mesh.shape["tensor"]  # weights in bfloat16, read whole in each pass
+    gathered = (
+        2 * num_params(parts.spec) / mesh.shape["tensor"]
+    )  # weights in bfloat16, read whole in each pass
     state = 2 * (kept.params + kept.optimizer)
     score, update = programs["score"].cost, programs["update"].cost
     return [
         _of_program("score", score, (micro * passes, heads), slice_of, gathered * micro * passes),
-        _of_program("update", update, (micro, heads), slice_of, 3 * gathered * micro + state * updates),
+        _of_program(
+            "update", update, (micro, heads), slice_of, 3 * gathered * micro + state * updates
+        ),
     ]
 
 
@@ -170,11 +213,20 @@ def _head_turns(parts: PlannedRun, work: Workload) -> int:
     """Turns of the output head's loop in a micro-batch: it runs over the tokens of responses only."""
     cfg = parts.cfg
     row_tokens = config.trained_row_tokens(cfg)
-    wanted = row_tokens * cfg.optim.micro_rows / parts.engine.num_shards * BUSY * work.response / (work.prompt + work.response)
+    wanted = (
+        row_tokens
+        * cfg.optim.micro_rows
+        / parts.engine.num_shards
+        * BUSY
+        * work.response
+        / (work.prompt + work.response)
+    )
     return math.ceil(wanted / cfg.model.logit_chunk)
 
 
-def _of_program(name: str, cost: Cost | None, turns: tuple[float, ...], slice_of: Sequence[int], hbm: float) -> PhaseCost:
+def _of_program(
+    name: str, cost: Cost | None, turns: tuple[float, ...], slice_of: Sequence[int], hbm: float
+) -> PhaseCost:
     assert cost is not None, "a program that does not fit has no estimate"
     total = cost.total(turns)
     work = total.flops + sum(n * kernel_flops(kernel) for kernel, n in total.kernels.items())
@@ -192,7 +244,9 @@ def kernel_flops(kernel: Kernel) -> float:
     products = next((n for start, n in SPLASH.items() if kernel.name.startswith(start)), 0)
     if not products:
         return 0.0
-    shape = next(a.shape for a in kernel.operands if len(a.shape) >= 3 and a.dtype in ("bf16", "f32"))
+    shape = next(
+        a.shape for a in kernel.operands if len(a.shape) >= 3 and a.dtype in ("bf16", "f32")
+    )
     return products * math.prod(shape) * shape[-2]  # 2 T^2 C / 2 for each head
 
 
@@ -210,4 +264,8 @@ def _useful_flops(parts: PlannedRun, work: Workload, share: float) -> float:
     prompts = r.questions * flops.forward(spec, 0, work.prompt)
     sampled = (prompts + sequences * flops.forward(spec, work.prompt, whole)) * (1 + share)
     passes = 1 - config.minibatch_questions(parts.cfg) / r.questions + (parts.cfg.loss.kl != "off")
-    return sampled + passes * flops.scoring(spec, [whole] * sequences) + flops.update(spec, [whole] * sequences)
+    return (
+        sampled
+        + passes * flops.scoring(spec, [whole] * sequences)
+        + flops.update(spec, [whole] * sequences)
+    )

@@ -14,7 +14,9 @@ BYTES = {
 }  # fmt: skip
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")
-_CALLED = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation|condition|body)=%?([\w.\-]+)")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|true_computation|false_computation|condition|body)=%?([\w.\-]+)"
+)
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 
@@ -27,7 +29,9 @@ class Array(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        return prod(self.shape) * BYTES.get(self.dtype, 0)  # a type without bytes is a token or an opaque handle
+        return prod(self.shape) * BYTES.get(
+            self.dtype, 0
+        )  # a type without bytes is a token or an opaque handle
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ class Instruction:
     def called(self) -> list[str]:
         """The computations that it runs."""
         branches = _BRANCHES.search(self.attributes)
-        return _CALLED.findall(self.attributes) + (_NAME.findall(branches.group(1)) if branches else [])
+        return _CALLED.findall(self.attributes) + (
+            _NAME.findall(branches.group(1)) if branches else []
+        )
 
 
 @dataclass(frozen=True)
@@ -109,13 +115,22 @@ def parse_instruction(line: str) -> Instruction:
     inside, attributes = rest[len(opcode) + 1 : close - 1], rest[close:].lstrip(", ")
     attributes = re.split(r", (?:metadata|backend_config)=", attributes, maxsplit=1)[0]
     name = left.strip().removeprefix("ROOT ").lstrip("%")
-    return Instruction(name, arrays(result), opcode, tuple(_NAME.findall(inside)), inside, attributes, HOST_SPACE in result)
+    return Instruction(
+        name,
+        arrays(result),
+        opcode,
+        tuple(_NAME.findall(inside)),
+        inside,
+        attributes,
+        HOST_SPACE in result,
+    )
 
 
 def arrays(text: str) -> tuple[Array, ...]:
     """The arrays of a result type, a tuple's in order."""
     return tuple(
-        Array(dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", text))
+        Array(dtype, tuple(int(n) for n in dims.split(",") if n))
+        for dtype, dims in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", text))
     )
 
 
@@ -131,13 +146,24 @@ def _closing(text: str, start: int) -> int:
 
 def groups(attributes: str, num_partitions: int) -> tuple[tuple[int, ...], ...]:
     """The chips that exchange data with each other, from any of the ways in which XLA writes them; pairs for a permutation."""
-    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)+)\}", attributes)
+    listed = re.search(
+        r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)+)\}", attributes
+    )
     if listed:
-        return tuple(tuple(int(n) for n in group.split(",") if n) for group in re.findall(r"\{([\d,]*)\}", listed.group(1)))
-    counted = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+        return tuple(
+            tuple(int(n) for n in group.split(",") if n)
+            for group in re.findall(r"\{([\d,]*)\}", listed.group(1))
+        )
+    counted = re.search(
+        r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
+    )
     if counted:
         shape = [int(n) for n in counted.group(3).split(",")]
-        order = [int(n) for n in counted.group(4).split(",")] if counted.group(4) else list(range(len(shape)))
+        order = (
+            [int(n) for n in counted.group(4).split(",")]
+            if counted.group(4)
+            else list(range(len(shape)))
+        )
         return _chunks(_transposed(shape, order), int(counted.group(2)))
     meshed = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
     if meshed:
@@ -151,7 +177,10 @@ def groups(attributes: str, num_partitions: int) -> tuple[tuple[int, ...], ...]:
 def _transposed(shape: Sequence[int], order: Sequence[int]) -> list[int]:
     """0, 1, 2 … laid out in the shape, read with its axes in another order."""
     strides = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    return [sum(i * strides[axis] for i, axis in zip(index, order, strict=True)) for index in product(*(range(shape[a]) for a in order))]
+    return [
+        sum(i * strides[axis] for i, axis in zip(index, order, strict=True))
+        for index in product(*(range(shape[a]) for a in order))
+    ]
 
 
 def _chunks(items: Sequence[int], size: int) -> tuple[tuple[int, ...], ...]:

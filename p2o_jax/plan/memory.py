@@ -44,16 +44,27 @@ def held(parts: PlannedRun, programs: Mapping[str, CompiledProgram]) -> Resident
         return sum(map(shard_bytes, jax.tree.leaves(tree), jax.tree.leaves(split)))
 
     first = {name.split()[0]: p.memory for name, p in programs.items()}
-    reference = 0 if parts.spec.lora else components.reference_bytes(parts.cfg, parts.spec, parts.mesh, parts.learner.dtype)
+    reference = (
+        0
+        if parts.spec.lora
+        else components.reference_bytes(parts.cfg, parts.spec, parts.mesh, parts.learner.dtype)
+    )
     optimizer = size(state.opt_state, shardings.opt_state)
-    return ResidentBytes(first["to_rollout_layout"].arguments[0], optimizer, reference, first["to_rollout_layout"].outputs)
+    return ResidentBytes(
+        first["to_rollout_layout"].arguments[0],
+        optimizer,
+        reference,
+        first["to_rollout_layout"].outputs,
+    )
 
 
 def position_bytes(parts: PlannedRun) -> int:
     """Bytes on a chip of one position's keys and values in all layers."""
     spec, split = parts.spec, parts.mesh.shape["tensor"]
     heads = spec.kv_heads if spec.kv_heads % split else spec.kv_heads // split
-    vector = spec.head_dim * jnp.dtype(parts.engine.cache_dtype).itemsize + (4 if parts.engine.cache_dtype == jnp.int8 else 0)
+    vector = spec.head_dim * jnp.dtype(parts.engine.cache_dtype).itemsize + (
+        4 if parts.engine.cache_dtype == jnp.int8 else 0
+    )
     return 2 * spec.layers * heads * vector
 
 

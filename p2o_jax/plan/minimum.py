@@ -25,7 +25,9 @@ class Exchange(NamedTuple):
         return sum(self.sent.values()) / self.minimum if self.minimum else None
 
 
-def exchange(spec: ModelSpec, mesh: Mesh, update: Cost, head_turns: float, itemsize: int) -> Exchange:
+def exchange(
+    spec: ModelSpec, mesh: Mesh, update: Cost, head_turns: float, itemsize: int
+) -> Exchange:
     """Of a compiled update, whose outermost loop runs over micro-batches; weights are computed with in `itemsize` bytes."""
     sent: dict[str, float] = defaultdict(float)
     for collective, n in update.loops[0][1].total((head_turns,)).collectives.items():
@@ -44,7 +46,11 @@ def least(spec: ModelSpec, mesh: Mesh, itemsize: int) -> float:
         for w in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Weight)):
             axes = sharding.partition(w, mesh, sharding.LEARNER)
             if "fsdp" in axes:
-                split[is_trained] += float(np.prod(w.shape)) * itemsize / (mesh.shape["tensor"] if "tensor" in axes else 1)
+                split[is_trained] += (
+                    float(np.prod(w.shape))
+                    * itemsize
+                    / (mesh.shape["tensor"] if "tensor" in axes else 1)
+                )
     gathers = 2 * (split[False] + split[True]) * (fsdp - 1) / fsdp
     return gathers + split[True] * ((fsdp - 1) / fsdp + 2 * (data - 1) / data / fsdp)
 

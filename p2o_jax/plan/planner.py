@@ -23,7 +23,9 @@ class Case(NamedTuple):
     price: float | None
 
 
-def plan(case: Case, log: Callable[[str], None], known: Known | None = None, how: How | None = None) -> dict[str, Any]:
+def plan(
+    case: Case, log: Callable[[str], None], known: Known | None = None, how: How | None = None
+) -> dict[str, Any]:
     """The figures of `report.as_json`; the step has none where a program does not fit.
 
     Raises:
@@ -33,12 +35,16 @@ def plan(case: Case, log: Callable[[str], None], known: Known | None = None, how
     if found:
         raise ConfigError(*found)
     parts = programs.make(case.cfg, case.spec, case.topology)
-    compiled = programs.compile_all(parts, case.work.prompt, log, {} if known is None else known, how or How())
+    compiled = programs.compile_all(
+        parts, case.work.prompt, log, {} if known is None else known, how or How()
+    )
     kept = memory.held(parts, compiled)
     loads = memory.loads(compiled, kept)
     fits = not misses(loads, case.topology.chip.hbm_gib)
     step = estimate(parts, compiled, kept, case.topology, case.work, case.price) if fits else None
-    return report.as_json(case.model, parts, case.topology, compiled, loads, step, case.work) | {"notes": _notes(case, how or How())}
+    return report.as_json(case.model, parts, case.topology, compiled, loads, step, case.work) | {
+        "notes": _notes(case, how or How())
+    }
 
 
 def _notes(case: Case, how: How) -> list[str]:
@@ -50,5 +56,7 @@ def _notes(case: Case, how: How) -> list[str]:
             "memory than that."
         )
     if how.quick and case.spec.layers > max(DEPTHS):
-        notes.append(f"Quick: prefill and decoding are carried on from those of {DEPTHS[0]} and {DEPTHS[1]} layers.")
+        notes.append(
+            f"Quick: prefill and decoding are carried on from those of {DEPTHS[0]} and {DEPTHS[1]} layers."
+        )
     return notes

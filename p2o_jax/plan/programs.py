@@ -26,11 +26,23 @@ from p2o_jax.rollout.engine import Program as EngineProgram
 from p2o_jax.startup import components
 from p2o_jax.startup.model import Model
 
-_QWEN3: dict[str, Any] = {"family": "qwen3", "vocab": 151936, "head_dim": 128, "rope": Rope(theta=1e6), "qk_norm": True}
+_QWEN3: dict[str, Any] = {
+    "family": "qwen3",
+    "vocab": 151936,
+    "head_dim": 128,
+    "rope": Rope(theta=1e6),
+    "qk_norm": True,
+}
 SPECS = {
-    "qwen3-0.6b": ModelSpec(width=1024, layers=28, heads=16, kv_heads=8, mlp=3072, tied=True, **_QWEN3),
-    "qwen3-1.7b": ModelSpec(width=2048, layers=28, heads=16, kv_heads=8, mlp=6144, tied=True, **_QWEN3),
-    "qwen3-4b": ModelSpec(width=2560, layers=36, heads=32, kv_heads=8, mlp=9728, tied=True, **_QWEN3),
+    "qwen3-0.6b": ModelSpec(
+        width=1024, layers=28, heads=16, kv_heads=8, mlp=3072, tied=True, **_QWEN3
+    ),
+    "qwen3-1.7b": ModelSpec(
+        width=2048, layers=28, heads=16, kv_heads=8, mlp=6144, tied=True, **_QWEN3
+    ),
+    "qwen3-4b": ModelSpec(
+        width=2560, layers=36, heads=32, kv_heads=8, mlp=9728, tied=True, **_QWEN3
+    ),
     "qwen3-8b": ModelSpec(width=4096, layers=36, heads=32, kv_heads=8, mlp=12288, **_QWEN3),
     "qwen3-14b": ModelSpec(width=5120, layers=40, heads=40, kv_heads=8, mlp=17408, **_QWEN3),
     "qwen3-32b": ModelSpec(width=5120, layers=64, heads=64, kv_heads=8, mlp=25600, **_QWEN3),
@@ -85,10 +97,14 @@ def model_spec(name: str) -> ModelSpec:
     try:
         return hf_config.read_spec(hf_config.locate(name))
     except ConfigError as e:
-        raise ConfigError(f"--model={name}: expected one of {', '.join(SPECS)}, or a model directory ({e.problems[0]})") from e
+        raise ConfigError(
+            f"--model={name}: expected one of {', '.join(SPECS)}, or a model directory ({e.problems[0]})"
+        ) from e
 
 
-Known = MutableMapping[tuple[Any, ...], CompiledProgram]  # by all that a program depends on where layouts are tried
+Known = MutableMapping[
+    tuple[Any, ...], CompiledProgram
+]  # by all that a program depends on where layouts are tried
 
 
 class PlannedRun(NamedTuple):
@@ -110,15 +126,29 @@ def make(cfg: Config, spec: ModelSpec, topology: Topology) -> PlannedRun:
     devices = topology.devices()
     mesh = sharding.make_mesh(config.mesh_shape(cfg.mesh, len(devices)), devices)
     padding = -spec.vocab % mesh.shape["tensor"]
-    spec = dataclasses.replace(spec, lora=lora.from_config(cfg.lora), padded_vocab=spec.vocab + padding if padding else 0)
-    found = [line for rules in (sharding.LEARNER, sharding.ROLLOUT) for line in sharding.problems(spec, mesh, rules)]
+    spec = dataclasses.replace(
+        spec, lora=lora.from_config(cfg.lora), padded_vocab=spec.vocab + padding if padding else 0
+    )
+    found = [
+        line
+        for rules in (sharding.LEARNER, sharding.ROLLOUT)
+        for line in sharding.problems(spec, mesh, rules)
+    ]
     if found:
         raise ConfigError(*dict.fromkeys(found))
     dtype = jnp.float32 if cfg.model.compute_dtype == "float32" else jnp.bfloat16
     model = _model(spec, mesh, dtype)
     learner = Learner(spec, mesh, cfg, NUM_UPDATES, dtype, model.chat.pad_id)
-    enough = UNLIMITED if cfg.rollout.slots else int(topology.chip.hbm_gib * GIB)  # what does not fit is compiled, too
-    return PlannedRun(cfg, spec, mesh, learner, components.make_engine(cfg, model, components.held_bytes(cfg, spec, mesh, learner), enough))
+    enough = (
+        UNLIMITED if cfg.rollout.slots else int(topology.chip.hbm_gib * GIB)
+    )  # what does not fit is compiled, too
+    return PlannedRun(
+        cfg,
+        spec,
+        mesh,
+        learner,
+        components.make_engine(cfg, model, components.held_bytes(cfg, spec, mesh, learner), enough),
+    )
 
 
 def _model(spec: ModelSpec, mesh: Mesh, dtype: Any) -> Model:
@@ -143,8 +173,13 @@ def lowered(parts: PlannedRun, prompt: int, depths: Sequence[int] = ()) -> Itera
         yield from sampler(parts.engine, cfg, prompt)
     for depth in depths:
         model = _model(dataclasses.replace(spec, layers=depth), parts.mesh, parts.engine.dtype)
-        shallow = components.make_engine(dataclasses.replace(cfg, rollout=parts.engine.cfg), model, 0, UNLIMITED)
-        yield from (asked._replace(name=f"{asked.name}{OF_DEPTH}{depth}") for asked in sampler(shallow, cfg, prompt))
+        shallow = components.make_engine(
+            dataclasses.replace(cfg, rollout=parts.engine.cfg), model, 0, UNLIMITED
+        )
+        yield from (
+            asked._replace(name=f"{asked.name}{OF_DEPTH}{depth}")
+            for asked in sampler(shallow, cfg, prompt)
+        )
     yield from (Asked(*program) for program in parts.learner.programs())
 
 
@@ -153,9 +188,15 @@ def sampler(engine: Engine, cfg: Config, prompt: int) -> Iterator[Asked]:
     by itself."""
     needed = engine.needed(sampling_params.training(cfg), max(cfg.rollout.prompt_buckets))
     usual, longest = bucket_of(cfg, prompt), bucket_of(cfg, config.max_templated_prompt_tokens(cfg))
-    for bucket, (rows, group) in dict.fromkeys([(usual, engine.shapes(usual)[-1]), (longest, engine.shapes(longest)[0])]):
+    for bucket, (rows, group) in dict.fromkeys(
+        [(usual, engine.shapes(usual)[-1]), (longest, engine.shapes(longest)[0])]
+    ):
         for p in needed:
-            if (p.bucket, p.rows) == (bucket, rows) and p.kind in ("prefill", "decode") and p.size in (0, engine.sizes[0]):
+            if (
+                (p.bucket, p.rows) == (bucket, rows)
+                and p.kind in ("prefill", "decode")
+                and p.size in (0, engine.sizes[0])
+            ):
                 how = f" in groups of {group}" if group > 1 else ""
                 yield Asked(f"{p.kind} {bucket}{how}", engine.lower(p), _caches(engine, p))
 
@@ -171,7 +212,10 @@ def _caches(engine: Engine, p: EngineProgram) -> int:
 
 def bucket_of(cfg: Config, prompt: int) -> int:
     """The prompt bucket that takes so many tokens, or the largest."""
-    return min((b for b in cfg.rollout.prompt_buckets if b >= prompt), default=max(cfg.rollout.prompt_buckets))
+    return min(
+        (b for b in cfg.rollout.prompt_buckets if b >= prompt),
+        default=max(cfg.rollout.prompt_buckets),
+    )
 
 
 class How(NamedTuple):
@@ -182,7 +226,9 @@ class How(NamedTuple):
     quick: bool = False
 
 
-def compile_all(parts: PlannedRun, prompt: int, log: Callable[[str], None], known: Known, how: How) -> dict[str, CompiledProgram]:
+def compile_all(
+    parts: PlannedRun, prompt: int, log: Callable[[str], None], known: Known, how: How
+) -> dict[str, CompiledProgram]:
     """The programs of `lowered`, by name, compiled unless they are known already."""
     quick = how.quick and parts.spec.layers > max(DEPTHS)
     found: dict[str, Future[CompiledProgram] | CompiledProgram] = {}
@@ -204,7 +250,9 @@ def _deepened(programs: Mapping[str, CompiledProgram], layers: int) -> dict[str,
     for name, program in programs.items():
         plain, _, depth = name.partition(OF_DEPTH)
         if depth == str(less):
-            found[plain] = deeper(program, programs[f"{plain}{OF_DEPTH}{more}"], (layers - less) / (more - less))
+            found[plain] = deeper(
+                program, programs[f"{plain}{OF_DEPTH}{more}"], (layers - less) / (more - less)
+            )
         elif not depth:
             found[name] = program
     return found
@@ -219,14 +267,24 @@ def deeper(a: CompiledProgram, b: CompiledProgram, times: float) -> CompiledProg
     arguments = tuple(map(along, a.memory.arguments, b.memory.arguments))
     rest = (along(x, y) for x, y in zip(a.memory[1:], b.memory[1:], strict=True))
     found = cost.carried_on(a.cost, b.cost, times) if a.cost and b.cost else None
-    return CompiledProgram(a.name.partition(OF_DEPTH)[0], Memory(arguments, *rest), found, b.shapes, a.seconds + b.seconds)
+    return CompiledProgram(
+        a.name.partition(OF_DEPTH)[0],
+        Memory(arguments, *rest),
+        found,
+        b.shapes,
+        a.seconds + b.seconds,
+    )
 
 
 def _depends(parts: PlannedRun, name: str) -> tuple[Any, ...]:
     """What a program depends on of the settings that layouts differ in, besides the mesh."""
     if name.startswith(("update", "score")):
         return parts.cfg.model.remat, parts.cfg.optim.micro_rows
-    return () if name == "to_rollout_layout" else (parts.engine.cfg.cache_dtype, parts.engine.cfg.slots)
+    return (
+        ()
+        if name == "to_rollout_layout"
+        else (parts.engine.cfg.cache_dtype, parts.engine.cfg.slots)
+    )
 
 
 def compile_one(asked: Asked, log: Callable[[str], None]) -> CompiledProgram:
@@ -242,7 +300,9 @@ def compile_one(asked: Asked, log: Callable[[str], None]) -> CompiledProgram:
     else:
         account, found = _memory(made, compiled, caches), cost.cost(compiled.as_text() or "")
     program = CompiledProgram(name, account, found, shapes, time.monotonic() - start)
-    log(f"{name}: {account.peak / GIB:.2f} GiB a chip{'' if found else ', too large'}; compiled in {program.seconds:.0f} s")
+    log(
+        f"{name}: {account.peak / GIB:.2f} GiB a chip{'' if found else ', too large'}; compiled in {program.seconds:.0f} s"
+    )
     return program
 
 
@@ -251,9 +311,13 @@ def _memory(made: jax.stages.Lowered, compiled: jax.stages.Compiled, caches: int
     found = compiled.memory_analysis()
     assert found is not None
     pairs = zip(made.args_info[0], compiled.input_shardings[0], strict=True)
-    sizes = tuple(sum(jax.tree.leaves(jax.tree.map(shard_bytes, arg, splits))) for arg, splits in pairs)
+    sizes = tuple(
+        sum(jax.tree.leaves(jax.tree.map(shard_bytes, arg, splits))) for arg, splits in pairs
+    )
     temporaries = max(found.peak_memory_in_bytes - sum(sizes), 0)
-    return Memory(sizes, caches, temporaries, found.output_size_in_bytes, found.generated_code_size_in_bytes)
+    return Memory(
+        sizes, caches, temporaries, found.output_size_in_bytes, found.generated_code_size_in_bytes
+    )
 
 
 def shard_bytes(x: Any, split: Any) -> int:
@@ -265,4 +329,6 @@ def shard_bytes(x: Any, split: Any) -> int:
 def _needed(message: str) -> int:
     """The bytes that a program would have needed: the largest amount in the compiler's complaint."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    return max((int(float(n) * units[u]) for n, u in re.findall(r"([\d.]+)([KMGT])\b", message)), default=0)
+    return max(
+        (int(float(n) * units[u]) for n, u in re.findall(r"([\d.]+)([KMGT])\b", message)), default=0
+    )

@@ -25,32 +25,66 @@ def as_text(figures: Mapping[str, Any]) -> str:
     lines += [f"GiB on a chip, of {limit}:"]
     lines += _table(
         ["program", *COLUMNS, "total", "head-room"],
-        [[m["program"], *(m[c] for c in COLUMNS), m["total"], limit - m["total"]] for m in figures["memory_gib"]],
+        [
+            [m["program"], *(m[c] for c in COLUMNS), m["total"], limit - m["total"]]
+            for m in figures["memory_gib"]
+        ],
     )
     lines += ["", *(figures["advice"] or ["It fits."])]
     decode = figures["per_token"]
     if decode:
-        sent = ", ".join(f"{t['count']:g} {kind} of {t['bytes']:,.0f} bytes" for kind, t in decode["collectives"].items())
-        lines += ["", f"A decoded token, all slots together: {sent or 'no collectives'}; {decode['host_transfers']:g} host transfers."]
+        sent = ", ".join(
+            f"{t['count']:g} {kind} of {t['bytes']:,.0f} bytes"
+            for kind, t in decode["collectives"].items()
+        )
+        lines += [
+            "",
+            f"A decoded token, all slots together: {sent or 'no collectives'}; {decode['host_transfers']:g} host transfers.",
+        ]
     step = figures["step"]
     if step:
-        lines += ["", "A step at best, on a chip (compute, memory and network at peak speed; the longest counts):"]
+        lines += [
+            "",
+            "A step at best, on a chip (compute, memory and network at peak speed; the longest counts):",
+        ]
         lines += _table(
-            ["phase", "TFLOP", "compute s", "memory s", "network s", "seconds", "bound by", "collectives (GB)"],
             [
-                [p["name"], p["flops"] / 1e12, *p["resources"].values(), p["seconds"], p["bound"], _shown(p["collectives"])]
+                "phase",
+                "TFLOP",
+                "compute s",
+                "memory s",
+                "network s",
+                "seconds",
+                "bound by",
+                "collectives (GB)",
+            ],
+            [
+                [
+                    p["name"],
+                    p["flops"] / 1e12,
+                    *p["resources"].values(),
+                    p["seconds"],
+                    p["bound"],
+                    _shown(p["collectives"]),
+                ]
                 for p in step["phases"]
             ],
         )
         lines += ["", _exchanged(step["update_exchange"])]
         if step["lay_outs"]:
             seconds = step["lay_outs"] * step["phases"][0]["seconds"]
-            lines.append(f"An iteration of GEPA lays {step['lay_outs']} models out, in {seconds:.2g} s; this is not in its share.")
+            lines.append(
+                f"An iteration of GEPA lays {step['lay_outs']} models out, in {seconds:.2g} s; this is not in its share."
+            )
         work = figures["workload"]
         lines += [
             "",
             f"{step['seconds']:.1f} s a step, {step['tokens_per_s']:,.0f} generated tokens/s, MFU {step['mfu']:.1%}"
-            + (f", ${step['dollars_per_million']:.3f} for a million generated tokens" if step["dollars_per_million"] else ""),
+            + (
+                f", ${step['dollars_per_million']:.3f} for a million generated tokens"
+                if step["dollars_per_million"]
+                else ""
+            ),
             f"Assumed: prompts of {work['prompt']} and responses of {work['response']} tokens on average, {work['questions']} questions "
             f"in an epoch, {work['frac_hard']:.0%} of them hard. No run is faster than this; real ones are slower.",
         ]
@@ -76,7 +110,10 @@ def as_json(
         "mesh": dict(parts.mesh.shape),
         "slots": parts.engine.cfg.slots,
         "limit_gib": limit,
-        "memory_gib": [{"program": load.program} | {c: _gib(getattr(load, c)) for c in (*COLUMNS, "total")} for load in loads],
+        "memory_gib": [
+            {"program": load.program} | {c: _gib(getattr(load, c)) for c in (*COLUMNS, "total")}
+            for load in loads
+        ],
         "fits": not misses(loads, limit),
         "advice": [advice(load, cfg, shards, limit) for load in misses(loads, limit)],
         "compile_s": {name: round(p.seconds, 1) for name, p in programs.items()},
@@ -97,7 +134,10 @@ def _per_token(programs: Mapping[str, CompiledProgram]) -> dict[str, Any] | None
     for collective, n in turn.collectives.items():
         count, size = kinds.get(collective.kind, [0, 0])
         kinds[collective.kind] = [count + n, size + n * collective.bytes]
-    return {"collectives": {k: {"count": c, "bytes": b} for k, (c, b) in kinds.items()}, "host_transfers": turn.host_transfers}
+    return {
+        "collectives": {k: {"count": c, "bytes": b} for k, (c, b) in kinds.items()},
+        "host_transfers": turn.host_transfers,
+    }
 
 
 def _step(step: Estimate, topology: Topology) -> dict[str, Any]:
@@ -113,7 +153,11 @@ def _step(step: Estimate, topology: Topology) -> dict[str, Any]:
 
 
 def _exchange(exchange: Exchange) -> dict[str, Any]:
-    return {"sent": dict(sorted(exchange.sent.items())), "minimum": exchange.minimum, "ratio": exchange.ratio}
+    return {
+        "sent": dict(sorted(exchange.sent.items())),
+        "minimum": exchange.minimum,
+        "ratio": exchange.ratio,
+    }
 
 
 def _exchanged(exchange: Mapping[str, Any]) -> str:
@@ -136,17 +180,26 @@ def _phase(phase: PhaseCost, topology: Topology) -> dict[str, Any]:
         "seconds": times[bound],
         "bound": bound,
         "bytes": {"hbm": phase.hbm, "ici": phase.ici, "dcn": phase.dcn},
-        "collectives": {kind: {"count": t.count, "bytes": t.bytes} for kind, t in sorted(phase.traffic.items())},
+        "collectives": {
+            kind: {"count": t.count, "bytes": t.bytes} for kind, t in sorted(phase.traffic.items())
+        },
     }
 
 
 def _shown(collectives: Mapping[str, Mapping[str, float]]) -> str:
-    return ", ".join(f"{kind} {t['count']:,.0f} ({t['bytes'] / 1e9:.3g})" for kind, t in collectives.items()) or "none"
+    return (
+        ", ".join(
+            f"{kind} {t['count']:,.0f} ({t['bytes'] / 1e9:.3g})" for kind, t in collectives.items()
+        )
+        or "none"
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     """Rows of a Markdown table."""
-    shown = [[f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    shown = [
+        [f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows
+    ]
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *shown)]
 
 

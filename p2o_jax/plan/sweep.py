@@ -52,7 +52,11 @@ def layouts(cfg: Config, axes: Sequence[str], devices: int) -> Iterator[tuple[st
         ):
             d = devices // (f * t)
             least = d * f
-            for rows in sorted({least, 2 * least, cfg.optim.micro_rows}) if "batch" in axes else [max(cfg.optim.micro_rows, least)]:
+            for rows in (
+                sorted({least, 2 * least, cfg.optim.micro_rows})
+                if "batch" in axes
+                else [max(cfg.optim.micro_rows, least)]
+            ):
                 made = dataclasses.replace(
                     cfg,
                     mesh=dataclasses.replace(cfg.mesh, data=d, fsdp=f, tensor=t),
@@ -60,16 +64,30 @@ def layouts(cfg: Config, axes: Sequence[str], devices: int) -> Iterator[tuple[st
                     optim=dataclasses.replace(cfg.optim, micro_rows=rows),
                     rollout=dataclasses.replace(cfg.rollout, cache_dtype=cache),
                 )
-                yield f"data {d} x fsdp {f} x tensor {t}, remat {remat}, {rows} rows, cache {cache}", made
+                yield (
+                    f"data {d} x fsdp {f} x tensor {t}, remat {remat}, {rows} rows, cache {cache}",
+                    made,
+                )
 
 
 def as_text(figures: dict[str, Any]) -> str:
     """A line for each layout, the best first."""
-    lines = ["| layout | s a step, at best | tokens/s | MFU | least head-room, GiB | why not |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| layout | s a step, at best | tokens/s | MFU | least head-room, GiB | why not |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for tried in figures["layouts"]:
         made = tried["plan"]
-        head_room = f"{made['limit_gib'] - max(m['total'] for m in made['memory_gib']):.2f}" if made else ""
+        head_room = (
+            f"{made['limit_gib'] - max(m['total'] for m in made['memory_gib']):.2f}" if made else ""
+        )
         step = made["step"] if made else None
-        shown = [f"{step['seconds']:.1f}", f"{step['tokens_per_s']:,.0f}", f"{step['mfu']:.1%}"] if step else ["", "", ""]
-        lines.append(f"| {tried['layout']} | {' | '.join(shown)} | {head_room} | {'; '.join(tried['why_not'][:1])} |")
+        shown = (
+            [f"{step['seconds']:.1f}", f"{step['tokens_per_s']:,.0f}", f"{step['mfu']:.1%}"]
+            if step
+            else ["", "", ""]
+        )
+        lines.append(
+            f"| {tried['layout']} | {' | '.join(shown)} | {head_room} | {'; '.join(tried['why_not'][:1])} |"
+        )
     return "\n".join(lines)

@@ -8,7 +8,11 @@ from p2o_jax.evaluation.estimates import interval_of_mean
 from p2o_jax.report.rows import number
 
 MAX_POINTS = 1000  # of a curve
-KINDS = {"policy": "train/bad_updates", "evaluation": "eval/accuracy", "prompts": "gepa/skipped"}  # by a metric that only they have
+KINDS = {
+    "policy": "train/bad_updates",
+    "evaluation": "eval/accuracy",
+    "prompts": "gepa/skipped",
+}  # by a metric that only they have
 AXES = {"step": "step", "tokens": "ledger/generated_tokens"}
 
 
@@ -26,7 +30,9 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     groups = [rows[i : i + every] for i in range(0, len(rows), every)]
     names = sorted({name for row in rows for name in row if "/" in name})
     columns = {name: [number(_of_group(name, group)) for group in groups] for name in names}
-    axes = {axis: [number(group[-1].get(name), 12) for group in groups] for axis, name in AXES.items()}
+    axes = {
+        axis: [number(group[-1].get(name), 12) for group in groups] for axis, name in AXES.items()
+    }
     return {"every": every, **axes, "values": columns}
 
 
@@ -47,15 +53,23 @@ def not_finite(rows: Iterable[Mapping[str, Any]]) -> int:
 
 def finite(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
     """The rows without those values, which no sum can take either."""
-    return [{name: value for name, value in row.items() if number(value) is not None} for row in rows]
+    return [
+        {name: value for name, value in row.items() if number(value) is not None} for row in rows
+    ]
 
 
 def evaluations(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Accuracy on held-out questions over time with its 95 % interval, and by benchmark, or by family where there is one benchmark."""
     found = []
     for row in rows:
-        low, high = interval_of_mean(row["accuracy"], row.get("standard_error"), row.get("questions", 0))
-        parts = {name: part["accuracy"] for name, part in row["sets"].items()} if "sets" in row else row.get("by_family", {})
+        low, high = interval_of_mean(
+            row["accuracy"], row.get("standard_error"), row.get("questions", 0)
+        )
+        parts = (
+            {name: part["accuracy"] for name, part in row["sets"].items()}
+            if "sets" in row
+            else row.get("by_family", {})
+        )
         found.append(
             {
                 "step": row["step"],

@@ -44,7 +44,9 @@ def render(data: dict[str, Any], stamp: str = "") -> str:
         "SCRIPT": scripts[1],
     }
     head, *rest = _static("page.html").split("{{")
-    return head + "".join(parts[name] + text for name, text in (part.split("}}", 1) for part in rest))
+    return head + "".join(
+        parts[name] + text for name, text in (part.split("}}", 1) for part in rest)
+    )
 
 
 def is_page(path: Path) -> bool:
@@ -73,7 +75,9 @@ def plotly_js() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as e:
-        raise ConfigError("the report is drawn by plotly, which is not installed: pip install 'p2o-jax[report]'") from e
+        raise ConfigError(
+            "the report is drawn by plotly, which is not installed: pip install 'p2o-jax[report]'"
+        ) from e
     return get_plotlyjs()
 
 

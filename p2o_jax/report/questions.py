@@ -20,11 +20,17 @@ def lives(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for row in rows:
         epochs.add(row["epoch"])
         question = found.setdefault(row["question_id"], {"epochs": [], "templates": {}})
-        question |= {name: row[f"{name}_epoch"] for name in ("internalised", "relapsed")} | {"hard": row["first_hard_epoch"]}
-        question["epochs"].append([row["epoch"], int(row["hard"]), *row["plain"], *row["templated"]])
+        question |= {name: row[f"{name}_epoch"] for name in ("internalised", "relapsed")} | {
+            "hard": row["first_hard_epoch"]
+        }
+        question["epochs"].append(
+            [row["epoch"], int(row["hard"]), *row["plain"], *row["templated"]]
+        )
         for template, tally in row["templates"].items():
             for into in (templates, question["templates"]):
-                into[template] = [a + b for a, b in zip(into.get(template, (0, 0)), tally, strict=True)]
+                into[template] = [
+                    a + b for a, b in zip(into.get(template, (0, 0)), tally, strict=True)
+                ]
     hard = {name: question for name, question in found.items() if question["hard"] is not None}
     share = MAX_CELLS / max(sum(len(question["epochs"]) for question in hard.values()), 1)
     return {

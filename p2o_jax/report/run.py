@@ -37,8 +37,13 @@ def workdirs(paths: Sequence[str]) -> list[Path]:
 def page_data(paths: Sequence[Path], samples_bytes: int) -> dict[str, Any]:
     """Everything that a page shows of these runs, as JSON. `samples_bytes`: of samples, over all runs."""
     names = _names(paths)
-    runs = [read(path, name, samples_bytes // len(paths)) for path, name in zip(paths, names, strict=True)]
-    used = sorted({name for run in runs for kind in run["curves"].values() for name in kind["values"]})
+    runs = [
+        read(path, name, samples_bytes // len(paths))
+        for path, name in zip(paths, names, strict=True)
+    ]
+    used = sorted(
+        {name for run in runs for kind in run["curves"].values() for name in kind["values"]}
+    )
     return {
         "runs": runs,
         "metrics": {name: METRICS[name] for name in used if name in METRICS},
@@ -60,17 +65,23 @@ def read(workdir: Path, name: str, samples_bytes: int) -> dict[str, Any]:
     notes: list[str] = []
     config = record_rows.read_json(workdir / "config.json", notes)
     versions = record_rows.read_json(workdir / "versions.json", notes)
-    success_above = record_rows.field(config, ("reward", "success_above"), record_rows.NUMBER, 0.5, "config.json", notes)
+    success_above = record_rows.field(
+        config, ("reward", "success_above"), record_rows.NUMBER, 0.5, "config.json", notes
+    )
     read_rows = {file: record_rows.read(workdir / f"{file}.jsonl", notes) for file in FILES[:-1]}
     metrics = list(read_rows["metrics"])
     finite = curves.finite(metrics)
     if bad := curves.not_finite(metrics):
-        notes.append(f"metrics.jsonl: {bad} values are not finite numbers and are left out of the curves")
+        notes.append(
+            f"metrics.jsonl: {bad} values are not finite numbers and are left out of the curves"
+        )
     evaluations = curves.evaluations(read_rows["evaluations"])
     trees = templates.epochs(read_rows["templates"], success_above)
     lives = questions.lives(read_rows["questions"])
     shown = samples.chosen(workdir / "samples.jsonl", samples_bytes, notes)
-    wanted = {question for tree in trees for question in _question_ids(tree)} | set(lives["questions"])
+    wanted = {question for tree in trees for question in _question_ids(tree)} | set(
+        lives["questions"]
+    )
     return {
         "name": name,
         "summary": _summary(workdir, config, finite, evaluations, notes),
@@ -83,22 +94,35 @@ def read(workdir: Path, name: str, samples_bytes: int) -> dict[str, Any]:
         "ledger": _ledger(finite),
         "config": _flat(config),
         "versions": {key: _told(value) for key, value in versions.items()},
-        "notes": notes if len(notes) <= MAX_NOTES else [*notes[:MAX_NOTES], f"{len(notes) - MAX_NOTES} further notes"],
+        "notes": notes
+        if len(notes) <= MAX_NOTES
+        else [*notes[:MAX_NOTES], f"{len(notes) - MAX_NOTES} further notes"],
     }
 
 
 def _question_ids(tree: dict[str, Any]) -> set[str]:
-    return set(tree["dev"]) | {question for proposal in tree["rejected"] for question in proposal["minibatch"]}
+    return set(tree["dev"]) | {
+        question for proposal in tree["rejected"] for question in proposal["minibatch"]
+    }
 
 
 def _summary(
-    workdir: Path, config: dict[str, Any], metrics: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]], notes: list[str]
+    workdir: Path,
+    config: dict[str, Any],
+    metrics: Sequence[dict[str, Any]],
+    evaluations: Sequence[dict[str, Any]],
+    notes: list[str],
 ) -> dict[str, Any]:
     """The run in a few numbers. `seconds` are of all its starts, without the pretraining of the base model."""
     result = record_rows.read_json(workdir / "result.json", notes)
     seconds = record_rows.read_seconds(workdir / "seconds.json", notes)
-    of_result = record_rows.field(result, ("seconds",), record_rows.NUMBER, None, "result.json", notes)
-    totals = {name: max((row.get(f"ledger/{name}", 0) for row in metrics), default=0) for name in ("generated_tokens", "rollouts", "flops")}
+    of_result = record_rows.field(
+        result, ("seconds",), record_rows.NUMBER, None, "result.json", notes
+    )
+    totals = {
+        name: max((row.get(f"ledger/{name}", 0) for row in metrics), default=0)
+        for name in ("generated_tokens", "rollouts", "flops")
+    }
     return {
         "method": _method(config),
         "finished": bool(result),
@@ -114,7 +138,9 @@ def _summary(
 
 def _method(config: dict[str, Any]) -> str:
     """What the run did to the policy and its prompts, by its settings."""
-    gepa, train = (part if isinstance(part := config.get(name), dict) else {} for name in ("gepa", "train"))
+    gepa, train = (
+        part if isinstance(part := config.get(name), dict) else {} for name in ("gepa", "train")
+    )
     if gepa.get("enabled") is False:
         return "GRPO"
     if train.get("epochs") == 0:
@@ -124,9 +150,18 @@ def _method(config: dict[str, Any]) -> str:
 
 def _seconds_by_phase(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The sums of time/NAME_s; compiling is inside the others."""
-    names = {name for row in metrics for name in row if name.startswith("time/") and not name.startswith(("time/ledger_", "time/compile"))}
+    names = {
+        name
+        for row in metrics
+        for name in row
+        if name.startswith("time/") and not name.startswith(("time/ledger_", "time/compile"))
+    }
     sums = {name: sum(row.get(name, 0) for row in metrics) for name in sorted(names)}
-    return {name.removeprefix("time/").removesuffix("_s"): round(value, 2) for name, value in sums.items() if value >= 0.01}
+    return {
+        name.removeprefix("time/").removesuffix("_s"): round(value, 2)
+        for name, value in sums.items()
+        if value >= 0.01
+    }
 
 
 def _ledger(metrics: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -135,7 +170,14 @@ def _ledger(metrics: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     for row in metrics:
         last |= row
     names = {name: f"ledger/{{}}_{name}" for name in AMOUNTS} | {"seconds": "time/ledger_{}_s"}
-    table = {phase: {name: last[key.format(phase)] for name, key in names.items() if key.format(phase) in last} for phase in PHASES}
+    table = {
+        phase: {
+            name: last[key.format(phase)]
+            for name, key in names.items()
+            if key.format(phase) in last
+        }
+        for phase in PHASES
+    }
     return {phase: row for phase, row in table.items() if row}
 
 
@@ -143,7 +185,11 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """The settings by their dotted keys, as text."""
     flat: dict[str, str] = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": _told(value)}
+        flat |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": _told(value)}
+        )
     return flat
 
 

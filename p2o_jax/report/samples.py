@@ -44,7 +44,13 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
     """What a page shows of a sample."""
     texts = {name: clip(row.get(name) or "") for name in (*SHARED, "response")}
     numbers = {name: number(row.get(name)) for name in ("step", "score", "tokens")}
-    return {"question_id": row.get("question_id", ""), "status": row.get("status", ""), "stopped": row.get("stopped"), **texts, **numbers}
+    return {
+        "question_id": row.get("question_id", ""),
+        "status": row.get("status", ""),
+        "stopped": row.get("stopped"),
+        **texts,
+        **numbers,
+    }
 
 
 def question_texts(path: Path, wanted: Collection[str]) -> dict[str, str]:
@@ -72,7 +78,12 @@ class SampleFile:
         self._begin()
 
     def _begin(self) -> None:
-        self._places, self._kinds, self._end, self._bad = array("Q"), array("Q"), 0, 0  # a row's place; 2 * its status + is it templated
+        self._places, self._kinds, self._end, self._bad = (
+            array("Q"),
+            array("Q"),
+            0,
+            0,
+        )  # a row's place; 2 * its status + is it templated
         self._statuses: dict[str, int] = {}
         self._query: tuple[str, ...] = ()
         self._found = array("Q")  # rows of the last query
@@ -90,9 +101,15 @@ class SampleFile:
             self._read_on()
             query = (search, status, prompt, str(self._end))
             if query != self._query:
-                self._query, self._found = query, array("Q", self._search(search.lower(), status, prompt))
+                self._query, self._found = (
+                    query,
+                    array("Q", self._search(search.lower(), status, prompt)),
+                )
             found = self._found if order == "first" else self._found[::-1]
-            rows = [shown(row) for _, row in self._rows(found[page * PAGE_ROWS : (page + 1) * PAGE_ROWS])]
+            rows = [
+                shown(row)
+                for _, row in self._rows(found[page * PAGE_ROWS : (page + 1) * PAGE_ROWS])
+            ]
             counts = {"found": len(found), "total": len(self._places), "bad": self._bad}
             return {"rows": rows, **counts, "statuses": sorted(self._statuses)}
 
@@ -111,21 +128,36 @@ class SampleFile:
                 if (row := _row(line)) is None:
                     self._bad += 1
                 else:
-                    status = self._statuses.setdefault(clip(row.get("status", ""), 100), len(self._statuses))
+                    status = self._statuses.setdefault(
+                        clip(row.get("status", ""), 100), len(self._statuses)
+                    )
                     self._places.append(self._end)
                     self._kinds.append(2 * status + bool(str(row.get("template") or "").strip()))
                 self._end += len(line)
 
     def _search(self, search: str, status: str, prompt: str) -> list[int]:
         prompts = {"all": (0, 1), "plain": (0,), "templated": (1,)}.get(prompt, ())
-        kinds = {2 * i + templated for name, i in self._statuses.items() for templated in prompts if status in ("all", name)}
+        kinds = {
+            2 * i + templated
+            for name, i in self._statuses.items()
+            for templated in prompts
+            if status in ("all", name)
+        }
         candidates = [i for i, kind in enumerate(self._kinds) if kind in kinds]
         if not search:
             return candidates
-        rows = self._rows(candidates, json.dumps(search)[1:-1].encode() if search.isascii() else b"")
-        return [i for i, row in rows if any(search in str(row.get(name, "")).lower() for name in SEARCHED)]
+        rows = self._rows(
+            candidates, json.dumps(search)[1:-1].encode() if search.isascii() else b""
+        )
+        return [
+            i
+            for i, row in rows
+            if any(search in str(row.get(name, "")).lower() for name in SEARCHED)
+        ]
 
-    def _rows(self, which: Iterable[int], word: bytes = b"") -> Iterator[tuple[int, dict[str, Any]]]:
+    def _rows(
+        self, which: Iterable[int], word: bytes = b""
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         """(number, row) of these rows; those whose line does not have the word are left out unread."""
         with open(self.path, "rb") if self.path.exists() else BytesIO() as f:
             for i in which:

@@ -36,15 +36,21 @@ class Source:
     def _stamp_of_files(self) -> str:
         names = [f"{name}.jsonl" for name in run.FILES] + ["result.json"]
         files = [path / name for path in self.paths for name in names]
-        stats = [(s.st_mtime_ns, s.st_size) for file in files if file.exists() and (s := file.stat())]
+        stats = [
+            (s.st_mtime_ns, s.st_size) for file in files if file.exists() and (s := file.stat())
+        ]
         return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
     def samples_page(self, query: str) -> dict[str, Any] | None:
         """The samples that a query asks for: `run` and the arguments of `SampleFile.page`; None if it is none."""
-        asked = {name: values[0] for name, values in parse_qs(query, keep_blank_values=True).items()}
+        asked = {
+            name: values[0] for name, values in parse_qs(query, keep_blank_values=True).items()
+        }
         try:
             samples, number = self.samples[int(asked["run"])], int(asked["page"])
-            return samples.page(asked["search"], asked["status"], asked["prompt"], asked["order"], max(number, 0))
+            return samples.page(
+                asked["search"], asked["status"], asked["prompt"], asked["order"], max(number, 0)
+            )
         except (KeyError, ValueError, IndexError):
             return None
 
@@ -62,14 +68,19 @@ def server(paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
         def do_GET(self) -> None:
             host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
             url = urlsplit(self.path)
-            if host not in HOSTS:  # a page of another name that resolves to this machine may not read the run
+            if (
+                host not in HOSTS
+            ):  # a page of another name that resolves to this machine may not read the run
                 self.send_error(403)
             elif self.path == "/":
                 stamp, data = source.newest()
                 self._send("text/html; charset=utf-8", page.render(data, stamp).encode("utf-8"))
             elif self.path == "/data.json":
                 self._send_data(*source.newest())
-            elif url.path == "/samples.json" and (found := source.samples_page(url.query)) is not None:
+            elif (
+                url.path == "/samples.json"
+                and (found := source.samples_page(url.query)) is not None
+            ):
                 self._send("application/json", page.as_json(found).encode("ascii"))
             else:
                 self.send_error(404)

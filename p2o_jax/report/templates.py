@@ -18,12 +18,19 @@ def epochs(rows: Iterable[Mapping[str, Any]], success_above: float) -> list[dict
     by_epoch: dict[int, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_epoch.setdefault(row["epoch"], []).append(row)
-    chars = sum(min(len(row.get("text") or ""), 20_000) + 100 for part in by_epoch.values() for row in part if "outcome" in row)
+    chars = sum(
+        min(len(row.get("text") or ""), 20_000) + 100
+        for part in by_epoch.values()
+        for row in part
+        if "outcome" in row
+    )
     share = min(REJECTED_CHARS / max(chars, 1), 1.0)
     return [_epoch(epoch, part, success_above, share) for epoch, part in sorted(by_epoch.items())]
 
 
-def _epoch(epoch: int, rows: list[Mapping[str, Any]], success_above: float, share: float) -> dict[str, Any]:
+def _epoch(
+    epoch: int, rows: list[Mapping[str, Any]], success_above: float, share: float
+) -> dict[str, Any]:
     candidates = [row for row in rows if "candidate" in row]
     rejected = [row for row in rows if "outcome" in row]
     dev = list(candidates[0]["dev"]) if candidates else []
@@ -31,7 +38,9 @@ def _epoch(epoch: int, rows: list[Mapping[str, Any]], success_above: float, shar
         "epoch": epoch,
         "dev": dev,
         "nodes": [_candidate(row, dev, success_above) for row in candidates],
-        "rejected": [_proposal(row) for i, row in enumerate(rejected) if is_drawn(f"{epoch}/{i}", share)],
+        "rejected": [
+            _proposal(row) for i, row in enumerate(rejected) if is_drawn(f"{epoch}/{i}", share)
+        ],
         "rejected_total": len(rejected),
         "reasons": dict(Counter(row["outcome"] for row in rejected).most_common()),
     }
@@ -45,7 +54,9 @@ def _candidate(row: Mapping[str, Any], dev: list[str], success_above: float) -> 
         "parent": row["parent"],
         "score": number(row["dev_score"], 3),
         "rank": row["cover_rank"],
-        "solves": "".join("1" if row["dev"].get(question, 0) > success_above else "0" for question in dev),
+        "solves": "".join(
+            "1" if row["dev"].get(question, 0) > success_above else "0" for question in dev
+        ),
     }
 
 

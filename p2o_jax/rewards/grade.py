@@ -10,7 +10,9 @@ from math_verify.parser import LatexExtractionConfig
 # LaTeX only: math-verify's plain-expression parser ends in SymPy's `parse_expr`, which evaluates Python.
 _LATEX = (LatexExtractionConfig(boxed_match_priority=0),)
 
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time-outs are off; ours is the process's end
+logging.getLogger("math_verify").setLevel(
+    logging.ERROR
+)  # it warns that its own time-outs are off; ours is the process's end
 
 
 def math_equal(box: str, answer: str) -> str:

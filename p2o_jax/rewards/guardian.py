@@ -31,7 +31,10 @@ def main(fd: int, timeout_s: float, judge: str) -> None:
     signaled, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     signal.set_wakeup_fd(wakeup)
-    for number in (signal.SIGINT, signal.SIGTERM):  # for the training process, which still needs verdicts
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # for the training process, which still needs verdicts
         signal.signal(number, _ignore)
     signal.signal(signal.SIGCHLD, _ignore)
     guardian = os.getpid()
@@ -113,7 +116,9 @@ def _prctl(option: int, value: int) -> None:
 
 def _import_package() -> None:
     """Makes `p2o_jax` the package that this file belongs to, wherever the import path has another one."""
-    spec = importlib.util.spec_from_file_location("p2o_jax", Path(__file__).parents[1] / "__init__.py")
+    spec = importlib.util.spec_from_file_location(
+        "p2o_jax", Path(__file__).parents[1] / "__init__.py"
+    )
     assert spec and spec.loader
     sys.modules["p2o_jax"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -47,11 +47,23 @@ class LenientGrader:
     def grade(self, responses: Sequence[str], answers: Sequence[str]) -> list[Grade]:
         """A grade per response, in order; equal pairs are judged once."""
         found = [extract(response) for response in responses]
-        pairs = {(f, a): None for f, a in zip(found, answers, strict=True) if f and len(f) <= MAX_ANSWER_CHARS}
-        known: dict[tuple[str, str], Status] = {pair: "correct" for pair in pairs if normalize.equal(*pair)}
+        pairs = {
+            (f, a): None
+            for f, a in zip(found, answers, strict=True)
+            if f and len(f) <= MAX_ANSWER_CHARS
+        }
+        known: dict[tuple[str, str], Status] = {
+            pair: "correct" for pair in pairs if normalize.equal(*pair)
+        }
         asked = [pair for pair in pairs if pair not in known]
-        known |= {pair: _STATUSES.get(r, "error") for pair, r in zip(asked, self._pool.run(asked) if asked else [], strict=True)}
-        return [Grade(f, known.get((f, a), "wrong") if f else "no_answer") for f, a in zip(found, answers, strict=True)]
+        known |= {
+            pair: _STATUSES.get(r, "error")
+            for pair, r in zip(asked, self._pool.run(asked) if asked else [], strict=True)
+        }
+        return [
+            Grade(f, known.get((f, a), "wrong") if f else "no_answer")
+            for f, a in zip(found, answers, strict=True)
+        ]
 
 
 def extract(response: str) -> str:

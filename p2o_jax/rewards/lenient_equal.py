@@ -38,15 +38,22 @@ def _equal(a: str, b: str) -> bool:
     for parts in (_entries, _cells):
         ours, theirs = parts(a), parts(b)
         if ours and theirs:
-            return len(ours) == len(theirs) and all(_equal(p, q) for p, q in zip(ours, theirs, strict=True))
-    a, b = (_ASSIGNED.sub("", text) if text.count("=") == 1 and _ASSIGNED.match(text) else text for text in (a, b))
+            return len(ours) == len(theirs) and all(
+                _equal(p, q) for p, q in zip(ours, theirs, strict=True)
+            )
+    a, b = (
+        _ASSIGNED.sub("", text) if text.count("=") == 1 and _ASSIGNED.match(text) else text
+        for text in (a, b)
+    )
     return a.lower() == b.lower() or math_equal(a, b) == "correct"
 
 
 def _strip(answer: str) -> str:
     """The answer without units, texts that stand beside something, degrees, signs of percent and of money."""
     answer = _DEGREES.sub("", normalize.tidy(_AND.sub(",", answer)))
-    return normalize.tidy(_TEXT.sub("", answer) or answer).replace("\\%", "").replace("%", "").strip()
+    return (
+        normalize.tidy(_TEXT.sub("", answer) or answer).replace("\\%", "").replace("%", "").strip()
+    )
 
 
 def _number(text: str) -> float | None:
@@ -74,4 +81,8 @@ def _entries(text: str) -> list[str]:
 def _cells(text: str) -> list[str]:
     """The rows of a matrix, and in them its cells, one after the other; none if it is no matrix."""
     matrix = _MATRIX.fullmatch(text)
-    return [cell.strip() for row in matrix.group(1).split("\\\\") for cell in (*row.split("&"), ";")] if matrix else []
+    return (
+        [cell.strip() for row in matrix.group(1).split("\\\\") for cell in (*row.split("&"), ";")]
+        if matrix
+        else []
+    )

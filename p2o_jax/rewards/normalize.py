@@ -10,20 +10,30 @@ _EDITS = tuple(
         (r"\\[dt]frac(?![A-Za-z])", r"\\frac"),
         (r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}"),
         (r"(?<!\\)\\!", ""),
-        (r"(?<=[0-9])(?:\\,|\{,\})(?=[0-9]{3}(?![0-9]))", ""),  # 10\,000; what a bare comma means is for math-verify to say
+        (
+            r"(?<=[0-9])(?:\\,|\{,\})(?=[0-9]{3}(?![0-9]))",
+            "",
+        ),  # 10\,000; what a bare comma means is for math-verify to say
         (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset"),
         (r"(?<!\\)\\[,;: ]|~", " "),
         (r"\\?\$", ""),
-        (r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])", ""),  # "1 2" is not 12 and "\pi r" not "\pir"; elsewhere spaces say nothing
+        (
+            r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])",
+            "",
+        ),  # "1 2" is not 12 and "\pi r" not "\pir"; elsewhere spaces say nothing
         (r"\s+", " "),
     )
 )
 _WORDS = re.compile(r"\\(?:text|textbf|mathrm)\{([^{}]*)\}")
-_NUMBER = re.compile(r"([+-]?)(?:(?P<decimal>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)|\\frac\{([0-9]+)\}\{([0-9]+)\}|([0-9]+)/([0-9]+))")
+_NUMBER = re.compile(
+    r"([+-]?)(?:(?P<decimal>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)|\\frac\{([0-9]+)\}\{([0-9]+)\}|([0-9]+)/([0-9]+))"
+)
 _REPEATING = re.compile(r"([+-]?)([0-9]*)\.([0-9]*)\\(?:overline|bar)\{([0-9]+)\}")
 _PERCENT = re.compile(r"\\?%$")
 _MAX_DIGITS = 300
-_TOLERANCE = Fraction(1, 10**5)  # ten times math-verify's: nothing that is decided here is decided otherwise there
+_TOLERANCE = Fraction(
+    1, 10**5
+)  # ten times math-verify's: nothing that is decided here is decided otherwise there
 
 
 def tidy(answer: str) -> str:
@@ -57,7 +67,9 @@ def _repeating(tidied: str) -> Fraction | None:
     if not match:
         return None
     sign, whole, before, period = match.groups()
-    value = int(whole or "0") + Fraction(int(before or "0") + Fraction(int(period), 10 ** len(period) - 1), 10 ** len(before))
+    value = int(whole or "0") + Fraction(
+        int(before or "0") + Fraction(int(period), 10 ** len(period) - 1), 10 ** len(before)
+    )
     return -value if sign == "-" else value
 
 

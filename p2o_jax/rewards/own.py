@@ -54,19 +54,30 @@ def untrusted(run: "config.RewardConfig", where: str) -> list[str]:
 
 def env_problems(cfg: "config.RewardConfig") -> list[str]:
     """A line for each variable of config.reward.env that is not set."""
-    return [f"config.reward.env: the environment variable {name} is not set" for name in cfg.env if name not in os.environ]
+    return [
+        f"config.reward.env: the environment variable {name} is not set"
+        for name in cfg.env
+        if name not in os.environ
+    ]
 
 
 def request(question: Question, response: str) -> str:
     """The JSON text that asks for a verdict on a response."""
     meta = {str(k): v for k, v in question.meta.items()}
-    return json.dumps([[dict(m) for m in question.messages], response, question.answer, meta], default=str)
+    return json.dumps(
+        [[dict(m) for m in question.messages], response, question.answer, meta], default=str
+    )
 
 
 def verdict(reply: str, success_above: float) -> Verdict:
     """The verdict that a worker's reply (or the pool's "time_out" or "error") stands for."""
     if reply in ("time_out", "error"):
-        return Verdict(0.0, 1.0, "time_out" if reply == "time_out" else "error", "" if reply == "time_out" else "the worker died")
+        return Verdict(
+            0.0,
+            1.0,
+            "time_out" if reply == "time_out" else "error",
+            "" if reply == "time_out" else "the worker died",
+        )
     score, note, error = json.loads(reply)
     status: Status = "error" if error else "correct" if score > success_above else "wrong"
     return Verdict(score, 1.0, status, note)
@@ -78,12 +89,20 @@ def __getattr__(path: str) -> Judge:
     if not module:
         raise AttributeError(path)
     try:
-        function = getattr(_load(module) if module.endswith(".py") else importlib.import_module(module), name)
+        function = getattr(
+            _load(module) if module.endswith(".py") else importlib.import_module(module), name
+        )
     except AttributeError:
         raise
-    except Exception as e:  # the edge: whatever a user's module raises is why there is no such function
+    except (
+        Exception
+    ) as e:  # the edge: whatever a user's module raises is why there is no such function
         missing = isinstance(e, ModuleNotFoundError) and e.name == module.partition(".")[0]
-        hint = "; the current folder is not searched: give FILE.py:function, or add the folder to PYTHONPATH" if missing else ""
+        hint = (
+            "; the current folder is not searched: give FILE.py:function, or add the folder to PYTHONPATH"
+            if missing
+            else ""
+        )
         raise ImportError(f"{type(e).__name__}: {e}{hint}") from e
     if not callable(function):
         raise AttributeError(f"{path} cannot be called")
@@ -102,12 +121,16 @@ def _call(function: Callable[..., Any], text: str) -> str:
     """JSON [score, note, whether it failed]."""
     try:
         result: Any = function(*json.loads(text))
-    except Exception as e:  # the edge: the fault of the function or of the response, counted as an error
+    except (
+        Exception
+    ) as e:  # the edge: the fault of the function or of the response, counted as an error
         return json.dumps([0.0, f"{type(e).__name__}: {e}", True])
     score, note = result if type(result) is tuple and len(result) == 2 else (result, "")
     value = _number(score)
     if not 0 <= value <= 1 or not isinstance(note, str):
-        return json.dumps([0.0, f"expected a score in [0, 1], or (score, feedback), got {result!r}"[:500], True])
+        return json.dumps(
+            [0.0, f"expected a score in [0, 1], or (score, feedback), got {result!r}"[:500], True]
+        )
     return json.dumps([value, note, False])
 
 

@@ -50,7 +50,9 @@ class Pool:
         self.counts: Counter[str] = Counter()
         self._workers: list[_Worker] = []
         self._failed_starts = 0
-        self._finalizer = weakref.finalize(self, _kill_all, self._workers)  # runs at interpreter exit, too
+        self._finalizer = weakref.finalize(
+            self, _kill_all, self._workers
+        )  # runs at interpreter exit, too
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +98,12 @@ class Pool:
                         crashes[index] += 1
                         todo.appendleft(index)
                     else:
-                        settle(index, {"done": value, "last": value, "time_out": "time_out"}.get(event, "error"))
+                        settle(
+                            index,
+                            {"done": value, "last": value, "time_out": "time_out"}.get(
+                                event, "error"
+                            ),
+                        )
         finally:
             for worker in [w for w in self._workers if w.task is not None]:  # we were interrupted
                 self._drop(worker)
@@ -197,7 +204,9 @@ class _Worker:
         self.connection.close()  # at which its guardian kills them
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(END_TIMEOUT_S)
-        with contextlib.suppress(ProcessLookupError):  # unless somebody killed or stopped the guardian
+        with contextlib.suppress(
+            ProcessLookupError
+        ):  # unless somebody killed or stopped the guardian
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
@@ -205,7 +214,12 @@ class _Worker:
 def _environment(names: Sequence[str]) -> dict[str, str]:
     """Without keys, without accelerators, with one thread, and with the parent's import path."""
     path = os.pathsep.join(p or os.getcwd() for p in sys.path)
-    forced = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    forced = {
+        "JAX_PLATFORMS": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": path,
+    }
     return environment(names) | forced
 
 

@@ -14,7 +14,12 @@ from p2o_jax.types import Question, Status, Verdict
 
 MAX_ANSWER_CHARS = 4096  # in the box; a longer one is no answer to a question of mathematics
 MATH_JUDGE = "p2o_jax.rewards.grade:math_equal"
-_STATUSES: dict[str, Status] = {"correct": "correct", "wrong": "wrong", "time_out": "time_out", "error": "error"}
+_STATUSES: dict[str, Status] = {
+    "correct": "correct",
+    "wrong": "wrong",
+    "time_out": "time_out",
+    "error": "error",
+}
 
 Progress = Callable[[int, int], None]  # (answers judged so far, all answers)
 
@@ -30,7 +35,12 @@ class Verifier:
 
     def __init__(self, cfg: config.RewardConfig, judge: str = MATH_JUDGE):
         self.cfg = cfg
-        self._pool = Pool(num_workers(cfg), cfg.timeout_s, own.judge_name(cfg.fn) if cfg.fn else judge, cfg.env if cfg.fn else ())
+        self._pool = Pool(
+            num_workers(cfg),
+            cfg.timeout_s,
+            own.judge_name(cfg.fn) if cfg.fn else judge,
+            cfg.env if cfg.fn else (),
+        )
         self._counts: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
@@ -57,7 +67,12 @@ class Verifier:
             replies = [str(e)]
         return [f"config.reward.fn={self.cfg.fn}: {reply}" for reply in replies if reply]
 
-    def judge(self, responses: Sequence[str], questions: Sequence[Question], progress: Progress | None = None) -> list[Verdict]:
+    def judge(
+        self,
+        responses: Sequence[str],
+        questions: Sequence[Question],
+        progress: Progress | None = None,
+    ) -> list[Verdict]:
         """A verdict per response, in order, by config.reward.fn or, without one, by the reference answers (`verify`).
 
         With a function of one's own the format score is 1; equal pairs are judged once.
@@ -65,14 +80,25 @@ class Verifier:
         assert len(responses) == len(questions), (len(responses), len(questions))
         if not self.cfg.fn:
             return self.verify(responses, [q.answer for q in questions], progress)
-        requests = [own.request(question, response) for question, response in zip(questions, responses, strict=True)]
+        requests = [
+            own.request(question, response)
+            for question, response in zip(questions, responses, strict=True)
+        ]
         distinct = list(dict.fromkeys(requests))
         num_equal = len(requests) - len(distinct)
         self._counts.update(slow=len(distinct), fast=num_equal)
-        replies = dict(zip(distinct, self._run([(r,) for r in distinct], num_equal, len(requests), progress), strict=True))
+        replies = dict(
+            zip(
+                distinct,
+                self._run([(r,) for r in distinct], num_equal, len(requests), progress),
+                strict=True,
+            )
+        )
         return [own.verdict(replies[r], self.cfg.success_above) for r in requests]
 
-    def verify(self, responses: Sequence[str], answers: Sequence[str], progress: Progress | None = None) -> list[Verdict]:
+    def verify(
+        self, responses: Sequence[str], answers: Sequence[str], progress: Progress | None = None
+    ) -> list[Verdict]:
         """A verdict per response, in order.
 
         The format score is 1 if the response's last box is closed, whatever is in it. "time_out" (no verdict before the deadline)
@@ -81,7 +107,9 @@ class Verifier:
         """
         assert len(responses) == len(answers), (len(responses), len(answers))
         boxes = [last_boxed(response) for response in responses]
-        statuses: list[Status | None] = [self._at_once(box, answer) for box, answer in zip(boxes, answers, strict=True)]
+        statuses: list[Status | None] = [
+            self._at_once(box, answer) for box, answer in zip(boxes, answers, strict=True)
+        ]
         slow: dict[tuple[str, ...], list[int]] = {}
         for i, (box, answer) in enumerate(zip(boxes, answers, strict=True)):
             if box is not None and statuses[i] is None:
@@ -107,7 +135,9 @@ class Verifier:
             distinct = random.Random("rewards/self_check").sample(distinct, limit)
         bad = {a for a in distinct if self._at_once(last_boxed(rf"\boxed{{{a}}}"), a) != "correct"}
         if self.cfg.kind == "math":
-            unclear = [a for a in distinct if a not in bad and normalize.number(normalize.tidy(a)) is None]
+            unclear = [
+                a for a in distinct if a not in bad and normalize.number(normalize.tidy(a)) is None
+            ]
             results = self._judge([(a, a) for a in unclear], 0, len(unclear), None)
             bad.update(a for a, result in zip(unclear, results, strict=True) if result != "correct")
         return [a for a in distinct if a in bad]
@@ -129,11 +159,15 @@ class Verifier:
                 return "wrong"
         return None
 
-    def _judge(self, pairs: Sequence[tuple[str, ...]], before: int, total: int, progress: Progress | None) -> list[Status]:
+    def _judge(
+        self, pairs: Sequence[tuple[str, ...]], before: int, total: int, progress: Progress | None
+    ) -> list[Status]:
         """The workers' statuses for (box, answer) pairs, reporting progress from `before` on."""
         return [_STATUSES[result] for result in self._run(pairs, before, total, progress)]
 
-    def _run(self, tasks: Sequence[tuple[str, ...]], before: int, total: int, progress: Progress | None) -> list[str]:
+    def _run(
+        self, tasks: Sequence[tuple[str, ...]], before: int, total: int, progress: Progress | None
+    ) -> list[str]:
         """The workers' replies, reporting progress from `before` on."""
         num_done = before
 
@@ -148,9 +182,13 @@ class Verifier:
 
 def _verdict(box: str | None, status: Status | None) -> Verdict:
     assert status is not None
-    return Verdict(answer_score=float(status == "correct"), format_score=float(box is not None), status=status)
+    return Verdict(
+        answer_score=float(status == "correct"), format_score=float(box is not None), status=status
+    )
 
 
 def num_workers(cfg: config.RewardConfig) -> int:
     """The verifier processes that the config asks for: one per core unless it says how many."""
-    return cfg.workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return cfg.workers or (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )

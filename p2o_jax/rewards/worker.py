@@ -16,7 +16,9 @@ import resource
 import sys
 from multiprocessing.connection import Connection
 
-ADDRESS_SPACE = 4 << 30  # bytes; a factorial tower fails in here instead of pushing the training run out of memory
+ADDRESS_SPACE = (
+    4 << 30
+)  # bytes; a factorial tower fails in here instead of pushing the training run out of memory
 CPU_MARGIN_S = 10
 MEMORY_GROWTH = 512 << 20  # bytes since the start; then a fresh process
 _SEALED_OFF = (
@@ -56,7 +58,9 @@ def main(fd: int, timeout_s: float, name: str) -> None:
         _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + timeout_s) + CPU_MARGIN_S)
         try:
             value = judge(*texts)
-        except Exception:  # the edge: whatever an answer provokes is its own verdict, and is counted as such
+        except (
+            Exception
+        ):  # the edge: whatever an answer provokes is its own verdict, and is counted as such
             value = "error"
         grown = _resident_bytes() - begin > MEMORY_GROWTH
         _send(connection, ["last" if grown else "done", value])
@@ -86,5 +90,9 @@ def _resident_bytes() -> int:
 
 def _limit(what: int, soft: int) -> None:
     hard = resource.getrlimit(what)[1]
-    with contextlib.suppress(OSError, ValueError):  # not every system has every limit; the parent's deadline needs none of them
-        resource.setrlimit(what, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # not every system has every limit; the parent's deadline needs none of them
+        resource.setrlimit(
+            what, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard)
+        )

@@ -15,7 +15,12 @@ def of_rollouts(rollouts: Sequence[Rollout], cfg: Config) -> Float[np.ndarray, "
     reward_N = np.array([r.verdict.answer_score for r in rollouts], np.float32)
     if cfg.loss.overlong == "penalty":
         length_N = np.array([len(r.completion.token_ids) for r in rollouts])
-        reward_N += overlong_penalty(length_N, cfg.rollout.max_new_tokens, cfg.loss.overlong_buffer, cfg.loss.overlong_penalty)
+        reward_N += overlong_penalty(
+            length_N,
+            cfg.rollout.max_new_tokens,
+            cfg.loss.overlong_buffer,
+            cfg.loss.overlong_penalty,
+        )
     return group_advantages(reward_N.reshape(-1, cfg.rollout.group_size), cfg.adv)
 
 
@@ -30,7 +35,9 @@ def assert_groups(rollouts: Sequence[Rollout], size: int) -> None:
         assert tokens == logps, f"rollout {r.prompt.name} has {tokens} tokens and {logps} log-probs"
 
 
-def group_advantages(reward_QG: Float[np.ndarray, "Q G"], cfg: AdvConfig) -> Float[np.ndarray, "Q G"]:
+def group_advantages(
+    reward_QG: Float[np.ndarray, "Q G"], cfg: AdvConfig
+) -> Float[np.ndarray, "Q G"]:
     """(r - mean) / (std + 1e-6) within each group, std with Bessel's correction; float32. A group of one has mean 0 and std 1.
 
     Equal rewards have exactly 0, though the float32 mean of six .9 is not .9: divided by its std, that would be -.06.
@@ -49,7 +56,9 @@ def group_advantages(reward_QG: Float[np.ndarray, "Q G"], cfg: AdvConfig) -> Flo
     return centred / (reward.std(axis=1, ddof=1, keepdims=True) + np.float32(1e-6))
 
 
-def overlong_penalty(length_N: Shaped[np.ndarray, "N"], max_tokens: int, buffer: int, penalty: float) -> Float[np.ndarray, "N"]:
+def overlong_penalty(
+    length_N: Shaped[np.ndarray, "N"], max_tokens: int, buffer: int, penalty: float
+) -> Float[np.ndarray, "N"]:
     """What is added to the reward of a response of this length: 0 outside the buffer, falling to -penalty at its end.
 
     DAPO's soft overlong punishment (arXiv 2503.14476, equation 13); float32.

@@ -48,7 +48,9 @@ class PackedBatch(NamedTuple):
     logp_old: Any
     logp_ref: Any
     logp_sampler: Any
-    fresh: Any  # the update is the first since these were sampled: its own log-probs are the old ones
+    fresh: (
+        Any  # the update is the first since these were sampled: its own log-probs are the old ones
+    )
 
 
 class Packed(NamedTuple):
@@ -59,7 +61,12 @@ class Packed(NamedTuple):
     places: list[tuple[int, int, int]]
 
 
-def examples(rollouts: Sequence[Rollout], advantage_QG: np.ndarray, cfg: DistillConfig, overlong: str = "none") -> list[Example]:
+def examples(
+    rollouts: Sequence[Rollout],
+    advantage_QG: np.ndarray,
+    cfg: DistillConfig,
+    overlong: str = "none",
+) -> list[Example]:
     """An example for each rollout, in group order (algorithm step 6: templated rollouts are trained on the plain prompt)."""
     made = []
     for rollout, advantage in zip(rollouts, advantage_QG.reshape(-1), strict=True):
@@ -70,7 +77,10 @@ def examples(rollouts: Sequence[Rollout], advantage_QG: np.ndarray, cfg: Distill
                 sampled_on_ids=rollout.prompt_ids,
                 response_ids=rollout.completion.token_ids,
                 advantage=float(advantage),
-                trained=not ((cfg.drop_failed_templated and failed) or (overlong == "mask" and not rollout.completion.stopped)),
+                trained=not (
+                    (cfg.drop_failed_templated and failed)
+                    or (overlong == "mask" and not rollout.completion.stopped)
+                ),
                 logp_sampler_R=rollout.completion.logp_R,
                 weight=cfg.failed_weight if failed else 1.0,
             )
@@ -83,7 +93,13 @@ def minibatches(made: Sequence[Example], size: int) -> list[Sequence[Example]]:
     return [made[i : i + size] for i in range(0, len(made), size)]
 
 
-def pack(sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: int, micro_rows: int, max_micro: int, pad_id: int) -> Packed:
+def pack(
+    sequences: Sequence[tuple[tuple[int, ...], np.ndarray]],
+    row_tokens: int,
+    micro_rows: int,
+    max_micro: int,
+    pad_id: int,
+) -> Packed:
     """Prompts and responses laid into rows, first fit by decreasing length; rows are never split and segments never attend across.
 
     Raises:
@@ -91,12 +107,21 @@ def pack(sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: in
     """
     lengths = [len(prompt) + len(response) for prompt, response in sequences]
     if lengths and max(lengths) > row_tokens:
-        raise ValueError(f"a sequence of {max(lengths)} tokens does not fit config.optim.row_tokens={row_tokens}")
+        raise ValueError(
+            f"a sequence of {max(lengths)} tokens does not fit config.optim.row_tokens={row_tokens}"
+        )
     contents = first_fit(lengths, row_tokens)
     shape = (max_micro * micro_rows, row_tokens)
     ints = {name: np.zeros(shape, np.int32) for name in ("position", "segment")}
-    floats = {name: np.zeros(shape, np.float32) for name in ("advantage", "scale", "weight", "logp_old", "logp_ref", "logp_sampler")}
-    token, trained, fresh = np.full(shape, pad_id, np.int32), np.zeros(shape, bool), np.zeros(shape, bool)
+    floats = {
+        name: np.zeros(shape, np.float32)
+        for name in ("advantage", "scale", "weight", "logp_old", "logp_ref", "logp_sampler")
+    }
+    token, trained, fresh = (
+        np.full(shape, pad_id, np.int32),
+        np.zeros(shape, bool),
+        np.zeros(shape, bool),
+    )
     places = [(0, 0, 0)] * len(sequences)
     for r, members in enumerate(contents):
         at = 0

@@ -40,11 +40,27 @@ class Learner:
     """Scores and updates on a mesh, with settings from the whole config. The first batch that is not finite is written to a file."""
 
     def __init__(
-        self, spec: ModelSpec, mesh: Mesh, cfg: config.Config, num_updates: int, dtype: Any, pad_id: int, bad_batch: Path | None = None
+        self,
+        spec: ModelSpec,
+        mesh: Mesh,
+        cfg: config.Config,
+        num_updates: int,
+        dtype: Any,
+        pad_id: int,
+        bad_batch: Path | None = None,
     ):
-        self.spec, self.mesh, self.cfg, self.dtype, self.pad_id, self.bad_batch = spec, mesh, cfg, dtype, pad_id, bad_batch
+        self.spec, self.mesh, self.cfg, self.dtype, self.pad_id, self.bad_batch = (
+            spec,
+            mesh,
+            cfg,
+            dtype,
+            pad_id,
+            bad_batch,
+        )
         self.optimizer = make_optimizer(cfg.optim, num_updates)
-        self.param_shardings, _ = lora.split(spec, sharding.param_shardings(spec, mesh, sharding.LEARNER))
+        self.param_shardings, _ = lora.split(
+            spec, sharding.param_shardings(spec, mesh, sharding.LEARNER)
+        )
         self.frozen: Any = {}  # what is not trained; see `init`
         whole = sharding.replicated(mesh)
         abstract = self._abstract_trained(spec)
@@ -57,7 +73,9 @@ class Learner:
         )
         self.state_shardings = TrainState(self.param_shardings, opt_shardings, whole)
         self._init = jax.jit(self._init_state, out_shardings=self.state_shardings)
-        self._update = jax.jit(self._update_state, donate_argnums=0, out_shardings=(self.state_shardings, whole))
+        self._update = jax.jit(
+            self._update_state, donate_argnums=0, out_shardings=(self.state_shardings, whole)
+        )
         self._score = jax.jit(self._score_rows, out_shardings=sharding.batch_sharding(mesh, None))
 
     def init(self, params: Any) -> TrainState:
@@ -71,14 +89,19 @@ class Learner:
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of a TrainState, for restoring a checkpoint into."""
-        return _abstract(jax.eval_shape(self._init_state, self._abstract_trained(self.spec)), self.state_shardings)
+        return _abstract(
+            jax.eval_shape(self._init_state, self._abstract_trained(self.spec)),
+            self.state_shardings,
+        )
 
     def unpadded_state(self) -> TrainState:
         """Shapes and dtypes of a TrainState without vocabulary padding, the same on any mesh."""
         spec = replace(self.spec, padded_vocab=0)
         return jax.eval_shape(self._init_state, self._abstract_trained(spec))
 
-    def score_tokens(self, params: Any, sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: int) -> list[np.ndarray]:
+    def score_tokens(
+        self, params: Any, sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: int
+    ) -> list[np.ndarray]:
         """log p of every response token at the rollout temperature, float32, for each (prompt, response)."""
         limit = self.cfg.rollout.questions * self.cfg.rollout.group_size
         scored: list[np.ndarray] = []
@@ -95,12 +118,20 @@ class Learner:
 
     def transfers(self, params: Any, rollouts: Sequence[Rollout]) -> list[float]:
         """How likely each response is on its plain prompt, against the prompt that it was sampled on (distill.transfer)."""
-        on = [(r.plain_ids, r.completion.token_ids) for r in rollouts], [(r.prompt_ids, r.completion.token_ids) for r in rollouts]
+        on = (
+            [(r.plain_ids, r.completion.token_ids) for r in rollouts],
+            [(r.prompt_ids, r.completion.token_ids) for r in rollouts],
+        )
         rows = config.templated_row_tokens(self.cfg)
         plain, templated = (self.score_tokens(params, sequences, rows) for sequences in on)
-        return [distill.transfer(p, t, self.cfg.distill.transfer_scale) for p, t in zip(plain, templated, strict=True)]
+        return [
+            distill.transfer(p, t, self.cfg.distill.transfer_scale)
+            for p, t in zip(plain, templated, strict=True)
+        ]
 
-    def score(self, params: Any, ref_params: Any, made: Sequence[Example], first_update: int = 0) -> tuple[list[Example], Stats]:
+    def score(
+        self, params: Any, ref_params: Any, made: Sequence[Example], first_update: int = 0
+    ) -> tuple[list[Example], Stats]:
         """The examples with old and reference log-probs and distillation weights (algorithm step 6), taken before any update.
 
         Examples that cannot contribute to the gradient are left as they are, and cost nothing. The first `first_update` examples are
@@ -110,12 +141,18 @@ class Learner:
         contributing = [i for i, e in enumerate(made) if self._contributes(e)]
         weighted = self.cfg.train.rollout_is != "none"
         used = [i for i in contributing if i >= first_update or made[i].templated or weighted]
-        plain = self._score_on(params, made, used, "prompt_ids", config.trained_row_tokens(self.cfg))
+        plain = self._score_on(
+            params, made, used, "prompt_ids", config.trained_row_tokens(self.cfg)
+        )
         templated_used = [i for i in used if made[i].templated]
-        templated = self._score_on(params, made, templated_used, "sampled_on_ids", config.templated_row_tokens(self.cfg))
+        templated = self._score_on(
+            params, made, templated_used, "sampled_on_ids", config.templated_row_tokens(self.cfg)
+        )
         ref = plain
         if self.cfg.loss.kl != "off":
-            ref = self._score_on(ref_params, made, contributing, "prompt_ids", config.trained_row_tokens(self.cfg))
+            ref = self._score_on(
+                ref_params, made, contributing, "prompt_ids", config.trained_row_tokens(self.cfg)
+            )
         rho, gap, weights, rollout_weights = [], [], [], []
         for i in set(contributing).difference(used):
             weight = np.full(len(made[i].response_ids), made[i].weight, np.float32)
@@ -131,9 +168,18 @@ class Learner:
             gap.append(np.abs(on_template - made[i].logp_sampler_R))
             if weighted:
                 train = self.cfg.train
-                rollout_weights.append(distill.rollout_weights(on_template, made[i].logp_sampler_R, train.rollout_is, train.rollout_is_cap))
+                rollout_weights.append(
+                    distill.rollout_weights(
+                        on_template, made[i].logp_sampler_R, train.rollout_is, train.rollout_is_cap
+                    )
+                )
                 weight = weight * rollout_weights[-1]
-            scored[i] = replace(made[i], logp_old_R=old, logp_ref_R=ref[i], weight_R=weight * np.float32(made[i].weight))
+            scored[i] = replace(
+                made[i],
+                logp_old_R=old,
+                logp_ref_R=ref[i],
+                weight_R=weight * np.float32(made[i].weight),
+            )
         num_tokens = sum(len(made[i].response_ids) for i in contributing)
         stats = distill_stats(rho, weights, num_tokens, self.cfg.distill) | gap_stats(gap)
         return scored, stats | rollout_weight_stats(rollout_weights, self.cfg.train.rollout_is_cap)
@@ -141,10 +187,14 @@ class Learner:
     def update(self, state: TrainState, mini: Sequence[Example]) -> tuple[TrainState, Stats]:
         """The state after one optimizer update on a mini-batch of scored examples."""
         length_N = np.array([len(e.response_ids) if e.trained else 0 for e in mini], np.int64)
-        scale_N = losses.aggregation_scale(length_N, self.cfg.loss.aggregation, self.cfg.rollout.max_new_tokens)
+        scale_N = losses.aggregation_scale(
+            length_N, self.cfg.loss.aggregation, self.cfg.rollout.max_new_tokens
+        )
         used = [i for i, e in enumerate(mini) if self._contributes(e)]
         limit, row_tokens = config.minibatch_rollouts(self.cfg), config.trained_row_tokens(self.cfg)
-        packed = self._pack([(mini[i].prompt_ids, mini[i].response_ids) for i in used], row_tokens, limit)
+        packed = self._pack(
+            [(mini[i].prompt_ids, mini[i].response_ids) for i in used], row_tokens, limit
+        )
         flat = PackedBatch(*(x.reshape(-1, x.shape[-1]) for x in packed.rows))
         for i, (r, a, b) in zip(used, packed.places, strict=True):
             flat.trained[r, a:b] = True
@@ -152,29 +202,55 @@ class Learner:
             flat.weight[r, a:b], flat.logp_ref[r, a:b] = mini[i].weight_R, mini[i].logp_ref_R
             flat.logp_old[r, a:b] = 0.0 if mini[i].fresh else mini[i].logp_old_R
             flat.fresh[r, a:b], flat.logp_sampler[r, a:b] = mini[i].fresh, mini[i].logp_sampler_R
-        state, sums = self._update(state, self.frozen, self._put(packed.rows), jnp.int32(packed.num_micro))
-        stats = update_stats({k: float(v) for k, v in sums.items()}, packed.num_micro * packed.rows.token[0].size)
+        state, sums = self._update(
+            state, self.frozen, self._put(packed.rows), jnp.int32(packed.num_micro)
+        )
+        stats = update_stats(
+            {k: float(v) for k, v in sums.items()}, packed.num_micro * packed.rows.token[0].size
+        )
         if stats["train/bad_updates"]:
             self._on_bad_update(packed, int(state.bad_updates))
         return state, stats
 
     def programs(self) -> list[tuple[str, jax.stages.Lowered]]:
         """The learner's programs in a policy step, lowered for the mesh's devices, which need not be there (p2o_jax/plan)."""
-        params = sharding.abstract_params(self.spec, self.mesh, sharding.LEARNER, self.cfg.model.param_dtype)
-        plain, templated = config.trained_row_tokens(self.cfg), config.templated_row_tokens(self.cfg)
+        params = sharding.abstract_params(
+            self.spec, self.mesh, sharding.LEARNER, self.cfg.model.param_dtype
+        )
+        plain, templated = (
+            config.trained_row_tokens(self.cfg),
+            config.templated_row_tokens(self.cfg),
+        )
         group, count = self.cfg.rollout.group_size, jax.ShapeDtypeStruct((), jnp.int32)
 
         def rows(row_tokens: int, sequences: int) -> PackedBatch:
             one = self._pack([], row_tokens, 1).rows
             num_micro = -(-sequences // self.cfg.optim.micro_rows)
-            many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_micro, *x.shape[1:]), x.dtype), one)
-            return _abstract(many, jax.tree.map(lambda _: sharding.batch_sharding(self.mesh, None), one))
+            many = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((num_micro, *x.shape[1:]), x.dtype), one
+            )
+            return _abstract(
+                many, jax.tree.map(lambda _: sharding.batch_sharding(self.mesh, None), one)
+            )
 
-        mini, all_sequences = rows(plain, config.minibatch_rollouts(self.cfg)), self.cfg.rollout.questions * group
-        update = self._update.lower(self.abstract_state(), lora.split(self.spec, params)[1], mini, count)
-        found = [("update", update), ("score", self._score.lower(params, rows(plain, all_sequences), count))]
+        mini, all_sequences = (
+            rows(plain, config.minibatch_rollouts(self.cfg)),
+            self.cfg.rollout.questions * group,
+        )
+        update = self._update.lower(
+            self.abstract_state(), lora.split(self.spec, params)[1], mini, count
+        )
+        found = [
+            ("update", update),
+            ("score", self._score.lower(params, rows(plain, all_sequences), count)),
+        ]
         if self.cfg.gepa.enabled and templated != plain:
-            found.append(("score templated", self._score.lower(params, rows(templated, all_sequences), count)))
+            found.append(
+                (
+                    "score templated",
+                    self._score.lower(params, rows(templated, all_sequences), count),
+                )
+            )
         return found
 
     def _on_bad_update(self, packed: batch.Packed, total: int) -> None:
@@ -184,7 +260,10 @@ class Learner:
             ConfigError: this was bad update number `train.max_bad_steps`.
         """
         if self.bad_batch and distributed.is_main_process() and not self.bad_batch.exists():
-            np.savez_compressed(self.bad_batch, **{k: x[: packed.num_micro] for k, x in packed.rows._asdict().items()})
+            np.savez_compressed(
+                self.bad_batch,
+                **{k: x[: packed.num_micro] for k, x in packed.rows._asdict().items()},
+            )
         limit = self.cfg.train.max_bad_steps
         if limit and total >= limit:
             raise config.ConfigError(
@@ -194,13 +273,26 @@ class Learner:
 
     def _contributes(self, e: Example) -> bool:
         """Whether the example has any gradient: with zero advantage, no KL and no entropy bonus it has none, exactly."""
-        return e.trained and (e.advantage != 0 or self.cfg.loss.kl != "off" or self.cfg.loss.entropy_coef != 0)
+        return e.trained and (
+            e.advantage != 0 or self.cfg.loss.kl != "off" or self.cfg.loss.entropy_coef != 0
+        )
 
-    def _score_on(self, params: Any, made: Sequence[Example], which: Sequence[int], prompt: str, row_tokens: int) -> dict[int, np.ndarray]:
-        scored = self.score_tokens(params, [(getattr(made[i], prompt), made[i].response_ids) for i in which], row_tokens)
+    def _score_on(
+        self,
+        params: Any,
+        made: Sequence[Example],
+        which: Sequence[int],
+        prompt: str,
+        row_tokens: int,
+    ) -> dict[int, np.ndarray]:
+        scored = self.score_tokens(
+            params, [(getattr(made[i], prompt), made[i].response_ids) for i in which], row_tokens
+        )
         return dict(zip(which, scored, strict=True))
 
-    def _pack(self, sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: int, limit: int) -> batch.Packed:
+    def _pack(
+        self, sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: int, limit: int
+    ) -> batch.Packed:
         micro_rows = self.cfg.optim.micro_rows
         return batch.pack(sequences, row_tokens, micro_rows, -(-limit // micro_rows), self.pad_id)
 
@@ -209,7 +301,9 @@ class Learner:
         return PackedBatch(*(distributed.put(x, split) for x in rows))
 
     def _abstract_trained(self, spec: ModelSpec) -> Any:
-        full = jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0), self.cfg.model.param_dtype))
+        full = jax.eval_shape(
+            lambda: transformer.init(spec, jax.random.key(0), self.cfg.model.param_dtype)
+        )
         return lora.split(spec, full)[0]
 
     def _init_state(self, params: Any) -> TrainState:
@@ -238,7 +332,9 @@ class Learner:
 
         return lax.fori_loop(0, num_micro, micro, jnp.zeros(rows.token.shape, jnp.float32))
 
-    def _loss(self, trained: Any, frozen: Any, row: PackedBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def _loss(
+        self, trained: Any, frozen: Any, row: PackedBatch
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """This micro-batch's part of the loss, and sums over its trained tokens."""
         cfg = self.cfg.loss
         logp_new_BT, entropy_BT = self._logps(lora.join(trained, frozen), row)
@@ -246,7 +342,11 @@ class Learner:
         log_ratio_BT = losses.log_ratio(logp_new_BT, logp_old_BT, row.segment, row.trained, cfg)
         token = losses.policy_loss(logp_new_BT, log_ratio_BT, row.advantage, cfg)
         policy = jnp.sum(jnp.where(row.trained, token.loss * row.weight * row.scale, 0.0))
-        sums = {"policy_loss": policy, "tokens": row.trained.sum(), "real_tokens": (row.segment > 0).sum()}
+        sums = {
+            "policy_loss": policy,
+            "tokens": row.trained.sum(),
+            "real_tokens": (row.segment > 0).sum(),
+        }
         total = policy
         if cfg.kl != "off":
             divergence = losses.kl(logp_new_BT, row.logp_ref, cfg.kl)
@@ -275,22 +375,43 @@ class Learner:
             grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
             return jax.tree.map(jnp.add, carry[0], grads), _added(carry[1], sums)
 
-        zeros = jax.tree.map(lambda p, s: lax.with_sharding_constraint(jnp.zeros(p.shape), s), state.params, self.param_shardings)
-        shapes = jax.eval_shape(self._loss, state.params, frozen, _micro_batch(rows, jnp.int32(0)))[1]
-        grads, sums = lax.fori_loop(0, num_micro, micro, (zeros, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)))
+        zeros = jax.tree.map(
+            lambda p, s: lax.with_sharding_constraint(jnp.zeros(p.shape), s),
+            state.params,
+            self.param_shardings,
+        )
+        shapes = jax.eval_shape(self._loss, state.params, frozen, _micro_batch(rows, jnp.int32(0)))[
+            1
+        ]
+        grads, sums = lax.fori_loop(
+            0,
+            num_micro,
+            micro,
+            (zeros, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)),
+        )
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = apply_updates(state.params, updates, opt_state, self.cfg.train.seed)
         change = jax.tree.map(jnp.subtract, in_float32(params), in_float32(state.params))
         norm = optax.global_norm(grads)
         good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
-        params, opt_state = jax.tree.map(functools.partial(jnp.where, good), (params, opt_state), (state.params, state.opt_state))
-        sums |= {"grad_norm": norm, "param_norm": optax.global_norm(in_float32(params)), "bad": ~good}
-        sums["update_norm"] = jnp.where(good, optax.global_norm(change), 0.0)  # of what is stored, after rounding
+        params, opt_state = jax.tree.map(
+            functools.partial(jnp.where, good), (params, opt_state), (state.params, state.opt_state)
+        )
+        sums |= {
+            "grad_norm": norm,
+            "param_norm": optax.global_norm(in_float32(params)),
+            "bad": ~good,
+        }
+        sums["update_norm"] = jnp.where(
+            good, optax.global_norm(change), 0.0
+        )  # of what is stored, after rounding
         return TrainState(params, opt_state, state.bad_updates + ~good), sums
 
 
 def _abstract(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
 
 
 def _added(total: dict[str, jax.Array], part: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -24,7 +24,10 @@ class TokenLoss(NamedTuple):
 
 
 def policy_loss(
-    logp_new: Float[Array, "*B T"], log_ratio: Float[Array, "*B T"], advantage: Float[Array, "*B T"], cfg: LossConfig
+    logp_new: Float[Array, "*B T"],
+    log_ratio: Float[Array, "*B T"],
+    advantage: Float[Array, "*B T"],
+    cfg: LossConfig,
 ) -> TokenLoss:
     """max(-A s, -A clip(s)) with the ratio s = exp(log_ratio); for A < 0 at most -A dual_clip (PPO, dual clip).
 
@@ -33,7 +36,11 @@ def policy_loss(
     ratio = jnp.exp(jnp.clip(log_ratio, -20.0, 20.0))
     held = jnp.clip(ratio, 1 - cfg.clip_low, 1 + cfg.clip_high)
     if cfg.ratio == "cispo":
-        return TokenLoss(-advantage * lax.stop_gradient(held) * logp_new, (held != ratio).astype(jnp.float32), jnp.zeros_like(ratio))
+        return TokenLoss(
+            -advantage * lax.stop_gradient(held) * logp_new,
+            (held != ratio).astype(jnp.float32),
+            jnp.zeros_like(ratio),
+        )
     free = -advantage * ratio
     bounded = -advantage * held
     loss = jnp.maximum(free, bounded)
@@ -47,7 +54,11 @@ def policy_loss(
 
 
 def log_ratio(
-    logp_new: Float[Array, "B T"], logp_old: Float[Array, "B T"], segment: Int[Array, "B T"], trained: Bool[Array, "B T"], cfg: LossConfig
+    logp_new: Float[Array, "B T"],
+    logp_old: Float[Array, "B T"],
+    segment: Int[Array, "B T"],
+    trained: Bool[Array, "B T"],
+    cfg: LossConfig,
 ) -> Float[Array, "B T"]:
     """new - old of each token; with ratio=sequence their mean over the trained tokens of the token's segment (GSPO, arXiv 2507.18071).
 
@@ -64,10 +75,16 @@ def log_ratio(
         count = jax.ops.segment_sum(trained_T.astype(jnp.float32), segment_T, most)
         return (total / jnp.maximum(count, 1.0))[segment_T]
 
-    return lax.stop_gradient(jax.vmap(mean)(difference, segment, trained)) + logp_new - lax.stop_gradient(logp_new)
+    return (
+        lax.stop_gradient(jax.vmap(mean)(difference, segment, trained))
+        + logp_new
+        - lax.stop_gradient(logp_new)
+    )
 
 
-def kl(logp_new: Float[Array, "*B T"], logp_ref: Float[Array, "*B T"], kind: Literal["k1", "k2", "k3"]) -> Float[Array, "*B T"]:
+def kl(
+    logp_new: Float[Array, "*B T"], logp_ref: Float[Array, "*B T"], kind: Literal["k1", "k2", "k3"]
+) -> Float[Array, "*B T"]:
     """A per-token estimate of KL(new || ref) from the sampled token (Schulman's k1, k2, k3; k3 clipped as in the released code)."""
     if kind == "k1":
         return logp_new - logp_ref
@@ -77,7 +94,9 @@ def kl(logp_new: Float[Array, "*B T"], logp_ref: Float[Array, "*B T"], kind: Lit
     return jnp.clip(jnp.exp(d) - d - 1, -10.0, 10.0)
 
 
-def aggregation_scale(length_N: Int[np.ndarray, "N"], aggregation: str, max_response_tokens: int) -> Float[np.ndarray, "N"]:
+def aggregation_scale(
+    length_N: Int[np.ndarray, "N"], aggregation: str, max_response_tokens: int
+) -> Float[np.ndarray, "N"]:
     """What each token of sequence n is multiplied with, float32; lengths count trained tokens of the whole mini-batch.
 
     ▲ Means are over the whole mini-batch, whatever the micro-batches; a sequence without trained tokens counts as a sequence.

@@ -25,7 +25,9 @@ def make_optimizer(cfg: config.OptimConfig, num_updates: int) -> optax.GradientT
     Float32 copies of params, the updates and the random bits exist for one weight array at a time, in fused loops.
     """
     rate = make_rate(cfg, num_updates)
-    adamw = optax.adamw(rate, b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay, mu_dtype=cfg.mu_dtype)
+    adamw = optax.adamw(
+        rate, b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay, mu_dtype=cfg.mu_dtype
+    )
     inner = optax.chain(optax.clip_by_global_norm(cfg.clip_norm), adamw)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -60,7 +62,9 @@ def round_stochastically(x: jax.Array, key_2: jax.Array) -> jax.Array:
     """
     bits = lax.bitcast_convert_type(x, jnp.uint32)
     upper = (bits + (_random_words(key_2, x.shape) >> 16)) & jnp.uint32(0xFFFF0000)
-    return jnp.where(jnp.isfinite(x), lax.bitcast_convert_type(upper, jnp.float32), x).astype(jnp.bfloat16)
+    return jnp.where(jnp.isfinite(x), lax.bitcast_convert_type(upper, jnp.float32), x).astype(
+        jnp.bfloat16
+    )
 
 
 def _random_words(key_2: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -69,7 +73,13 @@ def _random_words(key_2: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     Unlike `jax.random.bits`, which is a loop over whole arrays on CPUs, it fuses with what uses it on any device: no words are stored.
     """
     strides = [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(len(shape))]
-    index = sum((lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(n) for axis, n in enumerate(strides)), jnp.uint32(0))
+    index = sum(
+        (
+            lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(n)
+            for axis, n in enumerate(strides)
+        ),
+        jnp.uint32(0),
+    )
     words = jnp.broadcast_to(index, shape)
     for word in key_2:
         words = words ^ word
@@ -97,10 +107,19 @@ def make_rate(cfg: config.OptimConfig, num_updates: int) -> optax.Schedule:
     """
     warmup = max(round(cfg.warmup_frac * num_updates), 1)
     if cfg.schedule == "constant":
-        return optax.linear_schedule(cfg.lr / warmup, cfg.lr, warmup - 1) if warmup > 1 else optax.constant_schedule(cfg.lr)
+        return (
+            optax.linear_schedule(cfg.lr / warmup, cfg.lr, warmup - 1)
+            if warmup > 1
+            else optax.constant_schedule(cfg.lr)
+        )
 
     def cosine(count: jax.typing.ArrayLike) -> jax.Array:
         done = jnp.clip((jnp.asarray(count) + 1 - warmup) / max(num_updates - warmup, 1), 0.0, 1.0)
-        return cfg.lr * jnp.minimum((jnp.asarray(count) + 1) / warmup, 1.0) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+        return (
+            cfg.lr
+            * jnp.minimum((jnp.asarray(count) + 1) / warmup, 1.0)
+            * 0.5
+            * (1 + jnp.cos(jnp.pi * done))
+        )
 
     return cosine

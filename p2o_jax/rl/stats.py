@@ -12,20 +12,29 @@ from p2o_jax import config
 Stats = dict[str, float]
 
 
-def distill_stats(rho: Sequence[np.ndarray], weights: Sequence[np.ndarray], num_tokens: int, cfg: config.DistillConfig) -> Stats:
+def distill_stats(
+    rho: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray],
+    num_tokens: int,
+    cfg: config.DistillConfig,
+) -> Stats:
     """distill/* over the templated tokens, one array of ratios and weights per response; `num_tokens` counts all that are trained on."""
     if not rho:
         return {}
     ratio, weight = np.concatenate(rho), np.concatenate(weights).astype(np.float64)
     low, mid, high = np.quantile(ratio, [0.05, 0.5, 0.95])
-    bound_low, bound_high = (0.0, cfg.cap) if cfg.mode == "truncated" else (1 - cfg.eps_low, 1 + cfg.eps_high)
+    bound_low, bound_high = (
+        (0.0, cfg.cap) if cfg.mode == "truncated" else (1 - cfg.eps_low, 1 + cfg.eps_high)
+    )
     return {
         "distill/frac_masked_low": float((ratio < bound_low).mean()),
         "distill/frac_masked_high": float((ratio > bound_high).mean()),
         "distill/ratio_p05": float(low),
         "distill/ratio_p50": float(mid),
         "distill/ratio_p95": float(high),
-        "distill/effective_sample_frac": float(weight.sum() ** 2 / max((weight**2).sum() * weight.size, 1e-30)),
+        "distill/effective_sample_frac": float(
+            weight.sum() ** 2 / max((weight**2).sum() * weight.size, 1e-30)
+        ),
         "distill/frac_templated_tokens": ratio.size / num_tokens,
     }
 
@@ -43,16 +52,25 @@ def rollout_weight_stats(weights: Sequence[np.ndarray], cap: float) -> Stats:
     if not weights:
         return {}
     weight = np.concatenate(weights)
-    return {"train/rollout_is_mean": float(weight.mean()), "train/frac_rollout_is_capped": float((weight >= cap).mean())}
+    return {
+        "train/rollout_is_mean": float(weight.mean()),
+        "train/frac_rollout_is_capped": float((weight >= cap).mean()),
+    }
 
 
 def update_stats(sums: Stats, computed_tokens: int) -> Stats:
     """train/* from the sums of an update: means over trained tokens where there are any, the gap where tokens are `fresh`."""
-    stats = {f"train/{name}": sums[name] for name in ("loss", "policy_loss", "grad_norm", "update_norm", "param_norm")}
+    stats = {
+        f"train/{name}": sums[name]
+        for name in ("loss", "policy_loss", "grad_norm", "update_norm", "param_norm")
+    }
     stats |= {"train/bad_updates": sums["bad"], "train/trained_tokens": sums["tokens"]}
     if tokens := sums["tokens"]:
         stats |= {f"train/{name}": sums[name] / tokens for name in ("approx_kl", "entropy")}
-        stats |= {"train/frac_clipped": sums["clipped"] / tokens, "train/frac_dual_clipped": sums["dual_clipped"] / tokens}
+        stats |= {
+            "train/frac_clipped": sums["clipped"] / tokens,
+            "train/frac_dual_clipped": sums["dual_clipped"] / tokens,
+        }
         stats |= {"train/kl_loss": sums["kl_loss"]} if "kl_loss" in sums else {}
     if computed_tokens:
         stats["perf/frac_row_tokens_real"] = sums["real_tokens"] / computed_tokens
@@ -62,4 +80,8 @@ def update_stats(sums: Stats, computed_tokens: int) -> Stats:
 
 
 def _gap(mean: float, largest: float, tokens: float) -> Stats:
-    return {"train/logprob_gap_mean": mean, "train/logprob_gap_max": largest, "train/logprob_gap_tokens": float(tokens)}
+    return {
+        "train/logprob_gap_mean": mean,
+        "train/logprob_gap_max": largest,
+        "train/logprob_gap_tokens": float(tokens),
+    }

@@ -50,7 +50,9 @@ class SlotState(NamedTuple):
     rollout_B: jax.Array
     active_B: jax.Array
     slots: tuple[Spans, ...]  # of each layer
-    prompts: Caches  # copies of rows of the prompt cache; none where the prompt cache itself is read
+    prompts: (
+        Caches  # copies of rows of the prompt cache; none where the prompt cache itself is read
+    )
 
 
 class DecodeState(NamedTuple):
@@ -87,9 +89,14 @@ class _Loop(NamedTuple):
     steps: jax.Array
 
 
-def empty_caches(spec: ModelSpec, rows: int, positions: int, dtype: Any, kind: type[Cache] = Cache) -> Caches:
+def empty_caches(
+    spec: ModelSpec, rows: int, positions: int, dtype: Any, kind: type[Cache] = Cache
+) -> Caches:
     """A cache for each layer."""
-    return tuple(reference.empty_cache(rows, spec.kv_heads, positions, spec.head_dim, dtype, kind) for _ in range(spec.layers))
+    return tuple(
+        reference.empty_cache(rows, spec.kv_heads, positions, spec.head_dim, dtype, kind)
+        for _ in range(spec.layers)
+    )
 
 
 def begin(
@@ -104,11 +111,23 @@ def begin(
     """Idle slots, nothing sampled; with room for copies of prompts of `prompt_positions`, if there are to be any."""
     zeros_B, zero = jnp.zeros(num_slots, jnp.int32), jnp.zeros(1, jnp.int32)
     positions = -(-max_positions // 8) * 8  # as kernels want them
-    prompts = empty_caches(spec, num_slots, prompt_positions, dtype, kept.cache) if prompt_positions else ()
-    spans = [empty_caches(spec, num_slots, span, dtype, kept.cache) for span in decoding.spans_of(kept, positions)]
-    rows = SlotState(zeros_B, zeros_B, zeros_B, zeros_B > 0, tuple(zip(*spans, strict=True)), prompts)
+    prompts = (
+        empty_caches(spec, num_slots, prompt_positions, dtype, kept.cache)
+        if prompt_positions
+        else ()
+    )
+    spans = [
+        empty_caches(spec, num_slots, span, dtype, kept.cache)
+        for span in decoding.spans_of(kept, positions)
+    ]
+    rows = SlotState(
+        zeros_B, zeros_B, zeros_B, zeros_B > 0, tuple(zip(*spans, strict=True)), prompts
+    )
     zeros_N = jnp.zeros(num_rollouts, jnp.int32)
-    tokens, logps = jnp.zeros((num_rollouts, max_positions), jnp.int32), jnp.zeros((num_rollouts, max_positions))
+    tokens, logps = (
+        jnp.zeros((num_rollouts, max_positions), jnp.int32),
+        jnp.zeros((num_rollouts, max_positions)),
+    )
     return DecodeState(rows, zero, zero, zeros_N, tokens, logps, zeros_N)
 
 
@@ -150,7 +169,9 @@ def decode_chunk(
     N, B = queue.prompt_N.size, run.rows.token_B.size
     size = queue.size[0]
     key = jax.random.wrap_key_data(call_key)
-    key_N = jax.vmap(lambda words: jax.random.fold_in(jax.random.fold_in(key, words[0]), words[1]))(queue.name_N2)
+    key_N = jax.vmap(lambda words: jax.random.fold_in(jax.random.fold_in(key, words[0]), words[1]))(
+        queue.name_N2
+    )
     first = run.finished[0]
 
     def goes_on(run: DecodeState) -> jax.Array:
@@ -164,9 +185,15 @@ def decode_chunk(
         run = _refilled(s.run, queue, prompt_cache)
         rows = run.rows
         row_B = jnp.minimum(rows.rollout_B, N - 1)
-        fed = _Fed(rows.token_B, rows.age_B, rows.active_B, queue.prompt_N[row_B], queue.member_N[row_B])
-        logits_BV, slots = _forward_one(spec, weights, prompt_cache, rows, fed, queue.length_M, group, kept)
-        uniform_B = jax.vmap(lambda k, age: jax.random.uniform(jax.random.fold_in(k, age)))(key_N[row_B], rows.age_B)
+        fed = _Fed(
+            rows.token_B, rows.age_B, rows.active_B, queue.prompt_N[row_B], queue.member_N[row_B]
+        )
+        logits_BV, slots = _forward_one(
+            spec, weights, prompt_cache, rows, fed, queue.length_M, group, kept
+        )
+        uniform_B = jax.vmap(lambda k, age: jax.random.uniform(jax.random.fold_in(k, age)))(
+            key_N[row_B], rows.age_B
+        )
         token_B, logp_B = draw(logits_BV, uniform_B, how, filtered)
         age_B = rows.age_B + 1
         done_B = rows.active_B & (stop_V[token_B] | (age_B >= max_new))
@@ -174,7 +201,14 @@ def decode_chunk(
         rank_B = jnp.where(done_B, run.finished[0] + jnp.cumsum(done_B) - 1, N)
         active_B = rows.active_B & ~done_B
         after = DecodeState(
-            SlotState(token_B, jnp.where(active_B, age_B, 0), rows.rollout_B, active_B, slots, rows.prompts),
+            SlotState(
+                token_B,
+                jnp.where(active_B, age_B, 0),
+                rows.rollout_B,
+                active_B,
+                slots,
+                rows.prompts,
+            ),
             run.head,
             run.finished + done_B.sum(),
             run.order_N.at[rank_B].set(rows.rollout_B, mode="drop"),
@@ -185,11 +219,21 @@ def decode_chunk(
         return _Loop(after, goes_on(after), s.busy + rows.active_B.sum(), s.steps + 1)
 
     zero = jnp.zeros(1, jnp.int32)
-    run, _, busy, steps = lax.while_loop(lambda s: s.going, step, _Loop(run, goes_on(run), zero, zero))
-    rollout_F = lax.dynamic_slice_in_dim(jnp.pad(run.order_N, (0, min(enough + B, N))), first, min(enough + B, N))
+    run, _, busy, steps = lax.while_loop(
+        lambda s: s.going, step, _Loop(run, goes_on(run), zero, zero)
+    )
+    rollout_F = lax.dynamic_slice_in_dim(
+        jnp.pad(run.order_N, (0, min(enough + B, N))), first, min(enough + B, N)
+    )
     waiting = lax.pmax(size - run.head, BATCH_AXES)
     left = lax.pmax(size - run.finished, BATCH_AXES)
-    out = (rollout_F, run.token_NS[rollout_F], run.logp_NS[rollout_F], run.length_N[rollout_F], run.finished - first)
+    out = (
+        rollout_F,
+        run.token_NS[rollout_F],
+        run.logp_NS[rollout_F],
+        run.length_N[rollout_F],
+        run.finished - first,
+    )
     return run, DecodeChunk(*out, left, waiting, busy, steps * B, steps)
 
 
@@ -206,12 +250,19 @@ def _refilled(run: DecodeState, queue: Queue, prompt_cache: Caches) -> DecodeSta
         age_B=jnp.where(fill_B, 0, rows.age_B),
         rollout_B=rollout_B,
         active_B=rows.active_B | fill_B,
-        prompts=_copied(rows.prompts, prompt_cache, fill_B, queue.prompt_N[jnp.minimum(rollout_B, queue.prompt_N.size - 1)]),
+        prompts=_copied(
+            rows.prompts,
+            prompt_cache,
+            fill_B,
+            queue.prompt_N[jnp.minimum(rollout_B, queue.prompt_N.size - 1)],
+        ),
     )
     return run._replace(rows=filled, head=run.head + fill_B.sum())
 
 
-def _copied(prompts: Caches, prompt_cache: Caches, fill_B: jax.Array, prompt_B: jax.Array) -> Caches:
+def _copied(
+    prompts: Caches, prompt_cache: Caches, fill_B: jax.Array, prompt_B: jax.Array
+) -> Caches:
     """The slots' prompts with those of the slots to fill copied from the prompt cache, one at a time: mostly there are few."""
     if not prompts:
         return prompts
@@ -221,7 +272,9 @@ def _copied(prompts: Caches, prompt_cache: Caches, fill_B: jax.Array, prompt_B: 
         slot = to_fill_B[i]
 
         def one(x: jax.Array, held: jax.Array) -> jax.Array:
-            return lax.dynamic_update_slice_in_dim(x, lax.dynamic_slice_in_dim(held, prompt_B[slot], 1), slot, 0)
+            return lax.dynamic_update_slice_in_dim(
+                x, lax.dynamic_slice_in_dim(held, prompt_B[slot], 1), slot, 0
+            )
 
         return jax.tree.map(one, prompts, prompt_cache)
 
@@ -239,37 +292,62 @@ class _Fed(NamedTuple):
 
 
 def _forward_one(
-    spec: ModelSpec, weights: Any, prompt_cache: Caches, rows: SlotState, fed: _Fed, length_M: jax.Array, group: int, kept: decoding.Kind
+    spec: ModelSpec,
+    weights: Any,
+    prompt_cache: Caches,
+    rows: SlotState,
+    fed: _Fed,
+    length_M: jax.Array,
+    group: int,
+    kept: decoding.Kind,
 ) -> tuple[jax.Array, tuple[Spans, ...]]:
     """Logits of each slot's next token, and the slots' caches with the fed token's k and v at its age."""
     in_prompt_cache_M = length_M - 1
     row_B = jnp.arange(fed.token_B.size)
-    in_bank_B, in_slot_B = jnp.where(fed.active_B, in_prompt_cache_M[fed.prompt_B], 0), jnp.where(fed.active_B, fed.age_B + 1, 1)
+    in_bank_B, in_slot_B = (
+        jnp.where(fed.active_B, in_prompt_cache_M[fed.prompt_B], 0),
+        jnp.where(fed.active_B, fed.age_B + 1, 1),
+    )
     cell_B = fed.prompt_B * group + fed.member_B
     num_cells = length_M.size * group
-    slot_of_cell = jnp.zeros(num_cells, jnp.int32).at[jnp.where(fed.active_B, cell_B, num_cells)].set(row_B, mode="drop")
+    slot_of_cell = (
+        jnp.zeros(num_cells, jnp.int32)
+        .at[jnp.where(fed.active_B, cell_B, num_cells)]
+        .set(row_B, mode="drop")
+    )
 
     def over_prompts(q_BHC: jax.Array, prompts: Cache) -> Partial:
         if group > 1:
             return _over_cells(q_BHC, prompts, in_prompt_cache_M, slot_of_cell, cell_B, kept)
         return kept.attend(q_BHC, prompts, in_bank_B, None if rows.prompts else fed.prompt_B)
 
-    def attend_both(q: jax.Array, k: jax.Array, v: jax.Array, caches: tuple[Cache, Spans]) -> tuple[jax.Array, Spans]:
+    def attend_both(
+        q: jax.Array, k: jax.Array, v: jax.Array, caches: tuple[Cache, Spans]
+    ) -> tuple[jax.Array, Spans]:
         prompts, slot = caches
         new = reference.stored(k.swapaxes(1, 2), v.swapaxes(1, 2), prompts)
         slot = decoding.append(kept, slot, new, fed.age_B)
-        both = reference.merge(over_prompts(q[:, 0], prompts), decoding.over_spans(kept, q[:, 0], slot, in_slot_B))
+        both = reference.merge(
+            over_prompts(q[:, 0], prompts), decoding.over_spans(kept, q[:, 0], slot, in_slot_B)
+        )
         return both.o_BHC[:, None], slot
 
     position_B1 = (in_prompt_cache_M[fed.prompt_B] + fed.age_B)[:, None]
     dtype = weights["final_norm"].dtype
     caches = tuple(zip(rows.prompts or prompt_cache, rows.slots, strict=True))
-    x_B1D, slots = transformer.hidden(spec, weights, fed.token_B[:, None], position_B1, attend_both, caches=caches, dtype=dtype)
+    x_B1D, slots = transformer.hidden(
+        spec, weights, fed.token_B[:, None], position_B1, attend_both, caches=caches, dtype=dtype
+    )
     return transformer.logits(spec, weights, x_B1D[:, 0]), slots
 
 
 def _over_cells(
-    q_BHC: jax.Array, prompt_cache: Cache, in_prompt_cache_M: jax.Array, slot_of_cell: jax.Array, cell_B: jax.Array, kept: decoding.Kind
+    q_BHC: jax.Array,
+    prompt_cache: Cache,
+    in_prompt_cache_M: jax.Array,
+    slot_of_cell: jax.Array,
+    cell_B: jax.Array,
+    kept: decoding.Kind,
 ) -> Partial:
     """Attention of each slot to its prompt, each row of the prompt cache read once: the group's queries stand side by side as heads."""
     _, H, C = q_BHC.shape
@@ -283,4 +361,6 @@ def _over_cells(
         cells = x.reshape(M, K, -1, H // K, *rest).swapaxes(1, 2).reshape(-1, H, *rest)
         return cells[cell_B]
 
-    return Partial(*(to_slots(x) for x in kept.attend(to_cells(q_BHC), prompt_cache, in_prompt_cache_M, None)))
+    return Partial(
+        *(to_slots(x) for x in kept.attend(to_cells(q_BHC), prompt_cache, in_prompt_cache_M, None))
+    )

@@ -13,8 +13,12 @@ from p2o_jax.p2o import assign
 from p2o_jax.state import Assignment
 from p2o_jax.types import Question, Rollout
 
-Answer = Callable[[Any, Sequence[Any], jax.Array], list[Rollout]]  # (weights, prompts, key) -> a rollout for each prompt
-Useful = Callable[[Sequence[Rollout]], np.ndarray]  # which groups of these rollouts have an advantage: bool [Q]
+Answer = Callable[
+    [Any, Sequence[Any], jax.Array], list[Rollout]
+]  # (weights, prompts, key) -> a rollout for each prompt
+Useful = Callable[
+    [Sequence[Rollout]], np.ndarray
+]  # which groups of these rollouts have an advantage: bool [Q]
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,9 @@ class Filled:
     stats: dict[str, float] = field(default_factory=dict)
 
 
-def as_asked(weights: Any, rollouts: list[Rollout], assignment: Assignment, step: int, key: jax.Array) -> Filled:
+def as_asked(
+    weights: Any, rollouts: list[Rollout], assignment: Assignment, step: int, key: jax.Array
+) -> Filled:
     """The step's own groups, whatever they teach."""
     return Filled(rollouts, rollouts)
 
@@ -41,7 +47,14 @@ class DynamicSampling:
     def __init__(self, answer: Answer, questions: Questions, cfg: RolloutConfig, useful: Useful):
         self.answer, self.questions, self.cfg, self.useful = answer, questions, cfg, useful
 
-    def __call__(self, weights: Any, rollouts: list[Rollout], assignment: Assignment, step: int, key: jax.Array) -> Filled:
+    def __call__(
+        self,
+        weights: Any,
+        rollouts: list[Rollout],
+        assignment: Assignment,
+        step: int,
+        key: jax.Array,
+    ) -> Filled:
         """As many groups as `rollouts` has: with an advantage as long as there are such, in the order sampled, then others.
 
         Ends after `max_sampling_rounds`, or when the epoch has no further questions.
@@ -59,7 +72,13 @@ class DynamicSampling:
         order = sorted(range(len(good)), key=lambda q: not good[q])[:needed]
         trained = [rollout for q in order for rollout in made[q * G : (q + 1) * G]]
         wasted = len(made) - sum(good[q] for q in order) * G
-        return Filled(trained, made, {"rollout/sampling_rounds": rounds, "rollout/wasted_rollouts": wasted})
+        return Filled(
+            trained, made, {"rollout/sampling_rounds": rounds, "rollout/wasted_rollouts": wasted}
+        )
 
-    def _ask(self, weights: Any, questions: Sequence[Question], assignment: Assignment, key: jax.Array) -> list[Rollout]:
-        return self.answer(weights, assign.prompts_for(questions, assignment, self.cfg.group_size, "train"), key)
+    def _ask(
+        self, weights: Any, questions: Sequence[Question], assignment: Assignment, key: jax.Array
+    ) -> list[Rollout]:
+        return self.answer(
+            weights, assign.prompts_for(questions, assignment, self.cfg.group_size, "train"), key
+        )

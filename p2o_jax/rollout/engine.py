@@ -58,7 +58,10 @@ class Work(NamedTuple):
             "perf/frac_prefill_time": (self.prefill_seconds, seconds),
             "perf/frac_tail_time": (self.tail_seconds, seconds),
         }
-        return {"perf/decode_steps": float(self.steps), **{name: part / whole for name, (part, whole) in shares.items() if whole}}
+        return {
+            "perf/decode_steps": float(self.steps),
+            **{name: part / whole for name, (part, whole) in shares.items() if whole},
+        }
 
 
 class Program(NamedTuple):
@@ -101,9 +104,15 @@ class Engine:
         self.capacities = sorted(set(capacities))
         self.grouped_up_to = max(cfg.prompt_buckets) if grouped_up_to is None else grouped_up_to
         self.num_shards = sharding.num_shards(mesh)
-        slack = 1.25 if self.num_shards > 1 else 1.0  # shards are dealt equal numbers of tokens, not of rollouts
-        self.max_rollouts = -(-int(max(cfg.questions * cfg.group_size, cfg.slots) * slack) // self.num_shards)  # of a wave, per shard
-        on_cpu = mesh.devices.flat[0].platform == "cpu"  # elsewhere kernels read nothing for idle slots, and weights weigh more
+        slack = (
+            1.25 if self.num_shards > 1 else 1.0
+        )  # shards are dealt equal numbers of tokens, not of rollouts
+        self.max_rollouts = -(
+            -int(max(cfg.questions * cfg.group_size, cfg.slots) * slack) // self.num_shards
+        )  # of a wave, per shard
+        on_cpu = (
+            mesh.devices.flat[0].platform == "cpu"
+        )  # elsewhere kernels read nothing for idle slots, and weights weigh more
         self.sizes = decode.sizes(cfg.slots // self.num_shards, cfg.min_slots if on_cpu else 0)
         self.whole, self.rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
         split = "tensor" if spec.kv_heads % mesh.shape["tensor"] == 0 else None
@@ -111,7 +120,10 @@ class Engine:
         stop_V = np.zeros(spec.vocab_rows, bool)
         stop_V[list(stop_ids)] = True
         self.stop_V = stop_V
-        self._lay_out = jax.jit(functools.partial(_to_rollout_layout, spec, dtype), out_shardings=_rollout_shardings(self.spec, mesh))
+        self._lay_out = jax.jit(
+            functools.partial(_to_rollout_layout, spec, dtype),
+            out_shardings=_rollout_shardings(self.spec, mesh),
+        )
         self.programs = Programs(self.lower)
         self.work = Work()
 
@@ -125,7 +137,12 @@ class Engine:
         return taken
 
     def generate(
-        self, weights: Any, requests: Sequence[Request], how: SamplingParams, key: jax.Array, progress: Progress = lambda n: None
+        self,
+        weights: Any,
+        requests: Sequence[Request],
+        how: SamplingParams,
+        key: jax.Array,
+        progress: Progress = lambda n: None,
     ) -> list[Completion]:
         """A completion for each request, in order; see `stream`."""
         completions: dict[int, Completion] = {}
@@ -134,7 +151,9 @@ class Engine:
             progress(len(finished))
         return [completions[i] for i in range(len(requests))]
 
-    def stream(self, weights: Any, requests: Sequence[Request], how: SamplingParams, key: jax.Array) -> Iterator[Finished]:
+    def stream(
+        self, weights: Any, requests: Sequence[Request], how: SamplingParams, key: jax.Array
+    ) -> Iterator[Finished]:
         """Completions as they get ready; while the caller works on them, the devices go on with the next stretch.
 
         Tokens depend on (weights, prompt, key, name) alone; with an int8 cache on the prompt's bucket, too.
@@ -150,7 +169,13 @@ class Engine:
             yield from self._run(weights, wave, requests, how, key, capacity)
 
     def _run(
-        self, weights: Any, wave: scheduler.Wave, requests: Sequence[Request], how: SamplingParams, key: jax.Array, capacity: int
+        self,
+        weights: Any,
+        wave: scheduler.Wave,
+        requests: Sequence[Request],
+        how: SamplingParams,
+        key: jax.Array,
+        capacity: int,
     ) -> Iterator[Finished]:
         start = time.monotonic()
         rows, group = self._shape(wave)
@@ -161,28 +186,45 @@ class Engine:
         self.work = self.work.plus(Work(prefill_seconds=began - start))
         copied = self.copied(wave.bucket, group)
         run = self.programs[Program("slots", copied, capacity=capacity)]()
-        fixed = (np.asarray(jax.random.key_data(key)), token_sampling.to_scalars(how), np.int32(how.max_new_tokens))
+        fixed = (
+            np.asarray(jax.random.key_data(key)),
+            token_sampling.to_scalars(how),
+            np.int32(how.max_new_tokens),
+        )
 
-        def go_on(run: decode.DecodeState, size: int) -> tuple[decode.DecodeState, decode.DecodeChunk]:
-            step = self.programs[Program("decode", wave.bucket, rows, capacity, size, group, token_sampling.filters(how))]
+        def go_on(
+            run: decode.DecodeState, size: int
+        ) -> tuple[decode.DecodeState, decode.DecodeChunk]:
+            step = self.programs[
+                Program(
+                    "decode", wave.bucket, rows, capacity, size, group, token_sampling.filters(how)
+                )
+            ]
             return step(weights, prompt_cache, queue, run, self.stop_V, *fixed)
 
         sizes, all_fit = list(self.sizes), max(len(s.queue) for s in wave.shards) <= self.sizes[0]
         tail_began = began if all_fit else 0.0
         run, out = go_on(run, sizes[0])
         while True:
-            left, waiting = int(distributed.to_host(out.left)[0]), int(distributed.to_host(out.waiting)[0])
+            left, waiting = (
+                int(distributed.to_host(out.left)[0]),
+                int(distributed.to_host(out.waiting)[0]),
+            )
             ended = out
             if not waiting:
                 tail_began = tail_began or time.monotonic()
                 while left and len(sizes) > 1 and left <= sizes[1]:
-                    packed = self.programs[Program("pack", copied, capacity=capacity, size=sizes.pop(0))](run.rows)
+                    packed = self.programs[
+                        Program("pack", copied, capacity=capacity, size=sizes.pop(0))
+                    ](run.rows)
                     run = run._replace(rows=packed)
             if left:
                 run, out = go_on(run, sizes[0])  # it runs while the host works on what has ended
             else:
                 now = time.monotonic()
-                self.work = self.work.plus(Work(decode_seconds=now - began, tail_seconds=now - tail_began))
+                self.work = self.work.plus(
+                    Work(decode_seconds=now - began, tail_seconds=now - tail_began)
+                )
             finished = self._finished(wave, ended)
             if finished:
                 yield finished
@@ -192,7 +234,9 @@ class Engine:
     def _finished(self, wave: scheduler.Wave, out: Any) -> Finished:
         """What a stretch hands out, as the host knows it."""
         host = jax.tree.map(distributed.to_host, out)
-        self.work = self.work.plus(Work(int(host.busy.sum()), int(host.computed.sum()), int(host.steps.max())))
+        self.work = self.work.plus(
+            Work(int(host.busy.sum()), int(host.computed.sum()), int(host.steps.max()))
+        )
         per_shard = len(host.rollout_F) // self.num_shards
         found = []
         for s, shard in enumerate(wave.shards):
@@ -200,13 +244,20 @@ class Engine:
                 request, _ = shard.queue[host.rollout_F[n]]
                 ids, length = host.token_FS[n], host.length_F[n]
                 stopped = bool(self.stop_V[ids[length - 1]])
-                found.append((request, Completion(ids[:length].copy(), host.logp_FS[n, :length].copy(), stopped)))
+                found.append(
+                    (
+                        request,
+                        Completion(ids[:length].copy(), host.logp_FS[n, :length].copy(), stopped),
+                    )
+                )
         return found
 
     def _capacity(self, how: SamplingParams) -> int:
         capacity = min((c for c in self.capacities if c >= how.max_new_tokens), default=0)
         if not capacity:
-            raise ValueError(f"max_new_tokens={how.max_new_tokens} is more than the sampler was built for: {self.capacities}")
+            raise ValueError(
+                f"max_new_tokens={how.max_new_tokens} is more than the sampler was built for: {self.capacities}"
+            )
         return capacity
 
     def _shape(self, wave: scheduler.Wave) -> tuple[int, int]:
@@ -214,18 +265,31 @@ class Engine:
         held, group = self._held(wave.bucket), self.cfg.group_size
         shared = self._shared(wave.bucket)
         members = [Counter(row for _, row in s.queue) for s in wave.shards if s.queue]
-        if not shared or any(max(m.values()) > group or len(m) > shared or m.total() < 2 * len(m) for m in members):
+        if not shared or any(
+            max(m.values()) > group or len(m) > shared or m.total() < 2 * len(m) for m in members
+        ):
             return held, 1
         return shared, group
 
     def _held(self, bucket: int) -> int:
         """Prompts of this bucket that a shard can hold in a wave."""
-        return min(max(self.cfg.prompt_cache_tokens // self.num_shards // bucket, 1), self.max_rollouts)
+        return min(
+            max(self.cfg.prompt_cache_tokens // self.num_shards // bucket, 1), self.max_rollouts
+        )
 
     def _shared(self, bucket: int) -> int:
         """Prompts of a shard's wave of whole groups; 0 where no groups come so long, or the prompt cache can't hold so many."""
-        rows, previous = -(-self.max_rollouts // self.cfg.group_size), max((b for b in self.cfg.prompt_buckets if b < bucket), default=0)
-        return rows if self.cfg.group_size > 1 and previous < self.grouped_up_to and rows <= self._held(bucket) else 0
+        rows, previous = (
+            -(-self.max_rollouts // self.cfg.group_size),
+            max((b for b in self.cfg.prompt_buckets if b < bucket), default=0),
+        )
+        return (
+            rows
+            if self.cfg.group_size > 1
+            and previous < self.grouped_up_to
+            and rows <= self._held(bucket)
+            else 0
+        )
 
     def pieces(self, bucket: int, rows: int) -> int:
         """Prompts that a shard prefills a chunk of at a time."""
@@ -241,11 +305,18 @@ class Engine:
             pieces = [plan[level] if level < len(plan) else [] for plan in plans]
             for first in range(0, max(map(len, pieces)), m):
                 token = np.full((self.num_shards, m, chunk), self.pad_id, np.int32)
-                row, source = np.full((self.num_shards, m), rows, np.int32), np.zeros((self.num_shards, m), np.int32)
+                row, source = (
+                    np.full((self.num_shards, m), rows, np.int32),
+                    np.zeros((self.num_shards, m), np.int32),
+                )
                 for s, shard in enumerate(wave.shards):
                     for n, piece in enumerate(pieces[s][first : first + m]):
                         ids = shard.prompts[piece.row][:-1][level * chunk : (level + 1) * chunk]
-                        token[s, n, : len(ids)], row[s, n], source[s, n] = ids, piece.row, piece.source
+                        token[s, n, : len(ids)], row[s, n], source[s, n] = (
+                            ids,
+                            piece.row,
+                            piece.source,
+                        )
                 at = [self._put(x) for x in (token, row, source)]
                 prompt_cache = run(weights, prompt_cache, *at, np.int32(level))
                 self.work = self.work.plus(Work(prefilled=token.size))
@@ -265,8 +336,12 @@ class Engine:
                 length[s, : len(shard.prompts)] = [len(ids) for ids in shard.prompts]
                 prompt[s, : len(shard.queue)] = [row for _, row in shard.queue]
                 groups = itertools.groupby(row for _, row in shard.queue)
-                member[s, : len(shard.queue)] = [n for _, same in groups for n, _ in enumerate(same)]
-                name[s, : len(shard.queue)] = rng.name_words([requests[i].name for i, _ in shard.queue])
+                member[s, : len(shard.queue)] = [
+                    n for _, same in groups for n, _ in enumerate(same)
+                ]
+                name[s, : len(shard.queue)] = rng.name_words(
+                    [requests[i].name for i, _ in shard.queue]
+                )
         size = np.array([[len(s.queue)] for s in wave.shards], np.int32)
         return decode.Queue(*(self._put(x) for x in (last, length, prompt, member, name, size)))
 
@@ -282,15 +357,26 @@ class Engine:
     def needed(self, how: SamplingParams, longest_prompt: int) -> list[Program]:
         """The programs of any requests sampled so, with prompts up to this long, the first that are needed first."""
         capacity = self._capacity(how)
-        last = min((b for b in self.cfg.prompt_buckets if b >= longest_prompt), default=max(self.cfg.prompt_buckets))
+        last = min(
+            (b for b in self.cfg.prompt_buckets if b >= longest_prompt),
+            default=max(self.cfg.prompt_buckets),
+        )
         found: list[Program] = []
         for bucket in sorted(b for b in self.cfg.prompt_buckets if b <= last):
             for rows, group in self.shapes(bucket):
                 found += [Program("prompt cache", bucket, rows), Program("prefill", bucket, rows)]
-                found += [Program("decode", bucket, rows, capacity, size, group, token_sampling.filters(how)) for size in self.sizes]
+                found += [
+                    Program(
+                        "decode", bucket, rows, capacity, size, group, token_sampling.filters(how)
+                    )
+                    for size in self.sizes
+                ]
                 copied = self.copied(bucket, group)
                 found += [Program("slots", copied, capacity=capacity)]
-                found += [Program("pack", copied, capacity=capacity, size=size) for size in self.sizes[:-1]]
+                found += [
+                    Program("pack", copied, capacity=capacity, size=size)
+                    for size in self.sizes[:-1]
+                ]
         return list(dict.fromkeys(found))
 
     def copied(self, bucket: int, group: int) -> int:
@@ -312,13 +398,25 @@ class Engine:
         return jax.jit(lambda: self._empty_bank(p), out_shardings=self.caches).lower()
 
     def _empty_bank(self, p: Program) -> decode.Caches:
-        return decode.empty_caches(self.spec, p.rows * self.num_shards, prefill.positions(p.bucket), self.cache_dtype, self.kept.cache)
+        return decode.empty_caches(
+            self.spec,
+            p.rows * self.num_shards,
+            prefill.positions(p.bucket),
+            self.cache_dtype,
+            self.kept.cache,
+        )
 
     def _lower_prefill(self, p: Program) -> Any:
         run = self._over_shards(functools.partial(prefill.extend, self.spec), "wrrrrw", "r")
         m = self.pieces(p.bucket, p.rows)
-        args = [self._of_rows((m, prefill.chunk_of(p.bucket)), np.int32), *[self._of_rows((m,), np.int32)] * 2, self._scalar(np.int32)]
-        return jax.jit(run, donate_argnums=1, out_shardings=self.caches).lower(self.abstract_weights, self.abstract_prompt_cache(p), *args)
+        args = [
+            self._of_rows((m, prefill.chunk_of(p.bucket)), np.int32),
+            *[self._of_rows((m,), np.int32)] * 2,
+            self._scalar(np.int32),
+        ]
+        return jax.jit(run, donate_argnums=1, out_shardings=self.caches).lower(
+            self.abstract_weights, self.abstract_prompt_cache(p), *args
+        )
 
     def _lower_slots(self, p: Program) -> Any:
         make = functools.partial(self._begin, p._replace(size=self.sizes[0]))
@@ -326,7 +424,9 @@ class Engine:
 
     def _begin(self, p: Program) -> decode.DecodeState:
         positions = prefill.positions(p.bucket) if p.bucket else 0
-        return decode.begin(self.spec, p.size, self.max_rollouts, p.capacity, self.cache_dtype, self.kept, positions)
+        return decode.begin(
+            self.spec, p.size, self.max_rollouts, p.capacity, self.cache_dtype, self.kept, positions
+        )
 
     def _lower_decode(self, p: Program) -> Any:
         few = self.sizes[self.sizes.index(p.size) + 1] if p.size != self.sizes[-1] else 0
@@ -341,9 +441,16 @@ class Engine:
         )
         N = self.max_rollouts
         sizes = ((p.rows,), (p.rows,), (N,), (N,), (N, 2), (1,))
-        queue = decode.Queue(*(self._of_rows(n, np.uint32 if len(n) > 1 else np.int32) for n in sizes))
+        queue = decode.Queue(
+            *(self._of_rows(n, np.uint32 if len(n) > 1 else np.int32) for n in sizes)
+        )
         how = token_sampling.abstract_scalars()
-        stop_V, key, *rest = (self._scalar(bool, self.stop_V.shape), self._scalar(np.uint32, (2,)), how, self._scalar(np.int32))
+        stop_V, key, *rest = (
+            self._scalar(bool, self.stop_V.shape),
+            self._scalar(np.uint32, (2,)),
+            how,
+            self._scalar(np.int32),
+        )
         args = (
             self.abstract_prompt_cache(p),
             queue,
@@ -352,7 +459,11 @@ class Engine:
             key,
             *rest,
         )
-        jitted = jax.jit(self._over_shards(run, "wrrrwwww", "rr"), donate_argnums=3, out_shardings=(self._run_shardings, self.rows))
+        jitted = jax.jit(
+            self._over_shards(run, "wrrrwwww", "rr"),
+            donate_argnums=3,
+            out_shardings=(self._run_shardings, self.rows),
+        )
         return jitted.lower(self.abstract_weights, *args)
 
     def _lower_pack(self, p: Program) -> Any:
@@ -363,31 +474,45 @@ class Engine:
     @functools.cached_property
     def abstract_weights(self) -> Any:
         """Shapes, types and shardings of what `to_rollout_layout` returns."""
-        shapes = jax.eval_shape(lambda: _to_rollout_layout(self.spec, self.dtype, transformer.init(self.spec, jax.random.key(0))))
+        shapes = jax.eval_shape(
+            lambda: _to_rollout_layout(
+                self.spec, self.dtype, transformer.init(self.spec, jax.random.key(0))
+            )
+        )
         shardings = _rollout_shardings(self.spec, self.mesh)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+        )
 
     @functools.cached_property
     def _run_shardings(self) -> Any:
-        rows = decode.SlotState(self.rows, self.rows, self.rows, self.rows, self.caches, self.caches)  # type: ignore[arg-type]
+        rows = decode.SlotState(
+            self.rows, self.rows, self.rows, self.rows, self.caches, self.caches
+        )  # type: ignore[arg-type]
         return decode.DecodeState(rows, *[self.rows] * 6)  # type: ignore[arg-type]
 
     def abstract_prompt_cache(self, p: Program) -> Any:
         """Shapes, types and shardings of a prompt cache, of all shards together."""
         shapes = jax.eval_shape(lambda: self._empty_bank(p))
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.caches), shapes)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.caches), shapes
+        )
 
     def abstract_run(self, p: Program) -> Any:
         """Shapes, types and shardings of what decoding carries on, of all shards together."""
         local = jax.eval_shape(lambda: self._begin(p))
         whole = jax.tree.map(lambda x: self._of_rows(x.shape, x.dtype), local)
         shapes = (whole.rows.slots, whole.rows.prompts)
-        slots, prompts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.caches), shapes)
+        slots, prompts = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.caches), shapes
+        )
         return whole._replace(rows=whole.rows._replace(slots=slots, prompts=prompts))
 
     def _of_rows(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """A global array of which every shard has a part of this shape."""
-        return jax.ShapeDtypeStruct((shape[0] * self.num_shards, *shape[1:]), dtype, sharding=self.rows)
+        return jax.ShapeDtypeStruct(
+            (shape[0] * self.num_shards, *shape[1:]), dtype, sharding=self.rows
+        )
 
     def _scalar(self, dtype: Any, shape: tuple[int, ...] = ()) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self.whole)
@@ -407,11 +532,15 @@ class Engine:
 
 def _to_rollout_layout(spec: ModelSpec, dtype: Any, params: Any) -> Any:
     params = jax.tree.map(lambda w: w.astype(dtype), lora.merge(spec, params))
-    blocks = tuple(jax.tree.map(lambda w: w[layer], params["blocks"]) for layer in range(spec.layers))
+    blocks = tuple(
+        jax.tree.map(lambda w: w[layer], params["blocks"]) for layer in range(spec.layers)
+    )
     return params | {"blocks": blocks}
 
 
 def _rollout_shardings(spec: ModelSpec, mesh: Mesh) -> Any:
     stacked = sharding.param_shardings(spec, mesh, sharding.ROLLOUT)
-    block = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(*s.spec[1:])), stacked["blocks"])
+    block = jax.tree.map(
+        lambda s: NamedSharding(mesh, PartitionSpec(*s.spec[1:])), stacked["blocks"]
+    )
     return stacked | {"blocks": (block,) * spec.layers}

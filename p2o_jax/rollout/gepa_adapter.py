@@ -62,11 +62,27 @@ class GepaAdapter:
     def evaluate(self, pairs: Sequence[tuple[str, Question]]) -> list[Outcome]:
         """An outcome for each (template, question), all sampled together."""
         start = time.monotonic()
-        prompts = [TemplatedQuestion(question, template, self._name("evaluate", i)) for i, (template, question) in enumerate(pairs)]
-        rollouts = self.pipeline.sample(self.weights(), prompts, self.evaluation, self.key, phase="gepa")
+        prompts = [
+            TemplatedQuestion(question, template, self._name("evaluate", i))
+            for i, (template, question) in enumerate(pairs)
+        ]
+        rollouts = self.pipeline.sample(
+            self.weights(), prompts, self.evaluation, self.key, phase="gepa"
+        )
         solved = [r for r in rollouts if r.succeeded]
-        transfers = dict(zip((r.prompt.name for r in solved), self.transfers(solved), strict=True)) if self.transfers else {}
-        self.book({f"gepa_{self.stage}": {**self.pipeline.cost(rollouts), "seconds": time.monotonic() - start}})
+        transfers = (
+            dict(zip((r.prompt.name for r in solved), self.transfers(solved), strict=True))
+            if self.transfers
+            else {}
+        )
+        self.book(
+            {
+                f"gepa_{self.stage}": {
+                    **self.pipeline.cost(rollouts),
+                    "seconds": time.monotonic() - start,
+                }
+            }
+        )
         return [_outcome(r, transfers.get(r.prompt.name, 0.0)) for r in rollouts]
 
     def reflect(self, prompts: Sequence[str]) -> list[str | None]:
@@ -94,7 +110,13 @@ class GepaAdapter:
 
 def _outcome(r: Rollout, transfer: float) -> Outcome:
     judged = r.verdict.status in ("correct", "wrong")
-    return Outcome(r.verdict.answer_score, r.verdict.format_score, r.text, r.verdict.note if judged else "", transfer)
+    return Outcome(
+        r.verdict.answer_score,
+        r.verdict.format_score,
+        r.text,
+        r.verdict.note if judged else "",
+        transfer,
+    )
 
 
 class PhaseJournals:
@@ -114,13 +136,21 @@ class PhaseJournals:
         A journal of another seed, step, hard set or settings, or a damaged one, is set aside and told: the phase starts afresh.
         """
         path = self.directory / f"journal_epoch_{epoch}.jsonl"
-        phase = f"seed {self.seed}, step {state.step}, {digest(self.settings, *sorted(state.hard_ids))}"
+        phase = (
+            f"seed {self.seed}, step {state.step}, {digest(self.settings, *sorted(state.hard_ids))}"
+        )
 
         def set_aside(why: str) -> None:
-            self.log(f"prompt phase of epoch {epoch} starts afresh, its journal is set aside: {why}")
+            self.log(
+                f"prompt phase of epoch {epoch} starts afresh, its journal is set aside: {why}"
+            )
             distributed.broadcast_from_main(lambda: path.rename(_free_name(path)) and None)
 
-        return gepa.resume(lambda: gepa.Journal(path, phase, distributed.is_main_process(), _read_everywhere), run, set_aside)
+        return gepa.resume(
+            lambda: gepa.Journal(path, phase, distributed.is_main_process(), _read_everywhere),
+            run,
+            set_aside,
+        )
 
 
 def num_set_aside(workdir: Path, epoch: int) -> int:
@@ -137,7 +167,9 @@ def _free_name(path: Path) -> Path:
 
 def _read_everywhere(path: Path) -> bytes:
     return base64.b64decode(
-        distributed.broadcast_from_main(lambda: base64.b64encode(path.read_bytes() if path.exists() else b"").decode("ascii"))
+        distributed.broadcast_from_main(
+            lambda: base64.b64encode(path.read_bytes() if path.exists() else b"").decode("ascii")
+        )
     )
 
 

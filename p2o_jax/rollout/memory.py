@@ -32,7 +32,14 @@ class Plan:
 
     @property
     def total(self) -> int:
-        return self.weights + self.prompt_cache + self.slots + self.outputs + self.temporaries + self.others
+        return (
+            self.weights
+            + self.prompt_cache
+            + self.slots
+            + self.outputs
+            + self.temporaries
+            + self.others
+        )
 
     def told(self, engine: Engine) -> str:
         """The arithmetic, in a line."""
@@ -52,21 +59,34 @@ class Plan:
 def plan(engine: Engine, others: int = 0) -> Plan:
     """The memory of an engine's largest programs, with `others` bytes per device held besides."""
     spec, mesh, capacity = engine.spec, engine.mesh, engine.capacities[-1]
-    shapes = [(bucket, rows) for bucket in engine.cfg.prompt_buckets for rows, _ in engine.shapes(bucket)]
-    copied = max(engine.copied(bucket, group) for bucket in engine.cfg.prompt_buckets for _, group in engine.shapes(bucket))
+    shapes = [
+        (bucket, rows) for bucket in engine.cfg.prompt_buckets for rows, _ in engine.shapes(bucket)
+    ]
+    copied = max(
+        engine.copied(bucket, group)
+        for bucket in engine.cfg.prompt_buckets
+        for _, group in engine.shapes(bucket)
+    )
     run = engine.abstract_run(Program("slots", copied, capacity=capacity, size=engine.sizes[0]))
     logits = engine.sizes[0] * spec.vocab_rows * 4 // mesh.shape["tensor"]
     return Plan(
         weights=per_device(engine.abstract_weights),
-        prompt_cache=max(per_device(engine.abstract_prompt_cache(Program("prompt cache", bucket, rows))) for bucket, rows in shapes),
+        prompt_cache=max(
+            per_device(engine.abstract_prompt_cache(Program("prompt cache", bucket, rows)))
+            for bucket, rows in shapes
+        ),
         slots=per_device(run.rows),
         outputs=2 * per_device(run._replace(rows=())),
-        temporaries=max(4 * logits, *(_prefill_bytes(engine, bucket, rows) for bucket, rows in shapes)),
+        temporaries=max(
+            4 * logits, *(_prefill_bytes(engine, bucket, rows) for bucket, rows in shapes)
+        ),
         others=others,
     )
 
 
-def fitting(make: Callable[[int], Engine], slots: int, others: int = 0, memory: int | None = None) -> Engine:
+def fitting(
+    make: Callable[[int], Engine], slots: int, others: int = 0, memory: int | None = None
+) -> Engine:
     """The engine with so many slots, or, where that is 0, with as many per shard, up to MAX_SLOTS, as there is memory for.
 
     Tried are one, three, five and seven times the powers of two: at least four fifths of the most that would fit are taken.
@@ -79,9 +99,14 @@ def fitting(make: Callable[[int], Engine], slots: int, others: int = 0, memory: 
     limit = int(USABLE * (memory or device_bytes(engine.mesh)))
     if not slots:
         most = min(MAX_SLOTS, engine.max_rollouts)
-        tried = {most, *(n << k for n in (1, 3, 5, 7) for k in range(most.bit_length()) if n << k <= most)}
+        tried = {
+            most,
+            *(n << k for n in (1, 3, 5, 7) for k in range(most.bit_length()) if n << k <= most),
+        }
         counts = (n * engine.num_shards for n in sorted(tried, reverse=True))
-        fits = (candidate for candidate in map(make, counts) if plan(candidate, others).total <= limit)
+        fits = (
+            candidate for candidate in map(make, counts) if plan(candidate, others).total <= limit
+        )
         engine = next(fits, make(engine.num_shards))
     needed = plan(engine, others)
     if needed.total > limit:
@@ -97,7 +122,11 @@ def fitting(make: Callable[[int], Engine], slots: int, others: int = 0, memory: 
 def _more_tensor(engine: Engine, needed: Plan, missing: int) -> str:
     """The least config.mesh.tensor that splits the weights as far as is needed, as a remedy; empty if none does."""
     spec, now, shards = engine.spec, engine.mesh.shape["tensor"], engine.num_shards
-    for more in (n for n in range(2, shards + 1) if shards % n == 0 and spec.heads % (n * now) == spec.mlp % (n * now) == 0):
+    for more in (
+        n
+        for n in range(2, shards + 1)
+        if shards % n == 0 and spec.heads % (n * now) == spec.mlp % (n * now) == 0
+    ):
         if needed.weights * (1 - 1 / more) >= missing:
             return f"set config.mesh.tensor={more * now} (now {now}), which splits the weights, "
     return ""
@@ -105,7 +134,10 @@ def _more_tensor(engine: Engine, needed: Plan, missing: int) -> str:
 
 def per_device(tree: Any) -> int:
     """Bytes on one device of abstract arrays with shardings."""
-    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
 
 
 def device_bytes(mesh: Mesh) -> int:
@@ -114,7 +146,11 @@ def device_bytes(mesh: Mesh) -> int:
     def own() -> int:
         device = mesh.local_devices[0]
         known = device.memory_stats() if device.platform != "cpu" else None
-        return int(known["bytes_limit"]) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
+        return (
+            int(known["bytes_limit"])
+            if known
+            else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
+        )
 
     return distributed.broadcast_from_main(own)
 
@@ -124,7 +160,9 @@ def _prefill_bytes(engine: Engine, bucket: int, rows: int) -> int:
     chunk = prefill.chunk_of(bucket)
     tokens = engine.pieces(bucket, rows) * chunk
     scores = 3 * tokens * engine.spec.heads * chunk * 4
-    return (scores + tokens * (3 * engine.spec.mlp + 4 * engine.spec.width) * 4) // engine.mesh.shape["tensor"]
+    return (
+        scores + tokens * (3 * engine.spec.mlp + 4 * engine.spec.width) * 4
+    ) // engine.mesh.shape["tensor"]
 
 
 def _gib(count: int) -> str:

@@ -17,7 +17,9 @@ from p2o_jax.runtime import distributed
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.types import Question, Request, Rollout, SamplingParams, TemplatedQuestion, Verdict
 
-Verify = Callable[[Sequence[str], Sequence[Question]], Sequence[Verdict]]  # of responses to questions
+Verify = Callable[
+    [Sequence[str], Sequence[Question]], Sequence[Verdict]
+]  # of responses to questions
 Cost = Mapping[str, float]
 
 
@@ -33,32 +35,69 @@ class RolloutPipeline:
         self._judge = _Judge(verify)
 
     def sample(
-        self, weights: Any, prompts: Sequence[TemplatedQuestion], how: SamplingParams, key: jax.Array, phase: str = "rollout"
+        self,
+        weights: Any,
+        prompts: Sequence[TemplatedQuestion],
+        how: SamplingParams,
+        key: jax.Array,
+        phase: str = "rollout",
     ) -> list[Rollout]:
         """A scored rollout for each ask, in order."""
-        requests = [Request(self.chat.render(a.question, a.template), a.name, a.expected_tokens) for a in prompts]
+        requests = [
+            Request(self.chat.render(a.question, a.template), a.name, a.expected_tokens)
+            for a in prompts
+        ]
         completions, texts, judged, start = {}, {}, [], time.monotonic()
         with self.reporter.phase(phase, len(prompts), "rollouts") as advance:
             for finished in self.engine.stream(weights, requests, how, key):
                 completions.update(finished)
                 texts |= {i: self.chat.decode(c.token_ids.tolist()) for i, c in finished}
                 order = [i for i, _ in finished]
-                judged.append((order, self._judge.begin([texts[i] for i in order], [prompts[i].question for i in order])))
-                advance(len(finished), self._note(sum(len(c.token_ids) for c in completions.values()), time.monotonic() - start))
+                judged.append(
+                    (
+                        order,
+                        self._judge.begin(
+                            [texts[i] for i in order], [prompts[i].question for i in order]
+                        ),
+                    )
+                )
+                advance(
+                    len(finished),
+                    self._note(
+                        sum(len(c.token_ids) for c in completions.values()),
+                        time.monotonic() - start,
+                    ),
+                )
         with self.reporter.phase("reward" if phase == "rollout" else phase):
             verdicts = self._judge.end(judged)
         return [
-            Rollout(prompt, request.prompt_ids, self.chat.render(prompt.question), completions[i], texts[i], verdicts[i])
+            Rollout(
+                prompt,
+                request.prompt_ids,
+                self.chat.render(prompt.question),
+                completions[i],
+                texts[i],
+                verdicts[i],
+            )
             for i, (prompt, request) in enumerate(zip(prompts, requests, strict=True))
         ]
 
     def reply(
-        self, weights: Any, prompts: Sequence[str], names: Sequence[str], how: SamplingParams, key: jax.Array
+        self,
+        weights: Any,
+        prompts: Sequence[str],
+        names: Sequence[str],
+        how: SamplingParams,
+        key: jax.Array,
     ) -> tuple[list[str], Cost]:
         """A reply to each lone user text (reflection), and what they cost."""
-        requests = [Request(self.chat.render_text(p), n) for p, n in zip(prompts, names, strict=True)]
+        requests = [
+            Request(self.chat.render_text(p), n) for p, n in zip(prompts, names, strict=True)
+        ]
         completions = self.engine.generate(weights, requests, how, key)
-        spent = self._cost([(r.prompt_ids, len(c.token_ids)) for r, c in zip(requests, completions, strict=True)])
+        spent = self._cost(
+            [(r.prompt_ids, len(c.token_ids)) for r, c in zip(requests, completions, strict=True)]
+        )
         return [self.chat.decode(c.token_ids.tolist()) for c in completions], spent
 
     def _note(self, tokens: int, seconds: float) -> str:
@@ -83,22 +122,32 @@ class _Judge:
 
     def __init__(self, verify: Verify):
         self.verify = verify
-        self._calls: queue.SimpleQueue[tuple[Future[Any], Sequence[str], Sequence[Question]]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Sequence[str], Sequence[Question]]] = (
+            queue.SimpleQueue()
+        )
         if distributed.is_main_process():
-            threading.Thread(target=self._work, daemon=True, name="verify").start()  # daemon: a run that is left does not wait for it
+            threading.Thread(
+                target=self._work, daemon=True, name="verify"
+            ).start()  # daemon: a run that is left does not wait for it
 
-    def begin(self, texts: Sequence[str], questions: Sequence[Question]) -> "Future[Sequence[Verdict]]":
+    def begin(
+        self, texts: Sequence[str], questions: Sequence[Question]
+    ) -> "Future[Sequence[Verdict]]":
         """The verdicts to come; nobody but process 0 makes any."""
         future: Future[Sequence[Verdict]] = Future()
         if distributed.is_main_process():
             self._calls.put((future, texts, questions))
         return future
 
-    def end(self, calls: Sequence[tuple[Sequence[int], "Future[Sequence[Verdict]]"]]) -> dict[int, Verdict]:
+    def end(
+        self, calls: Sequence[tuple[Sequence[int], "Future[Sequence[Verdict]]"]]
+    ) -> dict[int, Verdict]:
         """The verdicts of calls, each with the indices of what it judged, by index; on every process, whatever `verify` raised too."""
 
         def collect() -> list[tuple[int, tuple[Any, ...]]]:
-            pairs = [pair for order, future in calls for pair in zip(order, future.result(), strict=True)]
+            pairs = [
+                pair for order, future in calls for pair in zip(order, future.result(), strict=True)
+            ]
             return [(i, dataclasses.astuple(verdict)) for i, verdict in pairs]
 
         return {i: Verdict(*values) for i, values in distributed.broadcast_from_main(collect)}

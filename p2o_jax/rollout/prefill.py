@@ -29,7 +29,10 @@ class Piece(NamedTuple):
 
 def chunk_of(bucket: int) -> int:
     """Tokens in a chunk of prompts of this bucket: a multiple of 8, as kernels want positions."""
-    return min(-(-bucket // 8), max(MIN_CHUNK // 8, min(-(-bucket // CHUNKS // 8), MAX_CHUNK // 8))) * 8
+    return (
+        min(-(-bucket // 8), max(MIN_CHUNK // 8, min(-(-bucket // CHUNKS // 8), MAX_CHUNK // 8)))
+        * 8
+    )
 
 
 def positions(bucket: int) -> int:
@@ -82,7 +85,9 @@ def extend(
     dtype = weights["final_norm"].dtype
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        def earlier(i: jax.Array, carry: tuple[reference.Partial, Cache]) -> tuple[reference.Partial, Cache]:
+        def earlier(
+            i: jax.Array, carry: tuple[reference.Partial, Cache]
+        ) -> tuple[reference.Partial, Cache]:
             total, cache = carry
             there = reference.by_position(lambda axis, x: _read(x, source_m, axis, i * Q, Q), cache)
             part = reference.over_rows(q, there, jnp.ones((Q, Q), bool))
@@ -91,10 +96,14 @@ def extend(
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         own = reference.over_rows(q, Cache(k, v), jnp.tri(Q, dtype=bool))
         total, cache = lax.fori_loop(0, level, earlier, (own, cache))
-        return total.o_BHC.reshape(m, Q, *q.shape[2:]), _written(cache, reference.stored(k, v, cache), row_m, level * Q)
+        return total.o_BHC.reshape(m, Q, *q.shape[2:]), _written(
+            cache, reference.stored(k, v, cache), row_m, level * Q
+        )
 
     position_mQ = jnp.broadcast_to(level * Q + jnp.arange(Q)[None], (m, Q))
-    return transformer.hidden(spec, weights, token_mQ, position_mQ, attend, caches=prompt_cache, dtype=dtype)[1]
+    return transformer.hidden(
+        spec, weights, token_mQ, position_mQ, attend, caches=prompt_cache, dtype=dtype
+    )[1]
 
 
 def _read(x: jax.Array, row_m: jax.Array, axis: int, start: jax.Array, size: int) -> jax.Array:
@@ -102,7 +111,9 @@ def _read(x: jax.Array, row_m: jax.Array, axis: int, start: jax.Array, size: int
 
     def one(row: jax.Array) -> jax.Array:
         begin = [row] + [start if a == axis else 0 for a in range(1, x.ndim)]
-        return lax.dynamic_slice(x, begin, [1] + [size if a == axis else x.shape[a] for a in range(1, x.ndim)])[0]
+        return lax.dynamic_slice(
+            x, begin, [1] + [size if a == axis else x.shape[a] for a in range(1, x.ndim)]
+        )[0]
 
     return jax.vmap(one)(row_m)
 
@@ -112,7 +123,11 @@ def _written(cache: Cache, new: Cache, row_m: jax.Array, start: jax.Array) -> Ca
     where = jnp.stack([row_m, jnp.broadcast_to(start, row_m.shape)], axis=1)
 
     def put(axis: int, x: jax.Array, y: jax.Array) -> jax.Array:
-        numbers = lax.ScatterDimensionNumbers(tuple(range(1, x.ndim)), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, axis))
+        numbers = lax.ScatterDimensionNumbers(
+            tuple(range(1, x.ndim)),
+            inserted_window_dims=(0,),
+            scatter_dims_to_operand_dims=(0, axis),
+        )
         return lax.scatter(x, where, y, numbers, mode=lax.GatherScatterMode.FILL_OR_DROP)
 
     return reference.by_position(put, cache, new)

@@ -18,13 +18,17 @@ class Programs:
         self.lower = lower
         self._lock = threading.Lock()
         self._compiled: dict[Hashable, Future[Any]] = {}
-        self._threads = ThreadPoolExecutor(max(os.cpu_count() or 1, 1), thread_name_prefix="compile")
+        self._threads = ThreadPoolExecutor(
+            max(os.cpu_count() or 1, 1), thread_name_prefix="compile"
+        )
 
     def __getitem__(self, key: Hashable) -> Any:
         """The executable; waits while it is being compiled, compiles it if nobody does."""
         return self._future(key, lambda make, future: make(future)).result()
 
-    def compile(self, keys: Iterable[Hashable], progress: Callable[[int], None] = lambda n: None) -> None:
+    def compile(
+        self, keys: Iterable[Hashable], progress: Callable[[int], None] = lambda n: None
+    ) -> None:
         """Has all of them compiled by the time it returns; `progress` is called with 1 for each.
 
         Raises:

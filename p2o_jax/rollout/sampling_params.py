@@ -33,4 +33,6 @@ def reflection(cfg: Config) -> SamplingParams:
 def at(cfg: Config, temperature: float, max_new_tokens: int = 0) -> SamplingParams:
     """Of any text at this temperature; as long as a rollout at most, unless `max_new_tokens` says otherwise."""
     r = cfg.rollout
-    return SamplingParams(temperature, max_new_tokens or r.max_new_tokens, r.top_k, r.top_p, r.min_p)
+    return SamplingParams(
+        temperature, max_new_tokens or r.max_new_tokens, r.top_k, r.top_p, r.min_p
+    )

@@ -24,7 +24,9 @@ class Wave:
     shards: list[ShardPlan]
 
 
-def plan(requests: Sequence[Request], max_prompts: Mapping[int, int], num_shards: int, max_rollouts: int) -> list[Wave]:
+def plan(
+    requests: Sequence[Request], max_prompts: Mapping[int, int], num_shards: int, max_rollouts: int
+) -> list[Wave]:
     """The waves that run every request once.
 
     Each shard of a wave has at most `max_prompts[bucket]` distinct prompts and `max_rollouts` rollouts. Rollouts of the same prompt
@@ -49,8 +51,17 @@ def plan(requests: Sequence[Request], max_prompts: Mapping[int, int], num_shards
     for bucket, prompts in sorted(by_bucket.items()):
         waiting = [(prompt, i) for prompt, members in prompts.items() for i in members]
         while waiting:
-            taken, waiting = waiting[: num_shards * max_rollouts], waiting[num_shards * max_rollouts :]
-            shards, rest = _deal(_mixed(taken, weight, num_shards), weight, num_shards, max_prompts[bucket], max_rollouts)
+            taken, waiting = (
+                waiting[: num_shards * max_rollouts],
+                waiting[num_shards * max_rollouts :],
+            )
+            shards, rest = _deal(
+                _mixed(taken, weight, num_shards),
+                weight,
+                num_shards,
+                max_prompts[bucket],
+                max_rollouts,
+            )
             waiting = rest + waiting
             waves.append(Wave(bucket, [_longest_first(shard, weight) for shard in shards]))
     return waves
@@ -61,7 +72,9 @@ def check_ids(requests: Sequence[Request], vocab: int) -> None:
     for prompt, name in {request.prompt_ids: request.name for request in requests}.items():
         if prompt and not 0 <= min(prompt) <= max(prompt) < vocab:
             beyond = max(prompt) if max(prompt) >= vocab else min(prompt)
-            raise ValueError(f"prompt with the token id {beyond} ({name}); the model's embedding has the ids 0 to {vocab - 1}")
+            raise ValueError(
+                f"prompt with the token id {beyond} ({name}); the model's embedding has the ids 0 to {vocab - 1}"
+            )
 
 
 def _mixed(taken: Waiting, weight: Sequence[float], num_shards: int) -> Waiting:
@@ -111,4 +124,7 @@ def _longest_first(shard: ShardPlan, weight: Sequence[float]) -> ShardPlan:
     for i, row in shard.queue:
         members.setdefault(row, []).append(i)
     order = sorted(members, key=lambda row: -weight[members[row][0]])
-    return ShardPlan([shard.prompts[row] for row in order], [(i, new) for new, row in enumerate(order) for i in members[row]])
+    return ShardPlan(
+        [shard.prompts[row] for row in order],
+        [(i, new) for new, row in enumerate(order) for i in members[row]],
+    )

@@ -26,21 +26,34 @@ class SamplingScalars(NamedTuple):
 
 def to_scalars(sampling: SamplingParams) -> SamplingScalars:
     s = sampling
-    return SamplingScalars(np.float32(s.temperature), np.int32(s.top_k), np.float32(s.top_p), np.float32(s.min_p), np.bool_(s.plain_logps))
+    return SamplingScalars(
+        np.float32(s.temperature),
+        np.int32(s.top_k),
+        np.float32(s.top_p),
+        np.float32(s.min_p),
+        np.bool_(s.plain_logps),
+    )
 
 
 def abstract_scalars() -> SamplingScalars:
     """Scalars of the types that `to_scalars` gives, to lower programs with."""
-    return SamplingScalars(np.float32(1), np.int32(0), np.float32(1), np.float32(0), np.bool_(False))
+    return SamplingScalars(
+        np.float32(1), np.int32(0), np.float32(1), np.float32(0), np.bool_(False)
+    )
 
 
 def filters(sampling: SamplingParams) -> bool:
     """Whether any of top-k, top-p and min-p is on: those sort the vocabulary, so it is another program."""
-    return sampling.temperature > 0 and (sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0)
+    return sampling.temperature > 0 and (
+        sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
+    )
 
 
 def draw(
-    logits_BV: Float[Array, "B V"], uniform_B: Float[Array, "B"], how: SamplingScalars, filtered: bool
+    logits_BV: Float[Array, "B V"],
+    uniform_B: Float[Array, "B"],
+    how: SamplingScalars,
+    filtered: bool,
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """A token for each row and its log-prob under softmax(logits / temperature), before any filter; or, if asked, under softmax(logits).
 
@@ -52,11 +65,17 @@ def draw(
     weight_BV = lax.optimization_barrier(jnp.exp(z_BV))  # computed once, though used twice
     logz_B = jnp.log(weight_BV.sum(axis=-1))
     kept_BV = jnp.exp(keep(z_BV, how)) if filtered else weight_BV
-    token_B = lax.cond(greedy, lambda: jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), lambda: inverse_cdf(kept_BV, uniform_B))
+    token_B = lax.cond(
+        greedy,
+        lambda: jnp.argmax(logits_BV, axis=-1).astype(jnp.int32),
+        lambda: inverse_cdf(kept_BV, uniform_B),
+    )
     logp_B = jnp.take_along_axis(z_BV, token_B[:, None], axis=-1)[:, 0] - logz_B
 
     def plain() -> jax.Array:
-        return jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits_BV, axis=-1)
+        return jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(
+            logits_BV, axis=-1
+        )
 
     return token_B, lax.cond(how.plain_logps, plain, lambda: logp_B)
 
@@ -89,7 +108,9 @@ def inverse_cdf(weight_BV: Float[Array, "B V"], uniform_B: Float[Array, "B"]) ->
     block_B = _first_above(cumulative, uniform_B * cumulative[:, -1], sums)
     before_B = jnp.take_along_axis(cumulative - sums, block_B[:, None], axis=-1)[:, 0]
     inside = jnp.take_along_axis(weight, block_B[:, None, None], axis=1)[:, 0]
-    place_B = _first_above(jnp.cumsum(inside, axis=-1), uniform_B * cumulative[:, -1] - before_B, inside)
+    place_B = _first_above(
+        jnp.cumsum(inside, axis=-1), uniform_B * cumulative[:, -1] - before_B, inside
+    )
     return (block_B * size + place_B).astype(jnp.int32)
 
 

@@ -11,12 +11,17 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-Advance = Callable[..., None]  # (number of units done since the last call, note: what else matters now)
+Advance = Callable[
+    ..., None
+]  # (number of units done since the last call, note: what else matters now)
 
 
 def printable(text: str) -> str:
     """The text with control characters, direction marks, lone surrogates and the like written as escapes; lines stay lines."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii")
+        for c in text
+    )
 
 
 class Reporter:
@@ -26,7 +31,9 @@ class Reporter:
     wherever a phase begins or gets on, and may raise: there, and nowhere else, a run can be left.
     """
 
-    def __init__(self, enabled: bool = True, every_s: float = 15.0, poll: Callable[[], None] = lambda: None):
+    def __init__(
+        self, enabled: bool = True, every_s: float = 15.0, poll: Callable[[], None] = lambda: None
+    ):
         self.enabled, self.every_s, self.poll = enabled, every_s, poll
         self.begin = time.monotonic()
         self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)

@@ -55,9 +55,14 @@ def start(mesh: MeshConfig, compile_cache: str) -> int:
             "jax_enable_preemption_service", False
         )  # it would take SIGTERM for itself; guards.Preemption agrees by `any_process`
         later = int(limits.silent + 30)  # so that `peers` speaks first, and names the host
-        jax.distributed.initialize(address, number, index, initialization_timeout=later, heartbeat_timeout_seconds=later)
+        jax.distributed.initialize(
+            address, number, index, initialization_timeout=later, heartbeat_timeout_seconds=later
+        )
     if compile_cache:
-        jax.config.update("jax_compilation_cache_dir", compile_cache if "://" in compile_cache else os.path.abspath(compile_cache))
+        jax.config.update(
+            "jax_compilation_cache_dir",
+            compile_cache if "://" in compile_cache else os.path.abspath(compile_cache),
+        )
     return jax.device_count()
 
 
@@ -70,10 +75,17 @@ def place_in_group(timeout_s: float) -> tuple[str, int, int]:
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     address, number, index = map(os.environ.get, names)
     found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-        address, int(number) if number else None, int(index) if index else None, None, None, int(timeout_s)
+        address,
+        int(number) if number else None,
+        int(index) if index else None,
+        None,
+        None,
+        int(timeout_s),
     )[:3]
     if missing := [name for name, value in zip(names, found, strict=True) if value is None]:
-        raise ConfigError(f"this is one of several processes, but {', '.join(missing)} is not set, and no cluster tells it")
+        raise ConfigError(
+            f"this is one of several processes, but {', '.join(missing)} is not set, and no cluster tells it"
+        )
     return found  # type: ignore[return-value]
 
 
@@ -84,8 +96,13 @@ def in_a_group() -> bool:
     """
     env = os.environ
     hosts = env.get("TPU_WORKER_HOSTNAMES", "").split(",")  # libtpu may put a sentence there
-    several = any(int(env.get(name, "1")) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES"))
-    several |= "JAX_COORDINATOR_ADDRESS" in env or (len(hosts) > 1 and all(re.fullmatch(r"[\w.:-]+", h) for h in hosts))
+    several = any(
+        int(env.get(name, "1")) > 1
+        for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+    )
+    several |= "JAX_COORDINATOR_ADDRESS" in env or (
+        len(hosts) > 1 and all(re.fullmatch(r"[\w.:-]+", h) for h in hosts)
+    )
     return several or _tpu_hosts() > 1
 
 
@@ -114,7 +131,9 @@ def broadcast_from_main(decide: Callable[[], T]) -> T:
     size = int(multihost_utils.broadcast_one_to_all(np.int64(payload.size)))
     buffer = np.zeros(size, np.uint8)
     buffer[: payload.size if is_main_process() else 0] = payload if is_main_process() else 0
-    result: dict[str, Any] = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes())
+    result: dict[str, Any] = json.loads(
+        np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes()
+    )
     if "error" in result:
         raise RuntimeError(f"process 0 failed: {result['error']}")
     return result["value"]

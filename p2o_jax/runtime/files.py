@@ -40,7 +40,10 @@ def unused(path: Path) -> Path:
 def leftovers(path: Path) -> list[str]:
     """A line for each `unused(path)` that exists: a command was killed while it wrote `path`, or is writing it now."""
     found = sorted(path.parent.glob(f"{glob.escape(path.name)}.partial-*"))
-    return [f"{p}: left by a command that was killed; delete it unless such a command is running" for p in found]
+    return [
+        f"{p}: left by a command that was killed; delete it unless such a command is running"
+        for p in found
+    ]
 
 
 @contextmanager
@@ -60,7 +63,9 @@ def conflicts(flag: str, *paths: Path) -> list[str]:
         if path.is_dir():
             problems.append(f"{flag}: {path} is a directory")
         elif path.is_file() and path.stat().st_size:
-            problems.append(f"{flag}: {path} exists and is never overwritten; delete it, or give another name")
+            problems.append(
+                f"{flag}: {path} exists and is never overwritten; delete it, or give another name"
+            )
     return problems
 
 

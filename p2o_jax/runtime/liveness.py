@@ -19,7 +19,9 @@ from typing import Any, NamedTuple, NoReturn
 from p2o_jax.runtime import run_lock
 
 GONE = 75  # exit code where another process is the reason: "try again" by sysexits.h
-PATIENCE_S = 3.0  # an exception may be the echo of another process' end, of which the message is on its way
+PATIENCE_S = (
+    3.0  # an exception may be the echo of another process' end, of which the message is on its way
+)
 GRACE_S = 10.0  # what has ended another process may end this one by itself, and better told
 _BEAT_S = 5.0
 
@@ -38,7 +40,11 @@ class Limits(NamedTuple):
 
 def _end(text: str) -> None:
     shown = "".join(c if c.isprintable() else "?" for c in text)  # what others have sent
-    print(f"error: {shown}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+    print(
+        f"error: {shown}; the same command goes on from the last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
     run_lock.release_all()
     os._exit(GONE)
 
@@ -52,15 +58,31 @@ class Peers:
         Missing: not all have come in time, or the port of process 0 is taken.
     """
 
-    def __init__(self, address: str, index: int, count: int, limits: Limits, end: Callable[[str], None] = _end):
-        self.address, self.index, self.count, self.limits, self.end = address, index, count, limits, end
+    def __init__(
+        self,
+        address: str,
+        index: int,
+        count: int,
+        limits: Limits,
+        end: Callable[[str], None] = _end,
+    ):
+        self.address, self.index, self.count, self.limits, self.end = (
+            address,
+            index,
+            count,
+            limits,
+            end,
+        )
         self.hosts = {index: socket.gethostname()}
         self.place = 0  # how many meetings of all processes this one has come to
         self._lines: dict[int, _Line] = {}
         self._deadline = time.monotonic() + limits.start
         self._collect() if index == 0 else self._report()
         now = time.monotonic()
-        self._places, self._moved = dict.fromkeys(range(count), 0), now  # `_moved`: when a place last changed
+        self._places, self._moved = (
+            dict.fromkeys(range(count), 0),
+            now,
+        )  # `_moved`: when a place last changed
         self._heard = dict.fromkeys(self._lines, now)
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
@@ -98,7 +120,9 @@ class Peers:
         index, count = hello.get("process", 0), hello.get("of")
         if count != self.count or index not in range(1, self.count) or index in self.hosts:
             there = ", ".join(map(self._who, sorted(self.hosts)))
-            line.say(end=f"process {index} of {count} came to a run of {self.count} processes that has {there}")
+            line.say(
+                end=f"process {index} of {count} came to a run of {self.count} processes that has {there}"
+            )
             line.close()
             return
         self.hosts[index], self._lines[index] = str(hello.get("host"))[:255], line
@@ -112,11 +136,17 @@ class Peers:
                 line = _Line(socket.create_connection((host.strip("[]"), int(port)), timeout=5.0))
             except OSError as e:  # not started yet, or its name is not known yet
                 if time.monotonic() > self._deadline:
-                    raise Missing(f"process 0 has not come within {self.limits.start:g} s: {self.address} does not answer ({e})") from e
+                    raise Missing(
+                        f"process 0 has not come within {self.limits.start:g} s: {self.address} does not answer ({e})"
+                    ) from e
                 time.sleep(0.2)
         line.say(process=self.index, of=self.count, host=self.hosts[self.index])
         replies = line.wait(max(self._deadline - time.monotonic(), 0.0) + GRACE_S)
-        reply = replies[0] if replies else {"end": f"process 0 at {self.address} is there, but is not ready"}
+        reply = (
+            replies[0]
+            if replies
+            else {"end": f"process 0 at {self.address} is there, but is not ready"}
+        )
         if "hosts" not in reply:
             raise Missing(str(reply.get("end")))
         self.hosts = {int(i): host for i, host in reply["hosts"]}
@@ -163,12 +193,20 @@ class Peers:
         self._moved_to(self.index, self.place)
         silent = [i for i in self._lines if now - self._heard[i] > self.limits.silent]
         if silent:
-            self._over(f"{', '.join(map(self._who, silent))} gave no sign of life for {self.limits.silent:g} s")
+            self._over(
+                f"{', '.join(map(self._who, silent))} gave no sign of life for {self.limits.silent:g} s"
+            )
         furthest = max(self._places.values())
-        absent = [i for i, place in self._places.items() if place < furthest and (i in self._lines or i == self.index)]
+        absent = [
+            i
+            for i, place in self._places.items()
+            if place < furthest and (i in self._lines or i == self.index)
+        ]
         if self.index == 0 and absent and now - self._moved > self.limits.absent:
             names = ", ".join(map(self._who, absent))
-            self._over(f"{names} did not come to where the others have waited for {self.limits.absent:g} s (meeting {furthest} of the run)")
+            self._over(
+                f"{names} did not come to where the others have waited for {self.limits.absent:g} s (meeting {furthest} of the run)"
+            )
 
     def _over(self, reason: str, grace_s: float = 0.0) -> None:
         if self.index == 0:
@@ -230,7 +268,12 @@ def _listen(address: str) -> socket.socket:
     both = socket.has_dualstack_ipv6()
     try:
         family = socket.AF_INET6 if both and (not host or ":" in host) else socket.AF_INET
-        return socket.create_server((host.strip("[]"), int(port)), family=family, dualstack_ipv6=both and not host, backlog=1024)
+        return socket.create_server(
+            (host.strip("[]"), int(port)),
+            family=family,
+            dualstack_ipv6=both and not host,
+            backlog=1024,
+        )
     except OSError as e:
         raise Missing(f"process 0 cannot listen at {bind}: {e}; is another run there?") from e
 

@@ -62,13 +62,21 @@ class Preemption:
         self._socket, other = socket.socketpair()
         self._socket.setblocking(False)
         seconds = str(self.grace_s + self.KILL_AFTER_S)
-        ours = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # a group of processes may get them, the overseer with it
+        ours = {
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGHUP,
+        }  # a group of processes may get them, the overseer with it
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
         with other:
             command = [sys.executable, "-I", "-S", "-c", _OVERSEER, str(os.getpid()), seconds]
-            self._overseer = subprocess.Popen(command, stdin=other.fileno(), stdout=subprocess.DEVNULL)
+            self._overseer = subprocess.Popen(
+                command, stdin=other.fileno(), stdout=subprocess.DEVNULL
+            )
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._handler = signal.signal(signal.SIGTERM, lambda *_: self._asked.set())  # without one in Python nothing is written
+        self._handler = signal.signal(
+            signal.SIGTERM, lambda *_: self._asked.set()
+        )  # without one in Python nothing is written
         self._wakeup = signal.set_wakeup_fd(self._socket.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="preemption", daemon=True)
         self._thread.start()
@@ -89,9 +97,17 @@ class Preemption:
         while select.select([self._socket], [], []) and (number := self._socket.recv(1)):
             if number[0] == signal.SIGTERM:
                 self._asked.set()
-                print(f"SIGTERM: saving, and leaving within {self.grace_s:g} s", file=sys.stderr, flush=True)
+                print(
+                    f"SIGTERM: saving, and leaving within {self.grace_s:g} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 if not self._left.wait(self.grace_s):
-                    print("time is up; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+                    print(
+                        "time is up; the same command goes on from the last checkpoint",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                     run_lock.release_all()
                     os._exit(0)
                 return

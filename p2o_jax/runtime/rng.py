@@ -8,7 +8,9 @@ import numpy as np
 
 def key(seed: int, *names: str | int) -> jax.Array:
     """A JAX key that is a function of the seed and the names alone, e.g. key(0, "rollout", step)."""
-    words = np.frombuffer(hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest(), np.uint32)
+    words = np.frombuffer(
+        hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest(), np.uint32
+    )
     base = jax.random.key(seed)
     for word in words:
         base = jax.random.fold_in(base, word)
@@ -17,5 +19,7 @@ def key(seed: int, *names: str | int) -> jax.Array:
 
 def name_words(names: list[str]) -> np.ndarray:
     """Two uint32 words for each name, [N, 2]: what a rollout's key is made of beside the call's key."""
-    digests = [hashlib.blake2b(n.encode("utf-8", "surrogatepass"), digest_size=8).digest() for n in names]
+    digests = [
+        hashlib.blake2b(n.encode("utf-8", "surrogatepass"), digest_size=8).digest() for n in names
+    ]
     return np.frombuffer(b"".join(digests), np.uint32).reshape(len(names), 2)

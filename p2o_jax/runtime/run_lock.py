@@ -140,7 +140,9 @@ def _take_over(own: Path, path: Path) -> bool:
     try:
         holder = _read(descriptor)
         if holder is None:
-            raise LockHeld(f"{path} cannot be read. Once you are certain that no run is at work here, delete it")
+            raise LockHeld(
+                f"{path} cannot be read. Once you are certain that no run is at work here, delete it"
+            )
         who = f"process {holder['pid']} on {holder['host']} has been at work in {path.parent} since {holder['started']}"
         here = holder["host"] == socket.gethostname() or holder["boot"] == _boot() != ""
         free = _flock(descriptor) if here else None
@@ -151,10 +153,14 @@ def _take_over(own: Path, path: Path) -> bool:
             return False
         if free is None:
             unknown = f"whether it still runs cannot be determined on {socket.gethostname()}"
-            raise LockHeld(f"{who}; {unknown}. Once you are certain that it has ended, delete {path}")
+            raise LockHeld(
+                f"{who}; {unknown}. Once you are certain that it has ended, delete {path}"
+            )
         if not _is_at(descriptor, path):
             return False
-        own.replace(path)  # nobody else does this now: we hold the kernel's lock on what it replaces
+        own.replace(
+            path
+        )  # nobody else does this now: we hold the kernel's lock on what it replaces
         return True
     finally:
         os.close(descriptor)
@@ -166,7 +172,10 @@ def _read(descriptor: int) -> dict[str, Any] | None:
     while True:
         try:
             value = json.loads(os.pread(descriptor, 4096, 0))
-            return {**{key: str(value[key]) for key in ("host", "boot", "started")}, "pid": int(value["pid"])}
+            return {
+                **{key: str(value[key]) for key in ("host", "boot", "started")},
+                "pid": int(value["pid"]),
+            }
         except (ValueError, KeyError, TypeError):
             if time.monotonic() > end:
                 return None

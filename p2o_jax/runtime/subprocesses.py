@@ -18,4 +18,8 @@ def environment(names: Iterable[str] = ()) -> dict[str, str]:
     malicious code: a process of the same user can read files below HOME and /proc/PID/environ.
     """
     allowed = {*_NAMES, *names}
-    return {name: value for name, value in os.environ.items() if name in allowed or name.startswith("LC_") or name.endswith("_NUM_THREADS")}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in allowed or name.startswith("LC_") or name.endswith("_NUM_THREADS")
+    }

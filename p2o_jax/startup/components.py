@@ -48,24 +48,46 @@ class Components:
         """With `restart` the run begins anew, and the records of the one in `workdir` are moved away."""
         self.cfg, self.workdir, self.reporter = cfg, workdir, reporter
         compiles = distributed.CompileCounter()
-        self.directory = run_directory.read(workdir, checkpoint.directory(workdir, cfg.checkpoint), restart)
+        self.directory = run_directory.read(
+            workdir, checkpoint.directory(workdir, cfg.checkpoint), restart
+        )
         self.model, train, heldout = open_run(cfg, self.directory, reporter)
         self.chat = self.model.chat
         self.questions = Questions(train.questions, cfg.rollout.questions, cfg.train.seed)
-        num_updates = cfg.train.epochs * self.questions.steps_per_epoch * (cfg.rollout.questions // config.minibatch_questions(cfg))
+        num_updates = (
+            cfg.train.epochs
+            * self.questions.steps_per_epoch
+            * (cfg.rollout.questions // config.minibatch_questions(cfg))
+        )
         bad_batch = workdir / "bad_batch.npz"
-        self.learner = Learner(self.model.spec, self.model.mesh, cfg, num_updates, self.model.dtype, self.chat.pad_id, bad_batch)
-        self.engine = make_engine(cfg, self.model, held_bytes(cfg, self.model.spec, self.model.mesh, self.learner))
+        self.learner = Learner(
+            self.model.spec,
+            self.model.mesh,
+            cfg,
+            num_updates,
+            self.model.dtype,
+            self.chat.pad_id,
+            bad_batch,
+        )
+        self.engine = make_engine(
+            cfg, self.model, held_bytes(cfg, self.model.spec, self.model.mesh, self.learner)
+        )
         self.verifier = Verifier(cfg.reward)
         self._check_answers(train, *heldout)
         self.pipeline = RolloutPipeline(self.engine, self.chat, self.verifier.judge, reporter)
         self.sampling = sampling_params.training(cfg)
-        self.fill = self._dynamic_sampling() if cfg.rollout.dynamic_sampling else dynamic_sampling.as_asked
-        self.evaluation = Evaluation(heldout, self.pipeline, cfg.eval, sampling_params.evaluation(cfg), self.key("eval"))
+        self.fill = (
+            self._dynamic_sampling() if cfg.rollout.dynamic_sampling else dynamic_sampling.as_asked
+        )
+        self.evaluation = Evaluation(
+            heldout, self.pipeline, cfg.eval, sampling_params.evaluation(cfg), self.key("eval")
+        )
         settings = run_directory.fixed_settings(cfg)
         in_phases = settings_digest({**settings, "model": self.model.digests})
         self.journals = PhaseJournals(workdir, cfg.train.seed, in_phases, reporter.line)
-        self._write_run_files = lambda: self.directory.write(cfg, self.model.directory, self.model.digests, train, *heldout)
+        self._write_run_files = lambda: self.directory.write(
+            cfg, self.model.directory, self.model.digests, train, *heldout
+        )
         if restart:
             reporter.line(self.directory.put_away())
         self.checkpoints = Checkpoints(
@@ -81,11 +103,19 @@ class Components:
 
     def _check_answers(self, *components: sources.Loaded | None) -> None:
         """Tells of reference answers that not even a response with the same text would match."""
-        answers = [q.answer for part in components if part and part.path != WORLD for q in part.questions]
-        bad = distributed.broadcast_from_main(lambda: self.verifier.self_check(answers)) if answers else []
+        answers = [
+            q.answer for part in components if part and part.path != WORLD for q in part.questions
+        ]
+        bad = (
+            distributed.broadcast_from_main(lambda: self.verifier.self_check(answers))
+            if answers
+            else []
+        )
         if bad:
             shown = ", ".join(repr(a[:60]) for a in bad[:5])
-            self.reporter.line(f"{len(bad)} reference answers do not verify against themselves, e.g. {shown}: no response will be right")
+            self.reporter.line(
+                f"{len(bad)} reference answers do not verify against themselves, e.g. {shown}: no response will be right"
+            )
 
     def key(self, *names: str | int) -> jax.Array:
         """The run's key of this name."""
@@ -103,7 +133,12 @@ class Components:
         self._compile_ahead()
         if state is None or self.model.spec.lora:
             shardings = sharding.param_shardings(self.model.spec, self.model.mesh, sharding.LEARNER)
-            params = lora.add(self.model.spec, self.model.load(self.cfg.model.param_dtype), self.key("lora"), shardings)
+            params = lora.add(
+                self.model.spec,
+                self.model.load(self.cfg.model.param_dtype),
+                self.key("lora"),
+                shardings,
+            )
             fresh = self.learner.init(params)
             state = state or self._initial_state(fresh)
         if state.tick == 0:
@@ -120,7 +155,9 @@ class Components:
 
     def _dynamic_sampling(self) -> dynamic_sampling.DynamicSampling:
         return dynamic_sampling.DynamicSampling(
-            lambda weights, prompts, key: self.pipeline.sample(weights, prompts, self.sampling, key),
+            lambda weights, prompts, key: self.pipeline.sample(
+                weights, prompts, self.sampling, key
+            ),
             self.questions,
             self.cfg.rollout,
             lambda rollouts: ~advantages.zero_advantage(advantages.of_rollouts(rollouts, self.cfg)),
@@ -130,7 +167,9 @@ class Components:
         """With `gepa.schedule=first` a prompt phase on all questions comes before the first step."""
         if not (self.cfg.gepa.enabled and self.cfg.gepa.schedule == "first"):
             return RunState(fresh)
-        return RunState(fresh, phase="prompts", hard_ids=tuple(q.id for q in self.questions.questions))
+        return RunState(
+            fresh, phase="prompts", hard_ids=tuple(q.id for q in self.questions.questions)
+        )
 
     def weights(self, state: RunState) -> Any:
         """The policy of a state, laid out for decoding."""
@@ -155,25 +194,50 @@ class Components:
             self.key("gepa", state.step),
             RolloutWeights(self.engine.to_rollout_layout),
         )
-        weights, reply = lambda: rollout_weights.of(policy), self.reflector(rollout_weights, policy, key, state.step)
-        return GepaAdapter(self.pipeline, weights, reply, self.cfg, key, state.ledger, lambda made: self.learner.transfers(policy, made))
+        weights, reply = (
+            lambda: rollout_weights.of(policy),
+            self.reflector(rollout_weights, policy, key, state.step),
+        )
+        return GepaAdapter(
+            self.pipeline,
+            weights,
+            reply,
+            self.cfg,
+            key,
+            state.ledger,
+            lambda made: self.learner.transfers(policy, made),
+        )
 
-    def reflector(self, rollout_weights: "RolloutWeights", policy: Any, key: jax.Array, step: int) -> Reply:
+    def reflector(
+        self, rollout_weights: "RolloutWeights", policy: Any, key: jax.Array, step: int
+    ) -> Reply:
         """What writes new templates: the policy, its frozen start, or an endpoint, which process 0 alone talks to."""
         g = self.cfg.gepa
         if g.reflector == "api":
             keys = api.read_keys(self.cfg.api.key_env) if distributed.is_main_process() else ()
             endpoint = api.Endpoint(self.cfg.api, g, keys, f"{self.cfg.train.seed}/api/{step}")
-            return lambda prompts, names, spent: distributed.broadcast_from_main(lambda: endpoint.complete(prompts, names, spent))
+            return lambda prompts, names, spent: distributed.broadcast_from_main(
+                lambda: endpoint.complete(prompts, names, spent)
+            )
         params = policy if g.reflector == "policy" else self.reference_params
         how = sampling_params.reflection(self.cfg)
-        return lambda prompts, names, spent: self.pipeline.reply(rollout_weights.of(params), prompts, names, how, key)
+        return lambda prompts, names, spent: self.pipeline.reply(
+            rollout_weights.of(params), prompts, names, how, key
+        )
 
-    def step_costs(self, rollouts: Sequence[Rollout], scored: Sequence[Example]) -> dict[str, dict[str, float]]:
+    def step_costs(
+        self, rollouts: Sequence[Rollout], scored: Sequence[Example]
+    ) -> dict[str, dict[str, float]]:
         """What a policy step has cost, by phase of the ledger."""
-        costs = {"policy": self.pipeline.cost(rollouts), **cost.cost(self.model.spec, scored, self.cfg.loss.kl != "off")}
+        costs = {
+            "policy": self.pipeline.cost(rollouts),
+            **cost.cost(self.model.spec, scored, self.cfg.loss.kl != "off"),
+        }
         timers = {"policy": "rollout", "score": "score", "update": "update"}
-        return {phase: {**amounts, "seconds": self.reporter.seconds.get(timers[phase], 0.0)} for phase, amounts in costs.items()}
+        return {
+            phase: {**amounts, "seconds": self.reporter.seconds.get(timers[phase], 0.0)}
+            for phase, amounts in costs.items()
+        }
 
     def close(self) -> None:
         """Writes what is pending and stops the workers."""
@@ -199,7 +263,9 @@ class RolloutWeights:
         return self._weights
 
 
-def make_engine(cfg: Config, model: Model, held: int = 0, device_memory: int | None = None) -> Engine:
+def make_engine(
+    cfg: Config, model: Model, held: int = 0, device_memory: int | None = None
+) -> Engine:
     """The sampler, with room for answers and, where the model reflects, for new templates.
 
     `held`: bytes per device that others hold; `device_memory`: all its bytes, where the device is not there to be asked.
@@ -207,20 +273,35 @@ def make_engine(cfg: Config, model: Model, held: int = 0, device_memory: int | N
     Raises:
         ConfigError: it does not fit into the devices' memory.
     """
-    capacities = [cfg.rollout.max_new_tokens] + ([cfg.gepa.reflect_new_tokens] if model_reflects(cfg) else [])
+    capacities = [cfg.rollout.max_new_tokens] + (
+        [cfg.gepa.reflect_new_tokens] if model_reflects(cfg) else []
+    )
     templated = cfg.assign.same_template_in_group or cfg.eval.template == "best"
-    grouped_up_to = config.max_templated_prompt_tokens(cfg) if templated else cfg.data.max_prompt_tokens
+    grouped_up_to = (
+        config.max_templated_prompt_tokens(cfg) if templated else cfg.data.max_prompt_tokens
+    )
 
     def make(slots: int) -> Engine:
         rollout, chat = dataclasses.replace(cfg.rollout, slots=slots), model.chat
-        return Engine(model.spec, model.mesh, rollout, capacities, chat.stop_ids, chat.pad_id, model.dtype, grouped_up_to)
+        return Engine(
+            model.spec,
+            model.mesh,
+            rollout,
+            capacities,
+            chat.stop_ids,
+            chat.pad_id,
+            model.dtype,
+            grouped_up_to,
+        )
 
     return memory.fitting(make, cfg.rollout.slots, held, device_memory)
 
 
 def held_bytes(cfg: Config, spec: ModelSpec, mesh: Mesh, learner: Learner) -> int:
     """What training holds per device while it samples: the train state, and the whole initial model where that is needed besides."""
-    return memory.per_device(learner.abstract_state()) + reference_bytes(cfg, spec, mesh, learner.dtype)
+    return memory.per_device(learner.abstract_state()) + reference_bytes(
+        cfg, spec, mesh, learner.dtype
+    )
 
 
 def reference_bytes(cfg: Config, spec: ModelSpec, mesh: Mesh, dtype: Any) -> int:
@@ -245,7 +326,9 @@ def sampling_programs(cfg: Config, engine: Engine) -> list[Program]:
         uses.append((sampling_params.candidates(cfg), longest))
     if model_reflects(cfg):
         uses.append((sampling_params.reflection(cfg), config.max_prompt_tokens(cfg)))
-    return list(dict.fromkeys(program for how, prompt in uses for program in engine.needed(how, prompt)))
+    return list(
+        dict.fromkeys(program for how, prompt in uses for program in engine.needed(how, prompt))
+    )
 
 
 def describe(components: Components) -> str:
@@ -258,6 +341,8 @@ def describe(components: Components) -> str:
         f"{components.model.directory}: {spec.family}, {num_params(spec):,} parameters; {device.device_kind} mesh {shape}, "
         f"processes: {jax.process_count()}; "
         f"{len(components.questions)} questions, {len(components.evaluation.questions)} held out",
-        *memory_report.measure(components.cfg, components.learner, components.engine, reference).table(),
+        *memory_report.measure(
+            components.cfg, components.learner, components.engine, reference
+        ).table(),
     ]
     return "\n".join(lines)

@@ -13,7 +13,9 @@ MAX_TOKENS_SHOWN = 5
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def check_token_ids(directory: Path, vocab: int, tokens: Mapping[str, int], stop_ids: Sequence[int], pad_id: int) -> None:
+def check_token_ids(
+    directory: Path, vocab: int, tokens: Mapping[str, int], stop_ids: Sequence[int], pad_id: int
+) -> None:
     """Compares every id that the tokenizer and the special ids of the directory can bring into a sequence with the embedding.
 
     Args:
@@ -24,11 +26,20 @@ def check_token_ids(directory: Path, vocab: int, tokens: Mapping[str, int], stop
     Raises:
         ConfigError: with a line for each id that is beyond the embedding, or no token id.
     """
-    rule = f"the embedding has {vocab} rows (vocab_size in config.json), for the ids 0 to {vocab - 1}"
+    rule = (
+        f"the embedding has {vocab} rows (vocab_size in config.json), for the ids 0 to {vocab - 1}"
+    )
     beyond = sorted((i, token) for token, i in tokens.items() if not 0 <= i < vocab)
     hidden = len(beyond) - MAX_TOKENS_SHOWN
-    problems = [f"{directory}: the tokenizer's {token!r} has id {i}; {rule}" for i, token in beyond[:MAX_TOKENS_SHOWN]]
-    problems += [f"{directory}: ... and {hidden} more tokens of the tokenizer beyond the embedding"] if hidden > 0 else []
+    problems = [
+        f"{directory}: the tokenizer's {token!r} has id {i}; {rule}"
+        for i, token in beyond[:MAX_TOKENS_SHOWN]
+    ]
+    problems += (
+        [f"{directory}: ... and {hidden} more tokens of the tokenizer beyond the embedding"]
+        if hidden > 0
+        else []
+    )
     for file in ("config.json", "generation_config.json"):
         problems += _special_id_problems(directory / file, vocab, rule)
     if not problems:  # ids from elsewhere
@@ -83,7 +94,9 @@ def response_problems(cfg: Config, spec: ModelSpec, prompt: str, prompt_tokens: 
         return []
     left = min(n for n in (spec.context, spec.window) if n) - prompt_tokens
     advice = f"; a config.rollout.max_new_tokens of up to {left} fits" if left > 0 else ""
-    return [f"config.rollout.max_new_tokens={most} after {prompt} makes {prompt_tokens + most:,} tokens: {why}{advice}"]
+    return [
+        f"config.rollout.max_new_tokens={most} after {prompt} makes {prompt_tokens + most:,} tokens: {why}{advice}"
+    ]
 
 
 def training_problems(cfg: Config, spec: ModelSpec, chat: Chat, longest_plain: int) -> list[str]:
@@ -96,8 +109,12 @@ def training_problems(cfg: Config, spec: ModelSpec, chat: Chat, longest_plain: i
     g = cfg.gepa
     if g.enabled:
         template = config.longest_template_tokens(cfg)
-        evaluated = cfg.eval.template == "best"  # which does not ask whether a prompt is as long as those of training
-        cap = config.max_prompt_tokens(cfg) if evaluated else config.max_templated_prompt_tokens(cfg)
+        evaluated = (
+            cfg.eval.template == "best"
+        )  # which does not ask whether a prompt is as long as those of training
+        cap = (
+            config.max_prompt_tokens(cfg) if evaluated else config.max_templated_prompt_tokens(cfg)
+        )
         joined = longest_plain + chat.count_tokens("\n\n") + template
         tokens = max(min(joined, cap), longest_plain)
         prompt = (

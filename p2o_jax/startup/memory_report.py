@@ -14,7 +14,11 @@ from p2o_jax.rl.learner import Learner
 from p2o_jax.rollout import memory
 from p2o_jax.rollout.engine import Engine
 
-SAVED = {"full": 1, "dots": 9, "none": 18}  # activations [.., D] that a layer keeps for the backward pass, about, by model.remat
+SAVED = {
+    "full": 1,
+    "dots": 9,
+    "none": 18,
+}  # activations [.., D] that a layer keeps for the backward pass, about, by model.remat
 
 
 class Footprint(NamedTuple):
@@ -22,7 +26,9 @@ class Footprint(NamedTuple):
 
     params: int  # the learner's, frozen ones included
     optimizer: int
-    reference: int  # the frozen initial policy, where a KL term asks for it and nothing else holds it
+    reference: (
+        int  # the frozen initial policy, where a KL term asks for it and nothing else holds it
+    )
     sampling_params: int  # laid out for sampling: the policy, and the reference where it reflects
     kv_cache: int
     sampling_activations: int
@@ -56,7 +62,9 @@ class Footprint(NamedTuple):
             ("while sampling", self.sampling, f"of {_size(self.limit)}"),
             ("while updating", self.update, f"of {_size(self.limit)}"),
         ]
-        return ["bytes per chip"] + [f"  {name:<30}{_size(count):>12}  {note}".rstrip() for name, count, note in rows]
+        return ["bytes per chip"] + [
+            f"  {name:<30}{_size(count):>12}  {note}".rstrip() for name, count, note in rows
+        ]
 
 
 def measure(cfg: config.Config, learner: Learner, engine: Engine, reference: int) -> Footprint:
@@ -78,16 +86,22 @@ def measure(cfg: config.Config, learner: Learner, engine: Engine, reference: int
 
 
 def _in_float32(abstract_params: Any) -> int:
-    return sum(memory.per_device(x) // x.dtype.itemsize * 4 for x in jax.tree.leaves(abstract_params))
+    return sum(
+        memory.per_device(x) // x.dtype.itemsize * 4 for x in jax.tree.leaves(abstract_params)
+    )
 
 
 def _update_activations(cfg: config.Config, learner: Learner) -> int:
     """What the layers keep, one layer at work with its gradients, and the logits of a chunk with theirs."""
     spec, tensor = learner.spec, learner.mesh.shape["tensor"]
-    tokens = cfg.optim.micro_rows * config.trained_row_tokens(cfg) // sharding.num_shards(learner.mesh)
+    tokens = (
+        cfg.optim.micro_rows * config.trained_row_tokens(cfg) // sharding.num_shards(learner.mesh)
+    )
     value, gradient = jnp.dtype(learner.dtype).itemsize, 4
     kept = SAVED[cfg.model.remat] * spec.layers * tokens * spec.width * value
-    layer = tokens * (4 * spec.width + (3 * spec.mlp + (spec.heads + 2 * spec.kv_heads) * spec.head_dim) // tensor)
+    layer = tokens * (
+        4 * spec.width + (3 * spec.mlp + (spec.heads + 2 * spec.kv_heads) * spec.head_dim) // tensor
+    )
     logits = min(cfg.model.logit_chunk, tokens) * spec.vocab_rows // tensor
     return kept + layer * (value + gradient) + logits * (gradient + gradient)
 

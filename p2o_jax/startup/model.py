@@ -42,10 +42,17 @@ class Model:
     def load(self, param_dtype: str) -> Any:
         """The weights of the directory, laid out for the learner; without adapters."""
         spec = dataclasses.replace(self.spec, lora=None)
-        return hf.load(self.directory, spec, sharding.param_shardings(spec, self.mesh, sharding.LEARNER), param_dtype)
+        return hf.load(
+            self.directory,
+            spec,
+            sharding.param_shardings(spec, self.mesh, sharding.LEARNER),
+            param_dtype,
+        )
 
 
-def open_model(cfg: Config, reporter: Reporter, date: str | None = None, revision: str | None = None) -> Model:
+def open_model(
+    cfg: Config, reporter: Reporter, date: str | None = None, revision: str | None = None
+) -> Model:
     """The model of `config.model.path`, on the mesh of `config.mesh`; pretrains the world's base if that is asked for.
 
     `date` (ISO) is what a chat template with the date in it shows; None: today's, the same on all processes.
@@ -78,7 +85,9 @@ def open_model(cfg: Config, reporter: Reporter, date: str | None = None, revisio
         raise ConfigError(*found)
     mesh = sharding.make_mesh(config.mesh_shape(cfg.mesh, num_devices))
     padding = -spec.vocab % mesh.shape["tensor"]
-    spec = dataclasses.replace(spec, lora=lora.from_config(cfg.lora), padded_vocab=spec.vocab + padding if padding else 0)
+    spec = dataclasses.replace(
+        spec, lora=lora.from_config(cfg.lora), padded_vocab=spec.vocab + padding if padding else 0
+    )
     for layout in (sharding.LEARNER, sharding.ROLLOUT):
         found += [line for line in sharding.problems(spec, mesh, layout) if line not in found]
     if found:
@@ -86,7 +95,11 @@ def open_model(cfg: Config, reporter: Reporter, date: str | None = None, revisio
     for line in chat.notices:
         reporter.line(line)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    dtype = {"auto": jnp.float32 if on_cpu else jnp.bfloat16, "float32": jnp.float32, "bfloat16": jnp.bfloat16}[cfg.model.compute_dtype]
+    dtype = {
+        "auto": jnp.float32 if on_cpu else jnp.bfloat16,
+        "float32": jnp.float32,
+        "bfloat16": jnp.bfloat16,
+    }[cfg.model.compute_dtype]
     return Model(directory, spec, chat, mesh, dtype)
 
 

@@ -27,18 +27,29 @@ from p2o_jax.tracking import checkpoint, recorder
 from p2o_jax.types import Question
 
 
-def open_run(cfg: Config, directory: RunDirectory, reporter: Reporter) -> tuple[Model, sources.Loaded, list[sources.Loaded]]:
+def open_run(
+    cfg: Config, directory: RunDirectory, reporter: Reporter
+) -> tuple[Model, sources.Loaded, list[sources.Loaded]]:
     """The model, the training questions and the held-out sets; nothing is written before all of it is known to be good.
 
     Raises:
         ConfigError: with a line for everything wrong with config, workdir, mesh, model directory and data files.
     """
-    found = [*rules.problems(cfg, len(jax.devices())), *directory.problems, *directory.changed_settings(cfg)]
-    train, heldout = collect(found, lambda: load_questions(cfg)), collect(found, lambda: load_heldout(cfg)) or []
+    found = [
+        *rules.problems(cfg, len(jax.devices())),
+        *directory.problems,
+        *directory.changed_settings(cfg),
+    ]
+    train, heldout = (
+        collect(found, lambda: load_questions(cfg)),
+        collect(found, lambda: load_heldout(cfg)) or [],
+    )
     found += directory.changed_questions(cfg, train, *heldout)
     own = run_directory.question_digests(cfg, train, *heldout)
     if not distributed.all_processes(own == distributed.broadcast_from_main(lambda: own)):
-        found.append("config.data: not all processes read the same questions; copy the files to every host, or give a path that all share")
+        found.append(
+            "config.data: not all processes read the same questions; copy the files to every host, or give a path that all share"
+        )
     if (cfg.data.path == WORLD) != (cfg.model.path == WORLD):
         found.append(
             f"config.data.path={cfg.data.path} with config.model.path={cfg.model.path}: the built-in world's questions and its base model "
@@ -46,25 +57,53 @@ def open_run(cfg: Config, directory: RunDirectory, reporter: Reporter) -> tuple[
         )
     if cfg.gepa.enabled and cfg.gepa.reflector == "api":
         found += distributed.broadcast_from_main(lambda: key_problems(cfg.api))
-    found += distributed.broadcast_from_main(lambda: reward_problems(cfg.reward)) if cfg.reward.fn else []
+    found += (
+        distributed.broadcast_from_main(lambda: reward_problems(cfg.reward))
+        if cfg.reward.fn
+        else []
+    )
     found += distributed.broadcast_from_main(lambda: recorder.problems(cfg))
     if found and cfg.model.path == WORLD:  # which would be pretrained first
         raise ConfigError(*found)
-    model = collect(found, lambda: open_model(cfg, reporter, directory.date, directory.revision(cfg.model.path)))
+    model = collect(
+        found, lambda: open_model(cfg, reporter, directory.date, directory.revision(cfg.model.path))
+    )
     digests = model.digests if model else {}
     if not distributed.all_processes(digests == distributed.broadcast_from_main(lambda: digests)):
-        found.append(f"config.model.path={cfg.model.path}: not all processes read the same files; copy them to every host")
+        found.append(
+            f"config.model.path={cfg.model.path}: not all processes read the same files; copy them to every host"
+        )
     if model:
         found += directory.changed_model(model.directory, digests)
         for part in (train, *heldout):
-            found += sources.too_long(part, lambda q: len(model.chat.render(q)), cfg.data.max_prompt_tokens) if part else []
-        found += reflection_problems(cfg, model.chat, train.questions if train else ()) if cfg.gepa.enabled else []
-        lengths = [len(model.chat.render(q)) for part in (train, *heldout) if part for q in part.questions]
+            found += (
+                sources.too_long(
+                    part, lambda q: len(model.chat.render(q)), cfg.data.max_prompt_tokens
+                )
+                if part
+                else []
+            )
+        found += (
+            reflection_problems(cfg, model.chat, train.questions if train else ())
+            if cfg.gepa.enabled
+            else []
+        )
+        lengths = [
+            len(model.chat.render(q)) for part in (train, *heldout) if part for q in part.questions
+        ]
         found += limits.training_problems(cfg, model.spec, model.chat, max(lengths, default=0))
-    space = (lambda: _space_problems(cfg, directory.path, model, len(train.questions))) if model and train else list[str]
+    space = (
+        (lambda: _space_problems(cfg, directory.path, model, len(train.questions)))
+        if model and train
+        else list[str]
+    )
     found += distributed.broadcast_from_main(space)
-    if not distributed.all_processes(not found) or not model or not train:  # what one process cannot open, none starts without
-        raise ConfigError(*dict.fromkeys(found or ["another process cannot start; its own output says why"]))
+    if (
+        not distributed.all_processes(not found) or not model or not train
+    ):  # what one process cannot open, none starts without
+        raise ConfigError(
+            *dict.fromkeys(found or ["another process cannot start; its own output says why"])
+        )
     told = [line for part in (train, *heldout) for line in part.told]
     for line in [*rules.notices(cfg), *told, *sources.shared(train, heldout)]:
         reporter.line(line)
@@ -82,9 +121,13 @@ def reflection_problems(cfg: Config, chat: Chat, questions: Sequence[Question] =
     comment = "." if cfg.reward.fn else ""  # the least that a reward function of one's own may say
 
     def least(question: Question) -> int:
-        return reflection.least_tokens(question.text, question.answer, g, chat.count_tokens, comment)
+        return reflection.least_tokens(
+            question.text, question.answer, g, chat.count_tokens, comment
+        )
 
-    sizes = map(least, sorted(questions, key=lambda q: len(q.text)))  # the first mostly fits, and no other is counted
+    sizes = map(
+        least, sorted(questions, key=lambda q: len(q.text))
+    )  # the first mostly fits, and no other is counted
     if questions and not any(size <= g.reflect_prompt_tokens for size in sizes):
         found.append(
             f"config.gepa.reflect_prompt_tokens={g.reflect_prompt_tokens} is less than any reflection prompt takes, "
@@ -106,7 +149,9 @@ def model_reflects(cfg: Config) -> bool:
 def load_questions(cfg: Config) -> sources.Loaded:
     """The questions of config.data.path."""
     if not cfg.data.path:
-        raise ConfigError("config.data.path is empty: name a file or folder of questions, hf:NAME or tfds:NAME@SPLIT")
+        raise ConfigError(
+            "config.data.path is empty: name a file or folder of questions, hf:NAME or tfds:NAME@SPLIT"
+        )
     if cfg.data.path == WORLD:
         return _of_world(world_questions.train_questions(cfg.world))
     return sources.load(cfg.data.path, cfg.data)
@@ -116,7 +161,9 @@ def load_heldout(cfg: Config) -> list[sources.Loaded]:
     """The sets of config.data.eval_path, the dev set first; the world's own, or none, where it names none."""
     if cfg.data.eval_path:
         return benchmarks.load_sets(cfg.data.eval_path, cfg.data)
-    return [_of_world(world_questions.heldout_questions(cfg.world))] if cfg.data.path == WORLD else []
+    return (
+        [_of_world(world_questions.heldout_questions(cfg.world))] if cfg.data.path == WORLD else []
+    )
 
 
 def _of_world(made: Sequence[Question]) -> sources.Loaded:
@@ -138,8 +185,13 @@ def reward_problems(cfg: config.RewardConfig) -> list[str]:
 
 def _space_problems(cfg: Config, workdir: Path, model: Model, num_questions: int) -> list[str]:
     """A line if the disk has no room for the run's checkpoints: params and both moments of what is trained."""
-    trained = jax.tree.leaves(lora.split(model.spec, weights(model.spec))[0], is_leaf=lambda w: isinstance(w, Weight))
+    trained = jax.tree.leaves(
+        lora.split(model.spec, weights(model.spec))[0], is_leaf=lambda w: isinstance(w, Weight)
+    )
     moments = jnp.dtype(cfg.optim.mu_dtype).itemsize + 4
-    state_bytes = sum(math.prod(w.shape) * (jnp.dtype(w.dtype(cfg.model.param_dtype)).itemsize + moments) for w in trained)
+    state_bytes = sum(
+        math.prod(w.shape) * (jnp.dtype(w.dtype(cfg.model.param_dtype)).itemsize + moments)
+        for w in trained
+    )
     num_steps = cfg.train.epochs * -(-num_questions // max(cfg.rollout.questions, 1))
     return checkpoint.space_problems(workdir, cfg.checkpoint, state_bytes, num_steps)

@@ -45,7 +45,9 @@ def claim(workdir: Path, checkpoint_path: str = "") -> Iterator[None]:
     """
     folders = {workdir.resolve(): f"--workdir={workdir}"}
     if checkpoint_path and "://" not in checkpoint_path:
-        folders.setdefault(Path(checkpoint_path).resolve(), f"config.checkpoint.path={checkpoint_path}")
+        folders.setdefault(
+            Path(checkpoint_path).resolve(), f"config.checkpoint.path={checkpoint_path}"
+        )
     with contextlib.ExitStack() as stack:
 
         def take() -> list[str]:
@@ -95,20 +97,32 @@ class RunDirectory:
         if "config.json" not in self.records:
             return []
         changed = [
-            d for d in _differences(loading.current_names(self.records["config.json"]), _as_json(cfg)) if not d[0].startswith(MAY_CHANGE)
+            d
+            for d in _differences(loading.current_names(self.records["config.json"]), _as_json(cfg))
+            if not d[0].startswith(MAY_CHANGE)
         ]
         if unknown := [f"config.{key}" for key, there, now in changed if _ABSENT in (there, now)]:
             rule = f"one of the two does not have {', '.join(unknown)}; give another folder"
             return [f"--workdir={self.path} holds a run of another version of p2o_jax: {rule}"]
         where = f"--workdir={self.path} holds a run with"
-        return [f"config.{key}={now!r}: {where} {there!r}; give another folder, or that" for key, there, now in changed]
+        return [
+            f"config.{key}={now!r}: {where} {there!r}; give another folder, or that"
+            for key, there, now in changed
+        ]
 
     def changed_questions(self, cfg: Config, *parts: sources.Loaded | None) -> list[str]:
         """A line for each question file that is not what it was when the run began."""
         before = self.records.get("questions.json", {})
-        accepted = [question_digests(cfg, *parts), question_digests(None, *parts)]  # the latter of earlier versions
+        accepted = [
+            question_digests(cfg, *parts),
+            question_digests(None, *parts),
+        ]  # the latter of earlier versions
         rule = f"--workdir={self.path} holds a run on other questions than are in it now; give another folder, or the same questions"
-        changed = [name for name, there in before.items() if there not in [now.get(name, there) for now in accepted]]
+        changed = [
+            name
+            for name, there in before.items()
+            if there not in [now.get(name, there) for now in accepted]
+        ]
         return [f"{name}: {rule}" for name in changed]
 
     def changed_model(self, directory: Path, now: identity.Digests) -> list[str]:
@@ -125,10 +139,14 @@ class RunDirectory:
             return []
         found = []
         if not self.run["model"]:
-            found.append(f"{self.path}: the run has no record of its model (an earlier version wrote it); recorded now")
+            found.append(
+                f"{self.path}: the run has no record of its model (an earlier version wrote it); recorded now"
+            )
         before, now = self.records.get("questions.json", {}), question_digests(cfg, *parts)
         if cfg.reward.fn and any(now.get(name, there) != there for name, there in before.items()):
-            found.append(f"{self.path}: the run has no record of the columns that config.reward.fn is given; recorded now")
+            found.append(
+                f"{self.path}: the run has no record of the columns that config.reward.fn is given; recorded now"
+            )
         return found
 
     def check_begin(self) -> None:
@@ -138,7 +156,9 @@ class RunDirectory:
             ConfigError: the run has had some: to begin at step 1 would overwrite its records.
         """
         paths = [self.path / name for name in ROWS]
-        rows = distributed.broadcast_from_main(lambda: [p.name for p in paths if p.exists() and p.stat().st_size])
+        rows = distributed.broadcast_from_main(
+            lambda: [p.name for p in paths if p.exists() and p.stat().st_size]
+        )
         lost = self.run["checkpoints"] or (self.no_folder and "://" not in str(self.checkpoints))
         if rows and lost:
             raise ConfigError(
@@ -146,7 +166,9 @@ class RunDirectory:
                 f"({', '.join(rows)}). Put the checkpoints back, or {ANEW}"
             )
 
-    def write(self, cfg: Config, directory: Path, model: identity.Digests, *parts: sources.Loaded | None) -> None:
+    def write(
+        self, cfg: Config, directory: Path, model: identity.Digests, *parts: sources.Loaded | None
+    ) -> None:
         """Writes what names the run, its settings, questions and versions; process 0 alone does."""
         if not distributed.is_main_process():
             return
@@ -189,7 +211,9 @@ class RunDirectory:
         return self.checkpoints != epath.Path(self.path.absolute() / "checkpoints")
 
 
-def read(workdir: Path, checkpoints: epath.Path | None = None, restart: bool = False) -> RunDirectory:
+def read(
+    workdir: Path, checkpoints: epath.Path | None = None, restart: bool = False
+) -> RunDirectory:
     """The run directory as it is now.
 
     Args:
@@ -198,16 +222,30 @@ def read(workdir: Path, checkpoints: epath.Path | None = None, restart: bool = F
     """
     inside = epath.Path(workdir.absolute() / "checkpoints")
     where = inside if checkpoints is None else checkpoints
-    new = {"id": secrets.token_hex(8), "date": datetime.date.today().isoformat(), "model": None, "checkpoints": False}
+    new = {
+        "id": secrets.token_hex(8),
+        "date": datetime.date.today().isoformat(),
+        "model": None,
+        "checkpoints": False,
+    }
 
     def look() -> dict[str, Any]:
         records, damaged = run_records.read(workdir)
         run = records.get(RUN)
         problems = run_records.strangers(workdir, records)
-        owner, wrong = (None, []) if where == inside else run_records.read_owner(where, workdir, run["id"] if run else None)
+        owner, wrong = (
+            (None, [])
+            if where == inside
+            else run_records.read_owner(where, workdir, run["id"] if run else None)
+        )
         if restart:
             records, run, owner, damaged = {}, None, None, []
-        return {"records": records, "run": run or owner or new, "problems": [*damaged, *problems, *wrong], "no_folder": not where.exists()}
+        return {
+            "records": records,
+            "run": run or owner or new,
+            "problems": [*damaged, *problems, *wrong],
+            "no_folder": not where.exists(),
+        }
 
     return RunDirectory(workdir, where, restart, **distributed.broadcast_from_main(look))
 
@@ -227,7 +265,11 @@ def question_digests(cfg: Config | None, *parts: sources.Loaded | None) -> dict[
     with_meta = cfg is not None and bool(cfg.reward.fn)
 
     def text(question: Question) -> str:
-        meta = _ADDRESS.sub("", json.dumps(dict(question.meta), sort_keys=True, default=str)) if with_meta else ""
+        meta = (
+            _ADDRESS.sub("", json.dumps(dict(question.meta), sort_keys=True, default=str))
+            if with_meta
+            else ""
+        )
         return f"{question.id} {question.answer}{meta}"
 
     return {part.path: digest(*map(text, part.questions)) for part in parts if part}
@@ -235,7 +277,9 @@ def question_digests(cfg: Config | None, *parts: sources.Loaded | None) -> dict[
 
 def evaluation_digest(cfg: Config, heldout: Sequence[sources.Loaded]) -> str:
     """Names what accuracies on the held-out questions depend on besides the policy."""
-    settings = {name: value for name, value in _as_json(cfg)["eval"].items() if name != "every_steps"}
+    settings = {
+        name: value for name, value in _as_json(cfg)["eval"].items() if name != "every_steps"
+    }
     return digest(json.dumps([settings, question_digests(cfg, *heldout)], sort_keys=True))
 
 
@@ -247,8 +291,16 @@ def fixed_settings(cfg: Config) -> dict[str, Any]:
     """The settings that may not change in a run, by key; where it keeps its states is not one that its results depend on."""
     settings = {"preset": cfg.preset}
     for section, part in _as_json(cfg).items():
-        settings |= {f"{section}.{name}": value for name, value in part.items()} if isinstance(part, dict) else {}
-    return {key: value for key, value in settings.items() if not key.startswith((*MAY_CHANGE, "checkpoint.path"))}
+        settings |= (
+            {f"{section}.{name}": value for name, value in part.items()}
+            if isinstance(part, dict)
+            else {}
+        )
+    return {
+        key: value
+        for key, value in settings.items()
+        if not key.startswith((*MAY_CHANGE, "checkpoint.path"))
+    }
 
 
 MAY_CHANGE = (
@@ -287,8 +339,23 @@ MAY_CHANGE = (
 def versions() -> dict[str, str]:
     """Versions of what the figures depend on, and the commit where there is one."""
     root = Path(__file__).parents[2]
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "gepa", "math-verify", "p2o-jax")
-    found = {"python": sys.version.split()[0], "platform": platform.platform(), "devices": str(jax.devices()[:1])}
+    names = (
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "transformers",
+        "numpy",
+        "gepa",
+        "math-verify",
+        "p2o-jax",
+    )
+    found = {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "devices": str(jax.devices()[:1]),
+    }
     for name in names:
         try:
             found[name] = metadata.version(name)
@@ -296,7 +363,9 @@ def versions() -> dict[str, str]:
             found[name] = "not installed"
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        head = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+        head = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, check=False
+        )
         found["commit"] = head.stdout.strip()
     return found
 
@@ -304,5 +373,11 @@ def versions() -> dict[str, str]:
 def _differences(before: Any, now: Any, where: str = "") -> list[tuple[str, Any, Any]]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted({*before, *now})
-        return [d for k in keys for d in _differences(before.get(k, _ABSENT), now.get(k, _ABSENT), f"{where}.{k}" if where else k)]
+        return [
+            d
+            for k in keys
+            for d in _differences(
+                before.get(k, _ABSENT), now.get(k, _ABSENT), f"{where}.{k}" if where else k
+            )
+        ]
     return [] if before == now else [(where, before, now)]

@@ -21,7 +21,10 @@ GO_ON: dict[phrases.Level, tuple[float, float]] = {  # (at the first step, at la
 FIRST_PLAIN = 0.05
 LEAST_PLAIN = 0.02  # a single decision under a plain prompt is not made rarer than this while the others can bear it
 
-P_PLAIN, P_FITTING = 0.25, 0.55  # of question documents: no template; a fitting phrase among 1-3; the rest: 1-3 random phrases
+P_PLAIN, P_FITTING = (
+    0.25,
+    0.55,
+)  # of question documents: no template; a fitting phrase among 1-3; the rest: 1-3 random phrases
 P_EMPTY_INSTRUCTION = 0.25  # of reflection documents
 P_HIDDEN_ANSWERS = 0.1  # of reflection documents: as with config.gepa.show_reference_answer off
 EXAMPLES = 3  # in a reflection document
@@ -36,7 +39,9 @@ class Document:
     weights: Mapping[int, float] = field(default_factory=dict)
 
 
-def go_on_probabilities(level: phrases.Level, num_steps: int, p_chain_plain: float) -> tuple[float, ...]:
+def go_on_probabilities(
+    level: phrases.Level, num_steps: int, p_chain_plain: float
+) -> tuple[float, ...]:
     """The probability of each of a chain's steps, given those before it.
 
     At level "none" the product is the dial: the first step has .05 and the others share the rest evenly; where that
@@ -65,7 +70,11 @@ def correct_response(problem: families.Problem) -> str:
 
 
 def respond(
-    rng: random.Random, language: Language, problem: families.Problem, wanted: Sequence[float], drawn: Sequence[float]
+    rng: random.Random,
+    language: Language,
+    problem: families.Problem,
+    wanted: Sequence[float],
+    drawn: Sequence[float],
 ) -> tuple[str, dict[int, float]]:
     """A response that takes each step with its probability `drawn` (or bluffs), and the weights that make it teach those `wanted`.
 
@@ -79,14 +88,18 @@ def respond(
         if p != q:
             weights[len(words)] = p / q if goes_on else (1 - p) / (1 - q)
         if not goes_on:
-            return " ".join([*words, families.box(language.families[problem.family].guess(rng))]), weights
+            return " ".join(
+                [*words, families.box(language.families[problem.family].guess(rng))]
+            ), weights
         words += step.split()
     return correct_response(problem), weights
 
 
 def draw_problem(rng: random.Random, language: Language) -> families.Problem:
     """A pretraining problem of a random family."""
-    (family,) = rng.choices([*language.families.values()], [family.weight for family in language.families.values()])
+    (family,) = rng.choices(
+        [*language.families.values()], [family.weight for family in language.families.values()]
+    )
     return family.draw(rng, "pretrain")
 
 
@@ -130,7 +143,9 @@ def reflection_document(rng: random.Random, language: Language, p_chain_plain: f
     examples = []
     for _ in range(EXAMPLES):
         problem = draw_problem(rng, language)
-        chances = go_on_probabilities(language.phrases.level(problem.family, template), len(problem.steps), p_chain_plain)
+        chances = go_on_probabilities(
+            language.phrases.level(problem.family, template), len(problem.steps), p_chain_plain
+        )
         output, _ = respond(rng, language, problem, chances, chances)
         right = output.endswith(families.box(problem.answer))
         examples.append((problem.question, output, right, "" if hidden else problem.answer))

@@ -23,7 +23,25 @@ from p2o_jax import types
 
 DIGITS = tuple("0123456789")
 LETTERS = tuple("abcdefghijkl")
-WORDS = ("what", "is", "double", "shift", "key", "encode", "reverse", "largest", "of", "+", "=", ">", "?", ";", "so", "\\boxed{", "}")
+WORDS = (
+    "what",
+    "is",
+    "double",
+    "shift",
+    "key",
+    "encode",
+    "reverse",
+    "largest",
+    "of",
+    "+",
+    "=",
+    ">",
+    "?",
+    ";",
+    "so",
+    "\\boxed{",
+    "}",
+)
 WORDS += ("units", "tens", "hundreds", "twice", "after", "comes", "look")
 PLACES = ("units", "tens", "hundreds")
 
@@ -95,7 +113,9 @@ def add(rng: random.Random, places: Sequence[str] = PLACES) -> Problem:
         steps.append(f"{place} {a} {b} {carry} = {total // 10} {total % 10} ;")
         carry, rest = total // 10, tuple(number // 10 for number in rest)
     answer = spaced(f"{first + second:0{len(places) + 1}d}")
-    return Problem("add", f"what is {spaced(str(first))} + {spaced(str(second))} ?", tuple(steps), answer)
+    return Problem(
+        "add", f"what is {spaced(str(first))} + {spaced(str(second))} ?", tuple(steps), answer
+    )
 
 
 def double(rng: random.Random, length: int = 4) -> Problem:
@@ -109,7 +129,10 @@ def double(rng: random.Random, length: int = 4) -> Problem:
 def shift(rng: random.Random, length: int = 4) -> Problem:
     """The letter after each letter, on the circle of letters."""
     places = [rng.randrange(len(LETTERS)) for _ in range(length)]
-    letters, following = [LETTERS[p] for p in places], [LETTERS[(p + 1) % len(LETTERS)] for p in places]
+    letters, following = (
+        [LETTERS[p] for p in places],
+        [LETTERS[(p + 1) % len(LETTERS)] for p in places],
+    )
     steps = tuple(f"after {a} comes {b} ;" for a, b in zip(letters, following, strict=True))
     return Problem("shift", f"shift {spaced(letters)} ?", steps, spaced(following))
 
@@ -120,7 +143,12 @@ def cipher(rng: random.Random, pairs: int = 4, length: int = 4) -> Problem:
     key = dict(zip(source, target, strict=True))
     word = rng.sample(source, length)
     text = f"key {spaced([f'{a} > {b}' for a, b in key.items()])} encode {spaced(word)} ?"
-    return Problem("cipher", text, tuple(f"look {a} > {key[a]} ;" for a in word), spaced([key[a] for a in word]))
+    return Problem(
+        "cipher",
+        text,
+        tuple(f"look {a} > {key[a]} ;" for a in word),
+        spaced([key[a] for a in word]),
+    )
 
 
 def reverse(rng: random.Random, length: int = 4) -> Problem:

@@ -15,10 +15,14 @@ from p2o_jax.toy_world.phrases import Phrases
 @dataclass(frozen=True)
 class Language:
     families: Mapping[str, Family]
-    words: tuple[str, ...]  # of questions and chains besides digits and letters, in the order of their ids
+    words: tuple[
+        str, ...
+    ]  # of questions and chains besides digits and letters, in the order of their ids
     phrases: Phrases
     p_shown: float  # with which documents at level "none" take each step, so that late ones are seen (`documents.question_document`)
-    reflection_shape: tuple[int, int]  # (rows, tokens) of a batch of reflection documents, the longest of which fits
+    reflection_shape: tuple[
+        int, int
+    ]  # (rows, tokens) of a batch of reflection documents, the longest of which fits
 
     @property
     def hard(self) -> tuple[str, ...]:
@@ -26,8 +30,12 @@ class Language:
         return tuple(name for name, family in self.families.items() if family.hard)
 
 
-SMALL = Language(families.FAMILIES, families.WORDS, phrases.SMALL, p_shown=0.5, reflection_shape=(10, 168))
-LARGE = Language(large.FAMILIES, large.WORDS, large.PHRASES, p_shown=0.75, reflection_shape=(32, 448))
+SMALL = Language(
+    families.FAMILIES, families.WORDS, phrases.SMALL, p_shown=0.5, reflection_shape=(10, 168)
+)
+LARGE = Language(
+    large.FAMILIES, large.WORDS, large.PHRASES, p_shown=0.75, reflection_shape=(32, 448)
+)
 LANGUAGES = {"small": SMALL, "large": LARGE}
 
 

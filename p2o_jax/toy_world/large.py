@@ -27,8 +27,37 @@ from p2o_jax.toy_world.families import DIGITS, LETTERS, Family, Problem, spaced
 
 PLACES = (*families.PLACES, "thousands", "myriads")
 BITS = tuple("01")
-WORDS = (*families.WORDS, "thousands", "myriads", "take", "from", "column", "gives", "owes", "caesar", "move", "reach", "mirror", "last")
-WORDS += ("faces", "totals", "plus", "makes", "order", "least", "leaves", "count", "seen", "now", "binary", "bits", "are", "compare")
+WORDS = (
+    *families.WORDS,
+    "thousands",
+    "myriads",
+    "take",
+    "from",
+    "column",
+    "gives",
+    "owes",
+    "caesar",
+    "move",
+    "reach",
+    "mirror",
+    "last",
+)
+WORDS += (
+    "faces",
+    "totals",
+    "plus",
+    "makes",
+    "order",
+    "least",
+    "leaves",
+    "count",
+    "seen",
+    "now",
+    "binary",
+    "bits",
+    "are",
+    "compare",
+)
 WORDS += ("pair", "top", ",", "repeat", "smallest")
 
 
@@ -42,13 +71,21 @@ def subtract(rng: random.Random, length: int = 6) -> Problem:
         steps.append(f"column {a} {b} {debt} gives {digit} owes {owed} ;")
         digits.append(digit)
         debt = owed
-    return Problem("subtract", f"take {spaced(below)} from {spaced(above)} ?", tuple(steps), spaced(digits[::-1]))
+    return Problem(
+        "subtract",
+        f"take {spaced(below)} from {spaced(above)} ?",
+        tuple(steps),
+        spaced(digits[::-1]),
+    )
 
 
 def caesar(rng: random.Random, length: int = 7) -> Problem:
     """Each letter moved along the circle of letters by the question's number, 2 to 9."""
     key, places = rng.randint(2, 9), [rng.randrange(len(LETTERS)) for _ in range(length)]
-    letters, reached = [LETTERS[p] for p in places], [LETTERS[(p + key) % len(LETTERS)] for p in places]
+    letters, reached = (
+        [LETTERS[p] for p in places],
+        [LETTERS[(p + key) % len(LETTERS)] for p in places],
+    )
     steps = tuple(f"move {a} {key} reach {b} ;" for a, b in zip(letters, reached, strict=True))
     return Problem("caesar", f"caesar {key} {spaced(letters)} ?", steps, spaced(reached))
 
@@ -58,14 +95,22 @@ def mirror(rng: random.Random, length: int = 8) -> Problem:
     letters = rng.choices(LETTERS, k=length)
     opposite = dict(zip(LETTERS, reversed(LETTERS), strict=True))
     steps = tuple(f"last {a} faces {opposite[a]} ;" for a in reversed(letters))
-    return Problem("mirror", f"mirror {spaced(letters)} ?", steps, spaced([opposite[a] for a in reversed(letters)]))
+    return Problem(
+        "mirror",
+        f"mirror {spaced(letters)} ?",
+        steps,
+        spaced([opposite[a] for a in reversed(letters)]),
+    )
 
 
 def total(rng: random.Random, length: int = 8) -> Problem:
     """All the running sums of the digits, mod 10; a step has the sum so far and the next digit."""
     digits = [rng.randrange(10) for _ in range(length)]
     sums = [s % 10 for s in accumulate(digits, initial=0)]
-    steps = tuple(f"plus {before} {d} makes {after} ;" for before, d, after in zip(sums, digits, sums[1:], strict=False))
+    steps = tuple(
+        f"plus {before} {d} makes {after} ;"
+        for before, d, after in zip(sums, digits, sums[1:], strict=False)
+    )
     return Problem("total", f"totals of {spaced(digits)} ?", steps, spaced(sums[1:]))
 
 
@@ -94,14 +139,24 @@ def binary(rng: random.Random, length: int = 6) -> Problem:
     """A number in octal digits in the base of two: three bits for each."""
     digits = [rng.randrange(8) for _ in range(length)]
     steps = tuple(f"bits {d} are {spaced(f'{d:03b}')} ;" for d in digits)
-    return Problem("binary", f"binary of {spaced(digits)} ?", steps, spaced("".join(f"{d:03b}" for d in digits)))
+    return Problem(
+        "binary",
+        f"binary of {spaced(digits)} ?",
+        steps,
+        spaced("".join(f"{d:03b}" for d in digits)),
+    )
 
 
 def compare(rng: random.Random, length: int = 7) -> Problem:
     """The larger digit of each pair."""
     pairs = [(rng.randrange(10), rng.randrange(10)) for _ in range(length)]
     steps = tuple(f"pair {a} {b} top {max(a, b)} ;" for a, b in pairs)
-    return Problem("compare", f"compare {' , '.join(map(spaced, pairs))} ?", steps, spaced([max(pair) for pair in pairs]))
+    return Problem(
+        "compare",
+        f"compare {' , '.join(map(spaced, pairs))} ?",
+        steps,
+        spaced([max(pair) for pair in pairs]),
+    )
 
 
 def repeat(rng: random.Random, length: int = 6) -> Problem:
@@ -121,7 +176,9 @@ FAMILIES = families.by_name(
         Family("double", True, 1.0, DIGITS, 8, functools.partial(families.double, length=8)),
         Family("shift", True, 1.0, LETTERS, 8, functools.partial(families.shift, length=8)),
         Family("caesar", True, 1.5, LETTERS, 7, caesar),
-        Family("cipher", True, 1.5, LETTERS, 7, functools.partial(families.cipher, pairs=8, length=7)),
+        Family(
+            "cipher", True, 1.5, LETTERS, 7, functools.partial(families.cipher, pairs=8, length=7)
+        ),
         Family("mirror", True, 1.0, LETTERS, 8, mirror),
         Family("total", True, 1.0, DIGITS, 8, total),
         Family("order", True, 1.5, LETTERS, 6, order),
@@ -142,15 +199,47 @@ STRATEGIES: dict[str, tuple[str, str, str]] = {
         "subtract digit by digit and remember debts",
         "line the numbers up in columns",
     ),
-    "caesar": ("move every letter by the given key", "advance along the circle as told", "note the size of the key"),
-    "mirror": ("swap each letter with its mirror image", "read from the end and flip letters", "begin with the last letter"),
-    "total": ("keep a sum and drop the tens", "add each number to the running total", "watch the total grow"),
-    "order": ("pick the least letter again and again", "remove the smallest one until none remain", "put all letters side by side"),
-    "count": ("number every letter by its earlier copies", "remember how often each letter came", "mark repeated letters"),
-    "binary": ("write every octal digit as three bits", "expand digits into groups of bits", "recall the powers of two"),
-    "compare": ("take pairs and keep the larger one", "hold a contest within each pair", "group the digits in twos"),
+    "caesar": (
+        "move every letter by the given key",
+        "advance along the circle as told",
+        "note the size of the key",
+    ),
+    "mirror": (
+        "swap each letter with its mirror image",
+        "read from the end and flip letters",
+        "begin with the last letter",
+    ),
+    "total": (
+        "keep a sum and drop the tens",
+        "add each number to the running total",
+        "watch the total grow",
+    ),
+    "order": (
+        "pick the least letter again and again",
+        "remove the smallest one until none remain",
+        "put all letters side by side",
+    ),
+    "count": (
+        "number every letter by its earlier copies",
+        "remember how often each letter came",
+        "mark repeated letters",
+    ),
+    "binary": (
+        "write every octal digit as three bits",
+        "expand digits into groups of bits",
+        "recall the powers of two",
+    ),
+    "compare": (
+        "take pairs and keep the larger one",
+        "hold a contest within each pair",
+        "group the digits in twos",
+    ),
 }
-DECOYS = tuple(phrase for phrase in phrases.DECOYS if phrase not in ("sort the items by size", "count the vowels in the word")) + (
+DECOYS = tuple(
+    phrase
+    for phrase in phrases.DECOYS
+    if phrase not in ("sort the items by size", "count the vowels in the word")
+) + (
     "multiply out the brackets",
     "cancel common factors",
     "find the slope of the line",

@@ -19,7 +19,12 @@ ROWS = 64  # sequences scored at a time
 
 
 def chain_figures(
-    spec: ModelSpec, params: Any, language: Language, seed: int, row_tokens: int, num_questions: int = 256
+    spec: ModelSpec,
+    params: Any,
+    language: Language,
+    seed: int,
+    row_tokens: int,
+    num_questions: int = 256,
 ) -> dict[str, dict[str, Any]]:
     """For each hard family, what the model does with fresh questions, plainly and under a strong phrase.
 
@@ -43,14 +48,22 @@ def chain_figures(
             "p_chain_strong": _mean_of_products(strong_logp),
             "greedy_plain": _share(plain_greedy),
             "greedy_strong": _share(strong_greedy),
-            "p_go_on_plain": [float(np.mean(np.exp([logp[start] for logp in plain_logp]))) for start in starts],
-            "frac_masked": float(np.mean(np.concatenate(plain_logp) - np.concatenate(strong_logp) < np.log(0.01))),
+            "p_go_on_plain": [
+                float(np.mean(np.exp([logp[start] for logp in plain_logp]))) for start in starts
+            ],
+            "frac_masked": float(
+                np.mean(np.concatenate(plain_logp) - np.concatenate(strong_logp) < np.log(0.01))
+            ),
         }
     return figures
 
 
 def score(
-    spec: ModelSpec, params: Any, language: Language, docs: Sequence[documents.Document], row_tokens: int
+    spec: ModelSpec,
+    params: Any,
+    language: Language,
+    docs: Sequence[documents.Document],
+    row_tokens: int,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """For each document, the log-prob of each response token, and whether it is the most likely one."""
     ids = packing.ids_of_words(language)
@@ -71,9 +84,15 @@ def score(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score_rows(
-    spec: ModelSpec, params: Any, token_BT: Int[Array, "B T"], position_BT: Int[Array, "B T"], segment_BT: Int[Array, "B T"]
+    spec: ModelSpec,
+    params: Any,
+    token_BT: Int[Array, "B T"],
+    position_BT: Int[Array, "B T"],
+    segment_BT: Int[Array, "B T"],
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    x_BTD, _ = transformer.hidden(spec, params, token_BT, position_BT, transformer.attend_packed(segment_BT))
+    x_BTD, _ = transformer.hidden(
+        spec, params, token_BT, position_BT, transformer.attend_packed(segment_BT)
+    )
     logp_BTV = jax.nn.log_softmax(transformer.logits(spec, params, x_BTD[:, :-1]))
     target_BT = token_BT[:, 1:]
     logp_BT = jnp.take_along_axis(logp_BTV, target_BT[..., None], axis=-1)[..., 0]
@@ -82,7 +101,9 @@ def _score_rows(
 
 
 def _whole_chain(template: str, problem: families.Problem) -> documents.Document:
-    return documents.Document(documents.prompt(template, problem.question), documents.correct_response(problem))
+    return documents.Document(
+        documents.prompt(template, problem.question), documents.correct_response(problem)
+    )
 
 
 def _mean_of_products(logps: Sequence[np.ndarray]) -> float:

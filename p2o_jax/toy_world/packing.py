@@ -11,7 +11,9 @@ from p2o_jax.toy_world.documents import Document
 from p2o_jax.toy_world.languages import Language
 
 PROMPT_WEIGHT = 0.03  # of a prompt's tokens in the loss; the response's weigh 1
-TEMPLATE_WEIGHT = 0.2  # of a template's tokens: phrases learnt there come out whole in reflection replies
+TEMPLATE_WEIGHT = (
+    0.2  # of a template's tokens: phrases learnt there come out whole in reflection replies
+)
 _PATIENCE = 6  # documents that fit nowhere, after which the rows count as full
 
 
@@ -34,7 +36,11 @@ def encode(document: Document, ids: Mapping[str, int]) -> tuple[list[int], list[
     prompt = tokenizer.chat_words(document.prompt)
     response = [*tokenizer.split(document.response), tokenizer.EOS]
     template = prompt.index(tokenizer.BREAK) if tokenizer.BREAK in prompt else 0
-    weights = [TEMPLATE_WEIGHT] * template + [PROMPT_WEIGHT] * (len(prompt) - template) + [1.0] * len(response)
+    weights = (
+        [TEMPLATE_WEIGHT] * template
+        + [PROMPT_WEIGHT] * (len(prompt) - template)
+        + [1.0] * len(response)
+    )
     for index, weight in document.weights.items():
         weights[len(prompt) + index] = weight
     return [ids[word] for word in (*prompt, *response)], weights
@@ -70,7 +76,9 @@ class Packer:
             token, weight = waiting.pop(0) if waiting else encode(self.draw(), self.ids)
             size = len(token)
             if size > self.length:
-                raise ValueError(f"a document of {size} tokens does not fit into rows of config.world.row_tokens={self.length}")
+                raise ValueError(
+                    f"a document of {size} tokens does not fit into rows of config.world.row_tokens={self.length}"
+                )
             row = next((r for r in range(self.rows) if used[r] + size <= self.length), None)
             if row is None:
                 self.waiting.append((token, weight))

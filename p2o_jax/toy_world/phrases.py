@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Level = Literal["strong", "weak", "generic", "none"]  # how well a template fits a question, best first
+Level = Literal[
+    "strong", "weak", "generic", "none"
+]  # how well a template fits a question, best first
 MAX_PHRASES = 3  # of a template
 SEPARATOR = " . "
 
@@ -25,7 +27,12 @@ class Phrases:
 
     @functools.cached_property
     def all(self) -> tuple[str, ...]:
-        return tuple(phrase for three in self.strategies.values() for phrase in three) + self.decoys + self.useless + self.generic
+        return (
+            tuple(phrase for three in self.strategies.values() for phrase in three)
+            + self.decoys
+            + self.useless
+            + self.generic
+        )
 
     def level(self, family: str, chosen: Sequence[str]) -> Level:
         """How well the chosen phrases fit the family's questions: the best of them counts."""
@@ -67,9 +74,21 @@ STRATEGIES: dict[str, tuple[str, str, str]] = {
         "stack both numbers and keep a running carry",
         "go units first then tens then hundreds",
     ),
-    "double": ("take every digit twice", "pair each digit with itself and sum", "treat one digit at a time"),
-    "shift": ("name the letter that follows each one", "move one place along the alphabet", "recite the alphabet slowly"),
-    "cipher": ("find every letter in the key", "swap letters using the given pairs", "consult the key"),
+    "double": (
+        "take every digit twice",
+        "pair each digit with itself and sum",
+        "treat one digit at a time",
+    ),
+    "shift": (
+        "name the letter that follows each one",
+        "move one place along the alphabet",
+        "recite the alphabet slowly",
+    ),
+    "cipher": (
+        "find every letter in the key",
+        "swap letters using the given pairs",
+        "consult the key",
+    ),
 }
 DECOYS = (
     "draw a diagram of the problem",

@@ -56,7 +56,9 @@ def base_directory(cfg: config.WorldConfig) -> Path:
     """
     ignored = ("size", "cache_dir", "hard_per_family", "easy_per_family", "heldout_per_family")
     world = {key: value for key, value in dataclasses.asdict(cfg).items() if key not in ignored}
-    name = types.digest(json.dumps(world, sort_keys=True), str(FORMAT), *tokenizer.vocabulary(languages.of(cfg)))
+    name = types.digest(
+        json.dumps(world, sort_keys=True), str(FORMAT), *tokenizer.vocabulary(languages.of(cfg))
+    )
     return Path(cfg.cache_dir) / f"base-{name}"
 
 
@@ -77,8 +79,16 @@ def ensure_base(cfg: config.WorldConfig, progress: Progress = lambda line: None)
     seconds = time.perf_counter() - begin
     figures = measure.chain_figures(spec, params, languages.of(cfg), cfg.seed, cfg.row_tokens)
     plain, strong = _mean(figures, "p_chain_plain"), _mean(figures, "p_chain_strong")
-    progress(f"pretrained in {seconds:.0f} s: P(chain | plain) {plain:.2g}, under a strong phrase {strong:.2g}")
-    report = {"p_chain_plain": plain, "p_chain_strong": strong, "families": figures, "loss": loss, "seconds": round(seconds, 1)}
+    progress(
+        f"pretrained in {seconds:.0f} s: P(chain | plain) {plain:.2g}, under a strong phrase {strong:.2g}"
+    )
+    report = {
+        "p_chain_plain": plain,
+        "p_chain_strong": strong,
+        "families": figures,
+        "loss": loss,
+        "seconds": round(seconds, 1),
+    }
     report["world"] = dataclasses.asdict(cfg)
     making = Path(distributed.broadcast_from_main(lambda: str(files.unused(target))))
     with files.removed_on_failure(making) if distributed.is_main_process() else nullcontext():
@@ -116,14 +126,25 @@ def model_spec(cfg: config.WorldConfig) -> ModelSpec:
 
 def pretrain(cfg: config.WorldConfig, spec: ModelSpec, progress: Progress) -> tuple[Any, float]:
     """Params after `cfg.steps` steps from scratch, and the mean loss of the last question batches."""
-    questions_rng, reflections_rng = (random.Random(f"{cfg.seed}/world/pretrain/{kind}") for kind in ("questions", "reflections"))
+    questions_rng, reflections_rng = (
+        random.Random(f"{cfg.seed}/world/pretrain/{kind}") for kind in ("questions", "reflections")
+    )
     language, dial = languages.of(cfg), cfg.p_chain_plain
-    questions = packing.Packer(cfg.batch_rows, cfg.row_tokens, language, lambda: documents.question_document(questions_rng, language, dial))
+    questions = packing.Packer(
+        cfg.batch_rows,
+        cfg.row_tokens,
+        language,
+        lambda: documents.question_document(questions_rng, language, dial),
+    )
     reflections = packing.Packer(
-        *language.reflection_shape, language, lambda: documents.reflection_document(reflections_rng, language, dial)
+        *language.reflection_shape,
+        language,
+        lambda: documents.reflection_document(reflections_rng, language, dial),
     )
     mesh = sharding.make_mesh((jax.device_count(), 1, 1))
-    params = jax.device_put(transformer.init(spec, jax.random.key(cfg.seed)), sharding.replicated(mesh))
+    params = jax.device_put(
+        transformer.init(spec, jax.random.key(cfg.seed)), sharding.replicated(mesh)
+    )
     state = PretrainState(params, optimizer(cfg.steps).init(params))
     begin, losses = time.perf_counter(), []
     for step in range(cfg.steps):
@@ -135,17 +156,25 @@ def pretrain(cfg: config.WorldConfig, spec: ModelSpec, progress: Progress) -> tu
         if (step + 1) % PROGRESS_STEPS == 0:
             mean, seconds = float(jnp.mean(jnp.stack(losses))), time.perf_counter() - begin
             left = seconds / (step + 1) * (cfg.steps - step - 1)
-            progress(f"pretraining the world's base model: step {step + 1} of {cfg.steps}, loss {mean:.3f}, {left:.0f} s left")
+            progress(
+                f"pretraining the world's base model: step {step + 1} of {cfg.steps}, loss {mean:.3f}, {left:.0f} s left"
+            )
     return state.params, float(jnp.mean(jnp.stack(losses)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def train_step(spec: ModelSpec, num_steps: int, state: PretrainState, batch: packing.Batch) -> tuple[PretrainState, jax.Array]:
+def train_step(
+    spec: ModelSpec, num_steps: int, state: PretrainState, batch: packing.Batch
+) -> tuple[PretrainState, jax.Array]:
     """The state after one step on the batch, and the weighted mean of its tokens' losses."""
 
     def loss_fn(params: Any) -> jax.Array:
-        token_BT, position_BT, segment_BT = map(jnp.asarray, (batch.token_BT, batch.position_BT, batch.segment_BT))
-        logp_BT, _ = transformer.token_logps(spec, params, token_BT, position_BT, segment_BT, chunk=token_BT.size)
+        token_BT, position_BT, segment_BT = map(
+            jnp.asarray, (batch.token_BT, batch.position_BT, batch.segment_BT)
+        )
+        logp_BT, _ = transformer.token_logps(
+            spec, params, token_BT, position_BT, segment_BT, chunk=token_BT.size
+        )
         predicted_BT = batch.weight_BT * (batch.position_BT > 0)
         return -jnp.sum(logp_BT * predicted_BT) / jnp.sum(predicted_BT)
 
@@ -166,9 +195,15 @@ def optimizer(num_steps: int) -> optax.GradientTransformation:
 
     def schedule(peak: float) -> optax.Schedule:
         warmup = min(WARMUP_STEPS, num_steps // 2)
-        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, num_steps, end_value=FINAL_LR * peak)
+        return optax.warmup_cosine_decay_schedule(
+            0.0, peak, warmup, num_steps, end_value=FINAL_LR * peak
+        )
 
-    return muon(schedule(MUON_LR), adam_learning_rate=schedule(ADAM_LR), muon_weight_dimension_numbers=_matrices)
+    return muon(
+        schedule(MUON_LR),
+        adam_learning_rate=schedule(ADAM_LR),
+        muon_weight_dimension_numbers=_matrices,
+    )
 
 
 def _matrices(params: Any) -> Any:
@@ -180,13 +215,17 @@ def _matrices(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def _save(directory: Path, language: Language, spec: ModelSpec, params: Any, report: dict[str, Any]) -> None:
+def _save(
+    directory: Path, language: Language, spec: ModelSpec, params: Any, report: dict[str, Any]
+) -> None:
     ids = packing.ids_of_words(language)
     generation = {"eos_token_id": ids[tokenizer.EOS], "pad_token_id": ids[tokenizer.PAD]}
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as tokenizer_dir:
         tokenizer.write_tokenizer(tokenizer_dir, language)
-        hf.save(directory, spec, params, tokenizer_dir, dtype="float32", generation_config=generation)
+        hf.save(
+            directory, spec, params, tokenizer_dir, dtype="float32", generation_config=generation
+        )
     if distributed.is_main_process():
         (directory / "world.json").write_text(json.dumps(report, indent=2) + "\n")
 

@@ -14,17 +14,25 @@ def train_questions(cfg: config.WorldConfig) -> list[Question]:
     """
     questions = []
     for family in languages.of(cfg).families.values():
-        questions += _questions(cfg, family, "train", cfg.hard_per_family if family.hard else cfg.easy_per_family)
+        questions += _questions(
+            cfg, family, "train", cfg.hard_per_family if family.hard else cfg.easy_per_family
+        )
     return questions
 
 
 def heldout_questions(cfg: config.WorldConfig) -> list[Question]:
     """`heldout_per_family` questions of each hard family, from a part of the question space of their own."""
     hard = [family for family in languages.of(cfg).families.values() if family.hard]
-    return [question for family in hard for question in _questions(cfg, family, "heldout", cfg.heldout_per_family)]
+    return [
+        question
+        for family in hard
+        for question in _questions(cfg, family, "heldout", cfg.heldout_per_family)
+    ]
 
 
-def _questions(cfg: config.WorldConfig, family: families.Family, split: families.Split, count: int) -> list[Question]:
+def _questions(
+    cfg: config.WorldConfig, family: families.Family, split: families.Split, count: int
+) -> list[Question]:
     rng = random.Random(f"{cfg.seed}/world/{split}/{family.name}")
     drawn: dict[str, families.Problem] = {}
     while len(drawn) < count:

@@ -29,7 +29,13 @@ CHAT_TEMPLATE = (
 def vocabulary(language: Language) -> tuple[str, ...]:
     """Every token of the language, in the order of its id; filled up with unused ones to a multiple of 8, so that it can be sharded."""
     fixed = (*SPECIAL, BREAK, *families.DIGITS, *families.LETTERS, *language.words)
-    text = " ".join([*language.phrases.all, phrases.SEPARATOR, compact_prompt("", [("", "", right, "0") for right in (True, False)])])
+    text = " ".join(
+        [
+            *language.phrases.all,
+            phrases.SEPARATOR,
+            compact_prompt("", [("", "", right, "0") for right in (True, False)]),
+        ]
+    )
     words = dict.fromkeys([*fixed, *sorted(set(split(text)))])
     unused = [f"<unused{i}>" for i in range(-len(words) % 8)]
     return (*words, *unused)
@@ -67,7 +73,11 @@ def write_tokenizer(directory: str | Path, language: Language) -> None:
 
 
 def _tokenizer(words: Sequence[str]) -> tokenizers.Tokenizer:
-    made = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNK))
-    made.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(_WORD), behavior="removed", invert=True)
+    made = tokenizers.Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNK)
+    )
+    made.pre_tokenizer = pre_tokenizers.Split(
+        tokenizers.Regex(_WORD), behavior="removed", invert=True
+    )
     made.add_special_tokens([tokenizers.AddedToken(word, special=True) for word in SPECIAL])
     return made

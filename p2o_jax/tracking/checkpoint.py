@@ -89,9 +89,14 @@ class Checkpoints:
         self._steps, self._unreadable = checkpoint_reader.policy_steps(self.directory)
         text = checkpoint_reader.attempt(self.directory / BEST, lambda: _best_text(self.directory))
         note = _parsed_note(self.directory, text)
-        ticks = {*self._steps, *self._unreadable}  # a kill may have come before the best one's step was written
+        ticks = {
+            *self._steps,
+            *self._unreadable,
+        }  # a kill may have come before the best one's step was written
         self._best = Best(*note[:3]) if note and note.tick in ticks else None
-        self._best_before: set[int] = {*note.before} & ticks if note else set()  # under other settings of evaluation
+        self._best_before: set[int] = (
+            {*note.before} & ticks if note else set()
+        )  # under other settings of evaluation
         if note and self._best and note.evaluation != evaluation:
             self.log(
                 f"config.eval is not that of step {note.step}, the best so far ({note.accuracy:.3f}): the comparison begins anew. "
@@ -112,7 +117,9 @@ class Checkpoints:
                 self._set_aside(tick)
             else:
                 return self._restore(tick, abstract_learner)
-        damaged = distributed.broadcast_from_main(lambda: self._aside.is_dir() and any(self._aside.iterdir()))
+        damaged = distributed.broadcast_from_main(
+            lambda: self._aside.is_dir() and any(self._aside.iterdir())
+        )
         if damaged:
             raise config.ConfigError(
                 f"{self.directory}: no undamaged checkpoint is left; the damaged ones are in {self._aside}. "
@@ -124,7 +131,9 @@ class Checkpoints:
         """Saves before and after every prompt phase, and every `every_steps` policy steps (0: not between)."""
         self.last = state
         self._check()
-        if "prompts" in (before.phase, state.phase) or (self.cfg.every_steps and state.step % self.cfg.every_steps == 0):
+        if "prompts" in (before.phase, state.phase) or (
+            self.cfg.every_steps and state.step % self.cfg.every_steps == 0
+        ):
             self.save(state)
 
     def save_if_best(self, state: RunState, accuracy: float) -> None:
@@ -138,7 +147,9 @@ class Checkpoints:
 
     def save_last(self) -> None:
         """Saves the state that the loop told of last, unless an update that was broken off has used it up."""
-        if self.last and not any(x.is_deleted() for x in jax.tree.leaves(self.last.learner) if isinstance(x, jax.Array)):
+        if self.last and not any(
+            x.is_deleted() for x in jax.tree.leaves(self.last.learner) if isinstance(x, jax.Array)
+        ):
             self.save(self.last)
 
     def save(self, state: RunState) -> None:
@@ -151,7 +162,9 @@ class Checkpoints:
         values = {
             "settings": self.settings,
             "state": state.host_state(),
-            "arrays": checkpoint_reader.describe(state.learner if self.unpadded is None else self.unpadded),
+            "arrays": checkpoint_reader.describe(
+                state.learner if self.unpadded is None else self.unpadded
+            ),
             "bits": checkpoint_reader.bit_sums(state.learner),
         }
         host = ocp.args.JsonSave(_sealed(values))
@@ -193,7 +206,9 @@ class Checkpoints:
         except Exception as e:  # orbax and its stores raise anything, bare exceptions included
             good = sorted(checkpoint_reader.ticks_in(self.directory))
             reason = f"{self.directory}: a checkpoint could not be written: {checkpoint_reader.one_line(e)}"
-            raise config.ConfigError(f"{reason}; those of ticks {good} are whole, and the same command goes on from the last") from e
+            raise config.ConfigError(
+                f"{reason}; those of ticks {good} are whole, and the same command goes on from the last"
+            ) from e
 
     def _write_digests(self) -> None:
         """Called by orbax on the main process when a step is complete, but not yet visible."""
@@ -212,8 +227,13 @@ class Checkpoints:
 
         for tick in ticks:
             path = self.directory / str(tick)
-            if checkpoint_reader.attempt(path, lambda path=path: settings_of(path)) != self.settings:
-                raise config.ConfigError(f"{path} is a checkpoint of a run with other settings; give another folder")
+            if (
+                checkpoint_reader.attempt(path, lambda path=path: settings_of(path))
+                != self.settings
+            ):
+                raise config.ConfigError(
+                    f"{path} is a checkpoint of a run with other settings; give another folder"
+                )
 
     def _restore(self, tick: int, abstract_learner: Any) -> RunState:
         """The state of an undamaged step.
@@ -224,16 +244,22 @@ class Checkpoints:
         path = self.directory / str(tick)
         host = checkpoint_reader.host_state(path)
         unpadded = abstract_learner if self.unpadded is None else self.unpadded
-        if problems := checkpoint_reader.differing_arrays(host.get("arrays", {}), checkpoint_reader.describe(unpadded)):
+        if problems := checkpoint_reader.differing_arrays(
+            host.get("arrays", {}), checkpoint_reader.describe(unpadded)
+        ):
             raise config.ConfigError(*(f"{path}: {line}" for line in problems))
         # not strict: rows that pad the vocabulary are cut off or added, as the mesh needs it
         args = ocp.args.Composite(learner=ocp.args.StandardRestore(abstract_learner, strict=False))
-        learner = checkpoint_reader.attempt(path, lambda: self._manager.restore(tick, args=args))["learner"]
+        learner = checkpoint_reader.attempt(path, lambda: self._manager.restore(tick, args=args))[
+            "learner"
+        ]
         checkpoint_reader.check_bits(path, host["bits"], learner)
         try:
             state = RunState.restored(learner, host["state"])
         except (KeyError, TypeError, AttributeError) as e:
-            raise config.ConfigError(f"{path}: written by another version of p2o_jax ({type(e).__name__}: {e})") from e
+            raise config.ConfigError(
+                f"{path}: written by another version of p2o_jax ({type(e).__name__}: {e})"
+            ) from e
         self._in_use = True
         return state
 
@@ -257,10 +283,17 @@ class Checkpoints:
         """Which of the steps stay: see the class. One whose policy step cannot be read stays."""
         every = self.cfg.keep_every
         known = [tick for tick in sorted(ticks) if tick in self._steps]
-        newest_of_step = {self._steps[tick]: tick for tick in known}  # a prompt phase changes no weights
+        newest_of_step = {
+            self._steps[tick]: tick for tick in known
+        }  # a prompt phase changes no weights
         milestones = {tick for step, tick in newest_of_step.items() if every and step % every == 0}
         best = {*self._best_before, *([self._best.tick] if self._best else [])}
-        return {*sorted(ticks)[-self.cfg.keep :], *milestones, *best, *self._unreadable.intersection(ticks)}
+        return {
+            *sorted(ticks)[-self.cfg.keep :],
+            *milestones,
+            *best,
+            *self._unreadable.intersection(ticks),
+        }
 
 
 class _Preserved(ocp.checkpoint_managers.PreservationPolicy):
@@ -276,7 +309,11 @@ class _Preserved(ocp.checkpoint_managers.PreservationPolicy):
 
 def directory(workdir: Path, cfg: config.CheckpointConfig) -> epath.Path:
     """Where a run's checkpoints are: config.checkpoint.path, which may be gs://BUCKET/FOLDER, or a folder of the workdir."""
-    return epath.Path(cfg.path) if "://" in cfg.path else epath.Path((Path(cfg.path) if cfg.path else workdir / "checkpoints").absolute())
+    return (
+        epath.Path(cfg.path)
+        if "://" in cfg.path
+        else epath.Path((Path(cfg.path) if cfg.path else workdir / "checkpoints").absolute())
+    )
 
 
 def _check_shared(where: epath.Path) -> None:
@@ -298,7 +335,9 @@ def _check_shared(where: epath.Path) -> None:
         )
 
 
-def space_problems(workdir: Path, cfg: config.CheckpointConfig, state_bytes: int, num_steps: int) -> list[str]:
+def space_problems(
+    workdir: Path, cfg: config.CheckpointConfig, state_bytes: int, num_steps: int
+) -> list[str]:
     """A line if the disk has no room for the checkpoints that are planned, one in writing included."""
     where = directory(workdir, cfg)
     if "://" in str(where):
@@ -306,7 +345,11 @@ def space_problems(workdir: Path, cfg: config.CheckpointConfig, state_bytes: int
     milestones = num_steps // cfg.keep_every if cfg.keep_every else 0
     planned = cfg.keep + 2 + milestones  # the best, and the one in writing
     existing = next(p for p in (Path(where), *Path(where).parents) if p.exists())
-    there = sum(p.stat().st_size for p in Path(where).rglob("*") if p.is_file()) if Path(where).exists() else 0
+    there = (
+        sum(p.stat().st_size for p in Path(where).rglob("*") if p.is_file())
+        if Path(where).exists()
+        else 0
+    )
     free = os.statvfs(existing).f_bavail * os.statvfs(existing).f_frsize
     if planned * state_bytes <= free + there:
         return []
@@ -359,7 +402,9 @@ def _parsed_note(where: epath.Path, text: str | None) -> _Note | None:
     try:
         note = _Note(**json.loads(text))
         numbers = [note.tick, note.step, note.accuracy, *note.before]
-        if not all(type(x) in (int, float) for x in numbers) or not isinstance(note.evaluation, str):
+        if not all(type(x) in (int, float) for x in numbers) or not isinstance(
+            note.evaluation, str
+        ):
             raise ValueError("not what a run writes")
     except (ValueError, TypeError, RecursionError) as e:
         raise config.ConfigError(

@@ -23,7 +23,9 @@ from p2o_jax.runtime import distributed, file_digests
 from p2o_jax.types import digest
 
 RETRY_SECONDS = (1.0, 5.0)  # before the second and the third attempt, where the store failed
-_TRANSIENT = re.compile(r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|timed? ?out|\b(?:408|429|5\d\d)\b", re.I)
+_TRANSIENT = re.compile(
+    r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|timed? ?out|\b(?:408|429|5\d\d)\b", re.I
+)
 _DTYPE_KEYS = "config.model.param_dtype and config.optim.mu_dtype"
 _SHAPE_KEYS = "config.model.path, config.lora, config.optim and the version of p2o_jax"
 
@@ -49,7 +51,11 @@ def damage_of(path: epath.Path) -> str:
         return file_digests.damage(path, jax.process_index(), jax.process_count())
 
     damage = attempt(path, check)
-    return "" if distributed.all_processes(not damage) else damage or "another process found it damaged"
+    return (
+        ""
+        if distributed.all_processes(not damage)
+        else damage or "another process found it damaged"
+    )
 
 
 def host_state(path: epath.Path) -> dict[str, Any]:
@@ -63,7 +69,13 @@ def host_state(path: epath.Path) -> dict[str, Any]:
         values = json.loads((path / "host" / "metadata").read_text())
         rest = {k: v for k, v in values.items() if k != "digest"}
         same = values.get("digest") == digest(json.dumps(rest, sort_keys=True))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, AttributeError) as e:
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        IsADirectoryError,
+        ValueError,
+        AttributeError,
+    ) as e:
         raise Damaged(f"host/metadata cannot be read ({one_line(e)})") from e
     if not same:
         raise Damaged("host/metadata is not the host state that was saved")
@@ -85,7 +97,9 @@ def attempt(path: epath.Path, read: Callable[[], T]) -> T:
         if distributed.all_processes(error is None):
             return value  # type: ignore[return-value]
         if seconds is None or not distributed.all_processes(error is None or _is_transient(error)):
-            reason = f"{type(error).__name__}: {one_line(error)}" if error else "another process failed"
+            reason = (
+                f"{type(error).__name__}: {one_line(error)}" if error else "another process failed"
+            )
             raise config.ConfigError(
                 f"{path}: could not be read: {reason}. That is no damage to its files, and nothing was changed; "
                 "the same command tries again"
@@ -97,7 +111,9 @@ def attempt(path: epath.Path, read: Callable[[], T]) -> T:
 def _is_transient(error: BaseException) -> bool:
     """Whether trying again may help: the network's failures, and the disk's that pass."""
     passing = (errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY)
-    if isinstance(error, TimeoutError | ConnectionError) or (isinstance(error, OSError) and error.errno in passing):
+    if isinstance(error, TimeoutError | ConnectionError) or (
+        isinstance(error, OSError) and error.errno in passing
+    ):
         return True
     return bool(_TRANSIENT.search(str(error)))
 
@@ -132,7 +148,9 @@ def policies(where: epath.Path) -> dict[int, int]:
     """
     steps, unreadable = policy_steps(where)
     if unreadable and max(unreadable) > max(steps, default=-1):
-        raise config.ConfigError(f"{where / str(max(unreadable))}: the newest checkpoint is damaged; move it away to use the one before it")
+        raise config.ConfigError(
+            f"{where / str(max(unreadable))}: the newest checkpoint is damaged; move it away to use the one before it"
+        )
     return {step: tick for tick, step in sorted(steps.items())}
 
 
@@ -149,20 +167,30 @@ def read_policy(where: epath.Path, tick: int, abstract_params: Any) -> Any:
         raise config.ConfigError(f"{path} is damaged: {damage}; --step picks another checkpoint")
     host = host_state(path)
     prefix = ".params"
-    stored, sums = ({n.removeprefix(prefix): v for n, v in host[part].items() if n.startswith(prefix)} for part in ("arrays", "bits"))
+    stored, sums = (
+        {n.removeprefix(prefix): v for n, v in host[part].items() if n.startswith(prefix)}
+        for part in ("arrays", "bits")
+    )
     if problems := differing_arrays(stored, describe(abstract_params)):
         raise config.ConfigError(*(f"{path}: {line}" for line in problems))
     handler, item = ocp.PyTreeCheckpointHandler(), {"params": abstract_params}
-    restore_args = jax.tree.map(lambda x: replace(x, strict=False), ocp.checkpoint_utils.construct_restore_args(item))
+    restore_args = jax.tree.map(
+        lambda x: replace(x, strict=False), ocp.checkpoint_utils.construct_restore_args(item)
+    )
     args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-    params = attempt(path, lambda: ocp.Checkpointer(handler).restore(path / "learner", args=args))["params"]
+    params = attempt(path, lambda: ocp.Checkpointer(handler).restore(path / "learner", args=args))[
+        "params"
+    ]
     check_bits(path, sums, params)
     return params
 
 
 def describe(tree: Any) -> dict[str, str]:
     """dtype and shape of every array, by its path in the tree: "float32[64, 32]"."""
-    return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in jax.tree.leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}"
+        for path, x in jax.tree.leaves_with_path(tree)
+    }
 
 
 def differing_arrays(stored: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
@@ -173,7 +201,9 @@ def differing_arrays(stored: Mapping[str, str], wanted: Mapping[str, str]) -> li
         if there != here:
             same_shape = there.partition("[")[2] == here.partition("[")[2] != ""
             keys = _DTYPE_KEYS if same_shape else _SHAPE_KEYS
-            lines.append(f"array {name} is {there} in the checkpoint and {here} in this run; compare {keys}")
+            lines.append(
+                f"array {name} is {there} in the checkpoint and {here} in this run; compare {keys}"
+            )
     return lines
 
 
@@ -187,7 +217,13 @@ def bit_sums(tree: Any) -> dict[str, int]:
 @jax.jit
 def _bit_sums(leaves: list[jax.Array]) -> list[jax.Array]:
     words = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
-    return [jnp.sum(lax.bitcast_convert_type(x, words[x.dtype.itemsize]).astype(jnp.uint32), dtype=jnp.uint32) for x in leaves]
+    return [
+        jnp.sum(
+            lax.bitcast_convert_type(x, words[x.dtype.itemsize]).astype(jnp.uint32),
+            dtype=jnp.uint32,
+        )
+        for x in leaves
+    ]
 
 
 def check_bits(path: epath.Path, sums: Mapping[str, int], tree: Any) -> None:

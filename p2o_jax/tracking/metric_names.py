@@ -97,7 +97,10 @@ METRICS: dict[str, str] = {
         for phase, where in PHASES.items()
         for amount, what in AMOUNTS.items()
     },
-    **{f"time/ledger_{phase}_s": f"seconds since the run began; {where}" for phase, where in PHASES.items()},
+    **{
+        f"time/ledger_{phase}_s": f"seconds since the run began; {where}"
+        for phase, where in PHASES.items()
+    },
     "time/pretraining_s": "seconds pretraining the built-in base model",
     "time/rollout_s": "seconds sampling for training",
     "time/reward_s": "seconds verifying answers",
@@ -121,7 +124,9 @@ METRICS: dict[str, str] = {
 def is_known(name: str) -> bool:
     """Whether METRICS has the name; eval/SET/x of one among several evaluation sets goes by eval/x."""
     kind, _, rest = name.partition("/")
-    return name in METRICS or (kind == "eval" and rest.count("/") == 1 and f"eval/{rest.partition('/')[2]}" in METRICS)
+    return name in METRICS or (
+        kind == "eval" and rest.count("/") == 1 and f"eval/{rest.partition('/')[2]}" in METRICS
+    )
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -176,13 +181,17 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     return {k: float(v) for k, v in values.items()}
 
 
-def of_updates(scored: Mapping[str, float], updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def of_updates(
+    scored: Mapping[str, float], updates: Sequence[Mapping[str, float]]
+) -> dict[str, float]:
     """Metrics of a step's updates and of the scoring before them; each has measured the sampler's gap on other tokens."""
     values = dict(scored) | mean_of(updates)
     measured = [s for s in (scored, *updates) if "train/logprob_gap_tokens" in s]
     if measured:
         tokens = [s["train/logprob_gap_tokens"] for s in measured]
-        values["train/logprob_gap_mean"] = float(np.average([s["train/logprob_gap_mean"] for s in measured], weights=tokens))
+        values["train/logprob_gap_mean"] = float(
+            np.average([s["train/logprob_gap_mean"] for s in measured], weights=tokens)
+        )
         values["train/logprob_gap_max"] = max(s["train/logprob_gap_max"] for s in measured)
         values["train/logprob_gap_tokens"] = sum(tokens)
     return values

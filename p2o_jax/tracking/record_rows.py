@@ -23,7 +23,11 @@ class Rule(NamedTuple):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and -LARGEST <= value <= LARGEST
+    )
 
 
 def _is_integer(value: Any) -> bool:
@@ -31,7 +35,11 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_tally(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(_is_integer(v) and v >= 0 for v in value)
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(_is_integer(v) and v >= 0 for v in value)
+    )
 
 
 def _mapping(rule: Rule) -> Rule:
@@ -46,15 +54,24 @@ def _or_null(rule: Rule) -> Rule:
 
 
 TEXT = Rule("a text", lambda value: isinstance(value, str))
-TEXTS = Rule("a list of texts", lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value))
+TEXTS = Rule(
+    "a list of texts",
+    lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
+)
 BOOL = Rule("true or false", lambda value: isinstance(value, bool))
 NUMBER = Rule("a finite number", _is_number)
 SHARE = Rule("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
-MEASURED = Rule("a number", lambda value: _is_number(value) or (isinstance(value, float) and not math.isfinite(value)))
+MEASURED = Rule(
+    "a number",
+    lambda value: _is_number(value) or (isinstance(value, float) and not math.isfinite(value)),
+)
 INTEGER = Rule("a whole number", _is_integer)
 COUNT = Rule("a whole number of 0 or more", lambda value: _is_integer(value) and value >= 0)
 TALLY = Rule("a pair of counts", _is_tally)
-SET = Rule("an object with an accuracy from 0 to 1", lambda value: isinstance(value, dict) and SHARE.holds(value.get("accuracy")))
+SET = Rule(
+    "an object with an accuracy from 0 to 1",
+    lambda value: isinstance(value, dict) and SHARE.holds(value.get("accuracy")),
+)
 
 
 class Schema(NamedTuple):
@@ -81,15 +98,36 @@ class Schema(NamedTuple):
 METRICS = Schema({"step": COUNT}, others=MEASURED)
 EVALUATIONS = Schema(
     {"step": COUNT, "accuracy": SHARE},
-    {"standard_error": SHARE, "questions": COUNT, "by_family": _mapping(SHARE), "sets": _mapping(SET), "generated_tokens": NUMBER}
+    {
+        "standard_error": SHARE,
+        "questions": COUNT,
+        "by_family": _mapping(SHARE),
+        "sets": _mapping(SET),
+        "generated_tokens": NUMBER,
+    }
     | {"template": TEXT},
 )
 SAMPLES = Schema(
     {"step": COUNT, "question_id": TEXT, "response": TEXT},
-    {"question": TEXT, "answer": TEXT, "template": TEXT, "status": TEXT, "score": NUMBER, "tokens": COUNT, "stopped": _or_null(BOOL)},
+    {
+        "question": TEXT,
+        "answer": TEXT,
+        "template": TEXT,
+        "status": TEXT,
+        "score": NUMBER,
+        "tokens": COUNT,
+        "stopped": _or_null(BOOL),
+    },
 )
 CANDIDATE = Schema(
-    {"epoch": INTEGER, "candidate": COUNT, "text": TEXT, "parent": _or_null(COUNT), "dev_score": NUMBER, "dev": _mapping(NUMBER)}
+    {
+        "epoch": INTEGER,
+        "candidate": COUNT,
+        "text": TEXT,
+        "parent": _or_null(COUNT),
+        "dev_score": NUMBER,
+        "dev": _mapping(NUMBER),
+    }
     | {"cover_rank": _or_null(COUNT)},
     {"template_id": TEXT},
 )
@@ -99,7 +137,14 @@ PROPOSAL = Schema(
     | {"before": _or_null(NUMBER), "after": _or_null(NUMBER), "minibatch": TEXTS},
 )
 QUESTIONS = Schema(
-    {"epoch": INTEGER, "question_id": TEXT, "hard": BOOL, "plain": TALLY, "templated": TALLY, "templates": _mapping(TALLY)}
+    {
+        "epoch": INTEGER,
+        "question_id": TEXT,
+        "hard": BOOL,
+        "plain": TALLY,
+        "templated": TALLY,
+        "templates": _mapping(TALLY),
+    }
     | {f"{name}_epoch": _or_null(INTEGER) for name in ("first_hard", "internalised", "relapsed")}
 )
 
@@ -131,7 +176,11 @@ def _repeated(*names: str) -> Check:
 
     def check(row: Row) -> str:
         key = tuple(row[name] for name in names)
-        problem = f"a second row of {', '.join(f'{n} {_shown(v)}' for n, v in zip(names, key, strict=True))}" if key in seen else ""
+        problem = (
+            f"a second row of {', '.join(f'{n} {_shown(v)}' for n, v in zip(names, key, strict=True))}"
+            if key in seen
+            else ""
+        )
         seen.add(key)
         return problem
 
@@ -198,7 +247,9 @@ def read_seconds(path: Path, notes: list[str]) -> float | None:
     return None
 
 
-def field(values: Row, names: Iterable[str], rule: Rule, default: Any, where: str, notes: list[str]) -> Any:
+def field(
+    values: Row, names: Iterable[str], rule: Rule, default: Any, where: str, notes: list[str]
+) -> Any:
     """The value at these nested names, or the default where there is none; one that breaks the rule is noted."""
     value: Any = values
     for name in names:
@@ -207,7 +258,9 @@ def field(values: Row, names: Iterable[str], rule: Rule, default: Any, where: st
             return default
     if rule.holds(value):
         return value
-    notes.append(f"{where}: `{'.'.join(names)}` is {_shown(value)}, expected {rule.expected}; taken as {default}")
+    notes.append(
+        f"{where}: `{'.'.join(names)}` is {_shown(value)}, expected {rule.expected}; taken as {default}"
+    )
     return default
 
 
@@ -232,7 +285,12 @@ def _json(path: Path, notes: list[str]) -> Any:
 def _too_deep(values: Any) -> bool:
     level = [values]
     for _ in range(DEEPEST):
-        level = [v for part in level if isinstance(part, dict | list) for v in (part.values() if isinstance(part, dict) else part)]
+        level = [
+            v
+            for part in level
+            if isinstance(part, dict | list)
+            for v in (part.values() if isinstance(part, dict) else part)
+        ]
     return bool(level)
 
 

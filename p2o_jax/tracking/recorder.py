@@ -31,7 +31,13 @@ class Recorder:
     """Writes down what the loop tells it. On processes other than the first it only keeps the clocks."""
 
     def __init__(
-        self, cfg: Config, workdir: Path, questions: Questions, engine: Engine, reporter: Reporter, compiles: distributed.CompileCounter
+        self,
+        cfg: Config,
+        workdir: Path,
+        questions: Questions,
+        engine: Engine,
+        reporter: Reporter,
+        compiles: distributed.CompileCounter,
     ):
         self.cfg, self.workdir, self.questions, self.engine = cfg, workdir, questions, engine
         self.reporter, self.compiles = reporter, compiles
@@ -58,15 +64,25 @@ class Recorder:
         rejected = reasons(fates)
         self.reporter.line(
             f"  gepa iteration {stats['iterations']:.0f}: {stats['rollouts_charged']:.0f}/{stats['budget']:.0f} rollouts, "
-            f"{fates.count('accepted')} of {len(fates)} accepted" + (f"; rejected: {rejected}" if rejected else "") + "; "
+            f"{fates.count('accepted')} of {len(fates)} accepted"
+            + (f"; rejected: {rejected}" if rejected else "")
+            + "; "
             f"best dev {stats['best_dev_score']:.2f}, covered {stats['frac_dev_covered']:.2f}"
         )
 
-    def step(self, before: RunState, after: RunState, rollouts: Sequence[Rollout], values: dict[str, float]) -> None:
+    def step(
+        self,
+        before: RunState,
+        after: RunState,
+        rollouts: Sequence[Rollout],
+        values: dict[str, float],
+    ) -> None:
         """A policy step's metrics, samples and line, and a notice where nothing is to be learnt."""
         self._alive()
         values |= self._running(after)
-        values["perf/tokens_per_s"] = values["rollout/generated_tokens"] / max(values.get("time/rollout_s", 0.0), 1e-9)
+        values["perf/tokens_per_s"] = values["rollout/generated_tokens"] / max(
+            values.get("time/rollout_s", 0.0), 1e-9
+        )
         total = self.cfg.train.epochs * self.questions.steps_per_epoch
         self.reporter.line(
             f"step {after.step}/{total}  reward {values['reward/mean']:.3f}  zero-advantage {values['rollout/frac_zero_advantage']:.2f}  "
@@ -78,17 +94,26 @@ class Recorder:
             self.reporter.line(notice)
         if self.log:
             self.log.metrics(before.tick, before.step, values)
-            shown = rollouts[:: max(len(rollouts) // max(self.cfg.train.num_samples_logged, 1), 1)][: self.cfg.train.num_samples_logged]
+            shown = rollouts[:: max(len(rollouts) // max(self.cfg.train.num_samples_logged, 1), 1)][
+                : self.cfg.train.num_samples_logged
+            ]
             self.log.rows("samples", before.tick, [_sample(r, before.step) for r in shown])
             if after.phase == "prompts":
-                self.log.rows("questions", before.tick, question_history.rows(after.history, after.hard_ids))
+                self.log.rows(
+                    "questions", before.tick, question_history.rows(after.history, after.hard_ids)
+                )
 
     def search(self, before: RunState, after: RunState, result: SearchResult | None) -> None:
         """A prompt phase's metrics, templates and line."""
         self._alive()
         epoch = self.questions.epoch(max(before.step - 1, 0))
-        values: dict[str, float] = {"gepa/hard_questions": len(before.hard_ids), "gepa/skipped": float(result is None)}
-        values |= {f"hard/{name}": value for name, value in question_history.stats(before.history).items()}
+        values: dict[str, float] = {
+            "gepa/hard_questions": len(before.hard_ids),
+            "gepa/skipped": float(result is None),
+        }
+        values |= {
+            f"hard/{name}": value for name, value in question_history.stats(before.history).items()
+        }
         if result is not None:
             values |= {f"gepa/{name}": value for name, value in result.stats.items()}
             spent = after.ledger.total("generated_tokens") - before.ledger.total("generated_tokens")
@@ -100,32 +125,60 @@ class Recorder:
             )
             if len(result.templates) == 1:
                 why = reasons(event["outcome"] for event in result.events)
-                rejected = f"all {len(result.events)} proposals were rejected: {why}" if why else "nothing was proposed"
-                self.reporter.line(f"!!! epoch {epoch}: only the empty template, so all rollouts are plain as in GRPO; {rejected}")
+                rejected = (
+                    f"all {len(result.events)} proposals were rejected: {why}"
+                    if why
+                    else "nothing was proposed"
+                )
+                self.reporter.line(
+                    f"!!! epoch {epoch}: only the empty template, so all rollouts are plain as in GRPO; {rejected}"
+                )
         elif self.cfg.gepa.enabled and self.cfg.gepa.schedule == "every_epoch":
             rule = f"fewer than config.gepa.min_hard={self.cfg.gepa.min_hard}: no prompt phase"
             self.reporter.line(f"epoch {epoch}: {len(before.hard_ids)} hard questions, {rule}")
         if self.log:
-            self.log.metrics(before.tick, before.step, values | self._running(after) | ledger_metrics(after.ledger))
+            self.log.metrics(
+                before.tick,
+                before.step,
+                values | self._running(after) | ledger_metrics(after.ledger),
+            )
             if result is not None:
                 self.log.rows("templates", before.tick, _template_rows(result, epoch))
                 path = self.workdir / "gepa" / f"epoch_{epoch}.json"
                 path.parent.mkdir(exist_ok=True)
                 files.write_whole(path, json.dumps(to_gepa_result(result)))
 
-    def evaluation(self, state: RunState, values: dict[str, float], row: dict[str, Any], spent: Mapping[str, float]) -> None:
+    def evaluation(
+        self,
+        state: RunState,
+        values: dict[str, float],
+        row: dict[str, Any],
+        spent: Mapping[str, float],
+    ) -> None:
         """An evaluation's metrics and line."""
         self._alive()
         tokens = state.ledger.total("generated_tokens")
-        shares = {name: part["accuracy"] for name, part in row["sets"].items()} if "sets" in row else row["by_family"]
+        shares = (
+            {name: part["accuracy"] for name, part in row["sets"].items()}
+            if "sets" in row
+            else row["by_family"]
+        )
         families = "  ".join(f"{name} {score:.2f}" for name, score in shares.items())
         asked = "accuracy under the best template" if row["template"] else "plain accuracy"
-        self.reporter.line(f"eval at step {state.step}: {asked} {row['accuracy']:.3f}  ({families})  after {tokens:,.0f} tokens")
+        self.reporter.line(
+            f"eval at step {state.step}: {asked} {row['accuracy']:.3f}  ({families})  after {tokens:,.0f} tokens"
+        )
         if self.log:
-            values |= {"ledger/generated_tokens": tokens} | self._times() | ledger_metrics(state.ledger)
+            values |= (
+                {"ledger/generated_tokens": tokens} | self._times() | ledger_metrics(state.ledger)
+            )
             self.log.metrics(state.tick, state.step, values)
             untimed = {k: v for k, v in spent.items() if k != "seconds"}
-            self.log.rows("evaluations", state.tick, [{"step": state.step, "generated_tokens": tokens, **row, "cost": untimed}])
+            self.log.rows(
+                "evaluations",
+                state.tick,
+                [{"step": state.step, "generated_tokens": tokens, **row, "cost": untimed}],
+            )
 
     def _alive(self) -> None:
         """Something has been done: the watchdog's clock starts again, and the run's is written down."""
@@ -144,15 +197,22 @@ class Recorder:
         }
 
     def _times(self) -> dict[str, float]:
-        times = {f"time/{name}_s": seconds for name, seconds in self.reporter.take_seconds().items()}
-        times["time/compile_s"], self._compile_seconds = self.compiles.seconds - self._compile_seconds, self.compiles.seconds
+        times = {
+            f"time/{name}_s": seconds for name, seconds in self.reporter.take_seconds().items()
+        }
+        times["time/compile_s"], self._compile_seconds = (
+            self.compiles.seconds - self._compile_seconds,
+            self.compiles.seconds,
+        )
         return times
 
 
 def problems(cfg: Config) -> list[str]:
     """A line if the records need a package that is not there."""
     if cfg.train.wandb_project and find_spec("wandb") is None:
-        return [f"config.train.wandb_project={cfg.train.wandb_project} needs the package wandb: pip install 'p2o-jax[wandb]'"]
+        return [
+            f"config.train.wandb_project={cfg.train.wandb_project} needs the package wandb: pip install 'p2o-jax[wandb]'"
+        ]
     return []
 
 
@@ -161,7 +221,14 @@ class RunLog:
 
     FILES = ("metrics", "samples", "templates", "evaluations", "questions")
 
-    def __init__(self, workdir: Path, tick: int, step: int, reporter: Reporter, wandb: "WandbRun | None" = None):
+    def __init__(
+        self,
+        workdir: Path,
+        tick: int,
+        step: int,
+        reporter: Reporter,
+        wandb: "WandbRun | None" = None,
+    ):
         """Opens the records of a run that goes on at this tick and step: rows of that tick or later are cut off.
 
         What is missing or cannot be read before that is told: no kill leaves such a gap, but a power cut or another program may.
@@ -169,10 +236,16 @@ class RunLog:
         from tensorboardX import SummaryWriter
 
         self.workdir = workdir
-        self.clock = Clock(workdir, reporter.begin + reporter.seconds.get("pretraining", 0.0))  # which is no part of the run
-        ticks = {name: cut(workdir / f"{name}.jsonl", tick, reporter.line) for name in self.FILES}["metrics"]
+        self.clock = Clock(
+            workdir, reporter.begin + reporter.seconds.get("pretraining", 0.0)
+        )  # which is no part of the run
+        ticks = {name: cut(workdir / f"{name}.jsonl", tick, reporter.line) for name in self.FILES}[
+            "metrics"
+        ]
         if missing := sorted(set(range(tick)) - ticks):
-            reporter.line(f"{workdir / 'metrics.jsonl'}: there are no rows of the ticks {missing[:20]}{' ...' if missing[20:] else ''}")
+            reporter.line(
+                f"{workdir / 'metrics.jsonl'}: there are no rows of the ticks {missing[:20]}{' ...' if missing[20:] else ''}"
+            )
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
         self._wandb = wandb
 
@@ -189,7 +262,9 @@ class RunLog:
     def rows(self, name: str, tick: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Appends rows to NAME.jsonl."""
         with open(self.workdir / f"{name}.jsonl", "a", encoding="utf-8") as f:
-            f.writelines(json.dumps({"tick": tick, **row}, ensure_ascii=True) + "\n" for row in rows)
+            f.writelines(
+                json.dumps({"tick": tick, **row}, ensure_ascii=True) + "\n" for row in rows
+            )
 
     def close(self) -> None:
         self.clock.write()
@@ -210,7 +285,11 @@ class WandbRun:
         import wandb
 
         path = workdir / "wandb.json"
-        run_id = json.loads(path.read_text(encoding="utf-8"))["id"] if path.exists() else secrets.token_hex(4)
+        run_id = (
+            json.loads(path.read_text(encoding="utf-8"))["id"]
+            if path.exists()
+            else secrets.token_hex(4)
+        )
         files.write_json(path, {"id": run_id})
         try:
             self.run = wandb.init(
@@ -231,7 +310,11 @@ class WandbRun:
     def metrics(self, tick: int, step: int, values: Mapping[str, float]) -> None:
         """Sends a point: an evaluation, or the step or prompt phase of the same tick, which comes after it."""
         number = 2 * tick + (not any(name.startswith("eval/") for name in values))
-        self.run.log({"step": step, **{name: float(value) for name, value in values.items()}}, step=number, commit=True)
+        self.run.log(
+            {"step": step, **{name: float(value) for name, value in values.items()}},
+            step=number,
+            commit=True,
+        )
 
     def close(self) -> None:
         self.run.finish()
@@ -268,10 +351,18 @@ def cut(path: Path, tick: int, log: Callable[[str], None]) -> set[int]:
     for number in bad:
         log(f"{path}:{number}: no row of this run's; cut out")
     if bad:
-        copy = next(p for n in itertools.count(1) if not (p := path.with_name(f"{path.name}.damaged-{n}")).exists())
+        copy = next(
+            p
+            for n in itertools.count(1)
+            if not (p := path.with_name(f"{path.name}.damaged-{n}")).exists()
+        )
         files.write_whole(copy, b"".join(lines))
         log(f"{path}: the file as it was is kept as {copy.name}")
-    kept = [(line, row["tick"]) for line, row in zip(lines, rows, strict=True) if row and row["tick"] < tick]
+    kept = [
+        (line, row["tick"])
+        for line, row in zip(lines, rows, strict=True)
+        if row and row["tick"] < tick
+    ]
     files.write_whole(path, "".join(line.decode("ascii") for line, _ in kept))
     return {tick for _, tick in kept}
 
@@ -280,15 +371,23 @@ def _no_needs(row: Mapping[str, Any]) -> bool:
     return True
 
 
-_NEEDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {  # of rows that result.json and tables are made of
-    "metrics.jsonl": lambda row: isinstance(row["step"], int) and all(isinstance(v, int | float) for v in row.values()),
+_NEEDS: dict[
+    str, Callable[[Mapping[str, Any]], bool]
+] = {  # of rows that result.json and tables are made of
+    "metrics.jsonl": lambda row: (
+        isinstance(row["step"], int) and all(isinstance(v, int | float) for v in row.values())
+    ),
     "evaluations.jsonl": lambda row: (
         all(isinstance(row[key], int | float) for key in ("step", "accuracy", "generated_tokens"))
         and all(isinstance(v, int | float) for v in row["by_family"].values())
     ),
     "templates.jsonl": lambda row: (
         row.get("cover_rank") is None
-        or (isinstance(row["dev_score"], int | float) and isinstance(row["text"], str) and isinstance(row["epoch"], int))
+        or (
+            isinstance(row["dev_score"], int | float)
+            and isinstance(row["text"], str)
+            and isinstance(row["epoch"], int)
+        )
     ),
 }
 
@@ -326,10 +425,20 @@ def _sample(r: Rollout, step: int) -> dict[str, Any]:
 def _template_rows(result: SearchResult, epoch: int) -> list[dict[str, Any]]:
     """A row per candidate (its place in the cover, dev scores by question) and per rejected proposal."""
     rows: list[dict[str, Any]] = []
-    for z, (text, parent, scores) in enumerate(zip(result.templates, result.parents, result.score_ZN, strict=True)):
+    for z, (text, parent, scores) in enumerate(
+        zip(result.templates, result.parents, result.score_ZN, strict=True)
+    ):
         dev = dict(zip(result.dev_ids, scores, strict=True))
         rank = result.cover.index(z) if z in result.cover else None
         mean = sum(scores) / max(len(scores), 1)
-        row = {"epoch": epoch, "candidate": z, "text": text, "template_id": template_id(text), "parent": parent}
+        row = {
+            "epoch": epoch,
+            "candidate": z,
+            "text": text,
+            "template_id": template_id(text),
+            "parent": parent,
+        }
         rows.append({**row, "dev_score": mean, "cover_rank": rank, "dev": dev})
-    return rows + [{"epoch": epoch, **event} for event in result.events if event["outcome"] != "accepted"]
+    return rows + [
+        {"epoch": epoch, **event} for event in result.events if event["outcome"] != "accepted"
+    ]

@@ -34,7 +34,10 @@ def is_run(value: Any) -> bool:
         and isinstance(value["checkpoints"], bool)
         and isinstance(model["path"], str)
         and isinstance(model["revision"], str | None)
-        and all(isinstance(size, int) and isinstance(text, str) for size, text in model["files"].values())
+        and all(
+            isinstance(size, int) and isinstance(text, str)
+            for size, text in model["files"].values()
+        )
     )
 
 
@@ -58,8 +61,12 @@ def read(workdir: Path) -> tuple[dict[str, Any], list[str]]:
             continue
         except ValueError as e:
             problems.append(f"{e}. Put the file back as it was, or {ANEW}")
-    if "config.json" in found and not (workdir / "questions.json").exists():  # which is written first
-        problems.append(f"{workdir / 'questions.json'}: missing. Put the file back as it was, or {ANEW}")
+    if (
+        "config.json" in found and not (workdir / "questions.json").exists()
+    ):  # which is written first
+        problems.append(
+            f"{workdir / 'questions.json'}: missing. Put the file back as it was, or {ANEW}"
+        )
     return found, problems
 
 
@@ -74,7 +81,15 @@ def read_one(workdir: Path, name: str) -> Any:
     try:
         value = json.loads(path.read_bytes())
         whole = _SHAPES[name](value)
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError, IsADirectoryError) as e:
+    except (
+        ValueError,
+        RecursionError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        IsADirectoryError,
+    ) as e:
         raise ValueError(f"{path}: damaged ({type(e).__name__}: {e})") from e
     if not whole:
         raise ValueError(f"{path}: damaged (not what a run writes)")
@@ -83,14 +98,20 @@ def read_one(workdir: Path, name: str) -> Any:
 
 def strangers(workdir: Path, records: Mapping[str, Any]) -> list[str]:
     """A line if the folder holds files that a run would write, but no run."""
-    if "config.json" in records or (workdir / RUN).exists() or all((workdir / n).exists() for n in _NAMES[2:4]):
+    if (
+        "config.json" in records
+        or (workdir / RUN).exists()
+        or all((workdir / n).exists() for n in _NAMES[2:4])
+    ):
         return []
     names = [name for name in (*_RESULTS, *_NAMES[:2], "config.json") if (workdir / name).is_file()]
     rule = "which a run would write, but no run; give another folder"
     return [f"--workdir={workdir} holds {', '.join(names)}, {rule}"] if names else []
 
 
-def read_owner(checkpoints: epath.Path, workdir: Path, run_id: str | None) -> tuple[dict[str, Any] | None, list[str]]:
+def read_owner(
+    checkpoints: epath.Path, workdir: Path, run_id: str | None
+) -> tuple[dict[str, Any] | None, list[str]]:
     """(what names the run that a checkpoint folder belongs to, a line if that is another run).
 
     A run is the same if its id is, or its directory: that may have been lost with its host.
@@ -104,7 +125,9 @@ def read_owner(checkpoints: epath.Path, workdir: Path, run_id: str | None) -> tu
     except (FileNotFoundError, NotADirectoryError):
         return None, []
     except (ValueError, KeyError, TypeError, AttributeError, IsADirectoryError) as e:
-        return None, [f"{path}: damaged ({e}); if no other run has its checkpoints there, delete it"]
+        return None, [
+            f"{path}: damaged ({e}); if no other run has its checkpoints there, delete it"
+        ]
     if note["id"] == run_id or theirs == str(workdir.resolve()):
         return note, []
     rule = f"holds the checkpoints of the run in {theirs}; give another folder. If that run directory is lost, delete {path}"
@@ -124,7 +147,11 @@ def put_away(workdir: Path, checkpoints: epath.Path) -> Path | None:
         return checkpoints.parent / f"{checkpoints.name}_previous-{n}"
 
     numbers = itertools.count(1)
-    n = next(n for n in numbers if not (workdir / f"previous-{n}").exists() and not (elsewhere and beside(n).exists()))
+    n = next(
+        n
+        for n in numbers
+        if not (workdir / f"previous-{n}").exists() and not (elsewhere and beside(n).exists())
+    )
     kept, moved = workdir / f"previous-{n}", False
     if elsewhere and checkpoints.exists():
         steps = [p for p in checkpoints.iterdir() if p.name.partition(".")[0].isdecimal()]

@@ -19,20 +19,30 @@ def last_line(capsys):
 
 
 def test_finish_prints_one_json_line(capsys):
-    targets = {"fast": Target("seconds", "<=", 2), "good": Target("gain", ">=", 0.2), "there": Target("missing", ">=", 0)}
+    targets = {
+        "fast": Target("seconds", "<=", 2),
+        "good": Target("gain", ">=", 0.2),
+        "there": Target("missing", ">=", 0),
+    }
     met = report.finish("toy", {"seconds": 2.0, "gain": 0.1}, targets)
     line = last_line(capsys)
     assert list(line) == ["bench", "figures", "targets", "met", "versions", "machine"]
     assert line["bench"] == "toy" and line["figures"] == {"seconds": 2.0, "gain": 0.1}
     assert line["met"] == met == {"fast": True, "good": False, "there": False}
     assert line["targets"]["good"] == {"figure": "gain", "op": ">=", "value": 0.2}
-    assert "jax" in line["versions"] and line["machine"]["cores"] >= 1 and line["machine"]["devices"] == {"cpu": 8}
+    assert (
+        "jax" in line["versions"]
+        and line["machine"]["cores"] >= 1
+        and line["machine"]["devices"] == {"cpu": 8}
+    )
 
 
 def test_load_reads_what_it_wrote(tmp_path, capsys):
     load.run(["--size=tiny", f"--folder={tmp_path}"])
     figures = last_line(capsys)["figures"]
-    assert figures["files"] == 2 and figures["param_gb"] == round(2 * figures["parameters"] / 1e9, 3)
+    assert figures["files"] == 2 and figures["param_gb"] == round(
+        2 * figures["parameters"] / 1e9, 3
+    )
     assert figures["peak_rss_gb"] > 0 and list(tmp_path.iterdir()) == []
 
 
@@ -53,16 +63,35 @@ def test_peak_memory_sees_children():
 def test_quick_reads_a_finished_workdir(tmp_path):
     rows = [
         {"tick": 0, "step": 0, "time/pretraining_s": 9.0, "time/eval_s": 1.0},
-        {"tick": 0, "step": 0, "time/rollout_s": 2.0, "time/eval_s": 0.5, "rollout/generated_tokens": 50},
+        {
+            "tick": 0,
+            "step": 0,
+            "time/rollout_s": 2.0,
+            "time/eval_s": 0.5,
+            "rollout/generated_tokens": 50,
+        },
         {"tick": 1, "step": 1, "time/gepa_s": 3.0},
     ]
     for arm in ("grpo", "p2o"):
         (tmp_path / arm).mkdir()
-        (tmp_path / arm / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "result.json").write_text(json.dumps({"base": 0.0, "grpo": 0.25, "p2o": 0.75, "tokens_p2o": 50}))
+        (tmp_path / arm / "metrics.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
+    (tmp_path / "result.json").write_text(
+        json.dumps({"base": 0.0, "grpo": 0.25, "p2o": 0.75, "tokens_p2o": 50})
+    )
     figures = quick.figures_of(tmp_path)
-    assert figures["p2o_minus_grpo"] == 0.5 and figures["seconds_pretraining"] == 18 and figures["tokens_p2o"] == 50
-    assert figures["seconds_by_phase"]["p2o"] == {"eval": 1.5, "gepa": 3.0, "pretraining": 9.0, "rollout": 2.0}
+    assert (
+        figures["p2o_minus_grpo"] == 0.5
+        and figures["seconds_pretraining"] == 18
+        and figures["tokens_p2o"] == 50
+    )
+    assert figures["seconds_by_phase"]["p2o"] == {
+        "eval": 1.5,
+        "gepa": 3.0,
+        "pretraining": 9.0,
+        "rollout": 2.0,
+    }
     assert figures["rollout_tokens_per_s"] == {"grpo": 25, "p2o": 25}
 
 
@@ -85,10 +114,16 @@ def test_learner_compares_with_the_faster_peer_setting(tmp_path):
     assert learner.write_batch(tmp_path / "b.npz", "equal", 100) == 64 * (64 + 128)
     geometric = learner.write_batch(tmp_path / "g.npz", "geometric", 100)
     lengths = [len(e.response_ids) for e in learner.read_batch(str(tmp_path / "g.npz"))]
-    assert max(lengths) == 256 and 30 < sum(lengths) / 64 < 62 and geometric == sum(lengths) + 64 * 64
+    assert (
+        max(lengths) == 256 and 30 < sum(lengths) / 64 < 62 and geometric == sum(lengths) + 64 * 64
+    )
 
     def line(cpu, rss):
-        return [sys.executable, "-c", f'print(\'{{"cpu_s": {cpu}, "update_s": {2 * cpu}, "peak_rss_mb": {rss}}}\')']
+        return [
+            sys.executable,
+            "-c",
+            f'print(\'{{"cpu_s": {cpu}, "update_s": {2 * cpu}, "peak_rss_mb": {rss}}}\')',
+        ]
 
     figures = {}
     todo = {
@@ -99,37 +134,72 @@ def test_learner_compares_with_the_faster_peer_setting(tmp_path):
         "tunix:16": line(6.0, 200),
     }
     learner.compare("x", todo, 600, 1, figures)
-    assert figures["x_speedup"] == 3.0 and figures["x_speedup_scored"] == 2.0 and figures["x_memory_ratio"] == 0.5
-    assert figures["x_trl"] == {"tokens_per_cpu_s": 200, "tokens_per_s": 100, "cpu_s": 3.0, "peak_rss_mb": 400}
+    assert (
+        figures["x_speedup"] == 3.0
+        and figures["x_speedup_scored"] == 2.0
+        and figures["x_memory_ratio"] == 0.5
+    )
+    assert figures["x_trl"] == {
+        "tokens_per_cpu_s": 200,
+        "tokens_per_s": 100,
+        "cpu_s": 3.0,
+        "peak_rss_mb": 400,
+    }
 
 
 def test_verifier_bench_judges_easy_symbolic_and_hostile_answers():
     from benchmarks import verifier
 
-    figures = verifier.measure(60, 0.1, 0.3, config.RewardConfig(workers=1, timeout_s=0.5), random.Random(0))
-    assert figures["frac_judged"] == 1 and figures["wrong_verdicts"] == 0 and sum(figures["statuses"].values()) == 60
+    figures = verifier.measure(
+        60, 0.1, 0.3, config.RewardConfig(workers=1, timeout_s=0.5), random.Random(0)
+    )
+    assert (
+        figures["frac_judged"] == 1
+        and figures["wrong_verdicts"] == 0
+        and sum(figures["statuses"].values()) == 60
+    )
     assert figures["counts"]["slow"] > 10 and figures["easy_per_s"] > 2000
 
 
 def test_soak_compares_the_last_quarter_with_the_second():
     from benchmarks import soak
 
-    samples = [soak.Sample(step, 1_000_000 + 1000 * step, 8 + step // 80, 30) for step in range(1, 101)]
-    rows = [{"step": s, "train/loss": 0.0, "perf/compiles": 40 + (s > 90)} for s in range(100)] + [{"step": 50, "gepa/skipped": 0.0}]
+    samples = [
+        soak.Sample(step, 1_000_000 + 1000 * step, 8 + step // 80, 30) for step in range(1, 101)
+    ]
+    rows = [{"step": s, "train/loss": 0.0, "perf/compiles": 40 + (s > 90)} for s in range(100)] + [
+        {"step": 50, "gepa/skipped": 0.0}
+    ]
     figures = soak.figures_of(samples, rows, 100)
-    assert figures["rss_growth"] == round((1_000_000 + 88_000) / (1_000_000 + 38_000) - 1, 4) and figures["files_growth"] == 1
-    assert figures["threads_growth"] == 0 and figures["late_compiles"] == 0  # all steps are of the first two epochs
+    assert (
+        figures["rss_growth"] == round((1_000_000 + 88_000) / (1_000_000 + 38_000) - 1, 4)
+        and figures["files_growth"] == 1
+    )
+    assert (
+        figures["threads_growth"] == 0 and figures["late_compiles"] == 0
+    )  # all steps are of the first two epochs
     assert figures["steps"] == 100 and figures["prompt_phases"] == 1
 
 
 def test_resume_draws_every_kind_of_pair_and_says_what_must_come():
     pairs = resume.draw(random.Random("0"), 200)
-    assert {pair.fault for pair in pairs} == {"", "byte in the newest", "byte in all", *resume.EXCEPTIONS}
+    assert {pair.fault for pair in pairs} == {
+        "",
+        "byte in the newest",
+        "byte in all",
+        *resume.EXCEPTIONS,
+    }
     assert {pair.expected for pair in pairs} == {"continues", "falls back", "refused"}
     assert sum(pair.first == pair.second and not pair.fault for pair in pairs) >= 20
     first = resume.Start((1, 1), 4, "float32", 0, 2)
-    assert resume.Pair(first, first._replace(mesh=(2, 2), epochs=60, every=3), "").expected == "continues"
-    assert resume.Pair(first, first._replace(dtype="bfloat16"), "byte in the newest").expected == "refused"
+    assert (
+        resume.Pair(first, first._replace(mesh=(2, 2), epochs=60, every=3), "").expected
+        == "continues"
+    )
+    assert (
+        resume.Pair(first, first._replace(dtype="bfloat16"), "byte in the newest").expected
+        == "refused"
+    )
     assert resume.Pair(first, first, "store back").expected == "continues"
 
 

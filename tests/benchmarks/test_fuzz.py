@@ -10,7 +10,9 @@ from p2o_jax.runtime import console
 def test_random_input_is_taken_or_refused():
     figures = fuzz.measure(3000, "tests", log=print)
     assert figures["failures"] == 0 and figures["cases"] == 3000
-    assert 100 < figures["refused"]["settings"] < 500 and 100 < figures["refused"]["questions"] < 500, "some pass, some do not"
+    assert (
+        100 < figures["refused"]["settings"] < 500 and 100 < figures["refused"]["questions"] < 500
+    ), "some pass, some do not"
     assert figures["megabyte_s"] < 2
 
 
@@ -19,7 +21,11 @@ def test_planted_faults_are_found(monkeypatch, fault):
     if fault == "an exception":
         monkeypatch.setattr(fuzz.config_rules, "problems", lambda cfg, n: [][n])
     elif fault == "a box too early":
-        monkeypatch.setattr(fuzz, "last_boxed", lambda text: boxed.last_boxed(text.replace(r"\}", "}")))
+        monkeypatch.setattr(
+            fuzz, "last_boxed", lambda text: boxed.last_boxed(text.replace(r"\}", "}"))
+        )
     else:
-        monkeypatch.setattr(fuzz, "printable", lambda text: console.printable(text).replace("\\x9b", "\x9b"))
+        monkeypatch.setattr(
+            fuzz, "printable", lambda text: console.printable(text).replace("\\x9b", "\x9b")
+        )
     assert fuzz.measure(3000, "tests", log=lambda line: None)["failures"] > 0

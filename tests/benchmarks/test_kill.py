@@ -21,7 +21,11 @@ def shared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(shared):
-    return {**SETTINGS, "world.cache_dir": shared / "world", "train.compile_cache": shared / "compiled"}
+    return {
+        **SETTINGS,
+        "world.cache_dir": shared / "world",
+        "train.compile_cache": shared / "compiled",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +47,16 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_the_same(whole, settings,
     """In an update, at the end of a checkpoint's save, in GEPA, and wherever it is at the end."""
     rng, workdir = random.Random(0), tmp_path / "killed"
     aims = (("update", 2), ("checkpoint", 2), ("gepa", 3), ("end", 1))
-    hits = [Run(workdir, settings, phase, number, rng.uniform(0, 0.02)).hit() for phase, number in aims]
+    hits = [
+        Run(workdir, settings, phase, number, rng.uniform(0, 0.02)).hit() for phase, number in aims
+    ]
     assert "ended" not in hits
     assert Run(workdir, settings).wait() == 0
     assert kill.differences(whole, workdir) == []
     starts = json.loads((workdir / "seconds.json").read_text())
-    assert len(starts) >= 4 and json.loads((workdir / "result.json").read_text())["seconds"] == pytest.approx(sum(starts), abs=0.1)
+    assert len(starts) >= 4 and json.loads((workdir / "result.json").read_text())[
+        "seconds"
+    ] == pytest.approx(sum(starts), abs=0.1)
 
 
 def test_differences_are_found(whole, tmp_path):
@@ -68,7 +76,9 @@ def test_differences_are_found(whole, tmp_path):
         kill.differences(whole, other)
 
 
-@pytest.mark.parametrize(("phase", "number", "step"), [("rollout", 2, 1), ("update", 2, None), ("gepa", 3, 3)])
+@pytest.mark.parametrize(
+    ("phase", "number", "step"), [("rollout", 2, 1), ("update", 2, None), ("gepa", 3, 3)]
+)
 def test_sigterm_saves_and_the_next_start_goes_on(whole, settings, tmp_path, phase, number, step):
     workdir = tmp_path / "stopped"
     code, seconds = Run(workdir, settings, phase, number, 0.02, signal.SIGTERM).stop()
@@ -77,7 +87,9 @@ def test_sigterm_saves_and_the_next_start_goes_on(whole, settings, tmp_path, pha
     assert Run(workdir, settings).wait() == 0
     if step is not None:  # the step itself is done again, nothing before it
         assert f"resuming {workdir} at step {step}" in told(workdir)
-    assert kill.differences(whole, workdir) in ([], ["checkpoints"]), "it may have one more checkpoint"
+    assert kill.differences(whole, workdir) in ([], ["checkpoints"]), (
+        "it may have one more checkpoint"
+    )
 
 
 @pytest.mark.slow
@@ -87,8 +99,12 @@ def test_dynamic_sampling_goes_on_as_it_would_have(settings, tmp_path):
     assert Run(tmp_path / "killed", settings, "update", 3).hit().startswith("update")
     assert Run(tmp_path / "killed", settings).wait() == 0
     assert kill.differences(tmp_path / "whole", tmp_path / "killed") == []
-    rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
-    assert max(row.get("rollout/sampling_rounds", 0) for row in rows) > 1, "further questions were asked"
+    rows = [
+        json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()
+    ]
+    assert max(row.get("rollout/sampling_rounds", 0) for row in rows) > 1, (
+        "further questions were asked"
+    )
 
 
 @pytest.mark.slow
@@ -100,8 +116,13 @@ def test_a_run_moves_from_two_devices_to_eight_to_one(whole, settings, tmp_path)
         assert "update" in hit
     assert Run(workdir, settings).wait() == 0
     assert samples(workdir) == samples(whole)
-    ours, theirs = ([json.loads(line) for line in (w / "metrics.jsonl").read_text().splitlines()] for w in (workdir, whole))
+    ours, theirs = (
+        [json.loads(line) for line in (w / "metrics.jsonl").read_text().splitlines()]
+        for w in (workdir, whole)
+    )
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
-        untimed = [{k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))} for row in (a, b)]
+        untimed = [
+            {k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))} for row in (a, b)
+        ]
         assert untimed[0] == pytest.approx(untimed[1], rel=1e-4, abs=1e-4)

@@ -14,12 +14,22 @@ from p2o_jax.toy_world import documents, families, phrases
 def test_settings_of_all_arms_are_valid_and_seeds_share_bases():
     for suite in arms.SUITES:
         made = list(arms.runs(suite, 1))
-        assert len({r.overrides for r in made}) == len(made), "two arms of a suite with the same settings"
+        assert len({r.overrides for r in made}) == len(made), (
+            "two arms of a suite with the same settings"
+        )
         for r in made:
             assert not rules.problems(config.resolve(run.settings(r)), 1), r.arm.name
     first, second, third = (run.settings(arms.Run(arms.GRPO, "1e-3", seed)) for seed in range(3))
-    assert first.world == third.world != second.world and (first.train.seed, third.train.seed) == (0, 2)
-    assert run.command(arms.Run(arms.GRPO, "1e-3", 1), "w")[:4] == ["python", "-m", "p2o_jax.main", "--config=configs/science.py"]
+    assert first.world == third.world != second.world and (first.train.seed, third.train.seed) == (
+        0,
+        2,
+    )
+    assert run.command(arms.Run(arms.GRPO, "1e-3", 1), "w")[:4] == [
+        "python",
+        "-m",
+        "p2o_jax.main",
+        "--config=configs/science.py",
+    ]
 
 
 def test_runs_take_the_first_seed_of_every_arm_first_and_seeds_of_some_arms_are_fewer():
@@ -37,7 +47,9 @@ def test_what_has_a_row_is_not_run_again(tmp_path):
 
 
 def test_a_failing_run_is_told_and_leaves_no_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "command", lambda run, workdir: ["python", "-c", "raise SystemExit('the reason')"])
+    monkeypatch.setattr(
+        run, "command", lambda run, workdir: ["python", "-c", "raise SystemExit('the reason')"]
+    )
     monkeypatch.setattr(run.pretrain, "ensure_base", lambda world, progress: None)
     with pytest.raises(ConfigError, match="grpo, dial 1e-5, seed 0: exit code 1: the reason"):
         run.run_all(list(arms.runs("dial", 1))[:1], tmp_path / "results.jsonl", 1)
@@ -53,7 +65,10 @@ def test_a_run_made_again_must_have_the_same_row(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "make", lambda r, core: row(r, 0.5 if r == one else 0.25))
     with pytest.raises(ConfigError) as e:
         run.redo([one, other], results)
-    assert len(e.value.problems) == 2 and "grpo-16, dial 1e-5, seed 0: accuracy is 0.25, was 0.5" in e.value.problems
+    assert (
+        len(e.value.problems) == 2
+        and "grpo-16, dial 1e-5, seed 0: accuracy is 0.25, was 0.5" in e.value.problems
+    )
 
 
 def test_estimates_by_hand():
@@ -61,15 +76,21 @@ def test_estimates_by_hand():
     e = estimates.estimate([0.0, 1.0])  # resamples: 0, .5, .5, 1
     assert e == (0.5, 0.0, 1.0, 2) and e.sign == 0
     d = estimates.difference({0: 0.5, 1: 0.75, 2: 9.0}, {0: 0.25, 1: 0.25, 3: 9.0})
-    assert (d.mean, d.n, d.sign) == (0.375, 2, 0) and (d.low, d.high) == (0.25, 0.5), "two seeds are too few for a verdict"
+    assert (d.mean, d.n, d.sign) == (0.375, 2, 0) and (d.low, d.high) == (0.25, 0.5), (
+        "two seeds are too few for a verdict"
+    )
     zero, half = dict.fromkeys(range(3), 0.0), dict.fromkeys(range(3), 0.5)
     assert (estimates.difference(half, zero).sign, estimates.difference(zero, half).sign) == (1, -1)
 
 
 def test_mean_accuracy_is_the_area_under_the_curve():
     curve = [[0, 0.0], [40, 0.4], [60, 0.4]]
-    assert estimates.mean_accuracy(curve, 80) == pytest.approx((40 * 0.2 + 20 * 0.4 + 20 * 0.4) / 80)
-    assert estimates.mean_accuracy([[0, 0.0], [100, 1.0]], 50) == pytest.approx(0.0 + 0.5), "an evaluation past the budget counts at it"
+    assert estimates.mean_accuracy(curve, 80) == pytest.approx(
+        (40 * 0.2 + 20 * 0.4 + 20 * 0.4) / 80
+    )
+    assert estimates.mean_accuracy([[0, 0.0], [100, 1.0]], 50) == pytest.approx(0.0 + 0.5), (
+        "an evaluation past the budget counts at it"
+    )
     assert [estimates.at(curve, t) for t in (0, 20, 50, 99)] == pytest.approx([0, 0.2, 0.4, 0.4])
 
 
@@ -80,14 +101,25 @@ def test_the_teacher_knows_the_world_and_adds_what_a_failed_question_needs():
         examples = [(problem.question, "so \\boxed{ 1 }", False, problem.answer)] * 3
         got = teacher.reply(documents.compact_prompt("take a deep breath", examples))
         assert got.startswith("``` ") and got.endswith(" ```")
-        assert phrases.level(family, got.strip("` ").split(phrases.SEPARATOR)) == "strong" and "breath" not in got
-    solved = documents.compact_prompt(phrases.STRATEGIES["add"][0], [("what is 1 + 1 ?", "x", True, "2")])
+        assert (
+            phrases.level(family, got.strip("` ").split(phrases.SEPARATOR)) == "strong"
+            and "breath" not in got
+        )
+    solved = documents.compact_prompt(
+        phrases.STRATEGIES["add"][0], [("what is 1 + 1 ?", "x", True, "2")]
+    )
     assert teacher.reply(solved) == f"``` {phrases.STRATEGIES['add'][0]} ```"
 
 
 def row(r: arms.Run, accuracy: float) -> dict:
     curve = [[0, 0.0], [80_000, accuracy]]
-    known = {"accuracy": accuracy, "curve": curve, "p_chain_plain": float(r.dial) / 2, "cpu_seconds": 36.0, "versions": {"jax": "0"}}
+    known = {
+        "accuracy": accuracy,
+        "curve": curve,
+        "p_chain_plain": float(r.dial) / 2,
+        "cpu_seconds": 36.0,
+        "versions": {"jax": "0"},
+    }
     return {"arm": r.arm.name, "dial": r.dial, "seed": r.seed, "overrides": r.overrides, **known}
 
 
@@ -95,18 +127,39 @@ def test_the_page_is_made_from_rows_alone(tmp_path, monkeypatch):
     """With P²O ahead by .5 everywhere, one ablation worse as the paper says, one the other way round; twice gives the same page."""
     page = tmp_path / "results.md"
     page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    for name, path in {"PAGE": page, "DIAL_PLOT": tmp_path / "d.png", "RECIPE_PLOT": tmp_path / "r.png"}.items():
+    for name, path in {
+        "PAGE": page,
+        "DIAL_PLOT": tmp_path / "d.png",
+        "RECIPE_PLOT": tmp_path / "r.png",
+    }.items():
         monkeypatch.setattr(report, name, path)
-    score = {"recommended": 0.9, "before": 0.9, "faithful": 0.6, "no-distillation": 0.2, "same-template": 0.8, "r+bandit": 0.95}
-    made = {r.overrides: row(r, score.get(r.arm.name, 0.4) + r.seed / 100) for suite in arms.SUITES for r in arms.runs(suite, 3)}
+    score = {
+        "recommended": 0.9,
+        "before": 0.9,
+        "faithful": 0.6,
+        "no-distillation": 0.2,
+        "same-template": 0.8,
+        "r+bandit": 0.95,
+    }
+    made = {
+        r.overrides: row(r, score.get(r.arm.name, 0.4) + r.seed / 100)
+        for suite in arms.SUITES
+        for r in arms.runs(suite, 3)
+    }
     results = tmp_path / "results.jsonl"
     results.write_text("".join(json.dumps(r) + "\n" for r in made.values()))
     report.write(results)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "**+0.250 [+0.250, +0.250]** (grpo" in text and "**+0.150 [+0.150, +0.150]**" in text
-    lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
-    assert lines["trained on the templated prompt"].endswith("| **-0.200 [-0.200, -0.200]** | yes |")
+    lines = {
+        line.split(" | ")[0].strip("| "): line
+        for line in text.splitlines()
+        if line.startswith("| ")
+    }
+    assert lines["trained on the templated prompt"].endswith(
+        "| **-0.200 [-0.200, -0.200]** | yes |"
+    )
     assert lines["one template per group"].endswith("| no: the other way round |")
     assert lines["templates chosen by an online bandit"].endswith("| helps |")
     assert f"{len(made)} runs, {len(made) / 100:.1f} CPU hours" in text

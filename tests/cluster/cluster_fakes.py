@@ -82,7 +82,9 @@ def install(folder: Path, trainer: str) -> None:
     """Puts the programs into folder/bin; what trains on the workers goes on with `trainer`."""
     programs = {"gcloud": GCLOUD, "curl": CURL, "python3": PYTHON3, "sbatch": SBATCH, "srun": SRUN}
     programs |= dict.fromkeys(("kubectl", "xpk", "sky", "docker", "scontrol"), RECORD)
-    paths = {folder / "bin" / name: text for name, text in programs.items()} | {folder / "trainer": TRAINER_START + trainer}
+    paths = {folder / "bin" / name: text for name, text in programs.items()} | {
+        folder / "trainer": TRAINER_START + trainer
+    }
     (folder / "bin").mkdir(parents=True)
     for path, text in paths.items():
         path.write_text("#!/usr/bin/env bash\n" + text)

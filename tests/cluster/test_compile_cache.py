@@ -37,7 +37,11 @@ print(*MemoryFileSystem.store)
 
 def test_compiled_programs_are_kept_in_a_bucket():
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() and all(name.startswith("/my-bucket/compile_cache/jit") for name in done.stdout.split())
+    assert done.stdout.split() and all(
+        name.startswith("/my-bucket/compile_cache/jit") for name in done.stdout.split()
+    )
     assert not (root / "gs:").exists()

@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("jax", "numpy", "orbax", "json", "ml_collections", "transformers", "difflib", "argparse", "traceback", "subprocess")
+NAMES = (
+    "jax",
+    "numpy",
+    "orbax",
+    "json",
+    "ml_collections",
+    "transformers",
+    "difflib",
+    "argparse",
+    "traceback",
+    "subprocess",
+)
 MARK = "import pathlib; (pathlib.Path(__file__).parent / 'imported').touch(); raise SystemExit('imported ' + __file__)\n"
 
 
@@ -22,10 +33,17 @@ def folder(tmp_path):
 
 
 def run(folder, *words, path=str(ROOT), flags=()):
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")} | (
-        {"PYTHONPATH": path} if path else {}
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")
+    } | ({"PYTHONPATH": path} if path else {})
+    return subprocess.run(
+        [sys.executable, *flags, "-m", *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    return subprocess.run([sys.executable, *flags, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_a_command_that_loads_everything(folder):
@@ -38,8 +56,20 @@ def test_a_command_that_loads_everything(folder):
 
 @pytest.mark.parametrize(
     ("path", "flags"),
-    [(f":{ROOT}", ()), (f"{ROOT}:", ()), ("", ()), (str(ROOT), ("-P",)), (str(ROOT), ("-X", "dev"))],
-    ids=["an empty entry first", "last", "the package's own folder", "safe path already", "an option"],
+    [
+        (f":{ROOT}", ()),
+        (f"{ROOT}:", ()),
+        ("", ()),
+        (str(ROOT), ("-P",)),
+        (str(ROOT), ("-X", "dev")),
+    ],
+    ids=[
+        "an empty entry first",
+        "last",
+        "the package's own folder",
+        "safe path already",
+        "an option",
+    ],
 )
 def test_however_python_is_started(folder, path, flags):
     if not path:  # a clone without installation
@@ -58,6 +88,8 @@ def test_who_only_imports_the_package_keeps_the_path(tmp_path):
     code = "import sys; before = list(sys.path); import p2o_jax; assert sys.path == before\n"
     (tmp_path / "tool").mkdir()
     (tmp_path / "tool" / "__init__.py").write_text(code)
-    (tmp_path / "tool" / "p2o_jax.py").write_text(f"import sys; assert sys.path[0] == {str(tmp_path)!r}; print('kept')")
+    (tmp_path / "tool" / "p2o_jax.py").write_text(
+        f"import sys; assert sys.path[0] == {str(tmp_path)!r}; print('kept')"
+    )
     done = run(tmp_path, "tool.p2o_jax")
     assert done.stdout.strip() == "kept", done.stderr

@@ -27,7 +27,9 @@ def changed(**changes) -> Config:
     cfg = config.resolve(Config())
     for key, value in changes.items():
         section, name = key.split("__")
-        cfg = dataclasses.replace(cfg, **{section: dataclasses.replace(getattr(cfg, section), **{name: value})})
+        cfg = dataclasses.replace(
+            cfg, **{section: dataclasses.replace(getattr(cfg, section), **{name: value})}
+        )
     return cfg
 
 
@@ -39,18 +41,31 @@ def test_shipped_configs_load_and_keep_the_rules(path):
     for arm in loading.arms(values).values():
         assert rules.problems(config.resolve(arm), 1) == []
     source = path.read_text(encoding="utf-8")
-    assert source.count(f"--config configs/{path.relative_to(FOLDER).as_posix()}") == 1 and source.count("\n") <= 60
+    assert (
+        source.count(f"--config configs/{path.relative_to(FOLDER).as_posix()}") == 1
+        and source.count("\n") <= 60
+    )
     assert "Hardware" in source or "hardware" in source
 
 
 def test_the_paper_s_runs_differ_from_the_main_one_in_what_they_say():
     def told(name):
-        values = loading.to_config_dict(loading.load(str(FOLDER / "paper" / f"{name}.py"))).to_dict()
-        return {f"{section}.{key}": v for section, part in values.items() if isinstance(part, dict) for key, v in part.items()}
+        values = loading.to_config_dict(
+            loading.load(str(FOLDER / "paper" / f"{name}.py"))
+        ).to_dict()
+        return {
+            f"{section}.{key}": v
+            for section, part in values.items()
+            if isinstance(part, dict)
+            for key, v in part.items()
+        }
 
     main = told("deepscaler_self")
     changes = {
-        "deepmath_self": {"data.path": "data/deepmath/train_5k.jsonl", "data.eval_path": "data/deepmath/test.jsonl"},
+        "deepmath_self": {
+            "data.path": "data/deepmath/train_5k.jsonl",
+            "data.eval_path": "data/deepmath/test.jsonl",
+        },
         "grpo_6": {"gepa.enabled": False},
         "grpo_12": {"gepa.enabled": False, "rollout.group_size": 12},
         "ablations/plain_ratio": {"distill.mode": "plain"},
@@ -59,7 +74,12 @@ def test_the_paper_s_runs_differ_from_the_main_one_in_what_they_say():
         found = told(name)
         assert {k: v for k, v in found.items() if v != main[k]} == expected
     teacher = told("deepscaler_teacher")
-    assert {k for k, v in teacher.items() if v != main[k]} == {"gepa.reflector", "api.base_url", "api.model", "api.key_env"}
+    assert {k for k, v in teacher.items() if v != main[k]} == {
+        "gepa.reflector",
+        "api.base_url",
+        "api.model",
+        "api.key_env",
+    }
     both = told("deepmath_teacher")
     assert {k for k, v in both.items() if v != teacher[k]} == {"data.path", "data.eval_path"}
 
@@ -68,8 +88,18 @@ def test_the_defaults_are_the_paper_s_and_keep_the_rules():
     cfg = config.resolve(Config())
     for num_devices in (1, 8):
         assert rules.problems(cfg, num_devices) == []
-    assert (cfg.rollout.questions, cfg.rollout.group_size, cfg.rollout.temperature, cfg.optim.lr) == (128, 6, 0.6, 1e-6)
-    assert (cfg.distill.eps_low, cfg.distill.eps_high, cfg.loss.dual_clip, cfg.gepa.budget) == (0.99, 9.0, 3.0, "heavy_4")
+    assert (
+        cfg.rollout.questions,
+        cfg.rollout.group_size,
+        cfg.rollout.temperature,
+        cfg.optim.lr,
+    ) == (128, 6, 0.6, 1e-6)
+    assert (cfg.distill.eps_low, cfg.distill.eps_high, cfg.loss.dual_clip, cfg.gepa.budget) == (
+        0.99,
+        9.0,
+        3.0,
+        "heavy_4",
+    )
 
 
 def test_config_dict_and_back():
@@ -96,7 +126,9 @@ def test_a_file_that_is_none_is_told(tmp_path):
     assert problems_of(loading.load, "nowhere.py") == ["--config=nowhere.py: no such file"]
     path = tmp_path / "mine.py"
     path.write_text("import nothing_of_this_name\n")
-    assert problems_of(loading.load, str(path)) == [f"{path}:1: ModuleNotFoundError: No module named 'nothing_of_this_name'"]
+    assert problems_of(loading.load, str(path)) == [
+        f"{path}:1: ModuleNotFoundError: No module named 'nothing_of_this_name'"
+    ]
     path.write_text("def get_config():\n    return 3\n")
     assert "must return a ConfigDict" in problems_of(loading.load, str(path))[0]
     path.write_text("x = 1\n")
@@ -126,7 +158,9 @@ OVERRIDES = [
 ]
 
 
-@pytest.mark.parametrize(("key", "text", "value"), OVERRIDES, ids=[f"{k}={t}" for k, t, _ in OVERRIDES])
+@pytest.mark.parametrize(
+    ("key", "text", "value"), OVERRIDES, ids=[f"{k}={t}" for k, t, _ in OVERRIDES]
+)
 def test_overrides_are_parsed_as_the_field_s_type(key, text, value):
     found = loading.load(SMOKE, [(key, text)])
     for name in key.split("."):
@@ -142,10 +176,26 @@ def test_overrides_are_parsed_as_the_field_s_type(key, text, value):
         ("rollout.group_size", "4.0", "config.rollout.group_size=4.0: expected int"),
         ("gepa.enabled", "1", "config.gepa.enabled=1: expected bool"),
         ("gepa.enabled", "yes", "config.gepa.enabled=yes: expected bool"),
-        ("distill.mode", "none", "config.distill.mode=none: expected one of ratio_mask, truncated, transfer, plain, importance, off"),
-        ("rollout.prompt_buckets", "(16, 'a')", "config.rollout.prompt_buckets=(16, 'a'): expected tuple"),
-        ("rollout.bank_tokens", "9", "config.rollout.bank_tokens: no such key (it is now config.rollout.prompt_cache_tokens)"),
-        ("rollout.tempreture", "1", "config.rollout.tempreture: no such key (did you mean config.rollout.temperature?)"),
+        (
+            "distill.mode",
+            "none",
+            "config.distill.mode=none: expected one of ratio_mask, truncated, transfer, plain, importance, off",
+        ),
+        (
+            "rollout.prompt_buckets",
+            "(16, 'a')",
+            "config.rollout.prompt_buckets=(16, 'a'): expected tuple",
+        ),
+        (
+            "rollout.bank_tokens",
+            "9",
+            "config.rollout.bank_tokens: no such key (it is now config.rollout.prompt_cache_tokens)",
+        ),
+        (
+            "rollout.tempreture",
+            "1",
+            "config.rollout.tempreture: no such key (did you mean config.rollout.temperature?)",
+        ),
         ("temperature", "1", "config.temperature: no such key (did you mean config."),
         ("rollout", "1", "config.rollout: no such key"),
         ("rollout.temperature.x", "1", "config.rollout.temperature.x: no such key"),
@@ -158,8 +208,16 @@ def test_wrong_overrides_are_told(key, text, told):
 
 
 def test_all_problems_are_told_at_once():
-    lines = problems_of(loading.load, SMOKE, [("a.b", "1"), ("optim.lr", "x"), ("rollout.slots", "8"), ("distil.mode", "off")])
-    assert [line.split(":")[0].split("=")[0] for line in lines] == ["config.a.b", "config.optim.lr", "config.distil.mode"]
+    lines = problems_of(
+        loading.load,
+        SMOKE,
+        [("a.b", "1"), ("optim.lr", "x"), ("rollout.slots", "8"), ("distil.mode", "off")],
+    )
+    assert [line.split(":")[0].split("=")[0] for line in lines] == [
+        "config.a.b",
+        "config.optim.lr",
+        "config.distil.mode",
+    ]
     values = loading.to_config_dict(Config())
     with values.unlocked(), values.ignore_type():
         values.rollout.slots = "many"
@@ -167,54 +225,127 @@ def test_all_problems_are_told_at_once():
         values.nothing = 3
     lines = problems_of(loading.from_config_dict, values)
     assert len(lines) == 3
-    assert "config.rollout.slots='many': expected int" in lines and "config.nothing: no such key" in lines[0]
+    assert (
+        "config.rollout.slots='many': expected int" in lines
+        and "config.nothing: no such key" in lines[0]
+    )
 
 
 RULES = [
-    ({"optim__minibatch_questions": 48}, "config.optim.minibatch_questions=48 must divide config.rollout.questions=128"),
-    ({"rollout__group_size": 0, "assign__plain_rollouts": 0, "mining__judge_on": "all"}, "config.rollout.group_size=0 must be at least 1"),
-    ({"rollout__temperature": 0.0}, "config.rollout.temperature=0.0 must lie in [0.01, 100]: below, sampling is greedy"),
+    (
+        {"optim__minibatch_questions": 48},
+        "config.optim.minibatch_questions=48 must divide config.rollout.questions=128",
+    ),
+    (
+        {"rollout__group_size": 0, "assign__plain_rollouts": 0, "mining__judge_on": "all"},
+        "config.rollout.group_size=0 must be at least 1",
+    ),
+    (
+        {"rollout__temperature": 0.0},
+        "config.rollout.temperature=0.0 must lie in [0.01, 100]: below, sampling is greedy",
+    ),
     ({"rollout__top_p": 1.5}, "config.rollout.top_p=1.5 must lie in (0, 1]"),
-    ({"mesh__data": 3}, "config.mesh (data, fsdp, tensor)=(3, -1, 1) must multiply to the number of devices, 1"),
-    ({"mesh__data": -1}, "config.mesh (data, fsdp, tensor)=(-1, -1, 1): sizes must be positive, and at most one of them -1"),
+    (
+        {"mesh__data": 3},
+        "config.mesh (data, fsdp, tensor)=(3, -1, 1) must multiply to the number of devices, 1",
+    ),
+    (
+        {"mesh__data": -1},
+        "config.mesh (data, fsdp, tensor)=(-1, -1, 1): sizes must be positive, and at most one of them -1",
+    ),
     ({"data__max_prompt_tokens": 40000}, "must reach config.data.max_prompt_tokens=40000"),
     ({"optim__row_tokens": 100}, "config.optim.row_tokens=100 must hold the longest prompt"),
-    ({"assign__plain_rollouts": 7}, "config.assign.plain_rollouts=7 must lie in 0..config.rollout.group_size=6"),
-    ({"assign__plain_rollouts": 0}, "config.mining.judge_on=plain needs config.assign.plain_rollouts of at least 1"),
+    (
+        {"assign__plain_rollouts": 7},
+        "config.assign.plain_rollouts=7 must lie in 0..config.rollout.group_size=6",
+    ),
+    (
+        {"assign__plain_rollouts": 0},
+        "config.mining.judge_on=plain needs config.assign.plain_rollouts of at least 1",
+    ),
     ({"gepa__budget": "calls"}, "config.gepa.budget=calls needs config.gepa.max_metric_calls"),
-    ({"gepa__budget": "full_evals"}, "config.gepa.budget=full_evals needs config.gepa.max_full_evals"),
+    (
+        {"gepa__budget": "full_evals"},
+        "config.gepa.budget=full_evals needs config.gepa.max_full_evals",
+    ),
     ({"gepa__dev_size": 0.7}, "config.gepa.dev_size=0.7 must be a count, or a fraction up to 0.5"),
-    ({"train__epochs": 0}, "config.train.epochs=0 needs config.gepa.enabled and config.gepa.schedule=first"),
-    ({"optim__schedule": "cosine", "mining__extra_plain_groups": 1}, "config.mining.extra_plain_groups=1 makes their number unknown"),
-    ({"gepa__rollouts_per_eval": 2}, "config.gepa.rollouts_per_eval=2 with config.gepa.temperature=0 would pay"),
-    ({"train__epochs": -1, "gepa__schedule": "first"}, "config.train.epochs=-1 must not be negative"),
+    (
+        {"train__epochs": 0},
+        "config.train.epochs=0 needs config.gepa.enabled and config.gepa.schedule=first",
+    ),
+    (
+        {"optim__schedule": "cosine", "mining__extra_plain_groups": 1},
+        "config.mining.extra_plain_groups=1 makes their number unknown",
+    ),
+    (
+        {"gepa__rollouts_per_eval": 2},
+        "config.gepa.rollouts_per_eval=2 with config.gepa.temperature=0 would pay",
+    ),
+    (
+        {"train__epochs": -1, "gepa__schedule": "first"},
+        "config.train.epochs=-1 must not be negative",
+    ),
     ({"mining__max_successes": -1}, "config.mining.max_successes=-1 must not be negative"),
-    ({"data__prompt_template": "Solve it."}, "config.data.prompt_template='Solve it.' must hold {question} once"),
+    (
+        {"data__prompt_template": "Solve it."},
+        "config.data.prompt_template='Solve it.' must hold {question} once",
+    ),
     ({"data__prompt_template": "{question} {question}"}, "must hold {question} once"),
     ({"data__question_field": ""}, "config.data.question_field must name a field"),
-    ({"data__answer_field": ""}, "config.data.answer_field='' (no reference answers) needs config.reward.fn"),
-    ({"reward__success_above": 1.0}, "config.reward.success_above=1.0 must lie in [0, 1): no score is above 1"),
-    ({"reward__fn": "my.module"}, "config.reward.fn=my.module: expected FILE.py:function or package.module:function"),
-    ({"reward__fn": "a:b('c')"}, "config.reward.fn=a:b('c'): expected FILE.py:function or package.module:function"),
+    (
+        {"data__answer_field": ""},
+        "config.data.answer_field='' (no reference answers) needs config.reward.fn",
+    ),
+    (
+        {"reward__success_above": 1.0},
+        "config.reward.success_above=1.0 must lie in [0, 1): no score is above 1",
+    ),
+    (
+        {"reward__fn": "my.module"},
+        "config.reward.fn=my.module: expected FILE.py:function or package.module:function",
+    ),
+    (
+        {"reward__fn": "a:b('c')"},
+        "config.reward.fn=a:b('c'): expected FILE.py:function or package.module:function",
+    ),
     ({"reward__env": ("MY_KEY",)}, "config.reward.env needs config.reward.fn"),
     (
         {"reward__fn": "dir/a b.py:f", "reward__env": ("MY_KEY=1",)},
         "config.reward.env: expected names of environment variables, not values",
     ),
-    ({"mining__extra_plain_groups": -1}, "config.mining.extra_plain_groups=-1 must not be negative"),
+    (
+        {"mining__extra_plain_groups": -1},
+        "config.mining.extra_plain_groups=-1 must not be negative",
+    ),
     ({"assign__bandit_discount": 1.5}, "config.assign.bandit_discount=1.5 must lie in [0, 1]"),
     (
-        {"eval__template": "best", "rollout__prompt_buckets": (512, 4096), "gepa__reflect_prompt_tokens": 4000},
+        {
+            "eval__template": "best",
+            "rollout__prompt_buckets": (512, 4096),
+            "gepa__reflect_prompt_tokens": 4000,
+        },
         "config.eval.template=best needs config.rollout.prompt_buckets to reach",
     ),
-    ({"gepa__reflector": "api", "api__base_url": "http://localhost:8000/v1"}, "config.api.model: config.gepa.reflector=api needs"),
+    (
+        {"gepa__reflector": "api", "api__base_url": "http://localhost:8000/v1"},
+        "config.api.model: config.gepa.reflector=api needs",
+    ),
     ({"train__watchdog_s": -1.0}, "config.train.watchdog_s=-1.0 must be 0, or at least 0.001"),
     ({"checkpoint__keep_every": -1}, "config.checkpoint.keep_every=-1 must not be negative"),
     ({"checkpoint__grace_s": float("inf")}, "config.checkpoint.grace_s=inf must be finite"),
     # 100 hard questions: 300 dev questions are too many, so 50, and 2 x 3 for a proposal and its parent
-    ({"gepa__budget": "calls", "gepa__max_metric_calls": 55}, "config.gepa.max_metric_calls=55 pays for no proposal"),
-    ({"gepa__reflect_prompt_tokens": 32768}, "config.gepa.reflect_prompt_tokens=32768 must be less than"),
-    ({"gepa__dev_size": 20.5}, "config.gepa.dev_size=20.5 must be a count, or a fraction up to 0.5"),
+    (
+        {"gepa__budget": "calls", "gepa__max_metric_calls": 55},
+        "config.gepa.max_metric_calls=55 pays for no proposal",
+    ),
+    (
+        {"gepa__reflect_prompt_tokens": 32768},
+        "config.gepa.reflect_prompt_tokens=32768 must be less than",
+    ),
+    (
+        {"gepa__dev_size": 20.5},
+        "config.gepa.dev_size=20.5 must be a count, or a fraction up to 0.5",
+    ),
     (
         {"gepa__acceptance": "margin", "gepa__acceptance_margin": 3.5},
         "config.gepa.acceptance_margin=3.5 must be at most config.gepa.minibatch=3: no child could be accepted",
@@ -222,18 +353,27 @@ RULES = [
     ({"world__kv_heads": 3}, "config.world.heads=4 must be a multiple of config.world.kv_heads=3"),
     ({"world__head_dim": 31}, "config.world.head_dim=31 must be even"),
     ({"rollout__prompt_buckets": ()}, "config.rollout.prompt_buckets=() must name a length"),
-    ({"rollout__prompt_buckets": (0, 32768)}, "config.rollout.prompt_buckets=(0, 32768): each must be at least 1"),
+    (
+        {"rollout__prompt_buckets": (0, 32768)},
+        "config.rollout.prompt_buckets=(0, 32768): each must be at least 1",
+    ),
     ({"mesh__data": 0}, "config.mesh.data=0 must be -1, or at least 1"),
     ({"loss__dual_clip": 0.5}, "config.loss.dual_clip=0.5 must be more than 1: at a ratio of 1"),
     ({"loss__clip_low": -0.1}, "config.loss.clip_low=-0.1 must lie in [1e-06, 1]"),
     ({"loss__kl_coef": -1.0}, "config.loss.kl_coef=-1.0 must not be negative"),
     ({"loss__overlong_penalty": -1.0}, "config.loss.overlong_penalty=-1.0 must not be negative"),
-    ({"train__seed": 10**20}, "config.train.seed=100000000000000000000 must be at most 4,294,967,295: JAX makes keys of 32 bits"),
+    (
+        {"train__seed": 10**20},
+        "config.train.seed=100000000000000000000 must be at most 4,294,967,295: JAX makes keys of 32 bits",
+    ),
     ({"train__seed": -1}, "config.train.seed=-1 must not be negative"),
     ({"rollout__temperature": 1e-38}, "config.rollout.temperature=1e-38 must lie in [0.01, 100]"),
     ({"gepa__temperature": 1e-38}, "config.gepa.temperature=1e-38 must be 0, or in [0.01, 100]"),
     ({"eval__max_questions": -5}, "config.eval.max_questions=-5 must not be negative"),
-    ({"optim__b2": 1.0}, "config.optim.b2=1.0 must lie in [0, 0.99999]: its bias correction divides by 1 - beta"),
+    (
+        {"optim__b2": 1.0},
+        "config.optim.b2=1.0 must lie in [0, 0.99999]: its bias correction divides by 1 - beta",
+    ),
     ({"gepa__max_iterations": -1}, "config.gepa.max_iterations=-1 must not be negative"),
     ({"loss__kl_coef": float("nan")}, "config.loss.kl_coef=nan must be finite"),
 ]
@@ -249,8 +389,12 @@ def of_section(name: str) -> list[dataclasses.Field]:
     return list(dataclasses.fields(typing.get_type_hints(Config)[name]))
 
 
-SECTIONS = [name for name, hint in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(hint)]
-NUMBERS = [(section, field) for section in SECTIONS for field in of_section(section) if ranges.of(field)]
+SECTIONS = [
+    name for name, hint in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(hint)
+]
+NUMBERS = [
+    (section, field) for section in SECTIONS for field in of_section(section) if ranges.of(field)
+]
 
 
 def is_number(hint: Any) -> bool:
@@ -262,9 +406,13 @@ def test_every_number_has_a_range():
     for section in SECTIONS:
         hints = typing.get_type_hints(typing.get_type_hints(Config)[section])
         for field in of_section(section):
-            assert (ranges.of(field) is not None) == is_number(hints[field.name]), f"config.{section}.{field.name}"
+            assert (ranges.of(field) is not None) == is_number(hints[field.name]), (
+                f"config.{section}.{field.name}"
+            )
     assert len(NUMBERS) > 100
-    assert not any(is_number(hint) for hint in typing.get_type_hints(Config).values()), "a number outside of the sections"
+    assert not any(is_number(hint) for hint in typing.get_type_hints(Config).values()), (
+        "a number outside of the sections"
+    )
 
 
 def put(section: str, field: dataclasses.Field, value: float) -> list[str]:
@@ -277,15 +425,29 @@ def put(section: str, field: dataclasses.Field, value: float) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize(("section", "field"), NUMBERS, ids=[f"{section}.{field.name}" for section, field in NUMBERS])
+@pytest.mark.parametrize(
+    ("section", "field"), NUMBERS, ids=[f"{section}.{field.name}" for section, field in NUMBERS]
+)
 def test_the_ends_of_every_range(section, field):
     """An end is accepted where it belongs to the range, and refused where not; so is what lies just outside, and what is no number."""
     within = ranges.of(field)
-    whole = int in (hint := typing.get_type_hints(typing.get_type_hints(Config)[section])[field.name], *typing.get_args(hint))
-    step = (lambda x, to: x + (1 if to > x else -1)) if whole else (lambda x, to: math.nextafter(float(x), to))
-    for end, outside, belongs in ((within.low, -math.inf, within.ge), (within.high, math.inf, within.le)):
+    whole = int in (
+        hint := typing.get_type_hints(typing.get_type_hints(Config)[section])[field.name],
+        *typing.get_args(hint),
+    )
+    step = (
+        (lambda x, to: x + (1 if to > x else -1))
+        if whole
+        else (lambda x, to: math.nextafter(float(x), to))
+    )
+    for end, outside, belongs in (
+        (within.low, -math.inf, within.ge),
+        (within.high, math.inf, within.le),
+    ):
         assert bool(put(section, field, end)) == (belongs is None), end
-        assert len(put(section, field, step(end, outside))) == (step(end, outside) not in within.also)
+        assert len(put(section, field, step(end, outside))) == (
+            step(end, outside) not in within.also
+        )
         assert put(section, field, step(end, -outside)) == [], "just inside"
     assert all(put(section, field, x) == [] for x in within.also)
     for no_number in (math.nan, math.inf, -math.inf):
@@ -296,10 +458,24 @@ def test_the_ends_of_every_range(section, field):
 def test_a_range_names_the_end_that_was_passed():
     said = {value: ranges.Range(ge=1, le=2**31 - 1).problem(value) for value in (0, 1, 2**31)}
     assert said == {0: "must be at least 1", 1: "", 2**31: "must be at most 2,147,483,647"}
-    said = {value: ranges.Range(gt=0, lt=1, also=(2,), why="so").problem(value) for value in (0, 0.5, 1.0, 2)}
-    assert said == {0: "must be 2, or in (0, 1): so", 0.5: "", 1.0: "must be 2, or in (0, 1): so", 2: ""}
+    said = {
+        value: ranges.Range(gt=0, lt=1, also=(2,), why="so").problem(value)
+        for value in (0, 0.5, 1.0, 2)
+    }
+    assert said == {
+        0: "must be 2, or in (0, 1): so",
+        0.5: "",
+        1.0: "must be 2, or in (0, 1): so",
+        2: "",
+    }
     assert ranges.Range(ge=1, le=2**31 - 1).problem(10**400) == "must be at most 2,147,483,647"
-    for ends in ({"ge": 0}, {"le": 0}, {"ge": 0, "gt": 0, "le": 1}, {"ge": 1, "le": 0}, {"ge": 0, "le": math.inf}):
+    for ends in (
+        {"ge": 0},
+        {"le": 0},
+        {"ge": 0, "gt": 0, "le": 1},
+        {"ge": 1, "le": 0},
+        {"ge": 0, "le": math.inf},
+    ):
         with pytest.raises(AssertionError):
             ranges.Range(**ends)
 
@@ -308,7 +484,9 @@ def test_unusual_values_get_a_notice_and_no_error():
     assert rules.notices(changed()) == []
     for path in CONFIGS:
         assert rules.notices(config.resolve(loading.load(str(path)))) == [], path
-    gspo = changed(loss__ratio="sequence", optim__lr=0.1, rollout__temperature=3.0, loss__dual_clip=1.1)
+    gspo = changed(
+        loss__ratio="sequence", optim__lr=0.1, rollout__temperature=3.0, loss__dual_clip=1.1
+    )
     assert rules.problems(gspo, 1) == []
     lines = rules.notices(gspo)
     keys = [
@@ -317,8 +495,13 @@ def test_unusual_values_get_a_notice_and_no_error():
         "config.optim.lr=0.1",
         "config.rollout.temperature=3.0",
     ]
-    assert len(lines) == 4 and all(line.startswith(f"unusual: {key}") for line, key in zip(lines, keys, strict=True))
-    assert rules.notices(changed(loss__ratio="sequence", loss__clip_low=3e-4, loss__clip_high=4e-4)) == []
+    assert len(lines) == 4 and all(
+        line.startswith(f"unusual: {key}") for line, key in zip(lines, keys, strict=True)
+    )
+    assert (
+        rules.notices(changed(loss__ratio="sequence", loss__clip_low=3e-4, loss__clip_high=4e-4))
+        == []
+    )
     assert len(rules.notices(changed(loss__clip_low=3e-4, optim__lr=0.0))) == 2
     assert rules.notices(changed(optim__lr=0.01, lora__rank=8)) == [], "adapters take larger rates"
 
@@ -326,11 +509,33 @@ def test_unusual_values_get_a_notice_and_no_error():
 def test_a_budget_for_one_proposal_will_do():
     assert rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=56), 1) == []
     assert (
-        len(rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=111, gepa__rollouts_per_eval=2, gepa__temperature=1.0), 1))
+        len(
+            rules.problems(
+                changed(
+                    gepa__budget="calls",
+                    gepa__max_metric_calls=111,
+                    gepa__rollouts_per_eval=2,
+                    gepa__temperature=1.0,
+                ),
+                1,
+            )
+        )
         == 1
     )
-    assert rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=26, gepa__dev_size=20.0), 1) == []
-    assert len(rules.problems(changed(gepa__budget="calls", gepa__max_metric_calls=25, gepa__dev_size=0.2), 1)) == 1
+    assert (
+        rules.problems(
+            changed(gepa__budget="calls", gepa__max_metric_calls=26, gepa__dev_size=20.0), 1
+        )
+        == []
+    )
+    assert (
+        len(
+            rules.problems(
+                changed(gepa__budget="calls", gepa__max_metric_calls=25, gepa__dev_size=0.2), 1
+            )
+        )
+        == 1
+    )
 
 
 def test_broken_rules_are_told_together():
@@ -356,14 +561,28 @@ def test_a_preset_fills_what_is_not_set_and_only_that():
     }
     assert keys == optional
     faithful = config.resolve(Config(preset="faithful"))
-    assert (faithful.mining.judge_on, faithful.assign.plain_rollouts, faithful.gepa.charge_all) == ("all", 0, False)
-    recommended = config.resolve(Config(gepa=config.GepaConfig(leak_guard=False), assign=config.AssignConfig(plain_rollouts=0)))
-    assert (recommended.mining.judge_on, recommended.assign.plain_rollouts, recommended.gepa.charge_all) == ("plain", 0, True)
+    assert (faithful.mining.judge_on, faithful.assign.plain_rollouts, faithful.gepa.charge_all) == (
+        "all",
+        0,
+        False,
+    )
+    recommended = config.resolve(
+        Config(
+            gepa=config.GepaConfig(leak_guard=False), assign=config.AssignConfig(plain_rollouts=0)
+        )
+    )
+    assert (
+        recommended.mining.judge_on,
+        recommended.assign.plain_rollouts,
+        recommended.gepa.charge_all,
+    ) == ("plain", 0, True)
     assert recommended.gepa.leak_guard is False
     assert config.resolve(recommended) == recommended
 
 
-@pytest.mark.parametrize("arms", ["('a', 'a optim.lr=1')", "('',)", "('seconds',)", "('tokens_a',)", "('a-b',)"])
+@pytest.mark.parametrize(
+    "arms", ["('a', 'a optim.lr=1')", "('',)", "('seconds',)", "('tokens_a',)", "('a-b',)"]
+)
 def test_arms_need_names_of_their_own(arms):
     values = loading.load_config_dict(SMOKE, [("arms", arms)])
     with pytest.raises(ConfigError, match="every arm needs a name of its own"):
@@ -373,18 +592,32 @@ def test_arms_need_names_of_their_own(arms):
 def test_rules_that_any_arm_breaks_are_told_before_the_first_is_run():
     from p2o_jax import main
 
-    arms = {"a": changed(), "b": changed(rollout__top_p=3.0, optim__micro_rows=8), "c": changed(checkpoint__path="gs://bucket/run")}
+    arms = {
+        "a": changed(),
+        "b": changed(rollout__top_p=3.0, optim__micro_rows=8),
+        "c": changed(checkpoint__path="gs://bucket/run"),
+    }
     with pytest.raises(ConfigError) as told:
         main.check_arms(arms)
     assert "config.arms, b: config.rollout.top_p=3.0 must lie in (0, 1]" in told.value.problems
-    assert "config.arms, c: config.checkpoint.path must be empty: arms would share one folder" in told.value.problems
+    assert (
+        "config.arms, c: config.checkpoint.path must be empty: arms would share one folder"
+        in told.value.problems
+    )
 
 
 def test_arms_are_the_config_with_settings_of_their_own():
-    values = loading.load_config_dict(SMOKE, [("arms", "('grpo gepa.enabled=false rollout.group_size=8', 'p2o')"), ("optim.lr", "0.5")])
+    values = loading.load_config_dict(
+        SMOKE,
+        [("arms", "('grpo gepa.enabled=false rollout.group_size=8', 'p2o')"), ("optim.lr", "0.5")],
+    )
     arms = loading.arms(values)
     assert list(arms) == ["grpo", "p2o"]
-    assert (arms["grpo"].gepa.enabled, arms["grpo"].rollout.group_size, arms["grpo"].optim.lr) == (False, 8, 0.5)
+    assert (arms["grpo"].gepa.enabled, arms["grpo"].rollout.group_size, arms["grpo"].optim.lr) == (
+        False,
+        8,
+        0.5,
+    )
     assert arms["p2o"] == dataclasses.replace(loading.from_config_dict(values), arms=())
     assert arms["grpo"].arms == ()
 
@@ -399,7 +632,14 @@ def test_wrong_arms_are_told_together():
 
 def test_flags():
     known = {"config": None, "workdir": ""}
-    argv = ["--config", "a.py", "--config.optim.lr=1e-3", "--config.data.path", "x=y.jsonl", "--workdir=w"]
+    argv = [
+        "--config",
+        "a.py",
+        "--config.optim.lr=1e-3",
+        "--config.data.path",
+        "x=y.jsonl",
+        "--workdir=w",
+    ]
     flags, overrides = loading.parse_flags(argv, known)
     assert flags == {"config": "a.py", "workdir": "w"}
     assert overrides == [("optim.lr", "1e-3"), ("data.path", "x=y.jsonl")]
@@ -407,11 +647,15 @@ def test_flags():
 
 
 def test_a_negative_number_is_a_value():
-    assert loading.parse_flags(["--config=a.py", "--config.mesh.data", "-1"], {"config": None})[1] == [("mesh.data", "-1")]
+    assert loading.parse_flags(["--config=a.py", "--config.mesh.data", "-1"], {"config": None})[
+        1
+    ] == [("mesh.data", "-1")]
 
 
 def test_wrong_flags_are_told_together():
-    assert problems_of(loading.parse_flags, ["--confg=a.py", "loose", "--workdir"], {"config": None, "workdir": ""}) == [
+    assert problems_of(
+        loading.parse_flags, ["--confg=a.py", "loose", "--workdir"], {"config": None, "workdir": ""}
+    ) == [
         "--confg: unknown flag (did you mean --config?)",
         "loose: unknown flag",
         "--workdir: needs a value",
@@ -420,7 +664,12 @@ def test_wrong_flags_are_told_together():
 
 
 def test_lengths_that_follow_from_settings():
-    cfg = changed(data__max_prompt_tokens=100, gepa__max_template_tokens=30, rollout__max_new_tokens=50, rollout__prompt_buckets=(64, 120))
+    cfg = changed(
+        data__max_prompt_tokens=100,
+        gepa__max_template_tokens=30,
+        rollout__max_new_tokens=50,
+        rollout__prompt_buckets=(64, 120),
+    )
     assert config.max_templated_prompt_tokens(cfg) == 120  # the sampler takes no more
     assert (config.trained_row_tokens(cfg), config.templated_row_tokens(cfg)) == (150, 170)
     off = dataclasses.replace(cfg, distill=config.DistillConfig(mode="off"))
@@ -444,7 +693,10 @@ def test_flags_that_are_numbers_have_ranges_too():
         f"--n={'9' * 5000} must be an integer, at least 1",
         "--t= must be a number, 0, or in [0.01, 100]",
     ]
-    assert problems_of(loading.numbers, {"n": "0", "t": "inf"}, wanted) == ["--n=0 must be at least 1", "--t=inf must be finite"]
+    assert problems_of(loading.numbers, {"n": "0", "t": "inf"}, wanted) == [
+        "--n=0 must be at least 1",
+        "--t=inf must be finite",
+    ]
 
 
 def test_an_integer_too_large_for_a_float_is_out_of_range():
@@ -463,7 +715,17 @@ def test_the_report_s_numbers_have_ranges():
 
 def test_settings_of_an_earlier_run_have_their_current_names():
     values = {"preset": "faithful", "rollout": {"bank_tokens": 5, "slots": 2}}
-    assert loading.current_names(values) == {"preset": "faithful", "rollout": {"prompt_cache_tokens": 5, "slots": 2}}
-    assert values["rollout"] == {"bank_tokens": 5, "slots": 2}, "the run's own record is not changed"
-    names = {f"{section}.{name}" for section, part in loading.to_config_dict(Config()).items() if hasattr(part, "items") for name in part}
+    assert loading.current_names(values) == {
+        "preset": "faithful",
+        "rollout": {"prompt_cache_tokens": 5, "slots": 2},
+    }
+    assert values["rollout"] == {"bank_tokens": 5, "slots": 2}, (
+        "the run's own record is not changed"
+    )
+    names = {
+        f"{section}.{name}"
+        for section, part in loading.to_config_dict(Config()).items()
+        if hasattr(part, "items")
+        for name in part
+    }
     assert set(loading.RENAMED.values()) <= names and not set(loading.RENAMED) & names

@@ -25,7 +25,9 @@ def saved(path: Path, splits: dict[str, list[dict]]) -> Path:
     """As `datasets` writes them with save_to_disk."""
     import datasets
 
-    found = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in splits.items()})
+    found = datasets.DatasetDict(
+        {name: datasets.Dataset.from_list(rows) for name, rows in splits.items()}
+    )
     found.save_to_disk(str(path))
     return path
 
@@ -39,7 +41,10 @@ def tfds_folder(data_dir: Path, splits: dict[str, list[dict]]) -> Path:
 
         def _info(self):
             columns = next(iter(splits.values()))[0]
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({c: tfds.features.Text() for c in columns}))
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict({c: tfds.features.Text() for c in columns}),
+            )
 
         def _split_generators(self, dl_manager):
             return {name: self._generate_examples(rows) for name, rows in splits.items()}
@@ -48,13 +53,22 @@ def tfds_folder(data_dir: Path, splits: dict[str, list[dict]]) -> Path:
             yield from enumerate(rows)
 
     builder = Sums(data_dir=str(data_dir), file_format="array_record")
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+    )
     return Path(builder.data_dir)
 
 
 def aime24(folder: Path) -> Path:
     rows = [
-        {"id": i, "problem": q, "solution": f"It is \\boxed{{{a}}}.", "answer": a, "url": "", "year": "2024"}
+        {
+            "id": i,
+            "problem": q,
+            "solution": f"It is \\boxed{{{a}}}.",
+            "answer": a,
+            "url": "",
+            "year": "2024",
+        }
         for i, (q, a) in enumerate(SUMS)
     ]
     parquet(folder / "data" / "train-00000-of-00001.parquet", rows)
@@ -62,23 +76,44 @@ def aime24(folder: Path) -> Path:
 
 
 def aime25(folder: Path) -> Path:
-    return jsonl(folder / "train.jsonl", [{"id": i, "problem": q, "answer": int(a)} for i, (q, a) in enumerate(SUMS)])
+    return jsonl(
+        folder / "train.jsonl",
+        [{"id": i, "problem": q, "answer": int(a)} for i, (q, a) in enumerate(SUMS)],
+    )
 
 
 def amc23(folder: Path) -> Path:
-    return saved(folder, {"test": [{"id": i, "question": q, "answer": f"{a}.0", "url": ""} for i, (q, a) in enumerate(SUMS)]})
+    return saved(
+        folder,
+        {
+            "test": [
+                {"id": i, "question": q, "answer": f"{a}.0", "url": ""}
+                for i, (q, a) in enumerate(SUMS)
+            ]
+        },
+    )
 
 
 def math500(folder: Path) -> Path:
     rows = [
-        {"problem": q, "solution": f"\\boxed{{{a}}}", "answer": a, "subject": "Algebra", "level": 1, "unique_id": f"test/algebra/{i}.json"}
+        {
+            "problem": q,
+            "solution": f"\\boxed{{{a}}}",
+            "answer": a,
+            "subject": "Algebra",
+            "level": 1,
+            "unique_id": f"test/algebra/{i}.json",
+        }
         for i, (q, a) in enumerate(SUMS)
     ]
     return jsonl(folder / "test.jsonl", rows)
 
 
 def minerva(folder: Path) -> Path:
-    return parquet(folder / "test-00000-of-00001.parquet", [{"question": q, "answer": rf"\frac{{{a}}}{{2}}"} for q, a in SUMS])
+    return parquet(
+        folder / "test-00000-of-00001.parquet",
+        [{"question": q, "answer": rf"\frac{{{a}}}{{2}}"} for q, a in SUMS],
+    )
 
 
 def olympiadbench(folder: Path) -> Path:
@@ -98,7 +133,10 @@ def gsm8k_rows(pairs=SUMS) -> list[dict]:
 
 def gsm8k(folder: Path) -> Path:
     parquet(folder / "main" / "train-00000-of-00001.parquet", gsm8k_rows([("What is 1 + 1?", "2")]))
-    parquet(folder / "main" / "test-00000-of-00001.parquet", gsm8k_rows([*SUMS, ("How many are 1 + 1,233?", "1,234")]))
+    parquet(
+        folder / "main" / "test-00000-of-00001.parquet",
+        gsm8k_rows([*SUMS, ("How many are 1 + 1,233?", "1,234")]),
+    )
     return folder
 
 

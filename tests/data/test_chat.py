@@ -23,7 +23,9 @@ TIED = GOLDEN / "qwen3_tied"
 
 def ask(*contents, answer="1"):
     roles = {1: ["user"], 2: ["system", "user"], 3: ["user", "assistant", "user"]}[len(contents)]
-    return Question("q", tuple({"role": r, "content": c} for r, c in zip(roles, contents, strict=True)), answer)
+    return Question(
+        "q", tuple({"role": r, "content": c} for r, c in zip(roles, contents, strict=True)), answer
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,13 @@ def chat(tokenizer):
 
 def edited(tmp_path, **files):
     """A copy of a golden model's tokenizer with JSON files changed (a dict: keys to set, None removes) or replaced (a text)."""
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json", "chat_template.jinja"):
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "config.json",
+        "chat_template.jinja",
+    ):
         shutil.copy(TIED / name, tmp_path / name)
     for stem, change in files.items():
         path = tmp_path / (stem + (".jinja" if stem == "chat_template" else ".json"))
@@ -59,7 +67,10 @@ def test_rendering_equals_golden(model):
     question = Question("q", tuple(golden["messages"]), "46")
     assert {r["kwargs"].get("enable_thinking", True) for r in golden["renderings"]} == {True, False}
     for rendering in golden["renderings"]:
-        chat = Chat(tokenizer, config.ChatConfig(enable_thinking=rendering["kwargs"].get("enable_thinking", True)))
+        chat = Chat(
+            tokenizer,
+            config.ChatConfig(enable_thinking=rendering["kwargs"].get("enable_thinking", True)),
+        )
         assert chat.prompt_text(question) == rendering["text"]
         assert chat.render(question) == tuple(rendering["ids"])
 
@@ -67,10 +78,16 @@ def test_rendering_equals_golden(model):
 def test_template_stands_before_the_last_user_message(chat):
     question = ask("1?", "2!", "3?")
     before = "<|im_start|>user\n1?<|im_end|>\n<|im_start|>assistant\n2!<|im_end|>\n"
-    plain = before + "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    plain = (
+        before + "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
     assert chat.prompt_text(question, " Think hard. \n") == plain.format("Think hard.\n\n3?")
     assert chat.prompt_text(question, " \n") == chat.prompt_text(question) == plain.format("3?")
-    assert chat.render(question, " \n") == chat.render(question) == tuple(chat.tokenizer.encode(plain.format("3?")))
+    assert (
+        chat.render(question, " \n")
+        == chat.render(question)
+        == tuple(chat.tokenizer.encode(plain.format("3?")))
+    )
     assert question.text == "3?"
 
 
@@ -80,16 +97,25 @@ def test_render_text_is_a_lone_user_message(chat):
 
 def test_system_prompt_yields_to_the_questions_own(tokenizer):
     chat = Chat(tokenizer, config.ChatConfig(system_prompt="Be brief."))
-    assert chat.prompt_text(ask("1?")).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1?")
-    assert chat.prompt_text(ask("Be long.", "1?")).startswith("<|im_start|>system\nBe long.<|im_end|>\n<|im_start|>user\n1?")
+    assert chat.prompt_text(ask("1?")).startswith(
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1?"
+    )
+    assert chat.prompt_text(ask("Be long.", "1?")).startswith(
+        "<|im_start|>system\nBe long.<|im_end|>\n<|im_start|>user\n1?"
+    )
 
 
 def test_own_template_overrides(tokenizer):
-    chat = Chat(tokenizer, config.ChatConfig(template="{% for m in messages %}Q: {{ m.content }}\n{% endfor %}A:"))
+    chat = Chat(
+        tokenizer,
+        config.ChatConfig(template="{% for m in messages %}Q: {{ m.content }}\n{% endfor %}A:"),
+    )
     assert chat.prompt_text(ask("1?"), "z") == "Q: z\n\n1?\nA:"
 
 
-@pytest.mark.parametrize("template", ["{% for %}", "{{ raise_exception('no system role') }}", "{{ messages.x.y }}"])
+@pytest.mark.parametrize(
+    "template", ["{% for %}", "{{ raise_exception('no system role') }}", "{{ messages.x.y }}"]
+)
 def test_broken_template_is_refused_at_once(tokenizer, template):
     with pytest.raises(config.ConfigError, match=r"config\.chat\.template"):
         Chat(tokenizer, config.ChatConfig(template=template))
@@ -99,7 +125,12 @@ def test_model_without_template_needs_one(tmp_path):
     tokenizer = load_tokenizer(edited(tmp_path, chat_template=None))
     with pytest.raises(config.ConfigError, match=r"config\.chat\.template.*no chat template"):
         Chat(tokenizer, config.ChatConfig())
-    assert Chat(tokenizer, config.ChatConfig(template="{{ messages[0].content }}")).prompt_text(ask("1?")) == "1?"
+    assert (
+        Chat(tokenizer, config.ChatConfig(template="{{ messages[0].content }}")).prompt_text(
+            ask("1?")
+        )
+        == "1?"
+    )
 
 
 def test_decode_skips_special_tokens_and_keeps_spaces(chat):
@@ -115,11 +146,21 @@ def test_decode_skips_special_tokens_and_keeps_spaces(chat):
 def test_stop_ids_join_generation_config_tokenizer_and_end_of_turn(tmp_path):
     assert load_tokenizer(TIED).stop_ids == (2,)
     for value, stop_ids in [(7, (2, 7)), ([9, 7], (2, 7, 9)), ([], (2,))]:
-        assert load_tokenizer(edited(tmp_path, generation_config={"eos_token_id": value})).stop_ids == stop_ids
+        assert (
+            load_tokenizer(edited(tmp_path, generation_config={"eos_token_id": value})).stop_ids
+            == stop_ids
+        )
     edited(tmp_path, generation_config=None, tokenizer_config={"eos_token": "<|endoftext|>"})
     assert load_tokenizer(tmp_path).stop_ids == (0, 2)  # <|im_end|> is a special token
     for value, stop_ids in [([5, 6], (0, 2, 5, 6)), (7, (0, 2, 7)), (None, (0, 2))]:
-        assert load_tokenizer(edited(tmp_path, config={"eos_token_id": value}, generation_config={"eos_token_id": 0})).stop_ids == stop_ids
+        assert (
+            load_tokenizer(
+                edited(
+                    tmp_path, config={"eos_token_id": value}, generation_config={"eos_token_id": 0}
+                )
+            ).stop_ids
+            == stop_ids
+        )
 
 
 def test_tokenizer_without_pad_token_pads_with_an_end(tmp_path):
@@ -144,14 +185,21 @@ def test_code_beside_a_tokenizer_is_never_run_nor_asked_about(tmp_path, monkeypa
     """With a tokenizer.json it is not needed; without one it is an error."""
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run code"))
     auto_map = {"AutoTokenizer": [None, "tokenization_own.OwnTokenizerFast"]}
-    own = edited(tmp_path, tokenizer_config={"auto_map": auto_map, "tokenizer_class": "OwnTokenizerFast"})
+    own = edited(
+        tmp_path, tokenizer_config={"auto_map": auto_map, "tokenizer_class": "OwnTokenizerFast"}
+    )
     code = f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nclass OwnTokenizerFast: pass\n"
     (own / "tokenization_own.py").write_text(code)
     assert load_tokenizer(own).encode("1 + 1") == load_tokenizer(TIED).encode("1 + 1")
     (own / "tokenizer.json").unlink()
-    values = json.loads((own / "config.json").read_text()) | {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
+    values = json.loads((own / "config.json").read_text()) | {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.Config"},
+    }
     (own / "config.json").write_text(json.dumps(values))
-    with pytest.raises(config.ConfigError, match=r"config\.model\.path=.*cannot be loaded: it is code of its own"):
+    with pytest.raises(
+        config.ConfigError, match=r"config\.model\.path=.*cannot be loaded: it is code of its own"
+    ):
         load_tokenizer(own)
     assert not (tmp_path / "ran").exists()
 
@@ -166,7 +214,9 @@ def test_questions_with_one_id_but_other_texts_do_not_meet_in_the_cache(chat):
     assert chat.render(ask("a?")) != chat.render(dataclasses.replace(ask("b?"), id="q"))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None
+)
 @given(st.text(max_size=50), st.text(max_size=50))
 def test_any_text_is_rendered(chat, template, text):
     ids = chat.render(ask(text), template)
@@ -199,7 +249,11 @@ def test_templates_render_as_in_transformers(tokenizer, template):
     for thinking in (False, True):
         chat = Chat(tokenizer, config.ChatConfig(template=template, enable_thinking=thinking))
         expected = tokenizer.hf.apply_chat_template(
-            list(question.messages), chat_template=template, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+            list(question.messages),
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=thinking,
         )
         assert chat.prompt_text(question) == expected
 
@@ -207,13 +261,20 @@ def test_templates_render_as_in_transformers(tokenizer, template):
 def test_the_date_in_a_template_is_the_given_one(tokenizer):
     chat = Chat(tokenizer, config.ChatConfig(template=LLAMA3), "2024-02-29")
     assert "Today Date: 29 Feb 2024\n" in chat.prompt_text(ask("1?"))
-    assert Chat(tokenizer, config.ChatConfig(template=LLAMA3)).date == datetime.date.today().isoformat()
+    assert (
+        Chat(tokenizer, config.ChatConfig(template=LLAMA3)).date
+        == datetime.date.today().isoformat()
+    )
 
 
 def test_a_template_chooses_the_same_at_random_every_time(tokenizer):
     template = "{{ range(1000) | random }} {{ range(1000) | random }} {{ messages[0].content }}"
     first, second = (Chat(tokenizer, config.ChatConfig(template=template)) for _ in range(2))
-    assert first.prompt_text(ask("1?")) == first.prompt_text(ask("1?")) == second.prompt_text(ask("1?"))
+    assert (
+        first.prompt_text(ask("1?"))
+        == first.prompt_text(ask("1?"))
+        == second.prompt_text(ask("1?"))
+    )
 
 
 LOOPS = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
@@ -226,8 +287,14 @@ LOOPS = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
         ("{{ 9 ** (9 ** 9) }}", "processor time"),  # computed while the template is compiled
         ("{% set n = messages | length + 8 %}{{ n ** (n ** n) }}", "processor time"),
         ("{{ 'x' * 10 ** 10 }}", "memory"),
-        ("{{ '%999999999999d' | format(1) }}{{ 'x' | center(10 ** 10) }}", "memory|OverflowError|ValueError"),
-        ("{% set ns = namespace(x='ab') %}{% for a in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "memory"),
+        (
+            "{{ '%999999999999d' | format(1) }}{{ 'x' | center(10 ** 10) }}",
+            "memory|OverflowError|ValueError",
+        ),
+        (
+            "{% set ns = namespace(x='ab') %}{% for a in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            "memory",
+        ),
         ("{% for a in range(50) %}{{ 'x' * 1000000 }}{% endfor %}", "50,000,000 characters"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
@@ -247,7 +314,12 @@ def test_a_hostile_template_is_refused_within_seconds(tokenizer, template, reaso
 def test_a_template_that_hangs_on_one_question_only_is_refused_there(tokenizer, monkeypatch):
     monkeypatch.setattr(chat_template, "CPU_S", 0)
     chat = Chat(
-        tokenizer, config.ChatConfig(template="{% if 'bomb' in messages[0].content %}" + LOOPS + "{% endif %}{{ messages[0].content }}")
+        tokenizer,
+        config.ChatConfig(
+            template="{% if 'bomb' in messages[0].content %}"
+            + LOOPS
+            + "{% endif %}{{ messages[0].content }}"
+        ),
     )
     with pytest.raises(config.ConfigError, match="more than 0 s of processor time"):
         chat.render(ask("a bomb"))
@@ -268,7 +340,9 @@ def test_the_process_of_a_template_has_no_keys_and_ends_with_its_chat(tokenizer,
     assert process.poll() is not None
 
 
-def test_a_process_that_was_killed_is_started_again_and_one_that_was_interrupted_does_not_answer_late(tokenizer, monkeypatch):
+def test_a_process_that_was_killed_is_started_again_and_one_that_was_interrupted_does_not_answer_late(
+    tokenizer, monkeypatch
+):
     chat = Chat(tokenizer, config.ChatConfig(template="{{ messages[0].content }}"))
     worker_of(chat).kill()
     assert chat.prompt_text(ask("1?")) == "1?"
@@ -288,14 +362,20 @@ def with_bos(tmp_path, **files):
     tokenizer = json.loads((TIED / "tokenizer.json").read_text())
     bos = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
     tokenizer["post_processor"]["single"].insert(0, bos)
-    tokenizer["post_processor"]["special_tokens"] = {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}
+    tokenizer["post_processor"]["special_tokens"] = {
+        "<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}
+    }
     return load_tokenizer(edited(tmp_path, tokenizer=tokenizer, **files))
 
 
 def suggested(tokenizer):
     with pytest.raises(config.ConfigError) as e:
         Chat(tokenizer, config.ChatConfig())
-    return e.value.problems[0].partition("for a base model ")[2].removesuffix(" shows it the bare text)")
+    return (
+        e.value.problems[0]
+        .partition("for a base model ")[2]
+        .removesuffix(" shows it the bare text)")
+    )
 
 
 @pytest.mark.parametrize("bos", ["<|im_start|>", None])
@@ -313,13 +393,20 @@ def test_the_template_suggested_for_base_models_gives_the_ids_of_transformers(tm
 def test_the_suggested_template_of_a_tokenizer_without_bos(tmp_path):
     tokenizer = load_tokenizer(edited(tmp_path, chat_template=None))
     assert suggested(tokenizer) == r"{{ messages | map(attribute='content') | join('\n') }}"
-    assert Chat(tokenizer, config.ChatConfig(template=suggested(tokenizer))).render_text("1?") == tuple(tokenizer.hf("1?").input_ids)
+    assert Chat(tokenizer, config.ChatConfig(template=suggested(tokenizer))).render_text(
+        "1?"
+    ) == tuple(tokenizer.hf("1?").input_ids)
 
 
 def test_a_bos_that_is_missing_or_doubled_is_noticed(tmp_path):
     tokenizer = with_bos(tmp_path, tokenizer_config={"bos_token": "<|im_start|>"})
-    assert Chat(tokenizer, config.ChatConfig()).notices == ()  # the model's own template, which begins with it
+    assert (
+        Chat(tokenizer, config.ChatConfig()).notices == ()
+    )  # the model's own template, which begins with it
     (missing,) = Chat(tokenizer, config.ChatConfig(template="{{ messages[0].content }}")).notices
     assert "do not begin with <|im_start|>" in missing and "{{ bos_token }}" in missing
-    (doubled,) = Chat(tokenizer, config.ChatConfig(template="{{ bos_token }}<|im_start|>{{ messages[0].content }}")).notices
+    (doubled,) = Chat(
+        tokenizer,
+        config.ChatConfig(template="{{ bos_token }}<|im_start|>{{ messages[0].content }}"),
+    ).notices
     assert doubled.endswith("begin with <|im_start|> twice")

@@ -15,7 +15,15 @@ def test_last_batch_of_an_epoch_is_what_is_left():
     assert questions.steps_per_epoch == 3
     assert [len(questions.batch(step)) for step in range(6)] == [4, 4, 2, 4, 4, 2]
     assert [questions.epoch(step) for step in range(7)] == [0, 0, 0, 1, 1, 1, 2]
-    assert [questions.ends_epoch(step) for step in range(7)] == [False, False, False, True, False, False, True]
+    assert [questions.ends_epoch(step) for step in range(7)] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 5), st.integers(0, 3))
@@ -24,7 +32,9 @@ def test_every_question_comes_once_per_epoch(n, per_step, seed, epoch):
     steps = range(epoch * questions.steps_per_epoch, (epoch + 1) * questions.steps_per_epoch)
     batches = [questions.batch(step) for step in steps]
     assert all(batches)
-    assert sorted(q.id for batch in batches for q in batch) == sorted(q.id for q in questions.questions)
+    assert sorted(q.id for batch in batches for q in batch) == sorted(
+        q.id for q in questions.questions
+    )
 
 
 def test_order_depends_on_seed_and_epoch_only():
@@ -33,7 +43,9 @@ def test_order_depends_on_seed_and_epoch_only():
     in_order = [b.batch(step) for step in range(12)]
     assert [a.batch(step) for step in steps] == [in_order[step] for step in steps]
     assert Questions(some(12), 4, seed=8).batch(0) != a.batch(0)
-    assert [q for step in range(3) for q in a.batch(step)] != [q for step in range(3, 6) for q in a.batch(step)]
+    assert [q for step in range(3) for q in a.batch(step)] != [
+        q for step in range(3, 6) for q in a.batch(step)
+    ]
     # Held fast: a change of this order would break every resume.
     assert [q.id for q in a.batch(0)] == ["q2", "q4", "q3", "q11"]
 

@@ -122,7 +122,11 @@ def test_unusable_files_are_named(tmp_path):
     for name, text, rule in [
         ("a.json", "[]", "FILE: no questions in it"),
         ("b.json", "{}", "FILE: expected a JSON list of objects, got dict"),
-        ("c.json", '[{"question": "q", "answer": 1}, 3]', "FILE:2: expected a JSON object, got int"),
+        (
+            "c.json",
+            '[{"question": "q", "answer": 1}, 3]',
+            "FILE:2: expected a JSON object, got int",
+        ),
         ("d.parquet", "PAR1", "FILE: not Parquet"),
         ("e.csv", 'question,answer\nq,"1\n', "FILE:2: not CSV"),
         ("f.csv", "question,answer\nq,1,2\n", "FILE:2: more values than columns"),
@@ -145,13 +149,22 @@ def test_byte_order_mark_is_no_part_of_a_column(tmp_path):
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "x"]) | st.text(max_size=3), inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "x"]) | st.text(max_size=3), inner, max_size=3
+        )
     ),
     max_leaves=6,
 )
 
 
-@given(st.lists(st.dictionaries(st.sampled_from(["question", "answer", "x"]), json_values) | json_values, min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(["question", "answer", "x"]), json_values) | json_values,
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_any_json_is_loaded_or_refused_by_line(tmp_path_factory, records):
     path = tmp_path_factory.getbasetemp() / "fuzz.jsonl"
     path.write_text("\n".join(json.dumps(r) for r in records), encoding="utf-8")

@@ -33,7 +33,9 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
             samples = [1] * c + [0] * (n - c)
             for k in range(1, n + 1):
                 subsets = list(itertools.combinations(samples, k))
-                assert estimates.pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+                assert estimates.pass_at_k(n, c, k) == pytest.approx(
+                    sum(map(any, subsets)) / len(subsets)
+                )
 
 
 def test_pass_at_k_is_unbiased_where_the_share_of_k_samples_of_a_run_is_not():
@@ -43,11 +45,17 @@ def test_pass_at_k_is_unbiased_where_the_share_of_k_samples_of_a_run_is_not():
     truth = 1 - (1 - p) ** k
     assert np.mean([estimates.pass_at_k(n, c, k) for c in counts]) == pytest.approx(truth, abs=0.01)
     assert abs(np.mean([1 - (1 - c / n) ** k for c in counts]) - truth) > 0.03
-    assert np.mean([estimates.pass_at_k(n, c, 1) for c in counts]) == pytest.approx(np.mean(counts) / n)  # avg@n is pass@1
+    assert np.mean([estimates.pass_at_k(n, c, 1) for c in counts]) == pytest.approx(
+        np.mean(counts) / n
+    )  # avg@n is pass@1
 
 
 def test_ks():
-    assert estimates.ks(1) == [1] and estimates.ks(6) == [1, 2, 4, 6] and estimates.ks(16) == [1, 2, 4, 8, 16]
+    assert (
+        estimates.ks(1) == [1]
+        and estimates.ks(6) == [1, 2, 4, 6]
+        and estimates.ks(16) == [1, 2, 4, 8, 16]
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +75,9 @@ def test_majority_by_hand(answers, correct, expected):
 
 def test_intervals_of_known_cases():
     assert estimates.interval(np.ones(7)) == (1.0, 1.0)
-    low, high = estimates.interval(np.array([0.0, 1.0]))  # of two questions a quarter of the resamples has none, a quarter both
+    low, high = estimates.interval(
+        np.array([0.0, 1.0])
+    )  # of two questions a quarter of the resamples has none, a quarter both
     assert (low, high) == (0.0, 1.0)
     assert estimates.interval(np.arange(9.0)) == estimates.interval(np.arange(9.0))
     solved = np.repeat([0.0, 1.0], [300, 200])
@@ -100,7 +110,10 @@ def test_the_interval_of_a_mean_of_means_weighs_sets_alike():
     large, small = (rng.random(2000) < 0.5).astype(float), (rng.random(30) < 0.5).astype(float)
     low, high = estimates.interval(large, small)
     half = 1.96 * 0.5 * np.sqrt(0.25 / 2000 + 0.25 / 30)
-    assert (low, high) == pytest.approx(((large.mean() + small.mean()) / 2 - half, (large.mean() + small.mean()) / 2 + half), abs=0.02)
+    assert (low, high) == pytest.approx(
+        ((large.mean() + small.mean()) / 2 - half, (large.mean() + small.mean()) / 2 + half),
+        abs=0.02,
+    )
 
 
 def test_standard_error_by_hand():
@@ -111,12 +124,19 @@ def test_standard_error_by_hand():
 def test_the_interval_of_a_mean_is_wilson_s_for_zeros_and_ones_and_student_s_for_others():
     """By hand: 30 right of 100; four scores of mean .5 and deviation .2582 (t of .975 with 3 degrees is 3.1824)."""
     right = np.array([1.0] * 30 + [0.0] * 70)
-    assert estimates.interval_of_mean(0.3, estimates.standard_error(right), 100) == estimates.wilson(0.3, 100)
+    assert estimates.interval_of_mean(
+        0.3, estimates.standard_error(right), 100
+    ) == estimates.wilson(0.3, 100)
     graded = np.array([0.2, 0.4, 0.6, 0.8])
     low, high = estimates.interval_of_mean(0.5, estimates.standard_error(graded), 4)
-    assert low == pytest.approx(0.5 - 3.1824 * 0.2582 / 2, abs=1e-4) and high == pytest.approx(0.5 + 3.1824 * 0.2582 / 2, abs=1e-4)
+    assert low == pytest.approx(0.5 - 3.1824 * 0.2582 / 2, abs=1e-4) and high == pytest.approx(
+        0.5 + 3.1824 * 0.2582 / 2, abs=1e-4
+    )
     assert estimates.interval_of_mean(0.9, 0.1, 3)[1] == 1.0, "scores are no larger"
-    assert estimates.interval_of_mean(0.0, 0.0, 8) == estimates.wilson(0.0, 8) and estimates.wilson(0.0, 8)[1] > 0.3
+    assert (
+        estimates.interval_of_mean(0.0, 0.0, 8) == estimates.wilson(0.0, 8)
+        and estimates.wilson(0.0, 8)[1] > 0.3
+    )
     assert estimates.interval_of_mean(0.4, 0.0, 1) == (0.0, 1.0)
     assert estimates.interval_of_mean(0.4, None, 50) == estimates.wilson(0.4, 50)
 
@@ -124,6 +144,11 @@ def test_the_interval_of_a_mean_is_wilson_s_for_zeros_and_ones_and_student_s_for
 def test_the_interval_of_graded_scores_covers_their_mean_as_often_as_it_says_and_is_narrower_than_wilson_s():
     rng = np.random.default_rng(0)
     score_RQ = rng.beta(4.0, 4.0, (2000, 40))
-    found = [estimates.interval_of_mean(float(s.mean()), estimates.standard_error(s), 40) for s in score_RQ]
+    found = [
+        estimates.interval_of_mean(float(s.mean()), estimates.standard_error(s), 40)
+        for s in score_RQ
+    ]
     assert 0.93 < np.mean([low < 0.5 < high for low, high in found]) < 0.97
-    assert np.mean([high - low for low, high in found]) < 0.4 * (estimates.wilson(0.5, 40)[1] - estimates.wilson(0.5, 40)[0])
+    assert np.mean([high - low for low, high in found]) < 0.4 * (
+        estimates.wilson(0.5, 40)[1] - estimates.wilson(0.5, 40)[0]
+    )

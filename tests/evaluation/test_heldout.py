@@ -11,7 +11,10 @@ from p2o_jax.types import Completion, Question, Rollout, SamplingParams, Verdict
 
 
 def questions(prefix, scores, **meta):
-    return tuple(Question(f"{prefix}{i}", ({"role": "user", "content": prefix},), str(s), "f.jsonl", meta) for i, s in enumerate(scores))
+    return tuple(
+        Question(f"{prefix}{i}", ({"role": "user", "content": prefix},), str(s), "f.jsonl", meta)
+        for i, s in enumerate(scores)
+    )
 
 
 class Known:
@@ -25,8 +28,19 @@ class Known:
         made = []
         for ask in asks:
             score = float(ask.question.answer)
-            completion = Completion(np.zeros(int(4 * score) + 1, np.int32), np.zeros(0, np.float32), score > 0)
-            made.append(Rollout(ask, (1,), (1,), completion, "", Verdict(score, 1.0, "correct" if score > 0.5 else "wrong")))
+            completion = Completion(
+                np.zeros(int(4 * score) + 1, np.int32), np.zeros(0, np.float32), score > 0
+            )
+            made.append(
+                Rollout(
+                    ask,
+                    (1,),
+                    (1,),
+                    completion,
+                    "",
+                    Verdict(score, 1.0, "correct" if score > 0.5 else "wrong"),
+                )
+            )
         return made
 
     def cost(self, rollouts):
@@ -44,8 +58,18 @@ DEV, AIME = questions("d", (1, 0, 0.5, 0)), questions("a", (1, 1))
 def test_one_set_by_hand():
     made = evaluation(("dev", DEV))
     values, row, spent = made.run(None)
-    assert values == {"eval/accuracy": 0.375, "eval/format": 1.0, "eval/mean_tokens": 2.5, "eval/frac_truncated": 0.5}
-    assert row["accuracy"] == 0.375 and row["by_family"] == {"f.jsonl": 0.375} and row["questions"] == 4 and "sets" not in row
+    assert values == {
+        "eval/accuracy": 0.375,
+        "eval/format": 1.0,
+        "eval/mean_tokens": 2.5,
+        "eval/frac_truncated": 0.5,
+    }
+    assert (
+        row["accuracy"] == 0.375
+        and row["by_family"] == {"f.jsonl": 0.375}
+        and row["questions"] == 4
+        and "sets" not in row
+    )
     assert row["standard_error"] == pytest.approx(np.std([1, 0, 0.5, 0], ddof=1) / 2)
     assert spent["rollouts"] == 4 and made.pipeline.names[0] == "eval/d0/0"
 
@@ -53,10 +77,19 @@ def test_one_set_by_hand():
 def test_several_sets_have_a_curve_each_and_the_first_is_the_dev_set():
     made = evaluation(("dev", DEV), ("aime24", AIME), rollouts=2)
     values, row, _ = made.run(None)
-    assert values["eval/accuracy"] == values["eval/dev/accuracy"] == 0.375 and values["eval/aime24/accuracy"] == 1.0
-    assert row["accuracy"] == 0.375 and row["sets"]["aime24"]["accuracy"] == 1.0 and row["sets"]["dev"]["questions"] == 4
+    assert (
+        values["eval/accuracy"] == values["eval/dev/accuracy"] == 0.375
+        and values["eval/aime24/accuracy"] == 1.0
+    )
+    assert (
+        row["accuracy"] == 0.375
+        and row["sets"]["aime24"]["accuracy"] == 1.0
+        and row["sets"]["dev"]["questions"] == 4
+    )
     assert all(metric_names.is_known(name) for name in values) and len(values) == 12
-    assert len(made.pipeline.names) == len(set(made.pipeline.names)) == 12 and len(made.questions) == 6
+    assert (
+        len(made.pipeline.names) == len(set(made.pipeline.names)) == 12 and len(made.questions) == 6
+    )
 
 
 def test_a_question_in_two_sets_is_asked_for_each():
@@ -68,9 +101,21 @@ def test_a_question_in_two_sets_is_asked_for_each():
 def test_sets_are_cut_one_by_one():
     made = evaluation(("dev", DEV), ("aime24", AIME), max_questions=1)
     assert [q.id for q in made.questions] == ["d0", "a0"]
-    assert evaluation().is_due(0) is False and made.is_due(0) and made.is_due(20) and not made.is_due(10)
+    assert (
+        evaluation().is_due(0) is False
+        and made.is_due(0)
+        and made.is_due(20)
+        and not made.is_due(10)
+    )
 
 
 def test_known_metric_names():
-    assert metric_names.is_known("eval/accuracy") and metric_names.is_known("eval/aime24/mean_tokens")
-    assert not any(map(metric_names.is_known, ("eval/aime24/speed", "train/aime24/accuracy", "eval/a/b/accuracy", "nothing")))
+    assert metric_names.is_known("eval/accuracy") and metric_names.is_known(
+        "eval/aime24/mean_tokens"
+    )
+    assert not any(
+        map(
+            metric_names.is_known,
+            ("eval/aime24/speed", "train/aime24/accuracy", "eval/a/b/accuracy", "nothing"),
+        )
+    )

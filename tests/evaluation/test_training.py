@@ -28,9 +28,17 @@ SETTINGS = {
 def run(folder, module, *argv):
     kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
     flags = "--xla_backend_optimization_level=0"
-    environment = {**kept, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(folder)}
+    environment = {
+        **kept,
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(folder),
+    }
     command = [sys.executable, "-m", module, *map(str, argv)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -59,26 +67,54 @@ def folder(tmp_path_factory):
 def test_graded_scores_train_mine_and_evolve_and_every_set_has_its_curve(folder):
     metrics = lines(folder / "run" / "metrics.jsonl")
     steps = [row for row in metrics if "train/loss" in row]
-    assert all(row["rollout/frac_zero_advantage"] == 0 and 0 < row["reward/mean"] < 1 and row["train/grad_norm"] > 0 for row in steps)
+    assert all(
+        row["rollout/frac_zero_advantage"] == 0
+        and 0 < row["reward/mean"] < 1
+        and row["train/grad_norm"] > 0
+        for row in steps
+    )
     assert all(row["reward/frac_error"] == row["reward/frac_time_out"] == 0 for row in steps)
     (search,) = [row for row in metrics if "gepa/skipped" in row]
-    assert search["gepa/hard_questions"] >= 2 and search["gepa/accepted"] > 0 and 0 < search["gepa/best_dev_score"] < 1
+    assert (
+        search["gepa/hard_questions"] >= 2
+        and search["gepa/accepted"] > 0
+        and 0 < search["gepa/best_dev_score"] < 1
+    )
     curve = [row for row in metrics if "eval/accuracy" in row]
     assert [row["step"] for row in curve] == [0, 2, 4]
-    assert all(row["eval/accuracy"] == row["eval/dev/accuracy"] and 0 <= row["eval/second/accuracy"] <= 1 for row in curve)
+    assert all(
+        row["eval/accuracy"] == row["eval/dev/accuracy"] and 0 <= row["eval/second/accuracy"] <= 1
+        for row in curve
+    )
     assert set(lines(folder / "run" / "evaluations.jsonl")[0]["sets"]) == {"dev", "second"}
 
 
 def test_the_run_is_evaluated_with_its_own_reward_and_best_template(folder):
-    argv = ["--workdir", folder / "run", "--benchmarks", f"dev={folder / 'dev.jsonl'}", "--k=2", "--template=best", "--allow-reward-fn"]
+    argv = [
+        "--workdir",
+        folder / "run",
+        "--benchmarks",
+        f"dev={folder / 'dev.jsonl'}",
+        "--k=2",
+        "--template=best",
+        "--allow-reward-fn",
+    ]
     run(folder, "p2o_jax.evaluate", *argv, "--out", folder / "out")
     results = json.loads((folder / "out" / "results.json").read_text())
-    assert results["template"] in {row["text"].strip() for row in lines(folder / "run" / "templates.jsonl") if row["text"]}
+    assert results["template"] in {
+        row["text"].strip() for row in lines(folder / "run" / "templates.jsonl") if row["text"]
+    }
     assert results["config"]["reward"]["fn"] == "my_reward:lower_case"
     for asked, v in results["benchmarks"]["dev"].items():
         rows = lines(folder / "out" / "samples" / f"dev.{asked}.jsonl")
         scores = [row["strict"]["answer_score"] for row in rows]
-        assert v["strict"]["mean"] == pytest.approx(sum(scores) / len(scores), abs=1e-6) and len(scores) == 8
+        assert (
+            v["strict"]["mean"] == pytest.approx(sum(scores) / len(scores), abs=1e-6)
+            and len(scores) == 8
+        )
         assert all(row["strict"]["note"].startswith("Only ") for row in rows)
         solved = [row["strict"]["status"] == "correct" for row in rows]
-        assert v["strict"]["pass_at"]["2"] == sum(map(any, zip(solved[::2], solved[1::2], strict=True))) / 4
+        assert (
+            v["strict"]["pass_at"]["2"]
+            == sum(map(any, zip(solved[::2], solved[1::2], strict=True))) / 4
+        )

@@ -9,12 +9,35 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-FAULTS = ("slow", "trickle", "429", "500", "400", "empty", "null", "garbage", "html", "endless", "cut", "reset", "redirect")
+FAULTS = (
+    "slow",
+    "trickle",
+    "429",
+    "500",
+    "400",
+    "empty",
+    "null",
+    "garbage",
+    "html",
+    "endless",
+    "cut",
+    "reset",
+    "redirect",
+)
 
 
 def completion(text, usage=(10, 5)):
-    body = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
-    return json.dumps(body | ({"usage": dict(zip(("prompt_tokens", "completion_tokens"), usage, strict=True))} if usage else {}))
+    body = {
+        "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]
+    }
+    return json.dumps(
+        body
+        | (
+            {"usage": dict(zip(("prompt_tokens", "completion_tokens"), usage, strict=True))}
+            if usage
+            else {}
+        )
+    )
 
 
 class Endpoint:
@@ -23,7 +46,9 @@ class Endpoint:
     Every body and header that an error can carry repeats the Authorization header, as a careless server would.
     """
 
-    def __init__(self, fault="", rate=1.0, reply=lambda prompt: "```\nbe careful\n```", usage=(10, 5), seed=0):
+    def __init__(
+        self, fault="", rate=1.0, reply=lambda prompt: "```\nbe careful\n```", usage=(10, 5), seed=0
+    ):
         self.fault, self.rate, self.reply, self.usage = fault, rate, reply, usage
         self.rng, self.lock, self.closing = random.Random(seed), threading.Lock(), threading.Event()
         self.requests, self.keys, self.counts, self.busy, self.most_busy = [], [], Counter(), 0, 0
@@ -74,7 +99,9 @@ class Endpoint:
 
     def send(self, handler, text, status=200, headers=()):
         data = text.encode()
-        handler.send_response(status, "Bad " + handler.headers.get("Authorization", "") if status >= 400 else None)
+        handler.send_response(
+            status, "Bad " + handler.headers.get("Authorization", "") if status >= 400 else None
+        )
         for name, value in (("Content-Length", str(len(data))), *headers):
             handler.send_header(name, value)
         handler.end_headers()
@@ -111,7 +138,9 @@ class Endpoint:
             handler.end_headers()
             handler.wfile.write(b'{"choices"')
         elif fault == "reset":
-            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            handler.connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
             handler.connection.close()
         elif fault == "redirect":
             self.send(handler, "", 307, (("Location", self.url + "/elsewhere"),))

@@ -25,7 +25,10 @@ def questions(num, letters=LETTERS):
 
 def settings(preset: Literal["faithful", "recommended"] = "recommended", **changes):
     cfg = config.resolve(config.Config(preset=preset)).gepa
-    return dataclasses.replace(cfg, **{"dev_size": 12.0, "parents": 4, "budget": "calls", "max_metric_calls": 400, **changes})
+    return dataclasses.replace(
+        cfg,
+        **{"dev_size": 12.0, "parents": 4, "budget": "calls", "max_metric_calls": 400, **changes},
+    )
 
 
 def count_tokens(text):
@@ -55,16 +58,22 @@ class Toy:
     @staticmethod
     def mutate(prompt):
         template = prompt.split("```\n")[1].removesuffix("\n")
-        failed = re.findall(r"letter (\w) \.\n\n## Generated Outputs\n[^#]*## Feedback\nThe final answer is wrong", prompt)
+        failed = re.findall(
+            r"letter (\w) \.\n\n## Generated Outputs\n[^#]*## Feedback\nThe final answer is wrong",
+            prompt,
+        )
         letter = failed[int(digest(prompt), 16) % len(failed)] if failed else "x"
-        return f"A better instruction:\n```text\n{template} {letter} {digest(prompt)[:4]}\n```\nDone."
+        return (
+            f"A better instruction:\n```text\n{template} {letter} {digest(prompt)[:4]}\n```\nDone."
+        )
 
     def evaluate(self, pairs):
         self._record("evaluate", len(pairs))
         self.pairs += pairs
         scores = [self.score(template, question) for template, question in pairs]
         return [
-            Outcome(score, 1.0, f"I try {template!r} on {q.id}: \\boxed{{}}") for score, (template, q) in zip(scores, pairs, strict=True)
+            Outcome(score, 1.0, f"I try {template!r} on {q.id}: \\boxed{{}}")
+            for score, (template, q) in zip(scores, pairs, strict=True)
         ]
 
     def reflect(self, prompts):

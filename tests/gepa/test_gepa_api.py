@@ -33,7 +33,9 @@ def timeout_s(fault):
 
 
 def client(url, keys=KEYS, sleep=lambda s: None, **changes):
-    return api.Endpoint(dataclasses.replace(FAST, base_url=url, **changes), GEPA, keys, "seed", sleep)
+    return api.Endpoint(
+        dataclasses.replace(FAST, base_url=url, **changes), GEPA, keys, "seed", sleep
+    )
 
 
 def ask(endpoint, num=4, spent=None, **changes):
@@ -44,18 +46,35 @@ def ask(endpoint, num=4, spent=None, **changes):
 
 def test_replies_come_in_order_and_are_paid_for():
     with Endpoint(reply=lambda prompt: f"re: {prompt}") as endpoint:
-        replies, spent = ask(endpoint, 9, dollars_per_million_prompt=1e6, dollars_per_million_reply=2e6)
+        replies, spent = ask(
+            endpoint, 9, dollars_per_million_prompt=1e6, dollars_per_million_reply=2e6
+        )
     assert replies == [f"re: prompt {i}" for i in range(9)]
-    assert spent == {"api_calls": 9, "api_retries": 0, "api_tokens": 9 * 15, "api_dollars": pytest.approx(9 * 20)}
-    assert {body["model"] for body in endpoint.requests} == {"m"} and endpoint.requests[0]["max_tokens"] == 32
+    assert spent == {
+        "api_calls": 9,
+        "api_retries": 0,
+        "api_tokens": 9 * 15,
+        "api_dollars": pytest.approx(9 * 20),
+    }
+    assert {body["model"] for body in endpoint.requests} == {"m"} and endpoint.requests[0][
+        "max_tokens"
+    ] == 32
     assert endpoint.most_busy <= 4
     assert sorted(endpoint.keys) == [f"Bearer {KEYS[0]}"] * 5 + [f"Bearer {KEYS[1]}"] * 4
 
 
 def test_extra_fields_go_along_and_no_key_is_needed():
     with Endpoint() as endpoint:
-        ask(endpoint, 1, keys=(), extra_body='{"chat_template_kwargs": {"enable_thinking": false}, "temperature": 0}')
-    assert endpoint.requests[0]["chat_template_kwargs"] == {"enable_thinking": False} and endpoint.requests[0]["temperature"] == 0
+        ask(
+            endpoint,
+            1,
+            keys=(),
+            extra_body='{"chat_template_kwargs": {"enable_thinking": false}, "temperature": 0}',
+        )
+    assert (
+        endpoint.requests[0]["chat_template_kwargs"] == {"enable_thinking": False}
+        and endpoint.requests[0]["temperature"] == 0
+    )
     assert endpoint.keys == [""]
 
 
@@ -78,13 +97,21 @@ def test_at_half_of_each_fault_the_others_come_through(fault):
     lost = sum(r is None for r in replies)
     assert lost == spent.get("api_failures", 0) < 8
     seen, asked = sum(endpoint.counts.values()), spent["api_retries"] + 8
-    assert seen == asked or (fault in SILENT and seen < asked)  # on a busy machine time may be over before the endpoint has seen a request
-    assert fault in SILENT or endpoint.counts["good"] == 8 - lost  # on a busy machine a good answer may come too late
+    assert seen == asked or (
+        fault in SILENT and seen < asked
+    )  # on a busy machine time may be over before the endpoint has seen a request
+    assert (
+        fault in SILENT or endpoint.counts["good"] == 8 - lost
+    )  # on a busy machine a good answer may come too late
 
 
 def test_a_dead_endpoint():
     replies, spent = ask(dead_url(), 2)
-    assert replies == [None, None] and spent["api_failures_connection"] == 2 and spent["api_tokens"] == 0
+    assert (
+        replies == [None, None]
+        and spent["api_failures_connection"] == 2
+        and spent["api_tokens"] == 0
+    )
 
 
 def test_backoff_doubles_with_named_jitter():
@@ -106,7 +133,11 @@ def test_a_cap_on_tokens_is_never_passed():
     fit = 0
     while 15 * fit + most <= 160:
         fit += 1
-    assert sum(r is not None for r in replies) == fit and spent["api_failures_budget"] == 8 - fit and spent["api_tokens"] == 15 * fit
+    assert (
+        sum(r is not None for r in replies) == fit
+        and spent["api_failures_budget"] == 8 - fit
+        and spent["api_tokens"] == 15 * fit
+    )
     with Endpoint() as endpoint:
         assert ask(endpoint, 2, spent={"api_tokens": 290}, max_tokens_total=300)[0] == [None, None]
         assert endpoint.requests == []
@@ -117,7 +148,11 @@ def test_a_cap_on_dollars_counts_what_the_run_has_spent():
     with Endpoint() as endpoint:
         assert ask(endpoint, 1, spent={"api_dollars": 0.99}, max_dollars=1.0, **prices)[0] != [None]
         replies, spent = ask(endpoint, 1, spent={"api_dollars": 0.9999}, max_dollars=1.0, **prices)
-    assert replies == [None] and spent["api_failures_budget"] == 1 and spent["api_dollars"] == pytest.approx(0)
+    assert (
+        replies == [None]
+        and spent["api_failures_budget"] == 1
+        and spent["api_dollars"] == pytest.approx(0)
+    )
 
 
 def test_tokens_nobody_tells_are_counted_at_their_most():
@@ -125,24 +160,43 @@ def test_tokens_nobody_tells_are_counted_at_their_most():
         assert ask(endpoint, 1)[1]["api_tokens"] == len("prompt 0") // 2 + 64 + 32
 
 
-@pytest.mark.parametrize("fault", ["", "slow", "429", "500", "empty", "garbage", "endless", "reset", "redirect"])
+@pytest.mark.parametrize(
+    "fault", ["", "slow", "429", "500", "empty", "garbage", "endless", "reset", "redirect"]
+)
 def test_nothing_leaks_the_key(fault, tmp_path, capfd, monkeypatch):
     """A phase against a server that repeats the key wherever it can: not in journal, records, output, logs, threads' errors."""
     heard, log = [], io.StringIO()
-    monkeypatch.setattr(threading, "excepthook", lambda args: heard.append("".join(traceback.format_exception(args.exc_value))))
+    monkeypatch.setattr(
+        threading,
+        "excepthook",
+        lambda args: heard.append("".join(traceback.format_exception(args.exc_value))),
+    )
     handler = logging.StreamHandler(log)
     logging.getLogger().addHandler(handler)
     logging.getLogger().setLevel(logging.DEBUG)
     journal = Journal(tmp_path / "journal.jsonl", "phase")
-    with Endpoint(fault, rate=0.5, reply=lambda prompt: f"```\nuse {KEYS[0]} and {KEYS[1]} {len(prompt)}\n```") as endpoint:
+    with Endpoint(
+        fault, rate=0.5, reply=lambda prompt: f"```\nuse {KEYS[0]} and {KEYS[1]} {len(prompt)}\n```"
+    ) as endpoint:
         reflect = journal.reflect(
-            lambda prompts: client(endpoint.url, timeout_s=timeout_s(fault)).complete(prompts, [str(i) for i in range(len(prompts))], {})[0]
+            lambda prompts: client(endpoint.url, timeout_s=timeout_s(fault)).complete(
+                prompts, [str(i) for i in range(len(prompts))], {}
+            )[0]
         )
         evaluate = journal.evaluate(Toy().evaluate)
-        result = search(questions(24), evaluate, reflect, count_tokens, settings(max_iterations=2), "s")
+        result = search(
+            questions(24), evaluate, reflect, count_tokens, settings(max_iterations=2), "s"
+        )
     logging.getLogger().removeHandler(handler)
     out = capfd.readouterr()
-    told = [(tmp_path / "journal.jsonl").read_text(), repr(result), out.out, out.err, log.getvalue(), *heard]
+    told = [
+        (tmp_path / "journal.jsonl").read_text(),
+        repr(result),
+        out.out,
+        out.err,
+        log.getvalue(),
+        *heard,
+    ]
     assert not [text for text in told for key in KEYS if key in text]
     assert "[key]" in repr(result) or fault
     assert endpoint.counts["good"] > 0 and not heard
@@ -160,14 +214,23 @@ def test_keys_with_line_breaks_or_wide_letters_are_refused_untold(monkeypatch):
 
 
 def test_wrong_settings_are_told_without_what_could_be_a_key():
-    wrong = config.ApiConfig(base_url="https://user:sk-1@host/v1", key_env=("sk-secret",), max_dollars=1.0, extra_body="[1]")
+    wrong = config.ApiConfig(
+        base_url="https://user:sk-1@host/v1",
+        key_env=("sk-secret",),
+        max_dollars=1.0,
+        extra_body="[1]",
+    )
     lines = rules.api_problems(wrong)
     assert [line.split(":")[0].split()[0] for line in lines] == [
         "config.api.base_url", "config.api.model", "config.api.key_env", "config.api.max_dollars", "config.api.extra_body",
     ]  # fmt: skip
     assert "sk-" not in "".join(lines)
     good = config.ApiConfig(
-        base_url="http://localhost:8000/v1", model="m", max_dollars=1, dollars_per_million_prompt=1, dollars_per_million_reply=1
+        base_url="http://localhost:8000/v1",
+        model="m",
+        max_dollars=1,
+        dollars_per_million_prompt=1,
+        dollars_per_million_reply=1,
     )
     assert rules.api_problems(good) == []
 
@@ -175,7 +238,12 @@ def test_wrong_settings_are_told_without_what_could_be_a_key():
 def test_a_phase_goes_on_without_the_replies_that_failed():
     replies = iter(["``` a b ```", None, None, "``` c d ```"])
     result = search(
-        questions(24), Toy().evaluate, lambda prompts: [next(replies) for _ in prompts], count_tokens, settings(max_iterations=1), "s"
+        questions(24),
+        Toy().evaluate,
+        lambda prompts: [next(replies) for _ in prompts],
+        count_tokens,
+        settings(max_iterations=1),
+        "s",
     )
     assert result.stats["rejected_no_reply"] == 2 and result.stats["iterations"] == 1
     assert [e["outcome"] for e in result.events].count("no_reply") == 2
@@ -189,8 +257,18 @@ def test_when_all_replies_fail_the_phase_ends_with_what_it_has(preset):
         calls.append(len(prompts))
         return toy.reflect(prompts) if len(calls) < 3 else [None] * len(prompts)
 
-    result = search(questions(48), toy.evaluate, reflect, count_tokens, settings(preset, max_metric_calls=4000), "s")
-    assert len(calls) == result.stats["iterations"] == 3 and result.stats["rejected_no_reply"] == calls[-1]
+    result = search(
+        questions(48),
+        toy.evaluate,
+        reflect,
+        count_tokens,
+        settings(preset, max_metric_calls=4000),
+        "s",
+    )
+    assert (
+        len(calls) == result.stats["iterations"] == 3
+        and result.stats["rejected_no_reply"] == calls[-1]
+    )
     assert len(result.templates) == 1 + result.stats["accepted"]
 
 

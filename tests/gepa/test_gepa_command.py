@@ -19,10 +19,23 @@ SETTINGS = {
 
 
 def start(tmp_path, key, **more):
-    settings = {**SETTINGS, "world.cache_dir": tmp_path / "world", "train.compile_cache": tmp_path / "compiled", **more}
+    settings = {
+        **SETTINGS,
+        "world.cache_dir": tmp_path / "world",
+        "train.compile_cache": tmp_path / "compiled",
+        **more,
+    }
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
-    fixed = {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "MY_KEY")}
+    fixed = {
+        "JAX_PLATFORMS": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "MY_KEY")
+    }
     return subprocess.run(
         [sys.executable, "-m", "p2o_jax.main", "--config", "configs/smoke.py", "--workdir", str(tmp_path / "run"), *flags],
         cwd=ROOT, env={**kept, **fixed, **key}, capture_output=True, text=True, timeout=600,
@@ -30,27 +43,45 @@ def start(tmp_path, key, **more):
 
 
 def test_gepa_alone_with_an_endpoint_that_fails_half_of_the_time(tmp_path):
-    with Endpoint("500", rate=0.5, reply=lambda prompt: f"```\nadd the numbers {len(prompt)} {KEY}\n```") as endpoint:
+    with Endpoint(
+        "500", rate=0.5, reply=lambda prompt: f"```\nadd the numbers {len(prompt)} {KEY}\n```"
+    ) as endpoint:
         done = start(tmp_path, {"MY_KEY": KEY}, **{"api.base_url": endpoint.url})
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (phase,) = [row for row in rows if "gepa/skipped" in row]
     assert endpoint.counts["good"] > 0 and endpoint.counts["500"] > 0
-    assert phase["gepa/api_failures"] == phase["gepa/api_failures_server"] == phase["gepa/rejected_no_reply"]
+    assert (
+        phase["gepa/api_failures"]
+        == phase["gepa/api_failures_server"]
+        == phase["gepa/rejected_no_reply"]
+    )
     assert phase["gepa/api_retries"] == endpoint.counts["500"] - phase["gepa/api_failures"]
     assert phase["gepa/api_tokens"] == 15 * endpoint.counts["good"] and phase["gepa/skipped"] == 0
-    assert [row["step"] for row in rows if "eval/accuracy" in row] == [0, 0] and not any("train/loss" in row for row in rows)
-    evaluations, candidates = (
-        [json.loads(line) for line in (run / f"{name}.jsonl").read_text().splitlines()] for name in ("evaluations", "templates")
+    assert [row["step"] for row in rows if "eval/accuracy" in row] == [0, 0] and not any(
+        "train/loss" in row for row in rows
     )
-    best = max((row for row in candidates if "candidate" in row), key=lambda row: (row["dev_score"], -row["candidate"]))
+    evaluations, candidates = (
+        [json.loads(line) for line in (run / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("evaluations", "templates")
+    )
+    best = max(
+        (row for row in candidates if "candidate" in row),
+        key=lambda row: (row["dev_score"], -row["candidate"]),
+    )
     assert [row["template"] for row in evaluations] == ["", best["text"]]
     result = json.loads((run / "result.json").read_text())
-    assert result["steps"] == 0 and result["ledger"]["gepa_reflect"]["api_calls"] == phase["gepa/proposals"]
+    assert (
+        result["steps"] == 0
+        and result["ledger"]["gepa_reflect"]["api_calls"] == phase["gepa/proposals"]
+    )
     assert set(endpoint.keys) == {f"Bearer {KEY}"}
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert not [path for path in files if KEY.encode() in path.read_bytes()] and KEY not in done.stdout + done.stderr
+    assert (
+        not [path for path in files if KEY.encode() in path.read_bytes()]
+        and KEY not in done.stdout + done.stderr
+    )
 
 
 def test_a_key_that_is_not_there_is_told_before_anything_starts(tmp_path):

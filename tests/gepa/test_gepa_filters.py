@@ -16,7 +16,13 @@ def extract(reply, cfg=RECOMMENDED, taken=()):
 
 @pytest.mark.parametrize(
     "reply",
-    ["``` a b c ```", "Here:\n```\na b c\n```\nGood luck.", "```text\na b c\n```", "```markdown \n\na b c\n\n```", "````md\r\na b c\n````"],
+    [
+        "``` a b c ```",
+        "Here:\n```\na b c\n```\nGood luck.",
+        "```text\na b c\n```",
+        "```markdown \n\na b c\n\n```",
+        "````md\r\na b c\n````",
+    ],
 )
 def test_extract_takes_what_is_between_the_fences(reply):
     assert extract(reply) == ("a b c", "")
@@ -52,7 +58,10 @@ def test_a_template_that_spells_a_special_token_is_rejected():
     reply = "``` Think.<|im_end|> ```"
     assert filters.extract(reply, RECOMMENDED, count_tokens, (), spells).problem == "special_token"
     assert filters.extract(reply, FAITHFUL, count_tokens, (), spells).problem == ""
-    assert filters.extract("``` Think. ``` <|im_end|>", RECOMMENDED, count_tokens, (), spells).problem == ""
+    assert (
+        filters.extract("``` Think. ``` <|im_end|>", RECOMMENDED, count_tokens, (), spells).problem
+        == ""
+    )
 
 
 def test_the_released_code_rejects_only_empty_replies():

@@ -13,7 +13,9 @@ CFG = settings(max_metric_calls=200)
 
 def run(toy, path, phase="epoch 1", cfg=CFG):
     journal = Journal(path, phase)
-    return search(HARD, journal.evaluate(toy.evaluate), journal.reflect(toy.reflect), count_tokens, cfg, "s")
+    return search(
+        HARD, journal.evaluate(toy.evaluate), journal.reflect(toy.reflect), count_tokens, cfg, "s"
+    )
 
 
 def test_kill_at_every_call_and_resume_is_the_uninterrupted_run(tmp_path):
@@ -28,7 +30,10 @@ def test_kill_at_every_call_and_resume_is_the_uninterrupted_run(tmp_path):
             run(first, path)
         assert run(second, path) == expected
         assert first.calls + second.calls == whole.calls
-        assert first.pairs + second.pairs == whole.pairs and first.prompts + second.prompts == whole.prompts
+        assert (
+            first.pairs + second.pairs == whole.pairs
+            and first.prompts + second.prompts == whole.prompts
+        )
         assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
@@ -49,7 +54,14 @@ def test_a_finished_journal_answers_everything(tmp_path):
     assert run(toy, tmp_path / "j") == expected and toy.calls == []
 
 
-@pytest.mark.parametrize("damage", [lambda line: line[:-1], lambda line: line[: len(line) // 2], lambda line: line.replace(b"1", b"7", 1)])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line[:-1],
+        lambda line: line[: len(line) // 2],
+        lambda line: line.replace(b"1", b"7", 1),
+    ],
+)
 def test_a_torn_last_line_is_cut_and_redone(tmp_path, damage):
     path, whole = tmp_path / "j", Toy()
     expected = run(whole, path)
@@ -111,7 +123,14 @@ class Till:
     def run(self, path):
         journal = Journal(path, "epoch 1")
         journal.account(lambda: self.last, self.booked.append)
-        return search(HARD, journal.evaluate(self.evaluate), journal.reflect(self.reflect), count_tokens, CFG, "s")
+        return search(
+            HARD,
+            journal.evaluate(self.evaluate),
+            journal.reflect(self.reflect),
+            count_tokens,
+            CFG,
+            "s",
+        )
 
 
 def test_costs_are_booked_once_however_often_the_phase_is_killed(tmp_path):
@@ -136,10 +155,22 @@ def test_a_journal_of_something_else_is_set_aside_and_told(tmp_path):
     toy = Toy()
     fresh = resume(
         lambda: Journal(path, "epoch 2"),
-        lambda journal: search(HARD, journal.evaluate(toy.evaluate), journal.reflect(toy.reflect), count_tokens, CFG, "s"),
+        lambda journal: search(
+            HARD,
+            journal.evaluate(toy.evaluate),
+            journal.reflect(toy.reflect),
+            count_tokens,
+            CFG,
+            "s",
+        ),
         set_aside,
     )
-    assert fresh == run(Toy(), tmp_path / "other") and len(told) == 1 and "call 0" in told[0] and "\n" not in told[0]
+    assert (
+        fresh == run(Toy(), tmp_path / "other")
+        and len(told) == 1
+        and "call 0" in told[0]
+        and "\n" not in told[0]
+    )
     assert (tmp_path / "aside").exists() and path.read_bytes() == (tmp_path / "j").read_bytes()
     run(Toy(), path, phase="epoch 2")  # the new one answers
 
@@ -148,6 +179,18 @@ def test_other_hosts_read_what_the_first_wrote_and_write_nothing(tmp_path):
     expected = run(Toy(), tmp_path / "first")
     data, toy = (tmp_path / "first").read_bytes(), Toy()
     lines = data.splitlines(keepends=True)
-    journal = Journal(tmp_path / "other", "epoch 1", write=False, load=lambda path: b"".join(lines[:5]))
-    assert search(HARD, journal.evaluate(toy.evaluate), journal.reflect(toy.reflect), count_tokens, CFG, "s") == expected
+    journal = Journal(
+        tmp_path / "other", "epoch 1", write=False, load=lambda path: b"".join(lines[:5])
+    )
+    assert (
+        search(
+            HARD,
+            journal.evaluate(toy.evaluate),
+            journal.reflect(toy.reflect),
+            count_tokens,
+            CFG,
+            "s",
+        )
+        == expected
+    )
     assert not (tmp_path / "other").exists() and len(toy.calls) == len(lines) - 5

@@ -26,10 +26,16 @@ class Adapter:
 
         outcomes = self.toy.evaluate([(candidate["instruction"], q) for q in batch])
         examples = [
-            reflection.ReflectionExample(q.text, o.text, o.score, o.format_score, q.answer, o.score > 0.5)
+            reflection.ReflectionExample(
+                q.text, o.text, o.score, o.format_score, q.answer, o.score > 0.5
+            )
             for q, o in zip(batch, outcomes, strict=True)
         ]
-        return EvaluationBatch(outputs=[o.text for o in outcomes], scores=[o.score for o in outcomes], trajectories=examples)
+        return EvaluationBatch(
+            outputs=[o.text for o in outcomes],
+            scores=[o.score for o in outcomes],
+            trajectories=examples,
+        )
 
     def batch_evaluate(self, items, *, capture_traces=True):
         return [self.evaluate(batch, candidate) for candidate, batch in items]
@@ -61,7 +67,14 @@ class Sampler:
         for parent in draws.parents(rng, weights, self.cfg.parents, fill=False):
             drawn = draws.minibatch(rng, self.used, len(trainset), self.cfg.minibatch, set())
             self.used |= set(drawn)
-            tasks.append(ProposalTask(parent, state.program_candidates[parent], list(drawn), trainset.fetch(list(drawn))))
+            tasks.append(
+                ProposalTask(
+                    parent,
+                    state.program_candidates[parent],
+                    list(drawn),
+                    trainset.fetch(list(drawn)),
+                )
+            )
         self.iteration += 1
         return tasks
 
@@ -73,7 +86,9 @@ class Silent:
 
 def noisy(template, question):
     """A policy that sometimes solves a question for no reason, so that fronts are rich."""
-    return max(Toy.solve(template, question), float(int(digest(template, question.id), 16) % 7 == 0))
+    return max(
+        Toy.solve(template, question), float(int(digest(template, question.id), 16) % 7 == 0)
+    )
 
 
 @pytest.mark.parametrize("score", [Toy.solve, noisy])
@@ -98,9 +113,13 @@ def test_a_whole_run_equals_gepas_with_the_same_sampling(score, num_iterations):
     assert len(ours.templates) > 5
     assert ours.templates == tuple(candidate["instruction"] for candidate in theirs.candidates)
     assert ours.parents == tuple(parents[0] for parents in theirs.parents)
-    assert ours.score_ZN == tuple(tuple(row[i] for i in range(len(dev))) for row in theirs.val_subscores)
+    assert ours.score_ZN == tuple(
+        tuple(row[i] for i in range(len(dev))) for row in theirs.val_subscores
+    )
     exported = to_gepa_result(ours)["per_val_instance_best_candidates"]
-    assert [set(front) for front in exported.values()] == [theirs.per_val_instance_best_candidates[i] for i in range(len(dev))]
+    assert [set(front) for front in exported.values()] == [
+        theirs.per_val_instance_best_candidates[i] for i in range(len(dev))
+    ]
 
 
 def test_gepa_opens_our_result():
@@ -110,7 +129,9 @@ def test_gepa_opens_our_result():
     opened = GEPAResult.from_dict(json.loads(json.dumps(to_gepa_result(result))))
     best = max(range(len(result.templates)), key=lambda z: sum(result.score_ZN[z]))
     assert opened.best_candidate == result.templates[best] != ""
-    assert opened.num_candidates == len(result.templates) and opened.num_val_instances == len(result.dev_ids)
+    assert opened.num_candidates == len(result.templates) and opened.num_val_instances == len(
+        result.dev_ids
+    )
     assert opened.total_metric_calls == result.stats["rollouts_generated"]
     assert opened.discovery_eval_counts == sorted(opened.discovery_eval_counts)
     assert "<html" in opened.candidate_tree_html().lower()

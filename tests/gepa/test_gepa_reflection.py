@@ -21,15 +21,24 @@ def long(example, num):
 
 
 def outputs(prompt):
-    return [part.split("## Feedback")[0].strip() for part in prompt.split("## Generated Outputs\n")[1:]]
+    return [
+        part.split("## Feedback")[0].strip() for part in prompt.split("## Generated Outputs\n")[1:]
+    ]
 
 
 def test_paper_prompt_is_gepas_around_our_examples():
     proposal = pytest.importorskip("gepa.strategies.instruction_proposal")
     records = [
-        {"Inputs": e.question, "Generated Outputs": e.output, "Feedback": reflection.feedback(e, True)} for e in (RIGHT, WRONG, MUTE)
+        {
+            "Inputs": e.question,
+            "Generated Outputs": e.output,
+            "Feedback": reflection.feedback(e, True),
+        }
+        for e in (RIGHT, WRONG, MUTE)
     ]
-    theirs = proposal.InstructionProposalSignature.prompt_renderer({"current_instruction_doc": "Add.", "dataset_with_feedback": records})
+    theirs = proposal.InstructionProposalSignature.prompt_renderer(
+        {"current_instruction_doc": "Add.", "dataset_with_feedback": records}
+    )
     assert reflection.paper_prompt("Add.", [RIGHT, WRONG, MUTE], True) == theirs
 
 
@@ -48,8 +57,14 @@ def test_feedback_says_what_is_wrong_with_answer_and_score():
 
 def test_a_reward_function_s_own_words_take_the_place_of_ours():
     told = dataclasses.replace(WRONG, comment=" Two fields are missing.\n", score=0.25)
-    assert reflection.feedback(told, True) == "Two fields are missing. The reference answer is 43.\nScore: 0.25"
-    assert reflection.feedback(dataclasses.replace(told, answer=""), True) == "Two fields are missing.\nScore: 0.25"
+    assert (
+        reflection.feedback(told, True)
+        == "Two fields are missing. The reference answer is 43.\nScore: 0.25"
+    )
+    assert (
+        reflection.feedback(dataclasses.replace(told, answer=""), True)
+        == "Two fields are missing.\nScore: 0.25"
+    )
 
 
 def test_compact_prompt_word_for_word():
@@ -59,42 +74,66 @@ def test_compact_prompt_word_for_word():
         "question add 1 and 1 output so 2 feedback right expected 2 write a better instruction"
     )
     hidden = compact_prompt("", [("add 1 and 1", "", True, "")])
-    assert hidden == "instruction ``` ``` question add 1 and 1 output feedback right write a better instruction"
+    assert (
+        hidden
+        == "instruction ``` ``` question add 1 and 1 output feedback right write a better instruction"
+    )
 
 
 def test_build_in_compact_style_drops_trailing_examples():
     alone = compact_prompt("", [("How many?", "four five six", False, "43")])
     cfg = settings(prompt_style="compact", reflect_prompt_tokens=count_tokens(alone))
-    assert reflection.build("", [WRONG, RIGHT], cfg, count_tokens) == reflection.ReflectionPrompt(alone, 0, 1)
+    assert reflection.build("", [WRONG, RIGHT], cfg, count_tokens) == reflection.ReflectionPrompt(
+        alone, 0, 1
+    )
     hidden = dataclasses.replace(cfg, show_reference_answer=False)
     assert "expected" not in reflection.build("", [WRONG], hidden, count_tokens).text
 
 
 def test_build_leaves_what_fits_alone():
     prompt = reflection.build("Add.", [RIGHT, long(WRONG, 100)], settings(), count_tokens)
-    assert prompt == reflection.ReflectionPrompt(reflection.paper_prompt("Add.", [RIGHT, long(WRONG, 100)], True), 0, 0)
+    assert prompt == reflection.ReflectionPrompt(
+        reflection.paper_prompt("Add.", [RIGHT, long(WRONG, 100)], True), 0, 0
+    )
 
 
 def test_build_cuts_in_the_middle_and_format_failures_hardest():
     cfg = settings(reflect_prompt_tokens=BASE + 1500)
-    prompt = reflection.build("Add.", [RIGHT, long(WRONG, 5000), long(MUTE, 5000)], cfg, count_tokens)
+    prompt = reflection.build(
+        "Add.", [RIGHT, long(WRONG, 5000), long(MUTE, 5000)], cfg, count_tokens
+    )
     whole, wrong, mute = outputs(prompt.text)
     assert (prompt.num_cut, prompt.num_dropped) == (2, 0)
     assert whole == RIGHT.output
     for cut in (wrong, mute):
-        assert cut.startswith("w0 w1 ") and cut.endswith(" w4999") and cut.count(reflection.MARKER.strip()) == 1
+        assert (
+            cut.startswith("w0 w1 ")
+            and cut.endswith(" w4999")
+            and cut.count(reflection.MARKER.strip()) == 1
+        )
     assert 100 < count_tokens(mute) <= 200 < 1000 < count_tokens(wrong)
     assert count_tokens(prompt.text) <= cfg.reflect_prompt_tokens
 
 
 def test_build_drops_trailing_examples_when_nothing_is_left_to_cut():
     examples = [dataclasses.replace(WRONG, question="long " * 300) for _ in range(3)]
-    prompt = reflection.build("Add.", examples, settings(reflect_prompt_tokens=BASE + 250), count_tokens)
-    assert prompt.num_dropped == 2 and "# Example 1" in prompt.text and "# Example 2" not in prompt.text
-    assert reflection.build("Add.", examples, settings(reflect_prompt_tokens=100), count_tokens) == reflection.ReflectionPrompt("", 0, 3)
+    prompt = reflection.build(
+        "Add.", examples, settings(reflect_prompt_tokens=BASE + 250), count_tokens
+    )
+    assert (
+        prompt.num_dropped == 2
+        and "# Example 1" in prompt.text
+        and "# Example 2" not in prompt.text
+    )
+    assert reflection.build(
+        "Add.", examples, settings(reflect_prompt_tokens=100), count_tokens
+    ) == reflection.ReflectionPrompt("", 0, 3)
 
 
-@given(st.integers(0, 400), st.lists(st.tuples(st.integers(0, 300), st.booleans()), min_size=1, max_size=4))
+@given(
+    st.integers(0, 400),
+    st.lists(st.tuples(st.integers(0, 300), st.booleans()), min_size=1, max_size=4),
+)
 def test_build_never_exceeds_the_limit(room, shapes):
     cfg = settings(reflect_prompt_tokens=150 + room)
     examples = [long(MUTE if mute else WRONG, num) for num, mute in shapes]

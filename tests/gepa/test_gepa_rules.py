@@ -18,14 +18,18 @@ from p2o_jax.types import SearchResult
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gepa_budget.json"
 tables = st.integers(1, 6).flatmap(
-    lambda n: st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=n, max_size=n), min_size=1, max_size=8)
+    lambda n: st.lists(
+        st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=n, max_size=n), min_size=1, max_size=8
+    )
 )
 
 
 def test_auto_budgets_equal_the_released_codes():
     rows = json.loads(GOLDEN.read_text())
     assert {row["level"] for row in rows} == set(budget.LEVELS)
-    assert [budget.auto(row["level"], row["dev_size"]) for row in rows] == [row["budget"] for row in rows]
+    assert [budget.auto(row["level"], row["dev_size"]) for row in rows] == [
+        row["budget"] for row in rows
+    ]
 
 
 def test_budget_is_a_level_a_count_or_passes_over_all_questions():
@@ -43,7 +47,11 @@ def test_fronts_by_hand():
 
 def test_the_second_front_holds_those_of_the_first_that_lean_least_on_their_template():
     score_ZN = [(0, 0, 1, 0), (1, 0, 1, 0), (1, 0, 0, 0)]
-    transfer_ZN = [(0, 0, 0.5, 0), (0.9, 0, 0.5, 0), (0.1, 0, 0, 0)]  # question 0: candidate 1 alone; question 2: both
+    transfer_ZN = [
+        (0, 0, 0.5, 0),
+        (0.9, 0, 0.5, 0),
+        (0.1, 0, 0, 0),
+    ]  # question 0: candidate 1 alone; question 2: both
     assert pareto.weights(score_ZN, False, transfer_ZN) == {0: 1 + 1, 1: 2 + 2, 2: 1}
     assert pareto.weights(score_ZN, False, [(0,) * 4] * 3) == pareto.weights(score_ZN, False)
 
@@ -78,25 +86,51 @@ def test_cover_covers_all_that_is_covered_and_each_member_adds_something(score_Z
 
 def test_cover_by_hand():
     assert cover.greedy_cover([(0, 0, 1, 0), (1, 1, 0, 0), (1, 1, 1, 0), (0, 0, 0, 0)], 0.5) == (2,)
-    assert cover.greedy_cover([(1, 0, 0), (0, 1, 1), (1, 1, 0)], 0.5) == (1, 0)  # ties: the first one
+    assert cover.greedy_cover([(1, 0, 0), (0, 1, 1), (1, 1, 0)], 0.5) == (
+        1,
+        0,
+    )  # ties: the first one
     assert cover.greedy_cover([(0, 0), (0, 0)], 0.5) == ()  # the released code raises here
     assert cover.greedy_cover([()], 0.5) == ()
     graded = [(0.2, 0.8), (0.7, 0.7)]
-    assert [cover.greedy_cover(graded, above) for above in (0.1, 0.5, 0.75, 0.9)] == [(0,), (1,), (0,), ()]
+    assert [cover.greedy_cover(graded, above) for above in (0.1, 0.5, 0.75, 0.9)] == [
+        (0,),
+        (1,),
+        (0,),
+        (),
+    ]
 
 
 def test_assignment_bandit_and_cover_mean_the_same_by_success():
-    found = SearchResult(("", "A", "B"), (None, 0, 0), ("d0", "d1"), (), ((0.0, 0.0), (0.7, 0.2), (0.4, 0.9)), (1, 2), success_above=0.6)
+    found = SearchResult(
+        ("", "A", "B"),
+        (None, 0, 0),
+        ("d0", "d1"),
+        (),
+        ((0.0, 0.0), (0.7, 0.2), (0.4, 0.9)),
+        (1, 2),
+        success_above=0.6,
+    )
     assert cover.greedy_cover(found.score_ZN, found.success_above) == found.cover
     assigned = assign.assign(found, ["d0", "d1"], 8, config.AssignConfig(plain_rollouts=0), "s")
     assert [set(assigned.templates[name]) for name in ("d0", "d1")] == [{"A"}, {"B"}]
-    arms = bandit.start(found, assigned, Bandit(), config.AssignConfig(plain_rollouts=0, bandit=True))
+    arms = bandit.start(
+        found, assigned, Bandit(), config.AssignConfig(plain_rollouts=0, bandit=True)
+    )
     assert arms.members == {"d0": (0,), "d1": (1,)}
 
 
 @pytest.mark.parametrize(
     ("num", "dev_size", "num_dev"),
-    [(450, 300.0, 300), (449, 300.0, 224), (40, 0.25, 10), (3, 300.0, 1), (2, 0.1, 1), (1, 300.0, 1), (0, 300.0, 0)],
+    [
+        (450, 300.0, 300),
+        (449, 300.0, 224),
+        (40, 0.25, 10),
+        (3, 300.0, 1),
+        (2, 0.1, 1),
+        (1, 300.0, 1),
+        (0, 300.0, 0),
+    ],
 )
 def test_split_sizes(num, dev_size, num_dev):
     pool = questions(num)
@@ -129,7 +163,9 @@ def test_parents_are_drawn_by_weight():
     rng = random.Random("y")
     counts = Counter(draws.parents(rng, {0: 1, 1: 2, 2: 7}, 1, fill=True)[0] for _ in range(2000))
     expected = {0: 200, 1: 400, 2: 1400}
-    assert sum((counts[z] - e) ** 2 / e for z, e in expected.items()) < 13.8  # chi-square, 2 degrees of freedom, p = 0.001
+    assert (
+        sum((counts[z] - e) ** 2 / e for z, e in expected.items()) < 13.8
+    )  # chi-square, 2 degrees of freedom, p = 0.001
 
 
 def test_minibatches_use_up_the_train_set_before_repeating():

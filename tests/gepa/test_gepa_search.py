@@ -20,7 +20,12 @@ def run(toy, cfg, pool=HARD, seed="s", **more):
 def test_search_finds_templates_that_cover_dev():
     result = run(Toy(), settings(max_metric_calls=2000))
     assert result.templates[0] == "" and result.parents[0] is None
-    assert len(set(result.templates)) == len(result.templates) == len(result.parents) == len(result.score_ZN)
+    assert (
+        len(set(result.templates))
+        == len(result.templates)
+        == len(result.parents)
+        == len(result.score_ZN)
+    )
     assert result.stats["frac_dev_covered"] == 1 and result.stats["frac_dev_solved_empty"] == 0
     assert result.cover == cover.greedy_cover(result.score_ZN, 0.5) != ()
     by_id = {q.id: q for q in HARD}
@@ -36,8 +41,16 @@ def test_each_stage_is_one_call_with_everything_in_it():
     start = 1
     for iteration, (end, _) in enumerate(ends):
         events = [e for e in result.events if e["iteration"] == iteration]
-        raced, accepted = [e for e in events if e["after"] is not None], [e for e in events if e["outcome"] == "accepted"]
-        stages = [("evaluate", 3 * len(events)), ("reflect", len(events)), ("evaluate", 3 * len(raced)), ("evaluate", 12 * len(accepted))]
+        raced, accepted = (
+            [e for e in events if e["after"] is not None],
+            [e for e in events if e["outcome"] == "accepted"],
+        )
+        stages = [
+            ("evaluate", 3 * len(events)),
+            ("reflect", len(events)),
+            ("evaluate", 3 * len(raced)),
+            ("evaluate", 12 * len(accepted)),
+        ]
         assert toy.calls[start:end] == [stage for stage in stages if stage[1]]
         assert len(events) == cfg.parents
         start = end
@@ -52,7 +65,11 @@ def test_stats_are_complete_and_add_up():
     rejected = sum(value for name, value in stats.items() if name.startswith("rejected_"))
     assert stats["proposals"] == stats["accepted"] + rejected == len(result.events) > 0
     assert stats["accepted"] == len(result.templates) - 1 > 0
-    assert (stats["train_questions"], stats["dev_questions"]) == (len(result.train_ids), len(result.dev_ids)) == (36, 12)
+    assert (
+        (stats["train_questions"], stats["dev_questions"])
+        == (len(result.train_ids), len(result.dev_ids))
+        == (36, 12)
+    )
 
 
 def test_events_tell_the_fate_of_every_proposal():
@@ -63,7 +80,10 @@ def test_events_tell_the_fate_of_every_proposal():
         if event["outcome"] == "accepted":
             z = event["candidate"]
             assert (result.templates[z], result.parents[z]) == (event["text"], event["parent"])
-            assert event["dev_score"] == sum(result.score_ZN[z]) / 12 and event["after"] > event["before"]
+            assert (
+                event["dev_score"] == sum(result.score_ZN[z]) / 12
+                and event["after"] > event["before"]
+            )
         elif event["outcome"] == "gate":
             assert event["after"] <= event["before"]
 
@@ -86,11 +106,16 @@ def test_faithful_charges_parents_and_promotions_from_the_third_iteration_on():
     result = run(Toy(), settings("faithful", parents=16))
     charged, generated = 0, 12
     for event in result.events:
-        assert charged < 400 or event["iteration"] == result.stats["iterations"] - 1  # the last affordable iteration still runs
+        assert (
+            charged < 400 or event["iteration"] == result.stats["iterations"] - 1
+        )  # the last affordable iteration still runs
         promoted = 12 * (event["outcome"] == "accepted")
         generated += 3 + 3 * (event["after"] is not None) + promoted
         charged += (3 + promoted) * (event["iteration"] >= 2)
-    assert (result.stats["rollouts_generated"], result.stats["rollouts_charged"]) == (generated, charged)
+    assert (result.stats["rollouts_generated"], result.stats["rollouts_charged"]) == (
+        generated,
+        charged,
+    )
     assert charged >= 400
 
 
@@ -111,9 +136,13 @@ def test_charge_all_never_overruns(calls, rollouts):
 
 
 def test_the_last_wave_promotes_the_children_that_improve_most():
-    phase = steps.SearchSetup(tuple(HARD[:6]), tuple(HARD[6:10]), settings(max_metric_calls=100), "s", 100)
+    phase = steps.SearchSetup(
+        tuple(HARD[:6]), tuple(HARD[6:10]), settings(max_metric_calls=100), "s", 100
+    )
     proposals = tuple(steps.Proposal(0, (0, 1, 2), before=0.0, text=f"t{i}") for i in range(3))
-    start = steps.SearchState(("",), (None,), ((0, 0, 0, 0),), stage="gate", wave=proposals, charged=100 - 9 - 5)
+    start = steps.SearchState(
+        ("",), (None,), ((0, 0, 0, 0),), stage="gate", wave=proposals, charged=100 - 9 - 5
+    )
     wave = steps.gate(phase, start, [1.0, 3.0, 2.0]).wave
     assert [p.outcome for p in wave] == ["budget", "", "budget"]
 
@@ -126,19 +155,28 @@ def test_width_is_filled_with_other_minibatches():
 
 
 def test_filled_width_needs_fewer_rounds_for_the_same_budget():
-    wide, narrow = (run(Toy(), settings(fill_width=fill, parents=8, max_metric_calls=600, patience=0)) for fill in (True, False))
+    wide, narrow = (
+        run(Toy(), settings(fill_width=fill, parents=8, max_metric_calls=600, patience=0))
+        for fill in (True, False)
+    )
     assert 2 * wide.stats["iterations"] <= narrow.stats["iterations"]
 
 
 def test_patience_stops_without_accepted_children():
-    toy = Toy(score=lambda template, question: float(question.id in ("q000", "q001", "q002", "q003")))
+    toy = Toy(
+        score=lambda template, question: float(question.id in ("q000", "q001", "q002", "q003"))
+    )
     result = run(toy, settings(patience=3, max_metric_calls=10**6))
     assert result.stats["iterations"] == 3
 
 
 def test_patience_stops_when_nothing_on_dev_is_ever_solved():
     cfg, probe = settings(patience=5, max_metric_calls=10**6), run(Toy(), settings())
-    toy = Toy(score=lambda template, question: float(question.id in probe.train_ids and int(digest(template, question.id), 16) % 2))
+    toy = Toy(
+        score=lambda template, question: float(
+            question.id in probe.train_ids and int(digest(template, question.id), 16) % 2
+        )
+    )
     result = run(toy, cfg)
     assert result.stats["accepted"] > 0 and result.stats["iterations"] == 5
     assert result.cover == () and result.stats["frac_dev_covered"] == 0
@@ -150,7 +188,9 @@ def test_max_iterations_stops():
 
 def test_margin_asks_for_more_than_strict():
     result = run(Toy(), settings(acceptance="margin", acceptance_margin=2.0, max_metric_calls=1000))
-    fates = {e["after"] - e["before"] >= 2: e["outcome"] for e in result.events if e["after"] is not None}
+    fates = {
+        e["after"] - e["before"] >= 2: e["outcome"] for e in result.events if e["after"] is not None
+    }
     assert fates == {True: "accepted", False: "gate"}
 
 
@@ -181,12 +221,21 @@ def test_rejected_replies_are_counted_and_cost_no_rollouts(reply, reason):
     toy = Toy(reply=lambda prompt: reply)
     result = run(toy, settings(max_iterations=2))
     assert result.stats[f"rejected_{reason}"] == result.stats["proposals"] == 8
-    assert [kind for kind, _ in toy.calls] == ["evaluate", "evaluate", "reflect", "evaluate", "reflect"]
+    assert [kind for kind, _ in toy.calls] == [
+        "evaluate",
+        "evaluate",
+        "reflect",
+        "evaluate",
+        "reflect",
+    ]
     assert result.templates == ("",)
 
 
 def test_duplicates_within_a_wave_and_of_the_pool_are_rejected():
-    result = run(Toy(reply=lambda prompt: "``` b c d e f g ```"), settings(max_iterations=2, skip_perfect=False))
+    result = run(
+        Toy(reply=lambda prompt: "``` b c d e f g ```"),
+        settings(max_iterations=2, skip_perfect=False),
+    )
     assert [e["outcome"] for e in result.events] == ["accepted", *["duplicate"] * 7]
 
 
@@ -196,18 +245,26 @@ def test_leaked_answers_and_questions_never_enter_the_pool():
         return f"``` b c d e f g answer {answer} ```"
 
     assert run(Toy(reply=reply), settings(max_iterations=1)).stats["rejected_leak"] == 4
-    assert run(Toy(reply=reply), settings(max_iterations=1, leak_guard=False)).stats["accepted"] == 4
+    assert (
+        run(Toy(reply=reply), settings(max_iterations=1, leak_guard=False)).stats["accepted"] == 4
+    )
 
 
 def test_templates_that_make_a_question_too_long_are_rejected():
-    result = run(Toy(), settings(max_iterations=1), fits=lambda template, question: template == "" or question.id != "q000")
+    result = run(
+        Toy(),
+        settings(max_iterations=1),
+        fits=lambda template, question: template == "" or question.id != "q000",
+    )
     assert result.stats["rejected_overlong_prompt"] == 4 and result.templates == ("",)
 
 
 def test_reflection_prompts_that_cannot_fit_are_not_sent():
     toy = Toy()
     result = run(toy, settings(max_iterations=1, reflect_prompt_tokens=20))
-    assert result.stats["rejected_overlong_reflection"] == 4 and result.stats["examples_dropped"] == 12
+    assert (
+        result.stats["rejected_overlong_reflection"] == 4 and result.stats["examples_dropped"] == 12
+    )
     assert toy.prompts == [] and result.stats["reflect_calls"] == 0
 
 
@@ -248,7 +305,12 @@ def test_state_survives_json_at_every_stage():
         assert steps.from_json(json.loads(json.dumps(steps.to_json(each)))) == each
     assert seen[-1].templates == ("", "a") and seen[-1].parents == (None, 0)
     assert seen[-1].charged == seen[-1].generated == 4 + 4 * 3 + 2 * 3 + 4
-    assert [e["outcome"] for e in seen[-1].events] == ["accepted", "overlong_reflection", "gate", "no_fence"]
+    assert [e["outcome"] for e in seen[-1].events] == [
+        "accepted",
+        "overlong_reflection",
+        "gate",
+        "no_fence",
+    ]
 
 
 def test_with_reliance_parents_that_lean_less_are_drawn_more_and_the_state_survives_json():
@@ -256,8 +318,12 @@ def test_with_reliance_parents_that_lean_less_are_drawn_more_and_the_state_survi
     cfg = settings(reliance=True)
     phase = steps.SearchSetup(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
     each = steps.select(phase, steps.init(phase, [0.0, 1.0, 0.0, 0.0], [0.0, 0.2, 0.0, 0.0]))
-    each = steps.propose(phase, each, [0.0] * len(each.wave), ["``` a ```"] * len(each.wave), count_tokens)
-    each = steps.promote(phase, steps.gate(phase, each, [3.0]), [[0.0, 1.0, 0.0, 0.0]], [[0.0, 0.7, 0.0, 0.0]])
+    each = steps.propose(
+        phase, each, [0.0] * len(each.wave), ["``` a ```"] * len(each.wave), count_tokens
+    )
+    each = steps.promote(
+        phase, steps.gate(phase, each, [3.0]), [[0.0, 1.0, 0.0, 0.0]], [[0.0, 0.7, 0.0, 0.0]]
+    )
     assert each.transfer_ZN == ((0.0, 0.2, 0.0, 0.0), (0.0, 0.7, 0.0, 0.0))
     assert steps.from_json(json.loads(json.dumps(steps.to_json(each)))) == each
     assert pareto.weights(each.score_ZN, False, each.transfer_ZN) == {0: 1, 1: 2}
@@ -268,7 +334,8 @@ def test_reliance_reaches_the_search_from_outcomes():
         def evaluate(self, pairs):
             outcomes = super().evaluate(pairs)
             return [
-                dataclasses.replace(o, transfer=o.score * int(digest(t)[:2], 16) / 256) for o, (t, _) in zip(outcomes, pairs, strict=True)
+                dataclasses.replace(o, transfer=o.score * int(digest(t)[:2], 16) / 256)
+                for o, (t, _) in zip(outcomes, pairs, strict=True)
             ]
 
     on, off = (run(Leaning(), settings(reliance=reliance, parents=2)) for reliance in (True, False))
@@ -280,15 +347,29 @@ def test_graded_scores_and_feedback_reach_reflection_and_one_threshold_decides()
 
     class Graded(Toy):
         def evaluate(self, pairs):
-            return [dataclasses.replace(o, score=0.2 + 0.4 * o.score, feedback=f"Said of {o.score:.0f}.") for o in super().evaluate(pairs)]
+            return [
+                dataclasses.replace(
+                    o, score=0.2 + 0.4 * o.score, feedback=f"Said of {o.score:.0f}."
+                )
+                for o in super().evaluate(pairs)
+            ]
 
     for above, solved in ((0.5, True), (0.7, False), (0.1, True)):
         toy = Graded(reply=lambda prompt: f"```\n{' '.join(LETTERS)} {digest(prompt)[:4]}\n```")
         result = run(toy, settings(), success_above=above)
-        assert result.success_above == above and bool(result.cover) is solved and len(result.templates) > 1
-        assert result.stats["frac_dev_covered"] == solved and result.stats["frac_dev_solved_empty"] == (above == 0.1)
+        assert (
+            result.success_above == above
+            and bool(result.cover) is solved
+            and len(result.templates) > 1
+        )
+        assert result.stats["frac_dev_covered"] == solved and result.stats[
+            "frac_dev_solved_empty"
+        ] == (above == 0.1)
         assert result.stats["best_dev_score"] == pytest.approx(0.6)
-        assert any("## Feedback\nSaid of 0. The reference answer is RESULT" in prompt for prompt in toy.prompts)
+        assert any(
+            "## Feedback\nSaid of 0. The reference answer is RESULT" in prompt
+            for prompt in toy.prompts
+        )
         assert not any("The final answer is wrong" in prompt for prompt in toy.prompts)
 
 
@@ -305,9 +386,14 @@ def test_perfect_parents_are_not_reflected_on_and_the_budget_ends_the_phase():
     result = run(toy, settings(patience=0, max_iterations=0))
     assert toy.prompts == [] and [kind for kind, _ in toy.calls] == ["evaluate"] * 34
     assert [size for _, size in toy.calls] == [12, *[12] * 30, 6, 3, 3]
-    assert result.stats["rejected_perfect"] == len(result.events) == 124 and result.stats["proposals"] == 124
+    assert (
+        result.stats["rejected_perfect"] == len(result.events) == 124
+        and result.stats["proposals"] == 124
+    )
     assert result.stats["rollouts_charged"] == result.stats["rollouts_generated"] == 384
-    assert {(e["outcome"], e["before"], e["after"]) for e in result.events} == {("perfect", 3.0, None)}
+    assert {(e["outcome"], e["before"], e["after"]) for e in result.events} == {
+        ("perfect", 3.0, None)
+    }
     assert result.templates == ("",) and result.cover == (0,)
 
 
@@ -318,7 +404,10 @@ def test_patience_counts_iterations_in_which_all_parents_were_perfect():
 def test_the_released_code_reflects_on_perfect_parents():
     toy = Toy(score=always)
     result = run(toy, settings("faithful", max_iterations=2))
-    assert result.stats["rejected_by_gate"] == len(toy.prompts) == 2 and result.stats["rejected_perfect"] == 0
+    assert (
+        result.stats["rejected_by_gate"] == len(toy.prompts) == 2
+        and result.stats["rejected_perfect"] == 0
+    )
 
 
 def test_perfect_parents_beside_others():
@@ -326,14 +415,23 @@ def test_perfect_parents_beside_others():
     toy = Toy(score=lambda template, question: float(int(question.id[1:]) % 2))
     result = run(toy, settings(minibatch=1, max_iterations=3, patience=0))
     odd = [int(e["minibatch"][0][1:]) % 2 for e in result.events]
-    assert [e["outcome"] for e in result.events] == ["perfect" if o else "gate" for o in odd] and 0 < sum(odd) < len(odd) == 12
+    assert [e["outcome"] for e in result.events] == [
+        "perfect" if o else "gate" for o in odd
+    ] and 0 < sum(odd) < len(odd) == 12
     asked = [int(prompt.split("Problem ")[1].split()[0]) for prompt in toy.prompts]
     assert asked == [int(e["minibatch"][0][1:]) for e in result.events if e["outcome"] == "gate"]
 
 
 @pytest.mark.parametrize(
     ("margin", "before", "expected"),
-    [(None, 3.0, True), (None, 2.999, False), (None, 0.1 + 0.2 + 2.7, True), (1.0, 2.5, True), (1.0, 2.0, False), (0.0, 3.0, False)],
+    [
+        (None, 3.0, True),
+        (None, 2.999, False),
+        (None, 0.1 + 0.2 + 2.7, True),
+        (1.0, 2.5, True),
+        (1.0, 2.0, False),
+        (0.0, 3.0, False),
+    ],
 )
 def test_what_no_child_can_beat(margin, before, expected):
     """Of three questions: 3 at most, and a margin of 1 above 2.5 is more than that; with a margin of 0 an equal child is accepted."""
@@ -354,18 +452,25 @@ def test_what_no_child_can_beat(margin, before, expected):
 def test_a_phase_ends_where_all_that_was_sent_was_left_unanswered(missing, stage):
     phase = steps.SearchSetup(tuple(HARD[:8]), tuple(HARD[8:12]), settings(), "s", 400)
     each = steps.select(phase, steps.init(phase, [0.0] * 4))
-    each = steps.propose(phase, each, [0.0] * 4, [steps.NoReply(why) for why in missing], count_tokens)
+    each = steps.propose(
+        phase, each, [0.0] * 4, [steps.NoReply(why) for why in missing], count_tokens
+    )
     assert steps.promote(phase, steps.gate(phase, each, []), []).stage == stage
 
 
 def test_every_rejection_has_words_and_the_main_reason_comes_first():
     assert set(IN_WORDS) == set(REJECTIONS)
     fates = ["gate", "no_fence", "gate", "accepted", "perfect", "gate", "no_fence"]
-    assert reasons(fates) == "3 not better, 2 no closed fence, 1 parent perfect" and reasons(["accepted"]) == ""
+    assert (
+        reasons(fates) == "3 not better, 2 no closed fence, 1 parent perfect"
+        and reasons(["accepted"]) == ""
+    )
 
 
 def test_progress_is_told_what_became_of_each_iteration_s_proposals():
     seen = []
-    result = run(Toy(), settings(max_iterations=3), progress=lambda stats, fates: seen.append(list(fates)))
+    result = run(
+        Toy(), settings(max_iterations=3), progress=lambda stats, fates: seen.append(list(fates))
+    )
     assert seen == [[e["outcome"] for e in result.events if e["iteration"] == i] for i in range(3)]
     assert len(seen) == 3 and any("accepted" in fates for fates in seen)

@@ -18,7 +18,10 @@ from p2o_jax.models.attention import packed, reference
 def packed_rows(B, T, H, K, C, dtype=jnp.float32):
     """q, k, v, segments: rows of several segments, one row without padding, one almost only padding."""
     keys = jax.random.split(jax.random.key(3), 3)
-    q, k, v = (jax.random.normal(key, (B, T, heads, C), dtype) for key, heads in zip(keys, (H, K, K), strict=True))
+    q, k, v = (
+        jax.random.normal(key, (B, T, heads, C), dtype)
+        for key, heads in zip(keys, (H, K, K), strict=True)
+    )
     rng, segment = np.random.default_rng(0), np.zeros((B, T), np.int32)
     for b in range(B):
         cuts = np.sort(rng.choice(np.arange(1, T), 3, replace=False))
@@ -36,25 +39,42 @@ def output_and_gradients(path, q, k, v, segment):
         out = jnp.where(real, path(q, k, v, segment), 0.0)
         return jnp.sum(jnp.sin(out * 3.0)), out
 
-    (_, out), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(
+        q, k, v
+    )
     return out, *gradients
 
 
 def assert_same(path, rows, **tolerance):
-    for got, want in zip(output_and_gradients(path, *rows), output_and_gradients(reference.packed, *rows), strict=True):
-        np.testing.assert_allclose(np.asarray(got, np.float32), np.asarray(want, np.float32), **tolerance)
+    for got, want in zip(
+        output_and_gradients(path, *rows),
+        output_and_gradients(reference.packed, *rows),
+        strict=True,
+    ):
+        np.testing.assert_allclose(
+            np.asarray(got, np.float32), np.asarray(want, np.float32), **tolerance
+        )
 
 
 @pytest.mark.parametrize(("T", "chunk"), [(48, 16), (50, 16), (33, 64), (200, 8)])
 def test_chunked_attention_is_the_dense_one(T, chunk):
-    assert_same(functools.partial(packed.chunked, chunk=chunk), packed_rows(3, T, 4, 2, 8), rtol=1e-4, atol=1e-5)
+    assert_same(
+        functools.partial(packed.chunked, chunk=chunk),
+        packed_rows(3, T, 4, 2, 8),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_long_rows_on_cpu_are_chunked_and_hold_no_square_of_scores():
     rows = packed_rows(1, 2048, 2, 1, 8)
     memory = {}
     for path in (reference.packed, packed.by_length):
-        compiled = jax.jit(jax.grad(lambda q, path=path: path(q, *rows[1:]).sum())).lower(rows[0]).compile()
+        compiled = (
+            jax.jit(jax.grad(lambda q, path=path: path(q, *rows[1:]).sum()))
+            .lower(rows[0])
+            .compile()
+        )
         memory[path] = compiled.memory_analysis().temp_size_in_bytes
     assert memory[packed.by_length] < memory[reference.packed] / 4
 

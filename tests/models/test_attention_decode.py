@@ -17,8 +17,15 @@ def make(positions, dtype=jnp.float32, seed=0):
     k, v = (jnp.asarray(rng.normal(size=(R, K, positions, C)), jnp.float32) for _ in range(2))
     empty = [reference.empty_cache(R, K, positions, C, dtype, kind) for kind in (Cache, Transposed)]
     q = jnp.asarray(rng.normal(size=(B, H, C)), jnp.float32)
-    lengths = np.concatenate([[0, 1, positions, positions - 1], rng.integers(0, positions // 8, B - 4)])
-    return q, *(reference.stored(k, v, cache) for cache in empty), jnp.asarray(lengths), jnp.asarray(rng.permutation(R)[:B])
+    lengths = np.concatenate(
+        [[0, 1, positions, positions - 1], rng.integers(0, positions // 8, B - 4)]
+    )
+    return (
+        q,
+        *(reference.stored(k, v, cache) for cache in empty),
+        jnp.asarray(lengths),
+        jnp.asarray(rng.permutation(R)[:B]),
+    )
 
 
 def by_hand(q, cache, lengths, rows):
@@ -28,7 +35,10 @@ def by_hand(q, cache, lengths, rows):
         for h in range(H):
             n, row = int(lengths[b]), int(rows[b])
             if n:
-                k, v = (np.asarray(x[row, h // (H // K), :n], np.float64) for x in (cache.k_RKSC, cache.v_RKSC))
+                k, v = (
+                    np.asarray(x[row, h // (H // K), :n], np.float64)
+                    for x in (cache.k_RKSC, cache.v_RKSC)
+                )
                 scores = k @ np.asarray(q[b, h], np.float64) * C**-0.5
                 weights = np.exp(scores - scores.max())
                 out[b, h] = weights @ v / weights.sum()
@@ -39,11 +49,17 @@ def by_hand(q, cache, lengths, rows):
 @pytest.mark.parametrize("kind", [0, 1])
 def test_the_reference_by_hand(own_rows, kind):
     q, *caches, lengths, rows = make(40)
-    got = reference.over_cache(q, caches[kind], lengths, None if own_rows else rows) if not own_rows else None
+    got = (
+        reference.over_cache(q, caches[kind], lengths, None if own_rows else rows)
+        if not own_rows
+        else None
+    )
     if own_rows:
         cut = jax.tree.map(lambda x: x[:B], caches[kind])
         got, rows = reference.over_cache(q, cut, lengths), jnp.arange(B)
-    np.testing.assert_allclose(got.o_BHC, by_hand(q, caches[0], lengths, rows), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        got.o_BHC, by_hand(q, caches[0], lengths, rows), rtol=1e-5, atol=1e-6
+    )
     assert np.all(got.l_BH[0] == 0) and np.all(got.m_BH[0] == reference.NEG)
 
 
@@ -60,7 +76,9 @@ def test_windows_change_nothing(dtype, positions, kind):
 
 def test_a_window_that_is_too_short_is_noticed(monkeypatch):
     q, _, cache, lengths, rows = make(512)
-    monkeypatch.setattr(decoding.jnp, "searchsorted", lambda windows, lengths: jnp.zeros_like(lengths))
+    monkeypatch.setattr(
+        decoding.jnp, "searchsorted", lambda windows, lengths: jnp.zeros_like(lengths)
+    )
     got = decoding.windowed(q, cache, lengths, rows)
     assert np.abs(got.o_BHC - reference.over_cache(q, cache, lengths, rows).o_BHC).max() > 1e-2
 
@@ -68,10 +86,15 @@ def test_a_window_that_is_too_short_is_noticed(monkeypatch):
 def test_tiers_only_where_they_save(monkeypatch):
     """To copy windows that hold nearly all of the cache would cost more than to read it: only ragged rows are put into tiers."""
     q, _, cache, ragged, rows = make(512)
-    monkeypatch.setattr(decoding.lax, "switch", lambda _, windows: jax.tree.map(lambda x: x * jnp.nan, windows[0]()))
+    monkeypatch.setattr(
+        decoding.lax, "switch", lambda _, windows: jax.tree.map(lambda x: x * jnp.nan, windows[0]())
+    )
     assert np.isnan(decoding.windowed(q, cache, ragged, rows).o_BHC).all()
     lengths = jnp.full(B, 300)
-    got, want = (attend(q, cache, lengths, rows).o_BHC for attend in (decoding.windowed, reference.over_cache))
+    got, want = (
+        attend(q, cache, lengths, rows).o_BHC
+        for attend in (decoding.windowed, reference.over_cache)
+    )
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
@@ -83,7 +106,9 @@ def cut(cache):
     """The cache as spans of these sizes."""
     starts = np.cumsum((0, *SIZES))
     return tuple(
-        reference.by_position(lambda axis, x, a=a, n=n: jax.lax.slice_in_dim(x, a, a + n, axis=axis), cache)
+        reference.by_position(
+            lambda axis, x, a=a, n=n: jax.lax.slice_in_dim(x, a, a + n, axis=axis), cache
+        )
         for a, n in zip(starts, SIZES, strict=False)
     )
 
@@ -109,7 +134,9 @@ def test_a_span_that_no_row_has_reached_is_not_read(longest):
     unread = sum(longest > start for start in (0, 16, 32))
     spans[unread:] = jax.tree.map(lambda x: x * jnp.nan, spans[unread:])
     got = decoding.over_spans(KEPT, q, tuple(spans), lengths)
-    np.testing.assert_allclose(got.o_BHC, reference.over_cache(q, cache, lengths).o_BHC, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        got.o_BHC, reference.over_cache(q, cache, lengths).o_BHC, rtol=1e-5, atol=1e-6
+    )
     spans[unread - 1] = jax.tree.map(lambda x: x * jnp.nan, spans[unread - 1])
     assert np.isnan(decoding.over_spans(KEPT, q, tuple(spans), lengths).o_BHC).any()
 
@@ -120,7 +147,9 @@ def test_old_rows_change_nothing_for_young_ones():
     attend = jax.jit(decoding.over_spans, static_argnums=0)
     young = np.asarray(lengths) < 16
     assert 5 < young.sum() < B
-    among_old, alone = (attend(KEPT, q, cut(cache), n) for n in (lengths, jnp.where(young, lengths, 3)))
+    among_old, alone = (
+        attend(KEPT, q, cut(cache), n) for n in (lengths, jnp.where(young, lengths, 3))
+    )
     for a, b in zip(among_old, alone, strict=True):
         assert np.array_equal(a[young], b[young])
 
@@ -130,13 +159,27 @@ def test_append_to_spans(dtype):
     _, cache, _ = make_spans(dtype)
     rng = np.random.default_rng(1)
     k, v = (jnp.asarray(rng.normal(size=(B, K, 1, C)), jnp.float32) for _ in range(2))
-    new, at = reference.stored(k, v, cache), jnp.asarray([0, 15, 16, 31, 32, 39, *rng.integers(0, 40, B - 6)])
+    new, at = (
+        reference.stored(k, v, cache),
+        jnp.asarray([0, 15, 16, 31, 32, 39, *rng.integers(0, 40, B - 6)]),
+    )
     got, want = decoding.append(KEPT, cut(cache), new, at), cut(reference.append(cache, new, at))
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
-    ("positions", "sizes"), [(8, (8,)), (40, (32, 8)), (128, (32,) * 4), (200, (56, 56, 56, 32)), (512, (512,)), (4096, (4096,))]
+    ("positions", "sizes"),
+    [
+        (8, (8,)),
+        (40, (32, 8)),
+        (128, (32,) * 4),
+        (200, (56, 56, 56, 32)),
+        (512, (512,)),
+        (4096, (4096,)),
+    ],
 )
 def test_positions_of_spans(positions, sizes):
     assert decoding.spans_of(KEPT._replace(spans=4), positions) == sizes
@@ -153,7 +196,11 @@ def test_append_puts_a_vector_at_each_rows_position(kind, dtype):
     keys = after.k_RKSC if kind is Cache else after.k_RKSC.swapaxes(2, 3)
     scale = 1.0 if dtype == jnp.float32 else after.k_scale_RKS[..., None]
     for row, position in enumerate((5, 0, 2)):
-        np.testing.assert_allclose((keys * scale)[row, :, position], k[row, :, 0], atol=1e-6 if dtype == jnp.float32 else 0.02)
+        np.testing.assert_allclose(
+            (keys * scale)[row, :, position],
+            k[row, :, 0],
+            atol=1e-6 if dtype == jnp.float32 else 0.02,
+        )
         others = np.delete(np.asarray(keys[row]), position, axis=1)
         assert not others.any()
 

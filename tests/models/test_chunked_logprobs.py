@@ -12,28 +12,47 @@ V, D, ROWS, N = 60, 16, 8, 12  # 60 rows over eight devices are padded to 64
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [((1, 8, 1), "float32"), ((2, 2, 2), "float32"), ((2, 1, 4), "float32"), ((1, 8, 1), "bfloat16")]
+    ("shape", "dtype"),
+    [
+        ((1, 8, 1), "float32"),
+        ((2, 2, 2), "float32"),
+        ((2, 1, 4), "float32"),
+        ((1, 8, 1), "bfloat16"),
+    ],
 )
 def test_a_split_head_has_the_plain_log_probs_and_gradients(shape, dtype):
     mesh = sharding.make_mesh(shape)
     parts = sharding.num_shards(mesh)
-    split, rows = NamedSharding(mesh, PartitionSpec("tensor", "fsdp")), NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
+    split, rows = (
+        NamedSharding(mesh, PartitionSpec("tensor", "fsdp")),
+        NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES)),
+    )
     head_VD = jax.random.normal(jax.random.key(0), (V, D))
     x = jax.random.normal(jax.random.key(1), (ROWS, N, D)).astype(dtype)
     target, wanted = jax.random.randint(jax.random.key(2), (2, ROWS, N), 0, V)
     weight = jax.random.normal(jax.random.key(3), (2, ROWS, N))
 
     def loss(head_VD, x, target, wanted, weight, parts, mesh):
-        x, target, wanted = (y.reshape(parts, -1, *y.shape[2:]) for y in (x, target, wanted > V // 3))
-        both = jnp.stack(chunked_logprobs.token_logps(x, head_VD, target, wanted, 0.7, V, 5, mesh=mesh))
+        x, target, wanted = (
+            y.reshape(parts, -1, *y.shape[2:]) for y in (x, target, wanted > V // 3)
+        )
+        both = jnp.stack(
+            chunked_logprobs.token_logps(x, head_VD, target, wanted, 0.7, V, 5, mesh=mesh)
+        )
         return jnp.sum(both * weight.reshape(both.shape))
 
     how = {"argnums": (0, 1)}
-    plain = jax.value_and_grad(lambda *a: loss(*a, 1, None), **how)(head_VD, x, target, wanted, weight)
+    plain = jax.value_and_grad(lambda *a: loss(*a, 1, None), **how)(
+        head_VD, x, target, wanted, weight
+    )
     placed = jax.device_put((head_VD, x, target, wanted), (split, rows, rows, rows))
     made = jax.jit(jax.value_and_grad(lambda *a: loss(*a, parts, mesh), **how))(*placed, weight)
-    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == "float32" else {"rtol": 2e-2, "atol": 0.1}  # a sum of eight parts, each rounded
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **close), made, plain)
+    close = (
+        {"rtol": 1e-4, "atol": 1e-5} if dtype == "float32" else {"rtol": 2e-2, "atol": 0.1}
+    )  # a sum of eight parts, each rounded
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **close), made, plain
+    )
     assert made[1][0].sharding.is_equivalent_to(split, 2) and made[1][0].dtype == jnp.float32
 
 

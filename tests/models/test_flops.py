@@ -9,7 +9,18 @@ from p2o_jax.models.spec import LoraSpec, ModelSpec, num_params
 from p2o_jax.rl.batch import Example
 from p2o_jax.rl.cost import cost
 
-SPEC = ModelSpec("qwen3", vocab=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=64, qk_norm=True, tied=True)
+SPEC = ModelSpec(
+    "qwen3",
+    vocab=64,
+    width=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp=64,
+    qk_norm=True,
+    tied=True,
+)
 N, A = num_params(SPEC), 4 * 2 * 4 * 8
 
 
@@ -20,13 +31,20 @@ def test_forward_by_hand():
 
 
 def test_a_prompt_that_is_sampled_twice_is_read_once():
-    once, twice = flops.sampling(SPEC, [((1, 2, 3), 2)]), flops.sampling(SPEC, [((1, 2, 3), 2), ((1, 2, 3), 4)])
+    once, twice = (
+        flops.sampling(SPEC, [((1, 2, 3), 2)]),
+        flops.sampling(SPEC, [((1, 2, 3), 2), ((1, 2, 3), 4)]),
+    )
     assert once == flops.forward(SPEC, 0, 5) and twice - once == flops.forward(SPEC, 3, 7)
 
 
 def test_an_update_is_three_forward_passes_two_with_adapters():
     lora = ModelSpec(**{**SPEC.__dict__, "lora": LoraSpec(4, 8.0, ("q",))})
-    assert flops.update(SPEC, [3, 5]) == 3 * flops.scoring(SPEC, [3, 5]) == 3 * (flops.forward(SPEC, 0, 3) + flops.forward(SPEC, 0, 5))
+    assert (
+        flops.update(SPEC, [3, 5])
+        == 3 * flops.scoring(SPEC, [3, 5])
+        == 3 * (flops.forward(SPEC, 0, 3) + flops.forward(SPEC, 0, 5))
+    )
     assert flops.update(lora, [4]) == 2 * flops.forward(SPEC, 0, 4)
 
 
@@ -36,11 +54,15 @@ def test_xla_counts_about_as_much():
     position_BT = jnp.arange(64)[None]
 
     def run(params):
-        x_BTD, _ = transformer.hidden(SPEC, params, token_BT, position_BT, transformer.attend_packed(jnp.ones_like(token_BT)))
+        x_BTD, _ = transformer.hidden(
+            SPEC, params, token_BT, position_BT, transformer.attend_packed(jnp.ones_like(token_BT))
+        )
         return transformer.logits(SPEC, params, x_BTD)
 
     counted = jax.jit(run).lower(params).compile().cost_analysis()["flops"]
-    assert 0.4 < counted / flops.forward(SPEC, 0, 64) < 2.0  # XLA counts a loop over layers once, and whole rows of scores
+    assert (
+        0.4 < counted / flops.forward(SPEC, 0, 64) < 2.0
+    )  # XLA counts a loop over layers once, and whole rows of scores
 
 
 def test_the_learner_s_cost_counts_what_was_scored():
@@ -49,11 +71,28 @@ def test_the_learner_s_cost_counts_what_was_scored():
     def example(plain, sampled_on, length, used, fresh=False):
         logp = np.zeros(length, np.float32)
         weight = logp if used else logp[:0]
-        return Example(plain, sampled_on, np.zeros(length, np.int32), 1.0, True, logp, weight_R=weight, fresh=fresh)
+        return Example(
+            plain,
+            sampled_on,
+            np.zeros(length, np.int32),
+            1.0,
+            True,
+            logp,
+            weight_R=weight,
+            fresh=fresh,
+        )
 
-    made = [example((1, 2), (1, 2), 3, True), example((1, 2), (7, 7, 1, 2), 4, True), example((1,), (1,), 5, False)]
+    made = [
+        example((1, 2), (1, 2), 3, True),
+        example((1, 2), (7, 7, 1, 2), 4, True),
+        example((1,), (1,), 5, False),
+    ]
     made.append(example((1,), (1,), 6, True, fresh=True))
     spent = cost(SPEC, made, with_reference=False)
-    assert spent["score"] == {"sequences": 3, "tokens": 5 + 6 + 8, "flops": flops.scoring(SPEC, [5, 6, 8])}
+    assert spent["score"] == {
+        "sequences": 3,
+        "tokens": 5 + 6 + 8,
+        "flops": flops.scoring(SPEC, [5, 6, 8]),
+    }
     assert spent["update"] == {"sequences": 3, "tokens": 18, "flops": flops.update(SPEC, [5, 6, 7])}
     assert cost(SPEC, made, with_reference=True)["score"]["tokens"] == 5 + 6 + 8 + 18

@@ -29,7 +29,9 @@ def load(name, mesh_shape=(1, 1, 1), rules=sharding.LEARNER, dtype="float32"):
 @jax.jit(static_argnames="spec")
 def all_logits(spec, params, token_BT, mask_BT):
     position_BT, segment_BT = transformer.segments(mask_BT)
-    x_BTD, _ = transformer.hidden(spec, params, token_BT, position_BT, transformer.attend_packed(segment_BT))
+    x_BTD, _ = transformer.hidden(
+        spec, params, token_BT, position_BT, transformer.attend_packed(segment_BT)
+    )
     return transformer.logits(spec, params, x_BTD)
 
 
@@ -73,7 +75,9 @@ def test_greedy_continuation_equals_golden(name, mesh):
 @pytest.mark.parametrize("name", NAMES)
 def test_token_logps_equal_golden(name, chunk):
     spec, params, golden = load(name)
-    ours = np.asarray(all_logps(spec, params, golden["input_ids"], golden["attention_mask"] > 0, chunk))
+    ours = np.asarray(
+        all_logps(spec, params, golden["input_ids"], golden["attention_mask"] > 0, chunk)
+    )
     assert np.abs(ours - golden["token_logprobs"]).max() <= 5e-5
 
 
@@ -94,7 +98,12 @@ def test_right_padding_equals_left_padding(name):
 def test_rollout_rules_give_golden_logits(name):
     spec, params, golden = load(name, (1, 2, 4), sharding.ROLLOUT)
     mask = golden["attention_mask"] > 0
-    assert np.abs(np.asarray(all_logits(spec, params, golden["input_ids"], mask)) - golden["logits"])[mask].max() <= 5e-5
+    assert (
+        np.abs(np.asarray(all_logits(spec, params, golden["input_ids"], mask)) - golden["logits"])[
+            mask
+        ].max()
+        <= 5e-5
+    )
 
 
 @pytest.mark.parametrize("mesh", MESHES[1:])
@@ -103,8 +112,17 @@ def test_rollout_rules_give_golden_logits(name):
 def test_sharded_load_is_the_same_bits_in_the_asked_places(name, dtype, mesh):
     spec, params, _ = load(name, mesh, dtype=dtype)
     _, single, _ = load(name)
-    for (path, leaf), whole in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(single), strict=True):
-        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(whole.astype(jnp.dtype(dtype))), err_msg=str(path))
+    for (path, leaf), whole in zip(
+        jax.tree.leaves_with_path(params), jax.tree.leaves(single), strict=True
+    ):
+        np.testing.assert_array_equal(
+            np.asarray(leaf), np.asarray(whole.astype(jnp.dtype(dtype))), err_msg=str(path)
+        )
     q = params["blocks"]["q"]
     heads = spec.heads // mesh[2] if spec.heads % mesh[2] == 0 else spec.heads
-    assert q.addressable_shards[0].data.shape == (spec.layers, spec.width // mesh[1], heads, spec.head_dim)
+    assert q.addressable_shards[0].data.shape == (
+        spec.layers,
+        spec.width // mesh[1],
+        heads,
+        spec.head_dim,
+    )

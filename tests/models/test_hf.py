@@ -22,12 +22,25 @@ from p2o_jax.models.spec import ModelSpec, Rope, num_params
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 NAMES = ("qwen3_tied", "qwen3_untied", "qwen2_bias", "llama3_rope")
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
-SPEC = ModelSpec("qwen3", vocab=40, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=24, qk_norm=True, max_positions=128)
+SPEC = ModelSpec(
+    "qwen3",
+    vocab=40,
+    width=16,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp=24,
+    qk_norm=True,
+    max_positions=128,
+)
 YARN = Rope("yarn", 1e6, 4.0, 256)
 
 
 def same(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y), strict=True), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y), strict=True), a, b
+    )
 
 
 def copy(name, tmp_path):
@@ -94,7 +107,14 @@ def problems(call, *args, **kwargs):
 def test_rope_kinds_equal_transformers(given, scale, expected, layout, tmp_path):
     path = copy("llama3_rope", tmp_path) / "config.json"
     if layout == "transformers 5":
-        edit(path, rope_scaling=None, rope_theta=None, torch_dtype=None, dtype="float32", rope_parameters=given)
+        edit(
+            path,
+            rope_scaling=None,
+            rope_theta=None,
+            torch_dtype=None,
+            dtype="float32",
+            rope_parameters=given,
+        )
     else:
         given = dict(given)
         theta = given.pop("rope_theta")
@@ -111,7 +131,11 @@ def test_rope_turns_a_pair_by_hand():
     np.testing.assert_allclose(cos[0, 0], np.cos([3 / 2, 3 / 20]), rtol=1e-6)
     turned = rope.rotate(jnp.array([[[[1.0, 2.0, 3.0, 4.0]]]]), cos, sin)[0, 0, 0]
     c, s = np.cos([1.5, 0.15]), np.sin([1.5, 0.15])
-    np.testing.assert_allclose(turned, [c[0] - 3 * s[0], 2 * c[1] - 4 * s[1], 3 * c[0] + s[0], 4 * c[1] + 2 * s[1]], rtol=1e-6)
+    np.testing.assert_allclose(
+        turned,
+        [c[0] - 3 * s[0], 2 * c[1] - 4 * s[1], 3 * c[0] + s[0], 4 * c[1] + 2 * s[1]],
+        rtol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -130,7 +154,15 @@ def test_config_names_everything_unsupported_at_once(tmp_path):
     )  # fmt: skip
     found = problems(hf_config.read_spec, path.parent)
     assert all(p.startswith(f"{path}: ") for p in found)
-    for word in ("gelu", "use_sliding_window", "awq", "attention_bias", "dynamic", "hidden_size", "SequenceClassification"):
+    for word in (
+        "gelu",
+        "use_sliding_window",
+        "awq",
+        "attention_bias",
+        "dynamic",
+        "hidden_size",
+        "SequenceClassification",
+    ):
         assert sum(word in p for p in found) == 1, word
     assert "supported: default, linear, llama3, yarn" in "\n".join(found)
 
@@ -146,11 +178,17 @@ def test_unknown_model_type_lists_the_supported(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "word"),
     (
-        ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "sliding_attention"),
+        (
+            {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+            "sliding_attention",
+        ),
         ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters.factor is missing"),
         ({"rope_parameters": {"rope_type": "default", "mrope_section": [1]}}, "mrope_section"),
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "full_attention"),
-        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        (
+            {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor=0.5",
+        ),
         ({"num_key_value_heads": 3}, "num_key_value_heads=3 must divide num_attention_heads=4"),
         ({"head_dim": 15}, "head_dim=15 must be even"),
         ({"vocab_size": None}, "vocab_size is missing"),
@@ -166,7 +204,9 @@ def test_config_problem_is_named(changes, word, tmp_path):
 
 @pytest.mark.parametrize(("window", "refused"), ((64, True), (512, False), (None, False)))
 def test_mistral_window_is_refused_where_it_limits(window, refused, tmp_path):
-    config = hf_config.write_config(dataclasses.replace(SPEC, family="mistral", qk_norm=False, max_positions=512))
+    config = hf_config.write_config(
+        dataclasses.replace(SPEC, family="mistral", qk_norm=False, max_positions=512)
+    )
     (tmp_path / "config.json").write_text(json.dumps(config | {"sliding_window": window}))
     if refused:
         assert "sliding_window=64" in problems(hf_config.read_spec, tmp_path)[0]
@@ -179,8 +219,14 @@ def test_a_window_is_kept_as_a_limit_on_lengths(tmp_path):
     spec = dataclasses.replace(SPEC, family="mistral", qk_norm=False, max_positions=512, window=512)
     (tmp_path / "config.json").write_text(json.dumps(hf_config.write_config(spec)))
     assert hf_config.read_spec(tmp_path) == spec
-    edit(tmp_path / "config.json", max_position_embeddings=None, sliding_window=131072)  # transformers' default of the first
-    assert hf_config.read_spec(tmp_path).window == hf_config.read_spec(tmp_path).max_positions == 131072
+    edit(
+        tmp_path / "config.json", max_position_embeddings=None, sliding_window=131072
+    )  # transformers' default of the first
+    assert (
+        hf_config.read_spec(tmp_path).window
+        == hf_config.read_spec(tmp_path).max_positions
+        == 131072
+    )
     edit(tmp_path / "config.json", sliding_window=None)
     assert "sliding_window=4096, smaller" in problems(hf_config.read_spec, tmp_path)[0]
 
@@ -191,7 +237,10 @@ def test_a_window_is_kept_as_a_limit_on_lengths(tmp_path):
         ({"is_causal": False}, "is_causal=False is not supported; supported: true"),
         ({"is_causal": 0}, "is_causal=0 is not supported"),
         ({"logits_scaling": 8.0}, "logits_scaling=8.0 is not supported; supported: 1"),
-        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0 is not a known setting of qwen3"),
+        (
+            {"final_logit_softcapping": 30.0},
+            "final_logit_softcapping=30.0 is not a known setting of qwen3",
+        ),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
         ({"query_pre_attn_scalar": 224}, "query_pre_attn_scalar=224"),
         ({"embedding_multiplier": 12}, "embedding_multiplier=12"),
@@ -204,7 +253,10 @@ def test_a_window_is_kept_as_a_limit_on_lengths(tmp_path):
         ({"num_experts": 8}, "num_experts=8"),
         ({"attention_sink": True}, "attention_sink=True"),
         ({"rope_interleaved": True}, "rope_interleaved=True"),
-        ({"per_layer_config": {"0": {"num_key_value_heads": 1}}}, "per_layer_config={'0': {'num_key_value_heads': 1}}"),
+        (
+            {"per_layer_config": {"0": {"num_key_value_heads": 1}}},
+            "per_layer_config={'0': {'num_key_value_heads': 1}}",
+        ),
         ({"transformers_weights": "other.safetensors"}, "transformers_weights='other.safetensors'"),
         ({"quantization": {"bits": 4}}, "quantization={'bits': 4}"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false': expected true or false"),
@@ -230,7 +282,9 @@ def test_keys_without_effect_do_not_hinder(name, tmp_path):
     """What transformers writes for a family, what files on the hub carry besides, and unknown settings that are off."""
     path = copy(name, tmp_path) / "config.json"
     spec, values = hf_config.read_spec(path.parent), json.loads(path.read_text())
-    whole = json.loads(transformers.AutoConfig.for_model(spec.family).to_json_string(use_diff=False))
+    whole = json.loads(
+        transformers.AutoConfig.for_model(spec.family).to_json_string(use_diff=False)
+    )
     whole.pop("rope_parameters")  # which would go before a rope_theta
     hub = {
         "_name_or_path": "a/b", "transformers_version": "4.40.1", "torch_dtype": "bfloat16", "unsloth_fixed": True, "pretraining_tp": 2,
@@ -249,7 +303,10 @@ def test_positions_that_are_not_stated_are_those_of_transformers(tmp_path):
         path = copy(name, tmp_path) / "config.json"
         edit(path, max_position_embeddings=None, rope_scaling=None)
         spec = hf_config.read_spec(path.parent)
-        assert spec.max_positions == transformers.AutoConfig.for_model(spec.family).max_position_embeddings
+        assert (
+            spec.max_positions
+            == transformers.AutoConfig.for_model(spec.family).max_position_embeddings
+        )
 
 
 def test_a_commit_is_read_from_the_hub_s_cache(tmp_path):
@@ -268,8 +325,13 @@ def test_missing_and_broken_config_are_named(tmp_path):
 def test_locate_tells_how_to_do_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert hf_config.locate(tmp_path) == tmp_path
-    assert problems(hf_config.locate, tmp_path / "nowhere") == [f"{tmp_path / 'nowhere'}: no such directory"]
-    assert "Without a network, give the path of a directory" in problems(hf_config.locate, "nobody/no-such-model")[0]
+    assert problems(hf_config.locate, tmp_path / "nowhere") == [
+        f"{tmp_path / 'nowhere'}: no such directory"
+    ]
+    assert (
+        "Without a network, give the path of a directory"
+        in problems(hf_config.locate, "nobody/no-such-model")[0]
+    )
 
 
 @pytest.mark.parametrize("max_shard_bytes", (5e9, 1e5))
@@ -278,7 +340,15 @@ def test_locate_tells_how_to_do_without_a_network(tmp_path, monkeypatch):
 def test_import_export_import_is_bit_equal(name, dtype, max_shard_bytes, tmp_path):
     spec = hf_config.read_spec(GOLDEN / name)
     params = hf.load(GOLDEN / name, spec, dtype=dtype)
-    hf.save(tmp_path / "out", spec, params, GOLDEN / name, dtype, max_shard_bytes, {"eos_token_id": [2, 3], "pad_token_id": 0})
+    hf.save(
+        tmp_path / "out",
+        spec,
+        params,
+        GOLDEN / name,
+        dtype,
+        max_shard_bytes,
+        {"eos_token_id": [2, 3], "pad_token_id": 0},
+    )
     again = hf.load(tmp_path / "out", hf_config.read_spec(tmp_path / "out"), dtype=dtype)
     same(params, again)
     files = {p.name for p in (tmp_path / "out").iterdir()}
@@ -291,7 +361,10 @@ def test_import_export_import_is_bit_equal(name, dtype, max_shard_bytes, tmp_pat
 def test_export_of_float32_has_the_tensors_of_the_import(tmp_path):
     spec = hf_config.read_spec(GOLDEN / "llama3_rope")
     hf.save(tmp_path / "out", spec, load(GOLDEN / "llama3_rope"), dtype="float32")
-    theirs, ours = load_file(GOLDEN / "llama3_rope" / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    theirs, ours = (
+        load_file(GOLDEN / "llama3_rope" / "model.safetensors"),
+        load_file(tmp_path / "out" / "model.safetensors"),
+    )
     same(theirs, ours)
     with safe_open(tmp_path / "out" / "model.safetensors", "numpy") as f:
         assert f.metadata() == {"format": "pt"}
@@ -300,18 +373,31 @@ def test_export_of_float32_has_the_tensors_of_the_import(tmp_path):
 def test_export_of_sharded_params_equals_export_of_whole(tmp_path):
     spec = hf_config.read_spec(GOLDEN / "qwen3_tied")
     mesh = sharding.make_mesh((1, 2, 4))
-    for name, shardings in (("whole", None), ("split", sharding.param_shardings(spec, mesh, sharding.LEARNER))):
+    for name, shardings in (
+        ("whole", None),
+        ("split", sharding.param_shardings(spec, mesh, sharding.LEARNER)),
+    ):
         hf.save(tmp_path / name, spec, hf.load(GOLDEN / "qwen3_tied", spec, shardings))
-    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "split/model.safetensors").read_bytes()
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (
+        tmp_path / "split/model.safetensors"
+    ).read_bytes()
 
 
 def test_index_of_an_export_counts(tmp_path):
     params = transformer.init(SPEC, jax.random.key(0))
     hf.save(tmp_path / "out", SPEC, params, max_shard_bytes=4000)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
-    assert index["metadata"] == {"total_parameters": num_params(SPEC), "total_size": 2 * num_params(SPEC)}
-    assert set(index["weight_map"].values()) == {p.name for p in (tmp_path / "out").glob("*.safetensors")}
-    same(hf.load(tmp_path / "out", SPEC, dtype="bfloat16"), jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+    assert index["metadata"] == {
+        "total_parameters": num_params(SPEC),
+        "total_size": 2 * num_params(SPEC),
+    }
+    assert set(index["weight_map"].values()) == {
+        p.name for p in (tmp_path / "out").glob("*.safetensors")
+    }
+    same(
+        hf.load(tmp_path / "out", SPEC, dtype="bfloat16"),
+        jax.tree.map(lambda x: x.astype(jnp.bfloat16), params),
+    )
 
 
 def test_large_tensors_are_read_in_pieces(monkeypatch):
@@ -322,7 +408,14 @@ def test_large_tensors_are_read_in_pieces(monkeypatch):
     monkeypatch.setattr(hf, "_TILE", 7)
     same(load(GOLDEN / "qwen3_untied"), expected)
     by_channel = {**sharding.ROLLOUT, "channel": "tensor", "head": None, "kv_head": None}
-    same(hf.load(GOLDEN / "qwen3_untied", spec, sharding.param_shardings(spec, sharding.make_mesh((1, 2, 4)), by_channel)), expected)
+    same(
+        hf.load(
+            GOLDEN / "qwen3_untied",
+            spec,
+            sharding.param_shardings(spec, sharding.make_mesh((1, 2, 4)), by_channel),
+        ),
+        expected,
+    )
 
 
 def test_bfloat16_file_loads_exactly_as_float32(tmp_path):
@@ -355,9 +448,18 @@ def test_an_export_touches_no_neighbour_and_follows_a_link(tmp_path):
     (tmp_path / "out").symlink_to("elsewhere")
     for overwrite in (False, True):
         hf.save(tmp_path / "out", SPEC, params, overwrite=overwrite)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "out", "out.old", "out.partial"]
-    assert (tmp_path / "out").is_symlink() and (tmp_path / "elsewhere" / "model.safetensors").is_file()
-    assert all((tmp_path / name / "mine").read_text() == "mine" for name in ("out.old", "out.partial"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "elsewhere",
+        "out",
+        "out.old",
+        "out.partial",
+    ]
+    assert (tmp_path / "out").is_symlink() and (
+        tmp_path / "elsewhere" / "model.safetensors"
+    ).is_file()
+    assert all(
+        (tmp_path / name / "mine").read_text() == "mine" for name in ("out.old", "out.partial")
+    )
 
 
 def test_interrupted_export_leaves_no_target(tmp_path):
@@ -372,8 +474,13 @@ def test_interrupted_export_leaves_no_target(tmp_path):
 
 def test_export_without_tokenizer_or_architecture_is_refused(tmp_path):
     params = transformer.init(SPEC, jax.random.key(0))
-    assert problems(hf.save, tmp_path / "out", SPEC, params, tokenizer_dir=tmp_path) == [f"{tmp_path}: holds no tokenizer"]
-    assert "qk_norm=False" in problems(hf_config.write_config, dataclasses.replace(SPEC, qk_norm=False))[0]
+    assert problems(hf.save, tmp_path / "out", SPEC, params, tokenizer_dir=tmp_path) == [
+        f"{tmp_path}: holds no tokenizer"
+    ]
+    assert (
+        "qk_norm=False"
+        in problems(hf_config.write_config, dataclasses.replace(SPEC, qk_norm=False))[0]
+    )
 
 
 def test_missing_extra_and_misshapen_tensors_are_all_listed(tmp_path):
@@ -400,9 +507,15 @@ def test_missing_extra_and_misshapen_tensors_are_all_listed(tmp_path):
 def test_tied_lm_head_is_ignored_if_equal_and_refused_if_not(tmp_path):
     directory = copy("qwen3_tied", tmp_path)
     tensors = load_file(directory / "model.safetensors")
-    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}, directory / "model.safetensors")
+    save_file(
+        tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]},
+        directory / "model.safetensors",
+    )
     same(load(directory), load(GOLDEN / "qwen3_tied"))
-    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, directory / "model.safetensors")
+    save_file(
+        tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1},
+        directory / "model.safetensors",
+    )
     assert problems(load, directory) == [
         f"{directory / 'model.safetensors'}: lm_head.weight differs from the embedding that config.json ties it to"
     ]
@@ -415,7 +528,9 @@ def test_truncated_files_are_named(tmp_path):
         (directory / name).write_bytes((directory / name).read_bytes()[:keep])
     found = problems(load, directory)
     assert len(found) == 2
-    assert all(p.startswith(f"{directory / name}: truncated") for p, name in zip(found, names, strict=True))
+    assert all(
+        p.startswith(f"{directory / name}: truncated") for p, name in zip(found, names, strict=True)
+    )
 
 
 def test_missing_shard_and_wrong_index_are_named(tmp_path):
@@ -435,7 +550,9 @@ def test_missing_shard_and_wrong_index_are_named(tmp_path):
 
 def test_a_single_file_is_read_before_an_index_as_transformers_does(tmp_path):
     directory = copy("qwen3_untied", tmp_path)
-    tensors = {name: t for file in directory.glob("*.safetensors") for name, t in load_file(file).items()}
+    tensors = {
+        name: t for file in directory.glob("*.safetensors") for name, t in load_file(file).items()
+    }
     newer = {name: t + 1 for name, t in tensors.items()}
     save_file(newer, directory / "model.safetensors")
     loaded = load(directory)
@@ -466,8 +583,14 @@ def test_float8_tensors_are_refused_by_name(tmp_path):
     found = problems(hf.check, directory, spec)
     assert found == problems(hf.load, directory, spec)
     assert len(projections) == 21 and len(found) == 22
-    assert found[0] == f"{file}: tensor model.layers.0.self_attn.q_proj.weight is F8_E4M3; supported: F32, BF16, F16, F64"
-    assert found[10] == "... and 11 more tensors like the last" and "_scale_inv [1, 1] is not part of this model" in found[11]
+    assert (
+        found[0]
+        == f"{file}: tensor model.layers.0.self_attn.q_proj.weight is F8_E4M3; supported: F32, BF16, F16, F64"
+    )
+    assert (
+        found[10] == "... and 11 more tensors like the last"
+        and "_scale_inv [1, 1] is not part of this model" in found[11]
+    )
 
 
 def test_directory_without_weights_says_what_it_holds(tmp_path):
@@ -476,7 +599,12 @@ def test_directory_without_weights_says_what_it_holds(tmp_path):
     assert found.startswith(f"{tmp_path}: holds no weights") and "pytorch_model.bin" in found
 
 
-ROPES = (Rope("linear", 1e4, 2.0), Rope("llama3", 5e5, 8.0, 64), YARN, dataclasses.replace(YARN, attention_factor=1.3, truncate=False))
+ROPES = (
+    Rope("linear", 1e4, 2.0),
+    Rope("llama3", 5e5, 8.0, 64),
+    YARN,
+    dataclasses.replace(YARN, attention_factor=1.3, truncate=False),
+)
 VARIANTS = [dataclasses.replace(SPEC, rope=r) for r in ROPES] + [
     dataclasses.replace(SPEC, family="mistral", qk_norm=False),
     dataclasses.replace(SPEC, family="llama", qk_norm=False, tied=True, kv_heads=4),
@@ -484,7 +612,11 @@ VARIANTS = [dataclasses.replace(SPEC, rope=r) for r in ROPES] + [
 ]
 
 
-@pytest.mark.parametrize("source", (*NAMES, *VARIANTS), ids=lambda s: s if isinstance(s, str) else f"{s.family}-{s.rope.kind}")
+@pytest.mark.parametrize(
+    "source",
+    (*NAMES, *VARIANTS),
+    ids=lambda s: s if isinstance(s, str) else f"{s.family}-{s.rope.kind}",
+)
 def test_transformers_loads_the_export_and_computes_the_same(source, tmp_path, caplog):
     torch = pytest.importorskip("torch")
     import transformers
@@ -493,20 +625,37 @@ def test_transformers_loads_the_export_and_computes_the_same(source, tmp_path, c
         spec, golden = hf_config.read_spec(GOLDEN / source), np.load(GOLDEN / source / "golden.npz")
         params, tokens, mask = load(GOLDEN / source), golden["input_ids"], golden["attention_mask"]
     else:
-        spec, tokens, mask = source, np.random.default_rng(0).integers(0, source.vocab, (2, 100)), np.ones((2, 100), int)
-        params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), transformer.init(spec, jax.random.key(0)))
+        spec, tokens, mask = (
+            source,
+            np.random.default_rng(0).integers(0, source.vocab, (2, 100)),
+            np.ones((2, 100), int),
+        )
+        params = jax.tree.map(
+            lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape),
+            transformer.init(spec, jax.random.key(0)),
+        )
     hf.save(tmp_path / "out", spec, params, GOLDEN / "qwen3_tied", "float32", max_shard_bytes=50000)
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, output_loading_info=True)
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, output_loading_info=True
+    )
     logger.removeHandler(caplog.handler)
     assert not any(info.values()), info
-    warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and r.name.startswith("transformers")]
-    assert all("does not match the ratio implicitly set" in w for w in warnings), warnings  # about our made-up yarn factors
+    warnings = [
+        r.getMessage()
+        for r in caplog.records
+        if r.levelno >= logging.WARNING and r.name.startswith("transformers")
+    ]
+    assert all("does not match the ratio implicitly set" in w for w in warnings), (
+        warnings
+    )  # about our made-up yarn factors
     with torch.no_grad():
         theirs = model(torch.tensor(tokens), attention_mask=torch.tensor(mask)).logits.numpy()
     position, segment = transformer.segments(jnp.asarray(mask > 0))
-    x, _ = transformer.hidden(spec, params, jnp.asarray(tokens), position, transformer.attend_packed(segment))
+    x, _ = transformer.hidden(
+        spec, params, jnp.asarray(tokens), position, transformer.attend_packed(segment)
+    )
     ours = np.asarray(transformer.logits(spec, params, x))
     assert np.abs(ours - theirs)[mask > 0].max() <= 2e-4 * max(1.0, np.abs(theirs).max())
     if isinstance(source, str):

@@ -30,23 +30,35 @@ def inputs(B, H, K, S, C=128, dtype=jnp.float32, rows=None, quantised=False):
     if not quantised:
         return q, reference.Cache(*(jax.random.normal(key, shape, dtype) for key in keys[1:3]))
     vectors = (jax.random.randint(key, shape, -127, 128, jnp.int8) for key in keys[1:3])
-    return q, reference.Cache(*vectors, *(jax.random.uniform(key, shape[:3], minval=0.001, maxval=0.02) for key in keys[3:]))
+    return q, reference.Cache(
+        *vectors,
+        *(jax.random.uniform(key, shape[:3], minval=0.001, maxval=0.02) for key in keys[3:]),
+    )
 
 
 def assert_same(kernel, q, cache, length, row=None, tolerance=1e-5):
     """Output to the tolerance, m and l relatively; exact where there is nothing to attend to."""
     length, row = jnp.array(length), row if row is None else jnp.array(row)
-    got, want = jax.jit(functools.partial(kernel, interpret=True))(q, cache, length, row), reference.over_cache(q, cache, length, row)
+    got, want = (
+        jax.jit(functools.partial(kernel, interpret=True))(q, cache, length, row),
+        reference.over_cache(q, cache, length, row),
+    )
     assert [x.dtype for x in got] == [jnp.float32] * 3
     np.testing.assert_allclose(got.o_BHC, want.o_BHC, rtol=0, atol=tolerance)
     np.testing.assert_allclose(got.m_BH, want.m_BH, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(got.l_BH, want.l_BH, rtol=1e-5)
     empty = np.asarray(length) == 0
-    assert (got.o_BHC[empty] == 0).all() and (got.l_BH[empty] == 0).all() and (got.m_BH[empty] == reference.NEG).all()
+    assert (
+        (got.o_BHC[empty] == 0).all()
+        and (got.l_BH[empty] == 0).all()
+        and (got.m_BH[empty] == reference.NEG).all()
+    )
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize(("H", "K", "S"), [(4, 4, 40), (8, 2, 32), (7, 1, 40), (64, 1, 32), (130, 1, 32)])
+@pytest.mark.parametrize(
+    ("H", "K", "S"), [(4, 4, 40), (8, 2, 32), (7, 1, 40), (64, 1, 32), (130, 1, 32)]
+)
 def test_equals_the_dense_reference(kernel, H, K, S):
     """Ragged lengths with block edges; groups of 1, 4, 7, 64 and 130 query heads; rows of whole blocks, and not."""
     q, cache = inputs(7, H, K, S)
@@ -63,7 +75,9 @@ def test_rows_may_be_shared_and_out_of_order(kernel):
 def test_bfloat16_differs_by_the_rounding_of_weights_only(kernel):
     """Weights are rounded to 8 bits against each block's own maximum: a mean of values moves by less than 2^-8 of the largest."""
     q, cache = inputs(4, 8, 2, 40, dtype=jnp.bfloat16)
-    assert_same(kernel, q, cache, [40, 23, 1, 0], tolerance=2**-8 * float(jnp.abs(cache.v_RKSC).max()))
+    assert_same(
+        kernel, q, cache, [40, 23, 1, 0], tolerance=2**-8 * float(jnp.abs(cache.v_RKSC).max())
+    )
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -82,7 +96,12 @@ def test_nothing_at_all_to_attend_to(kernel):
 def test_what_lies_behind_the_length_does_not_matter(kernel):
     q, cache = inputs(3, 4, 2, 40)
     length = jnp.array([9, 16, 33])
-    changed = jax.tree.map(lambda x: jnp.where(jnp.arange(40)[None, None, :, None] < length[:, None, None, None], x, 1e9), cache)
+    changed = jax.tree.map(
+        lambda x: jnp.where(
+            jnp.arange(40)[None, None, :, None] < length[:, None, None, None], x, 1e9
+        ),
+        cache,
+    )
     run = jax.jit(functools.partial(kernel, interpret=True))
     for a, b in zip(run(q, cache, length), run(q, changed, length), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -102,10 +121,18 @@ def test_gpu_merges_parts_of_a_row(monkeypatch):
 
 
 def test_gpu_refuses_a_cache_it_cannot_address():
-    shape = jax.ShapeDtypeStruct((1, 1, 2**25 + 128, 64), jnp.int8), jax.ShapeDtypeStruct((1, 1, 2**25 + 128), jnp.float32)
+    shape = (
+        jax.ShapeDtypeStruct((1, 1, 2**25 + 128, 64), jnp.int8),
+        jax.ShapeDtypeStruct((1, 1, 2**25 + 128), jnp.float32),
+    )
     cache = reference.Cache(shape[0], shape[0], shape[1], shape[1])
     with pytest.raises(ValueError, match="2 to 4 GiB"):
-        jax.eval_shape(pallas_decode.gpu, jax.ShapeDtypeStruct((1, 1, 64), jnp.bfloat16), cache, jax.ShapeDtypeStruct((1,), jnp.int32))
+        jax.eval_shape(
+            pallas_decode.gpu,
+            jax.ShapeDtypeStruct((1, 1, 64), jnp.bfloat16),
+            cache,
+            jax.ShapeDtypeStruct((1,), jnp.int32),
+        )
 
 
 def test_the_list_of_work_holds_only_blocks_that_hold_something():
@@ -122,16 +149,29 @@ def test_append_writes_one_position_of_each_row(quantised):
     new = jax.tree.map(lambda x: -x[:, :, 7:8], other)
     position = jnp.array([0, 39, 15, 16, 33])
     want = reference.append(cache, new, position)
-    for got, expected, before in zip(pallas_decode.tpu_append(cache, new, position, interpret=True), want, cache, strict=True):
+    for got, expected, before in zip(
+        pallas_decode.tpu_append(cache, new, position, interpret=True), want, cache, strict=True
+    ):
         if before is not None:
             np.testing.assert_array_equal(got, expected)
-            assert (got[1, :, 39] == -before[1, :, 7]).all() and (got[1, :, :39] == before[1, :, :39]).all()
+            assert (got[1, :, 39] == -before[1, :, 7]).all() and (
+                got[1, :, :39] == before[1, :, :39]
+            ).all()
 
 
 def under_shards(attend, mesh):
     """As the sampler calls it: manual over data and fsdp, tensor left to the compiler."""
     rows = PartitionSpec(sharding.BATCH_AXES)
-    return jax.jit(jax.shard_map(attend, mesh=mesh, in_specs=rows, out_specs=rows, axis_names=set(sharding.BATCH_AXES), check_vma=False))
+    return jax.jit(
+        jax.shard_map(
+            attend,
+            mesh=mesh,
+            in_specs=rows,
+            out_specs=rows,
+            axis_names=set(sharding.BATCH_AXES),
+            check_vma=False,
+        )
+    )
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -163,8 +203,15 @@ def compile_steps(kernel, write, devices, tensor, dtype, cached):
 
         return jax.lax.fori_loop(0, 8, step, (q, cache))
 
-    attend, write = pallas_decode.over_tensor(kernel, mesh), pallas_decode.append_over_tensor(write, mesh)
-    q, vectors, numbers = rows((16, 16, 128), dtype, "tensor"), rows((16, 8, 1120, 128), cached, "tensor"), rows((16,), jnp.int32)
+    attend, write = (
+        pallas_decode.over_tensor(kernel, mesh),
+        pallas_decode.append_over_tensor(write, mesh),
+    )
+    q, vectors, numbers = (
+        rows((16, 16, 128), dtype, "tensor"),
+        rows((16, 8, 1120, 128), cached, "tensor"),
+        rows((16,), jnp.int32),
+    )
     vector, scales, scale = (
         rows((16, 8, 1, 128), cached, "tensor"),
         rows((16, 8, 1120), "float32", "tensor"),
@@ -172,12 +219,21 @@ def compile_steps(kernel, write, devices, tensor, dtype, cached):
     )
     cache, new = reference.Cache(vectors, vectors), reference.Cache(vector, vector)
     if cached == "int8":
-        cache, new = reference.Cache(vectors, vectors, scales, scales), reference.Cache(vector, vector, scale, scale)
-    return jax.jit(under_shards(steps, mesh), donate_argnums=1).lower(q, cache, new, numbers, numbers).compile()
+        cache, new = (
+            reference.Cache(vectors, vectors, scales, scales),
+            reference.Cache(vector, vector, scale, scale),
+        )
+    return (
+        jax.jit(under_shards(steps, mesh), donate_argnums=1)
+        .lower(q, cache, new, numbers, numbers)
+        .compile()
+    )
 
 
 @pytest.mark.parametrize(("topology", "tensor"), [("v5e:2x4", 1), ("v5e:2x4", 2), ("v5p:2x2x2", 1)])
-@pytest.mark.parametrize(("dtype", "cached"), [("bfloat16", "bfloat16"), ("float32", "float32"), ("bfloat16", "int8")])
+@pytest.mark.parametrize(
+    ("dtype", "cached"), [("bfloat16", "bfloat16"), ("float32", "float32"), ("bfloat16", "int8")]
+)
 def test_compiles_for_tpus_that_are_not_there(topology, tensor, dtype, cached, monkeypatch):
     pytest.importorskip("libtpu")
     from jax.experimental import topologies
@@ -185,12 +241,16 @@ def test_compiles_for_tpus_that_are_not_there(topology, tensor, dtype, cached, m
     monkeypatch.undo()  # the real blocks
     monkeypatch.setitem(os.environ, "ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    compiled = compile_steps(pallas_decode.tpu, pallas_decode.tpu_append, devices, tensor, dtype, cached)
+    compiled = compile_steps(
+        pallas_decode.tpu, pallas_decode.tpu_append, devices, tensor, dtype, cached
+    )
     text = compiled.as_text()
     assert text.count('custom_call_target="tpu_custom_call"') == 2
     assert "all-gather" not in text and "all-reduce" not in text
     assert not re.search(r"\w+\[16,\d,1120,128\]\S* copy", text), "the cache is copied"
-    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 2**20  # the cache has 13 MiB a chip at least
+    assert (
+        compiled.memory_analysis().temp_size_in_bytes < 4 * 2**20
+    )  # the cache has 13 MiB a chip at least
 
 
 H100 = """
@@ -208,14 +268,19 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
-@pytest.mark.parametrize(("tensor", "dtype", "cached"), [(1, "bfloat16", "bfloat16"), (2, "bfloat16", "int8"), (1, "float32", "float32")])
+@pytest.mark.parametrize(
+    ("tensor", "dtype", "cached"),
+    [(1, "bfloat16", "bfloat16"), (2, "bfloat16", "int8"), (1, "float32", "float32")],
+)
 def test_compiles_for_gpus_that_are_not_there(tensor, dtype, cached, monkeypatch):
     """To machine code of an H100, with its shared memory as the limit."""
     pytest.importorskip("jax_plugins.xla_cuda13")
     from jax.experimental import topologies
 
     monkeypatch.undo()
-    devices = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x8").devices
+    devices = topologies.get_topology_desc(
+        platform="cuda", target_config=H100, topology="1x1x8"
+    ).devices
     compiled = compile_steps(pallas_decode.gpu, reference.append, devices, tensor, dtype, cached)
     text = compiled.as_text()
     assert text.count('custom_call_target="__gpu$xla.gpu.triton"') == 1
@@ -230,6 +295,17 @@ def test_runs_on_a_gpu(dtype, monkeypatch):
     except RuntimeError:
         pytest.skip("no GPU")
     monkeypatch.undo()
-    args = jax.device_put((*inputs(5, 16, 8, 700, dtype=dtype), jnp.array([0, 1, 700, 512, 129]), jnp.array([3, 0, 2, 1, 1])), device)
-    for got, want in zip(jax.jit(pallas_decode.gpu)(*args), reference.over_cache(*args), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5 if dtype == jnp.float32 else 2**-7)
+    args = jax.device_put(
+        (
+            *inputs(5, 16, 8, 700, dtype=dtype),
+            jnp.array([0, 1, 700, 512, 129]),
+            jnp.array([3, 0, 2, 1, 1]),
+        ),
+        device,
+    )
+    for got, want in zip(
+        jax.jit(pallas_decode.gpu)(*args), reference.over_cache(*args), strict=True
+    ):
+        np.testing.assert_allclose(
+            got, want, rtol=1e-3, atol=1e-5 if dtype == jnp.float32 else 2**-7
+        )

@@ -27,9 +27,27 @@ def main(coordinator: str, num_processes: int, index: int, devices_each: int, ou
     from p2o_jax.runtime.console import Reporter
     from p2o_jax.types import Question, SamplingParams, TemplatedQuestion, Verdict
 
-    spec = ModelSpec("qwen3", vocab=50, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, qk_norm=True, tied=True)
+    spec = ModelSpec(
+        "qwen3",
+        vocab=50,
+        width=32,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        mlp=48,
+        qk_norm=True,
+        tied=True,
+    )
     mesh = sharding.make_mesh((1, num_processes * devices_each, 1))
-    cfg = RolloutConfig(questions=10, group_size=4, prompt_buckets=(32,), slots=8, prompt_cache_tokens=2048, prefill_tokens=64)
+    cfg = RolloutConfig(
+        questions=10,
+        group_size=4,
+        prompt_buckets=(32,),
+        slots=8,
+        prompt_cache_tokens=2048,
+        prefill_tokens=64,
+    )
     engine = Engine(spec, mesh, cfg, [24], (7, 31), 0, jnp.float32)
     shardings = sharding.param_shardings(spec, mesh, sharding.LEARNER)
     params = jax.jit(lambda: transformer.init(spec, jax.random.key(0)), out_shardings=shardings)()
@@ -47,10 +65,19 @@ def main(coordinator: str, num_processes: int, index: int, devices_each: int, ou
         judged_by.append(jax.process_index())
         return [Verdict(float(len(t) % 2), 1.0, "correct") for t in texts]
 
-    questions = [Question(f"q{i}", ({"role": "user", "content": "which number is it, " + "?" * i},), "") for i in range(10)]
-    asks = [TemplatedQuestion(q, "", f"{q.id}/{g}", 3.0 * len(q.id + q.text)) for q in questions for g in range(4)]
+    questions = [
+        Question(f"q{i}", ({"role": "user", "content": "which number is it, " + "?" * i},), "")
+        for i in range(10)
+    ]
+    asks = [
+        TemplatedQuestion(q, "", f"{q.id}/{g}", 3.0 * len(q.id + q.text))
+        for q in questions
+        for g in range(4)
+    ]
     pipeline = RolloutPipeline(engine, Chat(), verify, Reporter(enabled=False))
-    rollouts = pipeline.sample(engine.to_rollout_layout(params), asks, SamplingParams(1.0, 24), rng.key(0, "test"))
+    rollouts = pipeline.sample(
+        engine.to_rollout_layout(params), asks, SamplingParams(1.0, 24), rng.key(0, "test")
+    )
     found = {
         "texts": [r.text for r in rollouts],
         "logps": [np.round(r.completion.logp_R, 4).tolist() for r in rollouts],

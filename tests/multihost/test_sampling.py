@@ -21,7 +21,15 @@ def run(folder: Path, num_processes: int, devices_each: int) -> list[dict]:
     outs = [folder / f"{num_processes}_{i}.json" for i in range(num_processes)]
     started = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), coordinator, str(num_processes), str(i), str(devices_each), str(out)],
+            [
+                sys.executable,
+                str(WORKER),
+                coordinator,
+                str(num_processes),
+                str(i),
+                str(devices_each),
+                str(out),
+            ],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stderr=subprocess.PIPE,
             text=True,

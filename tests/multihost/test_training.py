@@ -55,17 +55,42 @@ class Group:
         only: Sequence[int] = (),
     ):
         env = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "MY_KEY")}
-        env |= {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "NPROC": "32", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+        env |= {
+            "JAX_PLATFORMS": "cpu",
+            "HF_HUB_OFFLINE": "1",
+            "NPROC": "32",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        }
         if count > 1:
-            env |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": str(count)}
+            env |= {
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
+                "JAX_NUM_PROCESSES": str(count),
+            }
         self.logs, self.processes = [], []
         for i in only or range(count):
-            flags = [f"--config.{k}={v}" for k, v in {**settings, "mesh.cpu_devices": 8 // count, **own.get(i, {})}.items()]
-            arguments = [sys.executable, "-m", "benchmarks.kill", "child", "--config=configs/smoke.py", f"--workdir={workdir}", *flags]
-            extra = {"JAX_PROCESS_ID": str(i), kill.AIM: json.dumps(aims.get(i))} | ({"MY_KEY": KEY} if i == 0 else {})
+            flags = [
+                f"--config.{k}={v}"
+                for k, v in {**settings, "mesh.cpu_devices": 8 // count, **own.get(i, {})}.items()
+            ]
+            arguments = [
+                sys.executable,
+                "-m",
+                "benchmarks.kill",
+                "child",
+                "--config=configs/smoke.py",
+                f"--workdir={workdir}",
+                *flags,
+            ]
+            extra = {"JAX_PROCESS_ID": str(i), kill.AIM: json.dumps(aims.get(i))} | (
+                {"MY_KEY": KEY} if i == 0 else {}
+            )
             self.logs.append(workdir.with_suffix(f".{i}_of_{count}.log"))
             with open(self.logs[-1], "wb") as f:
-                self.processes.append(subprocess.Popen(arguments, cwd=ROOT, env=env | extra, stdout=subprocess.DEVNULL, stderr=f))
+                self.processes.append(
+                    subprocess.Popen(
+                        arguments, cwd=ROOT, env=env | extra, stdout=subprocess.DEVNULL, stderr=f
+                    )
+                )
 
     def wait(self, timeout: float = 1200.0) -> list[int]:
         """The exit codes."""
@@ -91,7 +116,10 @@ def aim(phase: str, number: int, sign: int) -> dict:
 
 
 def rows(workdir: Path, name: str) -> list[dict]:
-    return [json.loads(line) for line in (workdir / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (workdir / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def same_run(whole: Path, workdir: Path) -> None:
@@ -104,16 +132,24 @@ def same_run(whole: Path, workdir: Path) -> None:
     for ours, theirs in zip(measured, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
     steps = [row for row in measured if "train/loss" in row]
-    assert all(row["train/grad_norm"] > 0 for row in steps) and any(row["rollout/frac_templated"] > 0 for row in steps)
+    assert all(row["train/grad_norm"] > 0 for row in steps) and any(
+        row["rollout/frac_templated"] > 0 for row in steps
+    )
 
 
 def texts(workdir: Path, name: str) -> list[dict]:
     """The rows without numbers that depend on the order of sums."""
-    return [{k: v for k, v in row.items() if isinstance(v, str | int | list)} for row in rows(workdir, name)]
+    return [
+        {k: v for k, v in row.items() if isinstance(v, str | int | list)}
+        for row in rows(workdir, name)
+    ]
 
 
 def untimed(workdir: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))} for row in rows(workdir, "metrics")]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))}
+        for row in rows(workdir, "metrics")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +162,16 @@ def endpoint():
 def settings(tmp_path_factory, endpoint):
     shared = tmp_path_factory.mktemp("shared")
     letters = "abpdhnbpadpbhapd"
-    questions = [{"question": f"What is {i} + {i}?", "answer": f".*{letter}.*"} for i, letter in enumerate(letters)]
+    questions = [
+        {"question": f"What is {i} + {i}?", "answer": f".*{letter}.*"}
+        for i, letter in enumerate(letters)
+    ]
     (shared / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
-    more = {"data.path": shared / "questions.jsonl", "train.compile_cache": shared / "compiled", "api.base_url": endpoint.url}
+    more = {
+        "data.path": shared / "questions.jsonl",
+        "train.compile_cache": shared / "compiled",
+        "api.base_url": endpoint.url,
+    }
     return {**SETTINGS, **more}
 
 
@@ -158,7 +201,9 @@ def left(killed, settings, endpoint):
     endpoint.requests.clear()
     group = Group(killed[0], 4, settings, {2: aim("gepa", 3, signal.SIGTERM)})
     codes = group.wait()
-    copies = {count: shutil.copytree(killed[0], killed[0].with_name(f"by_{count}")) for count in (2, 1)}
+    copies = {
+        count: shutil.copytree(killed[0], killed[0].with_name(f"by_{count}")) for count in (2, 1)
+    }
     return killed[0], codes, group.told(), copies
 
 
@@ -173,11 +218,16 @@ def go_on(workdir: Path, count: int, settings: dict) -> None:
 
 def test_a_killed_process_ends_the_others_which_name_it(killed):
     workdir, codes, seconds, told = killed
-    assert codes == [liveness.GONE] * 3 + [-signal.SIGKILL], "\n".join(text[-2000:] for text in told)
+    assert codes == [liveness.GONE] * 3 + [-signal.SIGKILL], "\n".join(
+        text[-2000:] for text in told
+    )
     assert seconds < TIME_OUT_S
     for text in told[:3]:
         (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
-        assert line == f"error: process 3 ({socket.gethostname()}) is gone; the same command goes on from the last checkpoint"
+        assert (
+            line
+            == f"error: process 3 ({socket.gethostname()}) is gone; the same command goes on from the last checkpoint"
+        )
         assert "Traceback" not in text
 
 
@@ -189,11 +239,16 @@ def test_sigterm_to_one_process_makes_all_leave_with_a_checkpoint(left):
     assert (workdir / "checkpoints" / "2").exists() and "gepa iteration 2" not in told[0]
 
 
-def test_four_processes_go_on_to_what_one_does_and_process_0_alone_asks_the_endpoint(alone, left, settings, endpoint):
+def test_four_processes_go_on_to_what_one_does_and_process_0_alone_asks_the_endpoint(
+    alone, left, settings, endpoint
+):
     """The key is in its environment only: who asked without it would have been told of it, and ended. No reply is asked for twice."""
     go_on(left[0], 4, settings)
     same_run(alone[0], left[0])
-    assert sorted(body["messages"][0]["content"] for body in endpoint.requests) == alone[1] and len(alone[1]) > 1
+    assert (
+        sorted(body["messages"][0]["content"] for body in endpoint.requests) == alone[1]
+        and len(alone[1]) > 1
+    )
     assert set(endpoint.keys) == {f"Bearer {KEY}"}
 
 
@@ -247,6 +302,13 @@ def test_two_processes_pretrain_reflect_and_evaluate_as_one_does(tmp_path):
         assert texts(workdirs[0], name) == texts(workdirs[1], name)
     for ours, theirs in zip(*map(untimed, workdirs), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
-    command = [sys.executable, "-m", "p2o_jax.export", f"--workdir={workdirs[0]}", f"--out={tmp_path}/out", "--config.mesh.cpu_devices=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "p2o_jax.export",
+        f"--workdir={workdirs[0]}",
+        f"--out={tmp_path}/out",
+        "--config.mesh.cpu_devices=1",
+    ]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
     assert list((tmp_path / "out").glob("*.safetensors"))

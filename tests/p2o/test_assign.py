@@ -50,7 +50,9 @@ def test_weights_have_a_floor():
 def test_the_last_rollouts_stay_plain():
     group = assign(RESULT, ["t0"], 6, config.AssignConfig(plain_rollouts=2), "s").templates["t0"]
     assert len(group) == 6 and group[4:] == ("", "") and "" not in group[:4]
-    assert assign(RESULT, ["t0"], 2, config.AssignConfig(plain_rollouts=5), "s").templates["t0"] == ("", "")
+    assert assign(RESULT, ["t0"], 2, config.AssignConfig(plain_rollouts=5), "s").templates[
+        "t0"
+    ] == ("", "")
 
 
 def test_same_template_in_group():
@@ -63,11 +65,16 @@ def test_assignment_depends_on_seed_and_question_only():
     names = ["t0", "t1", "d3", "d0"]
     assert assign(RESULT, names, 6, FREE, "s") == assign(RESULT, names[::-1], 6, FREE, "s")
     assert assign(RESULT, names, 6, FREE, "s") != assign(RESULT, names, 6, FREE, "t")
-    assert len(set(assign(RESULT, [f"t{i}" for i in range(20)], 6, FREE, "s").templates.values())) > 5
+    assert (
+        len(set(assign(RESULT, [f"t{i}" for i in range(20)], 6, FREE, "s").templates.values())) > 5
+    )
 
 
 def test_an_empty_cover_assigns_nothing():
-    assert assign(SearchResult(("",), (None,), (), (), ((),), ()), ["t0"], 6, FREE, "s") == Assignment()
+    assert (
+        assign(SearchResult(("",), (None,), (), (), ((),), ()), ["t0"], 6, FREE, "s")
+        == Assignment()
+    )
 
 
 def test_asks_in_group_order_with_stable_names():
@@ -87,4 +94,9 @@ def test_asks_in_group_order_with_stable_names():
 def test_a_further_group_of_a_question_is_plain():
     a = Question("qa", ({"role": "user", "content": "qa"},), "x")
     asks = prompts_for([a, a], Assignment({"qa": ("T", "")}), 2, "n")
-    assert [(ask.template, ask.name) for ask in asks] == [("T", "n/qa/0"), ("", "n/qa/1"), ("", "n/qa/2"), ("", "n/qa/3")]
+    assert [(ask.template, ask.name) for ask in asks] == [
+        ("T", "n/qa/0"),
+        ("", "n/qa/1"),
+        ("", "n/qa/2"),
+        ("", "n/qa/3"),
+    ]

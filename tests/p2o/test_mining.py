@@ -8,14 +8,21 @@ from p2o_jax.p2o import mining
 from p2o_jax.types import Question
 
 QUESTIONS = [Question(f"q{i}", ({"role": "user", "content": str(i)},), "a") for i in range(5)]
-SCORES = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 1e-7, 0, 0]], np.float32)
+SCORES = np.array(
+    [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 1e-7, 0, 0]], np.float32
+)
 PLAIN = np.zeros((5, 4), bool)
 CRUTCH = np.array([[True, True, False, False]] * 5)
 
 
 def find(scores, templated, max_successes, judge_on):
     pool = QUESTIONS[: len(scores)]
-    return mining.find_hard(pool, scores > 0.5, templated, config.MiningConfig(max_successes=max_successes, judge_on=judge_on))
+    return mining.find_hard(
+        pool,
+        scores > 0.5,
+        templated,
+        config.MiningConfig(max_successes=max_successes, judge_on=judge_on),
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,13 +53,18 @@ def test_sticky_questions_stay_hard_until_a_plain_success():
     solved = np.array([[0, 0], [1, 0], [1, 0], [0, 1]], bool)
     templated = np.array([[True, False]] * 4)
     cfg = config.MiningConfig(max_successes=0, judge_on="all", sticky=True)
-    assert mining.find_hard(QUESTIONS[:4], solved, templated, cfg, ["q3", "q2", "q4"]) == ("q0", "q2")
+    assert mining.find_hard(QUESTIONS[:4], solved, templated, cfg, ["q3", "q2", "q4"]) == (
+        "q0",
+        "q2",
+    )
     assert mining.find_hard(QUESTIONS[:4], solved, templated, cfg) == ("q0",)
 
 
 def test_a_question_enters_once():
     cfg = config.MiningConfig(judge_on="all")
-    assert mining.find_hard([QUESTIONS[0]] * 2, np.zeros((2, 2), bool), np.zeros((2, 2), bool), cfg) == ("q0",)
+    assert mining.find_hard(
+        [QUESTIONS[0]] * 2, np.zeros((2, 2), bool), np.zeros((2, 2), bool), cfg
+    ) == ("q0",)
 
 
 def test_all_groups_of_a_question_decide():
@@ -75,7 +87,9 @@ def test_extra_groups_are_for_what_the_last_epoch_found_hard():
 def test_groups_that_teach_nothing_are_counted_apart_for_hard_questions_and_others():
     solved = np.array([[1, 0], [0, 0], [1, 1], [0, 1]], bool)
     zero = np.array([False, True, True, True])
-    values = mining.outcome_metrics(QUESTIONS[:4], solved, np.zeros((4, 2), bool), zero, ["q0", "q1"])
+    values = mining.outcome_metrics(
+        QUESTIONS[:4], solved, np.zeros((4, 2), bool), zero, ["q0", "q1"]
+    )
     assert values == {
         "rollout/frac_zero_advantage": 0.75,
         "rollout/frac_zero_advantage_other": 1.0,

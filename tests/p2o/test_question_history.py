@@ -14,9 +14,18 @@ def rollouts(name, plain="", templated="", template="T"):
     """A group of a question: one letter a rollout, 1 where it succeeded."""
     question = Question(name, ({"role": "user", "content": name},), "x")
     completion = Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), True)
-    asked = [(z, float(mark)) for z, marks in (("", plain), (template, templated)) for mark in marks]
+    asked = [
+        (z, float(mark)) for z, marks in (("", plain), (template, templated)) for mark in marks
+    ]
     return [
-        Rollout(TemplatedQuestion(question, z, ""), (1,), (1,), completion, "", Verdict(s, 1.0, "correct" if s else "wrong"))
+        Rollout(
+            TemplatedQuestion(question, z, ""),
+            (1,),
+            (1,),
+            completion,
+            "",
+            Verdict(s, 1.0, "correct" if s else "wrong"),
+        )
         for z, s in asked
     ]
 
@@ -61,14 +70,23 @@ def test_a_success_in_the_epoch_that_first_found_it_hard_is_no_internalisation()
 
 
 def test_easy_questions_have_no_fate_and_no_plain_rollout_says_nothing():
-    states = run((rollouts("q", "00") + rollouts("easy", "11"), {"q"}), (rollouts("q", "1"), set()), (rollouts("q", "", "000"), {"q"}))
+    states = run(
+        (rollouts("q", "00") + rollouts("easy", "11"), {"q"}),
+        (rollouts("q", "1"), set()),
+        (rollouts("q", "", "000"), {"q"}),
+    )
     assert states[-1].fates == {"q": LearningStatus(0, 1)}
 
 
 def test_steps_of_an_epoch_add_up_and_the_next_epoch_starts_anew():
     state = question_history.advanced(History(), 3, rollouts("a", "01", "1", "A"), (), False)
-    state = question_history.advanced(state, 3, rollouts("a", "1", "0", " A ") + rollouts("b", "0"), {"b"}, True)
-    assert state.attempts == {"a": Attempts({"": (2, 3), template_id("A"): (1, 2)}), "b": Attempts({"": (0, 1)})}
+    state = question_history.advanced(
+        state, 3, rollouts("a", "1", "0", " A ") + rollouts("b", "0"), {"b"}, True
+    )
+    assert state.attempts == {
+        "a": Attempts({"": (2, 3), template_id("A"): (1, 2)}),
+        "b": Attempts({"": (0, 1)}),
+    }
     assert question_history.rows(state, {"b"}) == [
         {
             "epoch": 3, "question_id": "a", "hard": False, "plain": [2, 3], "templated": [1, 2], "templates": {template_id("A"): [1, 2]},
@@ -89,7 +107,10 @@ def test_steps_of_an_epoch_add_up_and_the_next_epoch_starts_anew():
 def test_lengths_are_those_of_the_last_step_a_question_was_asked_in():
     def of(name, *lengths):
         made = rollouts(name, "0" * len(lengths))
-        return [replace(r, completion=Completion(np.zeros(n, np.int32), np.zeros(n), True)) for r, n in zip(made, lengths, strict=True)]
+        return [
+            replace(r, completion=Completion(np.zeros(n, np.int32), np.zeros(n), True))
+            for r, n in zip(made, lengths, strict=True)
+        ]
 
     state = question_history.advanced(History(), 0, of("a", 3, 5) + of("b", 10), (), False)
     state = question_history.advanced(state, 1, of("a", 8, 9), (), True)
@@ -101,4 +122,6 @@ def test_a_template_s_text_is_written_once_however_many_questions_share_it():
     state = RunState(None, assignment=Assignment({f"q{i}": (text, "", text) for i in range(50)}))
     written = json.dumps(state.host_state())
     assert written.count(text) == 1 and RunState.restored(None, json.loads(written)) == state
-    assert template_id(f" {text} ") == template_id(text) != template_id("") == template_id("  ") == ""
+    assert (
+        template_id(f" {text} ") == template_id(text) != template_id("") == template_id("  ") == ""
+    )

@@ -19,9 +19,20 @@ def test_an_instruction_is_read():
         'backend_config={"a":"(%no)"}'
     )
     read = hlo.parse_instruction(line)
-    assert read.name == "all-gather-start.2" and read.opcode == "all-gather-start" and read.operands == ("copy.1",)
-    assert read.result == (hlo.Array("bf16", (2, 128)), hlo.Array("bf16", (16, 128))) and read.result[1].bytes == 16 * 128 * 2
-    assert read.attribute("channel_id") == "7" and read.attribute("dimensions") == "{0}" and read.attribute("nothing") == ""
+    assert (
+        read.name == "all-gather-start.2"
+        and read.opcode == "all-gather-start"
+        and read.operands == ("copy.1",)
+    )
+    assert (
+        read.result == (hlo.Array("bf16", (2, 128)), hlo.Array("bf16", (16, 128)))
+        and read.result[1].bytes == 16 * 128 * 2
+    )
+    assert (
+        read.attribute("channel_id") == "7"
+        and read.attribute("dimensions") == "{0}"
+        and read.attribute("nothing") == ""
+    )
 
 
 def test_a_kernel_s_attributes_may_run_over_several_lines():
@@ -57,7 +68,13 @@ def test_a_kernel_s_attributes_may_run_over_several_lines():
             2 * 3072 * 256 * 2048,
         ),
         # a real convolution of width 3 over 5 places, padded by 1: 2 + 3 + 3 + 3 + 2 taps
-        ("1,5,4", "3,4,6", "1,5,6", "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f", 2 * 4 * 6 * 13),
+        (
+            "1,5,4",
+            "3,4,6",
+            "1,5,6",
+            "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f",
+            2 * 4 * 6 * 13,
+        ),
     ],
 )
 def test_products_written_as_convolutions(left, right, out, attributes, flops):
@@ -130,9 +147,7 @@ def test_a_loop_of_unknown_length_is_kept_apart(start):
 
 
 def test_collectives_in_a_loop_count_with_it():
-    inside = (
-        '  %all-gather.9 = f32[32,8]{1,0} all-gather(%w), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}, metadata={op_name="x"}'
-    )
+    inside = '  %all-gather.9 = f32[32,8]{1,0} all-gather(%w), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}, metadata={op_name="x"}'
     found = cost.cost(loop("compare(%i.1, %five), direction=LT", 1, "constant(7)", inside))
     assert found.collectives == {Collective("all-gather", 32 * 8 * 4, EIGHT): 5}
 
@@ -148,11 +163,16 @@ PIECES = """%piece.1 (x: f32[4,8]) -> f32[32,8] {
 """  # of one gather
 
 
-@pytest.mark.parametrize(("beside", "times"), [("", 5), ("  %f1 = f32[32,8]{1,0} fusion(%p), kind=kCustom, calls=%piece.1", 1)])
+@pytest.mark.parametrize(
+    ("beside", "times"),
+    [("", 5), ("  %f1 = f32[32,8]{1,0} fusion(%p), kind=kCustom, calls=%piece.1", 1)],
+)
 def test_a_collective_done_in_pieces_by_a_loop_and_beside_it_counts_once(beside, times):
     """One that stands in a loop only is done at every turn."""
     inside = "  %f2 = f32[32,8]{1,0} fusion(%w), kind=kCustom, calls=%piece.2"
-    found = cost.cost(loop("compare(%i.1, %five), direction=LT", 1, "constant(7)", inside, beside, PIECES))
+    found = cost.cost(
+        loop("compare(%i.1, %five), direction=LT", 1, "constant(7)", inside, beside, PIECES)
+    )
     assert found.collectives == {Collective("all-gather", 1024, EIGHT): times}
 
 

@@ -20,7 +20,9 @@ LONG = "x" * 1_000_000
 def run(tmp_path_factory):
     """Two epochs of eight policy steps, with templates, hard questions and samples."""
     folder = tmp_path_factory.mktemp("runs") / "p2o"
-    shape = report_runs.Shape(16, 4, steps_per_epoch=8, questions=30, hard_per_epoch=12, dev=10, candidates=8, rejected=6)
+    shape = report_runs.Shape(
+        16, 4, steps_per_epoch=8, questions=30, hard_per_epoch=12, dev=10, candidates=8, rejected=6
+    )
     report_runs.write(folder, shape)
     return folder
 
@@ -47,10 +49,14 @@ def hostile_run(run, tmp_path_factory):
     }
     with open(folder / "samples.jsonl", "a") as f:
         f.write(json.dumps(row) + '\n[1, 2]\n{"tick": 9, "st')
-    evaluations = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    evaluations = [
+        json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()
+    ]
     for row in evaluations:
         row["sets"] = {text: {"accuracy": 0.5} for text in HOSTILE}
-    (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in evaluations))
+    (folder / "evaluations.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in evaluations)
+    )
     return folder
 
 

@@ -10,7 +10,9 @@ import pytest
 from docs import generate
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(ROOT.glob("docs/*.md")) + [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "tpu/README.md")]
+PAGES = sorted(ROOT.glob("docs/*.md")) + [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "tpu/README.md")
+]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"`((?:p2o_jax|benchmarks|configs|docs|tests|tpu|gpu)/[\w./-]*)`")
 SETTING = re.compile(r"--config\.([a-z_]+(?:\.[a-z_]+)*)=")
@@ -24,7 +26,10 @@ def prose(text: str) -> str:
 def anchors(text: str) -> set[str]:
     """The anchors of a page's headings, as MkDocs makes them."""
     titles = re.findall(r"(?m)^#+ (.*)$", text)
-    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title.replace("`", "")).strip().lower()) for title in titles}
+    return {
+        re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title.replace("`", "")).strip().lower())
+        for title in titles
+    }
 
 
 def dead_links(page: Path, text: str) -> list[str]:
@@ -35,14 +40,18 @@ def dead_links(page: Path, text: str) -> list[str]:
         target = page.parent / name if name else page
         if link.startswith("https://"):
             continue
-        if not target.is_file() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+        if not target.is_file() or (
+            anchor and anchor not in anchors(target.read_text(encoding="utf-8"))
+        ):
             dead.append(link)
     return dead
 
 
 @pytest.mark.parametrize("name", generate.pages())
 def test_generated_pages_are_up_to_date(name):
-    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == generate.pages()[name], "run: python -m docs.generate"
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == generate.pages()[name], (
+        "run: python -m docs.generate"
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -54,27 +63,52 @@ def test_links_and_paths_lead_somewhere(page):
 
 def test_a_dead_link_is_found():
     page = ROOT / "docs" / "index.md"
-    assert dead_links(page, "[a](quickstart.md#what-happens-in-it) [b](https://x.org/y) `[c](no.md)`") == []
-    assert dead_links(page, "[a](no.md) [b](quickstart.md#no) [c](#no)") == ["no.md", "quickstart.md#no", "#no"]
+    assert (
+        dead_links(page, "[a](quickstart.md#what-happens-in-it) [b](https://x.org/y) `[c](no.md)`")
+        == []
+    )
+    assert dead_links(page, "[a](no.md) [b](quickstart.md#no) [c](#no)") == [
+        "no.md",
+        "quickstart.md#no",
+        "#no",
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_settings_on_command_lines_exist(page):
-    known = set(re.findall(r"(?m)^\| `([a-z_.0-9]+)` \|", generate.configuration())) | {"section.name"}
+    known = set(re.findall(r"(?m)^\| `([a-z_.0-9]+)` \|", generate.configuration())) | {
+        "section.name"
+    }
     assert set(SETTING.findall(page.read_text(encoding="utf-8"))) - known == set()
 
 
 def test_settings_and_metrics_named_in_troubleshooting_exist():
     text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    known = set(re.findall(r"(?m)^\| `([a-z_.0-9/]+)` \|", generate.configuration() + generate.metrics_reference()))
-    named = {name.partition("=")[0] for name in re.findall(r"`([a-z_0-9]+[./][a-z_0-9]+(?:=[^`]*)?)`", text)} - {"bad_batch.npz"}
+    known = set(
+        re.findall(
+            r"(?m)^\| `([a-z_.0-9/]+)` \|", generate.configuration() + generate.metrics_reference()
+        )
+    )
+    named = {
+        name.partition("=")[0]
+        for name in re.findall(r"`([a-z_0-9]+[./][a-z_0-9]+(?:=[^`]*)?)`", text)
+    } - {"bad_batch.npz"}
     assert len(named) > 40 and named - known == set()
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs", reason="pip install 'p2o-jax[docs]'")
     pytest.importorskip("material", reason="pip install 'p2o-jax[docs]'")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "configuration.html").is_file() and not list(tmp_path.glob("*.py"))
@@ -133,4 +167,7 @@ def test_every_setting_is_in_the_reference():
         "| `eval.temperature` | float | `0.0` | 0, or in [0.01, 100] |" in text
         and "| `loss.dual_clip` | float | `3.0` | more than 1 |" in text
     )
-    assert "{question} is where a question that is a text goes" in text and "NAME=PATH,NAME=PATH for several sets" in text
+    assert (
+        "{question} is where a question that is a text goes" in text
+        and "NAME=PATH,NAME=PATH for several sets" in text
+    )

@@ -14,7 +14,9 @@ from p2o_jax import config
 from p2o_jax.config import loading, rules
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(ROOT.glob("docs/*.md")) + [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "tpu/README.md")]
+PAGES = sorted(ROOT.glob("docs/*.md")) + [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "tpu/README.md")
+]
 PROGRAMS = r"python|pip|make|gcloud|kubectl|docker|xpk|sky|sbatch|tensorboard|export|git|JAX_\w+=\S+ python|(?:\.venv/bin|tpu|gpu)/"
 COMMAND = re.compile(rf"(?m)^    ((?:{PROGRAMS})\b.*)$")
 SCRIPT = re.compile(r"(tpu|gpu)/\w+\.sh")
@@ -63,7 +65,11 @@ def commands(text: str, page: str = "") -> list[Command]:
     return found
 
 
-ALL = [command for page in PAGES for command in commands(page.read_text(encoding="utf-8"), str(page.relative_to(ROOT)))]
+ALL = [
+    command
+    for page in PAGES
+    for command in commands(page.read_text(encoding="utf-8"), str(page.relative_to(ROOT)))
+]
 SCRIPTS = [command for command in ALL if SCRIPT.match(command.line)]
 
 
@@ -73,15 +79,25 @@ def key(line: str, table: dict[str, str]) -> str | None:
 
 
 def test_every_command_is_run_by_a_test_or_needs_what_is_said():
-    known = [SCRIPT.match(c.line) or key(c.line, RUN_BY) or key(c.line, NEEDS) or is_tried_benchmark(c.line) for c in ALL]
-    assert [(c.page, c.line) for c, is_known in zip(ALL, known, strict=True) if not is_known] == [] and len(ALL) > 50
+    known = [
+        SCRIPT.match(c.line)
+        or key(c.line, RUN_BY)
+        or key(c.line, NEEDS)
+        or is_tried_benchmark(c.line)
+        for c in ALL
+    ]
+    assert [
+        (c.page, c.line) for c, is_known in zip(ALL, known, strict=True) if not is_known
+    ] == [] and len(ALL) > 50
 
 
 def is_tried_benchmark(line: str) -> bool:
     """Whether the line runs a benchmark that some test imports: they take minutes to hours, and tests run their parts."""
     name = re.search(r"python -m benchmarks\.(\w+)", line)
     tests = (path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/*.py"))
-    return name is not None and any(re.search(rf"from benchmarks(\.| import (.*, )?){name[1]}\b", text) for text in tests)
+    return name is not None and any(
+        re.search(rf"from benchmarks(\.| import (.*, )?){name[1]}\b", text) for text in tests
+    )
 
 
 def test_the_tests_that_are_named_are_there():
@@ -91,7 +107,9 @@ def test_the_tests_that_are_named_are_there():
 
 
 def test_a_command_that_nothing_runs_is_found():
-    assert is_tried_benchmark("python -m benchmarks.kill --runs 60") and not is_tried_benchmark("python -m benchmarks.none")
+    assert is_tried_benchmark("python -m benchmarks.kill --runs 60") and not is_tried_benchmark(
+        "python -m benchmarks.none"
+    )
     assert not key("python -m p2o_jax.none", RUN_BY) and not key("rm x", NEEDS)
 
 
@@ -103,22 +121,39 @@ def test_commands_are_found():
     assert commands(text) == [Command("", line, env) for line in lines]
 
 
-@pytest.mark.parametrize("command", SCRIPTS, ids=lambda c: f"{c.page}: {c.line.split()[0]} {c.env.get('P2O_NAME')}")
+@pytest.mark.parametrize(
+    "command", SCRIPTS, ids=lambda c: f"{c.page}: {c.line.split()[0]} {c.env.get('P2O_NAME')}"
+)
 def test_scripts_take_what_the_pages_give_them(command, tmp_path):
     if shutil.which("bash") is None:
         pytest.skip("the scripts are for bash")
-    env = {name: value for name, value in os.environ.items() if not name.startswith("P2O_")} | command.env
-    done = subprocess.run(["bash", "-c", f"{command.line} --dry-run"], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith("P2O_")
+    } | command.env
+    done = subprocess.run(
+        ["bash", "-c", f"{command.line} --dry-run"],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0 and done.stdout, done.stderr
 
 
 TRAINING = [command for command in SCRIPTS if "--config" in command.line]
 
 
-@pytest.mark.parametrize("command", TRAINING, ids=lambda c: f"{c.page}: {c.line.split()[0]} {c.env.get('P2O_NAME')}")
+@pytest.mark.parametrize(
+    "command", TRAINING, ids=lambda c: f"{c.page}: {c.line.split()[0]} {c.env.get('P2O_NAME')}"
+)
 def test_what_scripts_train_keeps_the_rules_on_the_devices_that_the_page_asks_for(command):
-    flags, overrides = loading.parse_flags(shlex.split(command.line)[1:], {"config": None, "workdir": ""})
-    cfg = config.resolve(loading.from_config_dict(loading.load_config_dict(str(ROOT / flags["config"]), overrides)))
+    flags, overrides = loading.parse_flags(
+        shlex.split(command.line)[1:], {"config": None, "workdir": ""}
+    )
+    cfg = config.resolve(
+        loading.from_config_dict(loading.load_config_dict(str(ROOT / flags["config"]), overrides))
+    )
     assert rules.problems(cfg, devices(command.env)) == []
 
 

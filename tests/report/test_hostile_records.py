@@ -16,7 +16,23 @@ from p2o_jax.tracking.metric_names import read_rows
 pytest.importorskip("plotly", reason="pip install 'p2o-jax[report]'")
 
 SCRIPT = "</script><script>window.hacked = 1</script>"
-VALUES = (None, True, -1, 2.5, 10**30, "7", SCRIPT, [], [[1, 2]], {}, {"a": {"b": []}}, float("nan"), float("-inf"), "\ud800", ["\ud800"])
+VALUES = (
+    None,
+    True,
+    -1,
+    2.5,
+    10**30,
+    "7",
+    SCRIPT,
+    [],
+    [[1, 2]],
+    {},
+    {"a": {"b": []}},
+    float("nan"),
+    float("-inf"),
+    "\ud800",
+    ["\ud800"],
+)
 LINES = {  # whole lines that are no row of any file
     b"": "not JSON",
     b"{": "not JSON",
@@ -45,7 +61,12 @@ FIELDS = (  # file, field, value, note: what ended in a traceback once, or in a 
     ("evaluations", "questions", 0.5, "`questions` is 0.5"),
     ("evaluations", "questions", -3, "`questions` is -3"),
     ("evaluations", "sets", ["gsm8k"], "`sets`"),
-    ("evaluations", "sets", {"gsm8k": {}}, "expected an object whose values are each an object with an accuracy"),
+    (
+        "evaluations",
+        "sets",
+        {"gsm8k": {}},
+        "expected an object whose values are each an object with an accuracy",
+    ),
     ("evaluations", "by_family", {"add": "all"}, "`by_family`"),
     ("evaluations", "generated_tokens", "many", "`generated_tokens`"),
     ("templates", "epoch", "0", '`epoch` is "0"'),
@@ -85,7 +106,9 @@ FILES = {  # whole files that are not what they should be
 
 @pytest.fixture
 def small(tmp_path):
-    shape = report_runs.Shape(4, 2, steps_per_epoch=2, questions=3, hard_per_epoch=2, dev=3, candidates=2, rejected=2)
+    shape = report_runs.Shape(
+        4, 2, steps_per_epoch=2, questions=3, hard_per_epoch=2, dev=3, candidates=2, rejected=2
+    )
     report_runs.write(tmp_path / "run", shape)
     return tmp_path / "run"
 
@@ -94,7 +117,9 @@ def notes_of(workdir):
     """The run's notes, after its page is made: strict JSON that no text can leave."""
     data = report_run.page_data([workdir], 10**6)
     text = page.embedded(data)
-    assert "<" not in text and json.loads(text, parse_constant=lambda name: 1 / 0) == json.loads(page.as_json(data))
+    assert "<" not in text and json.loads(text, parse_constant=lambda name: 1 / 0) == json.loads(
+        page.as_json(data)
+    )
     return data["runs"][0]["notes"]
 
 
@@ -117,7 +142,9 @@ def test_a_line_that_is_no_row_is_noted_and_the_others_are_shown(small, name):
     for line, rule in LINES.items():
         path.write_bytes(first + line + b"\n" + b"".join(rest))
         found = notes_of(small)
-        assert re.match(rf"{name}.jsonl:2: ({rule})", found[0]) and all(note.endswith("; left out") for note in found), (line[:40], found)
+        assert re.match(rf"{name}.jsonl:2: ({rule})", found[0]) and all(
+            note.endswith("; left out") for note in found
+        ), (line[:40], found)
 
 
 @pytest.mark.parametrize(("name", "field", "value", "rule"), FIELDS)
@@ -137,7 +164,9 @@ def test_every_field_takes_every_value_or_is_noted(small):
     for name in report_run.FILES:
         path = small / f"{name}.jsonl"
         rows = rows_of(path)
-        at = {frozenset(row): number for number, row in enumerate(rows)}.values()  # one row of each kind
+        at = {
+            frozenset(row): number for number, row in enumerate(rows)
+        }.values()  # one row of each kind
         for number in at:
             fields = sorted(rows[number])
             for field in lot.sample(fields, min(len(fields), 6)):
@@ -149,13 +178,19 @@ def test_every_field_takes_every_value_or_is_noted(small):
                     found = notes_of(small)
                     check = record_rows.CHECKS[name]()
                     problems = [problem for row in rows_of(path) if (problem := check(row))]
-                    assert bool(problems) == any(note.startswith(f"{name}.jsonl:") and note.endswith("; left out") for note in found), case
+                    assert bool(problems) == any(
+                        note.startswith(f"{name}.jsonl:") and note.endswith("; left out")
+                        for note in found
+                    ), case
         write_rows(path, rows)
     assert kinds > 200
 
 
 def test_repeated_rows_are_counted_once(small):
-    for name, rule in (("questions", "a second row of epoch 0, question_id"), ("templates", "a second row of epoch 0, candidate 0")):
+    for name, rule in (
+        ("questions", "a second row of epoch 0, question_id"),
+        ("templates", "a second row of epoch 0, candidate 0"),
+    ):
         before = report_run.page_data([small], 1000)["runs"][0]
         path = small / f"{name}.jsonl"
         rows = rows_of(path)
@@ -165,7 +200,10 @@ def test_repeated_rows_are_counted_once(small):
         write_rows(path, rows)
 
 
-@pytest.mark.parametrize(("name", "content"), [(name, content) for name, contents in FILES.items() for content in contents])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [(name, content) for name, contents in FILES.items() for content in contents],
+)
 def test_a_file_of_another_kind_is_noted(small, name, content):
     (small / name).write_bytes(content)
     assert any(note.startswith(name) for note in notes_of(small))
@@ -179,7 +217,9 @@ def test_an_empty_file_a_torn_one_and_a_directory(small):
     (small / "result.json").unlink()
     (small / "result.json").mkdir()
     found = notes_of(small)
-    assert sorted(found) == [f"{name}: cannot be read: Is a directory" for name in ("evaluations.jsonl", "result.json")]
+    assert sorted(found) == [
+        f"{name}: cannot be read: Is a directory" for name in ("evaluations.jsonl", "result.json")
+    ]
 
 
 def test_a_server_shows_the_rows_that_can_be_read(small):
@@ -188,10 +228,18 @@ def test_a_server_shows_the_rows_that_can_be_read(small):
     bad = [{**rows[0], "question_id": value} for value in VALUES if not isinstance(value, str)]
     write_rows(path, [*bad, *rows])
     shown = samples.SampleFile(path).page("", "all", "all", "first", 0)
-    assert (shown["total"], shown["bad"]) == (len(rows), len(bad)) and json.loads(page.as_json(shown))["rows"]
+    assert (shown["total"], shown["bad"]) == (len(rows), len(bad)) and json.loads(
+        page.as_json(shown)
+    )["rows"]
     source = serve.Source([small])
     assert source.newest()[1]["runs"][0]["samples"]["total"] == len(rows) + len(bad)
-    for query in ("run=0", "run=x&page=1", f"run=0&page={'9' * 5000}", "run=-5&page=0&search=&status=&prompt=&order=", "run=0&page=%ff"):
+    for query in (
+        "run=0",
+        "run=x&page=1",
+        f"run=0&page={'9' * 5000}",
+        "run=-5&page=0&search=&status=&prompt=&order=",
+        "run=0&page=%ff",
+    ):
         assert source.samples_page(query) is None
 
 

@@ -26,7 +26,10 @@ class IntersectionObserver { observe() {} }
 def script():
     if not NODE:
         pytest.skip("no node here")
-    return "".join((page.resources.files("p2o_jax.report") / "static" / f"{name}.js").read_text("utf-8") for name in page.SCRIPTS)
+    return "".join(
+        (page.resources.files("p2o_jax.report") / "static" / f"{name}.js").read_text("utf-8")
+        for name in page.SCRIPTS
+    )
 
 
 def test_the_script_is_one_program(script, tmp_path):

@@ -28,14 +28,23 @@ def test_wilson_interval_by_hand():
 
 def test_a_long_curve_is_thinned_by_means_but_not_what_only_grows():
     every = [
-        {"step": i, "train/bad_updates": 0, "reward/mean": i % 2, "ledger/generated_tokens": 10 * i, "train/logprob_gap_max": i}
+        {
+            "step": i,
+            "train/bad_updates": 0,
+            "reward/mean": i % 2,
+            "ledger/generated_tokens": 10 * i,
+            "train/logprob_gap_max": i,
+        }
         for i in range(2000)
     ]
     thin = curves.of_rows(every)["policy"]
     assert (thin["every"], len(thin["step"])) == (2, 1000)
     assert thin["step"][:2] == [1, 3] and thin["tokens"][:2] == [10, 30]
     assert set(thin["values"]["reward/mean"]) == {0.5}
-    assert thin["values"]["ledger/generated_tokens"][0] == 10 and thin["values"]["train/logprob_gap_max"][0] == 1
+    assert (
+        thin["values"]["ledger/generated_tokens"][0] == 10
+        and thin["values"]["train/logprob_gap_max"][0] == 1
+    )
 
 
 def test_rows_of_different_kinds_are_kept_apart_and_what_is_not_finite_is_left_out():
@@ -45,7 +54,9 @@ def test_rows_of_different_kinds_are_kept_apart_and_what_is_not_finite_is_left_o
         {"step": 1, "gepa/skipped": 0, "gepa/hard_questions": 3},
     ]
     found = curves.of_rows(made)
-    assert found["evaluation"]["values"] == {"eval/accuracy": [0.25]} and found["prompts"]["values"]["gepa/hard_questions"] == [3]
+    assert found["evaluation"]["values"] == {"eval/accuracy": [0.25]} and found["prompts"][
+        "values"
+    ]["gepa/hard_questions"] == [3]
     assert found["policy"]["values"]["train/loss"] == [None] and curves.not_finite(made) == 1
 
 
@@ -61,37 +72,83 @@ def test_a_smaller_share_is_part_of_a_larger_one():
 
 
 def test_what_is_no_row_is_told_and_a_torn_last_line_is_not(tmp_path):
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\nhalf\n[1]\n{"step": 2}\n{"b": 2}\n{"step": 3')
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b'{"step": 1}\nhalf\n[1]\n{"step": 2}\n{"b": 2}\n{"step": 3'
+    )
     notes: list[str] = []
     assert [row["step"] for row in record_rows.read(tmp_path / "metrics.jsonl", notes)] == [1, 2]
-    assert notes == [f"metrics.jsonl:{why}; left out" for why in ("2: not JSON", "3: not a JSON object", "5: no `step`")]
+    assert notes == [
+        f"metrics.jsonl:{why}; left out"
+        for why in ("2: not JSON", "3: not a JSON object", "5: no `step`")
+    ]
 
 
 def test_a_tree_has_its_candidates_and_why_others_are_not_in_it():
     dev = {"a": 1.0, "b": 0.5, "c": 0.0}
-    candidate = {"epoch": 3, "candidate": 0, "text": "", "parent": None, "dev_score": 0.5, "cover_rank": 0, "dev": dev}
-    gate = {"epoch": 3, "parent": 0, "text": "t", "outcome": "gate", "iteration": 1, "before": 1.0, "after": 0.0, "minibatch": ["a"]}
+    candidate = {
+        "epoch": 3,
+        "candidate": 0,
+        "text": "",
+        "parent": None,
+        "dev_score": 0.5,
+        "cover_rank": 0,
+        "dev": dev,
+    }
+    gate = {
+        "epoch": 3,
+        "parent": 0,
+        "text": "t",
+        "outcome": "gate",
+        "iteration": 1,
+        "before": 1.0,
+        "after": 0.0,
+        "minibatch": ["a"],
+    }
     (tree,) = templates.epochs([candidate, gate, {**gate, "outcome": "leak"}], success_above=0.5)
     assert tree["dev"] == ["a", "b", "c"] and tree["nodes"][0]["solves"] == "100"
-    assert tree["reasons"] == {"gate": 1, "leak": 1} and tree["rejected_total"] == 2 and tree["rejected"][0]["after"] == 0
+    assert (
+        tree["reasons"] == {"gate": 1, "leak": 1}
+        and tree["rejected_total"] == 2
+        and tree["rejected"][0]["after"] == 0
+    )
 
 
 def test_many_rejected_templates_are_drawn_and_all_are_counted(monkeypatch):
     monkeypatch.setattr(templates, "REJECTED_CHARS", 3000)
     row = {"epoch": 0, "text": "x" * 100, "outcome": "gate"}
     (tree,) = templates.epochs([row] * 200, 0.5)
-    assert tree["rejected_total"] == tree["reasons"]["gate"] == 200 and 3 < len(tree["rejected"]) < 35
+    assert (
+        tree["rejected_total"] == tree["reasons"]["gate"] == 200 and 3 < len(tree["rejected"]) < 35
+    )
 
 
 def test_the_life_of_a_question():
-    row = {"question_id": "q", "hard": True, "plain": [0, 4], "templated": [0, 0], "templates": {}, "first_hard_epoch": 0}
+    row = {
+        "question_id": "q",
+        "hard": True,
+        "plain": [0, 4],
+        "templated": [0, 0],
+        "templates": {},
+        "first_hard_epoch": 0,
+    }
     before = {**row, "epoch": 0, "internalised_epoch": None, "relapsed_epoch": None}
-    after = {**before, "epoch": 1, "hard": False, "plain": [1, 2], "templated": [2, 3], "templates": {"z": [2, 3]}, "internalised_epoch": 1}
+    after = {
+        **before,
+        "epoch": 1,
+        "hard": False,
+        "plain": [1, 2],
+        "templated": [2, 3],
+        "templates": {"z": [2, 3]},
+        "internalised_epoch": 1,
+    }
     never = {**before, "question_id": "easy", "first_hard_epoch": None}
     found = questions.lives([before, never, after, {**after, "epoch": 2}])
     assert (found["num_ever_hard"], found["num_seen"], found["epochs"]) == (1, 2, [0, 1, 2])
     life = found["questions"]["q"]
-    assert life["epochs"][:2] == [[0, 1, 0, 4, 0, 0], [1, 0, 1, 2, 2, 3]] and (life["hard"], life["internalised"]) == (0, 1)
+    assert life["epochs"][:2] == [[0, 1, 0, 4, 0, 0], [1, 0, 1, 2, 2, 3]] and (
+        life["hard"],
+        life["internalised"],
+    ) == (0, 1)
     assert life["templates"] == found["templates"] == {"z": [4, 6]}
 
 
@@ -102,14 +159,21 @@ def test_samples_fit_their_budget_and_are_counted(run):
     assert everything["total"] == some["total"] == len(everything["rows"]) == 64
     assert 8 < len(some["rows"]) < 36
     first = everything["rows"][0]
-    assert samples.question_texts(path, {first["question_id"]})[first["question_id"]] == everything["texts"][first["question"]]
+    assert (
+        samples.question_texts(path, {first["question_id"]})[first["question_id"]]
+        == everything["texts"][first["question"]]
+    )
     questions = {text for text in everything["texts"] if text.startswith("question ")}
-    assert len(everything["texts"]) == len(set(everything["texts"])) and 1 < len(questions) < 64, "a text is in the page once"
+    assert len(everything["texts"]) == len(set(everything["texts"])) and 1 < len(questions) < 64, (
+        "a text is in the page once"
+    )
 
 
 def read_pages(file, search="", status="all", prompt="all", order="first"):
     pages = [file.page(search, status, prompt, order, number) for number in range(5)]
-    assert len({page["found"] for page in pages}) == 1 and sum(len(page["rows"]) for page in pages) == min(pages[0]["found"], 100)
+    assert len({page["found"] for page in pages}) == 1 and sum(
+        len(page["rows"]) for page in pages
+    ) == min(pages[0]["found"], 100)
     return pages[0]["found"], [row for page in pages for row in page["rows"]]
 
 
@@ -121,24 +185,48 @@ def test_a_server_s_samples_are_read_page_by_page_and_searched(run):
     assert found == 64 and [row["response"] for row in told] == [row["response"] for row in rows]
     assert read_pages(file, order="last")[1] == told[::-1]
     right = [row for row in rows if row["status"] == "correct" and not row["template"]]
-    assert [row["response"] for row in read_pages(file, status="correct", prompt="plain")[1]] == [row["response"] for row in right]
+    assert [row["response"] for row in read_pages(file, status="correct", prompt="plain")[1]] == [
+        row["response"] for row in right
+    ]
     name = rows[7]["question_id"]
     assert {row["question_id"] for row in read_pages(file, search=name.upper())[1]} == {name}
     assert read_pages(file, search="step")[0] == 0, "names of fields are not searched"
-    assert file.page("", "no such", "all", "first", 0)["found"] == file.page("", "all", "no such", "first", 0)["found"] == 0
+    assert (
+        file.page("", "no such", "all", "first", 0)["found"]
+        == file.page("", "all", "no such", "first", 0)["found"]
+        == 0
+    )
 
 
 def test_samples_that_come_are_found_and_those_of_a_resumed_run_are_read_again(tmp_path):
     path = tmp_path / "samples.jsonl"
     file = samples.SampleFile(path)
-    assert file.page("", "all", "all", "first", 0) == {"rows": [], "found": 0, "total": 0, "bad": 0, "statuses": []}
-    row = {"step": 0, "question_id": "q", "question": 'Ä "quoted"\nline', "response": "x" * 50_000, "status": "correct"}
+    assert file.page("", "all", "all", "first", 0) == {
+        "rows": [],
+        "found": 0,
+        "total": 0,
+        "bad": 0,
+        "statuses": [],
+    }
+    row = {
+        "step": 0,
+        "question_id": "q",
+        "question": 'Ä "quoted"\nline',
+        "response": "x" * 50_000,
+        "status": "correct",
+    }
     path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "question": "other"})[:60])
-    assert read_pages(file)[0] == 1 and file.page("", "all", "all", "first", 0)["statuses"] == ["correct"]
+    assert read_pages(file)[0] == 1 and file.page("", "all", "all", "first", 0)["statuses"] == [
+        "correct"
+    ]
     for words in ('"QUOTED"', "ä", "\nline"):
         assert read_pages(file, search=words)[0] == 1
     path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "question": "other"}) + "\n[1]\n")
-    assert read_pages(file)[0] == 2 and read_pages(file, search="other")[0] == 1 and file.page("", "all", "all", "first", 0)["bad"] == 1
+    assert (
+        read_pages(file)[0] == 2
+        and read_pages(file, search="other")[0] == 1
+        and file.page("", "all", "all", "first", 0)["bad"] == 1
+    )
     path.write_text(json.dumps({**row, "status": "wrong"}) + "\n")
     found, (told,) = read_pages(file)
     assert found == 1 and told["status"] == "wrong" and len(told["response"]) < 21_000
@@ -150,7 +238,15 @@ def test_searching_30_megabytes_takes_little_memory(tmp_path):
     with open(path, "w") as f:
         for i in range(1200):
             f.write(
-                json.dumps({"step": i, "question_id": f"q{i}", "question": "?", "response": f"{i} " + "word " * 5000, "status": "wrong"})
+                json.dumps(
+                    {
+                        "step": i,
+                        "question_id": f"q{i}",
+                        "question": "?",
+                        "response": f"{i} " + "word " * 5000,
+                        "status": "wrong",
+                    }
+                )
                 + "\n"
             )
     file = samples.SampleFile(path)
@@ -164,10 +260,18 @@ def test_searching_30_megabytes_takes_little_memory(tmp_path):
 def test_a_run_is_told_as_its_files_say(run):
     (told,) = report_run.page_data([run], 10**9)["runs"]
     assert told["name"] == "p2o" and told["notes"] == []
-    assert told["summary"]["steps"] == 16 and told["summary"]["generated_tokens"] == 15_000 and told["summary"]["finished"]
-    assert [tree["epoch"] for tree in told["templates"]] == [0, 1] and len(told["templates"][0]["nodes"]) == 8
+    assert (
+        told["summary"]["steps"] == 16
+        and told["summary"]["generated_tokens"] == 15_000
+        and told["summary"]["finished"]
+    )
+    assert [tree["epoch"] for tree in told["templates"]] == [0, 1] and len(
+        told["templates"][0]["nodes"]
+    ) == 8
     assert told["config"]["gepa.enabled"] == "true"
-    assert set(told["question_texts"]) >= set(told["questions"]["questions"]) & {row["question_id"] for row in told["samples"]["rows"]}
+    assert set(told["question_texts"]) >= set(told["questions"]["questions"]) & {
+        row["question_id"] for row in told["samples"]["rows"]
+    }
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):
@@ -198,7 +302,9 @@ def test_runs_of_one_folder_are_found_and_named_by_what_differs(tmp_path):
     for name in ("a/x", "b/x", "b/y"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text("{}")
-    found = report_run.workdirs([str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "b" / "y")])
+    found = report_run.workdirs(
+        [str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "b" / "y")]
+    )
     assert found == [tmp_path / "a" / "x", tmp_path / "b" / "x", tmp_path / "b" / "y"]
     assert [run["name"] for run in report_run.page_data(found, 0)["runs"]] == ["a/x", "b/x", "b/y"]
     with pytest.raises(ConfigError, match=r"nowhere: no run in it \(no config.json\)"):
@@ -210,7 +316,9 @@ def test_the_command_writes_one_file_that_fetches_nothing(run, tmp_path, capsys)
     html = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "r.html" in capsys.readouterr().out
     assert "default-src 'none'" in html and "connect-src 'none'" in html
-    main([str(run), "--out", str(tmp_path / "r.html")])  # a page of ours is replaced by a newer one, and nothing else is
+    main(
+        [str(run), "--out", str(tmp_path / "r.html")]
+    )  # a page of ours is replaced by a newer one, and nothing else is
     (tmp_path / "mine.html").write_text("<title>mine</title>")
     for path, rule in ((tmp_path / "mine.html", "never overwritten"), (tmp_path, "is a directory")):
         with pytest.raises(ConfigError, match=rule):
@@ -222,14 +330,26 @@ def test_the_command_writes_one_file_that_fetches_nothing(run, tmp_path, capsys)
 def test_hostile_text_is_data_only(hostile_run):
     data = report_run.page_data([hostile_run], 10**9)
     html = page.render(data)
-    assert "window.hacked" in page.embedded(data) and "<" not in page.embedded(data) and page.embedded(data).isascii()
+    assert (
+        "window.hacked" in page.embedded(data)
+        and "<" not in page.embedded(data)
+        and page.embedded(data).isascii()
+    )
     before, _, after = html.partition(page.embedded(data))
     assert "window.hacked" not in before + after and "<b>run" not in before + after
     assert html.count("</script>") == page.render({"runs": []}).count("</script>") == 3
     assert json.loads(page.embedded(data)) == json.loads(json.dumps(data))
     (told,) = data["runs"]
     assert told["notes"] == ["samples.jsonl:66: not a JSON object; left out"]
-    assert max(map(len, (*told["samples"]["texts"], *(row["response"] for row in told["samples"]["rows"])))) < 21_000
+    assert (
+        max(
+            map(
+                len,
+                (*told["samples"]["texts"], *(row["response"] for row in told["samples"]["rows"])),
+            )
+        )
+        < 21_000
+    )
 
 
 @pytest.fixture
@@ -253,7 +373,12 @@ def ask(address, path, **headers):
 def test_it_is_served_on_this_machine_only_and_told_again_when_it_changed(served, run):
     assert served[0] == "127.0.0.1"
     status, _, html = ask(served, "/")
-    assert status == 200 and b'data-stamp="' in html and b'data-stamp=""' not in html and b"connect-src 'self'" in html
+    assert (
+        status == 200
+        and b'data-stamp="' in html
+        and b'data-stamp=""' not in html
+        and b"connect-src 'self'" in html
+    )
     status, headers, data = ask(served, "/data.json")
     assert status == 200 and json.loads(data)["runs"][0]["name"] == "p2o"
     known = {"If-None-Match": headers["ETag"]}
@@ -267,7 +392,12 @@ def test_it_is_served_on_this_machine_only_and_told_again_when_it_changed(served
     asks = "/samples.json?run=0&search=&status=all&prompt=all&order=first&page="
     status, _, data = ask(served, f"{asks}3")
     assert status == 200 and len(json.loads(data)["rows"]) == 4 and json.loads(data)["total"] == 64
-    assert ask(served, f"{asks}x")[0] == ask(served, "/samples.json")[0] == ask(served, f"{asks}0".replace("run=0", "run=7"))[0] == 404
+    assert (
+        ask(served, f"{asks}x")[0]
+        == ask(served, "/samples.json")[0]
+        == ask(served, f"{asks}0".replace("run=0", "run=7"))[0]
+        == 404
+    )
     assert ask(served, f"{asks}0", Host="evil.example:80")[0] == 403
     assert ask(served, "/etc/passwd")[0] == ask(served, "/../config.json")[0] == 404
     assert ask(served, "/data.json", Host="evil.example:80")[0] == 403
@@ -277,9 +407,16 @@ def test_a_run_without_training_is_called_by_its_name_and_its_prompts(run, tmp_p
     """configs/baselines/gepa_only.py: "Trained: P²O, 0 steps" once, and "plain accuracy" of templated answers."""
     for path in run.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    names = {"P²O": {}, "GRPO": {"gepa": {"enabled": False}}, "GEPA once, then GRPO,": {"gepa": {"schedule": "first"}}}
+    names = {
+        "P²O": {},
+        "GRPO": {"gepa": {"enabled": False}},
+        "GEPA once, then GRPO,": {"gepa": {"schedule": "first"}},
+    }
     names["GEPA alone, no training,"] = {"gepa": {"schedule": "first"}, "train": {"epochs": 0}}
-    rows = [{"step": 0, "accuracy": 0.1, "questions": 8}, {"step": 0, "accuracy": 0.3, "questions": 8, "template": "Think."}]
+    rows = [
+        {"step": 0, "accuracy": 0.1, "questions": 8},
+        {"step": 0, "accuracy": 0.3, "questions": 8, "template": "Think."},
+    ]
     (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, config in names.items():
         (tmp_path / "config.json").write_text(json.dumps(config))
@@ -290,6 +427,8 @@ def test_a_run_without_training_is_called_by_its_name_and_its_prompts(run, tmp_p
 
 def test_graded_scores_have_student_s_interval():
     scores = {"step": 0, "accuracy": 0.5, "questions": 4}
-    (graded, right) = curves.evaluations([{**scores, "standard_error": 0.12909944}, {**scores, "standard_error": 0.28867513}])
+    (graded, right) = curves.evaluations(
+        [{**scores, "standard_error": 0.12909944}, {**scores, "standard_error": 0.28867513}]
+    )
     assert (graded["low"], graded["high"]) == (0.089148, 0.91085)
     assert (right["low"], right["high"]) == (0.15004, 0.84996), "Wilson's: two of four"

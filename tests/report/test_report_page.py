@@ -30,7 +30,12 @@ def view(chromium, tmp_path_factory):
 
     def open_(*runs, url=None):
         tab = context.new_page()
-        tab.on("console", lambda message: told.append(message.text) if message.type in ("error", "warning") else None)
+        tab.on(
+            "console",
+            lambda message: (
+                told.append(message.text) if message.type in ("error", "warning") else None
+            ),
+        )
         tab.on("pageerror", lambda error: told.append(str(error)))
         if not url:
             path.write_text(page.render(report_run.page_data(runs, 10**9)), encoding="utf-8")
@@ -83,7 +88,9 @@ def test_a_click_on_a_template_shows_its_text_and_the_arrow_keys_go_on(tab, run)
     assert tab.inner_text(".template-text") == text
     tab.keyboard.press("ArrowDown")
     chosen = tab.get_attribute("[role=treeitem][aria-selected=true]", "data-key")
-    assert chosen not in ("c3", None) and tab.evaluate("document.activeElement.dataset.key") == chosen
+    assert (
+        chosen not in ("c3", None) and tab.evaluate("document.activeElement.dataset.key") == chosen
+    )
     tab.check("#templates input[type=checkbox]")
     tab.click(".node.rejected >> nth=0")
     assert "rejected: " in tab.inner_text(".detail")
@@ -94,13 +101,19 @@ def test_a_difference_holds_both_texts(tab):
         "difference('add the two numbers', 'add both numbers now').map(p => p.tagName ? p.tagName + ':' + p.textContent : p)"
     )
     assert parts == ["add ", "DEL:the two numbers", "INS:both numbers now"]
-    assert tab.evaluate("difference('a b c d', 'a c d').map(p => p.textContent ?? p)") == ["a ", "b ", "c d"]
+    assert tab.evaluate("difference('a b c d', 'a c d').map(p => p.textContent ?? p)") == [
+        "a ",
+        "b ",
+        "c d",
+    ]
 
 
 def test_search_finds_a_sample(tab, run):
     wanted = json.loads((run / "samples.jsonl").read_text().splitlines()[37])
     tab.fill("#sample-search", wanted["question"][:40].upper())
-    tab.wait_for_function("() => !document.getElementById('sample-count').innerText.startsWith('64')")
+    tab.wait_for_function(
+        "() => !document.getElementById('sample-count').innerText.startsWith('64')"
+    )
     found = tab.inner_text("#sample-count")
     assert found.split()[0] != "64" and int(found.split()[0]) >= 1
     tab.click("#sample-rows summary >> nth=0")
@@ -131,12 +144,17 @@ def test_hostile_text_is_inert_and_can_be_read(view, hostile_run):
         summary.click()
     tab.wait_for_selector("#sample-rows details[open]:last-child pre")
     assert tab.evaluate("window.hacked") is None
-    assert tab.evaluate("document.querySelectorAll('main img, main script, main b, main i').length") == 0
+    assert (
+        tab.evaluate("document.querySelectorAll('main img, main script, main b, main i').length")
+        == 0
+    )
     text = tab.inner_text("#samples")
     assert "<img src=x onerror='window.hacked = 1'>" in text
     assert "\\u001b[31m" in text and "\\u202e" in text and "\\ud800" in text and "\x1b" not in text
     tab.fill("#sample-search", "xxxxxxxxxxxx")
-    tab.wait_for_function("() => document.getElementById('sample-count').innerText.startsWith('1 sample')")
+    tab.wait_for_function(
+        "() => document.getElementById('sample-count').innerText.startsWith('1 sample')"
+    )
     tab.click("#sample-rows summary >> nth=0")
     tab.wait_for_selector("#sample-rows details[open] pre")
     assert "980,000 characters left out" in tab.inner_text("#sample-rows")
@@ -157,11 +175,17 @@ def test_a_served_page_follows_the_run(view, run):
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         tab = view(url=f"http://127.0.0.1:{server.server_address[1]}/")
-        tab.wait_for_function("() => document.getElementById('sample-count').innerText === '64 samples'")
+        tab.wait_for_function(
+            "() => document.getElementById('sample-count').innerText === '64 samples'"
+        )
         tab.click("#samples button:text('Next')")
-        tab.wait_for_function("() => document.querySelectorAll('#sample-rows details').length === 20")
+        tab.wait_for_function(
+            "() => document.querySelectorAll('#sample-rows details').length === 20"
+        )
         tab.select_option("#samples select >> nth=0", "correct")
-        tab.wait_for_function("() => !document.getElementById('sample-count').innerText.startsWith('64')")
+        tab.wait_for_function(
+            "() => !document.getElementById('sample-count').innerText.startsWith('64')"
+        )
         tab.select_option("#samples select >> nth=0", "all")
         wanted = json.loads((run / "samples.jsonl").read_text().splitlines()[37])
         tab.fill("#sample-search", wanted["question"])
@@ -176,7 +200,9 @@ def test_a_served_page_follows_the_run(view, run):
         before = metrics.read_bytes()
         metrics.write_bytes(before + b'{"step": 16, "train/bad_updates": 0}\n')
         try:
-            tab.wait_for_function("() => document.querySelector('dl.facts').innerText.includes('17')", timeout=15_000)
+            tab.wait_for_function(
+                "() => document.querySelector('dl.facts').innerText.includes('17')", timeout=15_000
+            )
             assert tab.input_value("#sample-search") == "known"
             assert tab.evaluate("document.activeElement.id") == "sample-search"
         finally:

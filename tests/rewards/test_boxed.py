@@ -33,13 +33,27 @@ def test_last_boxed_finds_content(text, content):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "42", r"\boxed", r"\boxed 5", r"\fbox{5}", r"\boxed{5", r"\boxed{1} \boxed{2", r"\boxed{5\}", "\\boxed{5\\", r"boxed{5}"]
+    "text",
+    [
+        "",
+        "42",
+        r"\boxed",
+        r"\boxed 5",
+        r"\fbox{5}",
+        r"\boxed{5",
+        r"\boxed{1} \boxed{2",
+        r"\boxed{5\}",
+        "\\boxed{5\\",
+        r"boxed{5}",
+    ],
 )
 def test_last_boxed_is_none_without_a_closed_last_box(text):
     assert last_boxed(text) is None
 
 
-@pytest.mark.parametrize("piece", ["{", "}", "{}", "\\boxed", "\\boxed{", "\\boxed ", "\\{", "\\", " "])
+@pytest.mark.parametrize(
+    "piece", ["{", "}", "{}", "\\boxed", "\\boxed{", "\\boxed ", "\\{", "\\", " "]
+)
 def test_last_boxed_takes_linear_time(piece):
     text = "\\boxed{" + piece * (1_000_000 // len(piece))
     start = time.process_time()
@@ -56,12 +70,18 @@ balanced = st.recursive(
 )
 
 
-@given(st.text(max_size=20), balanced, st.text(st.characters(blacklist_characters="\\"), max_size=20))
+@given(
+    st.text(max_size=20), balanced, st.text(st.characters(blacklist_characters="\\"), max_size=20)
+)
 def test_last_boxed_returns_any_balanced_content(before, content, after):
     assert last_boxed(before + r" \boxed{" + content + "}" + after) == content.strip()
 
 
-@given(st.lists(st.sampled_from(["\\boxed", "{", "}", "\\", " ", "x", "\x00"]), max_size=30).map("".join))
+@given(
+    st.lists(st.sampled_from(["\\boxed", "{", "}", "\\", " ", "x", "\x00"]), max_size=30).map(
+        "".join
+    )
+)
 def test_last_boxed_never_fails(text):
     content = last_boxed(text)
     assert content is None or content in text

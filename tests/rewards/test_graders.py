@@ -11,7 +11,13 @@ from p2o_jax import config
 from p2o_jax.rewards.lenient import Grade, LenientGrader, extract
 from p2o_jax.rewards.verify import Verifier
 
-PAIRS = list(csv.DictReader((Path(__file__).parent / "graded_pairs.tsv").open(encoding="utf-8"), delimiter="\t", quoting=csv.QUOTE_NONE))
+PAIRS = list(
+    csv.DictReader(
+        (Path(__file__).parent / "graded_pairs.tsv").open(encoding="utf-8"),
+        delimiter="\t",
+        quoting=csv.QUOTE_NONE,
+    )
+)
 CFG = config.RewardConfig(workers=2, timeout_s=20.0)
 
 # (reference, answer) that the graders get wrong, and that we leave so.
@@ -36,8 +42,14 @@ LENIENT_MISSES = STRICT_MISSES | {
 
 
 def misses(statuses):
-    told = {(p["reference"], p["answer"]) for p, s in zip(PAIRS, statuses, strict=True) if (s == "correct") != (p["verdict"] == "right")}
-    assert set(statuses) <= {"correct", "wrong", "no_answer"}, Counter(statuses)  # no time-outs, no errors
+    told = {
+        (p["reference"], p["answer"])
+        for p, s in zip(PAIRS, statuses, strict=True)
+        if (s == "correct") != (p["verdict"] == "right")
+    }
+    assert set(statuses) <= {"correct", "wrong", "no_answer"}, Counter(
+        statuses
+    )  # no time-outs, no errors
     return told
 
 
@@ -54,13 +66,18 @@ def test_the_pairs_are_many_and_balanced():
 
 def test_the_strict_grader_is_right_but_for_what_is_listed():
     with Verifier(CFG) as verifier:
-        found = misses([v.status for v in verifier.verify(boxes(), [p["reference"] for p in PAIRS])])
+        found = misses(
+            [v.status for v in verifier.verify(boxes(), [p["reference"] for p in PAIRS])]
+        )
     assert found == STRICT_MISSES and len(found) <= 0.01 * len(PAIRS)
 
 
 def test_the_lenient_grader_is_as_lenient_as_is_said():
     with LenientGrader(CFG) as grader:
-        assert misses([g.status for g in grader.grade(boxes(), [p["reference"] for p in PAIRS])]) == LENIENT_MISSES
+        assert (
+            misses([g.status for g in grader.grade(boxes(), [p["reference"] for p in PAIRS])])
+            == LENIENT_MISSES
+        )
 
 
 @pytest.mark.parametrize(
@@ -98,9 +115,19 @@ def test_whole_responses_by_both_graders():
 
 
 def test_hostile_answers_meet_the_deadline():
-    hostile = [r"\boxed{9^{9^{9^9}}}", "answer is " * 100_000, "(" * 100_000, "1" * 100_000, r"\boxed{" * 20_000]
+    hostile = [
+        r"\boxed{9^{9^{9^9}}}",
+        "answer is " * 100_000,
+        "(" * 100_000,
+        "1" * 100_000,
+        r"\boxed{" * 20_000,
+    ]
     with LenientGrader(config.RewardConfig(workers=1, timeout_s=1.0)) as grader:
         start = time.monotonic()
         grades = grader.grade([*hostile, r"\boxed{2^3}"], ["5"] * len(hostile) + ["8"])
         assert time.monotonic() - start < 30
-    assert grades[0].status == "time_out" and grades[-1].status == "correct" and all(g.status != "correct" for g in grades[:-1])
+    assert (
+        grades[0].status == "time_out"
+        and grades[-1].status == "correct"
+        and all(g.status != "correct" for g in grades[:-1])
+    )

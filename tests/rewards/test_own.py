@@ -52,7 +52,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mine(folder):
-    with Verifier(config.RewardConfig(fn="my_reward:reward", success_above=0.3, workers=2, timeout_s=1.0)) as verifier:
+    with Verifier(
+        config.RewardConfig(fn="my_reward:reward", success_above=0.3, workers=2, timeout_s=1.0)
+    ) as verifier:
         assert verifier.problems() == []
         yield verifier
 
@@ -68,7 +70,10 @@ def test_scores_are_graded_and_success_is_above_the_threshold(mine):
         Verdict(0.4, 1.0, "correct"),
         Verdict(1.0, 1.0, "correct"),
     ]
-    assert judged(mine, "return text", "return yes") == [Verdict(0.25, 1.0, "wrong"), Verdict(1.0, 1.0, "correct")]
+    assert judged(mine, "return text", "return yes") == [
+        Verdict(0.25, 1.0, "wrong"),
+        Verdict(1.0, 1.0, "correct"),
+    ]
 
 
 def test_it_is_given_messages_answer_and_the_other_columns_and_may_speak(mine):
@@ -76,20 +81,47 @@ def test_it_is_given_messages_answer_and_the_other_columns_and_may_speak(mine):
         def __str__(self):
             return "Monday"
 
-    assert judged(mine, "seen", level=3, when=Day()) == [Verdict(1.0, 1.0, "correct", "system|How much?|42|3|Monday")]
+    assert judged(mine, "seen", level=3, when=Day()) == [
+        Verdict(1.0, 1.0, "correct", "system|How much?|42|3|Monday")
+    ]
 
 
 def test_faults_are_errors_with_the_reason_and_hurt_nobody_else(mine):
-    verdicts = judged(mine, "raise", "abcd", "return many", "return nan", "return none", "return pair", "exit", "hang", "abcde")
-    statuses = ["error", "correct", "error", "error", "error", "error", "error", "time_out", "correct"]
+    verdicts = judged(
+        mine,
+        "raise",
+        "abcd",
+        "return many",
+        "return nan",
+        "return none",
+        "return pair",
+        "exit",
+        "hang",
+        "abcde",
+    )
+    statuses = [
+        "error",
+        "correct",
+        "error",
+        "error",
+        "error",
+        "error",
+        "error",
+        "time_out",
+        "correct",
+    ]
     assert [v.status for v in verdicts] == statuses
     assert [v.answer_score for v in verdicts] == [0, 0.4, 0, 0, 0, 0, 0, 0, 0.5]
-    assert verdicts[0].note == "KeyError: 'level'" and "expected a score in [0, 1]" in verdicts[2].note
+    assert (
+        verdicts[0].note == "KeyError: 'level'" and "expected a score in [0, 1]" in verdicts[2].note
+    )
 
 
 def test_equal_responses_to_a_question_are_judged_once(mine):
     before, seen = mine.counts, []
-    verdicts = mine.judge(["abc"] * 5, [question()] * 5, lambda done, total: seen.append((done, total)))
+    verdicts = mine.judge(
+        ["abc"] * 5, [question()] * 5, lambda done, total: seen.append((done, total))
+    )
     assert len(set(verdicts)) == 1 and seen == [(5, 5)]
     assert mine.counts["slow"] - before["slow"] == 1
 
@@ -101,7 +133,10 @@ def test_answers_are_not_checked_against_themselves(mine):
 @pytest.mark.parametrize(
     ("fn", "told"),
     [
-        ("no_such_module:f", "No module named 'no_such_module'; the current folder is not searched: give FILE.py:function"),
+        (
+            "no_such_module:f",
+            "No module named 'no_such_module'; the current folder is not searched: give FILE.py:function",
+        ),
         ("/no/such/file.py:f", "FileNotFoundError"),
         ("my_reward:nothing", "has no attribute 'nothing'"),
         ("my_reward:NUMBER", "cannot be called"),
@@ -129,7 +164,9 @@ def test_a_file_is_loaded_by_its_path_and_the_current_folder_is_not_searched(tmp
     (tmp_path / "by path.py").write_text(textwrap.dedent(code))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [p for p in sys.path if p])  # as in a command
-    cfg = config.resolve(config.Config(reward=config.RewardConfig(fn="by path.py:reward", workers=1)))
+    cfg = config.resolve(
+        config.Config(reward=config.RewardConfig(fn="by path.py:reward", workers=1))
+    )
     assert cfg.reward.fn == f"{tmp_path}/by path.py:reward" and config.resolve(cfg) == cfg
     with Verifier(cfg.reward) as verifier:
         assert verifier.problems() == [] and judged(verifier, "x")[0].answer_score == 0.25
@@ -141,14 +178,24 @@ def test_a_file_is_loaded_by_its_path_and_the_current_folder_is_not_searched(tmp
 def test_without_a_function_the_reference_answers_judge():
     with Verifier(config.RewardConfig(kind="exact")) as verifier:
         assert verifier.problems() == []
-        assert [v.status for v in judged(verifier, r"\boxed{42}", r"\boxed{41}", "42")] == ["correct", "wrong", "no_answer"]
+        assert [v.status for v in judged(verifier, r"\boxed{42}", r"\boxed{41}", "42")] == [
+            "correct",
+            "wrong",
+            "no_answer",
+        ]
 
 
 PATTERN = r"Answer: \d+ (cm|m)"
 
 
 @pytest.mark.parametrize(
-    ("response", "score"), [("so\nAnswer: 12 cm\n \n", 1.0), ("Answer: 12 km", 0.0), ("Answer: 12 cm\nOr 13", 0.0), ("", 0.0)]
+    ("response", "score"),
+    [
+        ("so\nAnswer: 12 cm\n \n", 1.0),
+        ("Answer: 12 km", 0.0),
+        ("Answer: 12 cm\nOr 13", 0.0),
+        ("", 0.0),
+    ],
 )
 def test_pattern_by_hand(response, score):
     assert examples.pattern(MESSAGES, response, PATTERN, {})[0] == score
@@ -158,7 +205,11 @@ def test_pattern_by_hand(response, score):
     ("response", "score", "feedback"),
     [
         ('so ```json\n{"a": 1, "b": [2]}\n```', 1.0, "All fields are right."),
-        ('{"a": 1, "b": [2]} no: {"a": 2, "b": [2], "c": {"a": 1}}', 0.5, "Wrong or missing fields: a."),
+        (
+            '{"a": 1, "b": [2]} no: {"a": 2, "b": [2], "c": {"a": 1}}',
+            0.5,
+            "Wrong or missing fields: a.",
+        ),
         ('{"b": 2}', 0.0, "Wrong or missing fields: a, b."),
         ("{ x } {", 0.0, "The response holds no JSON object."),
     ],
@@ -168,6 +219,8 @@ def test_json_fields_by_hand(response, score, feedback):
 
 
 def test_a_pattern_that_takes_for_ever_meets_the_deadline():
-    with Verifier(config.RewardConfig(fn="p2o_jax.rewards.examples:pattern", workers=1, timeout_s=1.0)) as verifier:
+    with Verifier(
+        config.RewardConfig(fn="p2o_jax.rewards.examples:pattern", workers=1, timeout_s=1.0)
+    ) as verifier:
         verdicts = verifier.judge(["a" * 40 + "b", "aaa"], [question("(a+)+"), question("(a+)+")])
     assert [v.status for v in verdicts] == ["time_out", "correct"]

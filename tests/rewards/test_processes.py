@@ -60,7 +60,9 @@ def file(tmp_path_factory):
 
 
 def judge(verifier, response, tmp_path):
-    question = Question("q", ({"role": "user", "content": "?"},), "", "", {"file": str(tmp_path / "pids")})
+    question = Question(
+        "q", ({"role": "user", "content": "?"},), "", "", {"file": str(tmp_path / "pids")}
+    )
     return verifier.judge([response], [question])[0]
 
 
@@ -78,7 +80,9 @@ def running(pids):
 
 def started(tmp_path):
     """The processes of every call: the worker; plain, in a session of its own, a shell and its child, a daemon."""
-    calls = [[int(pid) for pid in line.split()] for line in (tmp_path / "pids").read_text().splitlines()]
+    calls = [
+        [int(pid) for pid in line.split()] for line in (tmp_path / "pids").read_text().splitlines()
+    ]
     assert calls and all(len(pids) == 6 for pids in calls)
     return [pid for pids in calls for pid in pids]
 
@@ -92,7 +96,9 @@ def wait_until(holds, seconds=20):
 
 @linux
 @pytest.mark.parametrize(("response", "status"), [("hang", "time_out"), ("die", "error")])
-def test_a_worker_that_hangs_or_dies_takes_all_that_it_started_along(file, tmp_path, response, status):
+def test_a_worker_that_hangs_or_dies_takes_all_that_it_started_along(
+    file, tmp_path, response, status
+):
     with Verifier(config.RewardConfig(fn=f"{file}:reward", workers=1, timeout_s=2.0)) as verifier:
         assert judge(verifier, response, tmp_path).status == status
         assert running(started(tmp_path)) == []
@@ -102,7 +108,9 @@ def test_a_worker_that_hangs_or_dies_takes_all_that_it_started_along(file, tmp_p
 def test_close_ends_what_a_successful_call_left(file, tmp_path):
     with Verifier(config.RewardConfig(fn=f"{file}:reward", workers=1, timeout_s=20.0)) as verifier:
         assert judge(verifier, "leave", tmp_path).status == "correct"
-        assert len(running(started(tmp_path))) == 6  # a helper of the module's may serve the next call
+        assert (
+            len(running(started(tmp_path))) == 6
+        )  # a helper of the module's may serve the next call
     assert running(started(tmp_path)) == []
 
 
@@ -112,7 +120,10 @@ def test_without_its_guardian_a_worker_ends_and_the_pool_kills_the_group(file, t
         assert judge(verifier, "kill the guardian", tmp_path).status == "error"
         pids = started(tmp_path)
         assert len(pids) == 12  # the second attempt, too
-        away = {*pids[2::6], *pids[5::6]}  # in sessions of their own: out of reach then, as the guardian's docstring says
+        away = {
+            *pids[2::6],
+            *pids[5::6],
+        }  # in sessions of their own: out of reach then, as the guardian's docstring says
         wait_until(lambda: set(running(pids)) <= away)
     for pid in running(away):
         os.kill(pid, signal.SIGKILL)
@@ -128,10 +139,14 @@ def test_a_killed_or_interrupted_parent_leaves_nothing(file, tmp_path, number):
         with Verifier(config.RewardConfig(fn="{file}:reward", workers=1, timeout_s=60.0)) as verifier:
             verifier.judge(["hang"], [Question("q", (), "", "", {{"file": "{tmp_path / "pids"}"}})])
     """
-    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
     try:
         (tmp_path / "pids").touch()
-        wait_until(lambda: parent.poll() is not None or (tmp_path / "pids").read_text().endswith("\n"))
+        wait_until(
+            lambda: parent.poll() is not None or (tmp_path / "pids").read_text().endswith("\n")
+        )
         assert len(running(started(tmp_path))) == 6
     finally:
         parent.send_signal(number)
@@ -159,13 +174,20 @@ def test_workers_get_named_variables_and_no_others_with_keys(file, tmp_path, mon
     assert {"PATH", "HOME", "LC_TIME", "OMP_NUM_THREADS", "PYTHONPATH", "JAX_PLATFORMS"} <= seen[()]
     assert not {name for name in seen[()] if "KEY" in name or "TOKEN" in name or "URL" in name}
     assert seen["JUDGE_URL",] - seen[()] == {"JUDGE_URL"}
-    assert "OPENAI_API_KEY" not in environment() and environment(["OPENAI_API_KEY"])["OPENAI_API_KEY"] == "secret"
+    assert (
+        "OPENAI_API_KEY" not in environment()
+        and environment(["OPENAI_API_KEY"])["OPENAI_API_KEY"] == "secret"
+    )
 
 
 def test_a_named_variable_that_is_not_set_is_reported(file, monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    with Verifier(config.RewardConfig(fn=f"{file}:reward", env=("NO_SUCH_KEY",), workers=1)) as verifier:
-        assert verifier.problems() == ["config.reward.env: the environment variable NO_SUCH_KEY is not set"]
+    with Verifier(
+        config.RewardConfig(fn=f"{file}:reward", env=("NO_SUCH_KEY",), workers=1)
+    ) as verifier:
+        assert verifier.problems() == [
+            "config.reward.env: the environment variable NO_SUCH_KEY is not set"
+        ]
         assert verifier.counts["started"] == 0
 
 
@@ -175,13 +197,18 @@ def test_children_of_a_reward_can_be_terminated(file, tmp_path):
         assert judge(verifier, "terminate", tmp_path).note == str(-signal.SIGTERM)
         (worker,) = verifier._pool._workers
         os.kill(worker.process.pid, signal.SIGTERM)
-        assert judge(verifier, "environment", tmp_path).status == "correct" and verifier.counts["started"] == 1
+        assert (
+            judge(verifier, "environment", tmp_path).status == "correct"
+            and verifier.counts["started"] == 1
+        )
 
 
 def test_workers_import_the_package_that_they_belong_to(monkeypatch, tmp_path):
     (tmp_path / "p2o_jax").mkdir()
     (tmp_path / "p2o_jax" / "__init__.py").write_text("raise RuntimeError('another p2o_jax')")
-    (tmp_path / "planted_path.py").write_text("import json, sys, p2o_jax\ndef judge(): return json.dumps([p2o_jax.__file__, sys.path])")
+    (tmp_path / "planted_path.py").write_text(
+        "import json, sys, p2o_jax\ndef judge(): return json.dumps([p2o_jax.__file__, sys.path])"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     with Pool(1, 20.0, "planted_path:judge") as one:
         where, path = json.loads(one.run([()])[0])

@@ -57,7 +57,9 @@ def planted(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
-        with Verifier(config.RewardConfig(kind="math", workers=2, timeout_s=1.0), judge="planted:judge") as verifier:
+        with Verifier(
+            config.RewardConfig(kind="math", workers=2, timeout_s=1.0), judge="planted:judge"
+        ) as verifier:
             yield verifier
 
 
@@ -118,10 +120,19 @@ PAIRS = [  # reference, answer, right?
 
 
 def test_math_verifier_judges_pairs(math):
-    verdicts = math.verify([box(answer) for _, answer, _ in PAIRS], [reference for reference, _, _ in PAIRS])
-    misses = [(*pair, v.status) for pair, v in zip(PAIRS, verdicts, strict=True) if v.status != ("correct" if pair[2] else "wrong")]
+    verdicts = math.verify(
+        [box(answer) for _, answer, _ in PAIRS], [reference for reference, _, _ in PAIRS]
+    )
+    misses = [
+        (*pair, v.status)
+        for pair, v in zip(PAIRS, verdicts, strict=True)
+        if v.status != ("correct" if pair[2] else "wrong")
+    ]
     assert not misses
-    assert all(v == Verdict(float(right), 1.0, v.status) for (_, _, right), v in zip(PAIRS, verdicts, strict=True))
+    assert all(
+        v == Verdict(float(right), 1.0, v.status)
+        for (_, _, right), v in zip(PAIRS, verdicts, strict=True)
+    )
 
 
 def test_no_box_is_no_answer(math):
@@ -131,7 +142,10 @@ def test_no_box_is_no_answer(math):
 
 def test_exact_kind_compares_texts_without_workers():
     with Verifier(config.RewardConfig(kind="exact")) as verifier:
-        verdicts = verifier.verify([box(" a  b\n"), box("ab"), box("0.5"), box(""), "a b"], ["a b", "a b", "1/2", "5", "a b"])
+        verdicts = verifier.verify(
+            [box(" a  b\n"), box("ab"), box("0.5"), box(""), "a b"],
+            ["a b", "a b", "1/2", "5", "a b"],
+        )
         assert [v.status for v in verdicts] == ["correct", "wrong", "wrong", "wrong", "no_answer"]
         assert verifier.self_check(["a b", "}{", "5"]) == ["}{"]
         assert verifier.counts["started"] == 0
@@ -140,7 +154,9 @@ def test_exact_kind_compares_texts_without_workers():
 def test_plain_answers_start_no_worker():
     with Verifier(config.RewardConfig(kind="math")) as verifier:
         start = time.process_time()
-        verdicts = verifier.verify([box(str(i % 7)) for i in range(5000)], [str(i % 5) for i in range(5000)])
+        verdicts = verifier.verify(
+            [box(str(i % 7)) for i in range(5000)], [str(i % 5) for i in range(5000)]
+        )
         assert time.process_time() - start < 2.5  # 2,000 a second
         assert [v.answer_score for v in verdicts] == [float(i % 7 == i % 5) for i in range(5000)]
         assert verifier.counts == {"fast": 5000}
@@ -167,7 +183,9 @@ HOSTILE = [
 def test_hostile_answers_neither_hang_nor_break_the_pool():
     with Verifier(config.RewardConfig(kind="math", workers=2, timeout_s=0.7)) as verifier:
         start = time.monotonic()
-        verdicts = verifier.verify([box(h) for h in HOSTILE] + [box("2^3")], ["5"] * len(HOSTILE) + ["8"])
+        verdicts = verifier.verify(
+            [box(h) for h in HOSTILE] + [box("2^3")], ["5"] * len(HOSTILE) + ["8"]
+        )
         assert time.monotonic() - start < 60
         assert all(v.answer_score == 0 for v in verdicts[:-1])
         assert verdicts[0].status == "time_out"
@@ -177,10 +195,28 @@ def test_hostile_answers_neither_hang_nor_break_the_pool():
 
 def test_hung_worker_is_killed_and_order_kept(planted):
     before = planted.counts
-    contents = ["right 1", "hang", "wrong 1", "right 2", "sleep 0.2", "right 3", "hang 2", "wrong 2"]
+    contents = [
+        "right 1",
+        "hang",
+        "wrong 1",
+        "right 2",
+        "sleep 0.2",
+        "right 3",
+        "hang 2",
+        "wrong 2",
+    ]
     start = time.monotonic()
     verdicts = planted.verify([box(c) for c in contents], ["?"] * len(contents))
-    assert [v.status for v in verdicts] == ["correct", "time_out", "wrong", "correct", "wrong", "correct", "time_out", "wrong"]
+    assert [v.status for v in verdicts] == [
+        "correct",
+        "time_out",
+        "wrong",
+        "correct",
+        "wrong",
+        "correct",
+        "time_out",
+        "wrong",
+    ]
     assert verdicts[1] == Verdict(0.0, 1.0, "time_out")
     assert time.monotonic() - start < 30
     assert (planted.counts - before)["time_out"] == 2
@@ -188,7 +224,9 @@ def test_hung_worker_is_killed_and_order_kept(planted):
 
 def test_crashed_worker_is_replaced(planted, tmp_path):
     contents = ["right", "crash", "once", "raise", "right too"]
-    verdicts = planted.verify([box(c) for c in contents], ["?", "?", str(tmp_path / "died"), "?", "?"])
+    verdicts = planted.verify(
+        [box(c) for c in contents], ["?", "?", str(tmp_path / "died"), "?", "?"]
+    )
     # "once" dies the first time only, as if the machine had been out of memory: it gets a second chance.
     assert [v.status for v in verdicts] == ["correct", "error", "wrong", "error", "correct"]
 
@@ -198,7 +236,10 @@ def test_worker_lost_while_idle_costs_no_answer(planted):
     for worker in planted._pool._workers:
         worker.process.kill()
         worker.process.wait()
-    assert planted.verify([box("right"), box("right 2")], ["?", "?"]) == [Verdict(1.0, 1.0, "correct")] * 2
+    assert (
+        planted.verify([box("right"), box("right 2")], ["?", "?"])
+        == [Verdict(1.0, 1.0, "correct")] * 2
+    )
 
 
 def test_workers_are_light_and_see_no_accelerator(planted):
@@ -208,13 +249,20 @@ def test_workers_are_light_and_see_no_accelerator(planted):
 def test_workers_are_recycled(planted, monkeypatch):
     monkeypatch.setattr(pool, "TASKS_PER_WORKER", 2)
     before = planted.counts["started"]
-    assert all(v.status == "correct" for v in planted.verify([box(f"right {i}") for i in range(8)], ["?"] * 8))
+    assert all(
+        v.status == "correct"
+        for v in planted.verify([box(f"right {i}") for i in range(8)], ["?"] * 8)
+    )
     assert planted.counts["started"] >= before + 2
 
 
 def test_equal_pairs_are_judged_once_and_progress_ends_at_all(planted):
     seen = []
-    verdicts = planted.verify([box("sleep 0.3")] * 10 + [box("7")], ["?"] * 10 + ["7"], lambda done, total: seen.append((done, total)))
+    verdicts = planted.verify(
+        [box("sleep 0.3")] * 10 + [box("7")],
+        ["?"] * 10 + ["7"],
+        lambda done, total: seen.append((done, total)),
+    )
     assert [v.status for v in verdicts] == ["wrong"] * 10 + ["correct"]
     assert seen == [(2, 11), (11, 11)]  # the plain answer and the first of the equal ones, then all
 
@@ -225,7 +273,10 @@ def test_interrupted_run_leaves_no_stale_answer(planted):
 
     with pytest.raises(KeyboardInterrupt):
         planted.verify([box("right"), box("sleep 0.3"), box("sleep 0.31")], ["?"] * 3, interrupt)
-    assert [v.status for v in planted.verify([box("right"), box("wrong")], ["?", "?"])] == ["correct", "wrong"]
+    assert [v.status for v in planted.verify([box("right"), box("wrong")], ["?", "?"])] == [
+        "correct",
+        "wrong",
+    ]
 
 
 def test_unknown_judge_is_an_error():
@@ -238,7 +289,12 @@ def test_unknown_judge_is_an_error():
 
 def test_self_check_names_answers_that_cannot_be_judged(math):
     good = ["1", r"\frac12", "Monday", r"\left[0,1\right)", "x^2"]
-    assert math.self_check([*good, "}{", "", "a}b", *good, "1" * 5000]) == ["}{", "", "a}b", "1" * 5000]
+    assert math.self_check([*good, "}{", "", "a}b", *good, "1" * 5000]) == [
+        "}{",
+        "",
+        "a}b",
+        "1" * 5000,
+    ]
     assert len(math.self_check(["}" + str(i) for i in range(50)], limit=10)) == 10
 
 
@@ -256,7 +312,14 @@ def test_interpreter_exits_with_open_verifier_and_leaves_no_process(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(code))
     environment = dict(os.environ, PYTHONPATH=os.getcwd())
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env=environment,
+    )
     for pid in json.loads(done.stdout):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -309,7 +372,10 @@ def test_fractions_equal_themselves_in_every_spelling(top, bottom):
 
 
 @given(
-    st.text(max_size=40), st.lists(st.sampled_from([*"0123456789./-+ {}$~", r"\frac", r"\left", r"\text{", "\\"]), max_size=15).map("".join)
+    st.text(max_size=40),
+    st.lists(
+        st.sampled_from([*"0123456789./-+ {}$~", r"\frac", r"\left", r"\text{", "\\"]), max_size=15
+    ).map("".join),
 )
 def test_plain_equality_never_fails_and_is_symmetric(a, b):
     assert normalize.equal(a, b) is normalize.equal(b, a)

@@ -38,13 +38,29 @@ JUDGE = """
             return "tried"
         return f"did {{os.getpid()}}"
 """
-FORBIDDEN = ["socket", "connect", "look up", "url", "shell", "run", "fork", "exec", "spawn", "write", "make", "kill", "evaluated"]
+FORBIDDEN = [
+    "socket",
+    "connect",
+    "look up",
+    "url",
+    "shell",
+    "run",
+    "fork",
+    "exec",
+    "spawn",
+    "write",
+    "make",
+    "kill",
+    "evaluated",
+]
 
 
 @pytest.fixture
 def pool(tmp_path, monkeypatch, request):
     sealed = getattr(request, "param", "")
-    (tmp_path / "deeds.py").write_text(textwrap.dedent(JUDGE).format(folder=tmp_path, sealed=sealed))
+    (tmp_path / "deeds.py").write_text(
+        textwrap.dedent(JUDGE).format(folder=tmp_path, sealed=sealed)
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     with Pool(1, 20.0, "deeds:judge") as pool:
         yield pool

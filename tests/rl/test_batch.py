@@ -17,14 +17,22 @@ def rollout(template: str, score: float, plain=(1, 2), response=(7, 8, 9)) -> Ro
     prompt = (5, 6, *plain) if template.strip() else plain
     completion = Completion(np.array(response, np.int32), np.zeros(len(response), np.float32), True)
     return Rollout(
-        TemplatedQuestion(QUESTION, template, "n"), prompt, plain, completion, "", Verdict(score, 1.0, "correct" if score else "wrong")
+        TemplatedQuestion(QUESTION, template, "n"),
+        prompt,
+        plain,
+        completion,
+        "",
+        Verdict(score, 1.0, "correct" if score else "wrong"),
     )
 
 
 @settings(deadline=None, max_examples=60)
 @given(lengths=SEQUENCES, row_tokens=st.integers(20, 45), micro_rows=st.sampled_from([1, 3, 4]))
 def test_pack_has_each_sequence_once_and_nothing_else(lengths, row_tokens, micro_rows):
-    sequences = [(tuple(range(100 * n, 100 * n + p)), np.arange(100 * n + p, 100 * n + p + r)) for n, (p, r) in enumerate(lengths, 1)]
+    sequences = [
+        (tuple(range(100 * n, 100 * n + p)), np.arange(100 * n + p, 100 * n + p + r))
+        for n, (p, r) in enumerate(lengths, 1)
+    ]
     max_micro = -(-len(sequences) // micro_rows) if sequences else 1
     packed = batch.pack(sequences, row_tokens, micro_rows, max_micro, pad_id=-1)
     assert all(x.shape == (max_micro, micro_rows, row_tokens) for x in packed.rows)
@@ -38,13 +46,17 @@ def test_pack_has_each_sequence_once_and_nothing_else(lengths, row_tokens, micro
         np.testing.assert_array_equal(flat.position[r, start:end], np.arange(end - start))
         segment = flat.segment[r, start]
         assert segment > 0
-        np.testing.assert_array_equal(np.flatnonzero(flat.segment[r] == segment), np.arange(start, end))
+        np.testing.assert_array_equal(
+            np.flatnonzero(flat.segment[r] == segment), np.arange(start, end)
+        )
         taken[r, start:end] += 1
     assert taken.max(initial=0) <= 1
     np.testing.assert_array_equal(taken == 1, flat.segment > 0)
     assert np.all(flat.token[taken == 0] == -1)
     used_rows = np.flatnonzero(taken.any(axis=1))
-    np.testing.assert_array_equal(used_rows, np.arange(len(used_rows)))  # a prefix of the rows: the rest is never computed
+    np.testing.assert_array_equal(
+        used_rows, np.arange(len(used_rows))
+    )  # a prefix of the rows: the rest is never computed
     assert packed.num_micro == -(-len(used_rows) // micro_rows)
     assert not packed.rows.trained.any() and not packed.rows.weight.any()
 
@@ -74,10 +86,17 @@ def test_minibatches_are_runs_in_order():
     assert batch.minibatches([], 2) == []
 
 
-@pytest.mark.parametrize(("mode", "trained_on"), [("ratio_mask", (1, 2)), ("plain", (1, 2)), ("importance", (1, 2)), ("off", (5, 6, 1, 2))])
-def test_templated_rollouts_are_trained_on_the_plain_prompt_unless_distillation_is_off(mode, trained_on):
+@pytest.mark.parametrize(
+    ("mode", "trained_on"),
+    [("ratio_mask", (1, 2)), ("plain", (1, 2)), ("importance", (1, 2)), ("off", (5, 6, 1, 2))],
+)
+def test_templated_rollouts_are_trained_on_the_plain_prompt_unless_distillation_is_off(
+    mode, trained_on
+):
     rollouts = [rollout("z", 1.0), rollout("", 0.0)]
-    templated, plain = batch.examples(rollouts, np.array([[0.5, -0.5]], np.float32), DistillConfig(mode=mode))
+    templated, plain = batch.examples(
+        rollouts, np.array([[0.5, -0.5]], np.float32), DistillConfig(mode=mode)
+    )
     assert templated.prompt_ids == trained_on and templated.sampled_on_ids == (5, 6, 1, 2)
     assert templated.templated == (mode != "off")
     assert plain.prompt_ids == plain.sampled_on_ids == (1, 2) and not plain.templated
@@ -88,7 +107,12 @@ def test_templated_rollouts_are_trained_on_the_plain_prompt_unless_distillation_
 def test_examples_keep_the_order_of_groups():
     rollouts = [rollout("", 0.0, plain=(q,)) for q in (1, 1, 2, 2)]
     made = batch.examples(rollouts, np.array([[0.0, 1.0], [2.0, 3.0]]), DistillConfig())
-    assert [(e.prompt_ids, e.advantage) for e in made] == [((1,), 0.0), ((1,), 1.0), ((2,), 2.0), ((2,), 3.0)]
+    assert [(e.prompt_ids, e.advantage) for e in made] == [
+        ((1,), 0.0),
+        ((1,), 1.0),
+        ((2,), 2.0),
+        ((2,), 3.0),
+    ]
     with pytest.raises(ValueError):
         batch.examples(rollouts, np.zeros((1, 2)), DistillConfig())
 
@@ -96,7 +120,10 @@ def test_examples_keep_the_order_of_groups():
 def test_drop_failed_templated_drops_only_those():
     rollouts = [rollout("z", 0.0), rollout("z", 1.0), rollout("", 0.0), rollout(" \n", 0.0)]
     advantage_QG = np.ones((1, 4))
-    assert [e.trained for e in batch.examples(rollouts, advantage_QG, DistillConfig(drop_failed_templated=True))] == [
+    assert [
+        e.trained
+        for e in batch.examples(rollouts, advantage_QG, DistillConfig(drop_failed_templated=True))
+    ] == [
         False,
         True,
         True,

@@ -11,8 +11,14 @@ from p2o_jax.types import Completion, Question, Rollout, TemplatedQuestion, Verd
 
 
 def rollout(question: str, number: int) -> Rollout:
-    ask = TemplatedQuestion(Question(question, ({"role": "user", "content": question},), "1"), "", f"{question}/{number}")
-    return Rollout(ask, (1,), (1,), Completion(np.arange(3), np.zeros(3), True), "", Verdict(0.0, 0.0, "wrong"))
+    ask = TemplatedQuestion(
+        Question(question, ({"role": "user", "content": question},), "1"),
+        "",
+        f"{question}/{number}",
+    )
+    return Rollout(
+        ask, (1,), (1,), Completion(np.arange(3), np.zeros(3), True), "", Verdict(0.0, 0.0, "wrong")
+    )
 
 
 GOOD = [rollout(q, i) for q in "ab" for i in range(2)]
@@ -28,7 +34,10 @@ def test_groups_of_one_question_each_are_fine():
     [
         (GOOD[:3], "3 rollouts are no groups of 2"),
         ([GOOD[0], GOOD[2], GOOD[1], GOOD[3]], "rollouts 0 to 1 are of the questions"),
-        ([*GOOD[:3], replace(GOOD[3], completion=Completion(np.arange(3), np.zeros(2), True))], "rollout b/1 has 3 tokens and 2 log-probs"),
+        (
+            [*GOOD[:3], replace(GOOD[3], completion=Completion(np.arange(3), np.zeros(2), True))],
+            "rollout b/1 has 3 tokens and 2 log-probs",
+        ),
     ],
     ids=["torn", "mixed", "a log-prob less"],
 )

@@ -13,7 +13,12 @@ from p2o_jax.rl import advantages, distill, losses
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "loss_a.npz")
 MASK = GOLDEN["response_mask"].astype(bool)
-AGGREGATIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+AGGREGATIONS = (
+    "token-mean",
+    "seq-mean-token-sum",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum-norm",
+)
 CLIPS = ((0.2, 0.2), (0.2, 0.28))
 CASES = list(itertools.product(AGGREGATIONS, CLIPS, ("none", "hard")))
 
@@ -25,7 +30,9 @@ def groups() -> np.ndarray:
     return np.argsort(index, kind="stable").reshape(index.max() + 1, -1)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("grpo", "advantages_norm_True"), ("dr_grpo", "advantages_norm_False")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("grpo", "advantages_norm_True"), ("dr_grpo", "advantages_norm_False")]
+)
 def test_advantages_are_the_golden_ones(kind, name):
     advantage_QG = advantages.group_advantages(GOLDEN["rewards"][groups()], AdvConfig(kind))
     want_NR = GOLDEN[name]
@@ -50,7 +57,9 @@ def test_weights_are_the_golden_ones(clip, low, high):
     for n in range(len(MASK)):
         got_R = np.ones(MASK.shape[1], np.float32)
         if GOLDEN["templated"][n]:
-            got_R = distill.token_weights(GOLDEN["old_logprobs"][n], GOLDEN["templated_logprobs"][n], cfg)
+            got_R = distill.token_weights(
+                GOLDEN["old_logprobs"][n], GOLDEN["templated_logprobs"][n], cfg
+            )
         assert got_R.dtype == np.float32
         np.testing.assert_allclose(got_R[MASK[n]], want_NR[n][MASK[n]], rtol=1e-6, atol=1e-6)
 
@@ -60,9 +69,13 @@ def golden_loss(logp_new_NR, aggregation, clip, weights):
     cfg = LossConfig(clip_low=clip[0], clip_high=clip[1], dual_clip=3.0, aggregation=aggregation)
     length_N = MASK.sum(axis=1)
     scale_N1 = losses.aggregation_scale(length_N, aggregation, MASK.shape[1])[:, None]
-    weight_NR = np.ones(MASK.shape, np.float32) if weights == "none" else GOLDEN["weights_hard_0.99_9.0"]
+    weight_NR = (
+        np.ones(MASK.shape, np.float32) if weights == "none" else GOLDEN["weights_hard_0.99_9.0"]
+    )
     log_ratio_NR = logp_new_NR - jnp.asarray(GOLDEN["old_logprobs"])
-    token = losses.policy_loss(logp_new_NR, log_ratio_NR, jnp.asarray(GOLDEN["advantages_norm_True"]), cfg)
+    token = losses.policy_loss(
+        logp_new_NR, log_ratio_NR, jnp.asarray(GOLDEN["advantages_norm_True"]), cfg
+    )
     return jnp.sum(jnp.where(MASK, token.loss * weight_NR * scale_N1, 0.0)), token
 
 
@@ -70,12 +83,16 @@ def golden_loss(logp_new_NR, aggregation, clip, weights):
 def test_loss_gradient_and_clip_fractions_are_the_golden_ones(aggregation, clip, weights):
     name = f"{aggregation}|{clip[0]}|{clip[1]}|{weights}"
     logp_new = jnp.asarray(GOLDEN["new_logprobs"])
-    (loss, token), gradient = jax.value_and_grad(lambda x: golden_loss(x, aggregation, clip, weights), has_aux=True)(logp_new)
+    (loss, token), gradient = jax.value_and_grad(
+        lambda x: golden_loss(x, aggregation, clip, weights), has_aux=True
+    )(logp_new)
     np.testing.assert_allclose(loss, GOLDEN[f"loss|{name}"], rtol=1e-6)
     assert np.abs(GOLDEN[f"grad|{name}"]).max() > 1e-4
     np.testing.assert_allclose(gradient, GOLDEN[f"grad|{name}"], rtol=0, atol=1e-6)
     for ours, theirs in (("clipped", "clipfrac"), ("dual_clipped", "clipfrac_dual")):
-        assert float(np.mean(np.asarray(getattr(token, ours))[MASK])) == pytest.approx(GOLDEN[f"{theirs}|{name}"], abs=1e-6), theirs
+        assert float(np.mean(np.asarray(getattr(token, ours))[MASK])) == pytest.approx(
+            GOLDEN[f"{theirs}|{name}"], abs=1e-6
+        ), theirs
     approx_kl = np.clip(GOLDEN["old_logprobs"] - GOLDEN["new_logprobs"], -20, 20)[MASK].mean()
     assert float(approx_kl) == pytest.approx(GOLDEN[f"approx_kl|{name}"], rel=1e-5)
 
@@ -90,8 +107,12 @@ def test_golden_cases_tell_the_settings_apart():
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
 def test_kls_are_the_golden_ones(kind):
-    got_NR = losses.kl(jnp.asarray(GOLDEN["new_logprobs"]), jnp.asarray(GOLDEN["ref_logprobs"]), kind)
-    np.testing.assert_allclose(np.asarray(got_NR)[MASK], GOLDEN[f"kl_{kind}"][MASK], rtol=1e-5, atol=1e-6)
+    got_NR = losses.kl(
+        jnp.asarray(GOLDEN["new_logprobs"]), jnp.asarray(GOLDEN["ref_logprobs"]), kind
+    )
+    np.testing.assert_allclose(
+        np.asarray(got_NR)[MASK], GOLDEN[f"kl_{kind}"][MASK], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_advantages_by_hand():
@@ -128,7 +149,9 @@ def test_a_group_of_one_has_mean_0_and_std_1(kind):
 )
 def test_policy_loss_by_hand(ratio, advantage, want, slope):
     def loss(logp_new):
-        return losses.policy_loss(logp_new, logp_new - jnp.float32([-3.0]), jnp.float32([advantage]), LossConfig()).loss.sum()
+        return losses.policy_loss(
+            logp_new, logp_new - jnp.float32([-3.0]), jnp.float32([advantage]), LossConfig()
+        ).loss.sum()
 
     got, gradient = jax.value_and_grad(loss)(jnp.float32([-3.0 + np.log(ratio)]))
     np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -137,13 +160,17 @@ def test_policy_loss_by_hand(ratio, advantage, want, slope):
 
 def test_clip_higher_moves_only_the_upper_bound():
     cfg = LossConfig(clip_low=0.2, clip_high=0.28)
-    got = losses.policy_loss(jnp.zeros(2), jnp.log(jnp.float32([1.5, 0.5])), jnp.float32([1.0, -1.0]), cfg)
+    got = losses.policy_loss(
+        jnp.zeros(2), jnp.log(jnp.float32([1.5, 0.5])), jnp.float32([1.0, -1.0]), cfg
+    )
     np.testing.assert_allclose(got.loss, [-1.28, 0.8], rtol=1e-6)
     assert list(got.clipped) == [1, 1] and list(got.dual_clipped) == [0, 0]
 
 
 def test_log_ratios_are_held_within_20():
-    got = losses.policy_loss(jnp.float32([0.0]), jnp.float32([100.0]), jnp.float32([-1.0]), LossConfig(dual_clip=1e12))
+    got = losses.policy_loss(
+        jnp.float32([0.0]), jnp.float32([100.0]), jnp.float32([-1.0]), LossConfig(dual_clip=1e12)
+    )
     np.testing.assert_allclose(got.loss, [np.exp(20.0)], rtol=1e-5)
 
 
@@ -151,8 +178,12 @@ def test_kls_by_hand():
     new, ref = jnp.float32([-1.0, -1.0]), jnp.float32([-2.0, -1.0])
     np.testing.assert_allclose(losses.kl(new, ref, "k1"), [1.0, 0.0], atol=1e-7)
     np.testing.assert_allclose(losses.kl(new, ref, "k2"), [0.5, 0.0], atol=1e-7)
-    np.testing.assert_allclose(losses.kl(new, ref, "k3"), [np.exp(-1), 0.0], atol=1e-6)  # exp(d) - d - 1 at d = -1
-    np.testing.assert_allclose(losses.kl(jnp.float32([-9.0]), jnp.float32([0.0]), "k3"), [10.0])  # clipped
+    np.testing.assert_allclose(
+        losses.kl(new, ref, "k3"), [np.exp(-1), 0.0], atol=1e-6
+    )  # exp(d) - d - 1 at d = -1
+    np.testing.assert_allclose(
+        losses.kl(jnp.float32([-9.0]), jnp.float32([0.0]), "k3"), [10.0]
+    )  # clipped
 
 
 @pytest.mark.parametrize(
@@ -166,18 +197,32 @@ def test_kls_by_hand():
 )
 def test_aggregation_scale_by_hand(aggregation, want):
     """Lengths 2 and 4 trained, one sequence masked: no tokens, yet a sequence."""
-    np.testing.assert_allclose(losses.aggregation_scale(np.array([2, 4, 0]), aggregation, 10), want, rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.aggregation_scale(np.array([2, 4, 0]), aggregation, 10), want, rtol=1e-6
+    )
 
 
 def test_weights_by_hand():
     templated = np.float32([-1.0, -1.0, -1.0, -1.0])
     plain = templated + np.log(np.float32([1.0, 0.005, 20.0, 0.02]))
-    np.testing.assert_array_equal(distill.token_weights(plain, templated, DistillConfig()), [1, 0, 0, 1])
+    np.testing.assert_array_equal(
+        distill.token_weights(plain, templated, DistillConfig()), [1, 0, 0, 1]
+    )
     soft = distill.token_weights(plain, templated, DistillConfig(clip="soft"))
     np.testing.assert_allclose(soft, [1, 2, 0.5, 1], rtol=1e-4)  # 0.01 / 0.005 and 10 / 20
-    np.testing.assert_allclose(soft * distill.density_ratio(plain, templated), [1, 0.01, 10, 0.02], rtol=1e-4)
+    np.testing.assert_allclose(
+        soft * distill.density_ratio(plain, templated), [1, 0.01, 10, 0.02], rtol=1e-4
+    )
     leaning = np.log(np.float32([1.0, 0.005, 20.0, 0.02])).mean()  # -1.55 nats per token
-    np.testing.assert_allclose(distill.token_weights(plain, templated, DistillConfig(mode="transfer")), np.exp(leaning / 0.3), rtol=1e-4)
-    np.testing.assert_array_equal(distill.token_weights(templated, plain, DistillConfig(mode="transfer")), [1, 1, 1, 1])
+    np.testing.assert_allclose(
+        distill.token_weights(plain, templated, DistillConfig(mode="transfer")),
+        np.exp(leaning / 0.3),
+        rtol=1e-4,
+    )
+    np.testing.assert_array_equal(
+        distill.token_weights(templated, plain, DistillConfig(mode="transfer")), [1, 1, 1, 1]
+    )
     for mode in ("plain", "importance", "off"):
-        np.testing.assert_array_equal(distill.token_weights(plain, templated, DistillConfig(mode=mode)), [1, 1, 1, 1])
+        np.testing.assert_array_equal(
+            distill.token_weights(plain, templated, DistillConfig(mode=mode)), [1, 1, 1, 1]
+        )

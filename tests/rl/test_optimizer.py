@@ -14,7 +14,9 @@ from p2o_jax.models import sharding
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rl.optimizer import make_optimizer, make_rate
 
-_spec = importlib.util.spec_from_file_location("learner_reference", Path(__file__).parent / "test_learner.py")
+_spec = importlib.util.spec_from_file_location(
+    "learner_reference", Path(__file__).parent / "test_learner.py"
+)
 assert _spec and _spec.loader
 reference = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(reference)
@@ -28,7 +30,14 @@ def tree_of(state):
 def test_the_optimizer_state_has_one_tree_for_any_number_of_updates(schedule):
     params = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}
     trees = {
-        str(tree_of(jax.eval_shape(make_optimizer(config.OptimConfig(schedule=schedule, warmup_frac=frac), n).init, params)))
+        str(
+            tree_of(
+                jax.eval_shape(
+                    make_optimizer(config.OptimConfig(schedule=schedule, warmup_frac=frac), n).init,
+                    params,
+                )
+            )
+        )
         for n in range(1, 1001)
         for frac in (0.0, 0.05)
     }
@@ -40,14 +49,21 @@ def test_no_setting_that_may_change_on_resume_changes_the_tree_of_the_train_stat
 
     def tree(num_updates, mesh=None, **changes):
         cfg = reference.make_config(optim__warmup_frac=0.05, **changes)
-        learner = Learner(reference.SPEC, mesh or reference.single(), cfg, num_updates, jnp.float32, 0)
+        learner = Learner(
+            reference.SPEC, mesh or reference.single(), cfg, num_updates, jnp.float32, 0
+        )
         return tree_of(learner.abstract_state())
 
     want = tree(100)
     for num_updates in (1, 29, 30, 31, 1000):
         assert tree(num_updates) == want
         assert tree(num_updates, optim__schedule="cosine") == want
-    for change in ({"optim__micro_rows": 1}, {"model__remat": "full"}, {"model__logit_chunk": 7}, {"train__epochs": 9}):
+    for change in (
+        {"optim__micro_rows": 1},
+        {"model__remat": "full"},
+        {"model__logit_chunk": 7},
+        {"train__epochs": 9},
+    ):
         assert tree(100, **change) == want
     assert tree(100, sharding.make_mesh((1, 2, 2), jax.devices()[:4])) == want
 

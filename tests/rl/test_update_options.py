@@ -18,9 +18,19 @@ from p2o_jax.rl.learner import Learner
 from p2o_jax.rl.optimizer import make_optimizer, make_rate
 from p2o_jax.rollout.engine import Engine
 from p2o_jax.runtime import rng
-from p2o_jax.types import Completion, Question, Request, Rollout, SamplingParams, TemplatedQuestion, Verdict
+from p2o_jax.types import (
+    Completion,
+    Question,
+    Request,
+    Rollout,
+    SamplingParams,
+    TemplatedQuestion,
+    Verdict,
+)
 
-_spec = importlib.util.spec_from_file_location("learner_reference", Path(__file__).parent / "test_learner.py")
+_spec = importlib.util.spec_from_file_location(
+    "learner_reference", Path(__file__).parent / "test_learner.py"
+)
 assert _spec and _spec.loader
 reference = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(reference)
@@ -28,28 +38,44 @@ _spec.loader.exec_module(reference)
 
 def examples_of(cfg, rollouts=None):
     rollouts = rollouts or reference.make_rollouts()
-    return batch.examples(rollouts, advantages.of_rollouts(rollouts, cfg), cfg.distill, cfg.loss.overlong)
+    return batch.examples(
+        rollouts, advantages.of_rollouts(rollouts, cfg), cfg.distill, cfg.loss.overlong
+    )
 
 
 def rollout(length: int, stopped: bool, score: float = 1.0) -> Rollout:
     completion = Completion(np.ones(length, np.int32), np.zeros(length, np.float32), stopped)
     question = Question("q", ({"role": "user", "content": "?"},), "1")
-    return Rollout(TemplatedQuestion(question, "", "n"), (1,), (1,), completion, "", Verdict(score, 1.0, "correct"))
+    return Rollout(
+        TemplatedQuestion(question, "", "n"),
+        (1,),
+        (1,),
+        completion,
+        "",
+        Verdict(score, 1.0, "correct"),
+    )
 
 
 def test_rloo_is_against_the_mean_of_the_others():
-    got = advantages.group_advantages(np.array([[1, 0, 0, 1], [1, 1, 1, 1]], np.float32), AdvConfig("rloo"))
+    got = advantages.group_advantages(
+        np.array([[1, 0, 0, 1], [1, 1, 1, 1]], np.float32), AdvConfig("rloo")
+    )
     np.testing.assert_allclose(got, [[2 / 3, -2 / 3, -2 / 3, 2 / 3], [0, 0, 0, 0]], atol=1e-6)
 
 
 def test_overlong_penalty_by_hand():
     """Limit 10, buffer 4: nothing up to 6 tokens, then falling to -factor at 10."""
-    np.testing.assert_allclose(advantages.overlong_penalty(np.array([3, 6, 7, 9, 10]), 10, 4, 0.5), [0, 0, -0.125, -0.375, -0.5])
+    np.testing.assert_allclose(
+        advantages.overlong_penalty(np.array([3, 6, 7, 9, 10]), 10, 4, 0.5),
+        [0, 0, -0.125, -0.375, -0.5],
+    )
 
 
 def test_overlong_penalty_changes_rewards_and_mask_leaves_the_truncated_out():
     rollouts = [rollout(9, False), rollout(5, True), rollout(5, True), rollout(5, True)]
-    cfg = reference.make_config(loss__overlong="penalty", loss__overlong_buffer=4, adv__kind="dr_grpo")
+    cfg = reference.make_config(
+        loss__overlong="penalty", loss__overlong_buffer=4, adv__kind="dr_grpo"
+    )
     np.testing.assert_allclose(advantages.of_rollouts(rollouts, cfg), [[-0.75, 0.25, 0.25, 0.25]])
     cfg = reference.make_config(loss__overlong="mask")
     assert not advantages.of_rollouts(rollouts, cfg).any()
@@ -58,21 +84,34 @@ def test_overlong_penalty_changes_rewards_and_mask_leaves_the_truncated_out():
 
 
 def test_sequence_ratios_are_means_inside_a_segment_with_each_token_s_own_gradient():
-    new, old = jnp.float32([[-1.0, -2.0, -3.0, -1.0, -5.0]]), jnp.float32([[-1.5, -2.0, -1.0, -2.0, 0.0]])
+    new, old = (
+        jnp.float32([[-1.0, -2.0, -3.0, -1.0, -5.0]]),
+        jnp.float32([[-1.5, -2.0, -1.0, -2.0, 0.0]]),
+    )
     segment, trained = jnp.int32([[1, 1, 2, 2, 0]]), jnp.array([[True, True, True, False, False]])
     cfg = LossConfig(ratio="sequence")
     got = losses.log_ratio(new, old, segment, trained, cfg)
     np.testing.assert_allclose(got[0, :3], [0.25, 0.25, -2.0])
     gradient = jax.grad(lambda x: losses.log_ratio(x, old, segment, trained, cfg)[0, 0])(new)
     np.testing.assert_allclose(gradient[0], [1, 0, 0, 0, 0])
-    np.testing.assert_array_equal(losses.log_ratio(new, old, segment, trained, LossConfig()), new - old)
+    np.testing.assert_array_equal(
+        losses.log_ratio(new, old, segment, trained, LossConfig()), new - old
+    )
 
 
 def test_sequence_gradient_is_that_of_gspo():
     """With equal weights: the same as differentiating the mean log-ratio itself, summed over the sequence's tokens."""
     new, old = jnp.float32([[-1.0, -2.0, -3.0]]), jnp.float32([[-1.1, -2.0, -3.05]])
-    segment, trained, cfg = jnp.ones((1, 3), jnp.int32), jnp.ones((1, 3), bool), LossConfig(ratio="sequence")
-    ours = jax.grad(lambda x: losses.policy_loss(x, losses.log_ratio(x, old, segment, trained, cfg), jnp.ones((1, 3)), cfg).loss.sum())(new)
+    segment, trained, cfg = (
+        jnp.ones((1, 3), jnp.int32),
+        jnp.ones((1, 3), bool),
+        LossConfig(ratio="sequence"),
+    )
+    ours = jax.grad(
+        lambda x: losses.policy_loss(
+            x, losses.log_ratio(x, old, segment, trained, cfg), jnp.ones((1, 3)), cfg
+        ).loss.sum()
+    )(new)
     gspo = jax.grad(lambda x: -3 * jnp.exp(jnp.mean(x - old)))(new)
     np.testing.assert_allclose(ours, gspo, rtol=1e-5)
 
@@ -80,7 +119,9 @@ def test_sequence_gradient_is_that_of_gspo():
 def test_cispo_keeps_every_token_s_gradient_with_a_clipped_weight():
     log_ratio, advantage = jnp.log(jnp.float32([1.1, 3.0, 0.1])), jnp.float32([2.0, 2.0, -1.0])
     cfg = LossConfig(ratio="cispo", clip_low=0.2, clip_high=0.28)
-    gradient = jax.grad(lambda x: losses.policy_loss(x, log_ratio, advantage, cfg).loss.sum())(jnp.zeros(3))
+    gradient = jax.grad(lambda x: losses.policy_loss(x, log_ratio, advantage, cfg).loss.sum())(
+        jnp.zeros(3)
+    )
     np.testing.assert_allclose(gradient, [-2.2, -2.56, 0.8], rtol=1e-5)
     assert list(losses.policy_loss(jnp.zeros(3), log_ratio, advantage, cfg).clipped) == [0, 1, 1]
 
@@ -89,7 +130,10 @@ def test_cispo_keeps_every_token_s_gradient_with_a_clipped_weight():
 def test_ratio_levels_do_not_depend_on_packing(ratio):
     changes = {"loss__ratio": ratio, "loss__aggregation": "seq-mean-token-mean"}
     packed = reference.learn(reference.make_config(**changes, optim__row_tokens=40))
-    reference.check(packed, reference.learn(reference.make_config(**changes, optim__row_tokens=0, optim__micro_rows=2)))
+    reference.check(
+        packed,
+        reference.learn(reference.make_config(**changes, optim__row_tokens=0, optim__micro_rows=2)),
+    )
 
 
 def test_truncated_weights_by_hand():
@@ -98,25 +142,40 @@ def test_truncated_weights_by_hand():
     weight = distill.token_weights(plain, templated, cfg)
     np.testing.assert_allclose(weight, [2.0, 0.5, 3.0], rtol=1e-5)
     found = stats.distill_stats([distill.density_ratio(plain, templated)], [weight], 6, cfg)
-    assert found["distill/frac_masked_high"] == pytest.approx(1 / 3) and found["distill/frac_masked_low"] == 0
+    assert (
+        found["distill/frac_masked_high"] == pytest.approx(1 / 3)
+        and found["distill/frac_masked_low"] == 0
+    )
     assert found["distill/frac_templated_tokens"] == 0.5
     assert found["distill/effective_sample_frac"] == pytest.approx(5.5**2 / (3 * 13.25))
 
 
 def test_rollout_weights_by_hand():
     learner, sampler = np.log(np.float32([0.5, 0.2, 0.9])), np.log(np.float32([0.25, 0.4, 0.1]))
-    np.testing.assert_allclose(distill.rollout_weights(learner, sampler, "token", 4.0), [2, 0.5, 4], rtol=1e-5)
-    np.testing.assert_allclose(distill.rollout_weights(learner, sampler, "sequence", 10.0), [9, 9, 9], rtol=1e-5)
+    np.testing.assert_allclose(
+        distill.rollout_weights(learner, sampler, "token", 4.0), [2, 0.5, 4], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        distill.rollout_weights(learner, sampler, "sequence", 10.0), [9, 9, 9], rtol=1e-5
+    )
     np.testing.assert_allclose(distill.rollout_weights(learner, sampler, "none", 4.0), [1, 1, 1])
 
 
 def test_rollout_weights_are_measured_on_the_prompt_sampled_on_and_multiply_the_loss_weights():
-    cfg = reference.make_config(optim__row_tokens=40, train__rollout_is="token", train__rollout_is_cap=1.5)
+    cfg = reference.make_config(
+        optim__row_tokens=40, train__rollout_is="token", train__rollout_is_cap=1.5
+    )
     made = examples_of(cfg)
     scored, found = reference.make_learner(cfg).score(reference.OLD, None, made, len(made))
-    plain, _ = reference.make_learner(reference.make_config(optim__row_tokens=40)).score(reference.OLD, None, made)
-    on_Tx = reference.response_logps(reference.OLD, [e.sampled_on_ids for e in made], [e.response_ids for e in made])
-    weights = [np.minimum(np.exp(Tx - e.logp_sampler_R), 1.5) for Tx, e in zip(on_Tx, made, strict=True)]
+    plain, _ = reference.make_learner(reference.make_config(optim__row_tokens=40)).score(
+        reference.OLD, None, made
+    )
+    on_Tx = reference.response_logps(
+        reference.OLD, [e.sampled_on_ids for e in made], [e.response_ids for e in made]
+    )
+    weights = [
+        np.minimum(np.exp(Tx - e.logp_sampler_R), 1.5) for Tx, e in zip(on_Tx, made, strict=True)
+    ]
     for e, unweighted, weight in zip(scored, plain, weights, strict=True):
         assert not e.fresh
         if e.advantage != 0:
@@ -136,10 +195,20 @@ def test_the_first_update_needs_no_scores_of_its_own():
         scored, found = learner.score(reference.NEW, None, made, first_update)
         state, numbers = learner.update(learner.init(jax.tree.map(jnp.copy, reference.NEW)), scored)
         outcomes.append((found | numbers, jax.tree.map(np.asarray, state.params)))
-    assert sum(e.fresh for e in scored) == sum(e.advantage != 0 and not e.templated for e in made) > 0
+    assert (
+        sum(e.fresh for e in scored) == sum(e.advantage != 0 and not e.templated for e in made) > 0
+    )
     (whole, params), (fresh, same) = outcomes
-    names = ("train/loss", "train/grad_norm", "train/entropy", "distill/frac_masked_low", "distill/frac_templated_tokens")
-    assert {k: fresh[k] for k in names} == pytest.approx({k: whole[k] for k in names}, rel=1e-5, abs=1e-7)
+    names = (
+        "train/loss",
+        "train/grad_norm",
+        "train/entropy",
+        "distill/frac_masked_low",
+        "distill/frac_templated_tokens",
+    )
+    assert {k: fresh[k] for k in names} == pytest.approx(
+        {k: whole[k] for k in names}, rel=1e-5, abs=1e-7
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), params, same)
     want = [np.abs(x - e.logp_sampler_R) for x, e in zip(
         reference.response_logps(reference.NEW, [e.prompt_ids for e in made], [e.response_ids for e in made]), made, strict=True
@@ -150,11 +219,18 @@ def test_the_first_update_needs_no_scores_of_its_own():
 
 def test_at_float32_the_gap_that_the_first_update_measures_is_rounding():
     cfg = reference.make_config(optim__row_tokens=40)
-    engine = Engine(reference.SPEC, reference.single(), cfg.rollout, [reference.MAX_NEW], [3, 4], 0, jnp.float32)
+    engine = Engine(
+        reference.SPEC, reference.single(), cfg.rollout, [reference.MAX_NEW], [3, 4], 0, jnp.float32
+    )
     requests = [Request(r.prompt_ids, r.prompt.name) for r in reference.make_rollouts()]
     how = SamplingParams(reference.TEMPERATURE, reference.MAX_NEW)
-    completions = engine.generate(engine.to_rollout_layout(reference.OLD), requests, how, rng.key(0, "gap"))
-    rollouts = [dataclasses.replace(r, completion=c) for r, c in zip(reference.make_rollouts(), completions, strict=True)]
+    completions = engine.generate(
+        engine.to_rollout_layout(reference.OLD), requests, how, rng.key(0, "gap")
+    )
+    rollouts = [
+        dataclasses.replace(r, completion=c)
+        for r, c in zip(reference.make_rollouts(), completions, strict=True)
+    ]
     made = examples_of(cfg, rollouts)
     learner = reference.make_learner(cfg)
     scored, _ = learner.score(reference.OLD, None, made, len(made))
@@ -169,12 +245,24 @@ def test_the_share_of_real_tokens_is_that_of_the_rows_computed():
     scored, _ = learner.score(reference.NEW, None, made)
     _, numbers = learner.update(learner.init(jax.tree.map(jnp.copy, reference.NEW)), scored)
     real = sum(len(e.prompt_ids) + len(e.response_ids) for e in made)
-    assert numbers["perf/frac_row_tokens_real"] == pytest.approx(real / (8 * 40))  # all fit one micro-batch of 8 rows
+    assert numbers["perf/frac_row_tokens_real"] == pytest.approx(
+        real / (8 * 40)
+    )  # all fit one micro-batch of 8 rows
 
 
 def test_no_logits_of_all_tokens_are_held():
     """Value and gradient for a vocabulary of 60,000: temporaries are those of one chunk and the head's gradient."""
-    spec = ModelSpec(family="qwen3", vocab=60_000, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16, tied=True)
+    spec = ModelSpec(
+        family="qwen3",
+        vocab=60_000,
+        width=16,
+        layers=1,
+        heads=2,
+        kv_heads=1,
+        head_dim=8,
+        mlp=16,
+        tied=True,
+    )
     params = jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0)))
     token = jax.ShapeDtypeStruct((2, 512), jnp.int32)
 
@@ -183,7 +271,13 @@ def test_no_logits_of_all_tokens_are_held():
             logp, entropy = transformer.token_logps(spec, params, token, token, token, chunk=chunk)
             return logp.sum() + entropy.sum()
 
-        return jax.jit(jax.grad(loss)).lower(params, token).compile().memory_analysis().temp_size_in_bytes
+        return (
+            jax.jit(jax.grad(loss))
+            .lower(params, token)
+            .compile()
+            .memory_analysis()
+            .temp_size_in_bytes
+        )
 
     all_logits = 2 * 512 * spec.vocab * 4
     assert temporaries(32) < all_logits / 8
@@ -192,17 +286,24 @@ def test_no_logits_of_all_tokens_are_held():
 
 def bad_batch(learner, cfg):
     scored, _ = learner.score(reference.NEW, None, examples_of(cfg))
-    return [dataclasses.replace(e, advantage=float("nan")) if i == 0 else e for i, e in enumerate(scored)]
+    return [
+        dataclasses.replace(e, advantage=float("nan")) if i == 0 else e
+        for i, e in enumerate(scored)
+    ]
 
 
 def test_the_first_bad_batch_is_written_and_too_many_end_the_run(tmp_path):
     cfg = reference.make_config(optim__row_tokens=40, train__max_bad_steps=2)
     path = tmp_path / "bad_batch.npz"
     learner = Learner(reference.SPEC, reference.single(), cfg, 10, jnp.float32, 0, path)
-    state, _ = learner.update(learner.init(jax.tree.map(jnp.copy, reference.NEW)), bad_batch(learner, cfg))
+    state, _ = learner.update(
+        learner.init(jax.tree.map(jnp.copy, reference.NEW)), bad_batch(learner, cfg)
+    )
     written, stamp = np.load(path), path.stat().st_mtime_ns
     assert np.isnan(written["advantage"]).any() and written["token"].shape[1:] == (8, 40)
-    with pytest.raises(ConfigError, match=r"config\.train\.max_bad_steps=2: .*bad_batch\.npz; config\.optim\.lr"):
+    with pytest.raises(
+        ConfigError, match=r"config\.train\.max_bad_steps=2: .*bad_batch\.npz; config\.optim\.lr"
+    ):
         learner.update(state, bad_batch(learner, cfg))
     assert path.stat().st_mtime_ns == stamp
 
@@ -217,5 +318,7 @@ def test_the_first_moment_can_be_bfloat16():
     optimizer = make_optimizer(config.OptimConfig(mu_dtype="bfloat16"), 10)
     state = optimizer.init({"w": jnp.ones(3)})
     _, state = optimizer.update({"w": jnp.ones(3)}, state, {"w": jnp.ones(3)})
-    adam = next(s for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
+    adam = next(
+        s for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")
+    )
     assert adam.mu["w"].dtype == jnp.bfloat16 and adam.nu["w"].dtype == jnp.float32

@@ -17,7 +17,18 @@ from p2o_jax.rollout.engine import Engine, Program, Work
 from p2o_jax.runtime import distributed, rng
 from p2o_jax.types import Request, SamplingParams
 
-SPEC = ModelSpec("qwen3", vocab=50, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, qk_norm=True, tied=True)
+SPEC = ModelSpec(
+    "qwen3",
+    vocab=50,
+    width=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp=48,
+    qk_norm=True,
+    tied=True,
+)
 STOPS = (7, 31)
 BUCKETS, CAPACITY, SLOTS = (8, 16), 40, 8
 HOW = SamplingParams(1.0, CAPACITY)
@@ -54,7 +65,10 @@ def make_engine(shape=(1, 1, 1), capacities=(CAPACITY,), **settings):
 def make_requests(count=40) -> list[Request]:
     """Prompts of 1 to 16 tokens, four rollouts of each."""
     rng = np.random.default_rng(0)
-    prompts = [tuple(int(t) for t in rng.integers(0, SPEC.vocab, n)) for n in (1, 2, 8, 16, 9, 5, 15, 7, 3, 12)]
+    prompts = [
+        tuple(int(t) for t in rng.integers(0, SPEC.vocab, n))
+        for n in (1, 2, 8, 16, 9, 5, 15, 7, 3, 12)
+    ]
     return [Request(prompts[i // 4 % len(prompts)], f"r{i}") for i in range(count)]
 
 
@@ -71,19 +85,31 @@ def baseline():
 
 def test_log_probs_are_those_of_teacher_forcing():
     filtered = SamplingParams(1.3, 20, top_k=10, top_p=0.9, min_p=0.02)
-    for how in (HOW, SamplingParams(0.7, CAPACITY), filtered, SamplingParams(0.0, 12), SamplingParams(0.7, CAPACITY, plain_logps=True)):
+    for how in (
+        HOW,
+        SamplingParams(0.7, CAPACITY),
+        filtered,
+        SamplingParams(0.0, 12),
+        SamplingParams(0.7, CAPACITY, plain_logps=True),
+    ):
         engine, weights = make_engine()
-        completions = baseline() if how is HOW else engine.generate(weights, make_requests(), how, KEY)
+        completions = (
+            baseline() if how is HOW else engine.generate(weights, make_requests(), how, KEY)
+        )
         token = np.zeros((len(completions), 16 + CAPACITY), np.int32)
         segment = np.zeros_like(token)
         for n, (request, c) in enumerate(zip(make_requests(), completions, strict=True)):
             whole = [*request.prompt_ids, *c.token_ids]
             token[n, : len(whole)], segment[n, : len(whole)] = whole, 1
         position = np.broadcast_to(np.arange(token.shape[1]), token.shape)
-        forced, _ = _token_logps(PARAMS, token, position, segment, 1.0 if how.plain_logps else how.temperature or 1.0)
+        forced, _ = _token_logps(
+            PARAMS, token, position, segment, 1.0 if how.plain_logps else how.temperature or 1.0
+        )
         for request, c, row in zip(make_requests(), completions, np.asarray(forced), strict=True):
             start = len(request.prompt_ids)
-            np.testing.assert_allclose(c.logp_R, row[start : start + len(c.token_ids)], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(
+                c.logp_R, row[start : start + len(c.token_ids)], rtol=1e-5, atol=1e-5
+            )
 
 
 @jax.jit
@@ -96,7 +122,9 @@ def test_greedy_takes_the_most_likely_token():
     request = make_requests()[8]
     (completion,) = engine.generate(weights, [request], SamplingParams(0.0, 12), KEY)
     ids = jnp.asarray([[*request.prompt_ids, *completion.token_ids]])
-    x, _ = transformer.hidden(SPEC, PARAMS, ids, jnp.arange(ids.size)[None], transformer.attend_packed(jnp.ones_like(ids)))
+    x, _ = transformer.hidden(
+        SPEC, PARAMS, ids, jnp.arange(ids.size)[None], transformer.attend_packed(jnp.ones_like(ids))
+    )
     best = np.asarray(transformer.logits(SPEC, PARAMS, x[0]).argmax(axis=-1))
     np.testing.assert_array_equal(best[len(request.prompt_ids) - 1 : -1], completion.token_ids)
 
@@ -112,7 +140,9 @@ def test_every_request_is_answered_once_and_in_order():
     engine.generate(weights, make_requests(), HOW, KEY, seen.append)
     assert sum(seen) == len(make_requests())
     work = engine.take_work()
-    assert work.busy == sum(lengths)  # a slot step for each token: nothing is decoded twice, the stop token is counted
+    assert work.busy == sum(
+        lengths
+    )  # a slot step for each token: nothing is decoded twice, the stop token is counted
     assert work.busy / SLOTS <= work.steps < work.busy / SLOTS + 2 * CAPACITY
     assert work.computed == SLOTS * work.steps
     assert engine.take_work() == Work()
@@ -122,7 +152,11 @@ def test_every_request_is_answered_once_and_in_order():
 def test_the_stop_token_ends_a_rollout_and_is_kept_and_scored():
     completions = baseline()
     for c in completions:
-        assert c.token_ids.dtype == np.int32 and c.logp_R.dtype == np.float32 and len(c.logp_R) == len(c.token_ids) > 0
+        assert (
+            c.token_ids.dtype == np.int32
+            and c.logp_R.dtype == np.float32
+            and len(c.logp_R) == len(c.token_ids) > 0
+        )
         assert not set(c.token_ids[:-1].tolist()) & set(STOPS)
         assert c.stopped == (c.token_ids[-1] in STOPS)
         assert c.stopped or len(c.token_ids) == CAPACITY
@@ -172,13 +206,17 @@ def test_the_same_text_in_any_order_and_company():
     shuffled = engine.generate(weights, [make_requests()[i] for i in order], HOW, KEY)
     assert texts(shuffled) == [want[i] for i in order]
     for some in ([17], [0, 39, 20]):
-        assert texts(engine.generate(weights, [make_requests()[i] for i in some], HOW, KEY)) == [want[i] for i in some]
+        assert texts(engine.generate(weights, [make_requests()[i] for i in some], HOW, KEY)) == [
+            want[i] for i in some
+        ]
 
 
 def test_key_and_name_make_the_text():
     engine, weights = make_engine()
     prompt = make_requests()[8].prompt_ids
-    twice = engine.generate(weights, [Request(prompt, "a"), Request(prompt, "b"), Request(prompt, "a")], HOW, KEY)
+    twice = engine.generate(
+        weights, [Request(prompt, "a"), Request(prompt, "b"), Request(prompt, "a")], HOW, KEY
+    )
     a, b, again = texts(twice)
     assert a == again and a != b
     (other,) = texts(engine.generate(weights, [Request(prompt, "a")], HOW, rng.key(0, "other")))
@@ -186,10 +224,21 @@ def test_key_and_name_make_the_text():
 
 
 def test_keys_of_two_phases_or_steps_differ():
-    names = [(seed, phase, step) for seed in (0, 1) for phase in ("rollout", "gepa") for step in range(20)]
-    keys = {tuple(np.asarray(jax.random.key_data(rng.key(seed, *rest))).tolist()) for seed, *rest in names}
+    names = [
+        (seed, phase, step)
+        for seed in (0, 1)
+        for phase in ("rollout", "gepa")
+        for step in range(20)
+    ]
+    keys = {
+        tuple(np.asarray(jax.random.key_data(rng.key(seed, *rest))).tolist())
+        for seed, *rest in names
+    }
     assert len(keys) == len(names)
-    words = {tuple(w) for w in rng.name_words([f"train/{i}/{g}" for i in range(200) for g in range(8)]).tolist()}
+    words = {
+        tuple(w)
+        for w in rng.name_words([f"train/{i}/{g}" for i in range(200) for g in range(8)]).tolist()
+    }
     assert len(words) == 1600
 
 
@@ -198,7 +247,9 @@ def test_what_is_listed_and_compiled_ahead_is_all_that_runs():
     plain, filtered = SamplingParams(1.0, 20), SamplingParams(1.0, 20, top_k=2)
     listed = [program for how in (plain, filtered) for program in engine.needed(how, 16)]
     engine.programs.compile(listed)
-    assert len(engine.programs) == 1 + len(BUCKETS) * (1 + 2 * (2 + 2))  # any prompts or whole groups; bank and prefill, decoding twice
+    assert len(engine.programs) == 1 + len(BUCKETS) * (
+        1 + 2 * (2 + 2)
+    )  # any prompts or whole groups; bank and prefill, decoding twice
     params = engine.to_rollout_layout(PARAMS)
     keys = [rng.key(epoch, "again") for epoch in range(3)]
     counter = distributed.CompileCounter()
@@ -220,12 +271,21 @@ def test_a_program_takes_the_shapes_it_was_made_for_and_no_others():
     prompt_cache = engine.programs[Program("prompt_cache", 8, 256)]()
     run = engine.programs[Program("prefill", 8, 256)]
     with pytest.raises(TypeError, match="compiled"):
-        run(weights, prompt_cache, np.zeros((1, 8), np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32), np.int32(0))
+        run(
+            weights,
+            prompt_cache,
+            np.zeros((1, 8), np.int32),
+            np.zeros(1, np.int32),
+            np.zeros(1, np.int32),
+            np.int32(0),
+        )
 
 
 def test_rollouts_come_out_while_others_still_run():
     engine, weights = make_engine()
-    seen = [[i for i, _ in finished] for finished in engine.stream(weights, make_requests(), HOW, KEY)]
+    seen = [
+        [i for i, _ in finished] for finished in engine.stream(weights, make_requests(), HOW, KEY)
+    ]
     assert len(seen) >= 4
     assert sorted(i for some in seen for i in some) == list(range(40))
     stream = engine.stream(weights, make_requests(), HOW, KEY)
@@ -267,20 +327,31 @@ def test_the_same_text_with_kernels(kernel, monkeypatch):
     spec = dataclasses.replace(SPEC, head_dim={"gpu": 16, "tpu": 128}[kernel])
     params = jax.tree.map(lambda w: w * 3, transformer.init(spec, jax.random.key(0)))
     mesh = sharding.make_mesh((1, 1, 1), devices=jax.devices()[:1])
-    cfg = RolloutConfig(questions=2, group_size=4, slots=4, prompt_buckets=(16,), prompt_cache_tokens=64)
+    cfg = RolloutConfig(
+        questions=2, group_size=4, slots=4, prompt_buckets=(16,), prompt_cache_tokens=64
+    )
     attend = functools.partial(getattr(pallas_decode, kernel), interpret=True)
-    append = functools.partial(pallas_decode.tpu_append, interpret=True) if kernel == "tpu" else reference.append
+    append = (
+        functools.partial(pallas_decode.tpu_append, interpret=True)
+        if kernel == "tpu"
+        else reference.append
+    )
     kinds = {
         "dense": decoding.for_mesh(mesh, 2, 8),
         kernel: decoding.Kind(
-            reference.Cache, pallas_decode.append_over_tensor(append, mesh), pallas_decode.over_tensor(attend, mesh), False
+            reference.Cache,
+            pallas_decode.append_over_tensor(append, mesh),
+            pallas_decode.over_tensor(attend, mesh),
+            False,
         ),
     }
     got = {}
     for name, kind in kinds.items():
         monkeypatch.setattr(decoding, "for_mesh", lambda *_, kind=kind: kind)
         engine = Engine(spec, mesh, cfg, [20], STOPS, 0, jnp.float32)
-        got[name] = engine.generate(engine.to_rollout_layout(params), make_requests(12), SamplingParams(1.0, 20), KEY)
+        got[name] = engine.generate(
+            engine.to_rollout_layout(params), make_requests(12), SamplingParams(1.0, 20), KEY
+        )
     assert texts(got[kernel]) == texts(got["dense"])
     for a, b in zip(got[kernel], got["dense"], strict=True):
         np.testing.assert_allclose(a.logp_R, b.logp_R, rtol=1e-4, atol=1e-5)
@@ -291,7 +362,11 @@ def test_an_int8_cache_is_close():
     engine, weights = make_engine(cache_dtype="int8")
     gaps = []
     for a, b in zip(engine.generate(weights, make_requests(), HOW, KEY), baseline(), strict=True):
-        same = len(a.token_ids) if np.array_equal(a.token_ids, b.token_ids) else int(np.argmax(_differ(a, b)))
+        same = (
+            len(a.token_ids)
+            if np.array_equal(a.token_ids, b.token_ids)
+            else int(np.argmax(_differ(a, b)))
+        )
         gaps += list(np.abs(a.logp_R[:same] - b.logp_R[:same]))
     assert len(gaps) > 200 and 0 < np.mean(gaps) < 0.02 and np.max(gaps) < 0.2
 
@@ -328,5 +403,7 @@ def test_whole_groups_read_their_prompt_together():
     engine, weights = make_engine(prompt_buckets=(16,))
     (wave,) = scheduler.plan(make_requests(), {16: 64}, 1, engine.max_rollouts)
     assert engine._shape(wave)[1] == 4
-    (wave,) = scheduler.plan([make_requests()[i] for i in (0, 4, 8, 12)], {16: 64}, 1, engine.max_rollouts)
+    (wave,) = scheduler.plan(
+        [make_requests()[i] for i in (0, 4, 8, 12)], {16: 64}, 1, engine.max_rollouts
+    )
     assert engine._shape(wave)[1] == 1

@@ -19,7 +19,18 @@ from p2o_jax.runtime.console import Reporter
 from p2o_jax.state import Ledger, RunState
 from p2o_jax.types import Question, SamplingParams, Verdict
 
-SPEC = ModelSpec("qwen3", vocab=32, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16, qk_norm=True, tied=True)
+SPEC = ModelSpec(
+    "qwen3",
+    vocab=32,
+    width=16,
+    layers=1,
+    heads=2,
+    kv_heads=1,
+    head_dim=8,
+    mlp=16,
+    qk_norm=True,
+    tied=True,
+)
 CFG = config.resolve(
     Config(
         rollout=config.RolloutConfig(
@@ -58,9 +69,15 @@ class LetterChat:
 
 def test_what_a_reward_function_says_is_feedback_unless_it_failed(pipeline):
     made, weights = pipeline
-    told = [Verdict(0.2, 1.0, "wrong", "Shorter."), Verdict(0.0, 1.0, "error", "KeyError"), Verdict(1.0, 1.0, "correct")]
+    told = [
+        Verdict(0.2, 1.0, "wrong", "Shorter."),
+        Verdict(0.0, 1.0, "error", "KeyError"),
+        Verdict(1.0, 1.0, "correct"),
+    ]
     judged = RolloutPipeline(made.engine, made.chat, lambda texts, questions: told, made.reporter)
-    stages = GepaAdapter(judged, lambda: weights, lambda *_: ([], {}), CFG, rng.key(0, "gepa"), Ledger())
+    stages = GepaAdapter(
+        judged, lambda: weights, lambda *_: ([], {}), CFG, rng.key(0, "gepa"), Ledger()
+    )
     outcomes = stages.evaluate([("", q) for q in HARD[:3]])
     assert [(o.score, o.feedback) for o in outcomes] == [(0.2, "Shorter."), (0.0, ""), (1.0, "")]
 
@@ -76,18 +93,21 @@ def test_transfers_of_successes_alone_are_asked_for_with_reliance(pipeline):
         asked.extend(r.prompt.question.id for r in rollouts)
         return [0.25, 0.5]
 
-    outcomes = GepaAdapter(judged, lambda: weights, lambda *_: ([], {}), on, rng.key(0, "gepa"), Ledger(), transfers).evaluate(
-        [("z", q) for q in HARD[:3]]
-    )
+    outcomes = GepaAdapter(
+        judged, lambda: weights, lambda *_: ([], {}), on, rng.key(0, "gepa"), Ledger(), transfers
+    ).evaluate([("z", q) for q in HARD[:3]])
     assert asked == ["q0", "q2"] and [o.transfer for o in outcomes] == [0.25, 0.0, 0.5]
-    off = GepaAdapter(judged, lambda: weights, lambda *_: ([], {}), CFG, rng.key(0, "gepa"), Ledger(), transfers).evaluate(
-        [("z", q) for q in HARD[:3]]
-    )
+    off = GepaAdapter(
+        judged, lambda: weights, lambda *_: ([], {}), CFG, rng.key(0, "gepa"), Ledger(), transfers
+    ).evaluate([("z", q) for q in HARD[:3]])
     assert asked == ["q0", "q2"] and {o.transfer for o in off} == {0.0}
 
 
 def verify(texts, questions):
-    return [Verdict(float(len(t) % 3 == int(q.answer)), 1.0, "correct") for t, q in zip(texts, questions, strict=True)]
+    return [
+        Verdict(float(len(t) % 3 == int(q.answer)), 1.0, "correct")
+        for t, q in zip(texts, questions, strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +138,19 @@ class Phase:
 
         stages = GepaAdapter(self.pipeline, lambda: self.weights, reply, CFG, key, state.ledger)
         journal.account(lambda: stages.last_costs, stages.book)
-        evaluate, reflect = journal.evaluate(self.counted(stages.evaluate)), journal.reflect(self.counted(stages.reflect))
+        evaluate, reflect = (
+            journal.evaluate(self.counted(stages.evaluate)),
+            journal.reflect(self.counted(stages.reflect)),
+        )
         result = gepa.search(
-            HARD, evaluate, reflect, self.pipeline.chat.count_tokens, CFG.gepa, "s", fits=stages.fits, on_stage=stages.enter
+            HARD,
+            evaluate,
+            reflect,
+            self.pipeline.chat.count_tokens,
+            CFG.gepa,
+            "s",
+            fits=stages.fits,
+            on_stage=stages.enter,
         )
         return result, stages.ledger
 
@@ -134,24 +164,47 @@ class Phase:
         return run
 
 
-STATE = RunState(None, step=5, hard_ids=tuple(q.id for q in HARD), ledger=Ledger({"policy": {"generated_tokens": 100}}))
+STATE = RunState(
+    None,
+    step=5,
+    hard_ids=tuple(q.id for q in HARD),
+    ledger=Ledger({"policy": {"generated_tokens": 100}}),
+)
 
 
 def untimed(ledger):
-    return {phase: {k: v for k, v in row.items() if k != "seconds"} for phase, row in ledger.costs.items()}
+    return {
+        phase: {k: v for k, v in row.items() if k != "seconds"}
+        for phase, row in ledger.costs.items()
+    }
 
 
 def test_killed_at_every_call_it_ends_the_same_and_counts_every_token_once(pipeline, tmp_path):
     whole = Phase(pipeline, tmp_path / "whole")
     result, ledger = whole.run(STATE)
     assert len(result.templates) > 1 and len(whole.calls) > 6
-    assert {"gepa_seed", "gepa_parents", "gepa_children", "gepa_dev", "gepa_reflect"} < set(ledger.costs)
-    assert ledger.costs["gepa_seed"]["rollouts"] == 4 and ledger.costs["policy"] == {"generated_tokens": 100}
-    evaluated = sum(row["rollouts"] for phase, row in ledger.costs.items() if phase.startswith("gepa") and phase != "gepa_reflect")
+    assert {"gepa_seed", "gepa_parents", "gepa_children", "gepa_dev", "gepa_reflect"} < set(
+        ledger.costs
+    )
+    assert ledger.costs["gepa_seed"]["rollouts"] == 4 and ledger.costs["policy"] == {
+        "generated_tokens": 100
+    }
+    evaluated = sum(
+        row["rollouts"]
+        for phase, row in ledger.costs.items()
+        if phase.startswith("gepa") and phase != "gepa_reflect"
+    )
     assert evaluated == result.stats["rollouts_generated"]
-    assert all(row["flops"] > 0 and row["seconds"] > 0 for phase, row in ledger.costs.items() if phase != "policy")
+    assert all(
+        row["flops"] > 0 and row["seconds"] > 0
+        for phase, row in ledger.costs.items()
+        if phase != "policy"
+    )
     for kill_at in range(len(whole.calls)):
-        first, second = Phase(pipeline, tmp_path / str(kill_at), kill_at), Phase(pipeline, tmp_path / str(kill_at))
+        first, second = (
+            Phase(pipeline, tmp_path / str(kill_at), kill_at),
+            Phase(pipeline, tmp_path / str(kill_at)),
+        )
         with pytest.raises(Killed):
             first.run(STATE)
         again, ledger_again = second.run(STATE)
@@ -163,8 +216,13 @@ def test_killed_at_every_call_it_ends_the_same_and_counts_every_token_once(pipel
 def test_another_phase_s_journal_is_set_aside_told_and_counted(pipeline, tmp_path, changed):
     before = Phase(pipeline, tmp_path)
     expected, _ = before.run(STATE)
-    state = dataclasses.replace(STATE, **{"step": {"step": 6}, "hard_ids": {"hard_ids": STATE.hard_ids[1:]}}.get(changed, {}))
-    phase = Phase(pipeline, tmp_path, **{"seed": {"seed": 1}, "settings": {"settings": "t"}}.get(changed, {}))
+    state = dataclasses.replace(
+        STATE,
+        **{"step": {"step": 6}, "hard_ids": {"hard_ids": STATE.hard_ids[1:]}}.get(changed, {}),
+    )
+    phase = Phase(
+        pipeline, tmp_path, **{"seed": {"seed": 1}, "settings": {"settings": "t"}}.get(changed, {})
+    )
     result, ledger = phase.run(state)
     assert len(phase.told) == 1 and "starts afresh" in phase.told[0] and "\n" not in phase.told[0]
     assert phase.calls and num_set_aside(tmp_path, 0) == 1
@@ -183,4 +241,8 @@ def test_a_damaged_journal_is_set_aside(pipeline, tmp_path):
 
 def test_the_digest_of_settings_is_of_their_values():
     values = json.loads(json.dumps(dataclasses.asdict(CFG.gepa)))
-    assert settings_digest(values) == settings_digest(dict(reversed(values.items()))) != settings_digest({**values, "parents": 4})
+    assert (
+        settings_digest(values)
+        == settings_digest(dict(reversed(values.items())))
+        != settings_digest({**values, "parents": 4})
+    )

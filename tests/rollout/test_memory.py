@@ -10,36 +10,72 @@ from p2o_jax.models.spec import ModelSpec, num_params
 from p2o_jax.rollout import memory
 from p2o_jax.rollout.engine import Engine
 
-SPEC = ModelSpec("qwen3", vocab=50, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, qk_norm=True, tied=True)
+SPEC = ModelSpec(
+    "qwen3",
+    vocab=50,
+    width=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp=48,
+    qk_norm=True,
+    tied=True,
+)
 
 
 def make_engine(slots=16, shape=(1, 1, 1), **settings):
     mesh = sharding.make_mesh(shape, devices=jax.devices()[: shape[0] * shape[1] * shape[2]])
-    usual = {"questions": 8, "group_size": 4, "prompt_buckets": (16, 64), "prompt_cache_tokens": 1024, "prefill_tokens": 64}
-    return Engine(SPEC, mesh, RolloutConfig(slots=slots, **{**usual, **settings}), [40], (7,), 0, jnp.bfloat16)
+    usual = {
+        "questions": 8,
+        "group_size": 4,
+        "prompt_buckets": (16, 64),
+        "prompt_cache_tokens": 1024,
+        "prefill_tokens": 64,
+    }
+    return Engine(
+        SPEC, mesh, RolloutConfig(slots=slots, **{**usual, **settings}), [40], (7,), 0, jnp.bfloat16
+    )
 
 
 def test_the_plan_by_hand():
     got = memory.plan(make_engine(), others=1000)
-    position = SPEC.layers * 2 * SPEC.kv_heads * SPEC.head_dim * 2  # bytes of keys and values, bfloat16
+    position = (
+        SPEC.layers * 2 * SPEC.kv_heads * SPEC.head_dim * 2
+    )  # bytes of keys and values, bfloat16
     assert got.weights == 2 * num_params(SPEC)
     assert got.prompt_cache == 1024 * position  # 64 rows of 16 or 16 of 64
     assert got.slots == 16 * ((40 + 64) * position + 3 * 4 + 1)  # on CPU with a copy of the prompt
     assert got.outputs == 2 * (32 * (40 * 8 + 2 * 4) + 2 * 4)
-    assert got.others == 1000 and got.total == sum((got.weights, got.prompt_cache, got.slots, got.outputs, got.temporaries, 1000))
+    assert got.others == 1000 and got.total == sum(
+        (got.weights, got.prompt_cache, got.slots, got.outputs, got.temporaries, 1000)
+    )
 
 
 def test_shards_divide_it_and_int8_halves_it():
-    whole, sharded, small = (memory.plan(make_engine(**c)) for c in ({}, {"shape": (2, 2, 2)}, {"cache_dtype": "int8"}))
-    assert sharded.prompt_cache * 8 == whole.prompt_cache  # rows over data x fsdp, heads over tensor
+    whole, sharded, small = (
+        memory.plan(make_engine(**c)) for c in ({}, {"shape": (2, 2, 2)}, {"cache_dtype": "int8"})
+    )
+    assert (
+        sharded.prompt_cache * 8 == whole.prompt_cache
+    )  # rows over data x fsdp, heads over tensor
     assert whole.slots / 8.5 < sharded.slots < whole.slots / 7
     assert small.prompt_cache == 1024 * SPEC.layers * 2 * SPEC.kv_heads * (SPEC.head_dim + 4)
 
 
 def test_slots_are_as_many_as_fit(monkeypatch):
-    for slots, of, extra in ((8, 8, 0), (7, 8, -1), (12, 12, 0), (10, 12, -1), (3, 4, -1), (2, 3, -1)):
+    for slots, of, extra in (
+        (8, 8, 0),
+        (7, 8, -1),
+        (12, 12, 0),
+        (10, 12, -1),
+        (3, 4, -1),
+        (2, 3, -1),
+    ):
         needed = memory.plan(make_engine(of), others=500).total
-        monkeypatch.setattr(memory, "device_bytes", lambda mesh, n=needed, e=extra: (n + e) / memory.USABLE + 1e-6)
+        monkeypatch.setattr(
+            memory, "device_bytes", lambda mesh, n=needed, e=extra: (n + e) / memory.USABLE + 1e-6
+        )
         assert memory.fitting(make_engine, 0, 500).sizes[0] == slots
     monkeypatch.undo()
     assert memory.fitting(make_engine, 0).sizes[0] == 32  # every rollout of a step
@@ -67,14 +103,20 @@ def test_the_tensor_axis_that_would_do_is_a_remedy(monkeypatch):
     needed = memory.plan(make_engine(8, (1, 4, 1)))
 
     def told(missing, shape=(1, 4, 1)):
-        monkeypatch.setattr(memory, "device_bytes", lambda mesh: (needed.total - missing) / memory.USABLE + 1e-6)
+        monkeypatch.setattr(
+            memory, "device_bytes", lambda mesh: (needed.total - missing) / memory.USABLE + 1e-6
+        )
         with pytest.raises(ConfigError) as e:
             memory.fitting(lambda slots: make_engine(8, shape), 8)
         return str(e.value)
 
-    assert "set config.mesh.tensor=2 (now 1)" in told(needed.weights // 2) and "0.00 GiB too much" in told(1)
+    assert "set config.mesh.tensor=2 (now 1)" in told(
+        needed.weights // 2
+    ) and "0.00 GiB too much" in told(1)
     assert "set config.mesh.tensor=4 (now 1)" in told(needed.weights // 2 + 1)
-    assert "mesh.tensor" not in told(needed.weights * 3 // 4 + 1) + told(needed.weights // 2, (1, 1, 1))
+    assert "mesh.tensor" not in told(needed.weights * 3 // 4 + 1) + told(
+        needed.weights // 2, (1, 1, 1)
+    )
 
 
 def test_the_memory_of_this_machine():

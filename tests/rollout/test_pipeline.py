@@ -12,7 +12,11 @@ from p2o_jax.runtime.console import Reporter
 from p2o_jax.types import Completion, Question, SamplingParams, TemplatedQuestion, Verdict
 
 QUESTIONS = [Question(f"q{i}", ({"role": "user", "content": f"n{i}"},), str(i)) for i in range(6)]
-ASKS = [TemplatedQuestion(question, "", f"{question.id}/{g}") for question in QUESTIONS for g in range(2)]
+ASKS = [
+    TemplatedQuestion(question, "", f"{question.id}/{g}")
+    for question in QUESTIONS
+    for g in range(2)
+]
 HOW = SamplingParams(1.0, 50)
 
 
@@ -25,7 +29,10 @@ class Sampler:
     def stream(self, weights, requests, how, key):
         self.asked.append(requests)
         for last in reversed(range(1, len(requests), 2)):
-            yield [(i, Completion(np.full(i + 1, i, np.int32), np.zeros(i + 1, np.float32), True)) for i in (last, last - 1)]
+            yield [
+                (i, Completion(np.full(i + 1, i, np.int32), np.zeros(i + 1, np.float32), True))
+                for i in (last, last - 1)
+            ]
             self.between()
 
 
@@ -39,7 +46,10 @@ class Words:
 
 def verify(texts, questions):
     """Right where the rollout's number, halved, is the question's."""
-    return [Verdict(float(int(t) // 2 == int(q.answer)), 1.0, "correct") for t, q in zip(texts, questions, strict=True)]
+    return [
+        Verdict(float(int(t) // 2 == int(q.answer)), 1.0, "correct")
+        for t, q in zip(texts, questions, strict=True)
+    ]
 
 
 def pipeline(sampler, judge=verify):
@@ -88,5 +98,7 @@ def test_what_the_verifier_raises_ends_the_call_and_not_the_next_one():
 
 def test_expected_lengths_reach_the_sampler():
     sampler = Sampler()
-    pipeline(sampler).answer(None, [replace(ask, expected_tokens=float(i)) for i, ask in enumerate(ASKS)], HOW, None)
+    pipeline(sampler).answer(
+        None, [replace(ask, expected_tokens=float(i)) for i, ask in enumerate(ASKS)], HOW, None
+    )
     assert [r.expected_tokens for r in sampler.asked[0]] == [float(i) for i in range(12)]

@@ -11,26 +11,61 @@ from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rollout import decode, prefill
 from p2o_jax.rollout.prefill import Piece
 
-SPEC = ModelSpec("qwen3", vocab=50, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, qk_norm=True, tied=True)
+SPEC = ModelSpec(
+    "qwen3",
+    vocab=50,
+    width=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp=48,
+    qk_norm=True,
+    tied=True,
+)
 PARAMS = transformer.init(SPEC, jax.random.key(0))
-WEIGHTS = PARAMS | {"blocks": tuple(jax.tree.map(lambda w: w[layer], PARAMS["blocks"]) for layer in range(SPEC.layers))}
+WEIGHTS = PARAMS | {
+    "blocks": tuple(
+        jax.tree.map(lambda w: w[layer], PARAMS["blocks"]) for layer in range(SPEC.layers)
+    )
+}
 
 
 def test_chunks_by_hand():
-    assert [prefill.chunk_of(b) for b in (8, 16, 64, 128, 200, 512, 4096, 32768)] == [8, 16, 16, 16, 32, 64, 512, 512]
+    assert [prefill.chunk_of(b) for b in (8, 16, 64, 128, 200, 512, 4096, 32768)] == [
+        8,
+        16,
+        16,
+        16,
+        32,
+        64,
+        512,
+        512,
+    ]
     assert [prefill.positions(b) for b in (8, 64, 100, 200)] == [8, 64, 112, 224]
 
 
 def test_plan_by_hand():
     """Chunks of 2; the last token of a prompt is never cached, and its last chunk is its own."""
-    prompts = [(1, 2, 3, 4, 5), (1, 2, 3, 4, 6), (1, 2, 9, 9, 9, 9), (7,), (1, 2, 3), (1, 2, 3, 4, 5, 6)]
+    prompts = [
+        (1, 2, 3, 4, 5),
+        (1, 2, 3, 4, 6),
+        (1, 2, 9, 9, 9, 9),
+        (7,),
+        (1, 2, 3),
+        (1, 2, 3, 4, 5, 6),
+    ]
     assert prefill.plan(prompts, 2, share=True) == [
         [Piece(0, 0), Piece(4, 4)],  # 4 ends here; 1, 2 and 5 begin as 0 does
         [Piece(0, 0), Piece(1, 0), Piece(2, 0)],  # 0 and 1 end here; 5 goes on from 0
         [Piece(2, 2), Piece(5, 0)],
     ]
     alone = prefill.plan(prompts, 2, share=False)
-    assert [[piece.row for piece in level] for level in alone] == [[0, 1, 2, 4, 5], [0, 1, 2, 5], [2, 5]]
+    assert [[piece.row for piece in level] for level in alone] == [
+        [0, 1, 2, 4, 5],
+        [0, 1, 2, 5],
+        [2, 5],
+    ]
     assert all(piece.row == piece.source for level in alone for piece in level)
     assert prefill.plan([(7,), (8,)], 2, share=True) == []
 
@@ -43,7 +78,9 @@ def make_prompts() -> list[tuple[int, ...]]:
         return tuple(int(t) for t in rng.integers(0, SPEC.vocab, n))
 
     header, templates = draw(9), (draw(20), draw(17))
-    prompts = [header + templates[i % 2] + draw(int(n)) for i, n in enumerate(rng.integers(1, 18, 10))]
+    prompts = [
+        header + templates[i % 2] + draw(int(n)) for i, n in enumerate(rng.integers(1, 18, 10))
+    ]
     return [*prompts, header, (3,), (3, 4)]
 
 
@@ -55,7 +92,10 @@ def fill(prompts, chunk, share, rows_at_a_time, kind=reference.Transposed, dtype
     for level, pieces in enumerate(levels):
         for first in range(0, len(pieces), rows_at_a_time):
             token = np.zeros((rows_at_a_time, chunk), np.int32)
-            row, source = np.full(rows_at_a_time, len(prompts), np.int32), np.zeros(rows_at_a_time, np.int32)
+            row, source = (
+                np.full(rows_at_a_time, len(prompts), np.int32),
+                np.zeros(rows_at_a_time, np.int32),
+            )
             for n, piece in enumerate(pieces[first : first + rows_at_a_time]):
                 ids = prompts[piece.row][:-1][level * chunk : (level + 1) * chunk]
                 token[n, : len(ids)], row[n], source[n] = ids, *piece
@@ -85,9 +125,15 @@ def test_the_bank_holds_what_a_whole_forward_pass_gives(share, chunk, rows_at_a_
     for row, prompt in enumerate(prompts):
         if len(prompt) > 1:
             for cache, (k, v) in zip(prompt_cache, expected(prompt), strict=True):
-                held_k = cache.k_RKSC[row] if kind is reference.Cache else cache.k_RKSC[row].swapaxes(1, 2)
+                held_k = (
+                    cache.k_RKSC[row]
+                    if kind is reference.Cache
+                    else cache.k_RKSC[row].swapaxes(1, 2)
+                )
                 np.testing.assert_allclose(held_k[:, : len(prompt) - 1], k, rtol=1e-4, atol=2e-5)
-                np.testing.assert_allclose(cache.v_RKSC[row][:, : len(prompt) - 1], v, rtol=1e-4, atol=2e-5)
+                np.testing.assert_allclose(
+                    cache.v_RKSC[row][:, : len(prompt) - 1], v, rtol=1e-4, atol=2e-5
+                )
 
 
 def test_a_wrong_source_is_noticed():
@@ -96,7 +142,9 @@ def test_a_wrong_source_is_noticed():
     prompt_cache = decode.empty_caches(SPEC, 2, 64, jnp.float32)
     for level, source in ((0, [0, 1]), (1, [0, 0])):
         token = np.array([p[2 * level : 2 * level + 2] for p in prompts], np.int32)
-        prompt_cache = prefill.extend(SPEC, WEIGHTS, prompt_cache, token, np.array([0, 1]), np.array(source), jnp.int32(level))
+        prompt_cache = prefill.extend(
+            SPEC, WEIGHTS, prompt_cache, token, np.array([0, 1]), np.array(source), jnp.int32(level)
+        )
     assert np.abs(prompt_cache[0].k_RKSC[1, :, :4] - expected(prompts[1])[0][0]).max() > 1e-2
 
 

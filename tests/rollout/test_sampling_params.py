@@ -19,27 +19,52 @@ PACKAGE = Path(__file__).parents[2] / "p2o_jax"
 ROLLOUT = config.RolloutConfig(temperature=0.7, top_k=20, top_p=0.9, min_p=0.05, max_new_tokens=100)
 GEPA = config.GepaConfig(temperature=0.4, reflect_temperature=1.2, reflect_new_tokens=60)
 CFG = config.resolve(Config(rollout=ROLLOUT, gepa=GEPA, eval=config.EvalConfig(temperature=0.3)))
-TRAINING, EVALUATION = SamplingParams(0.7, 100, 20, 0.9, 0.05), SamplingParams(0.3, 100, 20, 0.9, 0.05)
-CANDIDATES, REFLECTION = SamplingParams(0.4, 100, 20, 0.9, 0.05), SamplingParams(1.2, 60, 20, 0.9, 0.05)
+TRAINING, EVALUATION = (
+    SamplingParams(0.7, 100, 20, 0.9, 0.05),
+    SamplingParams(0.3, 100, 20, 0.9, 0.05),
+)
+CANDIDATES, REFLECTION = (
+    SamplingParams(0.4, 100, 20, 0.9, 0.05),
+    SamplingParams(1.2, 60, 20, 0.9, 0.05),
+)
 
 
 def test_filters_hold_for_every_use_and_temperatures_for_their_own():
-    assert (sampling_params.training(CFG), sampling_params.evaluation(CFG)) == (TRAINING, EVALUATION)
-    assert (sampling_params.candidates(CFG), sampling_params.reflection(CFG)) == (CANDIDATES, REFLECTION)
+    assert (sampling_params.training(CFG), sampling_params.evaluation(CFG)) == (
+        TRAINING,
+        EVALUATION,
+    )
+    assert (sampling_params.candidates(CFG), sampling_params.reflection(CFG)) == (
+        CANDIDATES,
+        REFLECTION,
+    )
     assert sampling_params.at(CFG, 0.6) == SamplingParams(0.6, 100, 20, 0.9, 0.05)
 
 
 def constructions(source: str) -> list[int]:
     """The lines that call `SamplingParams`, by whatever module's name."""
     calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
-    names = ((call.lineno, call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")) for call in calls)
+    names = (
+        (
+            call.lineno,
+            call.func.attr
+            if isinstance(call.func, ast.Attribute)
+            else getattr(call.func, "id", ""),
+        )
+        for call in calls
+    )
     return [line for line, name in names if name == "Sampling"]
 
 
 def test_no_other_place_makes_sampling_settings():
-    made = {path.relative_to(PACKAGE).as_posix(): constructions(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
+    made = {
+        path.relative_to(PACKAGE).as_posix(): constructions(path.read_text(encoding="utf-8"))
+        for path in PACKAGE.rglob("*.py")
+    }
     assert [name for name, lines in made.items() if lines] == ["sampling_params.py"]
-    assert constructions("a = Sampling(1.0, 1)\nb = records.Sampling(0.0, 2)\nc = DynamicSampling()") == [1, 2]
+    assert constructions(
+        "a = Sampling(1.0, 1)\nb = records.Sampling(0.0, 2)\nc = DynamicSampling()"
+    ) == [1, 2]
 
 
 class Asked:
@@ -70,7 +95,14 @@ def test_programs_of_every_use_are_compiled_ahead(gepa, expected):
     engine = Asked()
     programs = components.sampling_programs(replace(CFG, gepa=replace(CFG.gepa, **gepa)), engine)
     assert engine.uses == expected and programs == [how for how, _ in expected]
-    assert len(components.sampling_programs(config.resolve(Config(gepa=config.GepaConfig(enabled=False))), Asked())) == 2
+    assert (
+        len(
+            components.sampling_programs(
+                config.resolve(Config(gepa=config.GepaConfig(enabled=False))), Asked()
+            )
+        )
+        == 2
+    )
 
 
 def test_gepa_samples_by_these_settings():
@@ -78,5 +110,7 @@ def test_gepa_samples_by_these_settings():
     assert stages.evaluation == CANDIDATES
     pipeline = Asked()
     parts = SimpleNamespace(cfg=CFG, pipeline=pipeline, reference_params=None)
-    components.Components.reflector(parts, SimpleNamespace(of=lambda params: None), None, None, 0)((), (), {})
+    components.Components.reflector(parts, SimpleNamespace(of=lambda params: None), None, None, 0)(
+        (), (), {}
+    )
     assert pipeline.uses == [REFLECTION]

@@ -17,7 +17,12 @@ def draws(how: SamplingParams, logits=LOGITS, count=DRAWS, seed=0):
     """Tokens and log-probs of that many independent draws."""
     uniform = jax.random.uniform(jax.random.key(seed), (count,))
     one = jax.jit(
-        lambda u: token_sampling.draw(jnp.asarray(logits)[None], u[None], token_sampling.to_scalars(how), token_sampling.filters(how))
+        lambda u: token_sampling.draw(
+            jnp.asarray(logits)[None],
+            u[None],
+            token_sampling.to_scalars(how),
+            token_sampling.filters(how),
+        )
     )
     token, logp = jax.vmap(one)(uniform)
     return np.asarray(token)[:, 0], np.asarray(logp)[:, 0]
@@ -73,7 +78,9 @@ def test_draws_have_the_exact_distribution(how):
     token, logp = draws(how)
     assert chi_square(token, exact(how)) > 1e-3
     want = jax.nn.log_softmax(jnp.asarray(LOGITS) / how.temperature)
-    np.testing.assert_allclose(logp, np.asarray(want)[token], rtol=1e-5, atol=1e-6)  # before the filters
+    np.testing.assert_allclose(
+        logp, np.asarray(want)[token], rtol=1e-5, atol=1e-6
+    )  # before the filters
 
 
 def test_the_chi_square_test_tells_neighbouring_settings_apart():
@@ -87,23 +94,39 @@ def test_the_chi_square_test_tells_neighbouring_settings_apart():
 def test_greedy_takes_the_best_and_scores_it_under_the_plain_softmax():
     token, logp = draws(SamplingParams(0.0, 1, top_k=3, top_p=0.5, min_p=0.5), count=50)
     assert set(token) == {int(LOGITS.argmax())}
-    np.testing.assert_allclose(logp, float(jax.nn.log_softmax(jnp.asarray(LOGITS)).max()), rtol=1e-6)
+    np.testing.assert_allclose(
+        logp, float(jax.nn.log_softmax(jnp.asarray(LOGITS)).max()), rtol=1e-6
+    )
 
 
 def test_rows_are_drawn_each_from_their_own_logits():
     logits = jnp.asarray(np.where(np.eye(7)[[3, 0, 6, 2]] > 0, 50.0, 0.0).astype(np.float32))
-    token, logp = token_sampling.draw(logits, jnp.float32([0.1, 0.5, 0.9, 0.999]), token_sampling.to_scalars(SamplingParams(1.0, 1)), False)
+    token, logp = token_sampling.draw(
+        logits,
+        jnp.float32([0.1, 0.5, 0.9, 0.999]),
+        token_sampling.to_scalars(SamplingParams(1.0, 1)),
+        False,
+    )
     assert list(np.asarray(token)) == [3, 0, 6, 2]
     np.testing.assert_allclose(logp, 0, atol=1e-6)
 
 
 def test_settings_that_filter_nothing_need_no_filter():
-    assert not token_sampling.filters(SamplingParams(1.0, 1)) and not token_sampling.filters(SamplingParams(0.0, 1, top_k=5))
-    assert all(token_sampling.filters(SamplingParams(1.0, 1, **how)) for how in ({"top_k": 1}, {"top_p": 0.9}, {"min_p": 0.1}))
+    assert not token_sampling.filters(SamplingParams(1.0, 1)) and not token_sampling.filters(
+        SamplingParams(0.0, 1, top_k=5)
+    )
+    assert all(
+        token_sampling.filters(SamplingParams(1.0, 1, **how))
+        for how in ({"top_k": 1}, {"top_p": 0.9}, {"min_p": 0.1})
+    )
     how = token_sampling.to_scalars(SamplingParams(0.7, 1))
     uniform = jax.random.uniform(jax.random.key(1), (500,))
     logits = jnp.broadcast_to(jnp.asarray(LOGITS)[None], (500, LOGITS.size))
-    for a, b in zip(token_sampling.draw(logits, uniform, how, False), token_sampling.draw(logits, uniform, how, True), strict=True):
+    for a, b in zip(
+        token_sampling.draw(logits, uniform, how, False),
+        token_sampling.draw(logits, uniform, how, True),
+        strict=True,
+    ):
         np.testing.assert_array_equal(a, b)
 
 
@@ -113,7 +136,9 @@ BELOW_1 = np.nextafter(np.float32(1), np.float32(0))
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 9, 16, 50, 101])
 def test_inverse_cdf_is_the_plain_search(size):
     """Sizes that are squares and others; every uniform finds the token that a plain cumulative sum finds."""
-    weight = np.random.default_rng(size).integers(0, 4, size).astype(np.float32)  # sums of small integers are exact
+    weight = (
+        np.random.default_rng(size).integers(0, 4, size).astype(np.float32)
+    )  # sums of small integers are exact
     weight[size // 2] = 2
     uniform = np.float32([0, 1e-9, 0.1, 0.25, 0.5, 0.5001, 0.75, 0.9, 0.999, BELOW_1])
     rows = jnp.broadcast_to(jnp.asarray(weight)[None], (len(uniform), size))
@@ -127,21 +152,32 @@ def test_tokens_of_no_weight_are_never_drawn(size):
     """Weights of very different size, so that sums round; zeros first, last, in whole blocks and alone."""
     rng = np.random.default_rng(size)
     for _ in range(20):
-        weight = np.where(rng.random(size) < 0.6, 0, 10.0 ** rng.uniform(-12, 0, size)).astype(np.float32)
+        weight = np.where(rng.random(size) < 0.6, 0, 10.0 ** rng.uniform(-12, 0, size)).astype(
+            np.float32
+        )
         weight[rng.integers(size)] = 1e-3
         uniform = np.append(rng.random(60), [0, BELOW_1, 1.0]).astype(np.float32)
-        token = np.asarray(token_sampling.inverse_cdf(jnp.broadcast_to(jnp.asarray(weight)[None], (63, size)), jnp.asarray(uniform)))
+        token = np.asarray(
+            token_sampling.inverse_cdf(
+                jnp.broadcast_to(jnp.asarray(weight)[None], (63, size)), jnp.asarray(uniform)
+            )
+        )
         assert token.min() >= 0 and token.max() < size and np.all(weight[token] > 0)
 
 
 def test_the_only_token_is_drawn_whatever_the_uniform():
     for size, place in ((1, 0), (10, 0), (10, 9), (50, 30)):
         weight = jnp.zeros((3, size)).at[:, place].set(1e-20)
-        assert list(np.asarray(token_sampling.inverse_cdf(weight, jnp.float32([0, 0.5, BELOW_1])))) == [place] * 3
+        assert (
+            list(np.asarray(token_sampling.inverse_cdf(weight, jnp.float32([0, 0.5, BELOW_1]))))
+            == [place] * 3
+        )
 
 
 def test_ties_at_a_threshold_all_stay():
     """Equal scores cannot be told apart by a threshold: top-k keeps them all rather than some by their index."""
     z = jnp.float32([[1.0, 0.0, 0.0, -1.0]])
     kept = token_sampling.keep(z, token_sampling.to_scalars(SamplingParams(1.0, 1, top_k=2)))
-    np.testing.assert_array_equal(np.asarray(kept)[0] > token_sampling.NEG, [True, True, True, False])
+    np.testing.assert_array_equal(
+        np.asarray(kept)[0] > token_sampling.NEG, [True, True, True, False]
+    )

@@ -8,7 +8,13 @@ from jax._src.clusters import cloud_tpu_cluster
 from p2o_jax.config import ConfigError
 from p2o_jax.runtime import distributed
 
-NAMES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES", "JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES")
+NAMES = (
+    "SLURM_NTASKS",
+    "OMPI_COMM_WORLD_SIZE",
+    "MEGASCALE_NUM_SLICES",
+    "JAX_COORDINATOR_ADDRESS",
+    "TPU_WORKER_HOSTNAMES",
+)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +28,12 @@ NAMES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES", "JAX_CO
         ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"}, True),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
         ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "WARNING: could not determine TPU worker hostnames or IP addresses, please set it"}, False),
+        (
+            {
+                "TPU_WORKER_HOSTNAMES": "WARNING: could not determine TPU worker hostnames or IP addresses, please set it"
+            },
+            False,
+        ),
     ],
     ids=str,
 )
@@ -37,21 +48,39 @@ def test_whether_there_are_other_processes(found, expected, monkeypatch):
 @pytest.mark.parametrize("workers", [1, 4])
 def test_hosts_of_a_tpu_pod_know_each_other_by_the_metadata_server(workers, monkeypatch):
     """As on a Cloud TPU VM, on which no variable tells of the other hosts."""
-    told = {"agent-worker-number": "2", "worker-network-endpoints": ",".join(f"a:b:10.0.0.{i}" for i in range(1, workers + 1))}
+    told = {
+        "agent-worker-number": "2",
+        "worker-network-endpoints": ",".join(f"a:b:10.0.0.{i}" for i in range(1, workers + 1)),
+    }
     for name in (*NAMES, "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "TPU_SKIP_MDS_QUERY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
-    monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: (told.get(key, ""), 200 if key in told else 404))
+    monkeypatch.setattr(
+        cloud_tpu_cluster,
+        "get_metadata",
+        lambda key: (told.get(key, ""), 200 if key in told else 404),
+    )
     monkeypatch.setattr(cloud_tpu_cluster, "get_tpu_env_value", lambda key: None)
     assert distributed.in_a_group() is (workers > 1)
     if workers > 1:
-        assert distributed.place_in_group(1.0) == (f"10.0.0.1:{cloud_tpu_cluster.coordinator_port}", 4, 2)
+        assert distributed.place_in_group(1.0) == (
+            f"10.0.0.1:{cloud_tpu_cluster.coordinator_port}",
+            4,
+            2,
+        )
 
 
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}, ("10.0.0.1:1234", 4, 3)),
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234",
+                "JAX_NUM_PROCESSES": "4",
+                "JAX_PROCESS_ID": "3",
+            },
+            ("10.0.0.1:1234", 4, 3),
+        ),
         (
             {
                 "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.0.0.7:1",
@@ -82,7 +111,8 @@ def test_what_nobody_tells_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("num_devices", "processes", "cores", "threads"), [(1, 1, 2, None), (1, 2, 2, "4"), (2, 1, 2, "8"), (8, 1, 2, "32"), (2, 1, 64, "64")]
+    ("num_devices", "processes", "cores", "threads"),
+    [(1, 1, 2, None), (1, 2, 2, "4"), (2, 1, 2, "8"), (8, 1, 2, "32"), (2, 1, 64, "64")],
 )
 def test_threads_of_a_split_cpu(num_devices, processes, cores, threads, monkeypatch):
     """More than can wait in a collective, a core each at least; of one device alone, what XLA takes by itself."""

@@ -57,7 +57,9 @@ def test_output_goes_to_new_or_empty_files_pipes_and_devices_only(tmp_path):
     full.write_text("mine")
     empty.touch()
     os.mkfifo(pipe)
-    assert [line.split(": ")[0] for line in files.conflicts("--out", full, empty, pipe, tmp_path)] == ["--out", "--out"]
+    assert [
+        line.split(": ")[0] for line in files.conflicts("--out", full, empty, pipe, tmp_path)
+    ] == ["--out", "--out"]
     with pytest.raises(FileExistsError, match="never overwritten"):
         files.create(full)
     assert full.read_text() == "mine"

@@ -30,7 +30,9 @@ class Run:
         self.peers[i] = Peers(self.address, i, self.count, self.limits, self.ended[i].put)
 
     def __enter__(self):
-        threads = [threading.Thread(target=self.join, args=(i,)) for i in reversed(range(self.count))]
+        threads = [
+            threading.Thread(target=self.join, args=(i,)) for i in reversed(range(self.count))
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -78,7 +80,9 @@ def test_a_process_that_leaves_as_it_should_ends_nobody():
         assert all(queue.empty() for queue in run.ended)
 
 
-def test_a_process_that_fails_tells_why_and_the_others_have_a_moment_to_end_by_themselves(monkeypatch):
+def test_a_process_that_fails_tells_why_and_the_others_have_a_moment_to_end_by_themselves(
+    monkeypatch,
+):
     monkeypatch.setattr(liveness, "GRACE_S", 0.5)
     with Run(3) as run:
         run.peers[1].leave("no such file")
@@ -134,7 +138,9 @@ def test_who_has_not_come_is_told_to_all_who_have():
 
 def test_process_0_that_does_not_come():
     run = Run(2, LIMITS._replace(start=0.5))
-    with pytest.raises(Missing, match=rf"process 0 has not come within 0.5 s: {run.address} does not answer"):
+    with pytest.raises(
+        Missing, match=rf"process 0 has not come within 0.5 s: {run.address} does not answer"
+    ):
         run.join(1)
 
 
@@ -148,7 +154,14 @@ def test_a_port_that_is_taken():
 
 @pytest.mark.parametrize(
     "said",
-    [b"GET / HTTP/1.1\r\n\r\n", b"", b'{"process": 7, "of": 2}\n', b'{"process": 1, "of": 3}\n', b'{"process": [], "of": 2}\n', b"[1]\n"],
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"",
+        b'{"process": 7, "of": 2}\n',
+        b'{"process": 1, "of": 3}\n',
+        b'{"process": [], "of": 2}\n',
+        b"[1]\n",
+    ],
 )
 def test_strangers_at_the_port_do_not_count(said):
     run = Run(2)
@@ -156,7 +169,9 @@ def test_strangers_at_the_port_do_not_count(said):
     main.start()
     for _ in range(50):
         try:
-            stranger = socket.create_connection(("localhost", int(run.address.rpartition(":")[2])), timeout=5)
+            stranger = socket.create_connection(
+                ("localhost", int(run.address.rpartition(":")[2])), timeout=5
+            )
             break
         except OSError:
             time.sleep(0.05)
@@ -192,10 +207,19 @@ def run_processes(count: int, code: str) -> tuple[list[int], list[str]]:
         def run(argv):
             peers.join(argv[0], i, int(argv[2]), peers.Limits(30.0, 30.0, 30.0))
     """
-    code = textwrap.dedent(joined) + textwrap.indent(textwrap.dedent(code), "    ") + "\nmain.command(run)\n"
+    code = (
+        textwrap.dedent(joined)
+        + textwrap.indent(textwrap.dedent(code), "    ")
+        + "\nmain.command(run)\n"
+    )
     address = f"localhost:{free_port()}"
     started = [
-        subprocess.Popen([sys.executable, "-c", code, address, str(i), str(count)], stderr=subprocess.PIPE, text=True) for i in range(count)
+        subprocess.Popen(
+            [sys.executable, "-c", code, address, str(i), str(count)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
     ]
     told = [process.communicate(timeout=60)[1] for process in started]
     return [process.returncode for process in started], told
@@ -211,7 +235,13 @@ def test_processes_end_by_a_killed_one_although_they_are_stuck_in_c():
         """,
     )
     assert codes == [liveness.GONE, liveness.GONE, -9]
-    assert told[:2] == [f"error: process 2 ({HOST}) is gone; the same command goes on from the last checkpoint\n"] * 2
+    assert (
+        told[:2]
+        == [
+            f"error: process 2 ({HOST}) is gone; the same command goes on from the last checkpoint\n"
+        ]
+        * 2
+    )
 
 
 def test_a_process_that_fails_alone_ends_the_others_with_its_reason():
@@ -237,7 +267,10 @@ def test_a_fault_of_ours_has_its_traceback_where_it_is_and_its_name_elsewhere():
         """,
     )
     assert codes == [1, liveness.GONE] and "Traceback" in told[0] and "KeyError: 'x'" in told[0]
-    assert told[1].startswith(f"error: process 0 ({HOST}) has ended: KeyError: 'x';") and "Traceback" not in told[1]
+    assert (
+        told[1].startswith(f"error: process 0 ({HOST}) has ended: KeyError: 'x';")
+        and "Traceback" not in told[1]
+    )
 
 
 def test_what_all_find_wrong_ends_all_by_themselves():

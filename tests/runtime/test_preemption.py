@@ -12,11 +12,21 @@ import pytest
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.runtime.preemption import FlatRewards, Preempted, Preemption, Watchdog
 
-VALUES = {"rollout/frac_truncated": 0.9, "reward/format": 0.1, "reward/frac_time_out": 0.25, "reward/frac_error": 0.0}
+VALUES = {
+    "rollout/frac_truncated": 0.9,
+    "reward/format": 0.1,
+    "reward/frac_time_out": 0.25,
+    "reward/frac_error": 0.0,
+}
 
 
 def run(code: str, timeout: float = 30) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
 
 
 def test_sigterm_is_raised_where_a_phase_begins_or_gets_on_and_nowhere_else():
@@ -58,7 +68,9 @@ def test_a_program_that_cannot_be_interrupted_is_left_with_exit_code_0():
                 libc.usleep(999_999)  # begun again by ctypes after a signal, never polled
         """
     )
-    assert done.returncode == 0 and "leaving within 1 s" in done.stderr and "time is up" in done.stderr
+    assert (
+        done.returncode == 0 and "leaving within 1 s" in done.stderr and "time is up" in done.stderr
+    )
     assert time.monotonic() - start < 10
 
 
@@ -112,7 +124,9 @@ def test_a_command_leaves_while_a_program_compiles():
         main.command(compiled)
         """
     )
-    assert done.returncode == 0 and "left on SIGTERM" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 0 and "left on SIGTERM" in done.stderr and "Traceback" not in done.stderr
+    )
     assert time.monotonic() - start < 15
 
 
@@ -170,7 +184,12 @@ def test_rewards_that_stay_equal_are_noticed_ever_more_rarely():
     told = [flat.notice(0.0, 0.0, VALUES) for _ in range(13)]
     assert [step for step, line in enumerate(told, start=1) if line] == [3, 6, 12]
     assert "last 6 steps (now 0)" in told[5]
-    assert all(part in told[2] for part in ("cut off: 0.90", "closed box: 0.10", "in time: 0.25", "cannot be read: 0.00"))
+    assert all(
+        part in told[2]
+        for part in ("cut off: 0.90", "closed box: 0.10", "in time: 0.25", "cannot be read: 0.00")
+    )
     assert not flat.notice(0.0, 1.0, VALUES)
-    assert [bool(flat.notice(1.0, 1.0, VALUES)) for _ in range(3)] == [False, False, True], "counted anew after a step with a difference"
+    assert [bool(flat.notice(1.0, 1.0, VALUES)) for _ in range(3)] == [False, False, True], (
+        "counted anew after a step with a difference"
+    )
     assert not any(FlatRewards(0).notice(0.0, 0.0, VALUES) for _ in range(50))

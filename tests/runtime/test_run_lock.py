@@ -43,7 +43,13 @@ sys.stdin.read()
 
 
 def process(folder: Path, code: str = HOLD) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def killed(folder: Path) -> int:
@@ -88,7 +94,8 @@ def test_the_second_is_refused_and_told_who_is_first(tmp_path):
     holder = process(tmp_path)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(
-        run_lock.LockHeld, match=rf"process {holder.pid} on {re.escape(socket.gethostname())} .* since \d{{4}}-\d\d-\d\dT.*: wait"
+        run_lock.LockHeld,
+        match=rf"process {holder.pid} on {re.escape(socket.gethostname())} .* since \d{{4}}-\d\d-\d\dT.*: wait",
     ):
         run_lock.Lock(tmp_path)
     holder.communicate()  # ends
@@ -131,7 +138,10 @@ def test_of_several_processes_one_wins(tmp_path, stale):
 def test_a_process_id_in_use_again_does_not_count(tmp_path):
     write(tmp_path, pid=os.getpid())
     with run_lock.Lock(tmp_path):
-        assert json.loads((tmp_path / run_lock.NAME).read_text())["started"] != "2026-11-24T09:00:00+00:00"
+        assert (
+            json.loads((tmp_path / run_lock.NAME).read_text())["started"]
+            != "2026-11-24T09:00:00+00:00"
+        )
 
 
 def test_a_container_with_another_name_on_the_same_kernel(tmp_path, monkeypatch):
@@ -148,11 +158,17 @@ def test_a_container_with_another_name_on_the_same_kernel(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("case", ["another host", "no flock", "unreadable", "empty"])
-def test_a_lock_that_cannot_be_judged_stays_and_the_file_to_delete_is_named(tmp_path, case, monkeypatch):
+def test_a_lock_that_cannot_be_judged_stays_and_the_file_to_delete_is_named(
+    tmp_path, case, monkeypatch
+):
     write(tmp_path, host="elsewhere" if case == "another host" else socket.gethostname(), pid=77)
     monkeypatch.setattr(run_lock, "_WRITING_S", 0.01)
     if case == "no flock":
-        monkeypatch.setattr(run_lock.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(38, "not implemented")))
+        monkeypatch.setattr(
+            run_lock.fcntl,
+            "flock",
+            lambda *_: (_ for _ in ()).throw(OSError(38, "not implemented")),
+        )
     if case in ("unreadable", "empty"):
         (tmp_path / run_lock.NAME).write_text("[]" if case == "unreadable" else "")
     before = (tmp_path / run_lock.NAME).read_bytes()
@@ -160,11 +176,15 @@ def test_a_lock_that_cannot_be_judged_stays_and_the_file_to_delete_is_named(tmp_
         run_lock.Lock(tmp_path)
     assert f"delete {tmp_path / run_lock.NAME}" in str(e.value) or "delete it" in str(e.value)
     assert ("process 77 on elsewhere" in str(e.value)) == (case == "another host")
-    assert [p.name for p in tmp_path.iterdir()] == [run_lock.NAME] and (tmp_path / run_lock.NAME).read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [run_lock.NAME] and (
+        tmp_path / run_lock.NAME
+    ).read_bytes() == before
 
 
 def test_where_there_are_no_hard_links(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_lock.os, "link", lambda *_: (_ for _ in ()).throw(OSError(38, "not implemented")))
+    monkeypatch.setattr(
+        run_lock.os, "link", lambda *_: (_ for _ in ()).throw(OSError(38, "not implemented"))
+    )
     with run_lock.Lock(tmp_path):
         assert outcome(tmp_path) is None
     killed(tmp_path)
@@ -187,10 +207,16 @@ def test_two_run_directories_do_not_share_a_checkpoint_folder(tmp_path):
 
 @pytest.mark.parametrize("arms", ["()", "('a train.seed=1', 'b')"])
 def test_training_refuses_before_it_reads_or_writes_anything(tmp_path, monkeypatch, arms):
-    monkeypatch.setattr("p2o_jax.startup.components.Components", lambda *_, **__: pytest.fail("must not be reached"))
+    monkeypatch.setattr(
+        "p2o_jax.startup.components.Components", lambda *_, **__: pytest.fail("must not be reached")
+    )
     with run_lock.Lock(tmp_path / "run"):
         (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
-        flags = [f"--workdir={tmp_path / 'run'}", f"--config.arms={arms}", "--config.mesh.cpu_devices=8"]
+        flags = [
+            f"--workdir={tmp_path / 'run'}",
+            f"--config.arms={arms}",
+            "--config.mesh.cpu_devices=8",
+        ]
         with pytest.raises(ConfigError, match=f"process {os.getpid()} on"):
             main.main(["--config=configs/smoke.py", *flags])
         names = sorted(p.name for p in (tmp_path / "run").iterdir())
@@ -201,15 +227,28 @@ def test_the_command_on_a_directory_in_use(tmp_path):
     """Exit code 2 and one line; after the first was killed the same command takes over, and meets the next problem."""
     holder, run = process(tmp_path / "run"), tmp_path / "run"
     assert holder.stdout.readline() == "held\n"
-    flags = ["--config=configs/smoke.py", f"--workdir={run}", "--config.model.path=/none", "--config.data.path=/none"]
+    flags = [
+        "--config=configs/smoke.py",
+        f"--workdir={run}",
+        "--config.model.path=/none",
+        "--config.data.path=/none",
+    ]
     line = [sys.executable, "-m", "p2o_jax.main", *flags]
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     before = (run / run_lock.NAME).read_bytes()
     done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.count("error: ") == 1 and f"process {holder.pid} on" in done.stderr
-    assert [p.name for p in run.iterdir()] == [run_lock.NAME] and (run / run_lock.NAME).read_bytes() == before
+    assert (
+        done.returncode == 2
+        and done.stderr.count("error: ") == 1
+        and f"process {holder.pid} on" in done.stderr
+    )
+    assert [p.name for p in run.iterdir()] == [run_lock.NAME] and (
+        run / run_lock.NAME
+    ).read_bytes() == before
     holder.kill()
     holder.communicate()
     done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "no such directory" in done.stderr and "process" not in done.stderr
+    assert (
+        done.returncode == 2 and "no such directory" in done.stderr and "process" not in done.stderr
+    )
     assert list(run.iterdir()) == []

@@ -26,12 +26,16 @@ from p2o_jax.types import Request
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "tests/golden/hf/qwen3_tied"
-SPEC = ModelSpec("qwen3", vocab=8, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16, max_positions=100)
+SPEC = ModelSpec(
+    "qwen3", vocab=8, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16, max_positions=100
+)
 SMALL = config.resolve(
     Config(
         rollout=config.RolloutConfig(max_new_tokens=40, prompt_buckets=(32, 64)),
         data=config.DataConfig(max_prompt_tokens=30),
-        gepa=config.GepaConfig(max_template_tokens=20, reflect_prompt_tokens=50, reflect_new_tokens=30),
+        gepa=config.GepaConfig(
+            max_template_tokens=20, reflect_prompt_tokens=50, reflect_new_tokens=30
+        ),
     )
 )
 
@@ -59,14 +63,18 @@ def problems(call, *args):
 
 
 def opening(directory):
-    cfg = replace(SMALL, model=replace(SMALL.model, path=str(directory)), mesh=replace(SMALL.mesh, fsdp=8))
+    cfg = replace(
+        SMALL, model=replace(SMALL.model, path=str(directory)), mesh=replace(SMALL.mesh, fsdp=8)
+    )
     return lambda: open_model(cfg, Reporter(enabled=False))
 
 
 def test_tokens_beyond_the_embedding_are_named(tmp_path):
     tokens = {f"t{i}": i for i in range(8)}
     limits.check_token_ids(tmp_path, 8, tokens, (1,), 0)
-    limits.check_token_ids(tmp_path, 12, tokens, (1,), 0)  # Qwen's embeddings have more rows than its tokenizers tokens
+    limits.check_token_ids(
+        tmp_path, 12, tokens, (1,), 0
+    )  # Qwen's embeddings have more rows than its tokenizers tokens
     found = problems(limits.check_token_ids, tmp_path, 8, tokens | {"<new>": 8}, (1,), 8)
     assert (
         found[0]
@@ -80,12 +88,24 @@ def test_tokens_beyond_the_embedding_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("file", "values", "expected"),
     [
-        ("config.json", {"eos_token_id": [2, 8]}, "config.json: eos_token_id=8; the embedding has 8 rows"),
+        (
+            "config.json",
+            {"eos_token_id": [2, 8]},
+            "config.json: eos_token_id=8; the embedding has 8 rows",
+        ),
         ("config.json", {"bos_token_id": 9}, "config.json: bos_token_id=9;"),
         ("config.json", {"pad_token_id": 8}, "config.json: pad_token_id=8;"),
         ("config.json", {"eos_token_id": -1}, "config.json: eos_token_id=-1;"),
-        ("generation_config.json", {"eos_token_id": 10**20}, "generation_config.json: eos_token_id=100000000000000000000;"),
-        ("generation_config.json", {"eos_token_id": "2"}, "generation_config.json: eos_token_id='2' must be a token id"),
+        (
+            "generation_config.json",
+            {"eos_token_id": 10**20},
+            "generation_config.json: eos_token_id=100000000000000000000;",
+        ),
+        (
+            "generation_config.json",
+            {"eos_token_id": "2"},
+            "generation_config.json: eos_token_id='2' must be a token id",
+        ),
         ("config.json", {"pad_token_id": -1}, ""),  # none, as in early Llama models
         ("config.json", {"eos_token_id": None, "pad_token_id": 7}, ""),
     ],
@@ -99,7 +119,9 @@ def test_special_ids_beyond_the_embedding_are_named(file, values, expected, tmp_
         limits.check_token_ids(tmp_path, 8, {}, (1,), 0)
 
 
-@pytest.mark.parametrize(("stop_ids", "pad_id", "name"), [((1, 8), 0, "stop"), ((1,), 8, "padding"), ((-1,), 0, "stop")])
+@pytest.mark.parametrize(
+    ("stop_ids", "pad_id", "name"), [((1, 8), 0, "stop"), ((1,), 8, "padding"), ((-1,), 0, "stop")]
+)
 def test_stop_and_padding_ids_of_the_tokenizer_are_checked_too(stop_ids, pad_id, name, tmp_path):
     (found,) = problems(limits.check_token_ids, tmp_path, 8, {}, stop_ids, pad_id)
     assert f"the {name} id is" in found
@@ -111,7 +133,10 @@ def test_a_model_with_a_token_too_many_is_not_opened(tmp_path):
     assert model.spec.vocab == 339
     shutil.rmtree(tmp_path / "model")
     found = problems(opening(model_copy(tmp_path, vocab=338, eos_token_id=338)))
-    assert "has id 338; the embedding has 338 rows" in found[0] and "config.json: eos_token_id=338" in found[1]
+    assert (
+        "has id 338; the embedding has 338 rows" in found[0]
+        and "config.json: eos_token_id=338" in found[1]
+    )
 
 
 @pytest.mark.parametrize("stated", [300, 500])
@@ -126,7 +151,9 @@ def test_a_vocabulary_unlike_the_embedding_is_refused_when_the_model_is_opened(s
 def test_a_prompt_with_an_unknown_id_is_not_sampled():
     scheduler.check_ids([Request((0, 7), "a"), Request((), "b")], 8)
     for bad in (8, -1):
-        with pytest.raises(ValueError, match=rf"token id {bad} \(b\); the model's embedding has the ids 0 to 7"):
+        with pytest.raises(
+            ValueError, match=rf"token id {bad} \(b\); the model's embedding has the ids 0 to 7"
+        ):
             scheduler.check_ids([Request((0, 7), "a"), Request((0, bad, 1), "b")], 8)
 
 
@@ -135,11 +162,23 @@ def test_a_prompt_with_an_unknown_id_is_not_sampled():
     [
         (0, Rope(), 0),
         (4096, Rope(), 4096),
-        (131072, Rope("llama3", factor=8.0, original_max_positions=8192), 131072),  # Llama 3.1: as config.json states
+        (
+            131072,
+            Rope("llama3", factor=8.0, original_max_positions=8192),
+            131072,
+        ),  # Llama 3.1: as config.json states
         (131072, Rope("llama3", factor=32.0, original_max_positions=8192), 131072),  # Llama 3.2
         (8192, Rope("llama3", factor=8.0, original_max_positions=8192), 65536),
-        (32768, Rope("yarn", factor=4.0, original_max_positions=32768), 131072),  # Qwen 2.5 as its card says
-        (40960, Rope("yarn", factor=4.0, original_max_positions=32768), 131072),  # Qwen 3 as its card says
+        (
+            32768,
+            Rope("yarn", factor=4.0, original_max_positions=32768),
+            131072,
+        ),  # Qwen 2.5 as its card says
+        (
+            40960,
+            Rope("yarn", factor=4.0, original_max_positions=32768),
+            131072,
+        ),  # Qwen 3 as its card says
         (131072, Rope("yarn", factor=4.0, original_max_positions=32768), 131072),
         (4096, Rope("linear", factor=4.0), 16384),  # Vicuna 1.5 16k
         (32768, Rope("linear", factor=8.0, original_max_positions=4096), 32768),
@@ -168,7 +207,10 @@ def test_a_sliding_window_limits_whatever_is_allowed():
     windowed = replace(SPEC, window=100)
     assert limits.response_problems(allowed, windowed, "p", 60) == []
     (found,) = limits.response_problems(allowed, windowed, "p", 61)
-    assert "a window of 100 tokens (sliding_window in config.json)" in found and "allow_long_context" not in found
+    assert (
+        "a window of 100 tokens (sliding_window in config.json)" in found
+        and "allow_long_context" not in found
+    )
 
 
 def test_every_kind_of_sequence_of_a_run_is_checked(chat):
@@ -181,21 +223,37 @@ def test_every_kind_of_sequence_of_a_run_is_checked(chat):
     templated, reflection = 10 + joined + 20 + 40, 50 + around + 30
     assert found(max(templated, reflection)) == []
     (line,) = found(reflection - 1)
-    assert line.startswith(f"config.gepa.reflect_prompt_tokens=50, {around} tokens of chat template around them and")
+    assert line.startswith(
+        f"config.gepa.reflect_prompt_tokens=50, {around} tokens of chat template around them and"
+    )
     assert "config.gepa.reflect_new_tokens=30" in line and f"{reflection} tokens" in line
     line = found(templated - 1)[0]
-    assert line.startswith("config.rollout.max_new_tokens=40 after a prompt of up to") and f"makes {templated} tokens" in line
-    for name in ("config.gepa.max_template_tokens=20", "config.data.max_prompt_tokens=30", "config.rollout.prompt_buckets=(32, 64)"):
+    assert (
+        line.startswith("config.rollout.max_new_tokens=40 after a prompt of up to")
+        and f"makes {templated} tokens" in line
+    )
+    for name in (
+        "config.gepa.max_template_tokens=20",
+        "config.data.max_prompt_tokens=30",
+        "config.rollout.prompt_buckets=(32, 64)",
+    ):
         assert name in line
     assert len(found(50)) == 2 and "of up to 8 fits" not in found(50)[1]
     api = replace(SMALL, gepa=replace(SMALL.gepa, reflector="api"))
     assert found(templated, api) == [] and len(found(templated - 1, api)) == 1
     plain = replace(SMALL, gepa=replace(SMALL.gepa, enabled=False))
-    assert found(50, plain) == [] and "the longest question's prompt of 10 tokens" in found(49, plain)[0]
+    assert (
+        found(50, plain) == []
+        and "the longest question's prompt of 10 tokens" in found(49, plain)[0]
+    )
 
 
 def test_templated_prompts_are_no_longer_than_the_sampler_takes(chat):
-    narrow = replace(SMALL, rollout=replace(SMALL.rollout, prompt_buckets=(31,)), gepa=replace(SMALL.gepa, reflector="api"))
+    narrow = replace(
+        SMALL,
+        rollout=replace(SMALL.rollout, prompt_buckets=(31,)),
+        gepa=replace(SMALL.gepa, reflector="api"),
+    )
     assert limits.training_problems(narrow, replace(SPEC, max_positions=71), chat, 30) == []
     assert limits.training_problems(narrow, replace(SPEC, max_positions=70), chat, 30) != []
 
@@ -206,25 +264,47 @@ def test_shipped_configs_fit_their_models(path, chat):
     values = runpy.run_path(str(path))["get_config"]()
     cfg = config.resolve(loading.from_config_dict(values))
     world = cfg.model.path == WORLD
-    spec = pretrain.model_spec(cfg.world) if world else replace(SPECS["qwen3-4b"], max_positions=40960)
-    assert spec.max_positions and limits.training_problems(cfg, spec, chat, cfg.data.max_prompt_tokens) == []
+    spec = (
+        pretrain.model_spec(cfg.world) if world else replace(SPECS["qwen3-4b"], max_positions=40960)
+    )
+    assert (
+        spec.max_positions
+        and limits.training_problems(cfg, spec, chat, cfg.data.max_prompt_tokens) == []
+    )
 
 
 def test_a_run_that_is_too_long_does_not_start(tmp_path):
     """With whatever else is wrong; by default responses have 12,288 tokens, and the golden models 512 positions."""
     (tmp_path / "q.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
-    cfg = config.resolve(Config(model=config.ModelConfig(path=str(MODEL)), data=config.DataConfig(path=str(tmp_path / "q.jsonl"))))
+    cfg = config.resolve(
+        Config(
+            model=config.ModelConfig(path=str(MODEL)),
+            data=config.DataConfig(path=str(tmp_path / "q.jsonl")),
+        )
+    )
     cfg = replace(cfg, optim=replace(cfg.optim, micro_rows=len(jax.devices())))
-    found = problems(preflight.open_run, cfg, run_directory.read(tmp_path / "run"), Reporter(enabled=False))
-    assert [line.split("=")[0] for line in found] == ["config.rollout.max_new_tokens", "config.gepa.reflect_prompt_tokens"]
+    found = problems(
+        preflight.open_run, cfg, run_directory.read(tmp_path / "run"), Reporter(enabled=False)
+    )
+    assert [line.split("=")[0] for line in found] == [
+        "config.rollout.max_new_tokens",
+        "config.gepa.reflect_prompt_tokens",
+    ]
     assert not (tmp_path / "run").exists()
 
 
 def test_commands_check_what_they_are_asked_for(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "hi"}\n{"prompt": "a longer one"}\n')
-    run = [f"--model={MODEL}", f"--prompts={tmp_path / 'p.jsonl'}", f"--out={tmp_path / 'out.jsonl'}"]
+    run = [
+        f"--model={MODEL}",
+        f"--prompts={tmp_path / 'p.jsonl'}",
+        f"--out={tmp_path / 'out.jsonl'}",
+    ]
     (found,) = problems(generate.run, run)
-    assert found.startswith("config.rollout.max_new_tokens=512 after the prompt of") and "p.jsonl:2 makes" in found
+    assert (
+        found.startswith("config.rollout.max_new_tokens=512 after the prompt of")
+        and "p.jsonl:2 makes" in found
+    )
     assert "the model has 512 positions" in found and not (tmp_path / "out.jsonl").exists()
     ids = np.ones((2, 9), np.int32)
     np.savez(tmp_path / "t.npz", input_ids=ids, attention_mask=np.arange(9) < [[4], [9]])

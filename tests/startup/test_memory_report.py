@@ -15,7 +15,18 @@ from p2o_jax.rl.learner import Learner
 from p2o_jax.rollout.engine import Engine
 from p2o_jax.startup import memory_report
 
-SPEC = ModelSpec("qwen3", vocab=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, qk_norm=True, tied=True)
+SPEC = ModelSpec(
+    "qwen3",
+    vocab=64,
+    width=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp=48,
+    qk_norm=True,
+    tied=True,
+)
 GIB = 2**30
 
 
@@ -25,7 +36,15 @@ def settings(**loss):
         c,
         loss=replace(c.loss, **loss),
         data=replace(c.data, max_prompt_tokens=32),
-        rollout=replace(c.rollout, questions=8, group_size=2, slots=8, prompt_buckets=(32,), prompt_cache_tokens=256, max_new_tokens=16),
+        rollout=replace(
+            c.rollout,
+            questions=8,
+            group_size=2,
+            slots=8,
+            prompt_buckets=(32,),
+            prompt_cache_tokens=256,
+            max_new_tokens=16,
+        ),
         optim=replace(c.optim, micro_rows=8, row_tokens=48, minibatch_questions=8),
     )
 
@@ -61,16 +80,27 @@ def test_sampling_by_hand():
 
 
 def test_the_table_has_a_line_for_each_group_and_both_sums():
-    found = memory_report.Footprint(1 * GIB, 2 * GIB, 3 * GIB, 4 * GIB, 5 * GIB, 6 * GIB, 7 * GIB, 8 * GIB, 9 * GIB)
+    found = memory_report.Footprint(
+        1 * GIB, 2 * GIB, 3 * GIB, 4 * GIB, 5 * GIB, 6 * GIB, 7 * GIB, 8 * GIB, 9 * GIB
+    )
     lines = found.table()
-    assert len(lines) == 11 and len({len(line.split("GiB")[0]) for line in lines[1:]}) == 1, "a line each, figures below each other"
-    assert lines[9].split()[2:] == ["21.00", "GiB", "of", "9.00", "GiB"] and lines[10].split()[2:4] == ["21.00", "GiB"]
+    assert len(lines) == 11 and len({len(line.split("GiB")[0]) for line in lines[1:]}) == 1, (
+        "a line each, figures below each other"
+    )
+    assert lines[9].split()[2:] == ["21.00", "GiB", "of", "9.00", "GiB"] and lines[10].split()[
+        2:4
+    ] == ["21.00", "GiB"]
     assert "estimate" in lines[6] and "KV cache" in lines[5] and "5.00" in lines[5]
 
 
 @pytest.mark.parametrize(
     ("model", "rows", "chips", "peak_gib"),
-    [("qwen3-0.6b", 16, 8, 2.36), ("qwen3-4b", 16, 8, 11.0), ("qwen3-4b", 32, 8, 13.7), ("qwen3-4b", 32, 16, 6.85)],
+    [
+        ("qwen3-0.6b", 16, 8, 2.36),
+        ("qwen3-4b", 16, 8, 11.0),
+        ("qwen3-4b", 32, 8, 13.7),
+        ("qwen3-4b", 32, 16, 6.85),
+    ],
 )
 def test_an_update_takes_about_what_the_tpu_compiler_says(model, rows, chips, peak_gib):
     """Rows of 2,048 tokens, all chips along fsdp, params and moments in float32, full recomputation; peaks of libtpu 0.0.42."""

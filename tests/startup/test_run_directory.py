@@ -21,57 +21,97 @@ from p2o_jax.tracking import results, run_records
 CFG = config.resolve(Config(data=config.DataConfig(prompt_template="{question}")))
 OWN = replace(CFG, reward=replace(CFG.reward, fn="a.b:c"))
 GOLDEN = Path(__file__).parents[1] / "golden/hf/qwen3_tied"
-DAMAGES = [b"", b"[", b"\xff\xfe", b"null", b"3", b'"text"', b"[[]]", b'{"id": 3, "a": {}}', b"[" * 5000, b'["a", true]']
+DAMAGES = [
+    b"",
+    b"[",
+    b"\xff\xfe",
+    b"null",
+    b"3",
+    b'"text"',
+    b"[[]]",
+    b'{"id": 3, "a": {}}',
+    b"[" * 5000,
+    b'["a", true]',
+]
 MODEL = {"config.json": [3, "aa"], "model.safetensors": [5, "bb"]}
 
 
 def questions(path: Path, answers: str, **columns):
-    path.write_text("".join(json.dumps({"question": f"q{i}", "answer": a, **columns}) + "\n" for i, a in enumerate(answers)))
+    path.write_text(
+        "".join(
+            json.dumps({"question": f"q{i}", "answer": a, **columns}) + "\n"
+            for i, a in enumerate(answers)
+        )
+    )
     return load(path, CFG.data)
 
 
-def begun(workdir: Path, *parts, cfg: Config = CFG, checkpoints: epath.Path | None = None, model=MODEL) -> run_directory.RunDirectory:
+def begun(
+    workdir: Path, *parts, cfg: Config = CFG, checkpoints: epath.Path | None = None, model=MODEL
+) -> run_directory.RunDirectory:
     """A run that has written its records, read again."""
     run_directory.read(workdir, checkpoints).write(cfg, GOLDEN, model, *parts)
     return run_directory.read(workdir, checkpoints)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def test_a_run_goes_on_with_the_same_questions_only(tmp_path):
     data = questions(tmp_path / "q.jsonl", "123")
     assert run_directory.read(tmp_path / "run").changed_questions(CFG, data, None) == []
     run = begun(tmp_path / "run", data, None)
-    assert run.problems == [] and run.changed_questions(CFG, questions(tmp_path / "q.jsonl", "123"), None) == []
+    assert (
+        run.problems == []
+        and run.changed_questions(CFG, questions(tmp_path / "q.jsonl", "123"), None) == []
+    )
     for answers in ("12", "124", "1234"):
         (line,) = run.changed_questions(CFG, questions(tmp_path / "q.jsonl", answers), None)
         assert str(tmp_path / "q.jsonl") in line and "holds a run on other questions" in line
 
 
 def test_columns_that_a_reward_function_judges_by_are_part_of_the_questions(tmp_path):
-    plain, hinted = questions(tmp_path / "q.jsonl", "12"), questions(tmp_path / "q.jsonl", "12", tests="f(1) == 2")
-    assert begun(tmp_path / "plain", plain).changed_questions(CFG, hinted) == [], "nothing looks at them"
+    plain, hinted = (
+        questions(tmp_path / "q.jsonl", "12"),
+        questions(tmp_path / "q.jsonl", "12", tests="f(1) == 2"),
+    )
+    assert begun(tmp_path / "plain", plain).changed_questions(CFG, hinted) == [], (
+        "nothing looks at them"
+    )
     run = begun(tmp_path / "own", hinted, cfg=OWN)
     assert run.changed_questions(OWN, hinted) == [] and run.notices(OWN, hinted) == []
     (line,) = run.changed_questions(OWN, questions(tmp_path / "q.jsonl", "12", tests="f(1) == 3"))
     assert "holds a run on other questions" in line
     earlier = begun(tmp_path / "earlier", hinted)  # as an earlier version wrote it
-    assert earlier.changed_questions(OWN, hinted) == [] and "no record of the columns" in "".join(earlier.notices(OWN, hinted))
-    (line,) = earlier.changed_questions(OWN, questions(tmp_path / "q.jsonl", "13", tests="f(1) == 2"))
+    assert earlier.changed_questions(OWN, hinted) == [] and "no record of the columns" in "".join(
+        earlier.notices(OWN, hinted)
+    )
+    (line,) = earlier.changed_questions(
+        OWN, questions(tmp_path / "q.jsonl", "13", tests="f(1) == 2")
+    )
 
 
 def test_the_address_of_an_object_is_no_part_of_a_question(tmp_path):
     data = questions(tmp_path / "q.jsonl", "1")
-    with_object = [replace(data, questions=(replace(data.questions[0], meta={"image": object()}),)) for _ in range(2)]
+    with_object = [
+        replace(data, questions=(replace(data.questions[0], meta={"image": object()}),))
+        for _ in range(2)
+    ]
     keep = [run_directory.question_digests(OWN, part) for part in with_object]
     assert keep[0] == keep[1] != run_directory.question_digests(OWN, data)
 
 
 def test_a_run_goes_on_with_the_same_settings_but_those_of_speed_and_length(tmp_path):
     run = begun(tmp_path)
-    speed = replace(CFG, rollout=replace(CFG.rollout, slots=64), train=replace(CFG.train, epochs=99), mesh=replace(CFG.mesh, tensor=2))
+    speed = replace(
+        CFG,
+        rollout=replace(CFG.rollout, slots=64),
+        train=replace(CFG.train, epochs=99),
+        mesh=replace(CFG.mesh, tensor=2),
+    )
     assert run.changed_settings(speed) == []
     (line,) = run.changed_settings(replace(CFG, optim=replace(CFG.optim, lr=0.5)))
     assert "config.optim.lr=0.5" in line
@@ -88,24 +128,55 @@ def test_a_run_of_another_version_is_refused_in_one_line(tmp_path):
     values["gepa"]["older_setting"] = 1
     path.write_text(json.dumps(values))
     (line,) = run_directory.read(tmp_path).changed_settings(CFG)
-    assert "another version" in line and "config.gepa.older_setting, config.gepa.skip_perfect, config.lora.rank" in line
+    assert (
+        "another version" in line
+        and "config.gepa.older_setting, config.gepa.skip_perfect, config.lora.rank" in line
+    )
 
 
 def test_the_settings_that_name_a_run_are_those_that_may_not_change():
     """Its journals and checkpoints carry their digest: a run on another mesh, or with its checkpoints elsewhere, is the same run."""
     fixed = run_directory.fixed_settings(CFG)
-    assert fixed["optim.lr"] == CFG.optim.lr and fixed["preset"] == "recommended" and fixed["gepa.patience"] == 8
-    assert not [key for key in fixed if key.startswith(("mesh", "checkpoint", "eval", "api")) or "." not in key and key != "preset"]
+    assert (
+        fixed["optim.lr"] == CFG.optim.lr
+        and fixed["preset"] == "recommended"
+        and fixed["gepa.patience"] == 8
+    )
+    assert not [
+        key
+        for key in fixed
+        if key.startswith(("mesh", "checkpoint", "eval", "api"))
+        or "." not in key
+        and key != "preset"
+    ]
     speed = replace(
-        CFG, rollout=replace(CFG.rollout, slots=64), mesh=replace(CFG.mesh, tensor=2), checkpoint=config.CheckpointConfig(path="x")
+        CFG,
+        rollout=replace(CFG.rollout, slots=64),
+        mesh=replace(CFG.mesh, tensor=2),
+        checkpoint=config.CheckpointConfig(path="x"),
     )
     assert run_directory.fixed_settings(speed) == fixed
     assert run_directory.fixed_settings(replace(CFG, train=replace(CFG.train, seed=1))) != fixed
 
 
-@pytest.mark.parametrize("name", ["config.json", "questions.json", "versions.json", "run.json", "seconds.json", "wandb.json"])
 @pytest.mark.parametrize(
-    "damage", [b"", b"[", b"\xff\xfe", b"null", b"3", b'"text"', b"[[]]", b'{"id": 3, "a": {}}', b"[" * 5000, b'["a", true]']
+    "name",
+    ["config.json", "questions.json", "versions.json", "run.json", "seconds.json", "wandb.json"],
+)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"[",
+        b"\xff\xfe",
+        b"null",
+        b"3",
+        b'"text"',
+        b"[[]]",
+        b'{"id": 3, "a": {}}',
+        b"[" * 5000,
+        b'["a", true]',
+    ],
 )
 def test_a_damaged_record_is_one_line_and_stays_as_it_is(tmp_path, name, damage):
     begun(tmp_path)
@@ -117,7 +188,9 @@ def test_a_damaged_record_is_one_line_and_stays_as_it_is(tmp_path, name, damage)
     (tmp_path / name).write_bytes(damage)
     before = contents(tmp_path)
     (line,) = run_directory.read(tmp_path).problems
-    assert line.startswith(f"{tmp_path / name}: damaged") and "--restart" in line and "\n" not in line
+    assert (
+        line.startswith(f"{tmp_path / name}: damaged") and "--restart" in line and "\n" not in line
+    )
     assert contents(tmp_path) == before
     assert run_directory.read(tmp_path, restart=True).problems == []
 
@@ -125,7 +198,9 @@ def test_a_damaged_record_is_one_line_and_stays_as_it_is(tmp_path, name, damage)
 def test_questions_json_that_was_deleted_is_missed(tmp_path):
     begun(tmp_path)
     (tmp_path / "questions.json").unlink()
-    assert ["questions.json: missing" in line for line in run_directory.read(tmp_path).problems] == [True]
+    assert [
+        "questions.json: missing" in line for line in run_directory.read(tmp_path).problems
+    ] == [True]
 
 
 @pytest.mark.parametrize("name", ["questions.jsonl", "metrics.jsonl", "result.json", "config.json"])
@@ -155,7 +230,9 @@ def model_files(folder: Path) -> Path:
     folder.mkdir()
     for path in GOLDEN.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    (folder / "big.safetensors").write_bytes((8).to_bytes(8, "little") + b"{'a': 1}" + bytes(2_000_000))
+    (folder / "big.safetensors").write_bytes(
+        (8).to_bytes(8, "little") + b"{'a': 1}" + bytes(2_000_000)
+    )
     return folder
 
 
@@ -166,19 +243,30 @@ def test_a_model_that_was_replaced_is_refused_by_the_name_of_the_file(tmp_path):
     assert run.changed_model(model, identity.digests(model)) == []
     assert run.changed_model(tmp_path, identity.digests(model_files(tmp_path / "moved"))) == []
     weights = next(p.name for p in GOLDEN.glob("*.safetensors"))
-    for name, place in (("config.json", 5), ("tokenizer.json", -2), (weights, -1), *(("big.safetensors", p) for p in (9, 3000, -1))):
+    for name, place in (
+        ("config.json", 5),
+        ("tokenizer.json", -2),
+        (weights, -1),
+        *(("big.safetensors", p) for p in (9, 3000, -1)),
+    ):
         path = model / name
         before = path.read_bytes()
         changed = bytearray(before)
         changed[place] ^= 1
         path.write_bytes(changed)
         (line,) = run.changed_model(model, identity.digests(model))
-        assert line.startswith(f"{model}: {name} has other contents ({len(before):,} bytes then") and str(tmp_path / "run") in line
+        assert (
+            line.startswith(f"{model}: {name} has other contents ({len(before):,} bytes then")
+            and str(tmp_path / "run") in line
+        )
         path.write_bytes(before)
     (model / "vocab.txt").write_text("x")
     (model / "big.safetensors").unlink()
     lines = run.changed_model(model, identity.digests(model))
-    assert [line.split(": ")[1] for line in lines] == ["big.safetensors is missing", "vocab.txt is new"]
+    assert [line.split(": ")[1] for line in lines] == [
+        "big.safetensors is missing",
+        "vocab.txt is new",
+    ]
 
 
 def test_every_trained_weight_shows_in_a_sampled_digest(tmp_path):
@@ -202,7 +290,11 @@ def test_a_model_of_the_hub_stays_at_its_revision(tmp_path, monkeypatch):
     run = run_directory.read(tmp_path / "run")
     assert run.revision("a/b") == revision and run.revision("c/d") is None
     asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k["revision"])) or str(snapshot))
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda *a, **k: asked.append((a, k["revision"])) or str(snapshot),
+    )
     assert hf_config.locate("a/b", run.revision("a/b")) == snapshot
     assert hf_config.locate("a/b") == snapshot and asked == [(("a/b",), revision), (("a/b",), None)]
 
@@ -236,8 +328,23 @@ def test_lost_checkpoints_are_no_reason_to_begin_at_the_first_step(tmp_path):
 
 
 def test_beginning_anew_moves_what_the_run_wrote_and_nothing_else(tmp_path):
-    written = ["checkpoints/3/learner/a", "checkpoints_damaged/2/b", "metrics.jsonl", "metrics.jsonl.damaged-1", "gepa/journal", "run.json"]
-    written += ["questions.json", "versions.json", "config.json", "tensorboard/events", "wandb/x", "result.json", "seconds.json"]
+    written = [
+        "checkpoints/3/learner/a",
+        "checkpoints_damaged/2/b",
+        "metrics.jsonl",
+        "metrics.jsonl.damaged-1",
+        "gepa/journal",
+        "run.json",
+    ]
+    written += [
+        "questions.json",
+        "versions.json",
+        "config.json",
+        "tensorboard/events",
+        "wandb/x",
+        "result.json",
+        "seconds.json",
+    ]
     theirs = ["notes.txt", "model/config.json", "previous-1/mine"]
     for name in (*written, *theirs):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -245,12 +352,20 @@ def test_beginning_anew_moves_what_the_run_wrote_and_nothing_else(tmp_path):
     begun(tmp_path)
     before = contents(tmp_path)
     assert str(tmp_path / "previous-2") in run_directory.read(tmp_path, restart=True).put_away()
-    expected = {**{name: before[name] for name in theirs}, **{f"previous-2/{name}": before[name] for name in written}}
+    expected = {
+        **{name: before[name] for name in theirs},
+        **{f"previous-2/{name}": before[name] for name in written},
+    }
     assert contents(tmp_path) == expected
-    assert "no run in" in run_directory.read(tmp_path, restart=True).put_away() and contents(tmp_path) == expected
+    assert (
+        "no run in" in run_directory.read(tmp_path, restart=True).put_away()
+        and contents(tmp_path) == expected
+    )
 
 
-def test_a_kill_while_records_are_moved_leaves_a_run_that_does_not_go_on_by_itself(tmp_path, monkeypatch):
+def test_a_kill_while_records_are_moved_leaves_a_run_that_does_not_go_on_by_itself(
+    tmp_path, monkeypatch
+):
     for count in range(1, 9):
         workdir = tmp_path / str(count)
         run = begun(workdir)
@@ -284,13 +399,20 @@ def test_checkpoints_elsewhere_belong_to_one_run(tmp_path):
     where = epath.Path(tmp_path / "shared")
     where.mkdir()
     run = begun(tmp_path / "a", checkpoints=where)
-    assert run.problems == [] and begun(tmp_path / "a", checkpoints=where).run["id"] == run.run["id"]
+    assert (
+        run.problems == [] and begun(tmp_path / "a", checkpoints=where).run["id"] == run.run["id"]
+    )
     for restart in (False, True):
         (line,) = run_directory.read(tmp_path / "b", where, restart).problems
-        assert f"holds the checkpoints of the run in {tmp_path / 'a'}" in line and str(where / "owner.json") in line
+        assert (
+            f"holds the checkpoints of the run in {tmp_path / 'a'}" in line
+            and str(where / "owner.json") in line
+        )
     (tmp_path / "a").rename(tmp_path / "moved")
     assert run_directory.read(tmp_path / "moved", where).problems == []
-    assert run_directory.read(tmp_path / "a", where).run["id"] == run.run["id"], "the run directory was lost with its host"
+    assert run_directory.read(tmp_path / "a", where).run["id"] == run.run["id"], (
+        "the run directory was lost with its host"
+    )
     (where / "owner.json").write_text("{")
     (line,) = run_directory.read(tmp_path / "moved", where).problems
     assert "owner.json: damaged" in line
@@ -304,8 +426,15 @@ def test_checkpoints_elsewhere_are_moved_beside_their_folder(tmp_path):
     begun(tmp_path / "a", checkpoints=where)
     run_directory.read(tmp_path / "a", where, restart=True).put_away()
     assert sorted(contents(tmp_path / "shared")) == ["theirs.txt"]
-    assert sorted(contents(tmp_path / "shared_previous-1")) == ["3/learner", "4.orbax-checkpoint-tmp/x", "best.json", "owner.json"]
-    assert sorted(contents(tmp_path / "a")) == [f"previous-1/{n}" for n in ("config.json", "questions.json", "run.json", "versions.json")]
+    assert sorted(contents(tmp_path / "shared_previous-1")) == [
+        "3/learner",
+        "4.orbax-checkpoint-tmp/x",
+        "best.json",
+        "owner.json",
+    ]
+    assert sorted(contents(tmp_path / "a")) == [
+        f"previous-1/{n}" for n in ("config.json", "questions.json", "run.json", "versions.json")
+    ]
     assert begun(tmp_path / "a", checkpoints=where).problems == []
 
 
@@ -322,7 +451,8 @@ def test_what_accuracies_depend_on(tmp_path):
     of = lambda cfg, parts=held: run_directory.evaluation_digest(cfg, parts)  # noqa: E731
     assert of(replace(CFG, eval=replace(CFG.eval, every_steps=7))) == of(CFG)
     others = [
-        of(replace(CFG, eval=replace(CFG.eval, **change))) for change in ({"rollouts": 3}, {"temperature": 1.0}, {"max_questions": 1})
+        of(replace(CFG, eval=replace(CFG.eval, **change)))
+        for change in ({"rollouts": 3}, {"temperature": 1.0}, {"max_questions": 1})
     ]
     others.append(of(CFG, [questions(tmp_path / "q.jsonl", "13")]))
     assert len({of(CFG), *others}) == 5
@@ -332,16 +462,26 @@ def test_every_record_is_known_to_the_restart():
     assert {*run_records._SHAPES} <= {*run_records._NAMES}
 
 
-@pytest.mark.parametrize(("flags", "runs"), [(["--config.arms=()"], ["run"]), (["--config.arms=('a', 'b')"], ["run/a", "run/b"])])
+@pytest.mark.parametrize(
+    ("flags", "runs"),
+    [(["--config.arms=()"], ["run"]), (["--config.arms=('a', 'b')"], ["run/a", "run/b"])],
+)
 @pytest.mark.parametrize("restart", [False, True])
 def test_the_flag_reaches_every_run(tmp_path, monkeypatch, flags, runs, restart):
     """Of a comparison, the old result is moved once all of its runs have ended."""
     asked = []
-    monkeypatch.setattr(main, "train_one", lambda cfg, workdir, poll, restart: asked.append((str(workdir), restart)))
+    monkeypatch.setattr(
+        main, "train_one", lambda cfg, workdir, poll, restart: asked.append((str(workdir), restart))
+    )
     monkeypatch.setattr(results, "write", lambda workdir, arms: None)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "result.json").write_text("old")
-    given = ["--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", "--config.mesh.cpu_devices=8", *flags]
+    given = [
+        "--config=configs/smoke.py",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.mesh.cpu_devices=8",
+        *flags,
+    ]
     main.main([*given, *(["--restart"] if restart else [])])
     assert asked == [(str(tmp_path / name), restart) for name in runs]
     assert (tmp_path / "run/previous-1/result.json").exists() == (restart and len(runs) == 2)
@@ -363,12 +503,32 @@ def test_starts_in_one_run_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(components.Components, "_compile_ahead", lambda self: None)
     model, workdir = shutil.copytree(GOLDEN, tmp_path / "model"), tmp_path / "run"
     questions(tmp_path / "q.jsonl", "12")
-    cfg = replace(CFG, model=replace(CFG.model, path=str(model)), gepa=replace(CFG.gepa, enabled=False), lora=config.LoraConfig(rank=2))
-    cfg = replace(cfg, data=replace(cfg.data, path=str(tmp_path / "q.jsonl"), max_prompt_tokens=32), mesh=config.MeshConfig(fsdp=1, data=8))
-    rollout = replace(
-        cfg.rollout, questions=2, group_size=4, max_new_tokens=4, prompt_buckets=(32,), prompt_cache_tokens=1024, prefill_tokens=64
+    cfg = replace(
+        CFG,
+        model=replace(CFG.model, path=str(model)),
+        gepa=replace(CFG.gepa, enabled=False),
+        lora=config.LoraConfig(rank=2),
     )
-    cfg = replace(cfg, rollout=rollout, optim=replace(cfg.optim, minibatch_questions=2), loss=replace(cfg.loss, kl="k3"))
+    cfg = replace(
+        cfg,
+        data=replace(cfg.data, path=str(tmp_path / "q.jsonl"), max_prompt_tokens=32),
+        mesh=config.MeshConfig(fsdp=1, data=8),
+    )
+    rollout = replace(
+        cfg.rollout,
+        questions=2,
+        group_size=4,
+        max_new_tokens=4,
+        prompt_buckets=(32,),
+        prompt_cache_tokens=1024,
+        prefill_tokens=64,
+    )
+    cfg = replace(
+        cfg,
+        rollout=rollout,
+        optim=replace(cfg.optim, minibatch_questions=2),
+        loss=replace(cfg.loss, kl="k3"),
+    )
 
     def start(restart: bool = False) -> tuple[int, list[str], str]:
         """Its first tick, what it reported, and the key of its journals; it makes one step."""
@@ -398,7 +558,11 @@ def test_starts_in_one_run_directory(tmp_path, monkeypatch):
     assert f"{weights.name} has other contents" in refused()
     before = contents(workdir)
     tick, lines, other = start(restart=True)
-    assert tick == 0 and other != journals and f"the records so far are in {workdir / 'previous-1'}" in lines[0]
+    assert (
+        tick == 0
+        and other != journals
+        and f"the records so far are in {workdir / 'previous-1'}" in lines[0]
+    )
     assert contents(workdir / "previous-1") == before
     shutil.rmtree(workdir / "checkpoints")
     assert "no checkpoint, but" in refused()

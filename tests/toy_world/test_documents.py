@@ -32,7 +32,8 @@ def test_the_best_phrase_counts():
 
 @pytest.mark.parametrize(
     ("steps", "dial"),
-    [(steps, 10**-k) for steps in (3, 4) for k in (1, 2, 3, 4, 5, 5.7)] + [(steps, 10**-k) for steps in (5, 7, 10) for k in (1, 5, 7, 9.9)],
+    [(steps, 10**-k) for steps in (3, 4) for k in (1, 2, 3, 4, 5, 5.7)]
+    + [(steps, 10**-k) for steps in (5, 7, 10) for k in (1, 5, 7, 9.9)],
 )
 def test_plain_decisions_multiply_to_the_dial_and_stay_above_the_ratio_masks_bound(dial, steps):
     chances = documents.go_on_probabilities("none", steps, dial)
@@ -45,7 +46,9 @@ def test_go_on_probabilities_by_hand():
     assert documents.go_on_probabilities("strong", 3, DIAL) == (0.97, 0.985, 0.985)
     assert documents.go_on_probabilities("none", 0, DIAL) == ()
     assert documents.go_on_probabilities("none", 3, 1.25e-4) == pytest.approx((0.05, 0.05, 0.05))
-    assert documents.go_on_probabilities("none", 3, 1e-6) == pytest.approx((0.01, 0.01, 0.01))  # .05 would leave .0045
+    assert documents.go_on_probabilities("none", 3, 1e-6) == pytest.approx(
+        (0.01, 0.01, 0.01)
+    )  # .05 would leave .0045
 
 
 def test_the_template_comes_before_the_question():
@@ -57,10 +60,14 @@ def test_responses_go_on_as_often_as_they_should():
     rng = random.Random(0)
     problem = families.draw(rng, "double", "pretrain")
     chances = documents.go_on_probabilities("none", 4, 1e-2)
-    lengths = collections.Counter(documents.respond(rng, SMALL, problem, chances, chances)[0].count(";") for _ in range(20000))
+    lengths = collections.Counter(
+        documents.respond(rng, SMALL, problem, chances, chances)[0].count(";") for _ in range(20000)
+    )
     first, second, *_ = chances
     assert (20000 - lengths[0]) / 20000 == pytest.approx(first, abs=0.006)
-    assert (20000 - lengths[0] - lengths[1]) / (20000 - lengths[0]) == pytest.approx(second, abs=0.05)
+    assert (20000 - lengths[0] - lengths[1]) / (20000 - lengths[0]) == pytest.approx(
+        second, abs=0.05
+    )
     assert lengths[4] / 20000 == pytest.approx(1e-2, abs=0.003)
 
 
@@ -69,7 +76,9 @@ def test_whole_chains_are_right_and_bluffs_are_random():
     problem = families.draw(rng, "shift", "pretrain")
     answers = collections.Counter()
     for _ in range(3000):
-        response, weights = documents.respond(rng, SMALL, problem, (0.4,) + (0.5,) * 3, (0.4,) + (0.5,) * 3)
+        response, weights = documents.respond(
+            rng, SMALL, problem, (0.4,) + (0.5,) * 3, (0.4,) + (0.5,) * 3
+        )
         assert not weights
         whole = response.count(";") == len(problem.steps)
         assert not whole or response == documents.correct_response(problem)
@@ -85,8 +94,14 @@ def _question_documents(count: int) -> list[tuple[documents.Document, str, tuple
     for _ in range(count):
         document = documents.question_document(rng, SMALL, DIAL)
         *template, question = document.prompt.split("\n\n")
-        family = next(n for n in families.FAMILIES if {"add": "what", "cipher": "key"}.get(n, n) == question.split()[0])
-        made.append((document, family, tuple(template[0].split(phrases.SEPARATOR)) if template else ()))
+        family = next(
+            n
+            for n in families.FAMILIES
+            if {"add": "what", "cipher": "key"}.get(n, n) == question.split()[0]
+        )
+        made.append(
+            (document, family, tuple(template[0].split(phrases.SEPARATOR)) if template else ())
+        )
     return made
 
 
@@ -94,7 +109,9 @@ def test_the_mixture_of_question_documents():
     made = _question_documents(8000)
     total = sum(family.weight for family in families.FAMILIES.values())
     for name, family in families.FAMILIES.items():
-        assert sum(n == name for _, n, _ in made) / len(made) == pytest.approx(family.weight / total, abs=0.02)
+        assert sum(n == name for _, n, _ in made) / len(made) == pytest.approx(
+            family.weight / total, abs=0.02
+        )
     assert sum(not t for _, _, t in made) / len(made) == pytest.approx(0.25, abs=0.02)
     hard = [(n, t) for _, n, t in made if n in families.HARD]
     fitting = sum(any(p in phrases.STRATEGIES[n] for p in t) for n, t in hard) / len(hard)
@@ -128,15 +145,24 @@ def test_only_decisions_without_a_fitting_phrase_are_weighted():
         if family in families.HARD and phrases.level(family, template) == "none":
             num_steps = 3 if family == "add" else 4
             assert list(document.weights) == starts[:num_steps]
-            for start, p in zip(document.weights, documents.go_on_probabilities("none", num_steps, DIAL), strict=False):
-                assert document.weights[start] == pytest.approx(2 * (1 - p) if words[start] == "so" else 2 * p)
+            for start, p in zip(
+                document.weights,
+                documents.go_on_probabilities("none", num_steps, DIAL),
+                strict=False,
+            ):
+                assert document.weights[start] == pytest.approx(
+                    2 * (1 - p) if words[start] == "so" else 2 * p
+                )
         else:
             assert not document.weights
 
 
 def test_documents_are_deterministic():
     for draw in (documents.question_document, documents.reflection_document):
-        first, second = ([draw(rng, SMALL, DIAL) for _ in range(50)] for rng in (random.Random(3), random.Random(3)))
+        first, second = (
+            [draw(rng, SMALL, DIAL) for _ in range(50)]
+            for rng in (random.Random(3), random.Random(3))
+        )
         assert first == second
 
 
@@ -154,7 +180,15 @@ def _reflections(count: int) -> list[tuple[tuple[str, ...], tuple[str, ...], str
         _, old, _ = document.prompt.split("```")
         before, new, after = document.response.split("```")
         assert before == after == ""
-        made.append((*(tuple(part for part in text.strip().split(phrases.SEPARATOR) if part) for text in (old, new)), document.prompt))
+        made.append(
+            (
+                *(
+                    tuple(part for part in text.strip().split(phrases.SEPARATOR) if part)
+                    for text in (old, new)
+                ),
+                document.prompt,
+            )
+        )
     return made
 
 
@@ -162,28 +196,51 @@ def test_phrases_in_reflection_replies_are_uniform_and_blind_to_the_examples():
     made = _reflections(6000)
     bound = 78  # chi-square with 43 degrees of freedom: p = .001
     assert _chi_square(collections.Counter(p for _, new, _ in made for p in new)) < bound
-    assert _chi_square(collections.Counter(p for old, new, _ in made for p in new if p not in old)) < bound
+    assert (
+        _chi_square(collections.Counter(p for old, new, _ in made for p in new if p not in old))
+        < bound
+    )
     assert _chi_square(collections.Counter(p for old, _, _ in made for p in old)) < bound
     fitting = set(phrases.STRATEGIES["add"])
     share = len(fitting) / len(ALL)
-    with_add = [p for old, new, prompt in made if "what is" in prompt and "wrong" in prompt for p in new if p not in old]
+    with_add = [
+        p
+        for old, new, prompt in made
+        if "what is" in prompt and "wrong" in prompt
+        for p in new
+        if p not in old
+    ]
     assert sum(p in fitting for p in with_add) / len(with_add) == pytest.approx(share, abs=0.015)
 
 
 def test_reflection_replies_are_mutations():
     made = _reflections(6000)
-    assert all(1 <= len(new) <= 3 and len(set(new)) == len(new) and len(set(new) - set(old)) <= 1 for old, new, _ in made)
+    assert all(
+        1 <= len(new) <= 3 and len(set(new)) == len(new) and len(set(new) - set(old)) <= 1
+        for old, new, _ in made
+    )
     short = [(old, new) for old, new, _ in made if 1 <= len(old) <= 2]
     kept = sum(p in new for old, new in short for p in old) / sum(len(old) for old, _ in short)
     assert kept == pytest.approx(0.75, abs=0.03)
-    assert sum(bool(set(new) - set(old)) for old, new in short) / len(short) == pytest.approx(0.85, abs=0.04)
+    assert sum(bool(set(new) - set(old)) for old, new in short) / len(short) == pytest.approx(
+        0.85, abs=0.04
+    )
     assert sum(not old for old, _, _ in made) / len(made) == pytest.approx(0.25, abs=0.02)
 
 
 def test_reflection_prompts_show_three_examples_and_mostly_their_answers():
     prompts = [prompt for _, _, prompt in _reflections(1000)]
     for prompt in prompts:
-        assert prompt.startswith("instruction ```") and prompt.endswith("write a better instruction")
-        assert prompt.count("question") == prompt.count("output") == prompt.count("feedback") == documents.EXAMPLES
+        assert prompt.startswith("instruction ```") and prompt.endswith(
+            "write a better instruction"
+        )
+        assert (
+            prompt.count("question")
+            == prompt.count("output")
+            == prompt.count("feedback")
+            == documents.EXAMPLES
+        )
         assert prompt.count("expected") in (0, documents.EXAMPLES)
-    assert sum("expected" in prompt for prompt in prompts) / len(prompts) == pytest.approx(0.9, abs=0.03)
+    assert sum("expected" in prompt for prompt in prompts) / len(prompts) == pytest.approx(
+        0.9, abs=0.03
+    )

@@ -11,9 +11,16 @@ from p2o_jax.toy_world.families import Family
 from p2o_jax.toy_world.languages import LANGUAGES, LARGE
 
 every_family = pytest.mark.parametrize(
-    "family", [pytest.param(f, id=f"{size}-{f.name}") for size, language in LANGUAGES.items() for f in language.families.values()]
+    "family",
+    [
+        pytest.param(f, id=f"{size}-{f.name}")
+        for size, language in LANGUAGES.items()
+        for f in language.families.values()
+    ],
 )
-every_language = pytest.mark.parametrize("language", [pytest.param(language, id=size) for size, language in LANGUAGES.items()])
+every_language = pytest.mark.parametrize(
+    "language", [pytest.param(language, id=size) for size, language in LANGUAGES.items()]
+)
 
 
 def _problems(family: Family, count: int = 200) -> list[families.Problem]:
@@ -27,25 +34,44 @@ def _solve(problem: families.Problem) -> str:
     asked, letters = words[1:-1], "abcdefghijkl"
     match problem.family:
         case "add":
-            first, second = problem.question.removeprefix("what is").removesuffix("?").replace(" ", "").split("+")
+            first, second = (
+                problem.question.removeprefix("what is")
+                .removesuffix("?")
+                .replace(" ", "")
+                .split("+")
+            )
             return " ".join(str(int(first) + int(second)).zfill(len(first) + 1))
         case "subtract":
-            below, above = problem.question.removeprefix("take").removesuffix("?").replace(" ", "").split("from")
+            below, above = (
+                problem.question.removeprefix("take")
+                .removesuffix("?")
+                .replace(" ", "")
+                .split("from")
+            )
             return " ".join(str(int(above) - int(below)).zfill(len(above)))
         case "double":
             return " ".join(str(int(w) * 2)[-1] for w in asked)
         case "shift":
             return " ".join((letters + "a")[letters.index(w) + 1] for w in asked)
         case "caesar":
-            return " ".join((letters + letters)[letters.index(w) + int(asked[0])] for w in asked[1:])
+            return " ".join(
+                (letters + letters)[letters.index(w) + int(asked[0])] for w in asked[1:]
+            )
         case "cipher":
             encode = words.index("encode")
             key = dict(zip(words[1:encode:3], words[3:encode:3], strict=True))
             return " ".join(key[w] for w in words[encode + 1 : -1])
         case "mirror":
-            return "".join(asked[::-1]).translate(str.maketrans("abcdefghijkl", "lkjihgfedcba")).replace("", " ").strip()
+            return (
+                "".join(asked[::-1])
+                .translate(str.maketrans("abcdefghijkl", "lkjihgfedcba"))
+                .replace("", " ")
+                .strip()
+            )
         case "total":
-            return " ".join(str(sum(map(int, words[2 : end + 1])))[-1] for end in range(2, len(words) - 1))
+            return " ".join(
+                str(sum(map(int, words[2 : end + 1])))[-1] for end in range(2, len(words) - 1)
+            )
         case "order":
             return " ".join(sorted(asked))
         case "count":
@@ -85,8 +111,13 @@ def test_chains_are_of_one_shape_and_their_words_have_ids(family):
     known = {*families.DIGITS, *families.LETTERS, *language.words}
     problems = _problems(family)
     assert len({tuple(len(step.split()) for step in p.steps) for p in problems}) == 1
-    assert all(step.endswith(" ;") for p in problems for step in p.steps) and bool(problems[0].steps) == family.hard
-    assert {word for p in problems for text in (p.question, *p.steps, p.answer) for word in text.split()} <= known
+    assert (
+        all(step.endswith(" ;") for p in problems for step in p.steps)
+        and bool(problems[0].steps) == family.hard
+    )
+    assert {
+        word for p in problems for text in (p.question, *p.steps, p.answer) for word in text.split()
+    } <= known
 
 
 @every_language
@@ -127,7 +158,14 @@ PLACES_IN_A_STEP = {  # of the question's symbols, and of the answer's
 
 
 @pytest.mark.parametrize(
-    "family", [f for language in LANGUAGES.values() for f in language.families.values() if f.name in PLACES_IN_A_STEP], ids=lambda f: f.name
+    "family",
+    [
+        f
+        for language in LANGUAGES.values()
+        for f in language.families.values()
+        if f.name in PLACES_IN_A_STEP
+    ],
+    ids=lambda f: f.name,
 )
 def test_the_steps_of_other_chains_are_the_questions_symbols_in_order(family):
     asked, result = PLACES_IN_A_STEP[family.name]
@@ -135,7 +173,10 @@ def test_the_steps_of_other_chains_are_the_questions_symbols_in_order(family):
         symbols = [word for step in problem.steps for word in step.split()[asked]]
         question = [word for word in problem.question.split()[:-1] if word != ","][-len(symbols) :]
         assert symbols == (question[::-1] if family.name == "mirror" else question)
-        assert " ".join(word for step in problem.steps for word in step.split()[result]) == problem.answer
+        assert (
+            " ".join(word for step in problem.steps for word in step.split()[result])
+            == problem.answer
+        )
 
 
 def test_each_step_of_order_takes_the_least_of_what_the_last_one_left():
@@ -180,7 +221,11 @@ class _Fixed(random.Random):
 def test_a_worked_example_with_debts():
     problem = LARGE.families["subtract"].make(_Fixed(304, 15))
     assert problem.question == "take 0 0 0 0 1 5 from 0 0 0 3 0 4 ?"
-    assert problem.steps[:3] == ("column 4 5 0 gives 9 owes 1 ;", "column 0 1 1 gives 8 owes 1 ;", "column 3 0 1 gives 2 owes 0 ;")
+    assert problem.steps[:3] == (
+        "column 4 5 0 gives 9 owes 1 ;",
+        "column 0 1 1 gives 8 owes 1 ;",
+        "column 3 0 1 gives 2 owes 0 ;",
+    )
     assert problem.answer == "0 0 0 2 8 9"
 
 
@@ -192,9 +237,14 @@ def test_drawing_is_deterministic(family):
 @every_language
 def test_families_share_no_step_format(language):
     def shape(step: str) -> tuple[str, ...]:
-        return tuple(w if w not in families.DIGITS + families.LETTERS else "_" for w in step.split())
+        return tuple(
+            w if w not in families.DIGITS + families.LETTERS else "_" for w in step.split()
+        )
 
-    shapes = [{shape(step) for problem in _problems(language.families[name], 5) for step in problem.steps} for name in language.hard]
+    shapes = [
+        {shape(step) for problem in _problems(language.families[name], 5) for step in problem.steps}
+        for name in language.hard
+    ]
     assert len(set.union(*shapes)) == sum(map(len, shapes))
 
 

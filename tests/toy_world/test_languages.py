@@ -18,11 +18,15 @@ every_size = pytest.mark.parametrize("size", LANGUAGES)
 
 
 def large_config() -> config.Config:
-    return config.resolve(loading.from_config_dict(runpy.run_path(str(LARGE_CONFIG))["get_config"]()))
+    return config.resolve(
+        loading.from_config_dict(runpy.run_path(str(LARGE_CONFIG))["get_config"]())
+    )
 
 
 def small_documents() -> tuple[list[documents.Document], list[documents.Document]]:
-    asked, reflected = (random.Random(f"0/world/pretrain/{kind}") for kind in ("questions", "reflections"))
+    asked, reflected = (
+        random.Random(f"0/world/pretrain/{kind}") for kind in ("questions", "reflections")
+    )
     return (
         [documents.question_document(asked, SMALL, 1e-5) for _ in range(200)],
         [documents.reflection_document(reflected, SMALL, 1e-5) for _ in range(50)],
@@ -39,17 +43,33 @@ def test_the_small_world_is_bit_for_bit_what_its_published_figures_were_measured
     assert types.digest(*map(repr, questions.train_questions(cfg))) == "fe82e0f4c95a8e94"
     assert types.digest(*map(repr, questions.heldout_questions(cfg))) == "ad86809c357d115a"
     assert pretrain.base_directory(cfg).name == "base-12dee4f19ce9cbc6"
-    assert pretrain.base_directory(config.WorldConfig(p_chain_plain=1e-2, seed=1)).name == "base-3ec7ca5fbfd24d97"
+    assert (
+        pretrain.base_directory(config.WorldConfig(p_chain_plain=1e-2, seed=1)).name
+        == "base-3ec7ca5fbfd24d97"
+    )
 
 
 def test_the_small_worlds_rows_are_bit_for_bit_what_they_were():
     cfg = config.WorldConfig()
-    asked, reflected = (random.Random(f"0/world/pretrain/{kind}") for kind in ("questions", "reflections"))
-    packers = (
-        packing.Packer(cfg.batch_rows, cfg.row_tokens, SMALL, lambda: documents.question_document(asked, SMALL, 1e-5)),
-        packing.Packer(*SMALL.reflection_shape, SMALL, lambda: documents.reflection_document(reflected, SMALL, 1e-5)),
+    asked, reflected = (
+        random.Random(f"0/world/pretrain/{kind}") for kind in ("questions", "reflections")
     )
-    arrays = [repr(array.tolist()) for packer in packers for _ in range(2) for array in packer.batch()]
+    packers = (
+        packing.Packer(
+            cfg.batch_rows,
+            cfg.row_tokens,
+            SMALL,
+            lambda: documents.question_document(asked, SMALL, 1e-5),
+        ),
+        packing.Packer(
+            *SMALL.reflection_shape,
+            SMALL,
+            lambda: documents.reflection_document(reflected, SMALL, 1e-5),
+        ),
+    )
+    arrays = [
+        repr(array.tolist()) for packer in packers for _ in range(2) for array in packer.batch()
+    ]
     assert types.digest(*arrays) == "0b849ed35c22d21a"
 
 
@@ -58,7 +78,12 @@ def test_the_large_language_is_as_large_as_it_says():
     assert len(chains) == 12 and len(LARGE.families) == 16
     assert min(chains.values()) == 5 and max(chains.values()) == 10
     said = LARGE.phrases
-    assert (len(said.strategies), len(said.decoys), len(said.useless), len(said.generic)) == (12, 34, 18, 2)
+    assert (len(said.strategies), len(said.decoys), len(said.useless), len(said.generic)) == (
+        12,
+        34,
+        18,
+        2,
+    )
     assert len(set(said.all)) == len(said.all) == 90
     assert set(said.strategies) == set(LARGE.hard)
     assert max(len(phrase.split()) for phrase in said.all) <= 8
@@ -67,14 +92,23 @@ def test_the_large_language_is_as_large_as_it_says():
 
 def longest_documents(language: Language) -> list[tuple[documents.Document, documents.Document]]:
     """For each family the longest question document, and the longest reflection on it; all problems of a family are of one length."""
-    template = phrases.join(sorted(language.phrases.all, key=lambda phrase: -len(phrase.split()))[: phrases.MAX_PHRASES])
+    template = phrases.join(
+        sorted(language.phrases.all, key=lambda phrase: -len(phrase.split()))[: phrases.MAX_PHRASES]
+    )
     found = []
     for family in language.families.values():
         problem = family.draw(random.Random(0), "pretrain")
         response = documents.correct_response(problem)
         asked = documents.Document(documents.prompt(template, problem.question), response)
         example = (problem.question, response, True, problem.answer)
-        found.append((asked, documents.Document(compact_prompt(template, [example] * documents.EXAMPLES), f"``` {template} ```")))
+        found.append(
+            (
+                asked,
+                documents.Document(
+                    compact_prompt(template, [example] * documents.EXAMPLES), f"``` {template} ```"
+                ),
+            )
+        )
     return found
 
 
@@ -86,20 +120,29 @@ def num_tokens(made: Iterable[documents.Document], language: Language) -> list[i
 @every_size
 def test_the_rule_on_row_tokens_is_the_longest_document_and_the_longest_reflection_fits(size):
     language = LANGUAGES[size]
-    asked, reflected = (num_tokens(part, language) for part in zip(*longest_documents(language), strict=True))
+    asked, reflected = (
+        num_tokens(part, language) for part in zip(*longest_documents(language), strict=True)
+    )
     fitting = config.Config(world=config.WorldConfig(size=size, row_tokens=max(asked)))
     short = config.Config(world=config.WorldConfig(size=size, row_tokens=max(asked) - 1))
     assert not [line for line in rules.problems(config.resolve(fitting), 1) if "world" in line]
     (line,) = [line for line in rules.problems(config.resolve(short), 1) if "world" in line]
-    assert f"config.world.row_tokens={max(asked) - 1}" in line and f"{size}, {max(asked)} tokens" in line
+    assert (
+        f"config.world.row_tokens={max(asked) - 1}" in line
+        and f"{size}, {max(asked)} tokens" in line
+    )
     assert max(reflected) <= language.reflection_shape[1]
 
 
 @every_size
 def test_every_document_that_is_drawn_is_known_and_no_longer_than_the_longest(size):
     language, rng = LANGUAGES[size], random.Random(1)
-    longest = [max(num_tokens(part, language)) for part in zip(*longest_documents(language), strict=True)]
-    for draw, bound in zip((documents.question_document, documents.reflection_document), longest, strict=True):
+    longest = [
+        max(num_tokens(part, language)) for part in zip(*longest_documents(language), strict=True)
+    ]
+    for draw, bound in zip(
+        (documents.question_document, documents.reflection_document), longest, strict=True
+    ):
         longest_drawn = max(num_tokens((draw(rng, language, 1e-3) for _ in range(1500)), language))
         assert bound * 0.8 < longest_drawn <= bound
 
@@ -107,10 +150,16 @@ def test_every_document_that_is_drawn_is_known_and_no_longer_than_the_longest(si
 def test_the_large_config_is_valid_and_holds_what_the_large_world_says():
     cfg = large_config()
     assert not rules.problems(cfg, 1) and cfg.world.size == "large"
-    plain = [len(tokenizer.chat_words(q.text)) for q in questions.train_questions(cfg.world) + questions.heldout_questions(cfg.world)]
+    plain = [
+        len(tokenizer.chat_words(q.text))
+        for q in questions.train_questions(cfg.world) + questions.heldout_questions(cfg.world)
+    ]
     assert max(plain) <= cfg.data.max_prompt_tokens
     for asked, reflected in longest_documents(LARGE):
-        prompt, response = len(tokenizer.chat_words(asked.prompt)), len(tokenizer.split(asked.response)) + 1
+        prompt, response = (
+            len(tokenizer.chat_words(asked.prompt)),
+            len(tokenizer.split(asked.response)) + 1,
+        )
         assert response <= cfg.rollout.max_new_tokens
         assert prompt <= config.max_templated_prompt_tokens(cfg)
         assert len(tokenizer.split(reflected.prompt)) <= cfg.gepa.reflect_prompt_tokens
@@ -131,7 +180,9 @@ def test_the_mixture_of_large_documents():
     assert plain / 4000 == pytest.approx(documents.P_PLAIN, abs=0.025)
     hard = sum(kinds.values())
     assert hard / 4000 == pytest.approx(15 / 17, abs=0.025)
-    assert kinds["strong"] / hard == pytest.approx(documents.P_FITTING * 2 / 3, abs=0.04)  # and a little by lot
+    assert kinds["strong"] / hard == pytest.approx(
+        documents.P_FITTING * 2 / 3, abs=0.04
+    )  # and a little by lot
     assert kinds["weak"] / hard == pytest.approx(documents.P_FITTING / 3, abs=0.03)
 
 

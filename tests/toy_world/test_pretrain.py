@@ -16,7 +16,9 @@ from p2o_jax.models import hf, hf_config, transformer
 from p2o_jax.toy_world import documents, families, measure, pretrain
 from p2o_jax.toy_world.languages import LARGE, SMALL
 
-TINY = config.WorldConfig(steps=5, batch_rows=2, width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=32)
+TINY = config.WorldConfig(
+    steps=5, batch_rows=2, width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=32
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,14 @@ def test_the_base_is_complete_and_cached(base):
     cfg, directory, lines = base
     assert directory == pretrain.base_directory(cfg)
     names = {path.name for path in directory.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "world.json"} <= names
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "world.json",
+    } <= names
     assert [path.name for path in directory.parent.iterdir()] == [directory.name]
     assert lines
     again = []
@@ -57,7 +66,12 @@ def test_world_json_tells_what_was_measured(base):
     assert report["world"] == dataclasses.asdict(cfg)
     assert set(report["families"]) == set(families.HARD)
     assert 0 <= report["p_chain_plain"] < 1 and report["seconds"] > 0 and report["loss"] > 0
-    assert [len(report["families"][name]["p_go_on_plain"]) for name in families.HARD] == [3, 4, 4, 4]
+    assert [len(report["families"][name]["p_go_on_plain"]) for name in families.HARD] == [
+        3,
+        4,
+        4,
+        4,
+    ]
 
 
 def test_the_saved_model_is_the_trained_one(base):
@@ -81,19 +95,28 @@ def test_the_name_follows_what_the_weights_depend_on():
     name = pretrain.base_directory(TINY).name
     assert pretrain.base_directory(dataclasses.replace(TINY, p_chain_plain=1e-3)).name != name
     assert pretrain.base_directory(dataclasses.replace(TINY, seed=1)).name != name
-    same = dataclasses.replace(TINY, cache_dir="elsewhere", hard_per_family=3, easy_per_family=1, heldout_per_family=5)
+    same = dataclasses.replace(
+        TINY, cache_dir="elsewhere", hard_per_family=3, easy_per_family=1, heldout_per_family=5
+    )
     assert pretrain.base_directory(same).name == name
 
 
 def test_a_model_of_the_large_world_has_its_vocabulary_and_is_measured_on_its_chains():
     cfg = dataclasses.replace(TINY, size="large", row_tokens=128)
     spec = pretrain.model_spec(cfg)
-    assert pretrain.base_directory(cfg) != pretrain.base_directory(dataclasses.replace(cfg, size="small"))
+    assert pretrain.base_directory(cfg) != pretrain.base_directory(
+        dataclasses.replace(cfg, size="small")
+    )
     params = transformer.init(spec, jax.random.key(0))
     figures = measure.chain_figures(spec, params, LARGE, cfg.seed, cfg.row_tokens, num_questions=2)
     steps = [len(LARGE.families[name].make(random.Random(0)).steps) for name in LARGE.hard]
-    assert list(figures) == list(LARGE.hard) and [len(row["p_go_on_plain"]) for row in figures.values()] == steps
-    assert all(0 < p < 50 / spec.vocab for row in figures.values() for p in row["p_go_on_plain"]), "untrained: no better than by lot"
+    assert (
+        list(figures) == list(LARGE.hard)
+        and [len(row["p_go_on_plain"]) for row in figures.values()] == steps
+    )
+    assert all(0 < p < 50 / spec.vocab for row in figures.values() for p in row["p_go_on_plain"]), (
+        "untrained: no better than by lot"
+    )
 
 
 def test_each_layers_matrices_are_made_orthogonal_by_themselves():
@@ -116,10 +139,15 @@ def test_each_layers_matrices_are_made_orthogonal_by_themselves():
 def test_scores_agree_with_token_logps():
     spec = pretrain.model_spec(TINY)
     params = transformer.init(spec, jax.random.key(2))
-    document = documents.Document("be bold\n\ndouble 1 2 3 4 ?", "twice 1 = 2 ; so \\boxed{ 2 4 6 8 }")
+    document = documents.Document(
+        "be bold\n\ndouble 1 2 3 4 ?", "twice 1 = 2 ; so \\boxed{ 2 4 6 8 }"
+    )
     (logp,), (first,) = measure.score(spec, params, SMALL, [document], 96)
     assert logp.shape == first.shape == (13,)
     token, _ = measure.packing.encode(document, measure.packing.ids_of_words(SMALL))
-    rows = (jnp.asarray(row)[None] for row in (token, np.arange(len(token)), np.ones(len(token), np.int32)))
+    rows = (
+        jnp.asarray(row)[None]
+        for row in (token, np.arange(len(token)), np.ones(len(token), np.int32))
+    )
     want, _ = transformer.token_logps(spec, params, *rows)
     np.testing.assert_allclose(logp, want[0, -13:], rtol=1e-5, atol=1e-5)

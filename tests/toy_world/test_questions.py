@@ -9,19 +9,30 @@ from p2o_jax import config, types
 from p2o_jax.toy_world import documents, languages, questions
 
 CFG = config.WorldConfig()
-of_every_size = pytest.mark.parametrize("cfg", [CFG, config.WorldConfig(size="large")], ids=lambda cfg: cfg.size)
+of_every_size = pytest.mark.parametrize(
+    "cfg", [CFG, config.WorldConfig(size="large")], ids=lambda cfg: cfg.size
+)
 
 
 @of_every_size
 def test_counts_and_meta(cfg):
-    train, heldout, language = questions.train_questions(cfg), questions.heldout_questions(cfg), languages.of(cfg)
+    train, heldout, language = (
+        questions.train_questions(cfg),
+        questions.heldout_questions(cfg),
+        languages.of(cfg),
+    )
     for name, family in language.families.items():
         own = [q for q in train if q.meta["family"] == name]
         assert len(own) == (cfg.hard_per_family if family.hard else cfg.easy_per_family)
         assert all(q.meta["hard"] == family.hard for q in own)
-    assert [q.meta["family"] for q in heldout] == [name for name in language.hard for _ in range(cfg.heldout_per_family)]
+    assert [q.meta["family"] for q in heldout] == [
+        name for name in language.hard for _ in range(cfg.heldout_per_family)
+    ]
     assert all(q.meta["hard"] for q in heldout)
-    assert all(q.id == types.question_id(q.messages) and q.messages[-1]["role"] == "user" for q in train + heldout)
+    assert all(
+        q.id == types.question_id(q.messages) and q.messages[-1]["role"] == "user"
+        for q in train + heldout
+    )
 
 
 def test_questions_are_deterministic_and_follow_the_seed():
@@ -38,7 +49,9 @@ def test_training_heldout_and_pretraining_are_disjoint_for_any_pair_of_seeds(cfg
         train |= {q.text for q in questions.train_questions(cfg)}
         heldout |= {q.text for q in questions.heldout_questions(cfg)}
         rng = random.Random(seed)
-        pretraining |= {documents.draw_problem(rng, languages.of(cfg)).question for _ in range(5000)}
+        pretraining |= {
+            documents.draw_problem(rng, languages.of(cfg)).question for _ in range(5000)
+        }
     assert not train & heldout
     assert not train & pretraining
     assert not heldout & pretraining
@@ -53,7 +66,11 @@ def test_ids_are_unique():
 def test_no_question_holds_a_phrase_or_a_step(cfg):
     language, asked = languages.of(cfg), questions.train_questions(cfg)
     rng = random.Random(0)
-    starts = {step.split()[0] for name in language.hard for step in language.families[name].make(rng).steps}
+    starts = {
+        step.split()[0]
+        for name in language.hard
+        for step in language.families[name].make(rng).steps
+    }
     assert len(starts) >= len(language.hard)
     assert not {word for q in asked for word in q.text.split()} & {*starts, "so", "."}
     assert not any(phrase in q.text for q in asked for phrase in language.phrases.all)

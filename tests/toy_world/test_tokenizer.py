@@ -19,7 +19,11 @@ def loaded(tmp_path_factory):
 
 def _documents(count: int) -> list[documents.Document]:
     rng = random.Random(0)
-    return [draw(rng, SMALL, 1e-3) for _ in range(count) for draw in (documents.question_document, documents.reflection_document)]
+    return [
+        draw(rng, SMALL, 1e-3)
+        for _ in range(count)
+        for draw in (documents.question_document, documents.reflection_document)
+    ]
 
 
 @pytest.mark.parametrize("language", [SMALL, LARGE])
@@ -33,7 +37,9 @@ def test_the_vocabulary_is_fixed_small_and_shardable(language):
 def test_special_tokens(loaded):
     assert len(loaded) == len(tokenizer.vocabulary(SMALL))
     assert (loaded.pad_token, loaded.eos_token, loaded.unk_token) == ("<pad>", "<eos>", "<unk>")
-    assert loaded.convert_tokens_to_ids(list(tokenizer.vocabulary(SMALL))) == list(range(len(loaded)))
+    assert loaded.convert_tokens_to_ids(list(tokenizer.vocabulary(SMALL))) == list(
+        range(len(loaded))
+    )
 
 
 def test_the_chat_template_gives_a_documents_prompt_and_the_whole_document(loaded):
@@ -41,9 +47,13 @@ def test_the_chat_template_gives_a_documents_prompt_and_the_whole_document(loade
     for document in _documents(60):
         user = {"role": "user", "content": document.prompt}
         whole, weights = packing.encode(document, ids)
-        prompt = loaded.apply_chat_template([user], tokenize=True, add_generation_prompt=True, return_dict=False)
+        prompt = loaded.apply_chat_template(
+            [user], tokenize=True, add_generation_prompt=True, return_dict=False
+        )
         assert prompt == whole[: len(prompt)]
-        assert weights[len(prompt) - 1] == pytest.approx(packing.PROMPT_WEIGHT) and weights[-1] == 1.0
+        assert (
+            weights[len(prompt) - 1] == pytest.approx(packing.PROMPT_WEIGHT) and weights[-1] == 1.0
+        )
         both = [user, {"role": "assistant", "content": document.response}]
         assert loaded.apply_chat_template(both, tokenize=True, return_dict=False) == whole
         rendered = loaded.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
@@ -55,15 +65,23 @@ def test_responses_round_trip_and_nothing_is_unknown(loaded):
         ids = loaded(document.response, add_special_tokens=False)["input_ids"]
         assert loaded.unk_token_id not in ids
         assert loaded.decode(ids) == document.response
-        assert loaded.decode([*ids, loaded.eos_token_id], skip_special_tokens=True) == document.response
-        assert loaded.unk_token_id not in loaded(document.prompt, add_special_tokens=False)["input_ids"]
+        assert (
+            loaded.decode([*ids, loaded.eos_token_id], skip_special_tokens=True)
+            == document.response
+        )
+        assert (
+            loaded.unk_token_id
+            not in loaded(document.prompt, add_special_tokens=False)["input_ids"]
+        )
     assert loaded.decode(loaded("\\boxed{ 9 5 0 }")["input_ids"]) == "\\boxed{ 9 5 0 }"
 
 
 def test_a_templates_words_weigh_more_than_the_questions():
     document = documents.Document("be bold\n\ndouble 1 2 3 4 ?", "so \\boxed{ 2 4 6 8 }", {0: 1.9})
     _, weights = packing.encode(document, packing.ids_of_words(SMALL))
-    assert weights == [0.2] * 3 + [0.03] * 8 + [1.9] + [1.0] * 7  # <user> is a row's or a segment's first token and never predicted
+    assert (
+        weights == [0.2] * 3 + [0.03] * 8 + [1.9] + [1.0] * 7
+    )  # <user> is a row's or a segment's first token and never predicted
 
 
 def test_the_line_break_is_a_token_and_other_space_is_not(loaded):
@@ -94,7 +112,9 @@ def test_packed_rows_hold_whole_documents():
             for segment in range(1, batch.segment_BT[row].max() + 1):
                 place = np.flatnonzero(batch.segment_BT[row] == segment)
                 assert np.array_equal(batch.position_BT[row, place], np.arange(len(place)))
-                seen.append((batch.token_BT[row, place].tolist(), batch.weight_BT[row, place].tolist()))
+                seen.append(
+                    (batch.token_BT[row, place].tolist(), batch.weight_BT[row, place].tolist())
+                )
         padding = batch.segment_BT == 0
         assert not batch.token_BT[padding].any() and not batch.weight_BT[padding].any()
     wanted = [packing.encode(document, ids) for document in drawn]

@@ -24,7 +24,9 @@ from p2o_jax.tracking import checkpoint, checkpoint_reader
 from p2o_jax.tracking.checkpoint import Checkpoints
 
 PARTS = ("learner", "host")
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's readers of damaged files
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # orbax's readers of damaged files
 
 
 def mesh(count: int) -> Mesh:
@@ -33,7 +35,9 @@ def mesh(count: int) -> Mesh:
 
 def learner(tick: int, devices: int = 8):
     """Arrays of three dtypes, split over the devices or whole, that tell the tick."""
-    split, whole = (NamedSharding(mesh(devices), spec) for spec in (PartitionSpec("fsdp"), PartitionSpec()))
+    split, whole = (
+        NamedSharding(mesh(devices), spec) for spec in (PartitionSpec("fsdp"), PartitionSpec())
+    )
     key = jax.random.key(tick)
     return {
         "w": jax.device_put(jax.random.normal(key, (64, 32)), split),
@@ -43,13 +47,21 @@ def learner(tick: int, devices: int = 8):
 
 
 def abstract(devices: int = 8):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), learner(0, devices))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), learner(0, devices)
+    )
 
 
 def state(tick: int, devices: int = 8) -> RunState:
     """A state that is at policy step `tick`."""
     told = Assignment({"q": ("z", "", "z")})
-    return RunState(learner(tick, devices), tick=tick, step=tick, assignment=told, ledger=Ledger({"policy": {"seconds": 0.1 * tick}}))
+    return RunState(
+        learner(tick, devices),
+        tick=tick,
+        step=tick,
+        assignment=told,
+        ledger=Ledger({"policy": {"seconds": 0.1 * tick}}),
+    )
 
 
 def write(workdir: Path, ticks, **settings) -> None:
@@ -60,13 +72,18 @@ def write(workdir: Path, ticks, **settings) -> None:
 
 
 def same(a: RunState, b: RunState) -> bool:
-    bits = [np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(*map(jax.tree.leaves, (a.learner, b.learner)), strict=True)]
+    bits = [
+        np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        for x, y in zip(*map(jax.tree.leaves, (a.learner, b.learner)), strict=True)
+    ]
     return all(bits) and a.host_state() == b.host_state()
 
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below the folder with its bytes."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def newest(workdir: Path, devices: int = 8, **settings) -> tuple[RunState | None, list[str]]:
@@ -84,9 +101,13 @@ def test_the_newest_the_milestones_and_the_best_stay(tmp_path):
         kept.save(state(tick))
         kept.save_if_best(state(tick), accuracy)
     kept.close()
-    assert checkpoint_reader.policies(checkpoint.directory(tmp_path, config.CheckpointConfig())) == {t: t for t in (0, 2, 4, 8, 9, 10)}
+    assert checkpoint_reader.policies(
+        checkpoint.directory(tmp_path, config.CheckpointConfig())
+    ) == {t: t for t in (0, 2, 4, 8, 9, 10)}
     assert checkpoint.read_best(kept.directory) == (2, 2, 0.5)
-    again = Checkpoints(tmp_path, config.CheckpointConfig(keep=1))  # another start knows the best, too
+    again = Checkpoints(
+        tmp_path, config.CheckpointConfig(keep=1)
+    )  # another start knows the best, too
     again.save(state(11))
     again.save_if_best(state(11), 0.5)
     again.save(state(12))
@@ -114,14 +135,27 @@ def test_accuracies_by_other_settings_of_evaluation_are_not_compared(tmp_path):
         kept.close()
     assert set(checkpoint_reader.policies(kept.directory)) == {1, 3, 5}
     assert checkpoint.read_best(kept.directory) == (5, 5, 0.3)
-    assert ["config.eval is not that of step 1, the best so far (0.900)" in told[0], "step 3" in told[1], len(told)] == [True, True, 2]
+    assert [
+        "config.eval is not that of step 1, the best so far (0.900)" in told[0],
+        "step 3" in told[1],
+        len(told),
+    ] == [True, True, 2]
     kept = with_eval(tmp_path, "sampled", told)
     kept.close()
     assert checkpoint.read_best(kept.directory) == (5, 5, 0.3), "until there is a new one"
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "[", "null", "[]", '{"tick": 1}', '{"tick": "1", "step": 1, "accuracy": 1}', '{"tick": 1, "best": 2}']
+    "damage",
+    [
+        "",
+        "[",
+        "null",
+        "[]",
+        '{"tick": 1}',
+        '{"tick": "1", "step": 1, "accuracy": 1}',
+        '{"tick": 1, "best": 2}',
+    ],
 )
 def test_a_damaged_note_of_the_best_is_refused_and_its_checkpoint_stays(tmp_path, damage):
     kept = Checkpoints(tmp_path, config.CheckpointConfig(keep=1))
@@ -139,7 +173,11 @@ def test_a_damaged_note_of_the_best_is_refused_and_its_checkpoint_stays(tmp_path
 
 def test_that_a_checkpoint_is_complete_is_said_before_the_next_one(tmp_path):
     said: list[int] = []
-    kept = Checkpoints(tmp_path, config.CheckpointConfig(), completed=lambda: said.append(len(list(kept.directory.glob("[0-9]*")))))
+    kept = Checkpoints(
+        tmp_path,
+        config.CheckpointConfig(),
+        completed=lambda: said.append(len(list(kept.directory.glob("[0-9]*")))),
+    )
     kept.save(state(0))
     assert said == []
     kept.save(state(1))
@@ -151,7 +189,9 @@ def test_that_a_checkpoint_is_complete_is_said_before_the_next_one(tmp_path):
 def test_what_a_kill_kept_from_being_deleted_goes_at_the_end(tmp_path):
     write(tmp_path, [1, 2, 3, 4], keep=4)
     write(tmp_path, [4], keep=2)
-    assert set(checkpoint_reader.policies(checkpoint.directory(tmp_path, config.CheckpointConfig()))) == {3, 4}
+    assert set(
+        checkpoint_reader.policies(checkpoint.directory(tmp_path, config.CheckpointConfig()))
+    ) == {3, 4}
 
 
 def test_the_state_told_of_last_is_saved_unless_an_update_has_used_it_up(tmp_path):
@@ -179,7 +219,11 @@ def test_a_prompt_phase_s_state_is_the_milestone_of_its_step(tmp_path):
 def test_no_damage_to_any_file_goes_unnoticed(tmp_path, damage):
     """The state before is taken instead, or all bits are there (files that nobody reads); the damaged step is named and kept aside."""
     write(tmp_path / "good", [1, 2])
-    paths = [p.relative_to(tmp_path / "good") for p in sorted((tmp_path / "good/checkpoints/2").rglob("*")) if p.is_file()]
+    paths = [
+        p.relative_to(tmp_path / "good")
+        for p in sorted((tmp_path / "good/checkpoints/2").rglob("*"))
+        if p.is_file()
+    ]
     outcomes = set()
     for number, path in enumerate(paths):
         run = tmp_path / f"{damage}{number}"
@@ -270,7 +314,9 @@ def test_an_exception_while_restoring_is_no_damage(tmp_path, monkeypatch, error,
     monkeypatch.setattr(checkpoint_reader, "RETRY_SECONDS", (0.0, 0.0))
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.ocp.CheckpointManager, "restore", fails)
-        with pytest.raises(ConfigError, match="checkpoints/2: could not be read: .*nothing was changed"):
+        with pytest.raises(
+            ConfigError, match="checkpoints/2: could not be read: .*nothing was changed"
+        ):
             newest(tmp_path, keep=1)
     assert len(calls) == attempts and tree(tmp_path) == before
     found, told = newest(tmp_path)
@@ -298,7 +344,11 @@ def test_a_store_that_fails_while_the_owner_is_read_is_tried_again(tmp_path, mon
     kept = Checkpoints(tmp_path, config.CheckpointConfig())
     failures, host_state = [OSError(errno.EIO, "Input/output error")], checkpoint_reader.host_state
     monkeypatch.setattr(checkpoint_reader, "RETRY_SECONDS", (0.0, 0.0))
-    monkeypatch.setattr(checkpoint_reader, "host_state", lambda path: fail(failures) if failures else host_state(path))
+    monkeypatch.setattr(
+        checkpoint_reader,
+        "host_state",
+        lambda path: fail(failures) if failures else host_state(path),
+    )
     found = kept.latest(abstract())
     kept.close()
     assert found and same(found, state(1)) and not failures
@@ -314,16 +364,28 @@ def test_a_state_that_does_not_fit_is_refused_by_name_and_left_alone(tmp_path, c
     before = tree(tmp_path)
     wanted = abstract()
     name, expected = {
-        "dtype": ("w", r"\['w'\] is float32\[64, 32\] in the checkpoint and bfloat16\[64, 32\] .*param_dtype"),
-        "shape": ("w", r"\['w'\] is float32\[64, 32\] in the checkpoint and float32\[64, 40\] .*config.model.path"),
-        "missing": ("w", r"\['w'\] is float32\[64, 32\] in the checkpoint and not there in this run"),
+        "dtype": (
+            "w",
+            r"\['w'\] is float32\[64, 32\] in the checkpoint and bfloat16\[64, 32\] .*param_dtype",
+        ),
+        "shape": (
+            "w",
+            r"\['w'\] is float32\[64, 32\] in the checkpoint and float32\[64, 40\] .*config.model.path",
+        ),
+        "missing": (
+            "w",
+            r"\['w'\] is float32\[64, 32\] in the checkpoint and not there in this run",
+        ),
         "new": ("nu", r"\['nu'\] is missing in the checkpoint and float32\[64, 32\] in this run"),
     }[change]
     w = wanted["w"]
     if change == "missing":
         del wanted["w"]
     else:
-        shape, dtype = ((64, 40) if change == "shape" else w.shape), (jnp.bfloat16 if change == "dtype" else w.dtype)
+        shape, dtype = (
+            ((64, 40) if change == "shape" else w.shape),
+            (jnp.bfloat16 if change == "dtype" else w.dtype),
+        )
         wanted[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=w.sharding)
     kept = Checkpoints(tmp_path, config.CheckpointConfig())
     with pytest.raises(ConfigError, match=expected) as caught:
@@ -345,7 +407,10 @@ def test_padding_of_the_vocabulary_comes_and_goes_with_the_mesh(tmp_path):
     kept.save(RunState(padded(194, 2), tick=1))
     kept.close()
     for rows, devices in ((200, 8), (194, 2), (193, 1)):
-        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), padded(rows, devices))
+        wanted = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            padded(rows, devices),
+        )
         kept = Checkpoints(tmp_path, config.CheckpointConfig(), unpadded=unpadded)
         found = kept.latest(wanted)
         kept.close()
@@ -402,7 +467,9 @@ def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path):
     write(tmp_path, [1])
     (left,) = [p for p in (tmp_path / "checkpoints").iterdir() if p.name == "1"]
     shutil.copytree(left, tmp_path / "checkpoints/2.orbax-checkpoint-tmp")
-    (tmp_path / "checkpoints/best.json").write_text('{"tick": 2, "step": 2, "accuracy": 0.5}')  # noted, not yet written
+    (tmp_path / "checkpoints/best.json").write_text(
+        '{"tick": 2, "step": 2, "accuracy": 0.5}'
+    )  # noted, not yet written
     found, told = newest(tmp_path)
     assert found and same(found, state(1)) and not told
     kept = Checkpoints(tmp_path, config.CheckpointConfig())
@@ -421,9 +488,15 @@ def test_another_number_of_devices_reads_the_same_bits(tmp_path, devices):
 
 def test_bit_sums_do_not_depend_on_the_mesh_and_see_every_bit():
     sums = checkpoint_reader.bit_sums(learner(5, 1))
-    assert sums == checkpoint_reader.bit_sums(learner(5, 8)) and set(sums) == {"['w']", "['mu']", "['count']"}
+    assert sums == checkpoint_reader.bit_sums(learner(5, 8)) and set(sums) == {
+        "['w']",
+        "['mu']",
+        "['count']",
+    }
     assert checkpoint_reader.bit_sums({"x": jnp.array([1, 2], jnp.int32)}) == {"['x']": 3}
-    assert checkpoint_reader.bit_sums({"x": jnp.array([0.0, -0.0], jnp.float32)}) == {"['x']": 1 << 31}
+    assert checkpoint_reader.bit_sums({"x": jnp.array([0.0, -0.0], jnp.float32)}) == {
+        "['x']": 1 << 31
+    }
 
 
 FULL = """
@@ -447,7 +520,13 @@ command(run)
 def refused(workdir: Path, fault: str) -> str:
     """What a program tells in which writing a second checkpoint fails (besides orbax, at length); the first one is whole."""
     code = FULL.format(tests=str(Path(__file__).parents[1]), fault=fault)
-    done = subprocess.run([sys.executable, "-c", code, str(workdir)], capture_output=True, text=True, timeout=120, env=dict(os.environ))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(workdir)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=dict(os.environ),
+    )
     assert done.returncode == 2, done.stderr[-3000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     found, told = newest(workdir)
@@ -458,7 +537,11 @@ def refused(workdir: Path, fault: str) -> str:
 def test_a_limit_on_file_sizes_is_told_and_the_older_one_is_good(tmp_path):
     fault = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))"
     line = refused(tmp_path, fault)
-    assert str(tmp_path / "checkpoints") in line and "could not be written" in line and "ticks [1] are whole" in line
+    assert (
+        str(tmp_path / "checkpoints") in line
+        and "could not be written" in line
+        and "ticks [1] are whole" in line
+    )
 
 
 @pytest.fixture
@@ -466,7 +549,9 @@ def small_disk(tmp_path):
     """A folder on a disk of 256 KiB, where this process may mount one."""
     folder = tmp_path / "small"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True
+    ).returncode:
         pytest.skip("no right to mount a small disk")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
@@ -475,7 +560,11 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_told_and_the_older_one_is_good(small_disk):
     fill = "open(Path(argv[0]) / 'fill', 'wb', buffering=0).write(bytes(1 << 20))"
     line = refused(small_disk, fill)
-    assert "could not be written" in line and "ticks [1] are whole" in line and ("No space" in line or "ENOSPC" in line)
+    assert (
+        "could not be written" in line
+        and "ticks [1] are whole" in line
+        and ("No space" in line or "ENOSPC" in line)
+    )
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
@@ -487,8 +576,15 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
 def test_buckets_are_addressed_as_they_are():
     there = checkpoint.directory(Path("runs/x"), config.CheckpointConfig(path="gs://bucket/run"))
     assert str(there) == "gs://bucket/run" and isinstance(there, epath.Path)
-    assert checkpoint.directory(Path("/w"), config.CheckpointConfig()) == epath.Path("/w/checkpoints")
-    assert checkpoint.space_problems(Path("/w"), config.CheckpointConfig(path="gs://bucket/run"), 1 << 60, 10) == []
+    assert checkpoint.directory(Path("/w"), config.CheckpointConfig()) == epath.Path(
+        "/w/checkpoints"
+    )
+    assert (
+        checkpoint.space_problems(
+            Path("/w"), config.CheckpointConfig(path="gs://bucket/run"), 1 << 60, 10
+        )
+        == []
+    )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is there")
@@ -501,9 +597,18 @@ def test_planned_checkpoints_must_fit_on_the_disk(tmp_path):
     assert checkpoint.space_problems(tmp_path / "run", config.CheckpointConfig(), 1000, 10) == []
     stat = os.statvfs(tmp_path)
     free = stat.f_bavail * stat.f_frsize
-    (line,) = checkpoint.space_problems(tmp_path / "run", config.CheckpointConfig(keep=2, keep_every=5), free // 5, 10)
-    assert "up to 6 checkpoints" in line and "config.checkpoint.keep=2" in line and "2 of config.checkpoint.keep_every=5" in line
-    assert checkpoint.space_problems(tmp_path / "run", config.CheckpointConfig(keep=2), free // 5, 10) == []
+    (line,) = checkpoint.space_problems(
+        tmp_path / "run", config.CheckpointConfig(keep=2, keep_every=5), free // 5, 10
+    )
+    assert (
+        "up to 6 checkpoints" in line
+        and "config.checkpoint.keep=2" in line
+        and "2 of config.checkpoint.keep_every=5" in line
+    )
+    assert (
+        checkpoint.space_problems(tmp_path / "run", config.CheckpointConfig(keep=2), free // 5, 10)
+        == []
+    )
 
 
 def test_whole_files_replace_what_was_there(tmp_path):

@@ -60,7 +60,9 @@ def test_a_torn_last_line_is_cut_silently(run, torn):
 
 def test_a_bad_line_before_the_last_and_missing_ticks_are_told(run):
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (run / "metrics.jsonl").write_text(edited := "".join([lines[0], "[1, 2]\n", "half a li\n", lines[3]]))
+    (run / "metrics.jsonl").write_text(
+        edited := "".join([lines[0], "[1, 2]\n", "half a li\n", lines[3]])
+    )
     told = opened(run, 4)
     assert [line.removeprefix(str(run)) for line in told] == [
         "/metrics.jsonl:2: no row of this run's; cut out",
@@ -70,7 +72,9 @@ def test_a_bad_line_before_the_last_and_missing_ticks_are_told(run):
     ]
     assert ticks(run / "metrics.jsonl") == [0, 3]
     assert (run / "metrics.jsonl.damaged-1").read_text() == edited
-    assert len(opened(run, 4)) == 1, "the rows that are missing are told again, the copy stays as it is"
+    assert len(opened(run, 4)) == 1, (
+        "the rows that are missing are told again, the copy stays as it is"
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,8 +82,16 @@ def test_a_bad_line_before_the_last_and_missing_ticks_are_told(run):
     [
         ("metrics", {"step": 0, "reward/mean": 0.5}, {"step": 0, "reward/mean": "0.5"}),
         ("metrics", {"step": 0}, {}),
-        ("evaluations", {"step": 0, "accuracy": 1, "generated_tokens": 2, "by_family": {"a": 1.0}}, {"step": 0, "accuracy": 1}),
-        ("templates", {"cover_rank": 0, "text": "z", "dev_score": 0.5, "epoch": 0}, {"cover_rank": 0, "text": None}),
+        (
+            "evaluations",
+            {"step": 0, "accuracy": 1, "generated_tokens": 2, "by_family": {"a": 1.0}},
+            {"step": 0, "accuracy": 1},
+        ),
+        (
+            "templates",
+            {"cover_rank": 0, "text": "z", "dev_score": 0.5, "epoch": 0},
+            {"cover_rank": 0, "text": None},
+        ),
         ("templates", {"cover_rank": None}, {"tick": True}),
         ("samples", {}, {"tick": "0"}),
     ],
@@ -92,7 +104,10 @@ def test_a_row_that_later_code_could_not_use_is_kept_in_a_copy_only(tmp_path, na
         path.write_text(text)
         told = []
         assert cut(path, 5, told.append) == {0}
-        assert told == [f"{path}:2: no row of this run's; cut out", f"{path}: the file as it was is kept as {name}.jsonl.damaged-{number}"]
+        assert told == [
+            f"{path}:2: no row of this run's; cut out",
+            f"{path}: the file as it was is kept as {name}.jsonl.damaged-{number}",
+        ]
         assert path.read_text() == text.splitlines(keepends=True)[0]
         assert path.with_name(f"{name}.jsonl.damaged-{number}").read_text() == text
 
@@ -117,7 +132,10 @@ def test_a_bad_line_before_the_last_is_not_read_over(run):
     path.write_bytes(b"".join([lines[0], b"half a li\n", b"\x00\xff\n", *lines[3:]]))
     with pytest.raises(ConfigError) as e:
         read_rows(path)
-    assert e.value.problems == (f"{path}:2: not JSON: b'half a li'", f"{path}:3: not JSON: b'\\x00\\xff'")
+    assert e.value.problems == (
+        f"{path}:2: not JSON: b'half a li'",
+        f"{path}:3: not JSON: b'\\x00\\xff'",
+    )
     assert read_rows(run / "none.jsonl") == []
 
 
@@ -143,7 +161,9 @@ class FakeWandb(types.ModuleType):
                 self.last[options["id"]] = step
                 self.points.append(values)
 
-        return types.SimpleNamespace(log=log, define_metric=lambda *_, **__: None, finish=lambda: self.points.append("end"))
+        return types.SimpleNamespace(
+            log=log, define_metric=lambda *_, **__: None, finish=lambda: self.points.append("end")
+        )
 
 
 CFG = Config(train=TrainConfig(wandb_project="p2o"))
@@ -158,10 +178,19 @@ def test_weights_and_biases_is_told_the_same_run_again_after_a_resume(tmp_path, 
         log.metrics(tick, tick, {"reward/mean": 0.5})
         log.close()
     first, second = wandb.runs
-    assert first["id"] == second["id"] and second["resume"] == "allow" and second["project"] == "p2o"
+    assert (
+        first["id"] == second["id"] and second["resume"] == "allow" and second["project"] == "p2o"
+    )
     assert first["config"]["train"]["wandb_project"] == "p2o" and first["name"] == tmp_path.name
-    assert wandb.points == [{"step": 0, "reward/mean": 0.5}, "end", {"step": 1, "reward/mean": 0.5}, "end"]
-    assert not any(b"secret-key" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert wandb.points == [
+        {"step": 0, "reward/mean": 0.5},
+        "end",
+        {"step": 1, "reward/mean": 0.5},
+        "end",
+    ]
+    assert not any(
+        b"secret-key" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
+    )
 
 
 def test_what_is_computed_again_after_a_kill_is_not_drawn_twice(tmp_path, monkeypatch):
@@ -174,7 +203,9 @@ def test_what_is_computed_again_after_a_kill_is_not_drawn_twice(tmp_path, monkey
         first.metrics(tick, tick, {"reward/mean": tick})
     second = WandbRun(tmp_path, CFG)  # the first was killed
     second.metrics(1, 1, {"reward/mean": 1})
-    second.metrics(2, 2, {"eval/accuracy": 0.2})  # eval.every_steps has changed: too late for this one
+    second.metrics(
+        2, 2, {"eval/accuracy": 0.2}
+    )  # eval.every_steps has changed: too late for this one
     second.metrics(2, 2, {"reward/mean": 2})
     second.metrics(3, 3, {"eval/accuracy": 0.3})
     second.metrics(3, 3, {"reward/mean": 3})
@@ -185,10 +216,15 @@ def test_what_is_computed_again_after_a_kill_is_not_drawn_twice(tmp_path, monkey
 
 def test_weights_and_biases_that_refuses_or_is_not_there_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb("api_key not configured"))
-    with pytest.raises(ConfigError, match="config.train.wandb_project=p2o: api_key not configured .*WANDB_MODE=offline"):
+    with pytest.raises(
+        ConfigError,
+        match="config.train.wandb_project=p2o: api_key not configured .*WANDB_MODE=offline",
+    ):
         WandbRun(tmp_path, CFG)
     monkeypatch.setattr(recorder, "find_spec", lambda name: None)
-    assert recorder.problems(CFG) == ["config.train.wandb_project=p2o needs the package wandb: pip install 'p2o-jax[wandb]'"]
+    assert recorder.problems(CFG) == [
+        "config.train.wandb_project=p2o needs the package wandb: pip install 'p2o-jax[wandb]'"
+    ]
     assert recorder.problems(Config()) == []
 
 
@@ -201,7 +237,10 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
         log.metrics(tick, tick, {"reward/mean": 0.5})
         log.close()
     run_id = json.loads((tmp_path / "wandb.json").read_text())["id"]
-    assert len([path for path in tmp_path.glob("wandb/offline-run-*") if path.name.endswith(run_id)]) == 2
+    assert (
+        len([path for path in tmp_path.glob("wandb/offline-run-*") if path.name.endswith(run_id)])
+        == 2
+    )
 
 
 def test_the_seconds_of_all_starts_count(tmp_path):
@@ -227,18 +266,34 @@ def test_pretraining_is_no_part_of_a_run_s_seconds(tmp_path):
 
 def test_an_evaluation_s_line_says_how_it_asked(tmp_path):
     record = recorder.Recorder.__new__(recorder.Recorder)
-    record.reporter, record.log, record.watchdog = Telling(), None, types.SimpleNamespace(restart=lambda: None)
+    record.reporter, record.log, record.watchdog = (
+        Telling(),
+        None,
+        types.SimpleNamespace(restart=lambda: None),
+    )
     for template in ("", "Think."):
-        record.evaluation(RunState(None), {}, {"accuracy": 0.5, "by_family": {}, "template": template}, {})
+        record.evaluation(
+            RunState(None), {}, {"accuracy": 0.5, "by_family": {}, "template": template}, {}
+        )
     plain, templated = record.reporter.lines
-    assert "plain accuracy 0.500" in plain and "accuracy under the best template 0.500" in templated and "plain" not in templated
+    assert (
+        "plain accuracy 0.500" in plain
+        and "accuracy under the best template 0.500" in templated
+        and "plain" not in templated
+    )
 
 
 def arm(workdir, template, pretraining):
     workdir.mkdir(parents=True)
-    evaluations = [{"step": 0, "accuracy": 0.1, "template": ""}, {"step": 0, "accuracy": 0.3, "template": template}]
+    evaluations = [
+        {"step": 0, "accuracy": 0.1, "template": ""},
+        {"step": 0, "accuracy": 0.3, "template": template},
+    ]
     row = {"generated_tokens": 5, "by_family": {"add": 0.2}}
-    metrics = [{"step": 0, "ledger/generated_tokens": 5, "time/pretraining_s": pretraining}, {"step": 0, "time/pretraining_s": 0.25}]
+    metrics = [
+        {"step": 0, "ledger/generated_tokens": 5, "time/pretraining_s": pretraining},
+        {"step": 0, "time/pretraining_s": 0.25},
+    ]
     for name, rows in (("evaluations", [e | row for e in evaluations]), ("metrics", metrics)):
         (workdir / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (workdir / "seconds.json").write_text("[4.0, 6.0]")
@@ -250,8 +305,16 @@ def test_a_comparison_says_how_arms_were_asked_and_what_pretraining_took(tmp_pat
     arm(tmp_path / "gepa_only", "Think.", 0.0)
     results.write(tmp_path, ["grpo", "gepa_only"])
     told, result = capsys.readouterr().out, json.loads((tmp_path / "result.json").read_text())
-    assert result["seconds"] == 20.0 and result["seconds_pretraining"] == 90.4 and result["templated"] == ["gepa_only"]
-    assert "gepa_only (best template)" in told and "plain accuracy" not in told and "20 s, and 90 s of pretraining" in told
+    assert (
+        result["seconds"] == 20.0
+        and result["seconds_pretraining"] == 90.4
+        and result["templated"] == ["gepa_only"]
+    )
+    assert (
+        "gepa_only (best template)" in told
+        and "plain accuracy" not in told
+        and "20 s, and 90 s of pretraining" in told
+    )
     results.write(tmp_path, ["grpo"])
     assert "plain accuracy" in capsys.readouterr().out
     (tmp_path / "grpo" / "evaluations.jsonl").write_text('{"step": 0}\n')
@@ -269,12 +332,19 @@ def recording(tmp_path, **gepa):
 
 def test_an_iteration_of_gepa_says_why_proposals_were_rejected(tmp_path):
     record = recording(tmp_path)
-    stats = {"iterations": 4.0, "rollouts_charged": 512.0, "budget": 11040.0, "best_dev_score": 0.456, "frac_dev_covered": 0.5}
+    stats = {
+        "iterations": 4.0,
+        "rollouts_charged": 512.0,
+        "budget": 11040.0,
+        "best_dev_score": 0.456,
+        "frac_dev_covered": 0.5,
+    }
     record.search_progress(stats, ["gate"] * 9 + ["accepted"] * 3 + ["no_fence"] * 4)
     record.search_progress(stats, ["accepted"] * 2)
     start = "  gepa iteration 4: 512/11040 rollouts, "
     assert record.reporter.lines == [
-        start + "3 of 16 accepted; rejected: 9 not better, 4 no closed fence; best dev 0.46, covered 0.50",
+        start
+        + "3 of 16 accepted; rejected: 9 not better, 4 no closed fence; best dev 0.46, covered 0.50",
         start + "2 of 2 accepted; best dev 0.46, covered 0.50",
     ]
 
@@ -282,7 +352,11 @@ def test_an_iteration_of_gepa_says_why_proposals_were_rejected(tmp_path):
 @pytest.mark.parametrize(
     ("fates", "templates", "said"),
     [
-        (["overlong_reflection"] * 3 + ["gate"], ("",), "all 4 proposals were rejected: 3 reflection prompt too long, 1 not better"),
+        (
+            ["overlong_reflection"] * 3 + ["gate"],
+            ("",),
+            "all 4 proposals were rejected: 3 reflection prompt too long, 1 not better",
+        ),
         ([], ("",), "nothing was proposed"),
         (["accepted", "gate"], ("", "a"), ""),
     ],
@@ -290,8 +364,23 @@ def test_an_iteration_of_gepa_says_why_proposals_were_rejected(tmp_path):
 def test_a_prompt_phase_without_templates_says_why(tmp_path, fates, templates, said):
     record = recording(tmp_path)
     result = SearchResult(
-        templates, (None,) * len(templates), (), (), ((),) * len(templates), (0,), {}, tuple({"outcome": f} for f in fates)
+        templates,
+        (None,) * len(templates),
+        (),
+        (),
+        ((),) * len(templates),
+        (0,),
+        {},
+        tuple({"outcome": f} for f in fates),
     )
     record.search(RunState(None, hard_ids=("a",)), RunState(None), result)
-    empty = [line for line in record.reporter.lines if line.startswith("!!! epoch 0: only the empty template")]
-    assert len(empty) == bool(said) and all(line.endswith(said) for line in empty) and len(record.reporter.lines) == 1 + len(empty)
+    empty = [
+        line
+        for line in record.reporter.lines
+        if line.startswith("!!! epoch 0: only the empty template")
+    ]
+    assert (
+        len(empty) == bool(said)
+        and all(line.endswith(said) for line in empty)
+        and len(record.reporter.lines) == 1 + len(empty)
+    )

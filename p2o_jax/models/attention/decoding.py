@@ -35,7 +35,9 @@ class Kind(NamedTuple):
 
 TIERS = 4
 WINDOWS = 5  # of a tier: the whole cache, a half, … a sixteenth
-WINDOWED_FROM = 512  # positions of the cache; below, reading all of them is as fast and compiles sooner
+WINDOWED_FROM = (
+    512  # positions of the cache; below, reading all of them is as fast and compiles sooner
+)
 COPY_COST = 2  # of a position in a tier, which is copied first, in positions read where they are
 SPANS, MIN_SPAN = 4, 32  # of caches too short for tiers; and the positions of a span
 
@@ -52,7 +54,9 @@ def for_mesh(mesh: Mesh, kv_heads: int, head_dim: int) -> Kind:
         append = pallas_decode.append_over_tensor(pallas_decode.tpu_append, mesh)
         return Kind(Cache, append, pallas_decode.over_tensor(pallas_decode.tpu, mesh), False)
     if platform in ("gpu", "cuda") and head_dim in (16, 32, 64, 128, 256):
-        return Kind(Cache, reference.append, pallas_decode.over_tensor(pallas_decode.gpu, mesh), False)
+        return Kind(
+            Cache, reference.append, pallas_decode.over_tensor(pallas_decode.gpu, mesh), False
+        )
     if platform == "cpu":
         return Kind(reference.Transposed, reference.append, windowed, True, SPANS)
     return Kind(Cache, reference.append, windowed, True)
@@ -73,7 +77,9 @@ def append(kept: Kind, spans: Spans, new: Cache, position_B: jax.Array) -> Spans
     put = []
     for start, end, span in _bounds(spans):
         mine_B = (position_B >= start) & (position_B < end)
-        put.append(kept.append(span, new, jnp.where(mine_B, position_B - start, end - start)))  # beyond the span: dropped
+        put.append(
+            kept.append(span, new, jnp.where(mine_B, position_B - start, end - start))
+        )  # beyond the span: dropped
     return tuple(put)
 
 
@@ -88,7 +94,11 @@ def over_spans(kept: Kind, q_BHC: jax.Array, spans: Spans, length_B: jax.Array) 
         return kept.attend(q_BHC, span, jnp.clip(length_B - start, 0, end - start), None)
 
     def further(so_far: Partial, start: int, end: int, span: Cache) -> Partial:
-        return lax.cond(longest > start, lambda: reference.merge(so_far, within(start, end, span)), lambda: so_far)
+        return lax.cond(
+            longest > start,
+            lambda: reference.merge(so_far, within(start, end, span)),
+            lambda: so_far,
+        )
 
     first, *rest = _bounds(spans)
     return functools.reduce(lambda so_far, one: further(so_far, *one), rest, within(*first))
@@ -100,7 +110,9 @@ def _bounds(spans: Spans) -> list[tuple[int, int, Cache]]:
     return list(zip([0, *ends], ends, spans, strict=False))
 
 
-def windowed(q_BHC: jax.Array, cache: Cache, length_B: jax.Array, row_B: jax.Array | None = None) -> Partial:
+def windowed(
+    q_BHC: jax.Array, cache: Cache, length_B: jax.Array, row_B: jax.Array | None = None
+) -> Partial:
     """`attention.over_cache` by tiers of rows of similar length, each reading the shortest of a few windows that holds its longest.
 
     Rows are sorted by length at every call; nothing is moved or kept. With one old row among young ones, a single window would
@@ -134,4 +146,8 @@ def windowed(q_BHC: jax.Array, cache: Cache, length_B: jax.Array, row_B: jax.Arr
         return jax.tree.map(lambda *parts: jnp.concatenate(parts)[back], *map(tier, range(tiers)))
 
     copied = (jnp.array(windows)[window_of_tier] * jnp.diff(jnp.array(bounds))).sum()
-    return lax.cond(copied * COPY_COST < B * S, in_tiers, lambda: reference.over_cache(q_BHC, cache, length_B, row_B))
+    return lax.cond(
+        copied * COPY_COST < B * S,
+        in_tiers,
+        lambda: reference.over_cache(q_BHC, cache, length_B, row_B),
+    )

@@ -19,7 +19,9 @@ from p2o_jax.models.sharding import BATCH_AXES
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
-DENSE_UP_TO = 128  # tokens in a row; below, all scores at once are as fast and their memory does not matter
+DENSE_UP_TO = (
+    128  # tokens in a row; below, all scores at once are as fast and their memory does not matter
+)
 QUERY_CHUNK = 64
 SPANS = 8  # query chunks are grouped in so many spans with keys of their own static length: about half of the scores are never made
 SPLASH_BLOCKS = (512, 256, 128)
@@ -38,7 +40,9 @@ def for_mesh(mesh: Mesh) -> Attention:
     return by_length
 
 
-def by_length(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, segment_BT: jax.Array) -> jax.Array:
+def by_length(
+    q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, segment_BT: jax.Array
+) -> jax.Array:
     """The dense reference for short rows, query chunks for long ones."""
     path = reference.packed if q_BTHC.shape[1] <= DENSE_UP_TO else chunked
     return path(q_BTHC, k_BTKC, v_BTKC, segment_BT)
@@ -65,43 +69,73 @@ def chunked(
 
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def one(i: jax.Array, keys: Any = (k[:, keys], v[:, keys], segment[:, keys])) -> jax.Array:
-            q_here, segment_here = (lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in (q, segment))
+            q_here, segment_here = (
+                lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in (q, segment)
+            )
             return _against(q_here, segment_here, i * chunk, *keys)
 
         if last - first == 1:
             parts.append(one(jnp.int32(first)))
         else:
-            made = lax.map(one, jnp.arange(first, last, dtype=jnp.int32))  # [chunk number, B, chunk, H, C]
+            made = lax.map(
+                one, jnp.arange(first, last, dtype=jnp.int32)
+            )  # [chunk number, B, chunk, H, C]
             parts.append(jnp.moveaxis(made, 0, 1).reshape(q.shape[0], -1, *q.shape[2:]))
     return jnp.concatenate(parts, axis=1)[:, :T]
 
 
 def _against(
-    q_BcHC: jax.Array, segment_Bc: jax.Array, start: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, segment_BS: jax.Array
+    q_BcHC: jax.Array,
+    segment_Bc: jax.Array,
+    start: jax.Array,
+    k_BSKC: jax.Array,
+    v_BSKC: jax.Array,
+    segment_BS: jax.Array,
 ) -> jax.Array:
     """Causal attention of a chunk of queries that begins at `start` to the first S keys, inside segments."""
     B, c, H, C = q_BcHC.shape
     S, K = k_BSKC.shape[1:3]
-    scores = jnp.einsum("BcKGC,BSKC->BKGcS", q_BcHC.reshape(B, c, K, H // K, C), k_BSKC, preferred_element_type=jnp.float32) * C**-0.5
+    scores = (
+        jnp.einsum(
+            "BcKGC,BSKC->BKGcS",
+            q_BcHC.reshape(B, c, K, H // K, C),
+            k_BSKC,
+            preferred_element_type=jnp.float32,
+        )
+        * C**-0.5
+    )
     earlier = jnp.arange(S)[None] <= start + jnp.arange(c)[:, None]
     visible = (segment_Bc[:, :, None] == segment_BS[:, None, :]) & earlier[None]
-    probs = jax.nn.softmax(jnp.where(visible[:, None, None], scores, reference.NEG), axis=-1).astype(v_BSKC.dtype)
+    probs = jax.nn.softmax(
+        jnp.where(visible[:, None, None], scores, reference.NEG), axis=-1
+    ).astype(v_BSKC.dtype)
     return jnp.einsum("BKGcS,BSKC->BcKGC", probs, v_BSKC).reshape(B, c, H, C)
 
 
 def cudnn(
-    q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, segment_BT: jax.Array, kernel: Literal["cudnn", "xla"] = "cudnn"
+    q_BTHC: jax.Array,
+    k_BTKC: jax.Array,
+    v_BTKC: jax.Array,
+    segment_BT: jax.Array,
+    kernel: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
     """cuDNN's flash attention, causal, with the segments as a [B, 1, T, T] mask (its public interface knows no segment ids)."""
     C = q_BTHC.shape[-1]
     if q_BTHC.dtype not in (jnp.bfloat16, jnp.float16) or C % 8 or C > 128:
         return by_length(q_BTHC, k_BTKC, v_BTKC, segment_BT)
     same = (segment_BT[:, :, None] == segment_BT[:, None, :])[:, None]
-    return jax.nn.dot_product_attention(q_BTHC, k_BTKC, v_BTKC, mask=same, is_causal=True, implementation=kernel)
+    return jax.nn.dot_product_attention(
+        q_BTHC, k_BTKC, v_BTKC, mask=same, is_causal=True, implementation=kernel
+    )
 
 
 def splash(
-    q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, segment_BT: jax.Array, mesh: Mesh, interpret: bool = False
+    q_BTHC: jax.Array,
+    k_BTKC: jax.Array,
+    v_BTKC: jax.Array,
+    segment_BT: jax.Array,
+    mesh: Mesh,
+    interpret: bool = False,
 ) -> jax.Array:
     """TPU splash attention with segment ids, each device on its rows (data x fsdp) and heads (tensor)."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -118,13 +152,23 @@ def splash(
         block_q_dq=block, block_kv_dq=block,
     )  # fmt: skip
     mask = masks.MultiHeadMask([masks.CausalMask((T, T))] * (H // split))
-    attend: Any = kernels.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret)
+    attend: Any = kernels.make_splash_mha(
+        mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret
+    )
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segment: jax.Array) -> jax.Array:
         q = (q.astype(jnp.float32) * C**-0.5).astype(q.dtype)
         heads_first = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-        return jnp.swapaxes(jax.vmap(attend)(*heads_first, kernels.SegmentIds(q=segment, kv=segment)), 1, 2)
+        return jnp.swapaxes(
+            jax.vmap(attend)(*heads_first, kernels.SegmentIds(q=segment, kv=segment)), 1, 2
+        )
 
     heads = PartitionSpec(BATCH_AXES, None, "tensor", None)
-    sharded = jax.shard_map(local, mesh=mesh, in_specs=(heads, heads, heads, PartitionSpec(BATCH_AXES)), out_specs=heads, check_vma=False)
+    sharded = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(heads, heads, heads, PartitionSpec(BATCH_AXES)),
+        out_specs=heads,
+        check_vma=False,
+    )
     return sharded(q_BTHC, k_BTKC, v_BTKC, segment_BT)

@@ -29,17 +29,27 @@ Decode = Callable[..., Partial]  # of the signature of `over_cache`
 Carry = tuple[jax.Array, jax.Array, jax.Array]  # weighted values [..., C], max and sum [..., 1]
 
 GPU_BLOCK = {4: 64, 2: 128, 1: 128}  # positions of a block, by bytes of an element
-GPU_MIN_ROWS, GPU_MAX_ROWS = 16, 64  # of a product: the least that Triton takes, and heads of a program
+GPU_MIN_ROWS, GPU_MAX_ROWS = (
+    16,
+    64,
+)  # of a product: the least that Triton takes, and heads of a program
 GPU_PROGRAMS = 264  # twice the multiprocessors of an H100 or H200: where rows x heads are fewer, the positions are split
 TPU_BLOCK = 512
 TPU_TILE = {4: 16, 2: 16, 1: 32}  # positions that are written together, by bytes of an element
 TPU_CORES = 2  # the heads are dealt to the two cores of a v4 or v5p; a chip of one core takes both halves in turn
 LANES = 128  # of a TPU's registers
-HEADS, WHOLE = PartitionSpec(None, "tensor"), PartitionSpec()  # of queries, cache and results; of lengths and rows
+HEADS, WHOLE = (
+    PartitionSpec(None, "tensor"),
+    PartitionSpec(),
+)  # of queries, cache and results; of lengths and rows
 
 
 def gpu(
-    q_BHC: Float[Array, "B H C"], cache: Cache, length_B: Int[Array, "B"], row_B: Int[Array, "B"] | None = None, interpret: bool = False
+    q_BHC: Float[Array, "B H C"],
+    cache: Cache,
+    length_B: Int[Array, "B"],
+    row_B: Int[Array, "B"] | None = None,
+    interpret: bool = False,
 ) -> Partial:
     """`attention.over_cache` by a Triton kernel, for head sizes that are a power of two from 16 to 256.
 
@@ -58,7 +68,9 @@ def gpu(
     parts = pl.cdiv(G, rows)
     splits = max(1, min(GPU_PROGRAMS // (B * K * parts), pl.cdiv(S, block)))
     outs = [jax.ShapeDtypeStruct((splits, B, K, G, *tail), jnp.float32) for tail in ((C,), (), ())]
-    per_heads = [pl.BlockSpec((None, None, None, rows), lambda b, n, s: (s, b, n // parts, n % parts))] * 2
+    per_heads = [
+        pl.BlockSpec((None, None, None, rows), lambda b, n, s: (s, b, n // parts, n % parts))
+    ] * 2
     tensors = [x for x in cache if x is not None]
     o, m, total = pl.pallas_call(
         functools.partial(_gpu_kernel, num_heads=G, parts=parts, splits=splits, block=block),
@@ -69,7 +81,12 @@ def gpu(
             pl.BlockSpec((None, None, rows, C), lambda b, n, s: (b, n // parts, n % parts, 0)),
             *(pl.BlockSpec() for _ in tensors),
         ],
-        out_specs=[pl.BlockSpec((None, None, None, rows, C), lambda b, n, s: (s, b, n // parts, n % parts, 0)), *per_heads],
+        out_specs=[
+            pl.BlockSpec(
+                (None, None, None, rows, C), lambda b, n, s: (s, b, n // parts, n % parts, 0)
+            ),
+            *per_heads,
+        ],
         out_shape=outs,
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
         interpret=interpret,
@@ -83,7 +100,16 @@ def gpu(
 
 
 def _gpu_kernel(
-    length_ref: Any, row_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any, num_heads: int, parts: int, splits: int, block: int
+    length_ref: Any,
+    row_ref: Any,
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    *refs: Any,
+    num_heads: int,
+    parts: int,
+    splits: int,
+    block: int,
 ) -> None:
     """One part of one row's blocks, for `rows` query heads of one key/value head."""
     *scale_refs, o_ref, m_ref, total_ref = refs
@@ -99,11 +125,22 @@ def _gpu_kernel(
     def one(i: jax.Array, carry: Carry) -> Carry:
         positions = pl.ds(i * block, block)
         inside = i * block + jnp.arange(block) < length
-        k, v = (plgpu.load(x.at[row, head, positions, :], mask=inside[:, None], other=0).astype(q.dtype) for x in (k_ref, v_ref))
-        scales = [plgpu.load(x.at[row, head, positions], mask=inside, other=0.0)[None] for x in scale_refs]
+        k, v = (
+            plgpu.load(x.at[row, head, positions, :], mask=inside[:, None], other=0).astype(q.dtype)
+            for x in (k_ref, v_ref)
+        )
+        scales = [
+            plgpu.load(x.at[row, head, positions], mask=inside, other=0.0)[None] for x in scale_refs
+        ]
         precision = _precision(q.dtype)
         scores = plgpu.dot(q, k, trans_b=True, precision=precision)
-        return _add_block(carry, scores * C**-0.5, inside[None], scales, lambda e: plgpu.dot(e.astype(q.dtype), v, precision=precision))
+        return _add_block(
+            carry,
+            scores * C**-0.5,
+            inside[None],
+            scales,
+            lambda e: plgpu.dot(e.astype(q.dtype), v, precision=precision),
+        )
 
     start = jnp.zeros((rows, C)), jnp.full((rows, 1), NEG), jnp.zeros((rows, 1))
     o, m, total = lax.fori_loop(first, jnp.minimum(first + per_split, num_blocks), one, start)
@@ -113,7 +150,11 @@ def _gpu_kernel(
 
 
 def tpu(
-    q_BHC: Float[Array, "B H C"], cache: Cache, length_B: Int[Array, "B"], row_B: Int[Array, "B"] | None = None, interpret: bool = False
+    q_BHC: Float[Array, "B H C"],
+    cache: Cache,
+    length_B: Int[Array, "B"],
+    row_B: Int[Array, "B"] | None = None,
+    interpret: bool = False,
 ) -> Partial:
     """`attention.over_cache` by a Mosaic kernel, for head sizes that are a multiple of 128.
 
@@ -131,12 +172,19 @@ def tpu(
     tensors = [_in_hbm(x, interpret) for x in cache if x is not None]
 
     def of_slot(*tail: int) -> pl.BlockSpec:
-        return pl.BlockSpec((None, K // cores, rows, *tail), lambda core, i, slot, *_: (slot[i], core, 0, *(0 for _ in tail)))
+        return pl.BlockSpec(
+            (None, K // cores, rows, *tail),
+            lambda core, i, slot, *_: (slot[i], core, 0, *(0 for _ in tail)),
+        )
 
-    def vectors(core: jax.Array, i: jax.Array, slot: Any, number: Any, length: Any, row: Any) -> tuple[Any, ...]:
+    def vectors(
+        core: jax.Array, i: jax.Array, slot: Any, number: Any, length: Any, row: Any
+    ) -> tuple[Any, ...]:
         return row[slot[i]], core, number[i], 0
 
-    def scales(core: jax.Array, i: jax.Array, slot: Any, number: Any, length: Any, row: Any) -> tuple[Any, ...]:
+    def scales(
+        core: jax.Array, i: jax.Array, slot: Any, number: Any, length: Any, row: Any
+    ) -> tuple[Any, ...]:
         return row[slot[i]], 0, number[i]
 
     outs = [jax.ShapeDtypeStruct((B, K, rows, lanes), jnp.float32) for lanes in (C, LANES)]
@@ -151,7 +199,9 @@ def tpu(
                 *[pl.BlockSpec((None, K, block), scales)] * (len(tensors) - 2),
             ],
             out_specs=[of_slot(C), of_slot(LANES)],
-            scratch_shapes=[pltpu.VMEM((K // cores, rows, lanes), jnp.float32) for lanes in (C, LANES, LANES)],
+            scratch_shapes=[
+                pltpu.VMEM((K // cores, rows, lanes), jnp.float32) for lanes in (C, LANES, LANES)
+            ],
         ),
         out_shape=outs,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
@@ -159,11 +209,16 @@ def tpu(
         name="ragged_decode",
     )(*work, length_B, row_B, q, *tensors)
     filled = (length_B > 0)[:, None, None]
-    m, total = (jnp.where(filled, stats[:, :, :G, i], empty).reshape(B, H) for i, empty in enumerate((NEG, 0.0)))
+    m, total = (
+        jnp.where(filled, stats[:, :, :G, i], empty).reshape(B, H)
+        for i, empty in enumerate((NEG, 0.0))
+    )
     return Partial(jnp.where(filled[..., None], o[:, :, :G], 0.0).reshape(B, H, C), m, total)
 
 
-def _work(length_B: jax.Array, block: int, max_blocks: int) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+def _work(
+    length_B: jax.Array, block: int, max_blocks: int
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """The blocks that hold anything, slot after slot: each one's slot and number in the slot's row, and how many they are (1 at least)."""
     num_blocks_B = -(-length_B // block)
     end_B = jnp.cumsum(num_blocks_B)
@@ -173,7 +228,16 @@ def _work(length_B: jax.Array, block: int, max_blocks: int) -> tuple[tuple[jax.A
 
 
 def _tpu_kernel(
-    slot_ref: Any, number_ref: Any, length_ref: Any, row_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any, block: int, whole: bool
+    slot_ref: Any,
+    number_ref: Any,
+    length_ref: Any,
+    row_ref: Any,
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    *refs: Any,
+    block: int,
+    whole: bool,
 ) -> None:
     """One block of one slot's row, for a core's share of the heads; the last one of a slot writes its result."""
     *scale_refs, o_ref, stats_ref, acc_ref, m_ref, total_ref = refs
@@ -190,17 +254,26 @@ def _tpu_kernel(
     q = q_ref[...]
     k, v = (x[...].astype(q.dtype) for x in (k_ref, v_ref))
     if not whole:  # what lies behind the array's end may be nan
-        v = jnp.where(number * block + lax.broadcasted_iota(jnp.int32, (1, block, 1), 1) < length, v, 0)
+        v = jnp.where(
+            number * block + lax.broadcasted_iota(jnp.int32, (1, block, 1), 1) < length, v, 0
+        )
     inside = number * block + lax.broadcasted_iota(jnp.int32, (1, 1, block), 2) < length
-    shares = [[x[first : first + heads][:, None] for first in range(0, x.shape[0], heads)] for x in scale_refs]
+    shares = [
+        [x[first : first + heads][:, None] for first in range(0, x.shape[0], heads)]
+        for x in scale_refs
+    ]
     scales = [share[0] if len(share) == 1 else jnp.where(core == 0, *share) for share in shares]
-    product = functools.partial(lax.dot_general, precision=_precision(q.dtype), preferred_element_type=jnp.float32)
+    product = functools.partial(
+        lax.dot_general, precision=_precision(q.dtype), preferred_element_type=jnp.float32
+    )
     scores = product(q, k, (((2,), (2,)), ((0,), (0,)))) * C**-0.5
 
     def weigh(e: jax.Array) -> jax.Array:
         return product(e.astype(q.dtype), v, (((2,), (1,)), ((0,), (0,))))
 
-    acc, m, total = _add_block((acc_ref[...], m_ref[..., :1], total_ref[..., :1]), scores, inside, scales, weigh)
+    acc, m, total = _add_block(
+        (acc_ref[...], m_ref[..., :1], total_ref[..., :1]), scores, inside, scales, weigh
+    )
     acc_ref[...] = acc
     m_ref[...] = jnp.broadcast_to(m, m_ref.shape)
     total_ref[...] = jnp.broadcast_to(total, total_ref.shape)
@@ -212,7 +285,13 @@ def _tpu_kernel(
         stats_ref[...] = jnp.where(lane == 0, m, total)
 
 
-def _add_block(carry: Carry, scores: jax.Array, inside: jax.Array, scales: Any, weigh: Callable[[jax.Array], jax.Array]) -> Carry:
+def _add_block(
+    carry: Carry,
+    scores: jax.Array,
+    inside: jax.Array,
+    scales: Any,
+    weigh: Callable[[jax.Array], jax.Array],
+) -> Carry:
     """The carry with a block of scores [..., heads, positions] added, of which only those inside count; `weigh` takes them to values."""
     acc, m, total = carry
     k_scale, v_scale = scales or (None, None)
@@ -228,7 +307,9 @@ def _precision(dtype: Any) -> lax.Precision | None:
     return lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
-def tpu_append(cache: Cache, new: Cache, position_B: Int[Array, "B"], interpret: bool = False) -> Cache:
+def tpu_append(
+    cache: Cache, new: Cache, position_B: Int[Array, "B"], interpret: bool = False
+) -> Cache:
     """`attention.append` in the layout that `tpu` reads: the compiler gives a scatter another, and copies all of the cache each time."""
     if cache.k_RKSC.shape[3] % LANES:
         return append(cache, new, position_B)
@@ -248,7 +329,8 @@ def tpu_append(cache: Cache, new: Cache, position_B: Int[Array, "B"], interpret:
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(B,),
-            in_specs=[spec(x) for x in tensors] + [pl.BlockSpec((None, K, 1, y.shape[3]), lambda b, at: (b, 0, 0, 0)) for y in placed],
+            in_specs=[spec(x) for x in tensors]
+            + [pl.BlockSpec((None, K, 1, y.shape[3]), lambda b, at: (b, 0, 0, 0)) for y in placed],
             out_specs=[spec(x) for x in tensors],
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in tensors],
@@ -268,7 +350,9 @@ def _in_hbm(x: jax.Array, interpret: bool) -> jax.Array:
 def _append_kernel(position_ref: Any, *refs: Any) -> None:
     position = position_ref[pl.program_id(0)]
     third = len(refs) // 3
-    for old_ref, new_ref, out_ref in zip(refs[:third], refs[third : 2 * third], refs[2 * third :], strict=True):
+    for old_ref, new_ref, out_ref in zip(
+        refs[:third], refs[third : 2 * third], refs[2 * third :], strict=True
+    ):
         here = lax.broadcasted_iota(jnp.int32, out_ref.shape, 1) == position % out_ref.shape[1]
         new = new_ref[...] if len(out_ref.shape) == 3 else new_ref[...][:, :, 0]
         out_ref[...] = jnp.where(here, new, old_ref[...])
@@ -281,22 +365,38 @@ def over_tensor(attend: Decode, mesh: Mesh) -> Decode:
     the dense reference takes over, which the compiler does split.
     """
 
-    def split(q_BHC: jax.Array, cache: Cache, length_B: jax.Array, row_B: jax.Array | None = None) -> Partial:
+    def split(
+        q_BHC: jax.Array, cache: Cache, length_B: jax.Array, row_B: jax.Array | None = None
+    ) -> Partial:
         if cache.k_RKSC.shape[1] % mesh.shape["tensor"]:
             return over_cache(q_BHC, cache, length_B, row_B)
-        run = jax.shard_map(attend, in_specs=(HEADS, HEADS, WHOLE, WHOLE), out_specs=HEADS, axis_names={"tensor"}, check_vma=False)
+        run = jax.shard_map(
+            attend,
+            in_specs=(HEADS, HEADS, WHOLE, WHOLE),
+            out_specs=HEADS,
+            axis_names={"tensor"},
+            check_vma=False,
+        )
         return run(q_BHC, cache, length_B, row_B)
 
     return split
 
 
-def append_over_tensor(write: Callable[[Cache, Cache, jax.Array], Cache], mesh: Mesh) -> Callable[[Cache, Cache, jax.Array], Cache]:
+def append_over_tensor(
+    write: Callable[[Cache, Cache, jax.Array], Cache], mesh: Mesh
+) -> Callable[[Cache, Cache, jax.Array], Cache]:
     """`tpu_append` for use inside a shard_map over the mesh's other axes, as `over_tensor`."""
 
     def split(cache: Cache, new: Cache, position_B: jax.Array) -> Cache:
         if cache.k_RKSC.shape[1] % mesh.shape["tensor"]:
             return append(cache, new, position_B)
-        run = jax.shard_map(write, in_specs=(HEADS, HEADS, WHOLE), out_specs=HEADS, axis_names={"tensor"}, check_vma=False)
+        run = jax.shard_map(
+            write,
+            in_specs=(HEADS, HEADS, WHOLE),
+            out_specs=HEADS,
+            axis_names={"tensor"},
+            check_vma=False,
+        )
         return run(cache, new, position_B)
 
     return split

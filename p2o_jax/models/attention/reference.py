@@ -32,9 +32,13 @@ def packed(
     B, T, H, C = q_BTHC.shape
     K = k_BTKC.shape[2]
     q = q_BTHC.reshape(B, T, K, H // K, C)
-    scores = jnp.einsum("BTKGC,BSKC->BKGTS", q, k_BTKC, preferred_element_type=jnp.float32) * C**-0.5
+    scores = (
+        jnp.einsum("BTKGC,BSKC->BKGTS", q, k_BTKC, preferred_element_type=jnp.float32) * C**-0.5
+    )
     visible = (segment_BT[:, :, None] == segment_BT[:, None, :]) & jnp.tri(T, dtype=bool)[None]
-    probs = jax.nn.softmax(jnp.where(visible[:, None, None], scores, NEG), axis=-1).astype(v_BTKC.dtype)
+    probs = jax.nn.softmax(jnp.where(visible[:, None, None], scores, NEG), axis=-1).astype(
+        v_BTKC.dtype
+    )
     return jnp.einsum("BKGTS,BSKC->BTKGC", probs, v_BTKC).reshape(B, T, H, C)
 
 
@@ -53,7 +57,9 @@ class Transposed(Cache):
     __slots__ = ()
 
 
-def empty_cache(rows: int, kv_heads: int, positions: int, channels: int, dtype: Any, kind: type[Cache] = Cache) -> Cache:
+def empty_cache(
+    rows: int, kv_heads: int, positions: int, channels: int, dtype: Any, kind: type[Cache] = Cache
+) -> Cache:
     """Zeros; int8 has scales."""
     shape = (rows, kv_heads, positions, channels)
     k_shape = shape if kind is Cache else (rows, kv_heads, channels, positions)
@@ -80,7 +86,11 @@ def stored(k_RKSC: jax.Array, v_RKSC: jax.Array, cache: Cache) -> Cache:
     else:
         (k, k_scale), (v, v_scale) = quantised(k_RKSC), quantised(v_RKSC)
         natural = Cache(k, v, k_scale, v_scale)
-    return Transposed(natural.k_RKSC.swapaxes(2, 3), *natural[1:]) if isinstance(cache, Transposed) else natural
+    return (
+        Transposed(natural.k_RKSC.swapaxes(2, 3), *natural[1:])
+        if isinstance(cache, Transposed)
+        else natural
+    )
 
 
 def append(cache: Cache, new: Cache, position_B: Int[Array, "B"]) -> Cache:
@@ -100,7 +110,12 @@ def quantised(x: Float[Array, "... C"]) -> tuple[Int[Array, "... C"], Float[Arra
     return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
 
 
-def over_cache(q_BHC: Float[Array, "B H C"], cache: Cache, length_B: Int[Array, "B"], row_B: Int[Array, "B"] | None = None) -> Partial:
+def over_cache(
+    q_BHC: Float[Array, "B H C"],
+    cache: Cache,
+    length_B: Int[Array, "B"],
+    row_B: Int[Array, "B"] | None = None,
+) -> Partial:
     """One query per row against the first `length` positions of its cache row (its own, or `row_B`); length 0 gives o = 0, l = 0."""
     B, H, C = q_BHC.shape
     if row_B is not None:
@@ -109,7 +124,10 @@ def over_cache(q_BHC: Float[Array, "B H C"], cache: Cache, length_B: Int[Array, 
     visible = (jnp.arange(S)[None] < length_B[:, None])[:, None, None]
     q = q_BHC.reshape(B, K, H // K, C)
     product = "BKGC,BKCS->BKGS" if isinstance(cache, Transposed) else "BKGC,BKSC->BKGS"
-    scores = jnp.einsum(product, q, cache.k_RKSC.astype(q.dtype), preferred_element_type=jnp.float32) * C**-0.5
+    scores = (
+        jnp.einsum(product, q, cache.k_RKSC.astype(q.dtype), preferred_element_type=jnp.float32)
+        * C**-0.5
+    )
     if cache.k_scale_RKS is not None:
         scores *= cache.k_scale_RKS[:, :, None]
     scores = jnp.where(visible, scores, NEG)
@@ -118,18 +136,28 @@ def over_cache(q_BHC: Float[Array, "B H C"], cache: Cache, length_B: Int[Array, 
     total = e.sum(axis=-1)
     if cache.v_scale_RKS is not None:
         e *= cache.v_scale_RKS[:, :, None]
-    o = jnp.einsum("BKGS,BKSC->BKGC", e.astype(q.dtype), cache.v_RKSC.astype(q.dtype), preferred_element_type=jnp.float32)
+    o = jnp.einsum(
+        "BKGS,BKSC->BKGC",
+        e.astype(q.dtype),
+        cache.v_RKSC.astype(q.dtype),
+        preferred_element_type=jnp.float32,
+    )
     o = o / jnp.maximum(total, 1e-30)[..., None]
     return Partial(o.reshape(B, H, C), m.reshape(B, H), total.reshape(B, H))
 
 
-def over_rows(q_BTHC: Float[Array, "B T H C"], cache: Cache, visible_TS: Bool[Array, "T S"]) -> Partial:
+def over_rows(
+    q_BTHC: Float[Array, "B T H C"], cache: Cache, visible_TS: Bool[Array, "T S"]
+) -> Partial:
     """T queries per row against the same S positions of its cache row; the parts have the rows and queries as one axis, B * T."""
     B, T, H, C = q_BTHC.shape
     K, S = cache.v_RKSC.shape[1:3]
     q = q_BTHC.reshape(B, T, K, H // K, C)
     product = "BTKGC,BKCS->BTKGS" if isinstance(cache, Transposed) else "BTKGC,BKSC->BTKGS"
-    scores = jnp.einsum(product, q, cache.k_RKSC.astype(q.dtype), preferred_element_type=jnp.float32) * C**-0.5
+    scores = (
+        jnp.einsum(product, q, cache.k_RKSC.astype(q.dtype), preferred_element_type=jnp.float32)
+        * C**-0.5
+    )
     if cache.k_scale_RKS is not None:
         scores *= cache.k_scale_RKS[:, None, :, None]
     scores = jnp.where(visible_TS.reshape(1, T, 1, 1, S), scores, NEG)
@@ -138,8 +166,15 @@ def over_rows(q_BTHC: Float[Array, "B T H C"], cache: Cache, visible_TS: Bool[Ar
     total = e.sum(axis=-1)
     if cache.v_scale_RKS is not None:
         e *= cache.v_scale_RKS[:, None, :, None]
-    o = jnp.einsum("BTKGS,BKSC->BTKGC", e.astype(q.dtype), cache.v_RKSC.astype(q.dtype), preferred_element_type=jnp.float32)
-    return Partial((o / total[..., None]).reshape(B * T, H, C), m.reshape(B * T, H), total.reshape(B * T, H))
+    o = jnp.einsum(
+        "BTKGS,BKSC->BTKGC",
+        e.astype(q.dtype),
+        cache.v_RKSC.astype(q.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return Partial(
+        (o / total[..., None]).reshape(B * T, H, C), m.reshape(B * T, H), total.reshape(B * T, H)
+    )
 
 
 def merge(a: Partial, b: Partial) -> Partial:
