@@ -1,4 +1,6 @@
-"""Benchmarks: `python -m benchmarks.NAME`. Progress goes to standard error; the last line of standard output is one JSON object.
+"""Benchmarks: `python -m benchmarks.NAME`. Progress goes to standard error; the last line of
+standard output is one JSON object.
 
-peers/ times the tools a user would otherwise pick (its README tells how); those scripts stand alone.
+peers/ times the tools a user would otherwise pick (its README tells how); those scripts stand
+alone.
 """

@@ -1,4 +1,5 @@
-"""A headless Chromium that looks at pages: playwright's package with a Chromium that is on the machine.
+"""A headless Chromium that looks at pages: playwright's package with a Chromium that is on the
+machine.
 
 `python -m benchmarks.browser` says which one is found; the exit code is 1 if none is.
 """

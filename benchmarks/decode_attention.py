@@ -1,8 +1,10 @@
-"""One decode step's attention on CPU, by how much of the caches is read: `python -m benchmarks.decode_attention`.
+"""One decode step's attention on CPU, by how much of the caches is read: `python -m
+benchmarks.decode_attention`.
 
-`whole` reads every position; `one window` the shortest of five that holds the oldest row (grow as rows age, compact as they end);
-`tiers` is what the sampler does from attention_decode.WINDOWED_FROM positions on: rows sorted by age, in four tiers with a window each.
-Ages of the 64 rows: `geometric` of mean 46, `lognormal` around a sixteenth of the cache, `equal` at half of it. CPU milliseconds.
+`whole` reads every position; `one window` the shortest of five that holds the oldest row (grow as
+rows age, compact as they end); `tiers` is what the sampler does from attention_decode.WINDOWED_FROM
+positions on: rows sorted by age, in four tiers with a window each. Ages of the 64 rows: `geometric`
+of mean 46, `lognormal` around a sixteenth of the cache, `equal` at half of it. CPU milliseconds.
 """
 
 import time

@@ -1,7 +1,9 @@
-"""Random input for everything that reads text from outside: `python -m benchmarks.fuzz [--cases 100000] [--seed 0]`.
+"""Random input for everything that reads text from outside: `python -m benchmarks.fuzz [--cases
+100000] [--seed 0]`.
 
-Flags and settings, question files, responses, replies and templates, records and the terminal. Only a ConfigError may be raised, and
-what comes out must hold what is promised of it. A case is a function of (seed, kind, number): a failure is printed with its number.
+Flags and settings, question files, responses, replies and templates, records and the terminal. Only
+a ConfigError may be raised, and what comes out must hold what is promised of it. A case is a
+function of (seed, kind, number): a failure is printed with its number.
 """
 
 import contextlib
@@ -198,7 +200,9 @@ class Fuzz:
         assert normalize.equal(response, response) in (True, False)
 
     def templates(self, rng: random.Random) -> None:
-        """A reply, to a template, to a prompt that holds it word for word and in which nothing was run."""
+        """A reply, to a template, to a prompt that holds it word for word and in which nothing
+        was run.
+        """
         reply = text(rng, 30)
         gepa = config.resolve(config.Config()).gepa
         found = filters.extract(
@@ -213,7 +217,9 @@ class Fuzz:
         filters.leaks(template, [question])
 
     def records(self, rng: random.Random) -> None:
-        """A row of text, to a line of ASCII that gives it back; and to the terminal, without a control character."""
+        """A row of text, to a line of ASCII that gives it back; and to the terminal, without a
+        control character.
+        """
         row = {"text": _paired(text(rng, 40)), _paired(text(rng, 4)): _paired(text(rng, 4))}
         line = json.dumps(row, ensure_ascii=True)
         assert line.isascii() and line.isprintable() and json.loads(line) == row

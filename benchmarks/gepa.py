@@ -1,11 +1,14 @@
-"""GEPA alone: `python -m benchmarks.gepa [--config configs/world_p2o.py] [--seeds 3] [--config.a.b=value ...]`.
+"""GEPA alone: `python -m benchmarks.gepa [--config configs/world_p2o.py] [--seeds 3]
+[--config.a.b=value ...]`.
 
-On the built-in world, with its pretrained base model (made on first use): both presets on the questions that one pass of plain
-rollouts finds hard, at equal budget: `recommended` may generate as many rollouts as `faithful` did with the same seed. Rounds are
-iterations, which follow one another; within one, all rollouts of a stage are sampled together.
+On the built-in world, with its pretrained base model (made on first use): both presets on the
+questions that one pass of plain rollouts finds hard, at equal budget: `recommended` may generate as
+many rollouts as `faithful` did with the same seed. Rounds are iterations, which follow one another;
+within one, all rollouts of a stage are sampled together.
 
-And the share of the sampler's rows that are in use in a phase at the paper's settings (k = 16, m = 3, V = 300, heavy_4), with a
-tiny model of random weights, whose responses are of very different lengths, and scores by lot.
+And the share of the sampler's rows that are in use in a phase at the paper's settings (k = 16, m =
+3, V = 300, heavy_4), with a tiny model of random weights, whose responses are of very different
+lengths, and scores by lot.
 """
 
 import dataclasses
@@ -153,7 +156,9 @@ class World:
 
 
 def search_figures(result: SearchResult) -> dict[str, float]:
-    """Rounds, calls and solved dev questions of a phase; the first call, the empty template on dev, belongs to no iteration."""
+    """Rounds, calls and solved dev questions of a phase; the first call, the empty template on
+    dev, belongs to no iteration.
+    """
     stats = result.stats
     calls = stats["evaluate_calls"] - 1 + stats["reflect_calls"]
     return {
@@ -168,7 +173,9 @@ def search_figures(result: SearchResult) -> dict[str, float]:
 def paper_figures(
     slots: int = 128, max_new_tokens: int = 256, num_questions: int = 600, budget: str = "heavy_4"
 ) -> dict[str, Any]:
-    """The share of rows in use over all sampling of one phase with the paper's k, m, V and budget, its reflection left out."""
+    """The share of rows in use over all sampling of one phase with the paper's k, m, V and
+    budget, its reflection left out.
+    """
     import jax.numpy as jnp
 
     from p2o_jax.models import sharding, transformer

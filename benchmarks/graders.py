@@ -1,6 +1,8 @@
-"""The two graders on pairs of our own: `python -m benchmarks.graders [--pairs tests/rewards/graded_pairs.tsv]`.
+"""The two graders on pairs of our own: `python -m benchmarks.graders [--pairs
+tests/rewards/graded_pairs.tsv]`.
 
-How often each is right, by kind of answer, how often they agree, and every pair that either gets wrong. The table goes to standard error.
+How often each is right, by kind of answer, how often they agree, and every pair that either gets
+wrong. The table goes to standard error.
 """
 
 import csv

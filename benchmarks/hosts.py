@@ -1,11 +1,15 @@
-"""Seconds of a policy step outside device code: `python -m benchmarks.hosts [--sizes 16,32,64,128] [--steps 3] [--profile true]`.
+"""Seconds of a policy step outside device code: `python -m benchmarks.hosts [--sizes 16,32,64,128]
+[--steps 3] [--profile true]`.
 
-The real `train.policy_step` on eight fake devices, with groups of six and responses of 1,024 tokens, half of the questions under
-templates: assignment, chat template, waves, queues, packing, texts, verdicts' way back, advantages, statistics, records. Compiled
-programs are replaced by ones that hand out arrays of the right shapes, and their time is left out; transfers to and from the devices
-stay in. The verifier is replaced by one that is always done: it works beside the sampler (benchmarks.verifier has its figures).
-Checkpoints are left out. As a shared machine's clock says little, seconds are CPU seconds of the process. The share is that of the step
-times which docs/scale.md gives for real chips, as bounds; a TPU host's cores are taken to be as fast as this machine's.
+The real `train.policy_step` on eight fake devices, with groups of six and responses of 1,024
+tokens, half of the questions under
+templates: assignment, chat template, waves, queues, packing, texts, verdicts' way back, advantages,
+statistics, records. Compiled programs are replaced by ones that hand out arrays of the right
+shapes, and their time is left out; transfers to and from the devices stay in. The verifier is
+replaced by one that is always done: it works beside the sampler (benchmarks.verifier has its
+figures). Checkpoints are left out. As a shared machine's clock says little, seconds are CPU seconds
+of the process. The share is that of the step times which docs/scale.md gives for real chips, as
+bounds; a TPU host's cores are taken to be as fast as this machine's.
 """
 
 import cProfile
@@ -61,7 +65,9 @@ class Clock:
 
 
 class FakePrograms:
-    """Stands for `rollout.programs.Programs`: every stretch of decoding ends the next eighth of each queue."""
+    """Stands for `rollout.programs.Programs`: every stretch of decoding ends the next eighth of
+    each queue.
+    """
 
     def __init__(self, engine: Any, clock: Clock):
         self.engine, self.clock = engine, clock

@@ -1,9 +1,11 @@
-"""Kills a run at any moment and looks whether it ends as if nothing had happened: `python -m benchmarks.kill [--runs 60]`.
+"""Kills a run at any moment and looks whether it ends as if nothing had happened: `python -m
+benchmarks.kill [--runs 60]`.
 
-A small but complete run (three epochs, two prompt phases, updates, evaluations, asynchronous checkpoints) is killed with SIGKILL,
-started again, killed again, and at last left to end. Then every record but times, and every bit of the last checkpoint, must be
-those of a run that nobody disturbed. Half of the moments are drawn uniformly over the run, the others aim at each phase in turn.
-Some runs pretrain a base model of their own and are killed in that. `--runs` counts kills.
+A small but complete run (three epochs, two prompt phases, updates, evaluations, asynchronous
+checkpoints) is killed with SIGKILL, started again, killed again, and at last left to end. Then
+every record but times, and every bit of the last checkpoint, must be those of a run that nobody
+disturbed. Half of the moments are drawn uniformly over the run, the others aim at each phase in
+turn. Some runs pretrain a base model of their own and are killed in that. `--runs` counts kills.
 """
 
 import json
@@ -57,7 +59,8 @@ PHASES = (
 ONCE = ("start", "resume", "epoch", "end")  # phases that a process may come to but once
 KILLS_PER_RUN = 4
 PAUSE_S = 0.005  # around what lasts no longer than a signal takes
-AIM = "P2O_BENCHMARK_AIM"  # environment variable: a blow that the run deals itself, exactly where it should fall
+# environment variable: a blow that the run deals itself, exactly where it should fall
+AIM = "P2O_BENCHMARK_AIM"
 SIGNALLED = "signalled"
 RECORDS = ("metrics", "samples", "templates", "evaluations", "questions")
 
@@ -114,7 +117,9 @@ def child(argv: Sequence[str]) -> None:
 
 
 class Run:
-    """A training process, and the phase that it is in. With an aim it is signalled `delay` after the `number`-th beginning of `phase`."""
+    """A training process, and the phase that it is in. With an aim it is signalled `delay` after
+    the `number`-th beginning of `phase`.
+    """
 
     def __init__(
         self,
@@ -179,7 +184,8 @@ class Run:
         return self.wait(), time.monotonic() - begin
 
     def hit(self) -> str:
-        """The phase that SIGKILL has hit, with "checkpoint" if one was half written; "ended" if the run ended before.
+        """The phase that SIGKILL has hit, with "checkpoint" if one was half written; "ended" if the
+        run ended before.
 
         Raises:
             ConfigError: it failed.
@@ -305,7 +311,9 @@ def measure(
 
 
 def uninterrupted(folder: Path, name: str, settings: Mapping[str, Any]) -> tuple[Path, float]:
-    """The workdir of a run that nobody disturbs, and the seconds that a second one of the kind takes: programs and base are there."""
+    """The workdir of a run that nobody disturbs, and the seconds that a second one of the kind
+    takes: programs and base are there.
+    """
     for workdir in (folder / f"{name}_first", folder / name):
         begin = time.monotonic()
         if Run(workdir, settings).wait():
@@ -314,7 +322,9 @@ def uninterrupted(folder: Path, name: str, settings: Mapping[str, Any]) -> tuple
 
 
 def differences(whole: Path, other: Path) -> list[str]:
-    """What differs between two finished runs, times aside: records, journals, results, and the bits of the last checkpoint."""
+    """What differs between two finished runs, times aside: records, journals, results, and the
+    bits of the last checkpoint.
+    """
     found = [
         name for name in RECORDS if _rows(whole / f"{name}.jsonl") != _rows(other / f"{name}.jsonl")
     ]

@@ -1,12 +1,15 @@
-"""Tokens per second of a full update: `python -m benchmarks.learner [--peers] [--sizes nano,small] [--rounds 2] [--steps 6]`.
+"""Tokens per second of a full update: `python -m benchmarks.learner [--peers] [--sizes nano,small]
+[--rounds 2] [--steps 6]`.
 
-An update is everything from rollouts with their advantages to new weights: packing, scoring where that is needed, backward and
-optimizer. Models are random Qwen3 ones (peers/make_model.py), batches are 64 sequences with prompts of 64 tokens: `equal` responses
-of 128 tokens, `geometric` ones of mean 46 cut at 256. With --peers the same batches go through TRL's and Tunix' own loss and update
-(peers/trl_update.py, peers/tunix_update.py), each with micro-batches of 64 and of 16 sequences (--micro), the faster one counts. As a
-shared machine's clock says little, tokens are real ones (prompt and response) per CPU second of the process; all are pinned to one
-core and take turns. Environments of the peers (peers/README.md): --trl-python, --tunix-python. With --profile our own update's time by
-kind of operation is measured, and nothing else.
+An update is everything from rollouts with their advantages to new weights: packing, scoring where
+that is needed, backward and optimizer. Models are random Qwen3 ones (peers/make_model.py), batches
+are 64 sequences with prompts of 64 tokens: `equal` responses of 128 tokens, `geometric` ones of
+mean 46 cut at 256. With --peers the same batches go through TRL's and Tunix' own loss and update
+(peers/trl_update.py, peers/tunix_update.py), each with micro-batches of 64 and of 16 sequences
+(--micro), the faster one counts. As a shared machine's clock says little, tokens are real ones
+(prompt and response) per CPU second of the process; all are pinned to one core and take turns.
+Environments of the peers (peers/README.md): --trl-python, --tunix-python. With --profile our own
+update's time by kind of operation is measured, and nothing else.
 """
 
 import json
@@ -144,7 +147,9 @@ def commands(flags: dict[str, str], model: Path, batch: Path, shape: str) -> dic
 def compare(
     name: str, todo: dict[str, list[str]], tokens: int, rounds: int, figures: dict[str, Any]
 ) -> None:
-    """Adds the figures of one model and batch: medians over the rounds, in each of which all take their turn."""
+    """Adds the figures of one model and batch: medians over the rounds, in each of which all
+    take their turn.
+    """
     rows: dict[str, list[dict[str, Any]]] = {which: [] for which in todo}
     for _ in range(rounds):
         for which, arguments in todo.items():
@@ -195,7 +200,9 @@ def call(arguments: Sequence[str]) -> dict[str, Any]:
 def measure(
     model: str, path: str, shape: str, which: str, steps: int, profiled: bool = False
 ) -> dict[str, Any]:
-    """Seconds and peak memory of our update. `which` = first: the first since sampling; later: old log-probs are scored."""
+    """Seconds and peak memory of our update. `which` = first: the first since sampling; later:
+    old log-probs are scored.
+    """
     import resource
 
     import jax

@@ -1,7 +1,9 @@
-"""Reading a Hugging Face checkpoint: `python -m benchmarks.load [--size tiny|0.6b|4b] [--dtype bfloat16|float32] [--folder DIR]`.
+"""Reading a Hugging Face checkpoint: `python -m benchmarks.load [--size tiny|0.6b|4b] [--dtype
+bfloat16|float32] [--folder DIR]`.
 
-Writes a random bfloat16 checkpoint of Qwen3's shapes in two or more files into a temporary folder (of DIR), loads it onto all devices
-and removes it. The files are dropped from the page cache in between, as far as the system lets that be done.
+Writes a random bfloat16 checkpoint of Qwen3's shapes in two or more files into a temporary folder
+(of DIR), loads it onto all devices and removes it. The files are dropped from the page cache in
+between, as far as the system lets that be done.
 """
 
 import json
@@ -78,7 +80,9 @@ def run(argv: Sequence[str]) -> None:
 
 
 def measure(size: str, dtype: str, folder: Path) -> dict[str, Any]:
-    """Seconds, GB/s (of the files) and the peak of this process's resident memory, for a checkpoint written to the folder."""
+    """Seconds, GB/s (of the files) and the peak of this process's resident memory, for a
+    checkpoint written to the folder.
+    """
     import jax
 
     from p2o_jax.models import hf, hf_config, sharding
@@ -116,7 +120,9 @@ def measure(size: str, dtype: str, folder: Path) -> dict[str, Any]:
 
 
 def write_files(folder: Path, shapes: dict[str, tuple[int, ...]]) -> int:
-    """The bytes written: random bfloat16 tensors of these names and shapes, as two or more safetensors files and their index."""
+    """The bytes written: random bfloat16 tensors of these names and shapes, as two or more
+    safetensors files and their index.
+    """
     import ml_dtypes
 
     rng = np.random.default_rng(0)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 
 class PeakMemory:
-    """A context manager whose `bytes` is the largest sum of resident memory of a process and its descendants, sampled every `every_s`.
+    """A context manager whose `bytes` is the largest sum of resident memory of a process and its
+    descendants, sampled every `every_s`.
 
     Pages that processes share count once for each of them, so that the sum is an upper bound.
     """

@@ -19,7 +19,9 @@ CONTAINERS = ("while", "call", "conditional")  # their time is that of the opera
 
 
 def seconds_by_kind(run: Callable[[], None]) -> dict[str, float]:
-    """Seconds of all operations that `run`, warmed up before, executes on this process' CPU devices, by kind; summed over threads."""
+    """Seconds of all operations that `run`, warmed up before, executes on this process' CPU
+    devices, by kind; summed over threads.
+    """
     import jax
 
     found: Counter[str] = Counter()

@@ -1,6 +1,8 @@
-"""Time and memory of the main job: `python -m benchmarks.quick [--config configs/quickstart.py] [--workdir DIR]`.
+"""Time and memory of the main job: `python -m benchmarks.quick [--config configs/quickstart.py]
+[--workdir DIR]`.
 
-Runs the config in a fresh workdir, nothing cached: neither the pretrained base model nor compiled programs.
+Runs the config in a fresh workdir, nothing cached: neither the pretrained base model nor compiled
+programs.
 """
 
 import json
@@ -64,7 +66,9 @@ def run(argv: Sequence[str]) -> None:
 
 
 def timed(arguments: Sequence[str]) -> tuple[int, float, int]:
-    """Exit code, wall-clock seconds and peak resident bytes of a command and its children; what it prints goes to standard error."""
+    """Exit code, wall-clock seconds and peak resident bytes of a command and its children; what
+    it prints goes to standard error.
+    """
     start = time.monotonic()
     with subprocess.Popen(arguments, stdout=sys.stderr) as process, PeakMemory(process.pid) as peak:
         code = process.wait()
@@ -72,7 +76,9 @@ def timed(arguments: Sequence[str]) -> tuple[int, float, int]:
 
 
 def figures_of(workdir: Path) -> dict[str, Any]:
-    """The figures in a finished workdir: accuracies, tokens, and for every arm (a lone run is the arm "run") its time by phase."""
+    """The figures in a finished workdir: accuracies, tokens, and for every arm (a lone run is
+    the arm "run") its time by phase.
+    """
     result = json.loads((workdir / "result.json").read_text(encoding="utf-8"))
     arms = {p.parent.name: p.parent for p in sorted(workdir.glob("*/metrics.jsonl"))} or {
         "run": workdir

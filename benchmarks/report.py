@@ -21,7 +21,8 @@ class Target(NamedTuple):
 def finish(
     bench: str, figures: Mapping[str, Any], targets: Mapping[str, Target]
 ) -> dict[str, bool]:
-    """Which targets are met, after printing the benchmark's JSON line: bench, figures, targets, met, versions, machine.
+    """Which targets are met, after printing the benchmark's JSON line: bench, figures, targets,
+    met, versions, machine.
 
     A target whose figure is missing, None or not a number is not met.
     """
@@ -48,7 +49,8 @@ def is_met(figure: Any, target: Target) -> bool:
 
 
 def own_folder(given: str, temporary: str) -> Path:
-    """The folder that a benchmark writes to and deletes in: the temporary one unless one is given, which must be new or empty.
+    """The folder that a benchmark writes to and deletes in: the temporary one unless one is given,
+    which must be new or empty.
 
     Raises:
         ConfigError: there is something in it.

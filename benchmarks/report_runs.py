@@ -1,4 +1,6 @@
-"""Synthetic runs for the report: files as a run writes them, of any length, with texts as long as real ones and numbers by lot."""
+"""Synthetic runs for the report: files as a run writes them, of any length, with texts as long
+as real ones and numbers by lot.
+"""
 
 import json
 import random

@@ -1,9 +1,11 @@
-"""Size and opening time of reports of synthetic runs: `python -m benchmarks.report_size [--only short|long]`.
+"""Size and opening time of reports of synthetic runs: `python -m benchmarks.report_size [--only
+short|long]`.
 
-Two runs: 200 policy steps with 8 samples each, and 5,000 with 20 each. Opening, in headless Chromium: from asking for the file until
-all but the charts is there (`read_s`) and until the first chart is drawn (`open_s`), and the processor time of the page until then
-(`open_cpu_s`), which other jobs on the machine hardly change; the best of three. Without a browser the times are missing, and their
-targets not met.
+Two runs: 200 policy steps with 8 samples each, and 5,000 with 20 each. Opening, in headless
+Chromium: from asking for the file until all but the charts is there (`read_s`) and until the first
+chart is drawn (`open_s`), and the processor time of the page until then (`open_cpu_s`), which other
+jobs on the machine hardly change; the best of three. Without a browser the times are missing, and
+their targets not met.
 """
 
 import tempfile
@@ -75,7 +77,9 @@ def measured(folder: Path, shape: report_runs.Shape) -> dict[str, Any]:
 
 
 def open_seconds(path: Path) -> tuple[float, float, float]:
-    """From asking for the page until all but the charts is there, and until its first chart is drawn; processor time until then."""
+    """From asking for the page until all but the charts is there, and until its first chart is
+    drawn; processor time until then.
+    """
     with browser.opened() as chromium:
         view = chromium.new_page(viewport={"width": 1200, "height": 900})
         chrome = view.context.new_cdp_session(view)

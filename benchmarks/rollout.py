@@ -1,10 +1,14 @@
-"""Sampling against others: `python -m benchmarks.rollout [--peers] [--sizes nano,small] [--rounds 2] [--repeats 3]`.
+"""Sampling against others: `python -m benchmarks.rollout [--peers] [--sizes nano,small] [--rounds
+2] [--repeats 3]`.
 
-Random Qwen3 models (peers/make_model.py), float32. Cases: `equal`, 64 prompts of 64 tokens, 128 tokens each; `group`, 8 prompts of 512
-tokens, 8 rollouts of 128 tokens of each; `geometric`, lengths of mean 46 cut at 256, ours 256 rollouts in 64 slots, the others in
-batches of 64. With --peers the same goes through Hugging Face's generate and Tunix' sampler (peers/README.md says how to make their
-environments: --trl-python, --tunix-python). As a shared machine's clock says little, what counts is tokens per CPU second of the
-process; all are pinned to one core (--core) and take turns. `floor` is the time of the matrix products alone.
+Random Qwen3 models (peers/make_model.py), float32. Cases: `equal`, 64 prompts of 64 tokens, 128
+tokens each; `group`, 8 prompts of 512 tokens, 8 rollouts of 128 tokens of each; `geometric`,
+lengths of mean 46 cut at 256, ours 256 rollouts in 64 slots, the others in batches of 64. With
+--peers the same goes through Hugging Face's generate and Tunix' sampler (peers/README.md says how
+to make their
+environments: --trl-python, --tunix-python). As a shared machine's clock says little, what counts is
+tokens per CPU second of the process; all are pinned to one core (--core) and take turns. `floor` is
+the time of the matrix products alone.
 """
 
 import functools
@@ -147,7 +151,9 @@ _FIGURES = ("tokens_per_s", "cpu_s", "mean_len", "compile_s", "peak_rss_mb", "fr
 
 
 def floor(path: Path, rows: int = 64, prompt: int = 64, steps: int = 128) -> dict[str, float]:
-    """CPU seconds of the matrix products of `equal`, one after the other on the same data, and of nothing else."""
+    """CPU seconds of the matrix products of `equal`, one after the other on the same data, and
+    of nothing else.
+    """
     import jax
     import jax.numpy as jnp
 

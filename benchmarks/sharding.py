@@ -1,10 +1,13 @@
-"""The same update and the same sampling on every mesh of eight devices: `python -m benchmarks.sharding [--repeats 3] [--picture FILE]`.
+"""The same update and the same sampling on every mesh of eight devices: `python -m
+benchmarks.sharding [--repeats 3] [--picture FILE]`.
 
-Eight fake CPU devices, float32, a random model of two layers; data x fsdp x tensor in all ways that multiply to eight. Each mesh starts
-from the same params, makes two updates on the same 32 sequences and samples the same 32 rollouts; params, log-probs and texts are compared
-with those of one device. Seconds are of processor time of this process, the median of the repeats, once everything is compiled: they
-show what the host and XLA's collectives between threads cost, not what a pod does. For that, each mesh is planned for v5e:2x4
-(p2o_jax/plan) where libtpu is installed; `--plan qwen3-0.6b` plans a model of that size in place of the small one, minutes for each mesh.
+Eight fake CPU devices, float32, a random model of two layers; data x fsdp x tensor in all ways that
+multiply to eight. Each mesh starts from the same params, makes two updates on the same 32 sequences
+and samples the same 32 rollouts; params, log-probs and texts are compared with those of one device.
+Seconds are of processor time of this process, the median of the repeats, once everything is
+compiled: they show what the host and XLA's collectives between threads cost, not what a pod does.
+For that, each mesh is planned for v5e:2x4 (p2o_jax/plan) where libtpu is installed; `--plan
+qwen3-0.6b` plans a model of that size in place of the small one, minutes for each mesh.
 """
 
 import dataclasses
@@ -114,7 +117,9 @@ def run(argv: Sequence[str]) -> None:
 
 
 def meshes(devices: int) -> list[tuple[int, int, int]]:
-    """Every (data, fsdp, tensor) of so many devices whose tensor axis divides the query heads; fewer key/value heads stay whole."""
+    """Every (data, fsdp, tensor) of so many devices whose tensor axis divides the query heads;
+    fewer key/value heads stay whole.
+    """
     sizes = [n for n in range(1, devices + 1) if devices % n == 0]
     return [
         (d, f, devices // d // f)
@@ -148,7 +153,9 @@ def settings(shape: tuple[int, int, int]) -> Config:
 
 
 def measure(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
-    """Params and log-probs after two updates, texts sampled with those params, and processor seconds of an update and of sampling."""
+    """Params and log-probs after two updates, texts sampled with those params, and processor
+    seconds of an update and of sampling.
+    """
     cfg, devices = settings(shape), jax.devices()[: int(np.prod(shape))]
     mesh = sharding.make_mesh(shape, devices)
     learner = Learner(SPEC, mesh, cfg, 100, jnp.float32, pad_id=0)
@@ -219,8 +226,9 @@ def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def differences(made: dict[str, Any], alone: dict[str, Any]) -> dict[str, float]:
-    """How far the params are from those of one device, as a share of how far the updates moved those; the largest difference of a
-    token's log-prob; and the share of texts that are the same."""
+    """How far the params are from those of one device, as a share of how far the updates moved
+    those; the largest difference of a token's log-prob; and the share of texts that are the
+    same."""
     start = jax.tree.leaves(transformer.init(SPEC, jax.random.key(0)))
     ours, theirs = jax.tree.leaves(made["params"]), jax.tree.leaves(alone["params"])
     return {
@@ -289,7 +297,9 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
-    """Bars for each mesh: processor seconds measured, and beside them what a plan says, if there is one."""
+    """Bars for each mesh: processor seconds measured, and beside them what a plan says, if there
+    is one.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

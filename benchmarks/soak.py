@@ -1,7 +1,9 @@
-"""A long run of a very small model, watched for what grows: `python -m benchmarks.soak [--steps 2000]`.
+"""A long run of a very small model, watched for what grows: `python -m benchmarks.soak [--steps
+2000]`.
 
-Policy steps with a prompt phase, an evaluation and checkpoints every 50. Resident memory of the second and the last quarter of the
-steps, open files and threads are read from /proc (Linux) once a second, and programs compiled from the run's own metrics.
+Policy steps with a prompt phase, an evaluation and checkpoints every 50. Resident memory of the
+second and the last quarter of the steps, open files and threads are read from /proc (Linux) once a
+second, and programs compiled from the run's own metrics.
 """
 
 import os
@@ -133,7 +135,9 @@ def sample(pid: int, step: int) -> list[Sample]:
 def figures_of(
     samples: Sequence[Sample], rows: Sequence[Mapping[str, Any]], num_steps: int
 ) -> dict[str, Any]:
-    """Growth from the second quarter of the steps to the last: of the median memory (a share), of the most files and threads."""
+    """Growth from the second quarter of the steps to the last: of the median memory (a share),
+    of the most files and threads.
+    """
     quarters = [
         [s for s in samples if q * num_steps < 4 * s.step <= (q + 1) * num_steps] for q in range(4)
     ]

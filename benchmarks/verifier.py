@@ -1,8 +1,10 @@
-"""The verifier under fire: `python -m benchmarks.verifier [--answers 20000] [--workers 2] [--timeout_s 2]`.
+"""The verifier under fire: `python -m benchmarks.verifier [--answers 20000] [--workers 2]
+[--timeout_s 2]`.
 
-Easy answers (plain numbers, which no worker sees), answers for math-verify, and hostile ones, shuffled and judged in batches of a
-training step's size. None may hang, none may break the pool, every one gets a verdict, and the answers whose truth is known get the
-right one, whatever stands beside them (or none: on a busy machine math-verify may run into the deadline).
+Easy answers (plain numbers, which no worker sees), answers for math-verify, and hostile ones,
+shuffled and judged in batches of a training step's size. None may hang, none may break the pool,
+every one gets a verdict, and the answers whose truth is known get the right one, whatever stands
+beside them (or none: on a busy machine math-verify may run into the deadline).
 """
 
 import random
@@ -94,7 +96,9 @@ HOSTILE: dict[str, Callable[[random.Random], str]] = {
 
 
 def hostile(rng: random.Random, made: dict[str, list[str]], distinct: int) -> Pair:
-    """One of `distinct` hostile answers of a random kind; the reference is a plain or a symbolic one."""
+    """One of `distinct` hostile answers of a random kind; the reference is a plain or a symbolic
+    one.
+    """
     kind = rng.choice(sorted(HOSTILE))
     if len(made.setdefault(kind, [])) < distinct:
         made[kind].append(HOSTILE[kind](rng))

@@ -2,10 +2,12 @@
 
 Data: python -m p2o_jax.prepare gsm8k --out data/gsm8k
 Command: python -m p2o_jax.main --config configs/gsm8k_qwen3_0.6b.py --workdir runs/gsm8k
-Evaluation: python -m p2o_jax.evaluate --workdir runs/gsm8k --step best --benchmarks gsm8k,math500 --out runs/gsm8k_eval
+Evaluation: python -m p2o_jax.evaluate --workdir runs/gsm8k --step best --benchmarks gsm8k,math500
+    --out runs/gsm8k_eval
 Hardware: one v5e-8 (8 x 16 GB) or one H200. Memory per chip: see docs/scale.md.
-Time: about 3 hours, estimated and not run by us: 45 million generated tokens at 250 a response and 10,000 tokens/s, as long again for
-    updates, evaluation and GEPA. Score: unknown; compare with the evaluation at step 0 and with --config.gepa.enabled=false.
+Time: about 3 hours, estimated and not run by us: 45 million generated tokens at 250 a response and
+    10,000 tokens/s, as long again for updates, evaluation and GEPA. Score: unknown; compare with
+    the evaluation at step 0 and with --config.gepa.enabled=false.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,8 @@
-"""P²O (recommended) on your own mathematics questions, for a Qwen3-0.6B-sized model on one accelerator.
+"""P²O (recommended) on your own mathematics questions, for a Qwen3-0.6B-sized model on one
+accelerator.
 
-Command: python -m p2o_jax.main --config configs/math.py --config.model.path=DIR --config.data.path=FILE --workdir runs/mine
+Command: python -m p2o_jax.main --config configs/math.py --config.model.path=DIR
+    --config.data.path=FILE --workdir runs/mine
 Hardware: one GPU or TPU host of 80 GB or more. Not timed by us yet.
 """
 

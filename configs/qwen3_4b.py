@@ -1,7 +1,10 @@
-"""P²O (recommended) on your own mathematics questions, for Qwen3-4B at the paper's lengths: rows of 16,384 tokens.
+"""P²O (recommended) on your own mathematics questions, for Qwen3-4B at the paper's lengths: rows of
+16,384 tokens.
 
-Command: python -m p2o_jax.main --config configs/qwen3_4b.py --config.model.path=DIR --config.data.path=FILE --workdir runs/mine
-Hardware: v5p:2x2x2 (8 chips) or v6e:4x4 (16 chips). Compiled for both by p2o_jax.plan, not run on either by us.
+Command: python -m p2o_jax.main --config configs/qwen3_4b.py --config.model.path=DIR
+    --config.data.path=FILE --workdir runs/mine
+Hardware: v5p:2x2x2 (8 chips) or v6e:4x4 (16 chips). Compiled for both by p2o_jax.plan, not run on
+    either by us.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,5 @@
-"""Everything once, small: pretraining, two epochs, a prompt phase, evaluation. It shows that things run, not that they learn.
+"""Everything once, small: pretraining, two epochs, a prompt phase, evaluation. It shows that things
+run, not that they learn.
 
 Command: python -m p2o_jax.main --config configs/smoke.py
 Hardware: 2 CPU cores. Time: under a minute.

@@ -1,7 +1,9 @@
-"""Writes the pages that are made of the code: `python -m docs.generate`. A test holds that they are up to date.
+"""Writes the pages that are made of the code: `python -m docs.generate`. A test holds that they are
+up to date.
 
-configuration.md is made of the dataclasses in p2o_jax/config/schema.py with the comments beside their fields, metrics.md of
-p2o_jax/tracking/metric_names.py, departures.md of every ▲ in the package.
+configuration.md is made of the dataclasses in p2o_jax/config/schema.py with the comments beside
+their fields, metrics.md of p2o_jax/tracking/metric_names.py, departures.md of every ▲ in the
+package.
 """
 
 import ast
@@ -102,7 +104,9 @@ def _range(field: dataclasses.Field) -> str:
 
 
 def comments_of_fields(source: str) -> dict[tuple[str, str], str]:
-    """The comment of each (class, field): beside it, in the lines after it that a `;` or `,` leads to, or in the lines before it."""
+    """The comment of each (class, field): beside it, in the lines after it that a `;` or `,`
+    leads to, or in the lines before it.
+    """
     comments = {
         token.start[0]: token
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
@@ -165,7 +169,8 @@ def departures() -> str:
 
 
 def marked_sentences(source: str) -> Iterator[str]:
-    """From each ▲ to the end of its sentence, which may be lines below; in a comment beside code, to the end of the line.
+    """From each ▲ to the end of its sentence, which may be lines below; in a comment beside code,
+    to the end of the line.
 
     Where a ▲ ends a sentence, it is the sentence before it.
     """

@@ -1,6 +1,8 @@
-"""P²O in JAX: GRPO on verifiable rewards, joined with GEPA prompt evolution on the questions that GRPO cannot learn from.
+"""P²O in JAX: GRPO on verifiable rewards, joined with GEPA prompt evolution on the questions that
+GRPO cannot learn from.
 
-Dimension letters, used as suffixes of array names (`logp_old_plain_BT` has axes B, T in that order):
+Dimension letters, used as suffixes of array names (`logp_old_plain_BT` has axes B, T in that
+order):
 
     Q questions in a batch     G rollouts per question     B sequences or rows        T tokens in a row
     P prompt tokens            R response tokens           L layers                   D model width
@@ -15,10 +17,12 @@ __version__ = "0.1.0"
 
 
 def _leave_current_folder() -> None:
-    """Under `python -m p2o_jax.COMMAND`, takes the current folder off the import path, where it comes first.
+    """Under `python -m p2o_jax.COMMAND`, takes the current folder off the import path, where it
+    comes first.
 
-    Else a file like jax.py there would be imported in place of JAX. A folder that PYTHONPATH names stays. Nothing
-    changes where the package is only imported: `python -m` has not replaced argv[0] yet when it imports p2o_jax.
+    Else a file like jax.py there would be imported in place of JAX. A folder that PYTHONPATH names
+    stays. Nothing changes where the package is only imported: `python -m` has not replaced argv[0]
+    yet when it imports p2o_jax.
     """
     argv = getattr(sys, "argv", [])
     started = (

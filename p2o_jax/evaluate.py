@@ -1,18 +1,22 @@
-"""Evaluates on benchmarks: `python -m p2o_jax.evaluate --model DIR|--workdir RUN [--step N|best] --benchmarks NAMES --out OUT`.
+"""Evaluates on benchmarks: `python -m p2o_jax.evaluate --model DIR|--workdir RUN [--step N|best]
+--benchmarks NAMES --out OUT`.
 
-NAMES is a list like `aime24,math500,gsm8k=DIR@test,mine=held_out.jsonl`: benchmarks from the hub (p2o_jax/data/benchmarks.py has their
-ids), local sources in their place, or questions of one's own. As in the paper, sets under 100 questions are sampled `--k` times (16) at
-`--temperature` (0.6), larger ones answered once, greedily; `--k-large N` samples those N times, too. A `--workdir` is evaluated with
-its own prompts, chat settings and reward; with `--template TEXT` (or `best`, the run's) everything is asked under it as well. A run
-directory may be somebody else's: the code that its `config.reward.fn` names runs only with `--allow-reward-fn`, or if you name a
-function yourself with `--config.reward.fn`. OUT gets:
+NAMES is a list like `aime24,math500,gsm8k=DIR@test,mine=held_out.jsonl`: benchmarks from the hub
+(p2o_jax/data/benchmarks.py has their ids), local sources in their place, or questions of one's own.
+As in the paper, sets under 100 questions are sampled `--k` times (16) at `--temperature` (0.6),
+larger ones answered once, greedily; `--k-large N` samples those N times, too. A `--workdir` is
+evaluated with its own prompts, chat settings and reward; with `--template TEXT` (or `best`, the
+run's) everything is asked under it as well. A run directory may be somebody else's: the code that
+its `config.reward.fn` names runs only with `--allow-reward-fn`, or if you name a function yourself
+with `--config.reward.fn`. OUT gets:
 
     results.json    figures of the strict grader (training's) and of the lenient one, config, prompts, versions
     results.md      the same as a table: mean [95 % bootstrap interval over questions], pass@n, maj@n, format, truncation, time-outs
     samples/        every sample, NAME.plain.jsonl and NAME.templated.jsonl
 
-`python -m p2o_jax.evaluate --compare OUT,OUT,... --out DIR` puts evaluations side by side: differences from the first, paired by question.
-Any `--config.a.b=value` may follow; `--config.rollout.max_new_tokens` is 12,288 unless given, or the run's.
+`python -m p2o_jax.evaluate --compare OUT,OUT,... --out DIR` puts evaluations side by side:
+differences from the first, paired by question. Any `--config.a.b=value` may follow;
+`--config.rollout.max_new_tokens` is 12,288 unless given, or the run's.
 """
 
 import dataclasses
@@ -152,7 +156,9 @@ class Judges(NamedTuple):
 
 
 class Answers:
-    """The model's answers, by the path of training and GEPA. The lenient grades are process 0's, too."""
+    """The model's answers, by the path of training and GEPA. The lenient grades are process 0's,
+    too.
+    """
 
     def __init__(self, cfg: Config, model: "Model", judges: Judges, reporter: Reporter):
         import jax.numpy as jnp
@@ -197,11 +203,12 @@ def _fit(
     templates: Sequence[str],
     protocol: Protocol,
 ) -> Config:
-    """The config with the sampler's shapes, but for the `given` ones, fitted to the sets; slots are as many as there is memory for.
+    """The config with the sampler's shapes, but for the `given` ones, fitted to the sets; slots are
+    as many as there is memory for.
 
     Raises:
-        ConfigError: prompts are longer than `rollout.prompt_buckets`, if these are given, or responses could be longer than the
-            model's context.
+        ConfigError: prompts are longer than `rollout.prompt_buckets`, if these are given, or
+            responses could be longer than the model's context.
     """
     from p2o_jax import generate
     from p2o_jax.models import sharding
@@ -264,7 +271,9 @@ def _protocol(flags: dict[str, str]) -> Protocol:
 
 
 def _config(flags: dict[str, str], overrides: Sequence[tuple[str, str]]) -> Config:
-    """The run's config, or the defaults, with what has to do with training only made to fit any machine."""
+    """The run's config, or the defaults, with what has to do with training only made to fit any
+    machine.
+    """
     from p2o_jax import generate
 
     workdir = Path(flags["workdir"])
@@ -292,7 +301,9 @@ def _with_model(
     out: Path,
     stack: ExitStack,
 ) -> Config:
-    """The config with a model directory: the given one, or the run's policy, exported to a new one until the stack closes."""
+    """The config with a model directory: the given one, or the run's policy, exported to a new
+    one until the stack closes.
+    """
     from p2o_jax import export
     from p2o_jax.runtime import distributed
 
@@ -315,7 +326,9 @@ def _with_model(
 
 
 def _template(flags: dict[str, str]) -> str:
-    """The template's text; of `best` the one with the best dev score in the run's newest prompt phase."""
+    """The template's text; of `best` the one with the best dev score in the run's newest prompt
+    phase.
+    """
     if flags["template"] != "best":
         return flags["template"].strip()
     rows = [

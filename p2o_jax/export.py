@@ -1,13 +1,16 @@
-"""Exports: `python -m p2o_jax.export --workdir RUN --out DIR [--step N|best] [--dtype bfloat16|float32] [--config.a.b=value ...]`.
+"""Exports: `python -m p2o_jax.export --workdir RUN --out DIR [--step N|best] [--dtype
+bfloat16|float32] [--config.a.b=value ...]`.
 
-DIR becomes a Hugging Face directory with the tokenizer of the run's model: the policy of the newest checkpoint, or of the one
-after N policy steps, or the one that did best on the held-out questions. A run with adapters (config.lora) is exported merged, or
-with `--adapter=peft` as adapter files for `peft`, in the dtype in which they were trained. If the run's model has been moved since,
+DIR becomes a Hugging Face directory with the tokenizer of the run's model: the policy of the newest
+checkpoint, or of the one after N policy steps, or the one that did best on the held-out questions.
+A run with adapters (config.lora) is exported merged, or with `--adapter=peft` as adapter files for
+`peft`, in the dtype in which they were trained. If the run's model has been moved since,
 `--config.model.path=DIR` says where it is now.
 
-Responses end, and chat messages are rendered, as in the run: config.json and generation_config.json name the run's stop tokens, and
-chat_template.jinja is config.chat.template if the run had one. p2o_jax.json holds what else the run's prompts had, which other
-programs must be given: system_prompt and enable_thinking (an argument of many chat templates), and prompt_template, which
+Responses end, and chat messages are rendered, as in the run: config.json and generation_config.json
+name the run's stop tokens, and chat_template.jinja is config.chat.template if the run had one.
+p2o_jax.json holds what else the run's prompts had, which other programs must be given:
+system_prompt and enable_thinking (an argument of many chat templates), and prompt_template, which
 questions were put into.
 """
 
@@ -124,7 +127,8 @@ def prompt_settings(cfg: Config) -> dict[str, Any]:
 
 
 def model_directory(cfg: Config, revision: str | None = None) -> Path:
-    """The directory of the run's initial model, which also holds its tokenizer. The world's base is not pretrained for this.
+    """The directory of the run's initial model, which also holds its tokenizer. The world's base is
+    not pretrained for this.
 
     `revision` is the commit of a model from the hub; None: its newest.
 
@@ -146,7 +150,9 @@ def model_directory(cfg: Config, revision: str | None = None) -> Path:
 
 
 def _pick(workdir: Path, tick_of: dict[int, int], wanted: str, best: int | None) -> tuple[int, int]:
-    """(policy step, tick) of the checkpoint to export; `best` is the step of the best one on the held-out questions."""
+    """(policy step, tick) of the checkpoint to export; `best` is the step of the best one on the
+    held-out questions.
+    """
     if wanted == "best" and best is not None:
         wanted = str(best)
     if not tick_of:
@@ -163,7 +169,9 @@ def _pick(workdir: Path, tick_of: dict[int, int], wanted: str, best: int | None)
 
 
 def _abstract_params(spec: "ModelSpec", dtype: str) -> Any:
-    """Shapes and dtypes of the params, spread over all devices where they divide, else on one: whatever mesh the run was on."""
+    """Shapes and dtypes of the params, spread over all devices where they divide, else on one:
+    whatever mesh the run was on.
+    """
     import jax
 
     from p2o_jax.models import sharding

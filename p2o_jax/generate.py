@@ -1,16 +1,19 @@
-"""Samples: `python -m p2o_jax.generate --model DIR --prompts FILE.jsonl [--template TEXT] [--n K] [--out OUT.jsonl]`.
+"""Samples: `python -m p2o_jax.generate --model DIR --prompts FILE.jsonl [--template TEXT] [--n K]
+[--out OUT.jsonl]`.
 
-`--temperature T` is config.rollout.temperature unless given; at 0 the most likely token is taken at every step. Any `--config.a.b=value`
-may follow. A line of FILE has a `prompt` or a `question`: a text, or a list of chat messages. It is asked as it stands (training puts a
-question that is a text into config.data.prompt_template; here nothing is added unless that is given), under the template if there is one.
-Each completion is a line of OUT, or of standard output:
+`--temperature T` is config.rollout.temperature unless given; at 0 the most likely token is taken at
+every step. Any `--config.a.b=value` may follow. A line of FILE has a `prompt` or a `question`: a
+text, or a list of chat messages. It is asked as it stands (training puts a question that is a text
+into config.data.prompt_template; here nothing is added unless that is given), under the template if
+there is one. Each completion is a line of OUT, or of standard output:
 
     index        which prompt, from 0            logp       sum of the tokens' log-probs at the sampling temperature
     n            which of its K completions      token_ids  of the response, the stop token included
     text         the response                    verdict    where the prompt's line has an `answer`: what config.reward makes of it
     tokens       its length                      stopped    false: cut at config.rollout.max_new_tokens (512 unless given)
 
-What is sampled depends on the model, the prompt, its index, n and config.train.seed, not on the rest of the file.
+What is sampled depends on the model, the prompt, its index, n and config.train.seed, not on the
+rest of the file.
 """
 
 import dataclasses
@@ -47,7 +50,9 @@ WAVES = 8  # completions written at a time, in multiples of the slots
 
 
 class PromptRow(NamedTuple):
-    """A prompt and its line in the file, from 1; a question without an answer has an empty one, and no verdict."""
+    """A prompt and its line in the file, from 1; a question without an answer has an empty one,
+    and no verdict.
+    """
 
     line: int
     question: Question
@@ -139,7 +144,9 @@ def sample(
 
 
 def start(values: Any, overrides: Sequence[tuple[str, str]]) -> int:
-    """The number of devices, on which other defaults depend; JAX is started as the values, and the overrides of `mesh`, say."""
+    """The number of devices, on which other defaults depend; JAX is started as the values, and
+    the overrides of `mesh`, say.
+    """
     from p2o_jax.runtime import distributed
 
     loading.override(values, [(key, text) for key, text in overrides if key.startswith("mesh.")])
@@ -147,7 +154,9 @@ def start(values: Any, overrides: Sequence[tuple[str, str]]) -> int:
 
 
 def command_config(model: str, overrides: Sequence[tuple[str, str]]) -> Config:
-    """The config of a command that only samples: the defaults of training where they have nothing to do with the machine or the file."""
+    """The config of a command that only samples: the defaults of training where they have
+    nothing to do with the machine or the file.
+    """
     values = loading.to_config_dict(Config())
     num_devices = str(start(values, overrides))
     defaults = {
@@ -164,10 +173,11 @@ def command_config(model: str, overrides: Sequence[tuple[str, str]]) -> Config:
 
 
 def fit(cfg: Config, given: set[str], model: "Model", lengths: Sequence[int], n: int) -> Config:
-    """The config with the sampler's shapes, but for the `given` ones, fitted to n completions of prompts of these lengths.
+    """The config with the sampler's shapes, but for the `given` ones, fitted to n completions of
+    prompts of these lengths.
 
-    Prompts are padded to one of three powers of two, the last of which holds the longest. There are as many slots, and as many
-    prompts in the cache, as there is work for and as CACHE_BYTES hold.
+    Prompts are padded to one of three powers of two, the last of which holds the longest. There are
+    as many slots, and as many prompts in the cache, as there is work for and as CACHE_BYTES hold.
     """
     import jax.numpy as jnp
 
@@ -334,7 +344,9 @@ def _open(path: str, writes: bool, stack: ExitStack) -> TextIO:
 def _verdicts(
     verifier: "Verifier", questions: Sequence[Question], texts: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """For each text a verdict to be written, nothing where the question has no answer to be judged by."""
+    """For each text a verdict to be written, nothing where the question has no answer to be
+    judged by.
+    """
     judged = [i for i, q in enumerate(questions) if q.answer or verifier.cfg.fn]
     verdicts = verifier.judge([texts[i] for i in judged], [questions[i] for i in judged])
     found: list[dict[str, Any]] = [{} for _ in texts]

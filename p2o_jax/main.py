@@ -1,7 +1,9 @@
-"""Trains: `python -m p2o_jax.main --config configs/quickstart.py [--workdir runs/quickstart] [--restart] [--config.a.b=value ...]`.
+"""Trains: `python -m p2o_jax.main --config configs/quickstart.py [--workdir runs/quickstart]
+[--restart] [--config.a.b=value ...]`.
 
-A workdir that holds a checkpoint is resumed. With --restart the run begins anew, and the records so far are kept in
-WORKDIR/previous-1. A config with `arms` runs each of them in a folder of its own and compares them.
+A workdir that holds a checkpoint is resumed. With --restart the run begins anew, and the records so
+far are kept in WORKDIR/previous-1. A config with `arms` runs each of them in a folder of its own
+and compares them.
 """
 
 import contextlib
@@ -61,7 +63,9 @@ def _any_process(holds: bool) -> bool:
 
 
 def check_arms(arms: Mapping[str, Config]) -> None:
-    """Raises a ConfigError with what is wrong with the settings of any arm, before the first is run."""
+    """Raises a ConfigError with what is wrong with the settings of any arm, before the first is
+    run.
+    """
     from p2o_jax.config import rules
     from p2o_jax.runtime import distributed
 
@@ -78,7 +82,8 @@ def check_arms(arms: Mapping[str, Config]) -> None:
 
 
 def train_one(cfg: Config, workdir: Path, poll: Callable[[], None], restart: bool = False) -> None:
-    """Trains one run to its end and writes its result.json. `poll` raises Preempted where the run is to be left.
+    """Trains one run to its end and writes its result.json. `poll` raises Preempted where the run
+    is to be left.
 
     With `restart` it begins anew, and the records of the run in `workdir` are moved away.
 
@@ -106,14 +111,16 @@ def train_one(cfg: Config, workdir: Path, poll: Callable[[], None], restart: boo
                 raise
             except Exception:
                 if liveness.joined():
-                    stack.pop_all()  # the others may not come to where checkpoints are closed together
+                    # the others may not come to where checkpoints are closed together
+                    stack.pop_all()
                 raise
         if distributed.is_main_process():
             results.write_one(workdir, components.model.directory, state.ledger)
 
 
 def command(run: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command; what the user can mend is told in one line each, with exit code 2 and no traceback.
+    """Runs a command; what the user can mend is told in one line each, with exit code 2 and no
+    traceback.
 
     One of several processes that fails ends at once, without clean-up, and tells the others why.
     """

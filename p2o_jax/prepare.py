@@ -1,13 +1,17 @@
-"""Prepares training sets: `python -m p2o_jax.prepare deepscaler|deepmath|gsm8k|math --out DIR [--raw PATH] [--seed 42]`.
+"""Prepares training sets: `python -m p2o_jax.prepare deepscaler|deepmath|gsm8k|math --out DIR
+[--raw PATH] [--seed 42]`.
 
-From the hub, or from a local copy of the raw files (a file or a folder, any kind that p2o_jax/data/sources.py reads). DeepScaleR and
-DeepMath (difficulty 7 and more, answer types balanced, at most 5 % yes and no) become, as in the paper, `--test 500` questions and
-`--train 5000,10000` others, the smaller sets inside the larger ones; GSM8K and MATH keep their splits. DIR gets:
+From the hub, or from a local copy of the raw files (a file or a folder, any kind that
+p2o_jax/data/sources.py reads). DeepScaleR and DeepMath (difficulty 7 and more, answer types
+balanced, at most 5 % yes and no) become, as in the paper, `--test 500` questions and `--train
+5000,10000` others, the smaller sets inside the larger ones; GSM8K and MATH keep their splits. DIR
+gets:
 
     test.jsonl, train_5k.jsonl, ...   question, answer, answer_type, source: for config.data.path and config.data.eval_path
     card.md, card.json                where they are from, what was left out and why, counts, lengths, answer types, digests
     overlaps.jsonl                    with `--benchmarks NAMES` (as `evaluate` takes them): questions that share 13 words in a row with
-                                      a benchmark's; `--overlaps drop` leaves them out of the training sets
+                                      a benchmark's; `--overlaps drop` leaves them out of the
+                                      training sets
 
 Lengths are in tokens of the model whose directory `--model DIR` gives, else in words.
 """
@@ -173,7 +177,9 @@ def _counter(model: str) -> Callable[[str], int]:
 
 
 def _drop(by_split: Sets, left_out: dict[str, dict[str, int]], ids: set[str]) -> None:
-    """Takes the questions with these ids out of the training split (a drawn test set comes from there, too)."""
+    """Takes the questions with these ids out of the training split (a drawn test set comes from
+    there, too).
+    """
     rows = by_split["train"]
     by_split["train"] = [row for row in rows if row.id not in ids]
     left_out["train"]["overlap with a benchmark"] = len(rows) - len(by_split["train"])
@@ -195,7 +201,9 @@ def _drawn(recipe: Recipe, rows: Sequence[Row], flags: dict[str, str]) -> Sets:
 
 
 def _shared(sets: Sets) -> int:
-    """Questions that are both in the test set and in a training set: official splits are not always disjoint."""
+    """Questions that are both in the test set and in a training set: official splits are not
+    always disjoint.
+    """
     test = {row.id for row in sets.get("test", ())}
     return len({row.id for name, rows in sets.items() if name != "test" for row in rows} & test)
 

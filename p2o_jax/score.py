@@ -1,8 +1,11 @@
-"""Scores: `python -m p2o_jax.score --model DIR --tokens FILE.npz --out OUT.npz [--config.a.b=value ...]`.
+"""Scores: `python -m p2o_jax.score --model DIR --tokens FILE.npz --out OUT.npz [--config.a.b=value
+...]`.
 
-In: `input_ids` and `attention_mask` [B, T], each row one sequence, padded on the left or on the right. Out: `token_logprobs` [B, T],
-float32: log p of each token given those before it, at temperature 1; 0 for the first token of a row and for padding. This is the
-way to compare numbers with another engine: the model runs as training runs it, in config.model.compute_dtype.
+In: `input_ids` and `attention_mask` [B, T], each row one sequence, padded on the left or on the
+    right. Out: `token_logprobs` [B, T],
+float32: log p of each token given those before it, at temperature 1; 0 for the first token of a row
+and for padding. This is the way to compare numbers with another engine: the model runs as training
+runs it, in config.model.compute_dtype.
 """
 
 import time
@@ -119,7 +122,8 @@ def open_scorer(cfg: Config, tokens: Tokens, path: str) -> Scorer:
     """The model of `config.model.path` on the mesh of `config.mesh`.
 
     Raises:
-        ConfigError: with a line for everything wrong with config, directory, mesh, and tokens that the model does not have.
+        ConfigError: with a line for everything wrong with config, directory, mesh, and tokens that
+            the model does not have.
     """
     import jax
 

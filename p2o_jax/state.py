@@ -7,14 +7,18 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Assignment:
-    """For each hard question of the last epoch, the template of each of its G rollouts; other questions are asked plainly."""
+    """For each hard question of the last epoch, the template of each of its G rollouts; other
+    questions are asked plainly.
+    """
 
     templates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Bandit:
-    """What `assign.bandit` knows: the templates in play with a Beta posterior each, and those that each hard question may get."""
+    """What `assign.bandit` knows: the templates in play with a Beta posterior each, and those
+    that each hard question may get.
+    """
 
     templates: tuple[str, ...] = ()
     successes: tuple[float, ...] = ()  # discounted evidence
@@ -29,7 +33,9 @@ Tally = tuple[int, int]  # successes, rollouts
 
 @dataclass(frozen=True)
 class Attempts:
-    """A question's rollouts of one epoch, by the `template_id` of their template; the empty one is the plain prompt."""
+    """A question's rollouts of one epoch, by the `template_id` of their template; the empty one
+    is the plain prompt.
+    """
 
     by_template: Mapping[str, Tally]
 
@@ -38,8 +44,8 @@ class Attempts:
 class LearningStatus:
     """What became of a question since it was first hard, in epochs; -1: not (yet).
 
-    `internalised`: the first later epoch with a plain success. `relapsed`: the epoch, after that, in which no plain rollout
-    succeeded; it has to be internalised again from there.
+    `internalised`: the first later epoch with a plain success. `relapsed`: the epoch, after that,
+    in which no plain rollout succeeded; it has to be internalised again from there.
     """
 
     hard: int
@@ -49,7 +55,9 @@ class LearningStatus:
 
 @dataclass(frozen=True)
 class History:
-    """The questions across epochs: attempts of one epoch, the fate of all that have ever been hard, and how long responses are."""
+    """The questions across epochs: attempts of one epoch, the fate of all that have ever been
+    hard, and how long responses are.
+    """
 
     epoch: int = 0  # that `attempts` belong to
     attempts: Mapping[str, Attempts] = field(default_factory=dict)
@@ -64,7 +72,8 @@ Phase = Literal["policy", "prompts"]
 
 @dataclass(frozen=True)
 class Ledger:
-    """What each phase has cost on the way to a state: rollouts, prompt and generated tokens, estimated FLOPs, seconds.
+    """What each phase has cost on the way to a state: rollouts, prompt and generated tokens,
+    estimated FLOPs, seconds.
 
     It is part of the state, so work that a kill threw away and that was done again is in it once.
     """
@@ -92,9 +101,11 @@ class Ledger:
 
 @dataclass(frozen=True)
 class RunState:
-    """Everything the training loop knows, and so everything that a checkpoint holds. Replaced, never patched.
+    """Everything the training loop knows, and so everything that a checkpoint holds. Replaced,
+    never patched.
 
-    `tick` counts policy steps and prompt phases together; `learner` is the device part (rl.learner.TrainState).
+    `tick` counts policy steps and prompt phases together; `learner` is the device part
+    (rl.learner.TrainState).
     """
 
     learner: Any
@@ -143,7 +154,9 @@ class RunState:
 
 
 def _texts_once(groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The groups with a number for each text: thousands of questions share a few templates of thousands of characters."""
+    """The groups with a number for each text: thousands of questions share a few templates of
+    thousands of characters.
+    """
     numbers: dict[str, int] = {}
     numbered = {
         name: [numbers.setdefault(text, len(numbers)) for text in texts]

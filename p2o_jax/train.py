@@ -1,6 +1,8 @@
-"""The P²O loop: epochs of GRPO, and between them one round of GEPA on the questions that the epoch found hard.
+"""The P²O loop: epochs of GRPO, and between them one round of GEPA on the questions that the epoch
+found hard.
 
-Read with the steps of `docs/algorithm.md` at hand: this file is their order and nothing else. A new option adds a function elsewhere.
+Read with the steps of `docs/algorithm.md` at hand: this file is their order and nothing else. A new
+option adds a function elsewhere.
 """
 
 from dataclasses import replace
@@ -18,7 +20,9 @@ from p2o_jax.types import SearchResult
 
 
 def run(cfg: Config, components: Components) -> RunState:
-    """Trains until the epochs are done or the tokens are spent; goes on from the newest checkpoint if there is one."""
+    """Trains until the epochs are done or the tokens are spent; goes on from the newest
+    checkpoint if there is one.
+    """
     state = components.open_state()
     while not is_finished(cfg, components, state):
         state = evaluate_if_due(components, state)
@@ -32,7 +36,8 @@ def run(cfg: Config, components: Components) -> RunState:
 
 
 def is_finished(cfg: Config, components: Components, state: RunState) -> bool:
-    """After the last epoch no prompt phase follows; a token budget ends the run at the first step that reaches it.
+    """After the last epoch no prompt phase follows; a token budget ends the run at the first step
+    that reaches it.
 
     A run without epochs ends after the prompt phase that it begins with.
     """
@@ -114,7 +119,9 @@ def policy_step(cfg: Config, components: Components, state: RunState) -> RunStat
 
 
 def prompt_phase(cfg: Config, components: Components, state: RunState) -> RunState:
-    """GEPA on the epoch's hard questions (algorithm: "End of an epoch"); the state that opens the next epoch."""
+    """GEPA on the epoch's hard questions (algorithm: "End of an epoch"); the state that opens
+    the next epoch.
+    """
     result, ledger = None, state.ledger
     if gepa.is_due(state.step, len(state.hard_ids), cfg.gepa):
         epoch = components.questions.epoch(max(state.step - 1, 0))
@@ -140,7 +147,9 @@ def prompt_phase(cfg: Config, components: Components, state: RunState) -> RunSta
 def search(
     cfg: Config, components: Components, state: RunState, journal: gepa.Journal
 ) -> tuple[SearchResult, Ledger]:
-    """GEPA on the state's hard questions, and the ledger after it; calls that are in the journal are not made again."""
+    """GEPA on the state's hard questions, and the ledger after it; calls that are in the journal
+    are not made again.
+    """
     adapter = components.gepa_adapter(state)
     journal.account(spent=lambda: adapter.last_costs, replayed=adapter.book)
     result = gepa.search(
@@ -160,7 +169,9 @@ def search(
 
 
 def evaluate_if_due(components: Components, state: RunState) -> RunState:
-    """Evaluates where the schedule says so; at the end of an epoch before its prompt phase, not again after it."""
+    """Evaluates where the schedule says so; at the end of an epoch before its prompt phase, not
+    again after it.
+    """
     opens_epoch = (
         state.phase == "policy"
         and state.tick > 0
@@ -172,7 +183,9 @@ def evaluate_if_due(components: Components, state: RunState) -> RunState:
 
 
 def evaluate(components: Components, state: RunState) -> RunState:
-    """The state with evaluation on the ledger; accuracy on the held-out questions, plainly unless eval.template says so, is logged."""
+    """The state with evaluation on the ledger; accuracy on the held-out questions, plainly
+    unless eval.template says so, is logged.
+    """
     if not components.evaluation.questions:
         return state
     values, row, spent = components.evaluation.run(components.weights(state), state.best_template)

@@ -1,7 +1,7 @@
 """What the rooms of the house hand to each other on the host: plain frozen records, no JAX.
 
-A *question* is asked under a *template* (empty: plainly), which makes a *request* to the sampler; the sampler returns a
-*completion*, the verifier a *verdict*, and the four together are a *rollout*.
+A *question* is asked under a *template* (empty: plainly), which makes a *request* to the sampler;
+the sampler returns a *completion*, the verifier a *verdict*, and the four together are a *rollout*.
 """
 
 import hashlib
@@ -17,14 +17,18 @@ Status = Literal["correct", "wrong", "no_answer", "time_out", "error"]
 
 
 def digest(*parts: str) -> str:
-    """A 16-digit hexadecimal name that is the same on every host and in every run (Python's `hash` is not)."""
+    """A 16-digit hexadecimal name that is the same on every host and in every run (Python's
+    `hash` is not).
+    """
     return hashlib.blake2b(
         "\x1f".join(parts).encode("utf-8", "surrogatepass"), digest_size=8
     ).hexdigest()
 
 
 def question_id(messages: Sequence[Message]) -> str:
-    """The stable id of a question: a digest of its untemplated messages (algorithm step 4), never its position."""
+    """The stable id of a question: a digest of its untemplated messages (algorithm step 4),
+    never its position.
+    """
     return digest(json.dumps([dict(sorted(m.items())) for m in messages], ensure_ascii=False))
 
 
@@ -45,7 +49,9 @@ class Question:
 
 @dataclass(frozen=True)
 class TemplatedQuestion:
-    """A question to be answered under a template. `name` makes the rollout's randomness: unique within a call."""
+    """A question to be answered under a template. `name` makes the rollout's randomness: unique
+    within a call.
+    """
 
     question: Question
     template: str
@@ -55,7 +61,9 @@ class TemplatedQuestion:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt for the sampler. The text sampled depends on (weights, prompt, call key, name) and nothing else."""
+    """A prompt for the sampler. The text sampled depends on (weights, prompt, call key, name)
+    and nothing else.
+    """
 
     prompt_ids: tuple[int, ...]
     name: str
@@ -64,7 +72,9 @@ class Request:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are drawn. Temperature 0 is greedy; 0 turns `top_k` and `min_p` off, 1 turns `top_p` off."""
+    """How tokens are drawn. Temperature 0 is greedy; 0 turns `top_k` and `min_p` off, 1 turns
+    `top_p` off.
+    """
 
     temperature: float
     max_new_tokens: int
@@ -78,7 +88,9 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Completion:
-    """Sampled tokens, the stop token included, and their log-probs under the tempered distribution, before any filter."""
+    """Sampled tokens, the stop token included, and their log-probs under the tempered
+    distribution, before any filter.
+    """
 
     token_ids: np.ndarray  # int32 [R]
     logp_R: np.ndarray  # float32 [R]
@@ -87,7 +99,8 @@ class Completion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A response's scores in [0, 1]: did the answer verify, and was there a final boxed answer at all.
+    """A response's scores in [0, 1]: did the answer verify, and was there a final boxed answer at
+    all.
 
     A score above `reward.success_above` is "correct", which is what success means everywhere.
     """
@@ -100,7 +113,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One scored answer to T(x, z). `plain_ids` is the prompt without the template, on which the update is made."""
+    """One scored answer to T(x, z). `plain_ids` is the prompt without the template, on which the
+    update is made.
+    """
 
     prompt: TemplatedQuestion
     prompt_ids: tuple[int, ...]
@@ -120,18 +135,23 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What GEPA learns of one (template, question) pair: a score in [0, 1], a format score, and the response's text."""
+    """What GEPA learns of one (template, question) pair: a score in [0, 1], a format score, and
+    the response's text.
+    """
 
     score: float
     format_score: float
     text: str
     feedback: str = ""  # of a reward function of one's own
-    transfer: float = 0.0  # how likely the response is without its template, against with it (config.gepa.reliance)
+    # how likely the response is without its template, against with it (config.gepa.reliance)
+    transfer: float = 0.0
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The end of a GEPA phase: every accepted template with its parent and dev scores, and the greedy cover Z(e)."""
+    """The end of a GEPA phase: every accepted template with its parent and dev scores, and the
+    greedy cover Z(e).
+    """
 
     templates: tuple[str, ...]  # candidate 0 is the empty template
     parents: tuple[int | None, ...]
@@ -151,5 +171,7 @@ class SearchResult:
 
 
 def template_id(template: str) -> str:
-    """A short name of a template's text, empty for the empty template: texts are long, and many questions share one."""
+    """A short name of a template's text, empty for the empty template: texts are long, and many
+    questions share one.
+    """
     return digest(template.strip()) if template.strip() else ""

@@ -1,7 +1,8 @@
-"""The real command in processes of its own: records, repeats, kills, meshes, user data, and what a new user gets wrong.
+"""The real command in processes of its own: records, repeats, kills, meshes, user data, and what a
+new user gets wrong.
 
-A small world in which a few rollouts are rewarded, and a prompt phase that accepts templates freely, so that updates, templates and
-distillation all take part.
+A small world in which a few rollouts are rewarded, and a prompt phase that accepts templates
+freely, so that updates, templates and distillation all take part.
 """
 
 import json
@@ -65,7 +66,9 @@ def succeed(config: str, workdir: Path, settings: dict) -> str:
 
 
 def kill_at(workdir: Path, settings: dict, text: str) -> str:
-    """Starts the smoke run and kills it as soon as a line with the text appears; the lines until then."""
+    """Starts the smoke run and kills it as soon as a line with the text appears; the lines until
+    then.
+    """
     process = subprocess.Popen(
         arguments("configs/smoke.py", workdir, settings), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
         text=True,
@@ -233,9 +236,11 @@ def test_the_same_seed_gives_the_same_run(finished, settings, tmp_path):
 
 
 def test_a_killed_run_resumes_and_ends_the_same(finished, settings, tmp_path):
-    """Killed in a policy step, then twice in the prompt phase. Checkpoints are written while the run goes on: the one before is there.
+    """Killed in a policy step, then twice in the prompt phase. Checkpoints are written while the
+    run goes on: the one before is there.
 
-    The phase's journal answers what was generated before the kills, and the ledger has every token once.
+    The phase's journal answers what was generated before the kills, and the ledger has every token
+    once.
     """
     workdir = tmp_path / "killed"
     assert "resuming" not in kill_at(workdir, settings, "step 3/6")

@@ -1,6 +1,8 @@
-"""Imports go down only: a room of p2o_jax imports from lower floors, or from inside itself; siblings do not know each other.
+"""Imports go down only: a room of p2o_jax imports from lower floors, or from inside itself;
+siblings do not know each other.
 
-A room is a module or a folder of the package. Found by reading the source, imports inside functions included.
+A room is a module or a folder of the package. Found by reading the source, imports inside functions
+included.
 """
 
 import ast

@@ -106,7 +106,9 @@ def med(xs):
 
 
 def timed_calls(call, steps):
-    """Wall and process CPU seconds of each call but the first two (compilation, and what is left of it)."""
+    """Wall and process CPU seconds of each call but the first two (compilation, and what is left
+    of it).
+    """
     wall, cpu = [], []
     for _ in range(steps):
         w, c = time.perf_counter(), time.process_time()

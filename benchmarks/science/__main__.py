@@ -1,8 +1,10 @@
-"""`python -m benchmarks.science --suite dial|paper|recipe [--seeds 5] [--at-a-time 2]` runs what has no row yet; `--report` tabulates.
+"""`python -m benchmarks.science --suite dial|paper|recipe [--seeds 5] [--at-a-time 2]` runs what
+has no row yet; `--report` tabulates.
 
-Rows go to benchmarks/science/results.jsonl (`--results FILE`), which stays in the repository; `--report yes` writes the tables and
-plots of docs/results.md from it. Killed, the same command goes on. `--show ARM` prints the commands of an arm's runs, `--redo ARM`
-makes them again and compares (`--seeds 1`: the first seed alone).
+Rows go to benchmarks/science/results.jsonl (`--results FILE`), which stays in the repository;
+`--report yes` writes the tables and plots of docs/results.md from it. Killed, the same command goes
+on. `--show ARM` prints the commands of an arm's runs, `--redo ARM` makes them again and compares
+(`--seeds 1`: the first seed alone).
 """
 
 import os

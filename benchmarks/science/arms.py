@@ -18,7 +18,9 @@ TAUGHT = (
 
 @dataclass(frozen=True)
 class Arm:
-    """Settings over configs/science.py; `seeds` are as many as the suite runs at most, all of them where 0."""
+    """Settings over configs/science.py; `seeds` are as many as the suite runs at most, all of
+    them where 0.
+    """
 
     name: str
     what: str
@@ -35,7 +37,9 @@ class Arm:
 
 @dataclass(frozen=True)
 class Run:
-    """An arm at a dial with a seed. The seed fixes the order of questions, all sampling and, modulo NUM_BASES, questions and base model."""
+    """An arm at a dial with a seed. The seed fixes the order of questions, all sampling and,
+    modulo NUM_BASES, questions and base model.
+    """
 
     arm: Arm
     dial: str
@@ -43,7 +47,9 @@ class Run:
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """`key=value` of each setting that differs from configs/science.py, sorted; it names the run in the results."""
+        """`key=value` of each setting that differs from configs/science.py, sorted; it names the
+        run in the results.
+        """
         fixed = (
             f"world.p_chain_plain={self.dial}",
             f"world.seed={self.seed % NUM_BASES}",

@@ -1,4 +1,6 @@
-"""Means with bootstrap intervals over seeds, alone and paired; accuracy over generated tokens as one figure."""
+"""Means with bootstrap intervals over seeds, alone and paired; accuracy over generated tokens as
+one figure.
+"""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -9,7 +11,9 @@ ENOUGH = 3  # seeds, with fewer of which nothing is said of an interval
 
 
 class Estimate(NamedTuple):
-    """A mean over n seeds, and a percentile bootstrap's 95 % interval of it; with few seeds the interval is too narrow."""
+    """A mean over n seeds, and a percentile bootstrap's 95 % interval of it; with few seeds the
+    interval is too narrow.
+    """
 
     mean: float
     low: float
@@ -18,7 +22,9 @@ class Estimate(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval has only positive or negative values, else 0; 0 with too few seeds."""
+        """1 or -1 where the interval has only positive or negative values, else 0; 0 with too
+        few seeds.
+        """
         return ((self.low > 0) - (self.high < 0)) * (self.n >= ENOUGH)
 
 
@@ -35,7 +41,9 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estima
 
 
 def mean_accuracy(curve: Sequence[Sequence[float]], budget: float) -> float:
-    """The mean over the budget's tokens of the accuracy at that many: evaluations joined by lines, the last one held to the end."""
+    """The mean over the budget's tokens of the accuracy at that many: evaluations joined by
+    lines, the last one held to the end.
+    """
     points = [(min(tokens, budget), accuracy) for tokens, accuracy in curve]
     points.append((budget, points[-1][1]))
     area = sum((b - a) * (p + q) / 2 for (a, p), (b, q) in zip(points, points[1:], strict=False))

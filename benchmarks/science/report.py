@@ -53,7 +53,9 @@ def write(results: Path) -> None:
 
 
 def read(results: Path) -> Rows:
-    """The rows of every arm and dial, by their settings: arms that several suites share are there once, under each of their names."""
+    """The rows of every arm and dial, by their settings: arms that several suites share are
+    there once, under each of their names.
+    """
     found = {
         tuple(row["overrides"]): row
         for row in map(json.loads, results.read_text(encoding="utf-8").splitlines())
@@ -172,7 +174,9 @@ def account(rows: Rows) -> str:
 
 
 def plot_dial(rows: Rows) -> None:
-    """Accuracy over generated tokens at each dial: means of seeds, and the range of seeds behind them."""
+    """Accuracy over generated tokens at each dial: means of seeds, and the range of seeds behind
+    them.
+    """
     plt = _pyplot()
     several, dials = arms.SUITES["dial"]
     figure, panels = plt.subplots(

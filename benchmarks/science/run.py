@@ -1,4 +1,6 @@
-"""Runs arms, two at a time at most, each by the real command on one core, and appends a row per run to the results."""
+"""Runs arms, two at a time at most, each by the real command on one core, and appends a row per
+run to the results.
+"""
 
 import json
 import os
@@ -47,10 +49,12 @@ def pending(runs: Iterable[Run], results: Path) -> list[Run]:
 
 
 def run_all(runs: Sequence[Run], results: Path, at_a_time: int) -> None:
-    """Makes the runs and appends their rows, in the order in which they end; base models first, one after the other.
+    """Makes the runs and appends their rows, in the order in which they end; base models first, one
+    after the other.
 
     Raises:
-        ConfigError: runs that failed, each with the end of what it said; the others have their rows.
+        ConfigError: runs that failed, each with the end of what it said; the others have their
+            rows.
     """
     cores: Queue[int] = Queue()
     for core in sorted(os.sched_getaffinity(0))[:at_a_time]:
@@ -112,7 +116,9 @@ def redo(runs: Iterable[Run], results: Path) -> None:
 
 
 def make(run: Run, core: int) -> dict[str, Any] | str:
-    """The row of one run, which is made on this core alone: with one thread, sums have one order. Or the end of what it said, failing."""
+    """The row of one run, which is made on this core alone: with one thread, sums have one
+    order. Or the end of what it said, failing.
+    """
     folder = tempfile.mkdtemp(prefix="science-")
     words = [sys.executable, *command(run, f"{folder}/run")[1:]]
     try:
@@ -135,9 +141,11 @@ def make(run: Run, core: int) -> dict[str, Any] | str:
 
 
 def figures(run: Run, workdir: Path) -> dict[str, Any]:
-    """What is kept of a finished run: its settings, accuracy over generated tokens, hard questions by epoch, what it took, a digest.
+    """What is kept of a finished run: its settings, accuracy over generated tokens, hard questions
+    by epoch, what it took, a digest.
 
-    The digest is of all losses, evaluations and templates: equal digests are equal runs, bit for bit.
+    The digest is of all losses, evaluations and templates: equal digests are equal runs, bit for
+    bit.
     """
     result = _read(workdir / "result.json")
     metrics, evaluations = (

@@ -1,7 +1,9 @@
-"""A scripted teacher behind an OpenAI-compatible endpoint: it knows which phrases help which family, as no part of the system does.
+"""A scripted teacher behind an OpenAI-compatible endpoint: it knows which phrases help which
+family, as no part of the system does.
 
-It reads a compact reflection prompt and answers with the instruction that was there, without what does not help the examples that
-failed, and a strong phrase for one of their families. `python -m benchmarks.science.teacher [PORT]` serves it alone.
+It reads a compact reflection prompt and answers with the instruction that was there, without what
+does not help the examples that failed, and a strong phrase for one of their families. `python -m
+benchmarks.science.teacher [PORT]` serves it alone.
 """
 
 import json

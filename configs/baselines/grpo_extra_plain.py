@@ -1,7 +1,9 @@
-"""GRPO with a further plain group for each question that the last epoch found hard: P²O's extra rollouts without its templates.
+"""GRPO with a further plain group for each question that the last epoch found hard: P²O's extra
+rollouts without its templates.
 
 Command: python -m p2o_jax.main --config configs/baselines/grpo_extra_plain.py
-Hardware: 2 CPU cores, 2 GB of memory. Time: about 1 minute, and 3 minutes more for pretraining the base model on first use.
+Hardware: 2 CPU cores, 2 GB of memory. Time: about 1 minute, and 3 minutes more for pretraining the
+    base model on first use.
 """
 
 import runpy

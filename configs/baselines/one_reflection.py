@@ -1,7 +1,9 @@
-"""P²O with one round of reflection in place of GEPA: every proposal is written from the empty template, none from another's child.
+"""P²O with one round of reflection in place of GEPA: every proposal is written from the empty
+template, none from another's child.
 
 Command: python -m p2o_jax.main --config configs/baselines/one_reflection.py
-Hardware: 2 CPU cores, 2 GB of memory. Time: about 2 minutes, and 3 minutes more for pretraining the base model on first use.
+Hardware: 2 CPU cores, 2 GB of memory. Time: about 2 minutes, and 3 minutes more for pretraining the
+    base model on first use.
 """
 
 import runpy

@@ -1,7 +1,9 @@
-"""Prompt evolution first, then training: one GEPA phase on all questions by the base model, whose templates stay for all epochs.
+"""Prompt evolution first, then training: one GEPA phase on all questions by the base model, whose
+templates stay for all epochs.
 
 Command: python -m p2o_jax.main --config configs/baselines/prompts_first.py
-Hardware: 2 CPU cores, 2 GB of memory. Time: about 2 minutes, and 3 minutes more for pretraining the base model on first use.
+Hardware: 2 CPU cores, 2 GB of memory. Time: about 2 minutes, and 3 minutes more for pretraining the
+    base model on first use.
 """
 
 import runpy

@@ -1,7 +1,9 @@
 """The paper's P²O, Teacher-Ref, on DeepMath-5K with Qwen3-4B; with train_10k.jsonl on DeepMath-10K.
 
-Command: python -m p2o_jax.main --config configs/paper/deepmath_teacher.py --workdir runs/deepmath_teacher
-Needs: as configs/paper/deepscaler_teacher.py. Data, hardware and evaluation: as configs/paper/deepmath_self.py.
+Command: python -m p2o_jax.main --config configs/paper/deepmath_teacher.py --workdir
+    runs/deepmath_teacher
+Needs: as configs/paper/deepscaler_teacher.py. Data, hardware and evaluation: as
+    configs/paper/deepmath_self.py.
 Time: about 38 hours on 8 H100 (10k: twice that), estimated as there.
 Score: the paper's average of the six benchmarks is 57.9 (10k: 55.5).
 """

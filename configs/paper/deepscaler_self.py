@@ -1,12 +1,17 @@
-"""The paper's P²O, Self-Ref (the frozen base model reflects), on DeepScaler-5K with Qwen3-4B; the other files here start from this one.
+"""The paper's P²O, Self-Ref (the frozen base model reflects), on DeepScaler-5K with Qwen3-4B; the
+other files here start from this one.
 
-Data: python -m p2o_jax.prepare deepscaler --out data/deepscaler --benchmarks aime24,aime25,amc23,math500,minerva,olympiadbench
-Command: python -m p2o_jax.main --config configs/paper/deepscaler_self.py --workdir runs/deepscaler_self
-Evaluation: python -m p2o_jax.evaluate --workdir runs/deepscaler_self --step best --out runs/deepscaler_self_eval
-    --benchmarks aime24,aime25,amc23,math500,minerva,olympiadbench
-Hardware: 8 chips with 80 GB or more (the paper: one node of 8 GPUs), or 16 v6e. Memory per chip: see docs/scale.md.
-Time: about 40 hours on 8 H100, estimated and not run by us: 1.2 billion generated tokens (27 % of them GEPA's) at 3,000 a response, 12,000
-    tokens/s in sampling (16 slots a GPU, as each keeps room for 12,288 tokens), 40 % of peak in scoring and updates.
+Data: python -m p2o_jax.prepare deepscaler --out data/deepscaler --benchmarks
+    aime24,aime25,amc23,math500,minerva,olympiadbench
+Command: python -m p2o_jax.main --config configs/paper/deepscaler_self.py --workdir
+    runs/deepscaler_self
+Evaluation: python -m p2o_jax.evaluate --workdir runs/deepscaler_self --step best --out
+    runs/deepscaler_self_eval --benchmarks aime24,aime25,amc23,math500,minerva,olympiadbench
+Hardware: 8 chips with 80 GB or more (the paper: one node of 8 GPUs), or 16 v6e. Memory per chip:
+    see docs/scale.md.
+Time: about 40 hours on 8 H100, estimated and not run by us: 1.2 billion generated tokens (27 % of
+    them GEPA's) at 3,000 a response, 12,000 tokens/s in sampling (16 slots a GPU, as each keeps
+    room for 12,288 tokens), 40 % of peak in scoring and updates.
 Score: the paper's average of the six benchmarks is 62.4.
 """
 

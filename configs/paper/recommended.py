@@ -1,4 +1,5 @@
-"""The paper's P²O, Self-Ref, with our mends: mixed groups, honest hardness, leak guard, charged budget (PRESETS in p2o_jax/config/schema.py).
+"""The paper's P²O, Self-Ref, with our mends: mixed groups, honest hardness, leak guard, charged
+budget (PRESETS in p2o_jax/config/schema.py).
 
 Command: python -m p2o_jax.main --config configs/paper/recommended.py --workdir runs/recommended
 Hardware, data and evaluation: as configs/paper/deepscaler_self.py.

@@ -1,6 +1,8 @@
-"""Config files and flags: Python files with a `get_config()` that returns a ConfigDict, and `--config.a.b=value` overrides.
+"""Config files and flags: Python files with a `get_config()` that returns a ConfigDict, and
+`--config.a.b=value` overrides.
 
-ConfigDict keys are locked, so that a misspelt one fails where it is written; `from_config_dict` checks every type.
+ConfigDict keys are locked, so that a misspelt one fails where it is written; `from_config_dict`
+checks every type.
 """
 
 import ast
@@ -69,7 +71,8 @@ def override(values: ConfigDict, assignments: typing.Sequence[tuple[str, str]]) 
     """Sets `a.b = text` for every pair, each text parsed as the field's type.
 
     Raises:
-        ConfigError: with a line for every unknown key and every text that is not of the field's type.
+        ConfigError: with a line for every unknown key and every text that is not of the field's
+            type.
     """
     problems = []
     for key, text in assignments:
@@ -124,7 +127,9 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def _check(value: Any, hint: Any) -> Any:
-    """The value as the hint's type. Raises ValueError where it is not of it (an int passes as a float, a list as a tuple)."""
+    """The value as the hint's type. Raises ValueError where it is not of it (an int passes as a
+    float, a list as a tuple).
+    """
     for option in _options(hint):
         if option is type(None) and value is None:
             return None
@@ -319,7 +324,8 @@ def _is_arm_name(name: str) -> bool:
 
 
 def arms(values: ConfigDict) -> dict[str, Config]:
-    """The Config of each of `config.arms`, by name: the config itself with the arm's own settings on top.
+    """The Config of each of `config.arms`, by name: the config itself with the arm's own settings
+    on top.
 
     Raises:
         ConfigError: with a line for every wrong setting of every arm.

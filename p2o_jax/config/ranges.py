@@ -1,4 +1,6 @@
-"""Ranges of numbers: what a setting or a flag may be, in a form that code can check and the documentation can show."""
+"""Ranges of numbers: what a setting or a flag may be, in a form that code can check and the
+documentation can show.
+"""
 
 import dataclasses
 import math
@@ -15,7 +17,8 @@ _TECHNICAL = (
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from a lower to an upper end, each inclusive (`ge`, `le`) or exclusive (`gt`, `lt`), and those in `also`.
+    """The numbers from a lower to an upper end, each inclusive (`ge`, `le`) or exclusive (`gt`,
+    `lt`), and those in `also`.
 
     NaN and infinities are in no range. `why` is the reason for the ends, where it is not obvious.
     """
@@ -82,7 +85,9 @@ def _text(number: float) -> str:
 
 
 def bounded(default: T, within: Range | None = None, **ends: Any) -> T:
-    """A dataclass field with a range: `within`, or one with these ends; without an upper end it reaches to INT32_MAX."""
+    """A dataclass field with a range: `within`, or one with these ends; without an upper end it
+    reaches to INT32_MAX.
+    """
     if within is None:
         within = Range(**ends) if {"le", "lt"} & set(ends) else Range(**ends, le=INT32_MAX)
     return cast(T, dataclasses.field(default=default, metadata={"range": within}))

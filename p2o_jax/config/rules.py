@@ -1,4 +1,6 @@
-"""The rules between settings: everything that can be known to be wrong before any file is read or program compiled."""
+"""The rules between settings: everything that can be known to be wrong before any file is read
+or program compiled.
+"""
 
 import dataclasses
 import json
@@ -66,7 +68,9 @@ def _mesh_problems(mesh: MeshConfig, num_devices: int) -> list[str]:
 
 
 def api_problems(api: ApiConfig) -> list[str]:
-    """A line for everything wrong with the endpoint's settings. What could be a key put in the wrong place is not repeated."""
+    """A line for everything wrong with the endpoint's settings. What could be a key put in the
+    wrong place is not repeated.
+    """
     found = []
     url = urlsplit(api.base_url)
     if url.scheme not in ("http", "https") or not url.netloc or "@" in url.netloc or url.query:
@@ -92,7 +96,9 @@ def api_problems(api: ApiConfig) -> list[str]:
 
 
 def _cheapest_phase(gepa: GepaConfig) -> int:
-    """The rollouts of the empty template on the smallest dev set that there can be, and of one proposal and its parent."""
+    """The rollouts of the empty template on the smallest dev set that there can be, and of one
+    proposal and its parent.
+    """
     if gepa.dev_size < 1:
         dev = int(gepa.min_hard * gepa.dev_size)
     else:
@@ -103,7 +109,9 @@ def _cheapest_phase(gepa: GepaConfig) -> int:
 
 
 def problems(config: Config, num_devices: int) -> list[str]:
-    """A line for every number out of range, and for every rule between settings, that this (resolved) config breaks."""
+    """A line for every number out of range, and for every rule between settings, that this
+    (resolved) config breaks.
+    """
     return [
         *range_problems(config),
         *_mesh_problems(config.mesh, num_devices),

@@ -1,6 +1,7 @@
 """The benchmarks that the paper and its peers report, and several evaluation sets by name.
 
-A benchmark is read from the hub, or from any local source of `sources` with the hub's columns or with `question` and `answer`.
+A benchmark is read from the hub, or from any local source of `sources` with the hub's columns or
+with `question` and `answer`.
 """
 
 import re
@@ -14,12 +15,16 @@ from p2o_jax.data.sources import Loaded, Record
 
 QUESTIONS = ("problem", "question", "Problem", "Question")
 ANSWERS = ("answer", "final_answer", "Answer", "expected_answer")
-SMALL = 100  # sets under so many questions are sampled k times, larger ones decoded greedily (the paper's protocol)
+# sets under so many questions are sampled k times, larger ones decoded greedily (the paper's
+# protocol)
+SMALL = 100
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def reference(value: Any) -> Any:
-    """The answer in a column: a list's entries side by side (OlympiadBench: all must be given), else the value as it is."""
+    """The answer in a column: a list's entries side by side (OlympiadBench: all must be given),
+    else the value as it is.
+    """
     return (
         ", ".join(map(str, value))
         if isinstance(value, Sequence) and not isinstance(value, str)
@@ -54,7 +59,8 @@ class Benchmark:
         return {**rest, "question": record[question], "answer": self.answer(record[answer])}
 
     def load(self, cfg: config.DataConfig, source: str = "") -> Loaded:
-        """The benchmark's questions in `cfg.prompt_template`, from the hub unless another source is given.
+        """The benchmark's questions in `cfg.prompt_template`, from the hub unless another source is
+        given.
 
         Raises:
             config.ConfigError: as `sources.load`.
@@ -97,7 +103,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 
 
 def named(text: str) -> list[tuple[str, str]]:
-    """(name, source) of `NAME=SOURCE,NAME,SOURCE`: a benchmark may stand alone, another source takes its name from its path.
+    """(name, source) of `NAME=SOURCE,NAME,SOURCE`: a benchmark may stand alone, another source
+    takes its name from its path.
 
     Raises:
         config.ConfigError: an empty entry, a name twice, or one that is none.
@@ -120,7 +127,9 @@ def named(text: str) -> list[tuple[str, str]]:
 
 
 def load_set(name: str, source: str, cfg: config.DataConfig) -> Loaded:
-    """The questions of a benchmark (from the hub where `source` is empty), or of a source of one's own with the columns of `cfg`."""
+    """The questions of a benchmark (from the hub where `source` is empty), or of a source of
+    one's own with the columns of `cfg`.
+    """
     if name in BENCHMARKS:
         return BENCHMARKS[name].load(cfg, source)
     return replace(sources.load(source, cfg), name=name)

@@ -1,4 +1,6 @@
-"""Prompts: T(x, z) as token ids, through the model's own tokenizer and chat template; and token ids back to text."""
+"""Prompts: T(x, z) as token ids, through the model's own tokenizer and chat template; and token
+ids back to text.
+"""
 
 import datetime
 import functools
@@ -25,7 +27,9 @@ CACHED_PROMPTS = 1 << 14
 
 
 class TextCodec(Protocol):
-    """What `Chat` needs of a tokenizer. `stop_ids` end a response; `pad_id` is any valid id: masks come from lengths."""
+    """What `Chat` needs of a tokenizer. `stop_ids` end a response; `pad_id` is any valid id:
+    masks come from lengths.
+    """
 
     stop_ids: tuple[int, ...]
     pad_id: int
@@ -95,10 +99,12 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face model directory. Its stop ids include the eos_token_id of config.json and generation_config.json.
+    """The tokenizer of a Hugging Face model directory. Its stop ids include the eos_token_id of
+    config.json and generation_config.json.
 
     Raises:
-        config.ConfigError: no such directory, no tokenizer in it, only a slow one, or no token to stop at.
+        config.ConfigError: no such directory, no tokenizer in it, only a slow one, or no token to
+        stop at.
     """
     path = Path(path)
     where = f"config.model.path={path}"
@@ -113,8 +119,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         PreTrainedTokenizerFast,
     )  # seconds, and most of the package never needs them
 
-    # tokenizer.json is the tokenizer that the model was trained with. AutoTokenizer would go by config.json's model type instead and
-    # put that family's own pre-tokenizer in its place; it is for directories that are still to be converted.
+    # tokenizer.json is the tokenizer that the model was trained with. AutoTokenizer would go by
+    # config.json's model type instead and put that family's own pre-tokenizer in its place; it is
+    # for directories that are still to be converted.
     loader = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
     try:
         hf = loader.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
@@ -142,7 +149,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def _eos_ids(path: Path) -> list[int]:
-    """The eos_token_id of a JSON file, which may be one id or a list; none if there is no such file or key."""
+    """The eos_token_id of a JSON file, which may be one id or a list; none if there is no such
+    file or key.
+    """
     if not path.is_file():
         return []
     try:
@@ -160,12 +169,15 @@ def _eos_ids(path: Path) -> list[int]:
 
 
 class Chat:
-    """Renders prompts for one model. Built once; refuses at once what could not render a question later.
+    """Renders prompts for one model. Built once; refuses at once what could not render a question
+    later.
 
-    `date` (ISO) is what a chat template with the date in it shows; None: today's. `notices` are lines for the user.
+    `date` (ISO) is what a chat template with the date in it shows; None: today's. `notices` are
+    lines for the user.
 
     Raises:
-        config.ConfigError: the model has no chat template and none is given, or it does not take the system prompt.
+        config.ConfigError: the model has no chat template and none is given, or it does not take
+        the system prompt.
     """
 
     def __init__(self, tokenizer: TextCodec, cfg: config.ChatConfig, date: str | None = None):
@@ -211,7 +223,9 @@ class Chat:
         return len(self.tokenizer.encode(text))
 
     def spells_special(self, text: str) -> bool:
-        """Whether the text spells a special token, such as the end of a turn, which would be read as that."""
+        """Whether the text spells a special token, such as the end of a turn, which would be
+        read as that.
+        """
         return any(token in text for token in self.tokenizer.special_tokens)
 
     def _encode_messages(
@@ -230,7 +244,9 @@ class Chat:
 
 
 def bare_template(tokenizer: TextCodec) -> str:
-    """A chat template for a base model: the messages' texts alone, with the ids that transformers gives to a text."""
+    """A chat template for a base model: the messages' texts alone, with the ids that
+    transformers gives to a text.
+    """
     return _prefix(tokenizer) + r"{{ messages | map(attribute='content') | join('\n') }}"
 
 
@@ -245,7 +261,9 @@ def _prefix(tokenizer: TextCodec) -> str:
 def _bos_notices(
     tokenizer: TextCodec, cfg: config.ChatConfig, prompt_ids: tuple[int, ...]
 ) -> tuple[str, ...]:
-    """A line if prompts lack what the tokenizer puts before every text, although the template is the user's, or have it twice."""
+    """A line if prompts lack what the tokenizer puts before every text, although the template is
+    the user's, or have it twice.
+    """
     prefix = tokenizer.prefix_ids
     if not prefix:
         return ()
@@ -260,7 +278,9 @@ def _bos_notices(
 
 
 def templated(messages: Sequence[Message], template: str) -> tuple[Message, ...]:
-    """T(x, z) as messages: the template before the last user message's text; x itself for an empty template."""
+    """T(x, z) as messages: the template before the last user message's text; x itself for an
+    empty template.
+    """
     *before, last = messages
     z = template.strip()
     return (*before, {**last, "content": f"{z}\n\n{last['content']}"} if z else last)

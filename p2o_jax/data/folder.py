@@ -20,7 +20,9 @@ _SPLITS = {
 
 
 def read(path: Path, split: str) -> Iterator[Row]:
-    """The records of a folder: of `datasets` (save_to_disk), of TensorFlow Datasets, or of the files in it."""
+    """The records of a folder: of `datasets` (save_to_disk), of TensorFlow Datasets, or of the
+    files in it.
+    """
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         yield from _read_saved(path, split)
     elif (path / "features.json").exists():
@@ -30,7 +32,9 @@ def read(path: Path, split: str) -> Iterator[Row]:
 
 
 def read_hub(name: str, subset: str, split: str) -> Iterator[Row]:
-    """The records of a data set of the Hugging Face hub, downloaded by `datasets` where it is not in its cache."""
+    """The records of a data set of the Hugging Face hub, downloaded by `datasets` where it is
+    not in its cache.
+    """
     import datasets
 
     try:
@@ -46,7 +50,9 @@ def read_hub(name: str, subset: str, split: str) -> Iterator[Row]:
 
 
 def read_tfds(name: str, split: str, data_dir: str) -> Iterator[Row]:
-    """The records of one of TensorFlow Datasets, prepared where it is not in `data_dir` (which may need TensorFlow)."""
+    """The records of one of TensorFlow Datasets, prepared where it is not in `data_dir` (which
+    may need TensorFlow).
+    """
 
     def builder(tfds: Any) -> Any:
         found = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
@@ -75,7 +81,9 @@ def _read_saved(path: Path, split: str) -> Iterator[Row]:
 
 
 def _read_builder(make: Any, split: str, stored: Path | None) -> Iterator[Row]:
-    """The records of the builder that `make(tfds)` returns; `stored` is its folder of data, or one above."""
+    """The records of the builder that `make(tfds)` returns; `stored` is its folder of data, or
+    one above.
+    """
     import tensorflow_datasets as tfds
 
     try:
@@ -99,7 +107,9 @@ def _read_builder(make: Any, split: str, stored: Path | None) -> Iterator[Row]:
 
 
 def _foreign_classes(folder: Path) -> list[str]:
-    """Classes of features that the folder names and that are not of TensorFlow Datasets, which imports any module named there."""
+    """Classes of features that the folder names and that are not of TensorFlow Datasets, which
+    imports any module named there.
+    """
     found: list[str] = []
 
     def look(value: Any) -> None:

@@ -1,4 +1,6 @@
-"""Decontamination: which questions share 13 words in a row with a benchmark's, or, being shorter, all of their words."""
+"""Decontamination: which questions share 13 words in a row with a benchmark's, or, being
+shorter, all of their words.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +13,9 @@ Gram = tuple[str, ...]
 
 
 def grams(text: str, n: int = N) -> Iterator[Gram]:
-    """The runs of n words of a text, in lower case and without punctuation; all of its words if it has fewer."""
+    """The runs of n words of a text, in lower case and without punctuation; all of its words if
+    it has fewer.
+    """
     words = _WORD.findall(text.lower())
     yield from (tuple(words[i : i + n]) for i in range(max(len(words) - n + 1, 1)))
 
@@ -28,7 +32,9 @@ class Index:
         self._where.pop((), None)  # questions without a word
 
     def overlaps(self, text: str) -> dict[tuple[str, str], str]:
-        """(benchmark, question id) of all that the text overlaps with, each with the first words that it shares."""
+        """(benchmark, question id) of all that the text overlaps with, each with the first words
+        that it shares.
+        """
         found: dict[tuple[str, str], str] = {}
         for gram in grams(text):
             for where in self._where.get(gram, ()):
@@ -39,7 +45,9 @@ class Index:
 def report(
     index: Index, names: Iterable[str], texts: Mapping[str, str]
 ) -> tuple[dict[str, dict[str, int]], list[dict[str, str]]]:
-    """For each benchmark how many texts overlap with it and how many of its questions are hit; and every single overlap."""
+    """For each benchmark how many texts overlap with it and how many of its questions are hit;
+    and every single overlap.
+    """
     found = [
         {"id": name, "benchmark": benchmark, "question_id": question_id, "words": words}
         for name, text in texts.items()

@@ -9,8 +9,9 @@ from p2o_jax.types import Question
 class Questions:
     """A set of questions, dealt out in batches; steps count from 0 through the whole run.
 
-    An epoch has every question exactly once. ▲ The released code drops what does not fill a last batch, other questions each epoch;
-    here the last batch of an epoch is smaller than `per_step` instead, and never empty.
+    An epoch has every question exactly once. ▲ The released code drops what does not fill a last
+    batch, other questions each epoch; here the last batch of an epoch is smaller than `per_step`
+    instead, and never empty.
     """
 
     def __init__(self, questions: Sequence[Question], per_step: int, seed: int):
@@ -33,7 +34,9 @@ class Questions:
         return self._ordered(epoch)[start : start + self.per_step]
 
     def further(self, step: int) -> list[Question]:
-        """The epoch's questions that are not in the step's batch, in an order that is the step's own."""
+        """The epoch's questions that are not in the step's batch, in an order that is the step's
+        own.
+        """
         own = {q.id for q in self.batch(step)}
         others = [q for q in self.questions if q.id not in own]
         random.Random(f"{self.seed}/further/{step}").shuffle(others)
@@ -44,7 +47,9 @@ class Questions:
         return step // self.steps_per_epoch
 
     def ends_epoch(self, step_after: int) -> bool:
-        """Whether an epoch is complete when `step_after` steps (the number of the next one) have been made."""
+        """Whether an epoch is complete when `step_after` steps (the number of the next one) have
+        been made.
+        """
         return step_after > 0 and step_after % self.steps_per_epoch == 0
 
     def by_id(self, ids: Sequence[str]) -> list[Question]:

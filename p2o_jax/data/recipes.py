@@ -1,4 +1,6 @@
-"""How the paper's training sets are made of the raw ones: which columns, which questions, which draw."""
+"""How the paper's training sets are made of the raw ones: which columns, which questions, which
+draw.
+"""
 
 import random
 import re
@@ -53,7 +55,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training set: its sources on the hub by split, how a record is read, and whether splits are drawn or kept."""
+    """A training set: its sources on the hub by split, how a record is read, and whether splits
+    are drawn or kept.
+    """
 
     name: str
     title: str
@@ -130,7 +134,9 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def answer_type(answer: str) -> str:
-    """yes_no, integer, number (fraction or decimal), choice, list (tuple, interval, set, matrix), expression or text."""
+    """yes_no, integer, number (fraction or decimal), choice, list (tuple, interval, set,
+    matrix), expression or text.
+    """
     text = normalize.tidy(answer)
     value = normalize.number(text)
     if text.lower() in ("yes", "no", "true", "false"):
@@ -149,7 +155,9 @@ def answer_type(answer: str) -> str:
 
 
 def clean(recipe: Recipe, records: Iterable[Record | str]) -> tuple[list[Row], dict[str, int]]:
-    """The recipe's questions, each once, and how many records were left out for which reason; a text in place of a record is a reason."""
+    """The recipe's questions, each once, and how many records were left out for which reason; a
+    text in place of a record is a reason.
+    """
     rows: dict[str, Row] = {}
     left_out: dict[str, int] = {}
     for record in records:
@@ -170,7 +178,8 @@ def clean(recipe: Recipe, records: Iterable[Record | str]) -> tuple[list[Row], d
 def draw(rows: Sequence[Row], sizes: Sequence[int], balanced: bool, seed: str) -> list[list[Row]]:
     """Disjoint sets of these sizes, whatever the order of the rows.
 
-    With `balanced` all answer types are in each set alike, as far as there are enough of them, and at most 5 % are yes or no.
+    With `balanced` all answer types are in each set alike, as far as there are enough of them, and
+    at most 5 % are yes or no.
 
     Raises:
         ConfigError: there are not enough rows.
@@ -201,7 +210,9 @@ def _but(balanced: bool) -> str:
 
 
 def _quotas(rows: Sequence[Row], size: int) -> dict[str, int]:
-    """How many of each answer type make up a set: as many of one as of the other, until a type is used up."""
+    """How many of each answer type make up a set: as many of one as of the other, until a type
+    is used up.
+    """
     available: dict[str, int] = {}
     for row in rows:
         available[row.answer_type] = available.get(row.answer_type, 0) + 1

@@ -5,7 +5,8 @@
     hf:NAME[:SUBSET][@SPLIT]     a data set of the Hugging Face hub, or a folder
     tfds:NAME[@SPLIT]            one of TensorFlow Datasets (array_record files; read without TensorFlow), or its folder
 
-Where there is more than one split, one has to be named. Every process reads all of a source: a run needs the same questions everywhere.
+Where there is more than one split, one has to be named. Every process reads all of a source: a run
+needs the same questions everywhere.
 """
 
 import re
@@ -56,10 +57,12 @@ class Loaded:
 def load(
     path: str | Path, cfg: config.DataConfig, convert: Convert = lambda record: record
 ) -> Loaded:
-    """The questions of a source, in its order. LINE in problems is a line of JSONL and CSV files, a record of others, from 1.
+    """The questions of a source, in its order. LINE in problems is a line of JSONL and CSV files, a
+    record of others, from 1.
 
-    Columns other than the question and the answer go to `meta`; `source` is the file's name. Questions that are texts are put into
-    `cfg.prompt_template`; lists of messages are taken as they are. `convert` is applied to every record first.
+    Columns other than the question and the answer go to `meta`; `source` is the file's name.
+    Questions that are texts are put into `cfg.prompt_template`; lists of messages are taken as they
+    are. `convert` is applied to every record first.
 
     Raises:
         config.ConfigError: with a line per problem, `FILE:LINE: rule`.
@@ -100,7 +103,9 @@ def shared(train: Loaded, heldout: Sequence[Loaded]) -> list[str]:
 
 
 def too_long(loaded: Loaded, count_tokens: Callable[[Question], int], limit: int) -> list[str]:
-    """A line for each question whose rendered plain prompt has more than `limit` tokens, MAX_PROBLEMS_SHOWN at most, and their number."""
+    """A line for each question whose rendered plain prompt has more than `limit` tokens,
+    MAX_PROBLEMS_SHOWN at most, and their number.
+    """
     found = []
     for line, question in zip(loaded.lines, loaded.questions, strict=True):
         num_tokens = count_tokens(question)
@@ -206,7 +211,9 @@ def _messages(value: Any, prompt_template: str) -> tuple[Message, ...] | str:
 
 
 def _bad_text(text: str) -> str:
-    """What is wrong with a text, empty if nothing is. (JSON can spell halves of a surrogate pair, which are no characters.)"""
+    """What is wrong with a text, empty if nothing is. (JSON can spell halves of a surrogate
+    pair, which are no characters.)
+    """
     if not text.strip():
         return "empty"
     return "half a surrogate pair: no valid Unicode" if _HALF_PAIR.search(text) else ""

@@ -13,7 +13,9 @@ Row = tuple[
 
 
 def read(path: Path, alone: bool = False) -> Iterator[Row]:
-    """The records of a file, in its order. With `alone` a JSON file may hold a single object, as MATH's do."""
+    """The records of a file, in its order. With `alone` a JSON file may hold a single object, as
+    MATH's do.
+    """
     reader = READERS.get(path.suffix.lower())
     if not path.exists():
         yield 0, "no such file"

@@ -1,14 +1,17 @@
 """Renders one chat template, as a process of its own: `python template_worker.py FD`.
 
-The first JSON message from the socket FD is a `Setup`. Each one after it is a list of chat messages, answered with
-`["text", the rendered text]` or `["error", the reason]`. The process ends when the socket is closed.
+The first JSON message from the socket FD is a `Setup`. Each one after it is a list of chat
+messages, answered with `["text", the rendered text]` or `["error", the reason]`. The process ends
+when the socket is closed.
 
-A template is part of a model, and may come from anybody. Jinja's sandbox keeps it from Python's internals, but does not stop
-endless loops, `9 ** (9 ** 9)` or `'x' * 10 ** 9`. So the kernel ends this process after `cpu_s` seconds of processor time, and
-limits its memory to `memory_bytes`. A template cannot wait, so processor time bounds it; unlike wall-clock time, it does not
-depend on what else the machine is doing.
+A template is part of a model, and may come from anybody. Jinja's sandbox keeps it from Python's
+internals, but does not stop endless loops, `9 ** (9 ** 9)` or `'x' * 10 ** 9`. So the kernel ends
+this process after `cpu_s` seconds of processor time, and limits its memory to `memory_bytes`. A
+template cannot wait, so processor time bounds it; unlike wall-clock time, it does not depend on
+what else the machine is doing.
 
-The environment matches transformers' `apply_chat_template`: both render the same text. Imports nothing of the package.
+The environment matches transformers' `apply_chat_template`: both render the same text. Imports
+nothing of the package.
 """
 
 import contextlib
@@ -42,7 +45,9 @@ class Setup(TypedDict):
 
 
 class GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}` marks the assistant's tokens in training texts; here its body is rendered as it is."""
+    """`{% generation %}...{% endgeneration %}` marks the assistant's tokens in training texts;
+    here its body is rendered as it is.
+    """
 
     tags = {"generation"}
 
@@ -108,7 +113,9 @@ def environment(now: datetime) -> jinja2.Environment:
 
 
 def encode(message: Any) -> bytes:
-    """JSON that `json.loads` gives back unchanged; ASCII JSON would join two surrogates that stand side by side."""
+    """JSON that `json.loads` gives back unchanged; ASCII JSON would join two surrogates that
+    stand side by side.
+    """
     return json.dumps(message, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
 
 

@@ -1,4 +1,6 @@
-"""What n samples of each of Q questions say: avg@n, unbiased pass@k, maj@n, and how far to trust them."""
+"""What n samples of each of Q questions say: avg@n, unbiased pass@k, maj@n, and how far to trust
+them.
+"""
 
 import math
 from collections import Counter
@@ -15,7 +17,8 @@ _CHUNK = 1000  # resamples drawn at a time
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """1 - C(n - c, k) / C(n, k): the chance that k of n samples, drawn without replacement, hold one of the c right ones.
+    """1 - C(n - c, k) / C(n, k): the chance that k of n samples, drawn without replacement, hold
+    one of the c right ones.
 
     Unbiased for the chance that k fresh samples hold a right one (arXiv 2107.03374, equation 1).
     """
@@ -29,7 +32,9 @@ def ks(num_samples: int) -> list[int]:
 
 
 def majority(answers: Sequence[Hashable | None], correct: Sequence[float]) -> float:
-    """Whether the answer that most samples give is right; tied answers share the credit, no answer (None) is none's. 0 without answers."""
+    """Whether the answer that most samples give is right; tied answers share the credit, no
+    answer (None) is none's. 0 without answers.
+    """
     counts = Counter(a for a in answers if a is not None)
     if not counts:
         return 0.0
@@ -43,7 +48,8 @@ def majority(answers: Sequence[Hashable | None], correct: Sequence[float]) -> fl
 
 
 def interval(*sets: Float[np.ndarray, "Q"], seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of the mean over questions, which are drawn with replacement.
+    """The 95 % percentile bootstrap interval of the mean over questions, which are drawn with
+    replacement.
 
     Of several sets: of the mean of their means, the questions of each drawn among its own.
     """
@@ -65,11 +71,13 @@ def interval(*sets: Float[np.ndarray, "Q"], seed: int = 0) -> tuple[float, float
 
 
 def interval_of_mean(mean: float, error: float | None, count: int) -> tuple[float, float]:
-    """The 95 % interval of a mean over `count` questions whose scores lie in [0, 1], from the mean and its standard error.
+    """The 95 % interval of a mean over `count` questions whose scores lie in [0, 1], from the mean
+    and its standard error.
 
-    Wilson's where each score is 0 or 1, or where the error is not known. Scores that are all 0 or 1 have the error
-    sqrt(p (1 - p) / (n - 1)), and any others of the same mean have a smaller one: where scores are graded, or are themselves
-    means of several rollouts, the interval is Student's, cut to [0, 1].
+    Wilson's where each score is 0 or 1, or where the error is not known. Scores that are all 0 or 1
+    have the error sqrt(p (1 - p) / (n - 1)), and any others of the same mean have a smaller one:
+    where scores are graded, or are themselves means of several rollouts, the interval is Student's,
+    cut to [0, 1].
     """
     if error is None or count == 0 or mean in (0.0, 1.0):
         return wilson(mean, count)
@@ -82,7 +90,9 @@ def interval_of_mean(mean: float, error: float | None, count: int) -> tuple[floa
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share among so many independent questions; never empty, at shares of 0 and 1 neither."""
+    """Wilson's 95 % interval of a share among so many independent questions; never empty, at
+    shares of 0 and 1 neither.
+    """
     if count == 0:
         return 0.0, 1.0
     middle = share + Z95**2 / (2 * count)

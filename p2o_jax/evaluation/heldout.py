@@ -1,4 +1,6 @@
-"""Evaluation on held-out questions during training: on plain prompts, unless `eval.template` keeps the best template at test time."""
+"""Evaluation on held-out questions during training: on plain prompts, unless `eval.template`
+keeps the best template at test time.
+"""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +17,9 @@ from p2o_jax.types import Rollout, SamplingParams, TemplatedQuestion
 
 
 class Evaluation:
-    """The held-out sets and how they are sampled. The first one is the dev set, whose accuracy is `eval/accuracy`."""
+    """The held-out sets and how they are sampled. The first one is the dev set, whose accuracy
+    is `eval/accuracy`.
+    """
 
     def __init__(
         self,
@@ -46,8 +50,8 @@ class Evaluation:
     ) -> tuple[dict[str, float], dict[str, Any], Cost]:
         """eval/* metrics, a row of evaluations.jsonl, and the cost.
 
-        Both are the dev set's (accuracy by family, with its standard error). With several sets there is eval/SET/* for each, and
-        in the row `sets`.
+        Both are the dev set's (accuracy by family, with its standard error). With several sets
+        there is eval/SET/* for each, and in the row `sets`.
         """
         n = self.cfg.rollouts
         template = {"none": "", "best": best_template}[self.cfg.template]
@@ -93,7 +97,9 @@ def summary(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def _row(rollouts: Sequence[Rollout], n: int) -> dict[str, Any]:
-    """Accuracy of n rollouts of each question, its standard error over questions, and accuracy by family."""
+    """Accuracy of n rollouts of each question, its standard error over questions, and accuracy
+    by family.
+    """
     by_family: dict[str, list[float]] = {}
     for r in rollouts:
         by_family.setdefault(

@@ -1,4 +1,6 @@
-"""What the samples of a benchmark amount to, as numbers, as a Markdown table, and side by side with other runs."""
+"""What the samples of a benchmark amount to, as numbers, as a Markdown table, and side by side
+with other runs.
+"""
 
 import dataclasses
 import json
@@ -22,14 +24,18 @@ Asked = Literal["plain", "templated"]
 
 
 class Sample(NamedTuple):
-    """A rollout, which has the verdict of the strict grader (training's reward), and what the lenient one says of it."""
+    """A rollout, which has the verdict of the strict grader (training's reward), and what the
+    lenient one says of it.
+    """
 
     rollout: Rollout
     grade: Grade
 
 
 def measure(samples: Sequence[Sample], n: int) -> dict[str, Any]:
-    """The figures of a benchmark with n samples of each question, all of a question's before the next one's."""
+    """The figures of a benchmark with n samples of each question, all of a question's before the
+    next one's.
+    """
     groups = [samples[i : i + n] for i in range(0, len(samples), n)]
     verdicts, grades = [s.rollout.verdict for s in samples], [s.grade for s in samples]
     scores = [[s.rollout.verdict.answer_score for s in g] for g in groups]
@@ -94,7 +100,9 @@ def _grader(
 
 
 def _key(answer: str | None) -> Hashable | None:
-    """The same for answers that are plainly the same: a number's value, or the tidied text; None for no answer."""
+    """The same for answers that are plainly the same: a number's value, or the tidied text; None
+    for no answer.
+    """
     if not answer:
         return None
     tidied = normalize.tidy(answer)
@@ -182,10 +190,12 @@ def average(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def compare(folders: Sequence[Path], asked: Asked = "plain") -> tuple[dict[str, Any], str]:
-    """Evaluations side by side, as JSON and as Markdown: the first one's figures, and the others' differences from it, paired by question.
+    """Evaluations side by side, as JSON and as Markdown: the first one's figures, and the others'
+    differences from it, paired by question.
 
     Raises:
-        ConfigError: no results in a folder, no benchmark that all have, or one with other questions than the first one's.
+        ConfigError: no results in a folder, no benchmark that all have, or one with other questions
+            than the first one's.
     """
     read = [_read(folder) for folder in folders]
     names = [
@@ -239,7 +249,9 @@ def compare(folders: Sequence[Path], asked: Asked = "plain") -> tuple[dict[str, 
 
 
 def _compared(runs: Sequence[Sequence[np.ndarray]]) -> list[dict[str, Any]]:
-    """For each run, one array per set: mean and interval, and but for the first the difference from the first."""
+    """For each run, one array per set: mean and interval, and but for the first the difference
+    from the first.
+    """
     made = [_mean_of(run) for run in runs]
     for values, run in zip(made[1:], runs[1:], strict=True):
         values["difference"] = _mean_of([b - a for a, b in zip(runs[0], run, strict=True)])

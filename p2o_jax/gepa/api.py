@@ -1,7 +1,9 @@
-"""Replies of an OpenAI-compatible chat endpoint, which may fail in every way but never stops or hangs the caller.
+"""Replies of an OpenAI-compatible chat endpoint, which may fail in every way but never stops or
+hangs the caller.
 
-Keys come from environment variables and leave this file in one place only, the Authorization header: no error text, log or answer
-of ours holds anything that the endpoint or the HTTP library said, and a key that a reply repeats is blanked out.
+Keys come from environment variables and leave this file in one place only, the Authorization
+header: no error text, log or answer of ours holds anything that the endpoint or the HTTP library
+said, and a key that a reply repeats is blanked out.
 """
 
 import json
@@ -43,7 +45,9 @@ STATS = {
     "api_dollars": "what they cost, by the prices given",
 }
 MAX_BACKOFF_S = 60.0
-_BYTES_PER_TOKEN = 32  # a body longer than the reply could be, with this many bytes a token and some more, is read no further
+# a body longer than the reply could be, with this many bytes a token and some more, is read no
+# further
+_BYTES_PER_TOKEN = 32
 _SPARE_BYTES = 1 << 20
 _LASTING = (400, 404, 405, 413, 422)  # asking again does not help
 _MILLION = 1e6
@@ -84,7 +88,9 @@ def read_keys(names: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass
 class _Budget:
-    """What may still be spent: an attempt sets aside the most that it could cost, and pays what it did."""
+    """What may still be spent: an attempt sets aside the most that it could cost, and pays what
+    it did.
+    """
 
     cfg: config.ApiConfig
     tokens: float
@@ -139,9 +145,11 @@ class Endpoint:
     def complete(
         self, prompts: Sequence[str], names: Sequence[str], spent: Spent
     ) -> tuple[list[str | None], dict[str, float]]:
-        """A reply to each prompt, None where there is none after all retries; and what this call has spent and met with.
+        """A reply to each prompt, None where there is none after all retries; and what this call
+        has spent and met with.
 
-        `names` make the jitter and the order of the keys; `spent` is what the run has spent on the endpoint before.
+        `names` make the jitter and the order of the keys; `spent` is what the run has spent on the
+        endpoint before.
         """
         budget = _Budget(
             self.cfg, spent.get("api_tokens", 0), spent.get("api_dollars", 0), threading.Lock()
@@ -195,10 +203,11 @@ class Endpoint:
         return None, reason, self.cfg.retries
 
     def _attempt(self, prompt: str, key: str, most: tuple[int, int]) -> tuple[str, tuple[int, int]]:
-        """A reply's text and its (prompt, reply) tokens, or Failed, within `timeout_s` whatever the other side does.
+        """A reply's text and its (prompt, reply) tokens, or Failed, within `timeout_s` whatever the
+        other side does.
 
-        In a thread of its own, which is left behind when time is up: no time-out of a socket covers looking up a name, or headers
-        that trickle in.
+        In a thread of its own, which is left behind when time is up: no time-out of a socket covers
+        looking up a name, or headers that trickle in.
         """
         result: list[Any] = []
         thread = threading.Thread(
@@ -236,7 +245,9 @@ class Endpoint:
             return Failed("connection")
 
     def _post(self, prompt: str, key: str) -> bytes:
-        """The body of the answer to a request, read no longer than `timeout_s` and no further than a reply could be long."""
+        """The body of the answer to a request, read no longer than `timeout_s` and no further
+        than a reply could be long.
+        """
         deadline = time.monotonic() + self.cfg.timeout_s
         body = {
             "model": self.cfg.model,

@@ -17,7 +17,9 @@ LEVELS = {
 
 
 def auto(level: str, num_dev: int) -> int:
-    """The rollouts of an auto level: V + 5n + 35N + (⌊(N+1)/5⌋ + 1 + [N < 5])·V, with N = ⌊max(4·log2 n, 1.5n)⌋, V = `num_dev`."""
+    """The rollouts of an auto level: V + 5n + 35N + (⌊(N+1)/5⌋ + 1 + [N < 5])·V, with N =
+    ⌊max(4·log2 n, 1.5n)⌋, V = `num_dev`.
+    """
     candidates = LEVELS[level]
     trials = int(max(4 * math.log2(candidates), 1.5 * candidates))
     full_evals = (trials + 1) // 5 + 1 + (trials < 5)

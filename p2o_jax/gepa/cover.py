@@ -1,8 +1,9 @@
 """The greedy set cover that ends a phase (algorithm step 4).
 
-A dev score counts as solved above `config.reward.success_above`. With one rollout per evaluation and a reward of 0 or 1 this is
-"scores 1"; the mean of several rollouts (`gepa.rollouts_per_eval`) counts when most of them succeed. ▲ The released code asks for
-exactly 1, which no mean reaches by luck.
+A dev score counts as solved above `config.reward.success_above`. With one rollout per evaluation
+and a reward of 0 or 1 this is "scores 1"; the mean of several rollouts (`gepa.rollouts_per_eval`)
+counts when most of them succeed. ▲ The released code asks for exactly 1, which no mean reaches by
+luck.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ def covered(score_ZN: Sequence[Sequence[float]], success_above: float) -> set[in
 
 
 def greedy_cover(score_ZN: Sequence[Sequence[float]], success_above: float) -> tuple[int, ...]:
-    """The candidates that cover all coverable dev questions, in the order taken: most new questions first, the first one wins ties.
+    """The candidates that cover all coverable dev questions, in the order taken: most new questions
+    first, the first one wins ties.
 
     ▲ Empty when nothing is solved, where the released code raises.
     """

@@ -1,4 +1,6 @@
-"""Everything that a phase draws at random, from generators named by (seed, step): the split, parents and minibatches."""
+"""Everything that a phase draws at random, from generators named by (seed, step): the split,
+parents and minibatches.
+"""
 
 import random
 from collections.abc import Mapping, Sequence, Set
@@ -11,10 +13,12 @@ _REDRAWS = 32  # attempts to find a minibatch that a parent does not have yet
 def split(
     questions: Sequence[Question], dev_size: float, seed: str
 ) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
-    """(reflection-train, dev): the questions shuffled and parted (algorithm step 1); the same whatever order they come in.
+    """(reflection-train, dev): the questions shuffled and parted (algorithm step 1); the same
+    whatever order they come in.
 
-    Dev has `dev_size` questions if there are at least 1.5 times as many, else half of them; below 1, `dev_size` is a fraction.
-    A single question is a dev question. ▲ Seeded: the released code draws from the global generator.
+    Dev has `dev_size` questions if there are at least 1.5 times as many, else half of them; below
+    1, `dev_size` is a fraction. A single question is a dev question. ▲ Seeded: the released code
+    draws from the global generator.
     """
     pool = [q for _, q in sorted({q.id: q for q in questions}.items())]
     random.Random(f"{seed}/split").shuffle(pool)
@@ -29,9 +33,11 @@ def split(
 
 
 def parents(rng: random.Random, weights: Mapping[int, int], width: int, fill: bool) -> list[int]:
-    """The parent of each proposal: all candidates if they are no more than `width`, else so many distinct ones, by weight.
+    """The parent of each proposal: all candidates if they are no more than `width`, else so many
+    distinct ones, by weight.
 
-    ▲ With `fill`, candidates fewer than `width` are followed by repetitions drawn by weight, up to `width`.
+    ▲ With `fill`, candidates fewer than `width` are followed by repetitions drawn by weight, up to
+    `width`.
     """
     left = dict(sorted(weights.items()))
     if len(left) <= width:
@@ -50,9 +56,11 @@ def parents(rng: random.Random, weights: Mapping[int, int], width: int, fill: bo
 def minibatch(
     rng: random.Random, used: Set[int], num_train: int, size: int, taken: Set[tuple[int, ...]]
 ) -> tuple[int, ...]:
-    """Train questions for one proposal: unused ones while there are enough, from then on any; all of them if they are too few.
+    """Train questions for one proposal: unused ones while there are enough, from then on any; all
+    of them if they are too few.
 
-    ▲ `taken` are minibatches that the same parent has already in this iteration; another one is drawn if there is one.
+    ▲ `taken` are minibatches that the same parent has already in this iteration; another one is
+    drawn if there is one.
     """
     left = [i for i in range(num_train) if i not in used]
     if len(left) < size:

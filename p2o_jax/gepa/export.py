@@ -1,4 +1,6 @@
-"""The result of a phase in the form of the `gepa` package, whose tools then open it: `GEPAResult.from_dict`, the candidate tree."""
+"""The result of a phase in the form of the `gepa` package, whose tools then open it:
+`GEPAResult.from_dict`, the candidate tree.
+"""
 
 from typing import Any
 
@@ -9,7 +11,9 @@ COMPONENT = "instruction"  # the one part of a candidate that evolves
 
 
 def to_gepa_result(result: SearchResult) -> dict[str, Any]:
-    """A dict that `json` writes and `gepa.core.result.GEPAResult.from_dict` reads (its schema version 2)."""
+    """A dict that `json` writes and `gepa.core.result.GEPAResult.from_dict` reads (its schema
+    version 2).
+    """
     found_at = {
         event["candidate"]: event["rollouts"]
         for event in result.events

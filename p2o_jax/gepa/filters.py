@@ -28,13 +28,15 @@ def extract(
     taken: Collection[str] = (),
     spells_special: Callable[[str], bool] = lambda text: False,
 ) -> Extracted:
-    """The template in a reply, between its first and its last fence, with the reason if it may not become one.
+    """The template in a reply, between its first and its last fence, with the reason if it may not
+    become one.
 
-    A word directly after the opening fence that ends its line is a language tag. ▲ Any is left out: the released code knows
-    "markdown" only. `taken` are the templates that exist; white space makes no difference between two of them.
-    ▲ With `filter_replies` monologues, unclosed fences, over-long texts, duplicates and texts that spell a special token of the
-    tokenizer, such as the end of a turn, are rejected; without it only empty texts are, as in the released code, which takes an
-    unfenced reply whole.
+    A word directly after the opening fence that ends its line is a language tag. ▲ Any is left out:
+    the released code knows "markdown" only. `taken` are the templates that exist; white space makes
+    no difference between two of them. ▲ With `filter_replies` monologues, unclosed fences,
+    over-long texts, duplicates and texts that spell a special token of the tokenizer, such as the
+    end of a turn, are rejected; without it only empty texts are, as in the released code, which
+    takes an unfenced reply whole.
     """
     text, closed = fenced(reply)
     if not cfg.filter_replies:
@@ -56,7 +58,9 @@ def extract(
 
 
 def fenced(reply: str) -> tuple[str, bool]:
-    """The text between the first and the last fence and True; without two fences the stripped reply, less a lone fence, and False."""
+    """The text between the first and the last fence and True; without two fences the stripped
+    reply, less a lone fence, and False.
+    """
     fences = list(_FENCE.finditer(reply))
     if len(fences) > 1:
         return _untagged(reply[fences[0].end() : fences[-1].start()]), True
@@ -81,8 +85,9 @@ def leaks(
 ) -> bool:
     """Whether the template gives away a question that it was written from.
 
-    It does if it holds a question's reference answer, boxed, or standing alone if that has three characters or more (spaces
-    and capitals make no difference), or eight words in a row of the question that are not in `common`.
+    It does if it holds a question's reference answer, boxed, or standing alone if that has three
+    characters or more (spaces and capitals make no difference), or eight words in a row of the
+    question that are not in `common`.
     """
     grams = ngrams(template)
     return any(
@@ -112,7 +117,9 @@ def ngrams(text: str) -> set[tuple[str, ...]]:
 
 
 def common_ngrams(questions: Sequence[Question]) -> frozenset[tuple[str, ...]]:
-    """The n-grams that more than half of the questions share: the wording of the data set, which gives nothing away."""
+    """The n-grams that more than half of the questions share: the wording of the data set, which
+    gives nothing away.
+    """
     if len(questions) < _BOILERPLATE_QUESTIONS:
         return frozenset()
     counts = Counter(gram for question in questions for gram in ngrams(question.text))

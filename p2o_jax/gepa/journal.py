@@ -1,8 +1,10 @@
-"""A record of every evaluate and reflect call of a phase, so that a killed phase goes on where it stopped.
+"""A record of every evaluate and reflect call of a phase, so that a killed phase goes on where it
+stopped.
 
-The search is run again from its start; calls that are on record are answered from it. Nothing is generated twice, and because
-a fresh answer is returned as it was written down, a resumed phase ends with the same bits as an uninterrupted one. What a call has
-cost is on record, too, so that a ledger counts every generated token once, however often the phase was killed.
+The search is run again from its start; calls that are on record are answered from it. Nothing is
+generated twice, and because a fresh answer is returned as it was written down, a resumed phase ends
+with the same bits as an uninterrupted one. What a call has cost is on record, too, so that a ledger
+counts every generated token once, however often the phase was killed.
 """
 
 import base64
@@ -19,7 +21,9 @@ T = TypeVar("T")
 
 
 class JournalMismatch(RuntimeError):
-    """The journal belongs to another phase, other questions, other weights or other code, or is damaged before its last line."""
+    """The journal belongs to another phase, other questions, other weights or other code, or is
+    damaged before its last line.
+    """
 
 
 def read_bytes(path: Path) -> bytes:
@@ -28,7 +32,8 @@ def read_bytes(path: Path) -> bytes:
 
 
 class Journal:
-    """A JSONL file, one line per call: its number, kind, the digest of what was asked, the answer, and a check digest of the line.
+    """A JSONL file, one line per call: its number, kind, the digest of what was asked, the answer,
+    and a check digest of the line.
 
     Args:
         path: the file, created with the first call.
@@ -37,7 +42,8 @@ class Journal:
         load: gives the bytes of the file; on many hosts all must be given the same.
 
     Raises:
-        JournalMismatch: here for damage before the last line, and in a call that is not the one on record.
+        JournalMismatch: here for damage before the last line, and in a call that is not the one on
+            record.
     """
 
     def __init__(
@@ -54,7 +60,9 @@ class Journal:
         self._replayed: Callable[[Any], None] = lambda cost: None
 
     def account(self, spent: Callable[[], Any], replayed: Callable[[Any], None]) -> None:
-        """Has costs recorded: `spent` tells, as JSON, what a call just made has cost; `replayed` is told that of a call on record."""
+        """Has costs recorded: `spent` tells, as JSON, what a call just made has cost; `replayed`
+        is told that of a call on record.
+        """
         self._spent, self._replayed = spent, replayed
 
     @property
@@ -128,7 +136,8 @@ def resume(
     run: Callable[[Journal], T],
     set_aside: Callable[[str], None],
 ) -> T:
-    """What `run` returns with the journal; where that turns out to be of something else, it is set aside and `run` starts afresh.
+    """What `run` returns with the journal; where that turns out to be of something else, it is set
+    aside and `run` starts afresh.
 
     `set_aside` is told why, and has to see to it that `open_journal` gives an empty one.
     """
@@ -167,7 +176,9 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def _pack(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Outcomes as a JSON value, the texts compressed: a phase generates hundreds of megabytes of them."""
+    """Outcomes as a JSON value, the texts compressed: a phase generates hundreds of megabytes of
+    them.
+    """
     texts = zlib.compress(json.dumps([[o.text, o.feedback] for o in outcomes]).encode("ascii"))
     return {
         "scores": [float(o.score) for o in outcomes],

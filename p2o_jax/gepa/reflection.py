@@ -1,4 +1,6 @@
-"""What the reflecting model reads: the current template and a minibatch of answers with feedback (algorithm step 3c)."""
+"""What the reflecting model reads: the current template and a minibatch of answers with feedback
+(algorithm step 3c).
+"""
 
 import functools
 import sys
@@ -69,7 +71,9 @@ def build(
 def least_tokens(
     question: str, answer: str, cfg: config.GepaConfig, count_tokens: CountTokens, comment: str = ""
 ) -> int:
-    """Tokens of the shortest reflection prompt about a question: on the empty template, with an empty response."""
+    """Tokens of the shortest reflection prompt about a question: on the empty template, with an
+    empty response.
+    """
     unlimited = replace(cfg, reflect_prompt_tokens=sys.maxsize)
     examples = [
         ReflectionExample(question, "", float(right), 1.0, answer, right, comment)
@@ -81,9 +85,11 @@ def least_tokens(
 
 
 def compact_prompt(template: str, examples: Sequence[tuple[str, str, bool, str]]) -> str:
-    """A reflection prompt of a few words for very small models; an example is (question, output, right, answer).
+    """A reflection prompt of a few words for very small models; an example is (question, output,
+    right, answer).
 
-    One line, one space between words, the template between fences, the last six words of each output; an empty answer is not shown.
+    One line, one space between words, the template between fences, the last six words of each
+    output; an empty answer is not shown.
     """
     words = ["instruction", "```", *template.split(), "```"]
     for question, output, right, answer in examples:
@@ -149,7 +155,9 @@ def _fit(
     cfg: config.GepaConfig,
     count_tokens: CountTokens,
 ) -> tuple[str, int]:
-    """The paper's prompt with its responses cut until it fits, and how many were cut; too long a prompt if they can't be cut enough."""
+    """The paper's prompt with its responses cut until it fits, and how many were cut; too long a
+    prompt if they can't be cut enough.
+    """
 
     def render(outputs: Sequence[str]) -> str:
         cut = [replace(e, output=output) for e, output in zip(examples, outputs, strict=True)]
@@ -193,7 +201,9 @@ def _shares(sizes: Sequence[int], unreadable: Sequence[bool], room: int) -> list
 
 
 def cut_middle(text: str, limit: int, count_tokens: CountTokens) -> str:
-    """The text, or its head and its tail with a marker between them, in at most `limit` tokens; empty if not even the marker fits."""
+    """The text, or its head and its tail with a marker between them, in at most `limit` tokens;
+    empty if not even the marker fits.
+    """
     size = count_tokens(text)
     if size <= limit:
         return text

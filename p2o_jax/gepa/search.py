@@ -1,7 +1,9 @@
-"""One GEPA phase: from hard questions to the templates that cover them (algorithm, end of an epoch, steps 1 to 4).
+"""One GEPA phase: from hard questions to the templates that cover them (algorithm, end of an epoch,
+steps 1 to 4).
 
-All that happens outside is `evaluate` and `reflect`. Every stage of an iteration is one call with everything in it:
-the parents on their minibatches, all reflection prompts, the children on the same minibatches, the accepted ones on dev.
+All that happens outside is `evaluate` and `reflect`. Every stage of an iteration is one call with
+everything in it: the parents on their minibatches, all reflection prompts, the children on the same
+minibatches, the accepted ones on dev.
 """
 
 from collections import Counter
@@ -74,13 +76,17 @@ STATS = {
 
 
 def reasons(fates: Iterable[str]) -> str:
-    """Why proposals were rejected, the main reason first: "9 not better, 4 no closed fence"; empty if none was."""
+    """Why proposals were rejected, the main reason first: "9 not better, 4 no closed fence";
+    empty if none was.
+    """
     counts = Counter(fate for fate in fates if fate in IN_WORDS)
     return ", ".join(f"{count} {IN_WORDS[fate]}" for fate, count in counts.most_common())
 
 
 def is_due(step: int, num_hard: int, cfg: config.GepaConfig) -> bool:
-    """Whether prompts evolve after so many policy steps, an epoch having ended with so many hard questions."""
+    """Whether prompts evolve after so many policy steps, an epoch having ended with so many hard
+    questions.
+    """
     on_schedule = {"every_epoch": step > 0, "first": step == 0}[cfg.schedule]
     return cfg.enabled and on_schedule and num_hard >= cfg.min_hard
 
@@ -101,18 +107,22 @@ def search(
     """The templates found for these hard questions, their dev scores and the greedy cover.
 
     Args:
-        questions: the hard questions, in any order; with fewer than two only the empty template is looked at.
-        evaluate: one outcome per (template, question) pair, in order. With `cfg.rollouts_per_eval` n > 1 each pair is there n times
-            in a row, to be answered independently, and the scores are averaged.
-        reflect: one reply per prompt, in order; an empty reply is no child. None where there was no reply: if all are missing, the
-            phase ends with what it has.
+        questions: the hard questions, in any order; with fewer than two only the empty template is
+            looked at.
+        evaluate: one outcome per (template, question) pair, in order. With `cfg.rollouts_per_eval`
+            n > 1 each pair is there n times in a row, to be answered independently, and the scores
+            are averaged.
+        reflect: one reply per prompt, in order; an empty reply is no child. None where there was no
+            reply: if all are missing, the phase ends with what it has.
         count_tokens: tokens of a text, as the reflecting model counts them.
         cfg: resolved, so that none of its fields is None.
         seed: names everything random in the phase.
-        progress: called after every iteration with `STATS` so far, and what became of each of its proposals: "accepted" or one of
-            `REJECTIONS`.
-        fits: whether a question can be asked under a template; a template that some question can't be asked under is rejected.
-        spells_special: whether a text spells a special token of the policy's tokenizer; such a template is rejected.
+        progress: called after every iteration with `STATS` so far, and what became of each of its
+            proposals: "accepted" or one of `REJECTIONS`.
+        fits: whether a question can be asked under a template; a template that some question can't
+            be asked under is rejected.
+        spells_special: whether a text spells a special token of the policy's tokenizer; such a
+            template is rejected.
         on_stage: told before each call of `evaluate` what it is for.
         success_above: config.reward.success_above: a score above it is a success.
     """
@@ -191,7 +201,9 @@ class _World:
     def parents(
         self, state: steps.SearchState
     ) -> tuple[list[float], list[list[reflection.ReflectionExample]]]:
-        """The score of each proposal's parent, summed over its minibatch, and the examples to reflect on."""
+        """The score of each proposal's parent, summed over its minibatch, and the examples to
+        reflect on.
+        """
         groups = self._minibatches(
             [(state.templates[p.parent], p.minibatch) for p in state.wave], "parents"
         )
@@ -228,7 +240,8 @@ class _World:
     ) -> list[str | steps.NoReply]:
         """The reply to each proposal's reflection prompt, or why there is none.
 
-        Not even one example fits into it, nobody answered, or, ▲ with `skip_perfect`, no child could beat the parent.
+        Not even one example fits into it, nobody answered, or, ▲ with `skip_perfect`, no child
+        could beat the parent.
         """
         cfg = self._phase.cfg
         skipped = [

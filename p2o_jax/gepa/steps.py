@@ -1,7 +1,9 @@
-"""The state of a GEPA phase and its pure steps, one iteration being select → propose → gate → promote (algorithm step 3).
+"""The state of a GEPA phase and its pure steps, one iteration being select → propose → gate →
+promote (algorithm step 3).
 
-A step takes the state and what the outside answered (outcomes, replies) and returns the next state. Nothing random is kept: the
-generator of an iteration is named by (seed, iteration), so `iteration` is its position.
+A step takes the state and what the outside answered (outcomes, replies) and returns the next state.
+Nothing random is kept: the generator of an iteration is named by (seed, iteration), so `iteration`
+is its position.
 """
 
 import random
@@ -40,7 +42,9 @@ class NoReply:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A parent with a minibatch, and what became of it so far; `outcome` is empty while it is in the race."""
+    """A parent with a minibatch, and what became of it so far; `outcome` is empty while it is in
+    the race.
+    """
 
     parent: int
     minibatch: tuple[int, ...]  # of train
@@ -105,9 +109,11 @@ def init(
 
 
 def select(phase: SearchSetup, state: SearchState) -> SearchState:
-    """The state with a wave of parents, each with its own minibatch (steps 3a, 3b); done if the budget pays for none.
+    """The state with a wave of parents, each with its own minibatch (steps 3a, 3b); done if the
+    budget pays for none.
 
-    ▲ With `charge_all` the wave is as wide as the budget still pays for: both evaluations of every minibatch and one promotion.
+    ▲ With `charge_all` the wave is as wide as the budget still pays for: both evaluations of every
+    minibatch and one promotion.
     """
     if state.stage == "done":
         return state
@@ -141,8 +147,8 @@ def propose(
 ) -> SearchState:
     """The state with a text, or the reason why not, in every proposal (step 3c).
 
-    `before` is the parents' score, summed over each minibatch. `fits` says whether a question can be asked under a template,
-    `spells_special` whether a text spells a special token.
+    `before` is the parents' score, summed over each minibatch. `fits` says whether a question can
+    be asked under a template, `spells_special` whether a text spells a special token.
     """
     assert state.stage == "propose", state.stage
     wave: list[Proposal] = []
@@ -175,12 +181,16 @@ def _misfit(
 
 
 def racing(state: SearchState) -> list[Proposal]:
-    """The proposals whose fate is still open, in order: their outcomes are what `gate` and `promote` are given."""
+    """The proposals whose fate is still open, in order: their outcomes are what `gate` and
+    `promote` are given.
+    """
     return [p for p in state.wave if not p.outcome]
 
 
 def is_unbeatable(phase: SearchSetup, proposal: Proposal, before: float) -> bool:
-    """Whether the gate would reject even a child with the best score, 1, on every question of the minibatch."""
+    """Whether the gate would reject even a child with the best score, 1, on every question of
+    the minibatch.
+    """
     return not len(proposal.minibatch) - before >= _least_gain(phase.cfg)
 
 
@@ -192,8 +202,9 @@ def _least_gain(cfg: config.GepaConfig) -> float:
 def gate(phase: SearchSetup, state: SearchState, after: Sequence[float]) -> SearchState:
     """The state with children rejected that do not beat their parent on its minibatch (step 3d).
 
-    `after` is the racing children's score, summed over each minibatch; it must be strictly larger, or larger by
-    `acceptance_margin`. ▲ With `charge_all`, the children that improve most come first when the budget does not pay for all.
+    `after` is the racing children's score, summed over each minibatch; it must be strictly larger,
+    or larger by `acceptance_margin`. ▲ With `charge_all`, the children that improve most come first
+    when the budget does not pay for all.
     """
     assert state.stage == "gate", state.stage
     cfg, scores = phase.cfg, iter(after)
@@ -222,10 +233,12 @@ def promote(
     dev_scores: Sequence[Sequence[float]],
     transfers: Sequence[Sequence[float]] = (),
 ) -> SearchState:
-    """The state after the iteration: accepted children are candidates, with their parent and their dev scores (step 3e).
+    """The state after the iteration: accepted children are candidates, with their parent and their
+    dev scores (step 3e).
 
-    Done where the reflecting endpoint answered none of the iteration's prompts: the phase ends with what it has. An iteration in
-    which all parents were perfect is one without an accepted child, like any other: its rollouts are charged, and patience counts it.
+    Done where the reflecting endpoint answered none of the iteration's prompts: the phase ends with
+    what it has. An iteration in which all parents were perfect is one without an accepted child,
+    like any other: its rollouts are charged, and patience counts it.
     """
     assert state.stage == "promote", state.stage
     accepted, rows = racing(state), iter(dev_scores)
@@ -273,7 +286,9 @@ def promote(
 def _spend(
     phase: SearchSetup, state: SearchState, num_pairs: int, free: bool = False
 ) -> SearchState:
-    """The state with these rollouts counted; without `charge_all` the first two iterations are free (step 3f)."""
+    """The state with these rollouts counted; without `charge_all` the first two iterations are
+    free (step 3f).
+    """
     rollouts = num_pairs * phase.cfg.rollouts_per_eval
     free = free or (not phase.cfg.charge_all and state.iteration < 2)
     return replace(
@@ -284,9 +299,11 @@ def _spend(
 
 
 def _checked(phase: SearchSetup, state: SearchState) -> SearchState:
-    """The state, done if budget, iterations, patience or the questions are at an end; the faithful budget binds from iteration 2 on.
+    """The state, done if budget, iterations, patience or the questions are at an end; the faithful
+    budget binds from iteration 2 on.
 
-    ▲ `max_iterations`; `patience` iterations in a row without a promoted child, or the first so many without a solved dev question.
+    ▲ `max_iterations`; `patience` iterations in a row without a promoted child, or the first so
+    many without a solved dev question.
     """
     cfg = phase.cfg
     fruitless = max(

@@ -1,8 +1,10 @@
-"""Log-probs of given tokens from hidden states, without ever holding [tokens, V] logits and only for the tokens that are wanted.
+"""Log-probs of given tokens from hidden states, without ever holding [tokens, V] logits and only
+for the tokens that are wanted.
 
-Wanted positions are moved to the front and the head runs over chunks of them, as many as there are (a loop of dynamic length,
-forward and backward). The backward pass makes each chunk's logits again. Rows that are split over devices stay where they are: S
-parts work side by side with the whole head, gathered once, and its gradient is summed over them and scattered once, at the end.
+Wanted positions are moved to the front and the head runs over chunks of them, as many as there are
+(a loop of dynamic length, forward and backward). The backward pass makes each chunk's logits again.
+Rows that are split over devices stay where they are: S parts work side by side with the whole head,
+gathered once, and its gradient is summed over them and scattered once, at the end.
 """
 
 import functools
@@ -30,10 +32,12 @@ def token_logps(
     entropy_gradient: bool = True,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "S N"], Float[Array, "S N"]]:
-    """log p(target) at the temperature, and the entropy of that prediction, float32; both 0 where not wanted.
+    """log p(target) at the temperature, and the entropy of that prediction, float32; both 0 where
+    not wanted.
 
-    `chunk` is the number of tokens of a part whose logits exist at one time; rows of the head from `vocab` on are padding. Of the
-    mesh, where there is one, the head is split as a learner's weight is, and S over data x fsdp.
+    `chunk` is the number of tokens of a part whose logits exist at one time; rows of the head from
+    `vocab` on are padding. Of the mesh, where there is one, the head is split as a learner's weight
+    is, and S over data x fsdp.
     """
     how = _How(vocab, min(chunk, x_SND.shape[1]), entropy_gradient, head_VD.dtype, mesh)
     return _logps(x_SND, head_VD, target_SN, wanted_SN, jnp.float32(temperature), how)

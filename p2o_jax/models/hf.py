@@ -1,6 +1,8 @@
-"""Hugging Face checkpoints in and out: safetensors files to and from our params, one tensor at a time.
+"""Hugging Face checkpoints in and out: safetensors files to and from our params, one tensor at a
+time.
 
-One table (`tensors`) says which tensor of a file is which slice of our params; `load` and `save` both follow it.
+One table (`tensors`) says which tensor of a file is which slice of our params; `load` and `save`
+both follow it.
 """
 
 import functools
@@ -33,7 +35,8 @@ Axes = tuple[
     tuple[int, ...], ...
 ]  # for each axis of the file's tensor, the axes of ours (without layer) that it fuses
 
-# ours -> (name in the file, axes): torch keeps a linear layer as [out, in], we keep [in, out] with heads apart
+# ours -> (name in the file, axes): torch keeps a linear layer as [out, in], we keep [in, out] with
+# heads apart
 _TOP: dict[str, tuple[str, Axes]] = {
     "embed": ("model.embed_tokens.weight", ((0,), (1,))),
     "final_norm": ("model.norm.weight", ((0,),)),
@@ -112,14 +115,17 @@ def tensors(spec: ModelSpec) -> list[Stored]:
 def load(
     directory: str | Path, spec: ModelSpec, shardings: Any = None, dtype: str = "float32"
 ) -> dict[str, Any]:
-    """The params in the directory's safetensors files, on the devices that `shardings` (a tree like the params') names.
+    """The params in the directory's safetensors files, on the devices that `shardings` (a tree like
+    the params') names.
 
-    Each process reads only what its devices hold. On the host there is one device's part of one leaf at a time, and on CPU
-    devices that part is the array itself, not a copy. Without shardings everything goes to one device. Rows that pad the
-    vocabulary are zero; adapters (`spec.lora`) are not in these files.
+    Each process reads only what its devices hold. On the host there is one device's part of one
+    leaf at a time, and on CPU devices that part is the array itself, not a copy. Without shardings
+    everything goes to one device. Rows that pad the vocabulary are zero; adapters (`spec.lora`) are
+    not in these files.
 
     Raises:
-        ConfigError: with a line for every file or tensor that is missing, broken, misshapen or unknown.
+        ConfigError: with a line for every file or tensor that is missing, broken, misshapen or
+            unknown.
     """
     files = _Files(Path(directory))
     table = tensors(spec)
@@ -143,10 +149,12 @@ def load(
 
 
 def check(directory: str | Path, spec: ModelSpec) -> None:
-    """Reads the headers of the directory's safetensors files, which must hold exactly the model's tensors.
+    """Reads the headers of the directory's safetensors files, which must hold exactly the model's
+    tensors.
 
     Raises:
-        ConfigError: with a line for every file or tensor that is missing, broken, misshapen or unknown.
+        ConfigError: with a line for every file or tensor that is missing, broken, misshapen or
+            unknown.
     """
     _Files(Path(directory)).check(tensors(spec), spec)
 
@@ -165,18 +173,20 @@ def save(
 ) -> None:
     """Writes the params (stacked blocks) as a directory that transformers' `from_pretrained` loads.
 
-    Everything goes to a new directory beside it first, which is renamed at the end. With several processes all of them call
-    this, and process 0 writes.
+    Everything goes to a new directory beside it first, which is renamed at the end. With several
+    processes all of them call this, and process 0 writes.
 
     Args:
         tokenizer_dir: whose tokenizer is copied; none without it.
-        generation_config: its token ids go into config.json, too; by default the one beside the tokenizer.
+        generation_config: its token ids go into config.json, too; by default the one beside the
+            tokenizer.
         overwrite: whether the directory may hold something.
         chat_template: replaces the tokenizer's own.
         prompts: written as p2o_jax.json.
 
     Raises:
-        ConfigError: the directory holds something and `overwrite` is not set, or there is no tokenizer in `tokenizer_dir`.
+        ConfigError: the directory holds something and `overwrite` is not set, or there is no
+            tokenizer in `tokenizer_dir`.
     """
     target, source = (
         Path(os.path.realpath(directory)),
@@ -228,7 +238,9 @@ class _Files:
             raise ConfigError(*problems)
 
     def check(self, table: list[Stored], spec: ModelSpec) -> None:
-        """Raises ConfigError with a line for every tensor that the table and the files do not agree on."""
+        """Raises ConfigError with a line for every tensor that the table and the files do not
+        agree on.
+        """
         problems, other_types = [], []
         expected = {t.name: t.shape for t in table}
         for name, shape in expected.items():
@@ -256,7 +268,9 @@ class _Files:
             raise ConfigError(*problems)
 
     def check_tied_head(self, spec: ModelSpec) -> None:
-        """Raises ConfigError if the files hold a head of their own where config.json ties it to the embedding."""
+        """Raises ConfigError if the files hold a head of their own where config.json ties it to
+        the embedding.
+        """
         head = _TOP["lm_head"][0]
         if spec.tied and head in self.file_of and not self._equal(head, _TOP["embed"][0]):
             raise ConfigError(
@@ -285,8 +299,8 @@ class _Files:
     def _read_index(self) -> dict[str, Path]:
         """The file of each tensor as the index says; empty where there is a single file.
 
-        As in transformers, a model.safetensors is read even where there is an index, too: saving a model as one file leaves the
-        index of earlier shards in place.
+        As in transformers, a model.safetensors is read even where there is an index, too: saving a
+        model as one file leaves the index of earlier shards in place.
         """
         if (self.directory / _ADAPTERS).exists():
             raise ConfigError(
@@ -364,7 +378,9 @@ def _read_part(
 def _read_tensor(
     files: _Files, t: Stored, shape: tuple[int, ...], bounds: Bounds, out: np.ndarray
 ) -> None:
-    """Fills `out` with our tensor of this shape, inside the bounds, piece by piece along the file's rows."""
+    """Fills `out` with our tensor of this shape, inside the bounds, piece by piece along the
+    file's rows.
+    """
     rows = t.axes[0][0]
     units = [
         math.prod(shape[i] for i in group[1:]) for group in t.axes
@@ -452,7 +468,9 @@ def _index(pieces: dict[str, list[Stored]], itemsize: int) -> dict[str, Any]:
 def _write_piece(
     out: BinaryIO | None, content: list[Stored], params: dict[str, Any], dtype: str
 ) -> None:
-    """Writes one safetensors file: length and text of a header, then the tensors one after the other."""
+    """Writes one safetensors file: length and text of a header, then the tensors one after the
+    other.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     name = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
@@ -474,7 +492,9 @@ def _write_piece(
 
 @functools.cache
 def _gatherer(sharding: Sharding | None, dtype: str, axes: Axes, shape: tuple[int, ...]) -> Any:
-    """A jitted function: leaf and layer (None: not stacked) → the tensor as the file has it, on every device."""
+    """A jitted function: leaf and layer (None: not stacked) → the tensor as the file has it, on
+    every device.
+    """
     order = [i for group in axes for i in group]
 
     def gather(leaf: jax.Array, layer: jax.Array | None) -> jax.Array:

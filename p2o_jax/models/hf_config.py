@@ -1,7 +1,9 @@
-"""What stands beside the weights of a Hugging Face directory: above all config.json, read into a `ModelSpec` and written back.
+"""What stands beside the weights of a Hugging Face directory: above all config.json, read into a
+`ModelSpec` and written back.
 
-Both layouts in circulation: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and transformers 5
-(`rope_parameters`, `dtype`) are read. What our model would compute differently is refused by name, never ignored.
+Both layouts in circulation: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and
+transformers 5 (`rope_parameters`, `dtype`) are read. What our model would compute differently is
+refused by name, never ignored.
 """
 
 import json
@@ -34,7 +36,8 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 def locate(path: str | Path, revision: str | None = None) -> Path:
-    """The directory of a checkpoint: the path itself, or the local copy of a hub id, downloaded if there is a network.
+    """The directory of a checkpoint: the path itself, or the local copy of a hub id, downloaded if
+    there is a network.
 
     `revision` is a commit of the hub's repository; None: its newest.
 
@@ -64,7 +67,9 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
 
 
 def revision(directory: Path) -> str | None:
-    """The commit of the hub's repository that a directory from `locate` is a snapshot of; None for any other directory."""
+    """The commit of the hub's repository that a directory from `locate` is a snapshot of; None
+    for any other directory.
+    """
     return (
         directory.name
         if directory.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", directory.name)
@@ -120,7 +125,8 @@ def write_beside(
         target: the directory to write into.
         tokenizer_dir: the directory whose tokenizer is copied.
         generation_config: what generation_config.json holds.
-        chat_template: replaces the tokenizer's own, in the file that transformers (and so vLLM) reads first.
+        chat_template: replaces the tokenizer's own, in the file that transformers (and so vLLM)
+            reads first.
         prompts: what the run's prompts had besides the chat template, for p2o_jax.json.
 
     Raises:
@@ -147,7 +153,9 @@ def write_beside(
 
 
 def token_ids(directory: Path, stop_ids: Sequence[int], pad_id: int) -> dict[str, Any]:
-    """generation_config.json for a policy that was trained to end with `stop_ids`: otherwise the one in its model's directory."""
+    """generation_config.json for a policy that was trained to end with `stop_ids`: otherwise the
+    one in its model's directory.
+    """
     model = read_json(directory / "config.json")
     generation = {"bos_token_id": model.get("bos_token_id"), **generation_config(None, directory)}
     generation.pop(
@@ -160,7 +168,9 @@ def token_ids(directory: Path, stop_ids: Sequence[int], pad_id: int) -> dict[str
 
 
 def generation_config(given: dict[str, Any] | None, tokenizer_dir: Path | None) -> dict[str, Any]:
-    """generation_config.json of an export: the one given, else the one beside the tokenizer, else an empty one."""
+    """generation_config.json of an export: the one given, else the one beside the tokenizer,
+    else an empty one.
+    """
     if (
         given is None
         and tokenizer_dir is not None
@@ -229,7 +239,8 @@ def write_config(
 ) -> dict[str, Any]:
     """config.json for the model, in the layout of transformers 4, which transformers 5 reads, too.
 
-    `token_ids` may hold bos_token_id, eos_token_id (one id or a list) and pad_token_id; other keys are ignored.
+    `token_ids` may hold bos_token_id, eos_token_id (one id or a list) and pad_token_id; other keys
+    are ignored.
 
     Raises:
         ConfigError: the family has no such variant (as biases in Qwen3).
@@ -277,7 +288,9 @@ def write_config(
 
 
 class _Fields:
-    """Typed values of config.json; one that is missing or of another type becomes a problem, and reads as 1."""
+    """Typed values of config.json; one that is missing or of another type becomes a problem, and
+    reads as 1.
+    """
 
     def __init__(self, values: dict[str, Any], within: str = "", problems: list[str] | None = None):
         self.values, self.within = values, within
@@ -346,7 +359,9 @@ def _rope(fields: _Fields, max_positions: int) -> Rope:
 def _rope_of_kind(
     kind: RopeKind, theta: float, given: _Fields, original: int | None, max_positions: int
 ) -> Rope:
-    """`original`: the model-wide original_max_position_embeddings, which goes before the one of the rope itself."""
+    """`original`: the model-wide original_max_position_embeddings, which goes before the one of
+    the rope itself.
+    """
     if kind == "default":
         return Rope(theta=theta)
     if kind == "linear":

@@ -1,7 +1,9 @@
-"""Which keys of a Hugging Face config.json change a model's numbers, and which values of them our model computes.
+"""Which keys of a Hugging Face config.json change a model's numbers, and which values of them our
+model computes.
 
-A key is one that `hf_config` reads, one that is known to change nothing, or one of which only some values are computed. Any
-other key is refused by name unless its value is off (null, false, 0, empty): what it means for the numbers is unknown.
+A key is one that `hf_config` reads, one that is known to change nothing, or one of which only some
+values are computed. Any other key is refused by name unless its value is off (null, false, 0,
+empty): what it means for the numbers is unknown.
 """
 
 from collections.abc import Mapping
@@ -24,8 +26,9 @@ _READ = frozenset({
     "sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "attention_bias", "mlp_bias",
     "bos_token_id", "eos_token_id", "pad_token_id",
 })  # fmt: skip
-# Training, dropout, class heads, outputs, caches, kernels, tensor types, and notes of the tools that wrote the file.
-# pretraining_tp only splits matrix products; auto_map names code, which is never run: the built-in class serves.
+# Training, dropout, class heads, outputs, caches, kernels, tensor types, and notes of the tools
+# that wrote the file. pretraining_tp only splits matrix products; auto_map names code, which is
+# never run: the built-in class serves.
 _NO_EFFECT = frozenset({
     "_name_or_path", "name_or_path", "_commit_hash", "_from_model_config", "transformers_version", "torch_dtype", "dtype",
     "use_cache", "cache_implementation", "auto_map", "tokenizer_class", "sep_token_id", "cls_token_id", "mask_token_id",
@@ -74,7 +77,9 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 
 
 def problems(values: Mapping[str, Any]) -> list[str]:
-    """A line for every setting, apart from sizes and positions, that our model does not have; sliding windows: see `window`."""
+    """A line for every setting, apart from sizes and positions, that our model does not have;
+    sliding windows: see `window`.
+    """
     family = values.get("model_type")
     if family not in ARCHITECTURES:
         return []
@@ -109,9 +114,11 @@ def problems(values: Mapping[str, Any]) -> list[str]:
 
 
 def window(values: Mapping[str, Any]) -> tuple[int, str]:
-    """The longest sequence that attention reaches across (0: any), and what limits it further in some layer (empty: nothing).
+    """The longest sequence that attention reaches across (0: any), and what limits it further in
+    some layer (empty: nothing).
 
-    A window that is not smaller than max_position_embeddings never limits a sequence of the length that the model is made for.
+    A window that is not smaller than max_position_embeddings never limits a sequence of the length
+    that the model is made for.
     """
     if values.get("use_sliding_window"):
         return 0, f"use_sliding_window=true (sliding_window={values.get('sliding_window')})"

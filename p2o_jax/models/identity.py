@@ -14,13 +14,15 @@ _PATTERNS = (
     "*.safetensors.index.json",
 )
 _BLOCK_BYTES = 4096
-_NUM_BLOCKS = 66  # of a file of weights that are read: the first, the last, and between them at equal distances
+# of a file of weights that are read: the first, the last, and between them at equal distances
+_NUM_BLOCKS = 66
 
 Digests = dict[str, list[int | str]]  # [size in bytes, digest] by name
 
 
 def digests(directory: Path) -> Digests:
-    """Size and digest of each file that a model is made of: its config, tokenizer, chat template and weights.
+    """Size and digest of each file that a model is made of: its config, tokenizer, chat template
+    and weights.
 
     Of weights the digest is that of the header, which names every tensor, and of a sample of the
     contents: every trained model differs from its base in nearly all blocks.

@@ -1,7 +1,8 @@
-"""Low-rank adapters: which weights are trained, adapters merged into their projections, and adapter files for `peft`.
+"""Low-rank adapters: which weights are trained, adapters merged into their projections, and adapter
+files for `peft`.
 
-With `spec.lora` set, a block's params hold NAME_lora_a and NAME_lora_b beside NAME. Training replaces only those; the frozen base is
-the reference policy, too, without a second copy.
+With `spec.lora` set, a block's params hold NAME_lora_a and NAME_lora_b beside NAME. Training
+replaces only those; the frozen base is the reference policy, too, without a second copy.
 """
 
 import json
@@ -36,12 +37,16 @@ def is_adapter(name: str) -> bool:
 
 
 def spec_of(spec: ModelSpec, params: Params) -> ModelSpec:
-    """The spec that describes these params: without `lora` where they hold no adapters (the frozen base)."""
+    """The spec that describes these params: without `lora` where they hold no adapters (the
+    frozen base).
+    """
     return spec if any(is_adapter(name) for name in params["blocks"]) else replace(spec, lora=None)
 
 
 def split(spec: ModelSpec, params: Params) -> tuple[Params, Params]:
-    """(what is trained, what is frozen): with adapters those alone are trained, without everything is."""
+    """(what is trained, what is frozen): with adapters those alone are trained, without
+    everything is.
+    """
     if spec.lora is None:
         return params, {}
     blocks = params["blocks"]
@@ -79,7 +84,8 @@ def add(spec: ModelSpec, base: Params, key: jax.Array, shardings: Any) -> Params
 
 
 def merge(spec: ModelSpec, params: Params, dtype: str | None = None) -> Params:
-    """Params without adapters: each is added to its projection in float32. Params without any are returned as they are.
+    """Params without adapters: each is added to its projection in float32. Params without any are
+    returned as they are.
 
     `dtype` is that of the projections with an adapter; None: as the base has them.
     """

@@ -1,4 +1,6 @@
-"""Rotary position embedding, in the half-split layout of Hugging Face checkpoints; angles in float32."""
+"""Rotary position embedding, in the half-split layout of Hugging Face checkpoints; angles in
+float32.
+"""
 
 import math
 

@@ -1,7 +1,8 @@
-"""Where each weight lives: logical axes to mesh axes, by one table for the learner and one for rollouts.
+"""Where each weight lives: logical axes to mesh axes, by one table for the learner and one for
+rollouts.
 
-The learner splits weights over fsdp and tensor. Rollouts split them over tensor only, so that decoding never gathers a
-weight; sequences are split over data x fsdp in both.
+The learner splits weights over fsdp and tensor. Rollouts split them over tensor only, so that
+decoding never gathers a weight; sequences are split over data x fsdp in both.
 """
 
 import math
@@ -41,7 +42,8 @@ REPLICATE_IF_UNEVEN = (
 
 
 def make_mesh(shape: tuple[int, int, int], devices: Any = None) -> Mesh:
-    """The mesh (data, fsdp, tensor) over the given devices, or all. Slices of TPUs lie along data: only gradients cross between them.
+    """The mesh (data, fsdp, tensor) over the given devices, or all. Slices of TPUs lie along data:
+    only gradients cross between them.
 
     Raises:
         ConfigError: data is no multiple of the number of slices.
@@ -131,10 +133,12 @@ def gathered(w_VD: jax.Array, mesh: Mesh | None) -> jax.Array:
 
 
 def scattered(g_SVD: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """The sum over S of what the parts of a batch add to the gradient of a `gathered` weight, in g's dtype, split as the weight is.
+    """The sum over S of what the parts of a batch add to the gradient of a `gathered` weight, in
+    g's dtype, split as the weight is.
 
-    With S on data x fsdp an explicit reduce-scatter over rows, then an exchange of rows for columns. TPUs reduce the whole on every chip,
-    twice the bytes, where it is left to them; and also over more than eight chips at once, or over the minor axis (docs/scale.md).
+    With S on data x fsdp an explicit reduce-scatter over rows, then an exchange of rows for
+    columns. TPUs reduce the whole on every chip, twice the bytes, where it is left to them; and
+    also over more than eight chips at once, or over the minor axis (docs/scale.md).
     """
     if mesh is None or g_SVD.shape[0] == 1:
         return g_SVD.sum(axis=0)
@@ -152,7 +156,9 @@ def scattered(g_SVD: jax.Array, mesh: Mesh | None) -> jax.Array:
 
 
 def _rounds(n: int) -> list[list[list[int]]]:
-    """Groups of neighbours, at most four where n allows it, in which n devices reduce and scatter, round after round."""
+    """Groups of neighbours, at most four where n allows it, in which n devices reduce and
+    scatter, round after round.
+    """
     sizes: list[int] = []
     while n > 1:
         sizes.insert(0, next((k for k in (4, 3, 2) if n % k == 0), n))

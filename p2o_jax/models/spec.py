@@ -1,6 +1,7 @@
 """What a model is: its sizes, and one description of every weight.
 
-`weights(spec)` serves initialisation, sharding, checkpoints in and out, and ahead-of-time compilation alike.
+`weights(spec)` serves initialisation, sharding, checkpoints in and out, and ahead-of-time
+compilation alike.
 """
 
 import functools
@@ -28,7 +29,9 @@ class Rope:
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """Low-rank adapters (arXiv 2106.09685) on the named projections: W + alpha / rank · A B, with W frozen."""
+    """Low-rank adapters (arXiv 2106.09685) on the named projections: W + alpha / rank · A B,
+    with W frozen.
+    """
 
     rank: int
     alpha: float
@@ -53,8 +56,12 @@ class ModelSpec:
     qkv_bias: bool = False
     tied: bool = False  # the embedding is the output head, too
     max_positions: int = 0  # max_position_embeddings of config.json; 0: unknown. See `context`
-    window: int = 0  # of the checkpoint's sliding-window attention, which we compute as full attention: longer sequences differ; 0: none
-    padded_vocab: int = 0  # rows of embedding and head, where they must divide over devices; 0: vocab. Padding is never predicted
+    # of the checkpoint's sliding-window attention, which we compute as full attention: longer
+    # sequences differ; 0: none
+    window: int = 0
+    # rows of embedding and head, where they must divide over devices; 0: vocab. Padding is never
+    # predicted
+    padded_vocab: int = 0
     lora: LoraSpec | None = None
 
     @property
@@ -64,10 +71,12 @@ class ModelSpec:
 
     @property
     def context(self) -> int:
-        """Tokens of the longest sequence that the positions cover, with what rope scaling adds; 0: unknown.
+        """Tokens of the longest sequence that the positions cover, with what rope scaling adds; 0:
+        unknown.
 
-        `max_positions` is what the model was trained on before scaling, except where rope itself names a smaller number: Llama 3.1
-        has 131,072 of originally 8,192 (factor 8), Qwen's yarn 32,768 of originally 32,768 (factor 4: 131,072 in all).
+        `max_positions` is what the model was trained on before scaling, except where rope itself
+        names a smaller number: Llama 3.1 has 131,072 of originally 8,192 (factor 8), Qwen's yarn
+        32,768 of originally 32,768 (factor 4: 131,072 in all).
         """
         if not self.max_positions or self.rope.kind == "default":
             return self.max_positions
@@ -83,7 +92,9 @@ class ModelSpec:
 
 
 class Weight(NamedTuple):
-    """Shape, logical axis of each dimension (for sharding), and initialiser: normal with std `scale`, or a constant."""
+    """Shape, logical axis of each dimension (for sharding), and initialiser: normal with std
+    `scale`, or a constant.
+    """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
@@ -103,7 +114,9 @@ Weights = dict[str, "Weight | Weights"]
 
 
 def weights(spec: ModelSpec) -> Weights:
-    """Every weight of the model, as a tree of the same shape as the params; `blocks` have a leading layer axis."""
+    """Every weight of the model, as a tree of the same shape as the params; `blocks` have a
+    leading layer axis.
+    """
     V, D = spec.vocab_rows, spec.width
     tree: Weights = {
         "embed": Weight((V, D), ("vocab", "width")),
@@ -151,7 +164,9 @@ def block_weights(spec: ModelSpec) -> dict[str, Weight]:
 
 
 def _adapter(name: str, w: Weight, rank: int) -> dict[str, Weight]:
-    """A [inputs, rank] and B [rank, outputs] of a projection: `o` sums over heads and channels, the others over their first axis."""
+    """A [inputs, rank] and B [rank, outputs] of a projection: `o` sums over heads and channels,
+    the others over their first axis.
+    """
     num_inputs = 2 if name == "o" else 1
     inputs, outputs = w.shape[:num_inputs], w.shape[num_inputs:]
     fan_in = 1

@@ -1,10 +1,13 @@
-"""The policy: a decoder-only transformer as Flax NNX modules, used through plain functions over a params tree.
+"""The policy: a decoder-only transformer as Flax NNX modules, used through plain functions over a
+params tree.
 
-Every jit boundary takes params (a nested dict of arrays), never a module: `graphdef(spec)` is made once, and the functions
-below merge it with the params while they trace. Stacked blocks (arrays with a leading layer axis) run under one `lax.scan`;
-a tuple of per-layer trees, as the sampler holds them, is unrolled.
+Every jit boundary takes params (a nested dict of arrays), never a module: `graphdef(spec)` is made
+once, and the functions below merge it with the params while they trace. Stacked blocks (arrays with
+a leading layer axis) run under one `lax.scan`; a tuple of per-layer trees, as the sampler holds
+them, is unrolled.
 
-What attends to what is the caller's business: `attend(q, k, v, cache) -> (output, new cache)` is called once in each layer.
+What attends to what is the caller's business: `attend(q, k, v, cache) -> (output, new cache)` is
+called once in each layer.
 """
 
 import functools
@@ -30,7 +33,9 @@ Remat = Literal[
 
 
 class Block(nnx.Module):
-    """One layer: attention and SwiGLU, each behind an RMSNorm and added to the stream. Its weights are `spec.block_weights`."""
+    """One layer: attention and SwiGLU, each behind an RMSNorm and added to the stream. Its
+    weights are `spec.block_weights`.
+    """
 
     attn_norm: nnx.Param
     q: nnx.Param
@@ -78,7 +83,9 @@ class Block(nnx.Module):
         return (x_ND + self._project("down", gated)).reshape(B, T, D), cache
 
     def _project(self, name: str, x_NI: jax.Array) -> jax.Array:
-        """x times the projection, [N, inputs] to [N, outputs], with its low-rank adapter if it has one."""
+        """x times the projection, [N, inputs] to [N, outputs], with its low-rank adapter if it
+        has one.
+        """
         inputs = x_NI.shape[1]
         y = x_NI @ getattr(self, name)[...].reshape(inputs, -1).astype(x_NI.dtype)
         lora = self.spec.lora
@@ -90,7 +97,9 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Embedding, blocks and final norm; the output head is applied by the caller, to the positions it needs."""
+    """Embedding, blocks and final norm; the output head is applied by the caller, to the
+    positions it needs.
+    """
 
     embed: nnx.Param
     final_norm: nnx.Param
@@ -122,9 +131,11 @@ def hidden(
     dtype: Any = jnp.float32,
     remat: Remat = "none",
 ) -> tuple[Float[Array, "B T D"], Any]:
-    """The normalised last hidden states in compute dtype, and what `attend` returned as each layer's new cache.
+    """The normalised last hidden states in compute dtype, and what `attend` returned as each
+    layer's new cache.
 
-    With stacked blocks `caches` (and what is returned) has a leading layer axis; with a tuple of blocks it is a tuple.
+    With stacked blocks `caches` (and what is returned) has a leading layer axis; with a tuple of
+    blocks it is a tuple.
     """
     block_graph, top_graph = _graphdefs(spec)
     top = nnx.merge(top_graph, {name: w for name, w in params.items() if name != "blocks"})
@@ -154,14 +165,18 @@ def hidden(
 
 
 def _computed_once(x: jax.Array) -> jax.Array:
-    """x itself. XLA on CPU fuses cos and sin into all their uses, up to a tenth of a decode step's time, but not a product."""
+    """x itself. XLA on CPU fuses cos and sin into all their uses, up to a tenth of a decode
+    step's time, but not a product.
+    """
     return jnp.matmul(x, jnp.eye(x.shape[-1]), precision=jax.lax.Precision.HIGHEST)
 
 
 def logits(
     spec: ModelSpec, params: Params, hidden_ND: Float[Array, "*N D"]
 ) -> Float[Array, "*N V"]:
-    """The output head, float32; tokens that only pad the vocabulary have a score that no other is below."""
+    """The output head, float32; tokens that only pad the vocabulary have a score that no other
+    is below.
+    """
     head_VD = params["embed"] if spec.tied else params["lm_head"]
     z = jnp.einsum(
         "...D,VD->...V",
@@ -197,11 +212,13 @@ def token_logps(
     entropy_gradient: bool = True,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """log p(token t | the tokens before it in its segment) at the temperature, and the entropy of that prediction, float32.
+    """log p(token t | the tokens before it in its segment) at the temperature, and the entropy of
+    that prediction, float32.
 
-    Both are 0 at a segment's first token, on padding and where not wanted; only wanted tokens cost anything in the output head.
-    At most `chunk` rows of [*, V] logits exist at one time in each of the mesh's parts of the batch, in the backward pass too.
-    Without a mesh: dense attention, one device.
+    Both are 0 at a segment's first token, on padding and where not wanted; only wanted tokens cost
+    anything in the output head. At most `chunk` rows of [*, V] logits exist at one time in each of
+    the mesh's parts of the batch, in the backward pass too. Without a mesh: dense attention, one
+    device.
     """
     how = packed.for_mesh(mesh) if mesh else reference.packed
     x_BTD, _ = hidden(

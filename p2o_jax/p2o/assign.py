@@ -1,4 +1,6 @@
-"""Which rollout of a hard question gets which template in the next epoch (algorithm step 5 of the end of an epoch)."""
+"""Which rollout of a hard question gets which template in the next epoch (algorithm step 5 of
+the end of an epoch).
+"""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -18,10 +20,12 @@ def assign(
     cfg: config.AssignConfig,
     seed: str,
 ) -> Assignment:
-    """Templates for the whole group of each hard question, drawn from the greedy cover with replacement, by mean dev score.
+    """Templates for the whole group of each hard question, drawn from the greedy cover with
+    replacement, by mean dev score.
 
-    A dev question draws among the members that solve it, or all if none does; any other question among all. The last
-    `plain_rollouts` of a group stay plain ▲. An empty cover assigns nothing. The draw depends on (seed, question), not on the order.
+    A dev question draws among the members that solve it, or all if none does; any other question
+    among all. The last `plain_rollouts` of a group stay plain ▲. An empty cover assigns nothing.
+    The draw depends on (seed, question), not on the order.
     """
     assert cfg.plain_rollouts is not None, "config.assign must be resolved"
     if not result.cover:
@@ -50,7 +54,8 @@ def assign(
 def next_assignment(result: SearchResult | None, state: RunState, cfg: config.Config) -> Assignment:
     """The assignment that the prompt phase of a state leaves for the epochs to come.
 
-    Without a result (the phase was skipped) all questions are asked plainly; with `gepa.schedule=first` all stays as it is.
+    Without a result (the phase was skipped) all questions are asked plainly; with
+    `gepa.schedule=first` all stays as it is.
     """
     if result is None:
         return state.assignment if cfg.gepa.schedule == "first" else Assignment()
@@ -78,10 +83,12 @@ def prompts_for(
     name: str,
     tokens: Mapping[str, float] = MappingProxyType({}),
 ) -> list[TemplatedQuestion]:
-    """The asks of a batch, all of a question's group before the next question's; unassigned questions are asked plainly.
+    """The asks of a batch, all of a question's group before the next question's; unassigned
+    questions are asked plainly.
 
-    An ask is named by (name, question, place in the group), whatever else is in the batch. A question that is there again has
-    a further group, which is plain. `tokens`: expected lengths of responses, by question.
+    An ask is named by (name, question, place in the group), whatever else is in the batch. A
+    question that is there again has a further group, which is plain. `tokens`: expected lengths of
+    responses, by question.
     """
     plain = ("",) * group_size
     prompts: list[TemplatedQuestion] = []

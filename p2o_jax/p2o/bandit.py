@@ -1,8 +1,9 @@
-"""▲ Templates chosen by what they do in training (`assign.bandit`): discounted Thompson sampling, at no extra generation.
+"""▲ Templates chosen by what they do in training (`assign.bandit`): discounted Thompson sampling,
+at no extra generation.
 
-Every template of the cover has a Beta posterior of its success on hard questions: Jeffreys' prior and the evidence so far. That
-starts as the dev score, with the weight of `bandit_prior` rollouts, and fades by `bandit_discount` with every policy step, as the
-policy moves.
+Every template of the cover has a Beta posterior of its success on hard questions: Jeffreys' prior
+and the evidence so far. That starts as the dev score, with the weight of `bandit_prior` rollouts,
+and fades by `bandit_discount` with every policy step, as the policy moves.
 """
 
 import random
@@ -18,11 +19,13 @@ _JEFFREYS = 0.5
 def start(
     result: SearchResult | None, assignment: Assignment, before: Bandit, cfg: config.AssignConfig
 ) -> Bandit:
-    """The bandit for a new assignment: the arms of its cover, dev scores as priors; an empty one where it is off or nothing is assigned.
+    """The bandit for a new assignment: the arms of its cover, dev scores as priors; an empty one
+    where it is off or nothing is assigned.
 
     The one before where an assignment is kept without a new result.
 
-    A dev question may get the templates that solve it, or all if none does; any other question all: as `assign` does.
+    A dev question may get the templates that solve it, or all if none does; any other question all:
+    as `assign` does.
     """
     if not cfg.bandit or not assignment.templates:
         return Bandit()
@@ -54,10 +57,12 @@ def draw(
     cfg: config.AssignConfig,
     seed: str,
 ) -> Assignment:
-    """The assignment with the templates of these questions drawn anew; the one given where there is no bandit.
+    """The assignment with the templates of these questions drawn anew; the one given where there is
+    no bandit.
 
-    Each place in a group takes the template whose draw from its posterior is highest (one draw for the whole group with
-    `same_template_in_group`); plain places stay plain. Depends on (posterior, seed, question), not on the batch.
+    Each place in a group takes the template whose draw from its posterior is highest (one draw for
+    the whole group with `same_template_in_group`); plain places stay plain. Depends on (posterior,
+    seed, question), not on the batch.
     """
     drawn = dict(assignment.templates)
     for question in questions if bandit.templates else ():
@@ -87,7 +92,9 @@ def _best(bandit: Bandit, members: Sequence[int], rng: random.Random) -> int:
 
 
 def update(bandit: Bandit, rollouts: Sequence[Rollout], cfg: config.AssignConfig) -> Bandit:
-    """The bandit after a policy step: what it knew fades, and the step's rollouts of hard questions are added."""
+    """The bandit after a policy step: what it knew fades, and the step's rollouts of hard
+    questions are added.
+    """
     if not bandit.templates:
         return bandit
     places = {template.strip(): i for i, template in enumerate(bandit.templates)}

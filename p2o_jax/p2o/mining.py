@@ -15,12 +15,15 @@ def find_hard(
     cfg: config.MiningConfig,
     last_hard_ids: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """The ids of the hard questions, in batch order, each once: at most `max_successes` of their rollouts succeeded, and not all.
+    """The ids of the hard questions, in batch order, each once: at most `max_successes` of their
+    rollouts succeeded, and not all.
 
-    ▲ `judge_on="plain"` looks at untemplated rollouts only, as "solved with a crutch" is not solved; a question that has
-    none is judged by all of its rollouts. "all" is what the released code does. Where fewer than G are judged, so many fewer may
-    succeed: with 1 of 6 none of two, as otherwise a question solved half of the time stays hard. ▲ With `sticky`, questions of
-    `last_hard_ids`, hard in the last epoch, are hard unless a plain rollout succeeded, too.
+    ▲ `judge_on="plain"` looks at untemplated rollouts only, as "solved with a crutch" is not
+    solved; a question that has none is judged by all of its rollouts. "all" is what the released
+    code does. Where fewer than G are judged, so many fewer may
+    succeed: with 1 of 6 none of two, as otherwise a question solved half of the time stays hard. ▲
+    With `sticky`, questions of `last_hard_ids`, hard in the last epoch, are hard unless a plain
+    rollout succeeded, too.
     """
     assert cfg.judge_on is not None, "config.mining must be resolved"
     judged_QG = np.ones_like(templated_QG, bool)
@@ -49,10 +52,11 @@ def find_hard(
 def with_extra_groups(
     questions: Sequence[Question], last_hard_ids: Sequence[str], cfg: config.MiningConfig
 ) -> list[Question]:
-    """The questions of a step, and after them those that the last epoch found hard as often again as `extra_plain_groups` says.
+    """The questions of a step, and after them those that the last epoch found hard as often again
+    as `extra_plain_groups` says.
 
-    ▲ A question's further groups are plain (`assign.prompts_for`) and have their own mean reward, but all of its groups decide
-    whether it is hard.
+    ▲ A question's further groups are plain (`assign.prompts_for`) and have their own mean reward,
+    but all of its groups decide whether it is hard.
     """
     hard = set(last_hard_ids)
     return [
@@ -68,7 +72,9 @@ def outcome_metrics(
     zero_advantage_Q: np.ndarray,
     last_hard_ids: Sequence[str],
 ) -> dict[str, float]:
-    """Shares of groups that teach nothing: of all, of those hard in the last epoch, of the others; and the hard ones' plain successes."""
+    """Shares of groups that teach nothing: of all, of those hard in the last epoch, of the
+    others; and the hard ones' plain successes.
+    """
     hard = set(last_hard_ids)
     was_hard_Q = np.array([q.id in hard for q in questions])
     values = {"rollout/frac_zero_advantage": float(zero_advantage_Q.mean())}

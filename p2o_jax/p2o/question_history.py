@@ -1,4 +1,6 @@
-"""The questions across epochs: what plain and templated rollouts solved, and who learnt to do without the crutch."""
+"""The questions across epochs: what plain and templated rollouts solved, and who learnt to do
+without the crutch.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -22,7 +24,9 @@ def advanced(
     hard_ids: Collection[str],
     epoch_ends: bool,
 ) -> History:
-    """The history after a policy step of this epoch; at the epoch's end with the fates of its questions, `hard_ids` being hard in it."""
+    """The history after a policy step of this epoch; at the epoch's end with the fates of its
+    questions, `hard_ids` being hard in it.
+    """
     attempts = dict(history.attempts) if history.epoch == epoch else {}
     for rollout in rollouts:
         name, template = rollout.prompt.question.id, template_id(rollout.prompt.template)
@@ -76,7 +80,9 @@ def stats(history: History) -> dict[str, float]:
 
 
 def rows(history: History, hard_ids: Collection[str]) -> list[dict[str, Any]]:
-    """A row of questions.jsonl for each question of the epoch that ended: successes and rollouts, plain and by template, and its fate."""
+    """A row of questions.jsonl for each question of the epoch that ended: successes and
+    rollouts, plain and by template, and its fate.
+    """
     made, hard = [], set(hard_ids)
     for name, attempts in history.attempts.items():
         templated = {t: list(n) for t, n in attempts.by_template.items() if t}

@@ -1,8 +1,10 @@
-"""Plans: `python -m p2o_jax.plan --config C --topology v5p:4x4x4[,slices=2] [--model qwen3-4b|DIR] [--config.a.b=value ...]`.
+"""Plans: `python -m p2o_jax.plan --config C --topology v5p:4x4x4[,slices=2] [--model qwen3-4b|DIR]
+[--config.a.b=value ...]`.
 
-Compiles the config's programs (update, scoring, prefill, decoding, laying out) for TPUs that are not there, and prints for a chip
-what lies in its memory while each runs, what a policy step exchanges with other chips, and how long a step would take at best.
-Nothing is run. Needs libtpu (`pip install 'jax[tpu]'`, an environment of its own will do) and no TPU.
+Compiles the config's programs (update, scoring, prefill, decoding, laying out) for TPUs that are
+not there, and prints for a chip what lies in its memory while each runs, what a policy step
+exchanges with other chips, and how long a step would take at best. Nothing is run. Needs libtpu
+(`pip install 'jax[tpu]'`, an environment of its own will do) and no TPU.
 
     --prompt, --response   mean tokens of a prompt and of a response (512; half of config.rollout.max_new_tokens)
     --questions            questions in an epoch, over which a prompt phase is spread (5000)

@@ -1,4 +1,6 @@
-"""TPUs and GPUs as their makers' documentation describes them, and topologies of them for the compiler."""
+"""TPUs and GPUs as their makers' documentation describes them, and topologies of them for the
+compiler.
+"""
 
 import os
 import re
@@ -11,15 +13,19 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """What one JAX device has (a chip; of tpu7x half of one). Speeds are peaks: of TPUs from docs.cloud.google.com/tpu/docs, of GPUs
-    (SXM modules of 80, 80 and 141 GB) from NVIDIA's data sheets, without sparsity.
+    """What one JAX device has (a chip; of tpu7x half of one). Speeds are peaks: of TPUs from
+    docs.cloud.google.com/tpu/docs, of GPUs (SXM modules of 80, 80 and 141 GB) from NVIDIA's data
+    sheets, without sparsity.
     """
 
-    hbm_gib: float  # as the compiler enforces it; of a GPU what XLA_PYTHON_CLIENT_MEM_FRACTION=.95 gives JAX
+    # as the compiler enforces it; of a GPU what XLA_PYTHON_CLIENT_MEM_FRACTION=.95 gives JAX
+    hbm_gib: float
     flops: float  # bfloat16, a second
     hbm_bytes: float  # a second
     ici_bytes: float  # a second, one way, over all links to other chips; of GPUs NVLink
-    dcn_bytes: float  # a second, one way: its share of a host's 200 Gbit/s between slices (told for v5e, taken for all); of GPUs InfiniBand
+    # a second, one way: its share of a host's 200 Gbit/s between slices (told for v5e, taken for
+    # all); of GPUs InfiniBand
+    dcn_bytes: float
 
 
 CHIPS = {
@@ -53,7 +59,9 @@ GPUS = {
 
 
 class Topology(NamedTuple):
-    """A kind of chip, a slice's shape, and how many slices: `v5p:4x4x4,slices=2`; of GPUs those of a host, and how many hosts: `h100:8`."""
+    """A kind of chip, a slice's shape, and how many slices: `v5p:4x4x4,slices=2`; of GPUs those
+    of a host, and how many hosts: `h100:8`.
+    """
 
     kind: str
     shape: tuple[int, ...]
@@ -109,7 +117,8 @@ def parse(text: str) -> Topology:
     """The topology of a flag.
 
     Raises:
-        ConfigError: not of the form kind:AxB[xC][,slices=N], or kind:N[,slices=N] for GPUs; or an unknown kind.
+        ConfigError: not of the form kind:AxB[xC][,slices=N], or kind:N[,slices=N] for GPUs; or an
+            unknown kind.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+){0,2})(?:,slices=(\d+))?", text)
     shape = tuple(int(n) for n in match.group(2).split("x")) if match else ()
@@ -153,7 +162,9 @@ device_description_str: "{kind.upper()}"
 
 
 def _chips_per_host(kind: str, shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """What libtpu must be told about slices that are smaller than a host, or one host of eight chips."""
+    """What libtpu must be told about slices that are smaller than a host, or one host of eight
+    chips.
+    """
     if shape == (1, 1):
         return (1, 1, 1)
     return (2, 4, 1) if kind in ("v5e", "v6e") and shape == (2, 4) else None

@@ -1,8 +1,10 @@
-"""What a compiled program does, from its HLO text: operations of its matrix products, collectives, kernels, host transfers.
+"""What a compiled program does, from its HLO text: operations of its matrix products, collectives,
+kernels, host transfers.
 
-XLA's own cost analysis counts a loop's body once. Here it counts as often as the loop turns, where the text tells: a counter that
-starts at a constant, grows by a constant and is compared with one. Loops that turn as often as the data want (decoding steps,
-micro-batches) are kept apart as `loops`, and the caller says how often they turn.
+XLA's own cost analysis counts a loop's body once. Here it counts as often as the loop turns, where
+the text tells: a counter that starts at a constant, grows by a constant and is compared with one.
+Loops that turn as often as the data want (decoding steps, micro-batches) are kept apart as `loops`,
+and the caller says how often they turn.
 """
 
 import re
@@ -26,12 +28,15 @@ COLLECTIVES = (
     "collective-broadcast",
 )
 HOST_OPS = ("infeed", "outfeed", "send", "recv")
-BETWEEN_SLICES = "between-slices-"  # opens the kind of a collective between slices of TPUs: each chip sends its part through its host
+# opens the kind of a collective between slices of TPUs: each chip sends its part through its host
+BETWEEN_SLICES = "between-slices-"
 KERNEL_TARGETS = ("tpu_custom_call", "__gpu$xla.gpu.triton")
 
 
 class Collective(NamedTuple):
-    """A collective: bytes of the whole array on one chip (gathered, or not yet scattered), and the chips of each of its groups."""
+    """A collective: bytes of the whole array on one chip (gathered, or not yet scattered), and
+    the chips of each of its groups.
+    """
 
     kind: str
     bytes: int
@@ -63,8 +68,8 @@ class Kernel(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run of a program, or one turn of a loop, does on a chip. `loops`: loops of unknown length, how often each is begun
-    and what one turn of it costs."""
+    """What one run of a program, or one turn of a loop, does on a chip. `loops`: loops of
+    unknown length, how often each is begun and what one turn of it costs."""
 
     flops: float = 0.0
     collectives: Mapping[Collective, float] = field(default_factory=dict)
@@ -73,7 +78,8 @@ class Cost:
     loops: tuple[tuple[float, "Cost"], ...] = ()
 
     def total(self, turns: Sequence[float]) -> "Cost":
-        """The cost without loops when those outermost turn turns[0] times, those inside them turns[1] times, and so on.
+        """The cost without loops when those outermost turn turns[0] times, those inside them
+        turns[1] times, and so on.
 
         Raises:
             ValueError: loops are nested deeper than turns are given.
@@ -96,7 +102,9 @@ def cost(text: str) -> Cost:
 
 
 def carried_on(a: Cost, b: Cost, times: float) -> Cost:
-    """What is linear in something, from a to b and `times` as far. Loops begun equally often are taken for the same ones."""
+    """What is linear in something, from a to b and `times` as far. Loops begun equally often are
+    taken for the same ones.
+    """
     weights = (1 - times, times)
     plain = _sum([(w, replace(c, loops=())) for w, c in zip(weights, (a, b), strict=True)])
     if [begun for begun, _ in a.loops] == [begun for begun, _ in b.loops]:
@@ -119,12 +127,15 @@ Value = tuple[
 ]  # (None, n): the number n; (i, n): element i of the loop's state, plus n
 
 
-# By channel, with how often: a collective that is done piece by piece stands in several fusions, of which some may lie in loops.
+# By channel, with how often: a collective that is done piece by piece stands in several fusions, of
+# which some may lie in loops.
 Pieces = dict[str, tuple[Collective, float]]
 
 
 class _Reader:
-    """Adds up what computations do; `known` are the numbers among the elements of the state of the loop that one is the body of."""
+    """Adds up what computations do; `known` are the numbers among the elements of the state of
+    the loop that one is the body of.
+    """
 
     def __init__(self, module: hlo.Module):
         self.module = module
@@ -232,7 +243,9 @@ class _Reader:
         start: Sequence[Value | None],
         after: Sequence[Value | None],
     ) -> float | None:
-        """How often a loop turns that counts from a number, by a number, to a number; None for any other."""
+        """How often a loop turns that counts from a number, by a number, to a number; None for
+        any other.
+        """
         test = self._test(condition.root, condition, fixed, None)
         if test is None:
             return None
@@ -335,7 +348,9 @@ def _dot_flops(line: Instruction, left: tuple[int, ...]) -> float:
 
 
 def _convolution_flops(line: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:
-    """Twice the multiplications that meet neither padding nor the holes of a dilation: how XLA writes products for TPUs."""
+    """Twice the multiplications that meet neither padding nor the holes of a dilation: how XLA
+    writes products for TPUs.
+    """
     labels = re.split(r"_|->", line.attribute("dim_labels"))
     window = dict(part.split("=", 1) for part in line.attribute("window").strip("{}").split())
     sizes = [int(n) for n in window.get("size", "").split("x") if n]

@@ -1,8 +1,9 @@
-"""What a step of P²O would take at best: for each phase the time that its products, its memory traffic and its collectives need at
-the chip's peak speeds, of which the longest counts (a roofline: no run is faster, real ones are slower).
+"""What a step of P²O would take at best: for each phase the time that its products, its memory
+traffic and its collectives need at the chip's peak speeds, of which the longest counts (a roofline:
+no run is faster, real ones are slower).
 
-Work and collectives are counted in the compiled programs; the attention of kernels, whose insides the text does not show, and
-memory traffic from sizes.
+Work and collectives are counted in the compiled programs; the attention of kernels, whose insides
+the text does not show, and memory traffic from sizes.
 """
 
 import functools
@@ -24,7 +25,9 @@ from p2o_jax.plan.minimum import Exchange, exchange
 from p2o_jax.plan.programs import CompiledProgram, PlannedRun, bucket_of
 from p2o_jax.rollout.prefill import chunk_of
 
-BUSY = 0.9  # of decoded slots are in use, and of the tokens in packed rows real: as measured on CPUs (docs/performance.md)
+# of decoded slots are in use, and of the tokens in packed rows real: as measured on CPUs
+# (docs/performance.md)
+BUSY = 0.9
 SPLASH = {
     "splash_mha_fwd": 2,
     "splash_mha_dkv": 4,
@@ -33,7 +36,9 @@ SPLASH = {
 
 
 class Workload(NamedTuple):
-    """What the questions are like: mean tokens of a prompt and of a response, questions in an epoch, and what of them is hard."""
+    """What the questions are like: mean tokens of a prompt and of a response, questions in an
+    epoch, and what of them is hard.
+    """
 
     prompt: int
     response: int
@@ -50,7 +55,9 @@ class Traffic:
 
 
 class PhaseCost(NamedTuple):
-    """A phase of a step: a chip's operations, bytes to and from its memory, bytes sent to other chips and to other slices."""
+    """A phase of a step: a chip's operations, bytes to and from its memory, bytes sent to other
+    chips and to other slices.
+    """
 
     name: str
     flops: float
@@ -74,7 +81,9 @@ class PhaseCost(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A policy step with its share of a prompt phase. MFU counts what `models.flops` does: no recomputation, no padding."""
+    """A policy step with its share of a prompt phase. MFU counts what `models.flops` does: no
+    recomputation, no padding.
+    """
 
     phases: tuple[PhaseCost, ...]
     seconds: float
@@ -82,7 +91,9 @@ class Estimate(NamedTuple):
     mfu: float
     dollars_per_million: float | None
     exchange: Exchange  # of the update, in a micro-batch
-    lay_outs: int  # in an iteration of GEPA: of the frozen model to reflect, and of the policy again; each takes what phase `reshard` does
+    # in an iteration of GEPA: of the frozen model to reflect, and of the policy again; each takes
+    # what phase `reshard` does
+    lay_outs: int
 
 
 def estimate(
@@ -188,7 +199,9 @@ def _learning(
     slice_of: Sequence[int],
     work: Workload,
 ) -> list[PhaseCost]:
-    """Scoring of what the first update does not cover (and of everything by the reference, with a KL term), and all updates."""
+    """Scoring of what the first update does not cover (and of everything by the reference, with
+    a KL term), and all updates.
+    """
     cfg, mesh = parts.cfg, parts.mesh
     row_tokens = config.trained_row_tokens(cfg)
     tokens = cfg.rollout.questions * cfg.rollout.group_size * (work.prompt + work.response)
@@ -240,7 +253,9 @@ def _of_program(
 
 
 def kernel_flops(kernel: Kernel) -> float:
-    """Operations of a splash kernel, causal, on queries [..., T, C]; 0 for a kernel whose work depends on its data."""
+    """Operations of a splash kernel, causal, on queries [..., T, C]; 0 for a kernel whose work
+    depends on its data.
+    """
     products = next((n for start, n in SPLASH.items() if kernel.name.startswith(start)), 0)
     if not products:
         return 0.0

@@ -145,7 +145,9 @@ def _closing(text: str, start: int) -> int:
 
 
 def groups(attributes: str, num_partitions: int) -> tuple[tuple[int, ...], ...]:
-    """The chips that exchange data with each other, from any of the ways in which XLA writes them; pairs for a permutation."""
+    """The chips that exchange data with each other, from any of the ways in which XLA writes
+    them; pairs for a permutation.
+    """
     listed = re.search(
         r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)+)\}", attributes
     )

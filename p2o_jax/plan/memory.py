@@ -1,4 +1,6 @@
-"""What lies in a chip's memory while each program runs: its own needs, and what the step keeps there meanwhile."""
+"""What lies in a chip's memory while each program runs: its own needs, and what the step keeps
+there meanwhile.
+"""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -15,12 +17,16 @@ class ResidentBytes(NamedTuple):
 
     params: int  # the learner's, all of them
     optimizer: int
-    reference: int  # the frozen initial policy, split as the learner's params are, where a KL term asks for it or it reflects
+    # the frozen initial policy, split as the learner's params are, where a KL term asks for it or
+    # it reflects
+    reference: int
     weights: int  # the policy, or what reflects, laid out for decoding; kept while it samples
 
 
 class Load(NamedTuple):
-    """Bytes on a chip while a program runs, by kind. `code` is that of all programs, which stay loaded."""
+    """Bytes on a chip while a program runs, by kind. `code` is that of all programs, which stay
+    loaded.
+    """
 
     program: str
     params: int
@@ -75,7 +81,9 @@ def loads(programs: Mapping[str, CompiledProgram], kept: ResidentBytes) -> list[
 
 
 def _load(program: CompiledProgram, kept: ResidentBytes, code: int) -> Load:
-    """What a program takes of what is kept counts once; of weights that it leaves out only what is kept does."""
+    """What a program takes of what is kept counts once; of weights that it leaves out only what
+    is kept does.
+    """
     name, memory = program.name, program.memory
     first = memory.arguments[0] if memory.arguments else None  # None: too large to be compiled
     learns = name.startswith(("update", "score", "to_rollout_layout"))

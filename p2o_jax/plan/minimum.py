@@ -1,4 +1,6 @@
-"""What FSDP must exchange in a micro-batch of an update at least, and what the compiled update does."""
+"""What FSDP must exchange in a micro-batch of an update at least, and what the compiled update
+does.
+"""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,7 +16,9 @@ from p2o_jax.plan.cost import Collective, Cost
 
 
 class Exchange(NamedTuple):
-    """Bytes that a chip sends in a micro-batch along the data and fsdp axes, by kind of collective, and the least that it could."""
+    """Bytes that a chip sends in a micro-batch along the data and fsdp axes, by kind of
+    collective, and the least that it could.
+    """
 
     sent: Mapping[str, float]
     minimum: float
@@ -28,7 +32,9 @@ class Exchange(NamedTuple):
 def exchange(
     spec: ModelSpec, mesh: Mesh, update: Cost, head_turns: float, itemsize: int
 ) -> Exchange:
-    """Of a compiled update, whose outermost loop runs over micro-batches; weights are computed with in `itemsize` bytes."""
+    """Of a compiled update, whose outermost loop runs over micro-batches; weights are computed
+    with in `itemsize` bytes.
+    """
     sent: dict[str, float] = defaultdict(float)
     for collective, n in update.loops[0][1].total((head_turns,)).collectives.items():
         if crosses_batch(collective, mesh):
@@ -37,8 +43,9 @@ def exchange(
 
 
 def least(spec: ModelSpec, mesh: Mesh, itemsize: int) -> float:
-    """Every weight split over fsdp gathered for the forward and once more for the backward pass, its gradient reduced and scattered:
-    each time a chip sends all parts but one. With a data axis, its part of the gradient reduced over that, too."""
+    """Every weight split over fsdp gathered for the forward and once more for the backward pass,
+    its gradient reduced and scattered: each time a chip sends all parts but one. With a data
+    axis, its part of the gradient reduced over that, too."""
     data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
     trained, frozen = lora.split(spec, weights(spec))
     split = {False: 0.0, True: 0.0}  # bytes of weights on a chip, gathered: frozen, trained
@@ -56,6 +63,8 @@ def least(spec: ModelSpec, mesh: Mesh, itemsize: int) -> float:
 
 
 def crosses_batch(collective: Collective, mesh: Mesh) -> bool:
-    """Whether chips with different parts of the batch meet in it: whether it is for more than the tensor axis."""
+    """Whether chips with different parts of the batch meet in it: whether it is for more than
+    the tensor axis.
+    """
     part_of = np.arange(mesh.size) // mesh.shape["tensor"]
     return collective.crosses(part_of.tolist())

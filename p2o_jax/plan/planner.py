@@ -13,7 +13,9 @@ from p2o_jax.plan.programs import DEPTHS, How, Known
 
 
 class Case(NamedTuple):
-    """What is planned: a model's shapes, a config, a topology, what the questions are like, dollars for a chip and hour."""
+    """What is planned: a model's shapes, a config, a topology, what the questions are like,
+    dollars for a chip and hour.
+    """
 
     model: str
     spec: ModelSpec
@@ -29,7 +31,8 @@ def plan(
     """The figures of `report.as_json`; the step has none where a program does not fit.
 
     Raises:
-        ConfigError: the config breaks a rule on so many devices, or libtpu or the topology is not there.
+        ConfigError: the config breaks a rule on so many devices, or libtpu or the topology is not
+            there.
     """
     found = rules.problems(case.cfg, len(case.topology.devices()))
     if found:

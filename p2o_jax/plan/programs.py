@@ -1,4 +1,6 @@
-"""A config's real programs, compiled for a topology: the learner's and the sampler's, with what each needs and does."""
+"""A config's real programs, compiled for a topology: the learner's and the sampler's, with what
+each needs and does.
+"""
 
 import dataclasses
 import math
@@ -62,7 +64,9 @@ class _Chat(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes on a chip while a program runs: its arguments one by one, what it needs besides at its peak, and its code."""
+    """Bytes on a chip while a program runs: its arguments one by one, what it needs besides at
+    its peak, and its code.
+    """
 
     arguments: tuple[int, ...]
     caches: int  # of the arguments: keys and values
@@ -77,7 +81,9 @@ class Memory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class CompiledProgram:
-    """A compiled program; one that is too large for a chip has no cost, and all that is known of its memory is the peak."""
+    """A compiled program; one that is too large for a chip has no cost, and all that is known of
+    its memory is the peak.
+    """
 
     name: str
     memory: Memory
@@ -164,8 +170,9 @@ class Asked(NamedTuple):
 
 
 def lowered(parts: PlannedRun, prompt: int, depths: Sequence[int] = ()) -> Iterator[Asked]:
-    """The programs that matter: laying out, the sampler's (see `sampler`) and the learner's. With `depths` the sampler's are those of
-    models of so many layers each, their names end with the number."""
+    """The programs that matter: laying out, the sampler's (see `sampler`) and the learner's.
+    With `depths` the sampler's are those of models of so many layers each, their names end with
+    the number."""
     cfg, spec = parts.cfg, parts.spec
     params = sharding.abstract_params(spec, parts.mesh, sharding.LEARNER, cfg.model.param_dtype)
     yield Asked("to_rollout_layout", jax.jit(parts.engine.to_rollout_layout).lower(params))
@@ -184,8 +191,8 @@ def lowered(parts: PlannedRun, prompt: int, depths: Sequence[int] = ()) -> Itera
 
 
 def sampler(engine: Engine, cfg: Config, prompt: int) -> Iterator[Asked]:
-    """The sampler's programs for prompts of this many tokens in whole groups, and for the longest ones that training has, each rollout
-    by itself."""
+    """The sampler's programs for prompts of this many tokens in whole groups, and for the
+    longest ones that training has, each rollout by itself."""
     needed = engine.needed(sampling_params.training(cfg), max(cfg.rollout.prompt_buckets))
     usual, longest = bucket_of(cfg, prompt), bucket_of(cfg, config.max_templated_prompt_tokens(cfg))
     for bucket, (rows, group) in dict.fromkeys(
@@ -219,8 +226,9 @@ def bucket_of(cfg: Config, prompt: int) -> int:
 
 
 class How(NamedTuple):
-    """How programs are compiled: so many at a time; `quick`: the sampler's, whose layers are unrolled, for two small depths only. Those of
-    the whole model follow, as what a program does and holds is linear in the number of layers."""
+    """How programs are compiled: so many at a time; `quick`: the sampler's, whose layers are
+    unrolled, for two small depths only. Those of the whole model follow, as what a program does
+    and holds is linear in the number of layers."""
 
     jobs: int = 1
     quick: bool = False
@@ -259,7 +267,9 @@ def _deepened(programs: Mapping[str, CompiledProgram], layers: int) -> dict[str,
 
 
 def deeper(a: CompiledProgram, b: CompiledProgram, times: float) -> CompiledProgram:
-    """What is linear in the number of layers, carried on from a to b and `times` as far; too large where one of both is."""
+    """What is linear in the number of layers, carried on from a to b and `times` as far; too
+    large where one of both is.
+    """
 
     def along(x: float, y: float) -> int:
         return round(x + times * (y - x))
@@ -307,7 +317,9 @@ def compile_one(asked: Asked, log: Callable[[str], None]) -> CompiledProgram:
 
 
 def _memory(made: jax.stages.Lowered, compiled: jax.stages.Compiled, caches: int) -> Memory:
-    """The compiler's own account. Of the arguments it knows the sum only; they are told apart by their shardings."""
+    """The compiler's own account. Of the arguments it knows the sum only; they are told apart by
+    their shardings.
+    """
     found = compiled.memory_analysis()
     assert found is not None
     pairs = zip(made.args_info[0], compiled.input_shardings[0], strict=True)
@@ -321,7 +333,9 @@ def _memory(made: jax.stages.Lowered, compiled: jax.stages.Compiled, caches: int
 
 
 def shard_bytes(x: Any, split: Any) -> int:
-    """Bytes of an array (or of its description) on one device; 0 for an argument that the program leaves out, whose sharding is None."""
+    """Bytes of an array (or of its description) on one device; 0 for an argument that the
+    program leaves out, whose sharding is None.
+    """
     item = KEY_BYTES if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
     return math.prod(split.shard_shape(x.shape)) * item if split is not None else 0
 

@@ -1,4 +1,6 @@
-"""Layouts of a config on a topology, ranked: those that fit by the time of a step, the others with what they miss."""
+"""Layouts of a config on a topology, ranked: those that fit by the time of a step, the others
+with what they miss.
+"""
 
 import dataclasses
 import itertools
@@ -15,7 +17,8 @@ MAX_TENSOR = 8
 
 
 def run(case: Case, axes: Sequence[str], log: Callable[[str], None], how: How) -> dict[str, Any]:
-    """The figures of every layout of these axes; a layout that breaks a rule is there with the rule.
+    """The figures of every layout of these axes; a layout that breaks a rule is there with the
+    rule.
 
     Raises:
         ConfigError: an axis that is none.
@@ -38,7 +41,9 @@ def run(case: Case, axes: Sequence[str], log: Callable[[str], None], how: How) -
 
 
 def layouts(cfg: Config, axes: Sequence[str], devices: int) -> Iterator[tuple[str, Config]]:
-    """Each layout's name and config: fsdp and tensor in powers of two, the rest of the chips on the data axis."""
+    """Each layout's name and config: fsdp and tensor in powers of two, the rest of the chips on
+    the data axis.
+    """
     data, fsdp, tensor = config.mesh_shape(cfg.mesh, devices)
     powers = [2**n for n in range(devices.bit_length()) if devices % 2**n == 0]
     tensors = [n for n in powers if n <= MAX_TENSOR] if "tensor" in axes else [tensor]

@@ -1,8 +1,11 @@
-"""Shows runs: `python -m p2o_jax.report RUN... [--out report.html] [--serve] [--port 8100] [--samples-mb 3]`.
+"""Shows runs: `python -m p2o_jax.report RUN... [--out report.html] [--serve] [--port 8100]
+[--samples-mb 3]`.
 
-RUN is a workdir, or a folder of several (a config with `arms` makes one); several runs are shown side by side. The page is one file
-without need of a network: accuracy, curves, templates, hard questions, samples, cost and settings. With --serve it is served on
-127.0.0.1 instead, follows the run while it trains, and has all samples; Ctrl-C ends it. --samples-mb says how many samples the file holds.
+RUN is a workdir, or a folder of several (a config with `arms` makes one); several runs are shown
+side by side. The page is one file without need of a network: accuracy, curves, templates, hard
+questions, samples, cost and settings. With --serve it is served on 127.0.0.1 instead, follows the
+run while it trains, and has all samples; Ctrl-C ends it. --samples-mb says how many samples the
+file holds.
 """
 
 import argparse

@@ -1,4 +1,6 @@
-"""Metrics over policy steps and generated tokens, thinned to what a screen can show, and accuracy with its interval."""
+"""Metrics over policy steps and generated tokens, thinned to what a screen can show, and
+accuracy with its interval.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +19,9 @@ AXES = {"step": "step", "tokens": "ledger/generated_tokens"}
 
 
 def of_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """By kind of row: `every` (how many rows a point stands for), the axes `step` and `tokens`, and `values`, a list for each metric."""
+    """By kind of row: `every` (how many rows a point stands for), the axes `step` and `tokens`,
+    and `values`, a list for each metric.
+    """
     by_kind: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         kind = next((kind for kind, mark in KINDS.items() if mark in row), "policy")
@@ -37,7 +41,9 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _of_group(name: str, group: Sequence[Mapping[str, Any]]) -> float | None:
-    """The metric of several rows in a row: their mean; the last of what only grows, the largest of maxima."""
+    """The metric of several rows in a row: their mean; the last of what only grows, the largest
+    of maxima.
+    """
     values = [row[name] for row in group if number(row.get(name)) is not None]
     if not values:
         return None
@@ -59,7 +65,9 @@ def finite(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 
 def evaluations(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Accuracy on held-out questions over time with its 95 % interval, and by benchmark, or by family where there is one benchmark."""
+    """Accuracy on held-out questions over time with its 95 % interval, and by benchmark, or by
+    family where there is one benchmark.
+    """
     found = []
     for row in rows:
         low, high = interval_of_mean(

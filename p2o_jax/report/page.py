@@ -1,7 +1,9 @@
-"""One HTML file with everything in it: style, scripts, plotly, data. Nothing is fetched, and nothing in the data can be run.
+"""One HTML file with everything in it: style, scripts, plotly, data. Nothing is fetched, and
+nothing in the data can be run.
 
-Data goes in as JSON with every `<` escaped, in a script element that is no script; the scripts put text in as text only. The page's
-content security policy knows the scripts by their hashes, and forbids all else.
+Data goes in as JSON with every `<` escaped, in a script element that is no script; the scripts put
+text in as text only. The page's content security policy knows the scripts by their hashes, and
+forbids all else.
 """
 
 import base64
@@ -19,7 +21,9 @@ SCRIPTS = ("core", "charts", "overview", "templates", "questions", "samples", "s
 
 
 def render(data: dict[str, Any], stamp: str = "") -> str:
-    """The page that shows the data of `run.page_data`; one with a stamp of it asks its server for newer data."""
+    """The page that shows the data of `run.page_data`; one with a stamp of it asks its server
+    for newer data.
+    """
     scripts = [plotly_js(), "\n".join(_static(f"{name}.js") for name in SCRIPTS)]
     policy = "; ".join(
         [

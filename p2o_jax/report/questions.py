@@ -1,4 +1,6 @@
-"""The life of each question that was ever hard: its rollouts by epoch, plain and templated, and when it was internalised."""
+"""The life of each question that was ever hard: its rollouts by epoch, plain and templated, and
+when it was internalised.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,10 +11,12 @@ MAX_CELLS = 100_000  # (question, epoch) pairs of a run
 
 
 def lives(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """`questions` by id, `epochs` in order, `templates` (successes and rollouts in training by template id), and counts.
+    """`questions` by id, `epochs` in order, `templates` (successes and rollouts in training by
+    template id), and counts.
 
-    A question has `hard`, `internalised` and `relapsed` (epochs or None), `epochs`: [epoch, was hard, plain successes, plain rollouts,
-    templated successes, templated rollouts], and `templates` like the whole. Where there are more than MAX_CELLS, questions are drawn.
+    A question has `hard`, `internalised` and `relapsed` (epochs or None), `epochs`: [epoch, was
+    hard, plain successes, plain rollouts, templated successes, templated rollouts], and `templates`
+    like the whole. Where there are more than MAX_CELLS, questions are drawn.
     """
     found: dict[str, dict[str, Any]] = {}
     templates: dict[str, list[int]] = {}

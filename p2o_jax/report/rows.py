@@ -10,7 +10,9 @@ MAX_CHARS = 20_000  # of a prompt, template or response
 
 
 def is_drawn(key: str, share: float) -> bool:
-    """Whether a key is among a share of all, drawn by its hash: what is drawn at a smaller share is drawn at a larger one, too."""
+    """Whether a key is among a share of all, drawn by its hash: what is drawn at a smaller share
+    is drawn at a larger one, too.
+    """
     return zlib.crc32(key.encode("utf-8", "replace")) < share * 2**32
 
 
@@ -24,7 +26,9 @@ def clip(text: Any, limit: int = MAX_CHARS) -> str:
 
 
 def number(value: Any, digits: int = 5) -> float | None:
-    """A number to so many significant digits; None for what is none, or not finite, which JSON cannot hold."""
+    """A number to so many significant digits; None for what is none, or not finite, which JSON
+    cannot hold.
+    """
     if not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:
         return None
     rounded = float(f"{value:.{digits}g}")

@@ -1,4 +1,6 @@
-"""What a page tells of a run, from the files of its workdir. A run that is still going on, or was killed, has less of it."""
+"""What a page tells of a run, from the files of its workdir. A run that is still going on, or
+was killed, has less of it.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +37,9 @@ def workdirs(paths: Sequence[str]) -> list[Path]:
 
 
 def page_data(paths: Sequence[Path], samples_bytes: int) -> dict[str, Any]:
-    """Everything that a page shows of these runs, as JSON. `samples_bytes`: of samples, over all runs."""
+    """Everything that a page shows of these runs, as JSON. `samples_bytes`: of samples, over all
+    runs.
+    """
     names = _names(paths)
     runs = [
         read(path, name, samples_bytes // len(paths))
@@ -113,7 +117,9 @@ def _summary(
     evaluations: Sequence[dict[str, Any]],
     notes: list[str],
 ) -> dict[str, Any]:
-    """The run in a few numbers. `seconds` are of all its starts, without the pretraining of the base model."""
+    """The run in a few numbers. `seconds` are of all its starts, without the pretraining of the
+    base model.
+    """
     result = record_rows.read_json(workdir / "result.json", notes)
     seconds = record_rows.read_seconds(workdir / "seconds.json", notes)
     of_result = record_rows.field(

@@ -1,4 +1,6 @@
-"""The rollouts that a page shows: all that were written down, or as many as fit, drawn evenly over the run; or a server's, page by page."""
+"""The rollouts that a page shows: all that were written down, or as many as fit, drawn evenly
+over the run; or a server's, page by page.
+"""
 
 import json
 import re
@@ -20,7 +22,8 @@ PAGE_ROWS = 20
 
 
 def chosen(path: Path, max_bytes: int, notes: list[str]) -> dict[str, Any]:
-    """`rows` of samples.jsonl of about `max_bytes`, and how many there are in all; longer texts lose their middle.
+    """`rows` of samples.jsonl of about `max_bytes`, and how many there are in all; longer texts
+    lose their middle.
 
     A row has, in place of each text of SHARED, its place in `texts`.
     """
@@ -70,7 +73,9 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 class SampleFile:
-    """A samples.jsonl, searched and read page by page; held in memory is where its rows begin, and where the last search found any."""
+    """A samples.jsonl, searched and read page by page; held in memory is where its rows begin,
+    and where the last search found any.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -89,10 +94,12 @@ class SampleFile:
         self._found = array("Q")  # rows of the last query
 
     def page(self, search: str, status: str, prompt: str, order: str, page: int) -> dict[str, Any]:
-        """The page's `rows`, how many were `found`, how many there are (`total`), lines that are none (`bad`), and all `statuses`.
+        """The page's `rows`, how many were `found`, how many there are (`total`), lines that are
+        none (`bad`), and all `statuses`.
 
         Args:
-            search: a text, in any case, of a sample's question, template, response or answer, or its question's id.
+            search: a text, in any case, of a sample's question, template, response or answer, or
+                its question's id.
             status: a status, or "all".
             prompt: "plain", "templated" or "all".
             order: "first" or "last" step first.
@@ -114,7 +121,9 @@ class SampleFile:
             return {"rows": rows, **counts, "statuses": sorted(self._statuses)}
 
     def _read_on(self) -> None:
-        """Takes in the whole lines that have come since the last time; a file that was cut, as a resumed run's is, is read again."""
+        """Takes in the whole lines that have come since the last time; a file that was cut, as a
+        resumed run's is, is read again.
+        """
         size = self.path.stat().st_size if self.path.exists() else 0
         if size < self._end:
             self._begin()

@@ -1,4 +1,6 @@
-"""The page of a run that is still training, on this machine only; it asks for newer data now and then, for samples when they are read."""
+"""The page of a run that is still training, on this machine only; it asks for newer data now and
+then, for samples when they are read.
+"""
 
 import hashlib
 import threading
@@ -42,7 +44,9 @@ class Source:
         return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
     def samples_page(self, query: str) -> dict[str, Any] | None:
-        """The samples that a query asks for: `run` and the arguments of `SampleFile.page`; None if it is none."""
+        """The samples that a query asks for: `run` and the arguments of `SampleFile.page`; None
+        if it is none.
+        """
         asked = {
             name: values[0] for name, values in parse_qs(query, keep_blank_values=True).items()
         }
@@ -56,7 +60,8 @@ class Source:
 
 
 def server(paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
-    """A server on 127.0.0.1 of the page (/), its data (/data.json) and its samples (/samples.json). Port 0: any that is free.
+    """A server on 127.0.0.1 of the page (/), its data (/data.json) and its samples (/samples.json).
+    Port 0: any that is free.
 
     Raises:
         OSError: the port is taken.

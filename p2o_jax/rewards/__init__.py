@@ -1,1 +1,3 @@
-"""Verifiable rewards: the last box of a response, judged against the reference answer. Plain Python, no JAX."""
+"""Verifiable rewards: the last box of a response, judged against the reference answer. Plain
+Python, no JAX.
+"""

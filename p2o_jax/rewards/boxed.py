@@ -8,11 +8,13 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{...}` without surrounding white space, or None if there is none or it is not closed.
+    r"""The content of the last `\boxed{...}` without surrounding white space, or None if there is
+    none or it is not closed.
 
-    Braces nest; escaped ones (`\{`, `\}`) do not count, while `\\{` is a line break and a brace. As in the usual graders an
-    earlier box does not stand in for a last one that was never closed: such a response was cut off. `\boxed` without a brace,
-    as in running text, is no box, and `\fbox` is none either. Takes time linear in the text.
+    Braces nest; escaped ones (`\{`, `\}`) do not count, while `\\{` is a line break and a brace. As
+    in the usual graders an earlier box does not stand in for a last one that was never closed: such
+    a response was cut off. `\boxed` without a brace, as in running text, is no box, and `\fbox` is
+    none either. Takes time linear in the text.
     """
     end = len(text)
     while (start := text.rfind(_COMMAND, 0, end)) >= 0:

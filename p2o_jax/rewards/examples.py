@@ -1,4 +1,6 @@
-"""Reward functions as one's own would be written: `--config.reward.fn=p2o_jax.rewards.examples:pattern` or `:json_fields`."""
+"""Reward functions as one's own would be written:
+`--config.reward.fn=p2o_jax.rewards.examples:pattern` or `:json_fields`.
+"""
 
 import json
 import re
@@ -9,7 +11,9 @@ from typing import Any
 def pattern(
     messages: Sequence[Mapping[str, str]], response: str, answer: str, meta: Mapping[str, Any]
 ) -> tuple[float, str]:
-    """1 if the last line of the response that is not blank matches the regular expression `answer` as a whole, else 0."""
+    """1 if the last line of the response that is not blank matches the regular expression
+    `answer` as a whole, else 0.
+    """
     lines = [line.strip() for line in response.splitlines() if line.strip()]
     if lines and re.fullmatch(answer, lines[-1]):
         return 1.0, "The last line has the required form."
@@ -22,7 +26,9 @@ def pattern(
 def json_fields(
     messages: Sequence[Mapping[str, str]], response: str, answer: str, meta: Mapping[str, Any]
 ) -> tuple[float, str]:
-    """The share of the fields of the JSON object `answer` that the last JSON object in the response has with the same values."""
+    """The share of the fields of the JSON object `answer` that the last JSON object in the
+    response has with the same values.
+    """
     expected = json.loads(answer)
     found = _last_object(response)
     if found is None:

@@ -1,4 +1,6 @@
-"""Mathematical equality of two answers by math-verify. Runs in worker processes only: it may take for ever, or die."""
+"""Mathematical equality of two answers by math-verify. Runs in worker processes only: it may
+take for ever, or die.
+"""
 
 import functools
 import logging
@@ -7,7 +9,8 @@ from typing import Any
 from math_verify import parse, verify
 from math_verify.parser import LatexExtractionConfig
 
-# LaTeX only: math-verify's plain-expression parser ends in SymPy's `parse_expr`, which evaluates Python.
+# LaTeX only: math-verify's plain-expression parser ends in SymPy's `parse_expr`, which evaluates
+# Python.
 _LATEX = (LatexExtractionConfig(boxed_match_priority=0),)
 
 logging.getLogger("math_verify").setLevel(
@@ -20,7 +23,8 @@ def math_equal(box: str, answer: str) -> str:
     gold = _reference(answer)
     if not gold:
         return "error"
-    # SIGALRM, which math-verify's own time-outs use, interrupts neither big integers nor regular expressions.
+    # SIGALRM, which math-verify's own time-outs use, interrupts neither big integers nor regular
+    # expressions.
     return "correct" if verify(gold, _read(box), timeout_seconds=None) else "wrong"
 
 

@@ -1,14 +1,16 @@
-"""A worker and its guardian: `python -P .../guardian.py FD TIMEOUT_S MODULE:FUNCTION`, as started by `Pool`.
+"""A worker and its guardian: `python -P .../guardian.py FD TIMEOUT_S MODULE:FUNCTION`, as started
+by `Pool`.
 
-The process forks once. The child is the worker (`worker.main`). The parent is the guardian: it runs no
-reward code and waits until the worker ends or the other end of socket FD is closed, by `Pool.close` or
-at a deadline, or by the kernel when the training process dies, even of SIGKILL. Then it kills every
-process that the worker started, waits until they are gone, and ends.
+The process forks once. The child is the worker (`worker.main`). The parent is the guardian: it runs
+no reward code and waits until the worker ends or the other end of socket FD is closed, by
+`Pool.close` or at a deadline, or by the kernel when the training process dies, even of SIGKILL.
+Then it kills every process that the worker started, waits until they are gone, and ends.
 
 On Linux the guardian adopts processes whose parent died (PR_SET_CHILD_SUBREAPER), so daemons and
-processes in sessions of their own are its descendants too. Elsewhere it kills its process group only.
-Native or malicious code with the same user id can kill the guardian: `Pool` then kills the process
-group, which a process with a session of its own has left. Containers are the answer to such code.
+processes in sessions of their own are its descendants too. Elsewhere it kills its process group
+only. Native or malicious code with the same user id can kill the guardian: `Pool` then kills the
+process group, which a process with a session of its own has left. Containers are the answer to such
+code.
 """
 
 import contextlib
@@ -115,7 +117,9 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _import_package() -> None:
-    """Makes `p2o_jax` the package that this file belongs to, wherever the import path has another one."""
+    """Makes `p2o_jax` the package that this file belongs to, wherever the import path has
+    another one.
+    """
     spec = importlib.util.spec_from_file_location(
         "p2o_jax", Path(__file__).parents[1] / "__init__.py"
     )

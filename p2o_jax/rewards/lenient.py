@@ -1,7 +1,9 @@
-r"""A second, lenient grader for evaluation, in the manner of the Qwen2.5-Math suite: answers outside a box count, too.
+r"""A second, lenient grader for evaluation, in the manner of the Qwen2.5-Math suite: answers
+outside a box count, too.
 
-It takes the first of these that a response has: the suite's "final answer is $...$. I hope", the last box, what follows the last "answer
-is", the last number. What is then equal says `lenient_equal`. Training never uses it: its rewards can be had without answering.
+It takes the first of these that a response has: the suite's "final answer is $...$. I hope", the
+last box, what follows the last "answer is", the last number. What is then equal says
+`lenient_equal`. Training never uses it: its rewards can be had without answering.
 """
 
 import re
@@ -29,7 +31,9 @@ class Grade(NamedTuple):
 
 
 class LenientGrader:
-    """A context manager whose `grade` judges responses, in worker processes with deadlines like the strict verifier's."""
+    """A context manager whose `grade` judges responses, in worker processes with deadlines like
+    the strict verifier's.
+    """
 
     def __init__(self, cfg: config.RewardConfig):
         self._pool = Pool(num_workers(cfg), cfg.timeout_s, JUDGE)

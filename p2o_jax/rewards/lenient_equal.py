@@ -1,7 +1,9 @@
-r"""Lenient equality of two answers, in the manner of the Qwen2.5-Math suite. Runs in worker processes only, as `grade` does.
+r"""Lenient equality of two answers, in the manner of the Qwen2.5-Math suite. Runs in worker
+processes only, as `grade` does.
 
-Case, units and texts do not matter; a number may be off by 1e-4 of itself or by a factor of a hundred; a letter A to E is looked for
-in whatever was answered; tuples and intervals are compared entry by entry, whatever their brackets; the rest is `grade.math_equal`.
+Case, units and texts do not matter; a number may be off by 1e-4 of itself or by a factor of a
+hundred; a letter A to E is looked for in whatever was answered; tuples and intervals are compared
+entry by entry, whatever their brackets; the rest is `grade.math_equal`.
 """
 
 import math
@@ -49,7 +51,9 @@ def _equal(a: str, b: str) -> bool:
 
 
 def _strip(answer: str) -> str:
-    """The answer without units, texts that stand beside something, degrees, signs of percent and of money."""
+    """The answer without units, texts that stand beside something, degrees, signs of percent and
+    of money.
+    """
     answer = _DEGREES.sub("", normalize.tidy(_AND.sub(",", answer)))
     return (
         normalize.tidy(_TEXT.sub("", answer) or answer).replace("\\%", "").replace("%", "").strip()

@@ -1,4 +1,6 @@
-r"""Answers as text and as plain numbers: what can be judged at once, without a computer algebra system."""
+r"""Answers as text and as plain numbers: what can be judged at once, without a computer algebra
+system.
+"""
 
 import re
 from fractions import Fraction
@@ -37,7 +39,9 @@ _TOLERANCE = Fraction(
 
 
 def tidy(answer: str) -> str:
-    r"""The answer without what does not change its meaning: spacing, `\left`, `\dfrac`, `$`, a final full stop, an outer `\text`."""
+    r"""The answer without what does not change its meaning: spacing, `\left`, `\dfrac`, `$`, a
+    final full stop, an outer `\text`.
+    """
     for pattern, replacement in _EDITS:
         answer = pattern.sub(replacement, answer)
     answer = answer.rstrip(".")
@@ -47,7 +51,9 @@ def tidy(answer: str) -> str:
 
 
 def number(tidied: str) -> Fraction | None:
-    r"""The value of an integer, a decimal (`0.\overline{3}` repeats), `a/b` or `\frac{a}{b}` in ASCII digits; None for anything else."""
+    r"""The value of an integer, a decimal (`0.\overline{3}` repeats), `a/b` or `\frac{a}{b}` in
+    ASCII digits; None for anything else.
+    """
     match = _NUMBER.fullmatch(tidied) if len(tidied) <= _MAX_DIGITS else None
     if not match:
         return _repeating(tidied) if len(tidied) <= _MAX_DIGITS else None
@@ -74,9 +80,11 @@ def _repeating(tidied: str) -> Fraction | None:
 
 
 def equal(a: str, b: str) -> bool | None:
-    """Whether two answers are equal, or None if that is not plain to see: the same text, or two plain numbers.
+    """Whether two answers are equal, or None if that is not plain to see: the same text, or two
+    plain numbers.
 
-    Where only one of two numbers has a percent sign, it may stand for hundredths or be a mere unit: 50 % is .5, and 50.
+    Where only one of two numbers has a percent sign, it may stand for hundredths or be a mere unit:
+    50 % is .5, and 50.
     """
     a, b = tidy(a), tidy(b)
     if a == b:

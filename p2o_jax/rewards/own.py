@@ -1,15 +1,19 @@
-"""Reward functions of one's own: `config.reward.fn=FILE.py:function` or `package.module:function`, called in worker processes.
+"""Reward functions of one's own: `config.reward.fn=FILE.py:function` or `package.module:function`,
+called in worker processes.
 
     def reward(messages, response, answer, meta):
-        return score  # in [0, 1]; or (score, feedback), feedback being what GEPA's reflecting model reads of this response
+        return score  # in [0, 1]; or (score, feedback), feedback being what GEPA's reflecting model
+        reads of this response
 
-`messages` are the question's chat messages without a template, `answer` its reference answer ("" where the data have none), `meta` its
-other columns as JSON gives them back. The module is imported once per worker; a call has `reward.timeout_s` seconds. What it raises,
-and a score that is none, is the status "error" and scores 0. Examples: `p2o_jax/rewards/examples.py`.
+`messages` are the question's chat messages without a template, `answer` its reference answer (""
+where the data have none), `meta` its other columns as JSON gives them back. The module is imported
+once per worker; a call has `reward.timeout_s` seconds. What it raises, and a score that is none, is
+the status "error" and scores 0. Examples: `p2o_jax/rewards/examples.py`.
 
-A file is loaded by its path. A module is looked up on the import path, which does not include the current folder: install
-the package or add its folder to PYTHONPATH. Workers get no keys or tokens; `reward.env` names the variables that a function needs.
-Processes that a function starts live as long as its worker, at most until the deadline of a call that hangs.
+A file is loaded by its path. A module is looked up on the import path, which does not include the
+current folder: install the package or add its folder to PYTHONPATH. Workers get no keys or tokens;
+`reward.env` names the variables that a function needs. Processes that a function starts live as
+long as its worker, at most until the deadline of a call that hangs.
 """
 
 import importlib
@@ -28,18 +32,23 @@ if TYPE_CHECKING:  # workers import this module, and need no settings
     from p2o_jax import config
 
 Judge = Callable[[str], str]
-SEALED = False  # what a user's own function opens is the user's affair: a service that judges, a sandbox that runs code
+# what a user's own function opens is the user's affair: a service that judges, a sandbox that runs
+# code
+SEALED = False
 PROBE = ""  # in place of a request: is the function there?
 SHIPPED = "p2o_jax.rewards.examples:"
 
 
 def judge_name(fn: str) -> str:
-    """What `Pool` is to call for config.reward.fn: `__getattr__` of this module makes it, in the worker."""
+    """What `Pool` is to call for config.reward.fn: `__getattr__` of this module makes it, in the
+    worker.
+    """
     return f"{__name__}:{fn}"
 
 
 def untrusted(run: "config.RewardConfig", where: str) -> list[str]:
-    """A line if this reward, read from the file `where` of a run directory, would run code that is not ours.
+    """A line if this reward, read from the file `where` of a run directory, would run code that is
+    not ours.
 
     A run directory is data. It may come from somebody else, and so may the module that it names.
     """

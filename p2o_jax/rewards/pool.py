@@ -1,10 +1,13 @@
-"""Worker processes that can be killed one at a time: a hard deadline per task, whatever the task does.
+"""Worker processes that can be killed one at a time: a hard deadline per task, whatever the task
+does.
 
-Not `concurrent.futures`, which cannot end one task, and not `multiprocessing.Process`, whose children import the parent's
-main module (that is JAX, seconds and gigabytes) before they do anything.
+Not `concurrent.futures`, which cannot end one task, and not `multiprocessing.Process`, whose
+children import the parent's main module (that is JAX, seconds and gigabytes) before they do
+anything.
 
-Every worker has a session of its own and a guardian (`guardian`), which ends the processes that a reward
-function started: at the deadline, when the worker ends, on `close`, and when this process dies.
+Every worker has a session of its own and a guardian (`guardian`), which ends the processes that a
+reward function started: at the deadline, when the worker ends, on `close`, and when this process
+dies.
 """
 
 import contextlib
@@ -34,12 +37,14 @@ Task = tuple[str, ...]
 
 
 class Pool:
-    """A context manager whose `run` maps tasks to `judge`'s answers in processes that see no accelerator.
+    """A context manager whose `run` maps tasks to `judge`'s answers in processes that see no
+    accelerator.
 
-    `judge` is "module:function", called as function(*task) -> str. `env` names variables that workers get
-    besides those of `subprocesses.environment`. Workers start when they are first needed and stay until
-    `close`. `counts` says how often a worker was started, lost to a time-out or a crash, and recycled: after TASKS_PER_WORKER tasks,
-    or when it had grown too large. One thread at a time.
+    `judge` is "module:function", called as function(*task) -> str. `env` names variables that
+    workers get besides those of `subprocesses.environment`. Workers start when they are first
+    needed and stay until `close`. `counts` says how often a worker was started, lost to a time-out
+    or a crash, and recycled: after TASKS_PER_WORKER tasks, or when it had grown too large. One
+    thread at a time.
     """
 
     def __init__(self, size: int, timeout_s: float, judge: str, env: Sequence[str] = ()):
@@ -65,9 +70,11 @@ class Pool:
         _kill_all(self._workers)
 
     def run(self, tasks: Sequence[Task], done: Callable[[], None] = lambda: None) -> list[str]:
-        """For every task, in order: what `judge` returned, "time_out" at the deadline, or "error" if its worker died twice.
+        """For every task, in order: what `judge` returned, "time_out" at the deadline, or "error"
+        if its worker died twice.
 
-        `done` is called as tasks end. The deadline runs from when a worker that is ready gets the task.
+        `done` is called as tasks end. The deadline runs from when a worker that is ready gets the
+        task.
 
         Raises:
             RuntimeError: workers do not start.
@@ -125,7 +132,9 @@ class Pool:
             num_free += 1
 
     def _events(self) -> list[tuple["_Worker", str, str]]:
-        """(worker, event, value) of those that replied, died or ran out of time; waits until there is at least one."""
+        """(worker, event, value) of those that replied, died or ran out of time; waits until
+        there is at least one.
+        """
         waiting = [w for w in self._workers if not w.idle]
         remaining = min(w.deadline for w in waiting) - time.monotonic()
         readable = wait([w.connection for w in waiting], max(remaining, 0))
@@ -169,7 +178,8 @@ class _Worker:
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # what libraries say about untrusted text does not belong on a terminal
+            # what libraries say about untrusted text does not belong on a terminal
+            stderr=subprocess.DEVNULL,
         )
         theirs.close()
         self.ready = False

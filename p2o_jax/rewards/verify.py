@@ -1,4 +1,6 @@
-r"""Verifiable rewards (algorithm step 3): is the last `\boxed{}` of a response equal to the reference answer?"""
+r"""Verifiable rewards (algorithm step 3): is the last `\boxed{}` of a response equal to the
+reference answer?
+"""
 
 import os
 import random
@@ -25,11 +27,13 @@ Progress = Callable[[int, int], None]  # (answers judged so far, all answers)
 
 
 class Verifier:
-    """A context manager whose `judge` scores responses to questions, and `verify` responses against reference answers.
+    """A context manager whose `judge` scores responses to questions, and `verify` responses against
+    reference answers.
 
-    `config.reward.fn` is asked where it is set. Else kind "exact" compares texts; kind "math" first looks for equality that is
-    plain to see and then asks math-verify. Both functions run in worker processes that are started when the first answer needs
-    them. `counts`: answers by how they were decided ("fast", "slow"), and what befell the workers ("started", "time_out", "crash").
+    `config.reward.fn` is asked where it is set. Else kind "exact" compares texts; kind "math" first
+    looks for equality that is plain to see and then asks math-verify. Both functions run in worker
+    processes that are started when the first answer needs them. `counts`: answers by how they were
+    decided ("fast", "slow"), and what befell the workers ("started", "time_out", "crash").
     Deadlines depend on the machine: with several hosts, one decides.
     """
 
@@ -58,7 +62,9 @@ class Verifier:
         return self._counts + self._pool.counts
 
     def problems(self) -> list[str]:
-        """A line if config.reward.fn cannot be called (looked up in a worker, not in this process) or a variable is not set."""
+        """A line if config.reward.fn cannot be called (looked up in a worker, not in this
+        process) or a variable is not set.
+        """
         if missing := own.env_problems(self.cfg):
             return missing
         try:
@@ -73,7 +79,8 @@ class Verifier:
         questions: Sequence[Question],
         progress: Progress | None = None,
     ) -> list[Verdict]:
-        """A verdict per response, in order, by config.reward.fn or, without one, by the reference answers (`verify`).
+        """A verdict per response, in order, by config.reward.fn or, without one, by the reference
+        answers (`verify`).
 
         With a function of one's own the format score is 1; equal pairs are judged once.
         """
@@ -101,9 +108,10 @@ class Verifier:
     ) -> list[Verdict]:
         """A verdict per response, in order.
 
-        The format score is 1 if the response's last box is closed, whatever is in it. "time_out" (no verdict before the deadline)
-        and "error" (the worker died, or the reference answer cannot be read) score 0 and are not "wrong". Boxes of more than
-        MAX_ANSWER_CHARS characters are wrong unread. Equal pairs are judged once.
+        The format score is 1 if the response's last box is closed, whatever is in it. "time_out"
+        (no verdict before the deadline) and "error" (the worker died, or the reference answer
+        cannot be read) score 0 and are not "wrong". Boxes of more than MAX_ANSWER_CHARS characters
+        are wrong unread. Equal pairs are judged once.
         """
         assert len(responses) == len(answers), (len(responses), len(answers))
         boxes = [last_boxed(response) for response in responses]
@@ -125,10 +133,12 @@ class Verifier:
         return [_verdict(box, status) for box, status in zip(boxes, statuses, strict=True)]
 
     def self_check(self, answers: Sequence[str], limit: int = 2000) -> list[str]:
-        r"""The distinct reference answers (a fixed sample, if there are more than `limit`) that do not verify against themselves.
+        r"""The distinct reference answers (a fixed sample, if there are more than `limit`) that do
+        not verify against themselves.
 
-        That is: which, put in a box, do not come out of it again, or which math-verify does not find equal to themselves. Of the latter
-        only a response with the very same text will be right. Plain numbers are known to be well. None with config.reward.fn.
+        That is: which, put in a box, do not come out of it again, or which math-verify does not
+        find equal to themselves. Of the latter only a response with the very same text will be
+        right. Plain numbers are known to be well. None with config.reward.fn.
         """
         distinct = [] if self.cfg.fn else list(dict.fromkeys(answers))
         if len(distinct) > limit:

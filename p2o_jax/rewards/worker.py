@@ -1,11 +1,13 @@
 """A verifier process, forked by its `guardian`.
 
-Reads JSON lists of texts from a socket, answers each with what FUNCTION(*texts) returns, ends with the socket. JSON and
-not pickle: a process that handles untrusted text must not be able to run anything in its parent. Imports nothing of the
-package, so that a start costs no more than FUNCTION's module.
+Reads JSON lists of texts from a socket, answers each with what FUNCTION(*texts) returns, ends with
+the socket. JSON and not pickle: a process that handles untrusted text must not be able to run
+anything in its parent. Imports nothing of the package, so that a start costs no more than
+FUNCTION's module.
 
-Before the first text the process is sealed, unless MODULE.SEALED is False (a reward function of the user's own): Python code in
-it can no longer open sockets, start processes or write files. That is a second wall, not a sandbox: native code could.
+Before the first text the process is sealed, unless MODULE.SEALED is False (a reward function of the
+user's own): Python code in it can no longer open sockets, start processes or write files. That is a
+second wall, not a sandbox: native code could.
 """
 
 import contextlib
@@ -29,7 +31,8 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
 
 
 def main(fd: int, timeout_s: float, name: str) -> None:
-    """Serves until the parent closes the socket; the first message says "ready", or "failed" and why.
+    """Serves until the parent closes the socket; the first message says "ready", or "failed" and
+    why.
 
     Replies are "done", or "last" if the process has grown too large and ends.
     """
@@ -80,7 +83,9 @@ def _forbid(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def _resident_bytes() -> int:
-    """Memory in use; where the system does not tell, 0. (getrusage's peak would be the parent's, which a child takes over.)"""
+    """Memory in use; where the system does not tell, 0. (getrusage's peak would be the parent's,
+    which a child takes over.)
+    """
     try:
         with open("/proc/self/statm", encoding="ascii") as f:
             return int(f.read().split()[1]) * resource.getpagesize()

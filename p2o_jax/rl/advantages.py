@@ -1,4 +1,6 @@
-"""Group-relative advantages (algorithm step 5; GRPO, arXiv 2402.03300, section 4.1), and the rewards that they compare."""
+"""Group-relative advantages (algorithm step 5; GRPO, arXiv 2402.03300, section 4.1), and the
+rewards that they compare.
+"""
 
 from collections.abc import Sequence
 
@@ -38,10 +40,12 @@ def assert_groups(rollouts: Sequence[Rollout], size: int) -> None:
 def group_advantages(
     reward_QG: Float[np.ndarray, "Q G"], cfg: AdvConfig
 ) -> Float[np.ndarray, "Q G"]:
-    """(r - mean) / (std + 1e-6) within each group, std with Bessel's correction; float32. A group of one has mean 0 and std 1.
+    """(r - mean) / (std + 1e-6) within each group, std with Bessel's correction; float32. A group
+    of one has mean 0 and std 1.
 
-    Equal rewards have exactly 0, though the float32 mean of six .9 is not .9: divided by its std, that would be -.06.
-    dr_grpo (arXiv 2503.20783) leaves the division out; rloo (arXiv 2402.14740) subtracts the mean of the group's other rewards.
+    Equal rewards have exactly 0, though the float32 mean of six .9 is not .9: divided by its std,
+    that would be -.06. dr_grpo (arXiv 2503.20783) leaves the division out; rloo (arXiv 2402.14740)
+    subtracts the mean of the group's other rewards.
     """
     reward = reward_QG.astype(np.float32)
     size = reward.shape[1]
@@ -59,7 +63,8 @@ def group_advantages(
 def overlong_penalty(
     length_N: Shaped[np.ndarray, "N"], max_tokens: int, buffer: int, penalty: float
 ) -> Float[np.ndarray, "N"]:
-    """What is added to the reward of a response of this length: 0 outside the buffer, falling to -penalty at its end.
+    """What is added to the reward of a response of this length: 0 outside the buffer, falling to
+    -penalty at its end.
 
     DAPO's soft overlong punishment (arXiv 2503.14476, equation 13); float32.
     """

@@ -1,4 +1,6 @@
-"""From rollouts to rows: which tokens are trained on, on which prompt, and how sequences are packed into rows of fixed length."""
+"""From rollouts to rows: which tokens are trained on, on which prompt, and how sequences are
+packed into rows of fixed length.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,13 +18,16 @@ def _empty() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Example:
-    """One response to train on. `prompt_ids` is the prompt that the update is made on: the plain one, unless distill.mode=off."""
+    """One response to train on. `prompt_ids` is the prompt that the update is made on: the plain
+    one, unless distill.mode=off.
+    """
 
     prompt_ids: tuple[int, ...]
     sampled_on_ids: tuple[int, ...]  # the prompt that the response was sampled on: T(x, z)
     response_ids: np.ndarray
     advantage: float
-    trained: bool  # False: leaves the loss and its denominator (distill.drop_failed_templated, loss.overlong=mask)
+    # False: leaves the loss and its denominator (distill.drop_failed_templated, loss.overlong=mask)
+    trained: bool
     logp_sampler_R: np.ndarray
     logp_old_R: np.ndarray = field(default_factory=_empty)  # what the PPO ratio is taken against
     logp_ref_R: np.ndarray = field(default_factory=_empty)
@@ -36,7 +41,9 @@ class Example:
 
 
 class PackedBatch(NamedTuple):
-    """Micro-batches of rows, each field [M, B, T], on host or device; segment 0 is padding. Only `trained` tokens enter the loss."""
+    """Micro-batches of rows, each field [M, B, T], on host or device; segment 0 is padding. Only
+    `trained` tokens enter the loss.
+    """
 
     token: Any
     position: Any
@@ -54,7 +61,9 @@ class PackedBatch(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Rows, how many micro-batches of them are in use, and where each sequence's response lies: (flat row, first, last + 1)."""
+    """Rows, how many micro-batches of them are in use, and where each sequence's response lies:
+    (flat row, first, last + 1).
+    """
 
     rows: PackedBatch
     num_micro: int
@@ -67,7 +76,9 @@ def examples(
     cfg: DistillConfig,
     overlong: str = "none",
 ) -> list[Example]:
-    """An example for each rollout, in group order (algorithm step 6: templated rollouts are trained on the plain prompt)."""
+    """An example for each rollout, in group order (algorithm step 6: templated rollouts are
+    trained on the plain prompt).
+    """
     made = []
     for rollout, advantage in zip(rollouts, advantage_QG.reshape(-1), strict=True):
         failed = rollout.templated and not rollout.succeeded
@@ -100,7 +111,8 @@ def pack(
     max_micro: int,
     pad_id: int,
 ) -> Packed:
-    """Prompts and responses laid into rows, first fit by decreasing length; rows are never split and segments never attend across.
+    """Prompts and responses laid into rows, first fit by decreasing length; rows are never split
+    and segments never attend across.
 
     Raises:
         ValueError: a sequence is longer than a row.
@@ -138,7 +150,9 @@ def pack(
 
 
 def first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """For each row, the indices of the sequences in it; longest first, each into the first row with room."""
+    """For each row, the indices of the sequences in it; longest first, each into the first row
+    with room.
+    """
     rows: list[list[int]] = []
     room: list[int] = []
     for n in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):

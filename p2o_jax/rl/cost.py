@@ -10,7 +10,9 @@ from p2o_jax.rl.batch import Example
 def cost(
     spec: ModelSpec, scored: Sequence[Example], with_reference: bool
 ) -> dict[str, Mapping[str, float]]:
-    """Sequences, tokens and estimated FLOPs of the phases score and update; examples that the learner left unscored cost nothing."""
+    """Sequences, tokens and estimated FLOPs of the phases score and update; examples that the
+    learner left unscored cost nothing.
+    """
     used = [e for e in scored if len(e.weight_R)]
     trained = [len(e.prompt_ids) + len(e.response_ids) for e in used]
     passes = [n for n, e in zip(trained, used, strict=True) if not e.fresh]

@@ -1,4 +1,6 @@
-"""Context distillation: what a token sampled under a template weighs in the update on the plain prompt (algorithm step 6)."""
+"""Context distillation: what a token sampled under a template weighs in the update on the plain
+prompt (algorithm step 6).
+"""
 
 import numpy as np
 from jaxtyping import Float
@@ -11,11 +13,12 @@ def token_weights(
     logp_old_templated_R: Float[np.ndarray, "R"],
     cfg: DistillConfig,
 ) -> Float[np.ndarray, "R"]:
-    """w of each token: 1 inside the bounds on rho = pi_old(y | x) / pi_old(y | T(x, z)); outside 0 (hard) or bound / rho (soft).
+    """w of each token: 1 inside the bounds on rho = pi_old(y | x) / pi_old(y | T(x, z)); outside 0
+    (hard) or bound / rho (soft).
 
-    With mode=truncated min(rho, cap): an importance weight of bounded variance. ▲ With mode=transfer exp(min(d, 0) / scale) for the
-    whole response, d its mean log rho: what leans on the template counts less (arXiv 2604.00698). In all other modes 1. A constant
-    to the gradient.
+    With mode=truncated min(rho, cap): an importance weight of bounded variance. ▲ With
+    mode=transfer exp(min(d, 0) / scale) for the whole response, d its mean log rho: what leans on
+    the template counts less (arXiv 2604.00698). In all other modes 1. A constant to the gradient.
     """
     rho = density_ratio(logp_old_plain_R, logp_old_templated_R)
     if cfg.mode == "truncated":
@@ -35,7 +38,9 @@ def token_weights(
 def transfer(
     logp_plain_R: Float[np.ndarray, "R"], logp_templated_R: Float[np.ndarray, "R"], scale: float
 ) -> float:
-    """exp(min(d, 0) / scale), d the mean of a response's log rho: 1 for one that does not lean on its template (arXiv 2604.00698)."""
+    """exp(min(d, 0) / scale), d the mean of a response's log rho: 1 for one that does not lean
+    on its template (arXiv 2604.00698).
+    """
     leaning = (
         float(np.mean(logp_plain_R - logp_templated_R, dtype=np.float64))
         if len(logp_plain_R)
@@ -57,9 +62,11 @@ def rollout_weights(
     level: str,
     cap: float,
 ) -> Float[np.ndarray, "R"]:
-    """min(pi_learner / pi_sampler, cap) on the prompt that was sampled on, of each token or of the whole response; float32.
+    """min(pi_learner / pi_sampler, cap) on the prompt that was sampled on, of each token or of the
+    whole response; float32.
 
-    Truncated importance sampling for what the sampler's numerics do to its distribution. A constant to the gradient; 1 for none.
+    Truncated importance sampling for what the sampler's numerics do to its distribution. A constant
+    to the gradient; 1 for none.
     """
     log_ratio = logp_learner_R - logp_sampler_R
     if level == "none":

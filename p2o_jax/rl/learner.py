@@ -1,7 +1,9 @@
-"""The learner: scores sequences and updates the policy, each as one jitted program over packed rows.
+"""The learner: scores sequences and updates the policy, each as one jitted program over packed
+rows.
 
-The programs loop over as many micro-batches as are in use (an argument), so a run compiles one update, and one score program
-for plain and one for templated rows. Gradients are summed in float32; the loss is exact over the whole mini-batch (losses.py).
+The programs loop over as many micro-batches as are in use (an argument), so a run compiles one
+update, and one score program for plain and one for templated rows. Gradients are summed in float32;
+the loss is exact over the whole mini-batch (losses.py).
 """
 
 import functools
@@ -29,7 +31,9 @@ from p2o_jax.types import Rollout
 
 
 class TrainState(NamedTuple):
-    """What an update replaces: trained params (all, or the adapters), optimizer state, and the number of updates skipped as not finite."""
+    """What an update replaces: trained params (all, or the adapters), optimizer state, and the
+    number of updates skipped as not finite.
+    """
 
     params: Any
     opt_state: Any
@@ -37,7 +41,9 @@ class TrainState(NamedTuple):
 
 
 class Learner:
-    """Scores and updates on a mesh, with settings from the whole config. The first batch that is not finite is written to a file."""
+    """Scores and updates on a mesh, with settings from the whole config. The first batch that is
+    not finite is written to a file.
+    """
 
     def __init__(
         self,
@@ -79,7 +85,9 @@ class Learner:
         self._score = jax.jit(self._score_rows, out_shardings=sharding.batch_sharding(mesh, None))
 
     def init(self, params: Any) -> TrainState:
-        """A fresh state for these params; with adapters only those are in it, and the rest is kept as `frozen`."""
+        """A fresh state for these params; with adapters only those are in it, and the rest is
+        kept as `frozen`.
+        """
         trained, self.frozen = lora.split(self.spec, params)
         return self._init(trained)
 
@@ -102,7 +110,9 @@ class Learner:
     def score_tokens(
         self, params: Any, sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: int
     ) -> list[np.ndarray]:
-        """log p of every response token at the rollout temperature, float32, for each (prompt, response)."""
+        """log p of every response token at the rollout temperature, float32, for each (prompt,
+        response).
+        """
         limit = self.cfg.rollout.questions * self.cfg.rollout.group_size
         scored: list[np.ndarray] = []
         for first in range(0, len(sequences), limit):
@@ -117,7 +127,9 @@ class Learner:
         return scored
 
     def transfers(self, params: Any, rollouts: Sequence[Rollout]) -> list[float]:
-        """How likely each response is on its plain prompt, against the prompt that it was sampled on (distill.transfer)."""
+        """How likely each response is on its plain prompt, against the prompt that it was
+        sampled on (distill.transfer).
+        """
         on = (
             [(r.plain_ids, r.completion.token_ids) for r in rollouts],
             [(r.prompt_ids, r.completion.token_ids) for r in rollouts],
@@ -132,10 +144,12 @@ class Learner:
     def score(
         self, params: Any, ref_params: Any, made: Sequence[Example], first_update: int = 0
     ) -> tuple[list[Example], Stats]:
-        """The examples with old and reference log-probs and distillation weights (algorithm step 6), taken before any update.
+        """The examples with old and reference log-probs and distillation weights (algorithm step
+        6), taken before any update.
 
-        Examples that cannot contribute to the gradient are left as they are, and cost nothing. The first `first_update` examples are
-        those of an update at these very params: its own log-probs are their old ones, so they are scored only for a weight.
+        Examples that cannot contribute to the gradient are left as they are, and cost nothing. The
+        first `first_update` examples are those of an update at these very params: its own log-probs
+        are their old ones, so they are scored only for a weight.
         """
         scored = list(made)
         contributing = [i for i, e in enumerate(made) if self._contributes(e)]
@@ -213,7 +227,9 @@ class Learner:
         return state, stats
 
     def programs(self) -> list[tuple[str, jax.stages.Lowered]]:
-        """The learner's programs in a policy step, lowered for the mesh's devices, which need not be there (p2o_jax/plan)."""
+        """The learner's programs in a policy step, lowered for the mesh's devices, which need
+        not be there (p2o_jax/plan).
+        """
         params = sharding.abstract_params(
             self.spec, self.mesh, sharding.LEARNER, self.cfg.model.param_dtype
         )
@@ -272,7 +288,9 @@ class Learner:
             )
 
     def _contributes(self, e: Example) -> bool:
-        """Whether the example has any gradient: with zero advantage, no KL and no entropy bonus it has none, exactly."""
+        """Whether the example has any gradient: with zero advantage, no KL and no entropy bonus
+        it has none, exactly.
+        """
         return e.trained and (
             e.advantage != 0 or self.cfg.loss.kl != "off" or self.cfg.loss.entropy_coef != 0
         )

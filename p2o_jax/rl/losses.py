@@ -1,7 +1,8 @@
 """The losses, as pure functions of each token (algorithm step 7).
 
-Nothing here divides by a count: `aggregation_scale` gives each token's share of the mini-batch's loss, so that the sum over
-tokens of loss x weight x scale is the exact aggregate, however the tokens are packed, micro-batched or sharded.
+Nothing here divides by a count: `aggregation_scale` gives each token's share of the mini-batch's
+loss, so that the sum over tokens of loss x weight x scale is the exact aggregate, however the
+tokens are packed, micro-batched or sharded.
 """
 
 from typing import Literal, NamedTuple
@@ -29,9 +30,11 @@ def policy_loss(
     advantage: Float[Array, "*B T"],
     cfg: LossConfig,
 ) -> TokenLoss:
-    """max(-A s, -A clip(s)) with the ratio s = exp(log_ratio); for A < 0 at most -A dual_clip (PPO, dual clip).
+    """max(-A s, -A clip(s)) with the ratio s = exp(log_ratio); for A < 0 at most -A dual_clip (PPO,
+    dual clip).
 
-    With ratio=cispo instead -A sg(clip(s)) log p: every token keeps its gradient, with a bounded weight (arXiv 2506.13585).
+    With ratio=cispo instead -A sg(clip(s)) log p: every token keeps its gradient, with a bounded
+    weight (arXiv 2506.13585).
     """
     ratio = jnp.exp(jnp.clip(log_ratio, -20.0, 20.0))
     held = jnp.clip(ratio, 1 - cfg.clip_low, 1 + cfg.clip_high)
@@ -60,10 +63,12 @@ def log_ratio(
     trained: Bool[Array, "B T"],
     cfg: LossConfig,
 ) -> Float[Array, "B T"]:
-    """new - old of each token; with ratio=sequence their mean over the trained tokens of the token's segment (GSPO, arXiv 2507.18071).
+    """new - old of each token; with ratio=sequence their mean over the trained tokens of the
+    token's segment (GSPO, arXiv 2507.18071).
 
-    The mean is a constant to the gradient, which each token has for itself: that is GSPO's gradient where the tokens of a sequence
-    weigh the same, and leaves tokens without weight (context ratio mask) out where they do not.
+    The mean is a constant to the gradient, which each token has for itself: that is GSPO's gradient
+    where the tokens of a sequence weigh the same, and leaves tokens without weight (context ratio
+    mask) out where they do not.
     """
     difference = logp_new - logp_old
     if cfg.ratio != "sequence":
@@ -85,7 +90,9 @@ def log_ratio(
 def kl(
     logp_new: Float[Array, "*B T"], logp_ref: Float[Array, "*B T"], kind: Literal["k1", "k2", "k3"]
 ) -> Float[Array, "*B T"]:
-    """A per-token estimate of KL(new || ref) from the sampled token (Schulman's k1, k2, k3; k3 clipped as in the released code)."""
+    """A per-token estimate of KL(new || ref) from the sampled token (Schulman's k1, k2, k3; k3
+    clipped as in the released code).
+    """
     if kind == "k1":
         return logp_new - logp_ref
     if kind == "k2":
@@ -97,9 +104,11 @@ def kl(
 def aggregation_scale(
     length_N: Int[np.ndarray, "N"], aggregation: str, max_response_tokens: int
 ) -> Float[np.ndarray, "N"]:
-    """What each token of sequence n is multiplied with, float32; lengths count trained tokens of the whole mini-batch.
+    """What each token of sequence n is multiplied with, float32; lengths count trained tokens of
+    the whole mini-batch.
 
-    ▲ Means are over the whole mini-batch, whatever the micro-batches; a sequence without trained tokens counts as a sequence.
+    ▲ Means are over the whole mini-batch, whatever the micro-batches; a sequence without trained
+    tokens counts as a sequence.
     """
     length = length_N.astype(np.float64)
     count = len(length)

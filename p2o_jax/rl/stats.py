@@ -1,4 +1,5 @@
-"""Metrics of scoring and of updates, from what the learner has at hand; the names are metrics.METRICS'.
+"""Metrics of scoring and of updates, from what the learner has at hand; the names are
+metrics.METRICS'.
 
 A mean or share over nothing is absent, not 0.
 """
@@ -18,7 +19,9 @@ def distill_stats(
     num_tokens: int,
     cfg: config.DistillConfig,
 ) -> Stats:
-    """distill/* over the templated tokens, one array of ratios and weights per response; `num_tokens` counts all that are trained on."""
+    """distill/* over the templated tokens, one array of ratios and weights per response;
+    `num_tokens` counts all that are trained on.
+    """
     if not rho:
         return {}
     ratio, weight = np.concatenate(rho), np.concatenate(weights).astype(np.float64)
@@ -59,7 +62,9 @@ def rollout_weight_stats(weights: Sequence[np.ndarray], cap: float) -> Stats:
 
 
 def update_stats(sums: Stats, computed_tokens: int) -> Stats:
-    """train/* from the sums of an update: means over trained tokens where there are any, the gap where tokens are `fresh`."""
+    """train/* from the sums of an update: means over trained tokens where there are any, the gap
+    where tokens are `fresh`.
+    """
     stats = {
         f"train/{name}": sums[name]
         for name in ("loss", "policy_loss", "grad_norm", "update_norm", "param_norm")

@@ -1,17 +1,21 @@
-"""The device side of sampling: one jitted loop that decodes the rollouts of a prompt cache of prompts, a stretch at a time.
+"""The device side of sampling: one jitted loop that decodes the rollouts of a prompt cache of
+prompts, a stretch at a time.
 
     prompt cache   k, v of each layer [M, K, P, C]   one row per distinct prompt, all but its last token (`prefill`)
     slots  k, v of each layer [B, K, S, C]   generated tokens only, in spans of positions; row b writes at its age
     row    token, age, rollout, active [B]; head of the queue; out tokens and log-probs [N, S], lengths [N]
 
-A fresh slot feeds the prompt's last token, so that refilling a finished slot is index arithmetic inside the loop: no cache is
-copied, nothing compiles, the host is not visited, and each rollout runs exactly once. A stretch ends when so many rollouts have
-finished, which it hands out: the host works on those while the next stretch runs. It ends, too, when the queue is empty and the
-active slots fit into `few`, so that they can be packed into so many (`pack`). All of this is per shard of the mesh's data x fsdp
+A fresh slot feeds the prompt's last token, so that refilling a finished slot is index arithmetic
+inside the loop: no cache is copied, nothing compiles, the host is not visited, and each rollout
+runs exactly once. A stretch ends when so many rollouts have finished, which it hands out: the host
+works on those while the next stretch runs. It ends, too, when the queue is empty and the active
+slots fit into `few`, so that they can be packed into so many (`pack`). All of this is per shard of
+the mesh's data x fsdp
 axes: each shard owns its prompts, its queue and its slots.
 
-The prompt part of attention reads the prompt cache in one of two ways. With `group` > 1 every prompt's row is read once for up to that many
-of its rollouts (cells); else each slot reads its prompt's row, or on CPU a copy of it that is made when the slot is filled.
+The prompt part of attention reads the prompt cache in one of two ways. With `group` > 1 every
+prompt's row is read once for up to that many of its rollouts (cells); else each slot reads its
+prompt's row, or on CPU a copy of it that is made when the slot is filled.
 """
 
 from typing import Any, NamedTuple
@@ -56,7 +60,9 @@ class SlotState(NamedTuple):
 
 
 class DecodeState(NamedTuple):
-    """A shard's place in its queue, its slots, and what it has sampled; from one stretch to the next."""
+    """A shard's place in its queue, its slots, and what it has sampled; from one stretch to the
+    next.
+    """
 
     rows: SlotState
     head: jax.Array  # [1]: rollouts begun
@@ -68,7 +74,9 @@ class DecodeState(NamedTuple):
 
 
 class DecodeChunk(NamedTuple):
-    """What a shard finished in a stretch, up to F rollouts, of which the first `number` are real; the rest is [1] each."""
+    """What a shard finished in a stretch, up to F rollouts, of which the first `number` are
+    real; the rest is [1] each.
+    """
 
     rollout_F: jax.Array
     token_FS: jax.Array
@@ -108,7 +116,9 @@ def begin(
     kept: decoding.Kind,
     prompt_positions: int = 0,
 ) -> DecodeState:
-    """Idle slots, nothing sampled; with room for copies of prompts of `prompt_positions`, if there are to be any."""
+    """Idle slots, nothing sampled; with room for copies of prompts of `prompt_positions`, if
+    there are to be any.
+    """
     zeros_B, zero = jnp.zeros(num_slots, jnp.int32), jnp.zeros(1, jnp.int32)
     positions = -(-max_positions // 8) * 8  # as kernels want them
     prompts = (
@@ -138,7 +148,9 @@ def pack(rows: SlotState, num_slots: int) -> SlotState:
 
 
 def sizes(num_slots: int, min_slots: int) -> tuple[int, ...]:
-    """The numbers of slots that a shard decodes with: all at first, then halves down to `min_slots` (0: never fewer)."""
+    """The numbers of slots that a shard decodes with: all at first, then halves down to
+    `min_slots` (0: never fewer).
+    """
     found = [num_slots]
     while min_slots and found[-1] % 2 == 0 and found[-1] // 2 >= min_slots:
         found.append(found[-1] // 2)
@@ -162,7 +174,8 @@ def decode_chunk(
     filtered: bool,
     kept: decoding.Kind,
 ) -> tuple[DecodeState, DecodeChunk]:
-    """Samples on until a shard has finished `enough` rollouts more, or no shard has a queue or more than `few` active slots.
+    """Samples on until a shard has finished `enough` rollouts more, or no shard has a queue or more
+    than `few` active slots.
 
     A rollout ends with its stop token (kept and scored) or after `max_new` <= S tokens.
     """
@@ -175,7 +188,9 @@ def decode_chunk(
     first = run.finished[0]
 
     def goes_on(run: DecodeState) -> jax.Array:
-        """All shards leave the loop at the same step: with one of them gone, collectives inside it would wait forever."""
+        """All shards leave the loop at the same step: with one of them gone, collectives inside
+        it would wait forever.
+        """
         busy = (run.head[0] < size) | (run.rows.active_B.sum() > few)
         full = run.finished[0] - first >= enough
         any_busy, any_full = lax.pmax(jnp.stack([busy, full]).astype(jnp.int32), BATCH_AXES) > 0
@@ -263,7 +278,9 @@ def _refilled(run: DecodeState, queue: Queue, prompt_cache: Caches) -> DecodeSta
 def _copied(
     prompts: Caches, prompt_cache: Caches, fill_B: jax.Array, prompt_B: jax.Array
 ) -> Caches:
-    """The slots' prompts with those of the slots to fill copied from the prompt cache, one at a time: mostly there are few."""
+    """The slots' prompts with those of the slots to fill copied from the prompt cache, one at a
+    time: mostly there are few.
+    """
     if not prompts:
         return prompts
     to_fill_B = jnp.argsort(~fill_B, stable=True)
@@ -282,7 +299,9 @@ def _copied(
 
 
 class _Fed(NamedTuple):
-    """What is fed at a step: each slot's token, its age, whether it is in use, its prompt and its place in the prompt's group."""
+    """What is fed at a step: each slot's token, its age, whether it is in use, its prompt and
+    its place in the prompt's group.
+    """
 
     token_B: jax.Array
     age_B: jax.Array
@@ -301,7 +320,9 @@ def _forward_one(
     group: int,
     kept: decoding.Kind,
 ) -> tuple[jax.Array, tuple[Spans, ...]]:
-    """Logits of each slot's next token, and the slots' caches with the fed token's k and v at its age."""
+    """Logits of each slot's next token, and the slots' caches with the fed token's k and v at
+    its age.
+    """
     in_prompt_cache_M = length_M - 1
     row_B = jnp.arange(fed.token_B.size)
     in_bank_B, in_slot_B = (
@@ -349,7 +370,9 @@ def _over_cells(
     cell_B: jax.Array,
     kept: decoding.Kind,
 ) -> Partial:
-    """Attention of each slot to its prompt, each row of the prompt cache read once: the group's queries stand side by side as heads."""
+    """Attention of each slot to its prompt, each row of the prompt cache read once: the group's
+    queries stand side by side as heads.
+    """
     _, H, C = q_BHC.shape
     M, K = prompt_cache.v_RKSC.shape[:2]
 

@@ -1,4 +1,6 @@
-"""Which groups a step is trained on: those that it asked, or, as DAPO does, further ones until all of them have an advantage."""
+"""Which groups a step is trained on: those that it asked, or, as DAPO does, further ones until
+all of them have an advantage.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +25,9 @@ Useful = Callable[
 
 @dataclass(frozen=True)
 class Filled:
-    """The rollouts to train on, group by group, everything that was sampled in the step, and metrics."""
+    """The rollouts to train on, group by group, everything that was sampled in the step, and
+    metrics.
+    """
 
     trained: list[Rollout]
     made: list[Rollout]
@@ -38,10 +42,12 @@ def as_asked(
 
 
 class DynamicSampling:
-    """DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): groups without advantage are replaced by those of further questions.
+    """DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): groups without advantage are
+    replaced by those of further questions.
 
-    ▲ Further questions are the epoch's others in an order of their own for every step, a function of (seed, step): an epoch still
-    asks each question once in its own turn, which is what mining counts, and a resumed run asks the same ones.
+    ▲ Further questions are the epoch's others in an order of their own for every step, a function
+    of (seed, step): an epoch still asks each question once in its own turn, which is what mining
+    counts, and a resumed run asks the same ones.
     """
 
     def __init__(self, answer: Answer, questions: Questions, cfg: RolloutConfig, useful: Useful):
@@ -55,7 +61,8 @@ class DynamicSampling:
         step: int,
         key: jax.Array,
     ) -> Filled:
-        """As many groups as `rollouts` has: with an advantage as long as there are such, in the order sampled, then others.
+        """As many groups as `rollouts` has: with an advantage as long as there are such, in the
+        order sampled, then others.
 
         Ends after `max_sampling_rounds`, or when the epoch has no further questions.
         """

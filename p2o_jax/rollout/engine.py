@@ -1,8 +1,9 @@
 """The sampler: requests in, completions out, on the policy's own mesh.
 
-Programs (`Program`) are those of each prompt bucket and response capacity: a prompt cache, prefill, slots, and decoding with all slots or fewer,
-with whole groups that read their prompts together or not, with top-k, top-p and min-p or not. Everything else (weights, sampling
-settings, stop tokens, keys, how many prompts and rollouts) is an argument of these.
+Programs (`Program`) are those of each prompt bucket and response capacity: a prompt cache, prefill,
+slots, and decoding with all slots or fewer, with whole groups that read their prompts together or
+not, with top-k, top-p and min-p or not. Everything else (weights, sampling settings, stop tokens,
+keys, how many prompts and rollouts) is an argument of these.
 """
 
 import functools
@@ -65,7 +66,9 @@ class Work(NamedTuple):
 
 
 class Program(NamedTuple):
-    """The name of a program, and the sizes per shard that make it: fields a kind of program does not depend on are left out."""
+    """The name of a program, and the sizes per shard that make it: fields a kind of program does
+    not depend on are left out.
+    """
 
     kind: Literal["prompt cache", "prefill", "slots", "decode", "pack"]
     bucket: int = 0  # prompt tokens; of slots, those of the prompts they hold copies of
@@ -80,7 +83,8 @@ class Engine:
     """Samples completions for any number of requests, in waves of fixed shapes.
 
     Args:
-        capacities: response lengths to make room for; a call uses the smallest that holds its `max_new_tokens`.
+        capacities: response lengths to make room for; a call uses the smallest that holds its
+            `max_new_tokens`.
         stop_ids: tokens that end a rollout; the one that ended it is part of the completion.
         grouped_up_to: tokens of the longest prompt that whole groups share; None: of any prompt.
     """
@@ -128,7 +132,9 @@ class Engine:
         self.work = Work()
 
     def to_rollout_layout(self, params: Any) -> Any:
-        """The learner's params as decoding wants them: compute dtype, split over tensor only, one tree per layer."""
+        """The learner's params as decoding wants them: compute dtype, split over tensor only,
+        one tree per layer.
+        """
         return self._lay_out(params)
 
     def take_work(self) -> Work:
@@ -154,13 +160,16 @@ class Engine:
     def stream(
         self, weights: Any, requests: Sequence[Request], how: SamplingParams, key: jax.Array
     ) -> Iterator[Finished]:
-        """Completions as they get ready; while the caller works on them, the devices go on with the next stretch.
+        """Completions as they get ready; while the caller works on them, the devices go on with the
+        next stretch.
 
-        Tokens depend on (weights, prompt, key, name) alone; with an int8 cache on the prompt's bucket, too.
+        Tokens depend on (weights, prompt, key, name) alone; with an int8 cache on the prompt's
+        bucket, too.
 
         Raises:
-            ValueError: a prompt or `max_new_tokens` is longer than what the engine was built for, or a prompt holds a token id
-                beyond the embedding, of which the model would make NaN.
+            ValueError: a prompt or `max_new_tokens` is longer than what the engine was built for,
+                or a prompt holds a token id beyond the embedding, of which the model would make
+                NaN.
         """
         capacity = self._capacity(how)
         scheduler.check_ids(requests, self.spec.vocab)
@@ -261,7 +270,9 @@ class Engine:
         return capacity
 
     def _shape(self, wave: scheduler.Wave) -> tuple[int, int]:
-        """Rows of the prompt cache, and how many rollouts read one together: a group where whole groups ask the same few prompts."""
+        """Rows of the prompt cache, and how many rollouts read one together: a group where whole
+        groups ask the same few prompts.
+        """
         held, group = self._held(wave.bucket), self.cfg.group_size
         shared = self._shared(wave.bucket)
         members = [Counter(row for _, row in s.queue) for s in wave.shards if s.queue]
@@ -278,7 +289,9 @@ class Engine:
         )
 
     def _shared(self, bucket: int) -> int:
-        """Prompts of a shard's wave of whole groups; 0 where no groups come so long, or the prompt cache can't hold so many."""
+        """Prompts of a shard's wave of whole groups; 0 where no groups come so long, or the
+        prompt cache can't hold so many.
+        """
         rows, previous = (
             -(-self.max_rollouts // self.cfg.group_size),
             max((b for b in self.cfg.prompt_buckets if b < bucket), default=0),
@@ -350,12 +363,16 @@ class Engine:
         return distributed.put(x.reshape(-1, *x.shape[2:]), self.rows)
 
     def shapes(self, bucket: int) -> list[tuple[int, int]]:
-        """(rows, group) of the banks of this bucket: one for any prompts, and maybe one for whole groups."""
+        """(rows, group) of the banks of this bucket: one for any prompts, and maybe one for
+        whole groups.
+        """
         shared = self._shared(bucket)
         return [(self._held(bucket), 1)] + ([(shared, self.cfg.group_size)] if shared else [])
 
     def needed(self, how: SamplingParams, longest_prompt: int) -> list[Program]:
-        """The programs of any requests sampled so, with prompts up to this long, the first that are needed first."""
+        """The programs of any requests sampled so, with prompts up to this long, the first that
+        are needed first.
+        """
         capacity = self._capacity(how)
         last = min(
             (b for b in self.cfg.prompt_buckets if b >= longest_prompt),
@@ -384,7 +401,9 @@ class Engine:
         return bucket if group == 1 and self.kept.copies_prompts else 0
 
     def lower(self, p: Program) -> Any:
-        """The program traced for its shapes, ready to be compiled, for the devices of the mesh whatever they are."""
+        """The program traced for its shapes, ready to be compiled, for the devices of the mesh
+        whatever they are.
+        """
         make = {
             "prompt cache": self._lower_prompt_cache,
             "prefill": self._lower_prefill,
@@ -518,7 +537,9 @@ class Engine:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self.whole)
 
     def _over_shards(self, run: Any, args: str, out: str) -> Any:
-        """The function run by every shard on its rows of the arguments marked r, and on whole ones marked w; tensor is the compiler's."""
+        """The function run by every shard on its rows of the arguments marked r, and on whole
+        ones marked w; tensor is the compiler's.
+        """
         rows, whole = PartitionSpec(sharding.BATCH_AXES), PartitionSpec()
         return jax.shard_map(
             run,

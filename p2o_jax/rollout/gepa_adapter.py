@@ -1,4 +1,5 @@
-"""What GEPA calls, on the sharded sampler: candidate evaluation by the policy, and reflection by whoever reflects.
+"""What GEPA calls, on the sharded sampler: candidate evaluation by the policy, and reflection by
+whoever reflects.
 
 And the journal of its calls, which a killed phase goes on from.
 """
@@ -24,16 +25,18 @@ REFLECT = "gepa_reflect"  # the ledger's name for reflection; evaluation's are "
 
 Transfers = Callable[[Sequence[Rollout]], Sequence[float]]  # Outcome.transfer of rollouts
 
-# (prompts, names, what reflection has cost so far) -> (replies, None for a missing one, and what they cost)
+# (prompts, names, what reflection has cost so far) -> (replies, None for a missing one, and what
+# they cost)
 Reply = Callable[[Sequence[str], Sequence[str], Cost], tuple[Sequence[str | None], Cost]]
 
 
 class GepaAdapter:
     """`evaluate` and `reflect` of one prompt phase, and in `ledger` what they cost.
 
-    Calls are numbered, so that no two rollouts of a phase share their randomness, and a phase run again makes the same ones.
-    `weights` is asked for the policy, laid out for decoding, at each evaluation: reflection may have taken its place.
-    `transfers` is asked about the rollouts that succeed where `gepa.reliance` is on; it may be None otherwise.
+    Calls are numbered, so that no two rollouts of a phase share their randomness, and a phase run
+    again makes the same ones. `weights` is asked for the policy, laid out for decoding, at each
+    evaluation: reflection may have taken its place. `transfers` is asked about the rollouts that
+    succeed where `gepa.reliance` is on; it may be None otherwise.
     """
 
     def __init__(
@@ -99,7 +102,9 @@ class GepaAdapter:
         return len(self.pipeline.chat.render(question, template)) <= self.max_prompt_tokens
 
     def book(self, costs: dict[str, Cost]) -> None:
-        """Adds a call, made now or replayed from a journal, to the ledger and to the number of calls."""
+        """Adds a call, made now or replayed from a journal, to the ledger and to the number of
+        calls.
+        """
         self.num_calls += 1
         self.last_costs = costs
         self.ledger = self.ledger.plus(costs)
@@ -120,7 +125,8 @@ def _outcome(r: Rollout, transfer: float) -> Outcome:
 
 
 class PhaseJournals:
-    """The journals of a run's prompt phases: workdir/gepa/journal_epoch_N.jsonl, written by process 0 and read by all.
+    """The journals of a run's prompt phases: workdir/gepa/journal_epoch_N.jsonl, written by process
+    0 and read by all.
 
     Args:
         settings: a digest of every setting that the calls' answers depend on.
@@ -131,9 +137,11 @@ class PhaseJournals:
         self.directory, self.seed, self.settings, self.log = workdir / "gepa", seed, settings, log
 
     def resume(self, state: RunState, epoch: int, run: Callable[[gepa.Journal], T]) -> T:
-        """What `run` returns with the journal of this epoch's phase, which may hold its first calls, or all.
+        """What `run` returns with the journal of this epoch's phase, which may hold its first
+        calls, or all.
 
-        A journal of another seed, step, hard set or settings, or a damaged one, is set aside and told: the phase starts afresh.
+        A journal of another seed, step, hard set or settings, or a damaged one, is set aside and
+        told: the phase starts afresh.
         """
         path = self.directory / f"journal_epoch_{epoch}.jsonl"
         phase = (

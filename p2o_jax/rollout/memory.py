@@ -1,4 +1,6 @@
-"""What sampling holds in a device's memory, reckoned before anything is compiled; and how many slots fit."""
+"""What sampling holds in a device's memory, reckoned before anything is compiled; and how many
+slots fit.
+"""
 
 import os
 from collections.abc import Callable
@@ -16,7 +18,9 @@ from p2o_jax.runtime import distributed
 
 GIB = 2**30
 USABLE = 0.92  # of a device's memory: the rest is for what the compiler and the allocator need
-MAX_SLOTS = 256  # per shard, where they are chosen by memory: more make a step longer, not the tokens per second more
+# per shard, where they are chosen by memory: more make a step longer, not the tokens per second
+# more
+MAX_SLOTS = 256
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,11 @@ def plan(engine: Engine, others: int = 0) -> Plan:
 def fitting(
     make: Callable[[int], Engine], slots: int, others: int = 0, memory: int | None = None
 ) -> Engine:
-    """The engine with so many slots, or, where that is 0, with as many per shard, up to MAX_SLOTS, as there is memory for.
+    """The engine with so many slots, or, where that is 0, with as many per shard, up to MAX_SLOTS,
+    as there is memory for.
 
-    Tried are one, three, five and seven times the powers of two: at least four fifths of the most that would fit are taken.
+    Tried are one, three, five and seven times the powers of two: at least four fifths of the most
+    that would fit are taken.
     `memory`: bytes of a device, where it is not there to be asked.
 
     Raises:
@@ -120,7 +126,9 @@ def fitting(
 
 
 def _more_tensor(engine: Engine, needed: Plan, missing: int) -> str:
-    """The least config.mesh.tensor that splits the weights as far as is needed, as a remedy; empty if none does."""
+    """The least config.mesh.tensor that splits the weights as far as is needed, as a remedy;
+    empty if none does.
+    """
     spec, now, shards = engine.spec, engine.mesh.shape["tensor"], engine.num_shards
     for more in (
         n
@@ -141,7 +149,9 @@ def per_device(tree: Any) -> int:
 
 
 def device_bytes(mesh: Mesh) -> int:
-    """Memory of one of the mesh's devices, as process 0 sees its own; of a CPU, its part of the machine's."""
+    """Memory of one of the mesh's devices, as process 0 sees its own; of a CPU, its part of the
+    machine's.
+    """
 
     def own() -> int:
         device = mesh.local_devices[0]

@@ -24,10 +24,12 @@ Cost = Mapping[str, float]
 
 
 class RolloutPipeline:
-    """Renders asks, samples responses and has them verified; the first are verified while the last are sampled.
+    """Renders asks, samples responses and has them verified; the first are verified while the last
+    are sampled.
 
     Args:
-        verify: judges responses, called in a thread of process 0 alone: deadlines depend on the machine, and no host may decide alone.
+        verify: judges responses, called in a thread of process 0 alone: deadlines depend on the
+            machine, and no host may decide alone.
     """
 
     def __init__(self, engine: Engine, chat: Chat, verify: Verify, reporter: Reporter):
@@ -118,7 +120,9 @@ class RolloutPipeline:
 
 
 class _Judge:
-    """Calls `verify` in a thread of process 0, one call after the other, and tells all processes what it said."""
+    """Calls `verify` in a thread of process 0, one call after the other, and tells all processes
+    what it said.
+    """
 
     def __init__(self, verify: Verify):
         self.verify = verify
@@ -142,7 +146,9 @@ class _Judge:
     def end(
         self, calls: Sequence[tuple[Sequence[int], "Future[Sequence[Verdict]]"]]
     ) -> dict[int, Verdict]:
-        """The verdicts of calls, each with the indices of what it judged, by index; on every process, whatever `verify` raised too."""
+        """The verdicts of calls, each with the indices of what it judged, by index; on every
+        process, whatever `verify` raised too.
+        """
 
         def collect() -> list[tuple[int, tuple[Any, ...]]]:
             pairs = [

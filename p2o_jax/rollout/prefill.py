@@ -1,7 +1,9 @@
-"""Prompts into the prompt cache, all tokens but the last, a chunk at a time; chunks that prompts have in common are computed once.
+"""Prompts into the prompt cache, all tokens but the last, a chunk at a time; chunks that prompts
+have in common are computed once.
 
-GEPA asks hundreds of questions under one template, and chat templates open with the same header: `plan` finds, level by level, which
-prompts begin alike, and only the first of them is computed. The others go on from its row: `extend` copies the earlier chunks along.
+GEPA asks hundreds of questions under one template, and chat templates open with the same header:
+`plan` finds, level by level, which prompts begin alike, and only the first of them is computed. The
+others go on from its row: `extend` copies the earlier chunks along.
 """
 
 from collections.abc import Sequence
@@ -21,7 +23,9 @@ CHUNKS = 8  # of a bucket, between those two
 
 
 class Piece(NamedTuple):
-    """A prompt's chunk that is to be computed: its row in the prompt cache, and the row that holds what comes before."""
+    """A prompt's chunk that is to be computed: its row in the prompt cache, and the row that
+    holds what comes before.
+    """
 
     row: int
     source: int
@@ -43,7 +47,8 @@ def positions(bucket: int) -> int:
 def plan(prompts: Sequence[tuple[int, ...]], chunk: int, share: bool) -> list[list[Piece]]:
     """For each chunk number the pieces to compute, prompt i in row i.
 
-    Its last chunk is every prompt's own; an earlier one is computed by the first prompt that begins with the same tokens.
+    Its last chunk is every prompt's own; an earlier one is computed by the first prompt that begins
+    with the same tokens.
     """
     levels: list[list[Piece]] = []
     source = list(range(len(prompts)))
@@ -77,9 +82,11 @@ def extend(
     source_m: jax.Array,
     level: jax.Array,
 ) -> tuple[Any, ...]:
-    """The prompt cache with chunk number `level` of m prompts in their rows, and the chunks before it copied there from `source`.
+    """The prompt cache with chunk number `level` of m prompts in their rows, and the chunks before
+    it copied there from `source`.
 
-    A row beyond the prompt cache is nobody's: it is computed and dropped. Attention goes over the earlier chunks one at a time.
+    A row beyond the prompt cache is nobody's: it is computed and dropped. Attention goes over the
+    earlier chunks one at a time.
     """
     m, Q = token_mQ.shape
     dtype = weights["final_norm"].dtype
@@ -119,7 +126,9 @@ def _read(x: jax.Array, row_m: jax.Array, axis: int, start: jax.Array, size: int
 
 
 def _written(cache: Cache, new: Cache, row_m: jax.Array, start: jax.Array) -> Cache:
-    """The cache with `new` in its rows, from position `start` on; rows beyond the cache are left out."""
+    """The cache with `new` in its rows, from position `start` on; rows beyond the cache are left
+    out.
+    """
     where = jnp.stack([row_m, jnp.broadcast_to(start, row_m.shape)], axis=1)
 
     def put(axis: int, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -1,4 +1,6 @@
-"""Compiled programs by name: each for fixed shapes, made on first use or ahead of it, several at a time."""
+"""Compiled programs by name: each for fixed shapes, made on first use or ahead of it, several at
+a time.
+"""
 
 import os
 import threading
@@ -8,7 +10,8 @@ from typing import Any
 
 
 class Programs:
-    """Executables by key. They take the shapes they were compiled for and nothing else: what is not listed cannot run.
+    """Executables by key. They take the shapes they were compiled for and nothing else: what is not
+    listed cannot run.
 
     Args:
         lower: a key's program, traced for abstract arguments (`jax.stages.Lowered`).
@@ -32,7 +35,8 @@ class Programs:
         """Has all of them compiled by the time it returns; `progress` is called with 1 for each.
 
         Raises:
-            Exception: the first failure, after the others are done. What else is raised in `progress` leaves at once.
+            Exception: the first failure, after the others are done. What else is raised in
+                `progress` leaves at once.
         """
         futures = [self._future(key, self._threads.submit) for key in keys]
         try:

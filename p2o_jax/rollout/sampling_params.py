@@ -1,8 +1,10 @@
-"""How tokens are drawn, for each use of the sampler: the only place that makes a `records.SamplingParams` of settings.
+"""How tokens are drawn, for each use of the sampler: the only place that makes a
+`records.SamplingParams` of settings.
 
-`rollout.top_k`, `top_p` and `min_p` hold for all that the model writes, whatever its temperature: rollouts that are trained on,
-evaluation, candidates of GEPA, and reflection, which would otherwise be drawn from tails that no rollout has. (An endpoint that
-reflects gets its own in `api.extra_body`.) At temperature 0 they make no difference.
+`rollout.top_k`, `top_p` and `min_p` hold for all that the model writes, whatever its temperature:
+rollouts that are trained on, evaluation, candidates of GEPA, and reflection, which would otherwise
+be drawn from tails that no rollout has. (An endpoint that reflects gets its own in
+`api.extra_body`.) At temperature 0 they make no difference.
 """
 
 from p2o_jax.config import Config
@@ -31,7 +33,9 @@ def reflection(cfg: Config) -> SamplingParams:
 
 
 def at(cfg: Config, temperature: float, max_new_tokens: int = 0) -> SamplingParams:
-    """Of any text at this temperature; as long as a rollout at most, unless `max_new_tokens` says otherwise."""
+    """Of any text at this temperature; as long as a rollout at most, unless `max_new_tokens`
+    says otherwise.
+    """
     r = cfg.rollout
     return SamplingParams(
         temperature, max_new_tokens or r.max_new_tokens, r.top_k, r.top_p, r.min_p

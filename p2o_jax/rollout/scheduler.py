@@ -1,4 +1,6 @@
-"""Which requests run together: split by prompt length, then packed into waves of fixed capacity, and dealt to shards."""
+"""Which requests run together: split by prompt length, then packed into waves of fixed capacity,
+and dealt to shards.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +12,9 @@ Waiting = list[tuple[tuple[int, ...], int]]  # (prompt, request index), a prompt
 
 @dataclass
 class ShardPlan:
-    """What one shard samples in a wave: distinct prompts, and (request index, row of its prompt) in queue order."""
+    """What one shard samples in a wave: distinct prompts, and (request index, row of its prompt)
+    in queue order.
+    """
 
     prompts: list[tuple[int, ...]] = field(default_factory=list)
     queue: list[tuple[int, int]] = field(default_factory=list)
@@ -29,9 +33,10 @@ def plan(
 ) -> list[Wave]:
     """The waves that run every request once.
 
-    Each shard of a wave has at most `max_prompts[bucket]` distinct prompts and `max_rollouts` rollouts. Rollouts of the same prompt
-    stand next to each other. Shards of a wave get equal numbers of expected tokens as far as all this allows, each of them
-    long and short ones, and begins with the long ones: so they end together, and none on a long rollout that it began last.
+    Each shard of a wave has at most `max_prompts[bucket]` distinct prompts and `max_rollouts`
+    rollouts. Rollouts of the same prompt stand next to each other. Shards of a wave get equal
+    numbers of expected tokens as far as all this allows, each of them long and short ones, and
+    begins with the long ones: so they end together, and none on a long rollout that it began last.
 
     Raises:
         ValueError: a prompt is longer than the largest bucket.
@@ -78,9 +83,11 @@ def check_ids(requests: Sequence[Request], vocab: int) -> None:
 
 
 def _mixed(taken: Waiting, weight: Sequence[float], num_shards: int) -> Waiting:
-    """The same, prompt by prompt, in an order of which every num_shards-th part holds long and short ones alike.
+    """The same, prompt by prompt, in an order of which every num_shards-th part holds long and
+    short ones alike.
 
-    Prompts are dealt out longest first, back and forth, as cards to that many hands, and the hands laid end to end.
+    Prompts are dealt out longest first, back and forth, as cards to that many hands, and the hands
+    laid end to end.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for prompt, i in taken:
@@ -96,7 +103,9 @@ def _mixed(taken: Waiting, weight: Sequence[float], num_shards: int) -> Waiting:
 def _deal(
     waiting: Waiting, weight: Sequence[float], num_shards: int, max_prompts: int, max_rollouts: int
 ) -> tuple[list[ShardPlan], Waiting]:
-    """The shards, and what had no room: each takes its part of the weight that is left, no fewer than the others could not hold."""
+    """The shards, and what had no room: each takes its part of the weight that is left, no fewer
+    than the others could not hold.
+    """
     shards = [ShardPlan() for _ in range(num_shards)]
     left = sum(weight[i] for _, i in waiting)
     at = 0

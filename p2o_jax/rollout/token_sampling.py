@@ -1,4 +1,6 @@
-"""Drawing the next token: temperature, top-k, top-p, min-p and greedy, exact, from one uniform number per row."""
+"""Drawing the next token: temperature, top-k, top-p, min-p and greedy, exact, from one uniform
+number per row.
+"""
 
 from typing import Any, NamedTuple
 
@@ -43,7 +45,9 @@ def abstract_scalars() -> SamplingScalars:
 
 
 def filters(sampling: SamplingParams) -> bool:
-    """Whether any of top-k, top-p and min-p is on: those sort the vocabulary, so it is another program."""
+    """Whether any of top-k, top-p and min-p is on: those sort the vocabulary, so it is another
+    program.
+    """
     return sampling.temperature > 0 and (
         sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
     )
@@ -55,7 +59,8 @@ def draw(
     how: SamplingScalars,
     filtered: bool,
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    """A token for each row and its log-prob under softmax(logits / temperature), before any filter; or, if asked, under softmax(logits).
+    """A token for each row and its log-prob under softmax(logits / temperature), before any filter;
+    or, if asked, under softmax(logits).
 
     At temperature 0 the token is the most likely one and the log-prob that of the plain softmax.
     """
@@ -81,7 +86,9 @@ def draw(
 
 
 def keep(z_BV: Float[Array, "B V"], how: SamplingScalars) -> Float[Array, "B V"]:
-    """The scores with the tokens that top-k, then top-p, then min-p exclude at a very low value; the best always stays."""
+    """The scores with the tokens that top-k, then top-p, then min-p exclude at a very low value;
+    the best always stays.
+    """
     V = z_BV.shape[-1]
     sorted_BV = -jnp.sort(-z_BV, axis=-1)
     k = jnp.where(how.top_k > 0, jnp.minimum(how.top_k, V), V)
@@ -95,9 +102,11 @@ def keep(z_BV: Float[Array, "B V"], how: SamplingScalars) -> Float[Array, "B V"]
 
 
 def inverse_cdf(weight_BV: Float[Array, "B V"], uniform_B: Float[Array, "B"]) -> Int[Array, "B"]:
-    """The token at which the cumulative weight passes uniform x total: first the block, then the place inside it.
+    """The token at which the cumulative weight passes uniform x total: first the block, then the
+    place inside it.
 
-    Two short cumulative sums instead of one over the vocabulary; with a sharded vocabulary only block sums travel.
+    Two short cumulative sums instead of one over the vocabulary; with a sharded vocabulary only
+    block sums travel.
     """
     B, V = weight_BV.shape
     size = block_of(V)
@@ -115,9 +124,11 @@ def inverse_cdf(weight_BV: Float[Array, "B V"], uniform_B: Float[Array, "B"]) ->
 
 
 def block_of(V: int) -> int:
-    """Tokens in a block: near the root of V, a divisor of V where one is near, which saves a copy of the weights.
+    """Tokens in a block: near the root of V, a divisor of V where one is near, which saves a copy
+    of the weights.
 
-    Best is one of which there are a multiple of 8 blocks: with a vocabulary split over chips none of those straddles two of them.
+    Best is one of which there are a multiple of 8 blocks: with a vocabulary split over chips none
+    of those straddles two of them.
     """
     root = max(int(V**0.5), 1)
     near = [size for size in range(max(root // 4, 1), 4 * root + 1) if V % size == 0]
@@ -125,7 +136,9 @@ def block_of(V: int) -> int:
 
 
 def _first_above(cumulative: jax.Array, target_B: jax.Array, weight: jax.Array) -> jax.Array:
-    """The first index whose cumulative sum exceeds the target; rounding never leads to an index of weight 0."""
+    """The first index whose cumulative sum exceeds the target; rounding never leads to an index
+    of weight 0.
+    """
     last = weight.shape[-1] - 1 - jnp.argmax(weight[:, ::-1] > 0, axis=-1)
     index = jnp.minimum((cumulative <= target_B[:, None]).sum(axis=-1), last)
     return jnp.where(jnp.take_along_axis(weight, index[:, None], axis=-1)[:, 0] > 0, index, last)

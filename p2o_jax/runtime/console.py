@@ -1,4 +1,5 @@
-"""What the terminal shows: a bar with rate and ETA for the phase at work, and a line for each step. Times each phase, too.
+"""What the terminal shows: a bar with rate and ETA for the phase at work, and a line for each step.
+Times each phase, too.
 
 Text that a model wrote is shown without what a terminal would obey.
 """
@@ -17,7 +18,9 @@ Advance = Callable[
 
 
 def printable(text: str) -> str:
-    """The text with control characters, direction marks, lone surrogates and the like written as escapes; lines stay lines."""
+    """The text with control characters, direction marks, lone surrogates and the like written as
+    escapes; lines stay lines.
+    """
     return "".join(
         c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii")
         for c in text
@@ -27,8 +30,9 @@ def printable(text: str) -> str:
 class Reporter:
     """Phases and lines on standard error; quiet on processes other than the first.
 
-    On a terminal the running phase has a bar. Elsewhere a phase that lasts prints a line every `every_s` seconds. `poll` is called
-    wherever a phase begins or gets on, and may raise: there, and nowhere else, a run can be left.
+    On a terminal the running phase has a bar. Elsewhere a phase that lasts prints a line every
+    `every_s` seconds. `poll` is called wherever a phase begins or gets on, and may raise: there,
+    and nowhere else, a run can be left.
     """
 
     def __init__(
@@ -46,7 +50,9 @@ class Reporter:
 
     @contextmanager
     def phase(self, name: str, total: int = 0, unit: str = "") -> Iterator[Advance]:
-        """Times a phase, and shows its progress through the function it yields, called with the number of units done since."""
+        """Times a phase, and shows its progress through the function it yields, called with the
+        number of units done since.
+        """
         self.poll()
         start = time.monotonic()
         try:

@@ -1,7 +1,8 @@
-"""The run's place in the world: devices and processes, named randomness, and what one process decides for all.
+"""The run's place in the world: devices and processes, named randomness, and what one process
+decides for all.
 
-Every process runs the same Python in the same order on the same bytes. What could differ between hosts (clocks, files, replies
-of others) goes through `broadcast_from_main`.
+Every process runs the same Python in the same order on the same bytes. What could differ between
+hosts (clocks, files, replies of others) goes through `broadcast_from_main`.
 """
 
 import json
@@ -20,14 +21,17 @@ from p2o_jax.config import ConfigError, MeshConfig
 from p2o_jax.runtime import liveness
 
 T = TypeVar("T")
-GPU_MEMORY = ".95"  # share of it that JAX is given where the environment does not say; by itself it takes .75
+# share of it that JAX is given where the environment does not say; by itself it takes .75
+GPU_MEMORY = ".95"
 
 
 def split_cpu(num_devices: int) -> None:
-    """Makes the CPU look like so many devices; before JAX is first used. On fewer cores it is no faster, but any mesh can be tried.
+    """Makes the CPU look like so many devices; before JAX is first used. On fewer cores it is no
+    faster, but any mesh can be tried.
 
-    XLA's thread pool must be larger than the number of threads that can wait in a collective, or they wait forever. With one device
-    and no other process nothing waits, and more threads than cores would be slower.
+    XLA's thread pool must be larger than the number of threads that can wait in a collective, or
+    they wait forever. With one device and no other process nothing waits, and more threads than
+    cores would be slower.
     """
     if num_devices > 1 or in_a_group():
         os.environ.setdefault("NPROC", str(max(4 * num_devices, os.cpu_count() or 1)))
@@ -38,8 +42,8 @@ def split_cpu(num_devices: int) -> None:
 def start(mesh: MeshConfig, compile_cache: str) -> int:
     """The number of devices of all processes, after what must be done before JAX is first used.
 
-    That is: this process' CPU split, a GPU's memory taken but for a little, the other processes joined where there are any, compiled
-    programs kept.
+    That is: this process' CPU split, a GPU's memory taken but for a little, the other processes
+    joined where there are any, compiled programs kept.
 
     Raises:
         peers.Missing: not all processes came in time.
@@ -67,7 +71,8 @@ def start(mesh: MeshConfig, compile_cache: str) -> int:
 
 
 def place_in_group(timeout_s: float) -> tuple[str, int, int]:
-    """Process 0's HOST:PORT, the number of processes, and this one's: as JAX_* variables tell, or, what they don't, the cluster.
+    """Process 0's HOST:PORT, the number of processes, and this one's: as JAX_* variables tell, or,
+    what they don't, the cluster.
 
     Raises:
         ConfigError: neither does.
@@ -90,9 +95,11 @@ def place_in_group(timeout_s: float) -> tuple[str, int, int]:
 
 
 def in_a_group() -> bool:
-    """Whether the environment says that this is one of several processes, each started with the same command.
+    """Whether the environment says that this is one of several processes, each started with the
+    same command.
 
-    By JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID), Slurm, Open MPI, or as a host of a TPU pod.
+    By JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID), Slurm, Open MPI, or as a
+    host of a TPU pod.
     """
     env = os.environ
     hosts = env.get("TPU_WORKER_HOSTNAMES", "").split(",")  # libtpu may put a sentence there
@@ -107,7 +114,9 @@ def in_a_group() -> bool:
 
 
 def _tpu_hosts() -> int:
-    """Hosts of the TPU machine that this is one of, as JAX learns of them from Google's metadata server; 1 where there is no TPU."""
+    """Hosts of the TPU machine that this is one of, as JAX learns of them from Google's metadata
+    server; 1 where there is no TPU.
+    """
     pod = cloud_tpu_cluster.GceTpuCluster
     return pod.get_process_count() if pod.is_env_present() else 1
 
@@ -117,7 +126,9 @@ def is_main_process() -> bool:
 
 
 def broadcast_from_main(decide: Callable[[], T]) -> T:
-    """What `decide` returns on process 0, on every process; it must be JSON. An exception there is raised everywhere."""
+    """What `decide` returns on process 0, on every process; it must be JSON. An exception there
+    is raised everywhere.
+    """
     if jax.process_count() == 1:
         return decide()
     liveness.met()
@@ -161,7 +172,9 @@ def to_host(x: jax.Array) -> np.ndarray:
 
 
 def put(x: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    """A global array from the same host array on every process; each takes only its devices' slices."""
+    """A global array from the same host array on every process; each takes only its devices'
+    slices.
+    """
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 

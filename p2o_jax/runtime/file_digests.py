@@ -27,7 +27,8 @@ def write(folder: epath.Path, parts: Sequence[str]) -> None:
 
 
 def damage(folder: epath.Path, part: int = 0, num_parts: int = 1) -> str:
-    """What is wrong with the folder's files, in a few words; empty if they are as they were written.
+    """What is wrong with the folder's files, in a few words; empty if they are as they were
+    written.
 
     Args:
         folder: one that `write` was called on; only files of its `parts` are looked at.

@@ -1,4 +1,6 @@
-"""Files that are there whole or not at all, whenever the process is killed. What another command wrote is never replaced."""
+"""Files that are there whole or not at all, whenever the process is killed. What another command
+wrote is never replaced.
+"""
 
 import errno
 import glob
@@ -14,7 +16,9 @@ from typing import Any, TextIO
 
 
 def write_whole(path: Path, contents: str | bytes) -> None:
-    """Writes the contents to a new file beside `path`, and renames that to `path` once it is on disk."""
+    """Writes the contents to a new file beside `path`, and renames that to `path` once it is on
+    disk.
+    """
     temporary = unused(path)
     try:
         with open(temporary, "xb") as f:
@@ -38,7 +42,9 @@ def unused(path: Path) -> Path:
 
 
 def leftovers(path: Path) -> list[str]:
-    """A line for each `unused(path)` that exists: a command was killed while it wrote `path`, or is writing it now."""
+    """A line for each `unused(path)` that exists: a command was killed while it wrote `path`, or
+    is writing it now.
+    """
     found = sorted(path.parent.glob(f"{glob.escape(path.name)}.partial-*"))
     return [
         f"{p}: left by a command that was killed; delete it unless such a command is running"
@@ -57,7 +63,9 @@ def removed_on_failure(folder: Path) -> Iterator[None]:
 
 
 def conflicts(flag: str, *paths: Path) -> list[str]:
-    """A line for each path that a command cannot write its output to: a directory, or a file with something in it."""
+    """A line for each path that a command cannot write its output to: a directory, or a file
+    with something in it.
+    """
     problems = []
     for path in paths:
         if path.is_dir():

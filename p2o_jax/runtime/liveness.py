@@ -1,8 +1,10 @@
-"""The other processes of a run: who is there at the start, who has gone, who does not come to where the others wait.
+"""The other processes of a run: who is there at the start, who has gone, who does not come to where
+the others wait.
 
-Every process is connected with process 0 from its start to its end, over the port of JAX's coordinator: the kernel closes the
-connection of a process that dies, however it dies. JAX's own coordination service finds dead processes, too, but then ends the others
-in C++, with a number, no host and no way for Python to say more: it comes second, for what is not seen here.
+Every process is connected with process 0 from its start to its end, over the port of JAX's
+coordinator: the kernel closes the connection of a process that dies, however it dies. JAX's own
+coordination service finds dead processes, too, but then ends the others in C++, with a number, no
+host and no way for Python to say more: it comes second, for what is not seen here.
 """
 
 import atexit
@@ -50,7 +52,8 @@ def _end(text: str) -> None:
 
 
 class Peers:
-    """Connections between the `count` processes of a run, of which this is number `index`; process 0 listens at HOST:PORT `address`.
+    """Connections between the `count` processes of a run, of which this is number `index`; process
+    0 listens at HOST:PORT `address`.
 
     `end` is called with a line, in a thread of its own, when the run can't go on.
 
@@ -89,7 +92,9 @@ class Peers:
         self._thread.start()
 
     def leave(self, reason: str = "") -> None:
-        """Says to the others that this process ends now, as it should, or for a reason that they have to end for, too."""
+        """Says to the others that this process ends now, as it should, or for a reason that they
+        have to end for, too.
+        """
         if not self._left.is_set():
             self._left.set()
             self._say(left=reason)
@@ -240,7 +245,9 @@ class _Line:
             return
 
     def wait(self, seconds: float) -> list[dict[str, Any]] | None:
-        """What the other says within so many seconds; None if it has gone, or said what is not of this kind."""
+        """What the other says within so many seconds; None if it has gone, or said what is not
+        of this kind.
+        """
         end, found = time.monotonic() + seconds, []
         with selectors.DefaultSelector() as selector:
             selector.register(self.socket, selectors.EVENT_READ)
@@ -282,7 +289,9 @@ _current: Peers | None = None
 
 
 def join(address: str, index: int, count: int, limits: Limits) -> None:
-    """Waits for the other processes of this one's run, and watches them from now on. Raises Missing."""
+    """Waits for the other processes of this one's run, and watches them from now on. Raises
+    Missing.
+    """
     global _current
     _current = Peers(address, index, count, limits)
     atexit.register(_current.leave)  # before JAX's own end, which waits for all
@@ -300,7 +309,8 @@ def joined() -> bool:
 
 
 def leave_at_once(code: int) -> None:
-    """Ends the process, unless it is one of several: those leave together, and JAX waits for all at its end.
+    """Ends the process, unless it is one of several: those leave together, and JAX waits for all at
+    its end.
 
     Programs that are still being compiled are not waited for, as Python would.
     """
@@ -309,7 +319,9 @@ def leave_at_once(code: int) -> None:
 
 
 def stop(code: int, reason: str) -> NoReturn:
-    """Ends the process with this exit code; where it is one of several, at once, and the others are told the reason."""
+    """Ends the process with this exit code; where it is one of several, at once, and the others
+    are told the reason.
+    """
     if _current is None:
         sys.exit(code)
     _current.leave(reason[:500])
@@ -324,6 +336,8 @@ def _exit(code: int) -> NoReturn:
 
 
 def wait_for_news() -> None:
-    """To be called where something has failed: that may be another process' end, and then this one ends here, by what it hears."""
+    """To be called where something has failed: that may be another process' end, and then this
+    one ends here, by what it hears.
+    """
     if _current:
         time.sleep(PATIENCE_S)

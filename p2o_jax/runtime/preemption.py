@@ -15,10 +15,13 @@ from p2o_jax.runtime import run_lock
 
 
 class Preempted(BaseException):
-    """The machine is about to be taken away: leave, with what there is saved. No `Exception`, so that nobody takes it for a failure."""
+    """The machine is about to be taken away: leave, with what there is saved. No `Exception`, so
+    that nobody takes it for a failure.
+    """
 
 
-# A process of its own, because threads of Python stand still while C code holds the interpreter's lock. It forwards each signal.
+# A process of its own, because threads of Python stand still while C code holds the interpreter's
+# lock. It forwards each signal.
 _OVERSEER = """
 import os, select, signal, sys
 parent, seconds = int(sys.argv[1]), float(sys.argv[2])
@@ -34,21 +37,27 @@ while number := os.read(0, 1):
 
 
 class Preemption:
-    """A context manager that takes SIGTERM as a request: the next `poll` raises `Preempted`, on all processes at the same one.
+    """A context manager that takes SIGTERM as a request: the next `poll` raises `Preempted`, on all
+    processes at the same one.
 
-    If the process is still there `grace_s` later, a thread ends it with exit code 0: what was saved before, and the journals of
-    prompt phases, are what the next start continues from. If that thread cannot run either, because C code holds the interpreter's
-    lock, another process kills this one `KILL_AFTER_S` later (exit code 137).
+    If the process is still there `grace_s` later, a thread ends it with exit code 0: what was saved
+    before, and the journals of prompt phases, are what the next start continues from. If that
+    thread cannot run either, because C code holds the interpreter's lock, another process kills
+    this one `KILL_AFTER_S` later (exit code 137).
 
-    The clock runs until the process is gone, not only until the context is left: Python waits at its end for threads that compile.
+    The clock runs until the process is gone, not only until the context is left: Python waits at
+    its end for threads that compile.
 
-    The signal is noticed by a thread, because Python runs handlers only where the main thread is between two instructions.
+    The signal is noticed by a thread, because Python runs handlers only where the main thread is
+    between two instructions.
     """
 
     KILL_AFTER_S = 1.0
 
     def __init__(self, grace_s: float, any_process: Callable[[bool], bool] = bool):
-        """`any_process`: whether something holds on any process; all processes poll at the same places."""
+        """`any_process`: whether something holds on any process; all processes poll at the same
+        places.
+        """
         self.grace_s, self.any_process = grace_s, any_process
         self._asked = threading.Event()
         self._left = threading.Event()
@@ -114,7 +123,9 @@ class Preemption:
 
 
 class Watchdog:
-    """Writes the stacks of all threads to standard error whenever `seconds` have passed since the last `restart`; 0: never."""
+    """Writes the stacks of all threads to standard error whenever `seconds` have passed since
+    the last `restart`; 0: never.
+    """
 
     def __init__(self, seconds: float):
         self.seconds = seconds
@@ -129,7 +140,9 @@ class Watchdog:
 
 
 class FlatRewards:
-    """Notices when `limit` steps in a row had equal rewards only: nothing was learnt in any; 0: never. Again after 2, 4, 8 times."""
+    """Notices when `limit` steps in a row had equal rewards only: nothing was learnt in any; 0:
+    never. Again after 2, 4, 8 times.
+    """
 
     def __init__(self, limit: int):
         self.limit, self.steps, self.next = limit, 0, limit

@@ -18,7 +18,9 @@ def key(seed: int, *names: str | int) -> jax.Array:
 
 
 def name_words(names: list[str]) -> np.ndarray:
-    """Two uint32 words for each name, [N, 2]: what a rollout's key is made of beside the call's key."""
+    """Two uint32 words for each name, [N, 2]: what a rollout's key is made of beside the call's
+    key.
+    """
     digests = [
         hashlib.blake2b(n.encode("utf-8", "surrogatepass"), digest_size=8).digest() for n in names
     ]

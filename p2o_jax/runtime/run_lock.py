@@ -29,7 +29,9 @@ _held: list["Lock"] = []
 
 
 class LockHeld(Exception):
-    """Another process is at work in the folder, or that cannot be ruled out; the message says what to do."""
+    """Another process is at work in the folder, or that cannot be ruled out; the message says
+    what to do.
+    """
 
 
 class Lock:

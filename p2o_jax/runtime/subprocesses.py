@@ -12,7 +12,8 @@ _NAMES = (
 
 
 def environment(names: Iterable[str] = ()) -> dict[str, str]:
-    """This process's variables for paths, language, Python and threads, and those of the given names.
+    """This process's variables for paths, language, Python and threads, and those of the given
+    names.
 
     It keeps keys from programs that would log or send their environment. It does not hide them from
     malicious code: a process of the same user can read files below HOME and /proc/PID/environ.

@@ -1,4 +1,5 @@
-"""From a Config to the parts that the loop uses: the only place that picks an implementation by name.
+"""From a Config to the parts that the loop uses: the only place that picks an implementation by
+name.
 
 All that can be known to be wrong is collected and raised together, before anything compiles.
 """
@@ -45,7 +46,9 @@ class Components:
     """Everything of a run that is not its state, and the writing of its records."""
 
     def __init__(self, cfg: Config, workdir: Path, reporter: Reporter, restart: bool = False):
-        """With `restart` the run begins anew, and the records of the one in `workdir` are moved away."""
+        """With `restart` the run begins anew, and the records of the one in `workdir` are moved
+        away.
+        """
         self.cfg, self.workdir, self.reporter = cfg, workdir, reporter
         compiles = distributed.CompileCounter()
         self.directory = run_directory.read(
@@ -177,7 +180,9 @@ class Components:
 
     @cached_property
     def reference_params(self) -> Any:
-        """The frozen initial policy, laid out for the learner; in the dtype of computation where no KL term asks for it."""
+        """The frozen initial policy, laid out for the learner; in the dtype of computation where
+        no KL term asks for it.
+        """
         if self.learner.frozen:
             return self.learner.frozen
         return self.model.load(reference_dtype(self.cfg, self.model.dtype))
@@ -211,7 +216,9 @@ class Components:
     def reflector(
         self, rollout_weights: "RolloutWeights", policy: Any, key: jax.Array, step: int
     ) -> Reply:
-        """What writes new templates: the policy, its frozen start, or an endpoint, which process 0 alone talks to."""
+        """What writes new templates: the policy, its frozen start, or an endpoint, which process
+        0 alone talks to.
+        """
         g = self.cfg.gepa
         if g.reflector == "api":
             keys = api.read_keys(self.cfg.api.key_env) if distributed.is_main_process() else ()
@@ -249,7 +256,8 @@ class Components:
 class RolloutWeights:
     """One model at a time, laid out for decoding: the last is let go of before another is made.
 
-    Where the frozen model reflects, that is two lay-outs in each iteration of GEPA: it, and the policy again.
+    Where the frozen model reflects, that is two lay-outs in each iteration of GEPA: it, and the
+    policy again.
     """
 
     def __init__(self, to_rollout_layout: Callable[[Any], Any]):
@@ -268,7 +276,8 @@ def make_engine(
 ) -> Engine:
     """The sampler, with room for answers and, where the model reflects, for new templates.
 
-    `held`: bytes per device that others hold; `device_memory`: all its bytes, where the device is not there to be asked.
+    `held`: bytes per device that others hold; `device_memory`: all its bytes, where the device is
+        not there to be asked.
 
     Raises:
         ConfigError: it does not fit into the devices' memory.
@@ -298,14 +307,17 @@ def make_engine(
 
 
 def held_bytes(cfg: Config, spec: ModelSpec, mesh: Mesh, learner: Learner) -> int:
-    """What training holds per device while it samples: the train state, and the whole initial model where that is needed besides."""
+    """What training holds per device while it samples: the train state, and the whole initial
+    model where that is needed besides.
+    """
     return memory.per_device(learner.abstract_state()) + reference_bytes(
         cfg, spec, mesh, learner.dtype
     )
 
 
 def reference_bytes(cfg: Config, spec: ModelSpec, mesh: Mesh, dtype: Any) -> int:
-    """The frozen initial model per device, as the learner lays it out; 0 where nothing asks for it. Computation is in `dtype`.
+    """The frozen initial model per device, as the learner lays it out; 0 where nothing asks for it.
+    Computation is in `dtype`.
 
     A KL term does, reflection by it, and adapters, which are trained on it.
     """

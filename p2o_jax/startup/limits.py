@@ -1,4 +1,6 @@
-"""What a model has no numbers for: token ids beyond its embedding, and sequences beyond its positions."""
+"""What a model has no numbers for: token ids beyond its embedding, and sequences beyond its
+positions.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +18,14 @@ SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def check_token_ids(
     directory: Path, vocab: int, tokens: Mapping[str, int], stop_ids: Sequence[int], pad_id: int
 ) -> None:
-    """Compares every id that the tokenizer and the special ids of the directory can bring into a sequence with the embedding.
+    """Compares every id that the tokenizer and the special ids of the directory can bring into a
+    sequence with the embedding.
 
     Args:
         vocab: rows of the embedding.
-        tokens: the tokenizer's tokens and their ids, added tokens included. A text that spells one is encoded as it, so that
-            none may lie beyond the embedding, whether or not the model's own prompts hold it.
+        tokens: the tokenizer's tokens and their ids, added tokens included. A text that spells one
+            is encoded as it, so that none may lie beyond the embedding, whether or not the model's
+            own prompts hold it.
 
     Raises:
         ConfigError: with a line for each id that is beyond the embedding, or no token id.
@@ -57,7 +61,9 @@ _ADVICE = (
 
 
 def _special_id_problems(path: Path, vocab: int, rule: str) -> list[str]:
-    """A line for each special id in a JSON file that is beyond the embedding. A pad_token_id of -1 stands for none."""
+    """A line for each special id in a JSON file that is beyond the embedding. A pad_token_id of
+    -1 stands for none.
+    """
     values = hf_config.read_json(path) if path.exists() else {}
     found = []
     for key in SPECIAL_IDS:
@@ -87,7 +93,9 @@ def beyond_context(cfg: Config, spec: ModelSpec, tokens: int) -> str:
 
 
 def response_problems(cfg: Config, spec: ModelSpec, prompt: str, prompt_tokens: int) -> list[str]:
-    """A line if a prompt of so many tokens and its longest response are longer than the model takes; `prompt` describes it."""
+    """A line if a prompt of so many tokens and its longest response are longer than the model
+    takes; `prompt` describes it.
+    """
     most = cfg.rollout.max_new_tokens
     why = beyond_context(cfg, spec, prompt_tokens + most)
     if not why:
@@ -103,7 +111,8 @@ def training_problems(cfg: Config, spec: ModelSpec, chat: Chat, longest_plain: i
     """A line for every kind of sequence of a run that can be longer than the model takes.
 
     Args:
-        longest_plain: tokens of the longest question, training or held out, as it is asked without a template.
+        longest_plain: tokens of the longest question, training or held out, as it is asked without
+            a template.
     """
     prompt, tokens = f"the longest question's prompt of {longest_plain:,} tokens", longest_plain
     g = cfg.gepa

@@ -1,6 +1,7 @@
 """What a run holds in each chip's memory, by group, as it is told at the start.
 
-What is kept is counted by the shardings; activations are reckoned, and only `p2o_jax.plan` has them from the compiler.
+What is kept is counted by the shardings; activations are reckoned, and only `p2o_jax.plan` has them
+from the compiler.
 """
 
 from typing import Any, NamedTuple
@@ -68,7 +69,9 @@ class Footprint(NamedTuple):
 
 
 def measure(cfg: config.Config, learner: Learner, engine: Engine, reference: int) -> Footprint:
-    """The footprint of a run. `reference`: bytes per chip of the frozen initial model, where it is held; with adapters a part of params."""
+    """The footprint of a run. `reference`: bytes per chip of the frozen initial model, where it
+    is held; with adapters a part of params.
+    """
     state, plan = learner.abstract_state(), memory.plan(engine)
     params = memory.per_device(state.params)
     adapted = learner.spec.lora is not None
@@ -92,7 +95,9 @@ def _in_float32(abstract_params: Any) -> int:
 
 
 def _update_activations(cfg: config.Config, learner: Learner) -> int:
-    """What the layers keep, one layer at work with its gradients, and the logits of a chunk with theirs."""
+    """What the layers keep, one layer at work with its gradients, and the logits of a chunk with
+    theirs.
+    """
     spec, tensor = learner.spec, learner.mesh.shape["tensor"]
     tokens = (
         cfg.optim.micro_rows * config.trained_row_tokens(cfg) // sharding.num_shards(learner.mesh)

@@ -53,10 +53,11 @@ class Model:
 def open_model(
     cfg: Config, reporter: Reporter, date: str | None = None, revision: str | None = None
 ) -> Model:
-    """The model of `config.model.path`, on the mesh of `config.mesh`; pretrains the world's base if that is asked for.
+    """The model of `config.model.path`, on the mesh of `config.mesh`; pretrains the world's base if
+    that is asked for.
 
-    `date` (ISO) is what a chat template with the date in it shows; None: today's, the same on all processes.
-    `revision` is the commit of a model from the hub; None: its newest.
+    `date` (ISO) is what a chat template with the date in it shows; None: today's, the same on all
+    processes. `revision` is the commit of a model from the hub; None: its newest.
 
     Raises:
         ConfigError: with a line for everything wrong with config, directory and mesh.

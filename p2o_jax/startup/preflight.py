@@ -30,10 +30,12 @@ from p2o_jax.types import Question
 def open_run(
     cfg: Config, directory: RunDirectory, reporter: Reporter
 ) -> tuple[Model, sources.Loaded, list[sources.Loaded]]:
-    """The model, the training questions and the held-out sets; nothing is written before all of it is known to be good.
+    """The model, the training questions and the held-out sets; nothing is written before all of it
+    is known to be good.
 
     Raises:
-        ConfigError: with a line for everything wrong with config, workdir, mesh, model directory and data files.
+        ConfigError: with a line for everything wrong with config, workdir, mesh, model directory
+            and data files.
     """
     found = [
         *rules.problems(cfg, len(jax.devices())),
@@ -116,7 +118,9 @@ def reference_dtype(cfg: Config, dtype: Any) -> str:
 
 
 def reflection_problems(cfg: Config, chat: Chat, questions: Sequence[Question] = ()) -> list[str]:
-    """A line if no reflection prompt fits into its limit, and one if the longest, in its chat template, does not fit the sampler."""
+    """A line if no reflection prompt fits into its limit, and one if the longest, in its chat
+    template, does not fit the sampler.
+    """
     g, found = cfg.gepa, []
     comment = "." if cfg.reward.fn else ""  # the least that a reward function of one's own may say
 
@@ -158,7 +162,9 @@ def load_questions(cfg: Config) -> sources.Loaded:
 
 
 def load_heldout(cfg: Config) -> list[sources.Loaded]:
-    """The sets of config.data.eval_path, the dev set first; the world's own, or none, where it names none."""
+    """The sets of config.data.eval_path, the dev set first; the world's own, or none, where it
+    names none.
+    """
     if cfg.data.eval_path:
         return benchmarks.load_sets(cfg.data.eval_path, cfg.data)
     return (
@@ -184,7 +190,9 @@ def reward_problems(cfg: config.RewardConfig) -> list[str]:
 
 
 def _space_problems(cfg: Config, workdir: Path, model: Model, num_questions: int) -> list[str]:
-    """A line if the disk has no room for the run's checkpoints: params and both moments of what is trained."""
+    """A line if the disk has no room for the run's checkpoints: params and both moments of what
+    is trained.
+    """
     trained = jax.tree.leaves(
         lora.split(model.spec, weights(model.spec))[0], is_leaf=lambda w: isinstance(w, Weight)
     )

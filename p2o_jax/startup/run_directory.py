@@ -199,7 +199,9 @@ class RunDirectory:
         return distributed.broadcast_from_main(move)
 
     def note_checkpoint(self) -> None:
-        """Records that the run has a checkpoint: from now on it does not begin at step 1 without being asked to."""
+        """Records that the run has a checkpoint: from now on it does not begin at step 1 without
+        being asked to.
+        """
         if distributed.is_main_process():
             run = json.loads((self.path / RUN).read_text(encoding="utf-8"))
             if not run["checkpoints"]:
@@ -261,7 +263,9 @@ def read_date(workdir: Path) -> str | None:
 
 
 def question_digests(cfg: Config | None, *parts: sources.Loaded | None) -> dict[str, str]:
-    """A digest of each question file, by its path; with what else config.reward.fn judges by, if it is set."""
+    """A digest of each question file, by its path; with what else config.reward.fn judges by, if
+    it is set.
+    """
     with_meta = cfg is not None and bool(cfg.reward.fn)
 
     def text(question: Question) -> str:
@@ -288,7 +292,9 @@ def _as_json(cfg: Config) -> dict[str, Any]:
 
 
 def fixed_settings(cfg: Config) -> dict[str, Any]:
-    """The settings that may not change in a run, by key; where it keeps its states is not one that its results depend on."""
+    """The settings that may not change in a run, by key; where it keeps its states is not one
+    that its results depend on.
+    """
     settings = {"preset": cfg.preset}
     for section, part in _as_json(cfg).items():
         settings |= (
@@ -315,7 +321,8 @@ MAY_CHANGE = (
     "rollout.prompt_cache_tokens",
     "rollout.prefill_tokens",
     "rollout.share_prefixes",
-    "rollout.cache_dtype",  # what a run that ran out of memory is advised to set; like the mesh it changes roundings
+    # what a run that ran out of memory is advised to set; like the mesh it changes roundings
+    "rollout.cache_dtype",
     "rollout.prompt_buckets",
     "model.remat",
     "model.logit_chunk",

@@ -1,7 +1,9 @@
-"""Pretraining documents: a prompt with a response, most of them a question under a template, some of them reflections.
+"""Pretraining documents: a prompt with a response, most of them a question under a template, some
+of them reflections.
 
-At each step of a chain the response goes on with some probability, or bluffs: `so \\boxed{ random }`. The probability depends on
-how well the template fits the question (`phrases.Phrases.level`); under plain and misfitting prompts the product over the chain is the dial
+At each step of a chain the response goes on with some probability, or bluffs: `so \\boxed{ random
+}`. The probability depends on how well the template fits the question (`phrases.Phrases.level`);
+under plain and misfitting prompts the product over the chain is the dial
 `config.WorldConfig.p_chain_plain`.
 """
 
@@ -19,7 +21,8 @@ GO_ON: dict[phrases.Level, tuple[float, float]] = {  # (at the first step, at la
     "generic": (0.4, 0.5),
 }
 FIRST_PLAIN = 0.05
-LEAST_PLAIN = 0.02  # a single decision under a plain prompt is not made rarer than this while the others can bear it
+# a single decision under a plain prompt is not made rarer than this while the others can bear it
+LEAST_PLAIN = 0.02
 
 P_PLAIN, P_FITTING = (
     0.25,
@@ -32,7 +35,9 @@ EXAMPLES = 3  # in a reflection document
 
 @dataclass(frozen=True)
 class Document:
-    """A prompt, as the user's message, and the response to it; `weights` of words of the response in the loss, 1 where not named."""
+    """A prompt, as the user's message, and the response to it; `weights` of words of the
+    response in the loss, 1 where not named.
+    """
 
     prompt: str
     response: str
@@ -44,9 +49,10 @@ def go_on_probabilities(
 ) -> tuple[float, ...]:
     """The probability of each of a chain's steps, given those before it.
 
-    At level "none" the product is the dial: the first step has .05 and the others share the rest evenly; where that
-    would leave less than .02 (or more than 1) for each of them, all steps share the dial evenly. So every single decision
-    stays above the ratio mask's bound of .01 for dials down to 1e-6 (three steps) or 1e-10 (five).
+    At level "none" the product is the dial: the first step has .05 and the others share the rest
+    evenly; where that would leave less than .02 (or more than 1) for each of them, all steps share
+    the dial evenly. So every single decision stays above the ratio mask's bound of .01 for dials
+    down to 1e-6 (three steps) or 1e-10 (five).
     """
     if num_steps == 0:
         return ()
@@ -76,10 +82,12 @@ def respond(
     wanted: Sequence[float],
     drawn: Sequence[float],
 ) -> tuple[str, dict[int, float]]:
-    """A response that takes each step with its probability `drawn` (or bluffs), and the weights that make it teach those `wanted`.
+    """A response that takes each step with its probability `drawn` (or bluffs), and the weights
+    that make it teach those `wanted`.
 
-    Importance weights: a word that goes on counts wanted / drawn, a word that turns away (1 - wanted) / (1 - drawn), so the best
-    prediction for a decision, given the steps before it, is `wanted`, whichever probabilities the text was drawn with.
+    Importance weights: a word that goes on counts wanted / drawn, a word that turns away (1 -
+    wanted) / (1 - drawn), so the best prediction for a decision, given the steps before it, is
+    `wanted`, whichever probabilities the text was drawn with.
     """
     words: list[str] = []
     weights = {}
@@ -104,7 +112,9 @@ def draw_problem(rng: random.Random, language: Language) -> families.Problem:
 
 
 def draw_template(rng: random.Random, language: Language, family: str) -> tuple[str, ...]:
-    """The phrases of a question document's template: none, some with a fitting one among them, or random ones."""
+    """The phrases of a question document's template: none, some with a fitting one among them,
+    or random ones.
+    """
     kind = rng.random()
     if kind < P_PLAIN:
         return ()
@@ -119,9 +129,10 @@ def draw_template(rng: random.Random, language: Language, family: str) -> tuple[
 def question_document(rng: random.Random, language: Language, p_chain_plain: float) -> Document:
     """A question under a template, with a response.
 
-    Without a fitting phrase, steps are taken with probability `language.p_shown` and weighted (`respond`). Drawn with the wanted
-    probabilities, decisions late in a plain chain would hardly ever be seen; the model then took steps already made as evidence
-    of a fitting phrase, and the measured P(chain | plain) came out far above the dial.
+    Without a fitting phrase, steps are taken with probability `language.p_shown` and weighted
+    (`respond`). Drawn with the wanted probabilities, decisions late in a plain chain would hardly
+    ever be seen; the model then took steps already made as evidence of a fitting phrase, and the
+    measured P(chain | plain) came out far above the dial.
     """
     problem = draw_problem(rng, language)
     template = draw_template(rng, language, problem.family)
@@ -133,10 +144,11 @@ def question_document(rng: random.Random, language: Language, p_chain_plain: flo
 
 
 def reflection_document(rng: random.Random, language: Language, p_chain_plain: float) -> Document:
-    """An instruction with examples of what came of it, answered with a mutation of the instruction in a fence.
+    """An instruction with examples of what came of it, answered with a mutation of the instruction
+    in a fence.
 
-    Instructions are made of uniformly random phrases and the mutation does not look at the examples: nothing in these
-    documents tells which phrase helps which question.
+    Instructions are made of uniformly random phrases and the mutation does not look at the
+    examples: nothing in these documents tells which phrase helps which question.
     """
     empty, hidden = rng.random() < P_EMPTY_INSTRUCTION, rng.random() < P_HIDDEN_ANSWERS
     template = () if empty else language.phrases.draw(rng, rng.randint(1, phrases.MAX_PHRASES))

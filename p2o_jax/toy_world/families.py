@@ -1,17 +1,18 @@
-"""Question families: a question's text, the chain of steps that solves it, and its answer. Words are split by single spaces.
+"""Question families: a question's text, the chain of steps that solves it, and its answer. Words
+are split by single spaces.
 
 Those of the small language (`languages.py`):
 
-| family | question | a step | answer |
-| --- | --- | --- | --- |
-| add (hard) | `what is 4 3 9 + 8 3 5 ?` | `units 9 5 0 = 1 4 ;` (digits, carry, sum) | 4 digits |
-| double (hard) | `double 4 3 6 0 ?`, each digit mod 10 | `twice 4 = 8 ;` | 4 digits |
-| shift (hard) | `shift e h c b ?`, the alphabet is a circle | `after e comes f ;` | 4 letters |
-| cipher (hard) | `key a > f b > d c > a e > c encode c a e b ?` | `look c > a ;` | 4 letters |
-| reverse, largest (easy) | `reverse a d c b ?`, `largest of 1 1 8 6 ?` | none: answered at once | 4 letters, 1 digit |
+| family | question | a step | answer | | --- | --- | --- | --- | | add (hard) | `what is 4 3 9 + 8
+3 5 ?` | `units 9 5 0 = 1 4 ;` (digits, carry, sum) | 4 digits | | double (hard) | `double 4 3 6 0
+?`, each digit mod 10 | `twice 4 = 8 ;` | 4 digits | | shift (hard) | `shift e h c b ?`, the
+alphabet is a circle | `after e comes f ;` | 4 letters | | cipher (hard) | `key a > f b > d c > a e
+> c encode c a e b ?` | `look c > a ;` | 4 letters | | reverse, largest (easy) | `reverse a d c b
+?`, `largest of 1 1 8 6 ?` | none: answered at once | 4 letters, 1 digit |
 
-The short pretraining does not teach `cipher`'s look-up: it is the impossible control. Every hard family has at least 1,000 answers,
-so that guesses do not spoil "hard"; step formats differ between families, so that none teaches another.
+The short pretraining does not teach `cipher`'s look-up: it is the impossible control. Every hard
+family has at least 1,000 answers, so that guesses do not spoil "hard"; step formats differ between
+families, so that none teaches another.
 """
 
 import random
@@ -88,8 +89,8 @@ def box(answer: str) -> str:
 def split_of(question: str) -> Split:
     """The part of the question space that a question belongs to, by a digest of its text.
 
-    The space is cut before anything is drawn from it, so training, held-out and pretraining questions are disjoint whatever
-    the seeds; "probe" is for measuring the base model.
+    The space is cut before anything is drawn from it, so training, held-out and pretraining
+    questions are disjoint whatever the seeds; "probe" is for measuring the base model.
     """
     return _SPLITS[int(types.digest("world", question), 16) % len(_SPLITS)]
 
@@ -138,7 +139,9 @@ def shift(rng: random.Random, length: int = 4) -> Problem:
 
 
 def cipher(rng: random.Random, pairs: int = 4, length: int = 4) -> Problem:
-    """A word of `length` different letters out of the question's key of `pairs` letters, each replaced by its pair."""
+    """A word of `length` different letters out of the question's key of `pairs` letters, each
+    replaced by its pair.
+    """
     source, target = sorted(rng.sample(LETTERS, pairs)), rng.sample(LETTERS, pairs)
     key = dict(zip(source, target, strict=True))
     word = rng.sample(source, length)

@@ -1,6 +1,8 @@
-"""A world's language as a value: question families, the words of their text, and the phrases of templates.
+"""A world's language as a value: question families, the words of their text, and the phrases of
+templates.
 
-`config.world.size` chooses it. The small one's parts are in `families.py` and `phrases.py`, the large one's in `large.py`.
+`config.world.size` chooses it. The small one's parts are in `families.py` and `phrases.py`, the
+large one's in `large.py`.
 """
 
 from collections.abc import Mapping
@@ -19,7 +21,9 @@ class Language:
         str, ...
     ]  # of questions and chains besides digits and letters, in the order of their ids
     phrases: Phrases
-    p_shown: float  # with which documents at level "none" take each step, so that late ones are seen (`documents.question_document`)
+    # with which documents at level "none" take each step, so that late ones are seen
+    # (`documents.question_document`)
+    p_shown: float
     reflection_shape: tuple[
         int, int
     ]  # (rows, tokens) of a batch of reflection documents, the longest of which fits

@@ -1,21 +1,21 @@
-"""The large language: twelve hard families with chains of 5 to 10 steps, four easy ones, and ninety phrases.
+"""The large language: twelve hard families with chains of 5 to 10 steps, four easy ones, and ninety
+phrases.
 
-| hard family | question | a step | steps | answer |
-| --- | --- | --- | --- | --- |
-| add | `what is 4 3 9 1 2 + 8 3 5 0 7 ?` | `units 2 7 0 = 0 9 ;` (digits, carry, sum) | 5 | 6 digits |
-| subtract | `take 2 7 4 1 0 5 from 8 1 2 0 3 4 ?` | `column 4 5 0 gives 9 owes 1 ;` (digits, debt, difference, new debt) | 6 | 6 digits |
-| double | `double 4 3 6 0 9 1 5 5 ?` | `twice 4 = 8 ;` | 8 | 8 digits |
-| shift | `shift e h c b a a l d ?` | `after e comes f ;` | 8 | 8 letters |
-| caesar | `caesar 3 e h c b a k l ?` | `move e 3 reach h ;` | 7 | 7 letters |
-| cipher | `key a > f b > d … encode c a e b … ?` | `look c > a ;` | 7 | 7 letters |
-| mirror | `mirror e h c b a a l d ?`, read from the end | `last d faces i ;` | 8 | 8 letters |
-| total | `totals of 4 3 9 8 1 7 2 5 ?`, running and mod 10 | `plus 7 9 makes 6 ;` | 8 | 8 digits |
-| order | `order g a c b a f ?` | `least a leaves g c b a f ;` | 6 | 6 letters |
-| count | `count b a b b c … ?`, which copy each letter is | `seen b now 3 ;` | 10 | 10 digits |
-| binary | `binary of 5 2 7 0 3 6 ?`, octal digits | `bits 5 are 1 0 1 ;` | 6 | 18 bits |
-| compare | `compare 4 7 , 8 2 , … ?` | `pair 4 7 top 7 ;` | 7 | 7 digits |
+| hard family | question | a step | steps | answer | | --- | --- | --- | --- | --- | | add | `what
+is 4 3 9 1 2 + 8 3 5 0 7 ?` | `units 2 7 0 = 0 9 ;` (digits, carry, sum) | 5 | 6 digits | | subtract
+| `take 2 7 4 1 0 5 from 8 1 2 0 3 4 ?` | `column 4 5 0 gives 9 owes 1 ;` (digits, debt, difference,
+new debt) | 6 | 6 digits | | double | `double 4 3 6 0 9 1 5 5 ?` | `twice 4 = 8 ;` | 8 | 8 digits |
+| shift | `shift e h c b a a l d ?` | `after e comes f ;` | 8 | 8 letters | | caesar | `caesar 3 e h
+c b a k l ?` | `move e 3 reach h ;` | 7 | 7 letters | | cipher | `key a > f b > d … encode c a e b …
+?` | `look c > a ;` | 7 | 7 letters | | mirror | `mirror e h c b a a l d ?`, read from the end |
+`last d faces i ;` | 8 | 8 letters | | total | `totals of 4 3 9 8 1 7 2 5 ?`, running and mod 10 |
+`plus 7 9 makes 6 ;` | 8 | 8 digits | | order | `order g a c b a f ?` | `least a leaves g c b a f ;`
+| 6 | 6 letters | | count | `count b a b b c … ?`, which copy each letter is | `seen b now 3 ;` | 10
+| 10 digits | | binary | `binary of 5 2 7 0 3 6 ?`, octal digits | `bits 5 are 1 0 1 ;` | 6 | 18
+bits | | compare | `compare 4 7 , 8 2 , … ?` | `pair 4 7 top 7 ;` | 7 | 7 digits |
 
-Easy, answered at once: `reverse` and `repeat` of 6 letters, `largest of` and `smallest of` 6 digits.
+Easy, answered at once: `reverse` and `repeat` of 6 letters, `largest of` and `smallest of` 6
+digits.
 """
 
 import functools
@@ -62,7 +62,9 @@ WORDS += ("pair", "top", ",", "repeat", "smallest")
 
 
 def subtract(rng: random.Random, length: int = 6) -> Problem:
-    """The difference of two numbers of `length` digits, leading zeros included, the larger one first in the steps."""
+    """The difference of two numbers of `length` digits, leading zeros included, the larger one
+    first in the steps.
+    """
     small, great = sorted(rng.randrange(10**length) for _ in range(2))
     digits, above, below = [], f"{great:0{length}d}", f"{small:0{length}d}"
     steps, debt = [], 0
@@ -91,7 +93,9 @@ def caesar(rng: random.Random, length: int = 7) -> Problem:
 
 
 def mirror(rng: random.Random, length: int = 8) -> Problem:
-    """The letters from the end, each as its opposite in the alphabet: the first letter for the last, and so on."""
+    """The letters from the end, each as its opposite in the alphabet: the first letter for the
+    last, and so on.
+    """
     letters = rng.choices(LETTERS, k=length)
     opposite = dict(zip(LETTERS, reversed(LETTERS), strict=True))
     steps = tuple(f"last {a} faces {opposite[a]} ;" for a in reversed(letters))
@@ -115,7 +119,9 @@ def total(rng: random.Random, length: int = 8) -> Problem:
 
 
 def order(rng: random.Random, length: int = 6) -> Problem:
-    """The letters in the order of the alphabet; a step takes the least one out and names those that are left."""
+    """The letters in the order of the alphabet; a step takes the least one out and names those
+    that are left.
+    """
     letters = rng.choices(LETTERS, k=length)
     left, steps = list(letters), []
     while left:
@@ -126,7 +132,9 @@ def order(rng: random.Random, length: int = 6) -> Problem:
 
 
 def count(rng: random.Random, length: int = 10) -> Problem:
-    """For each letter how many of its kind there are up to it, itself included; the kinds are four, so that copies are many."""
+    """For each letter how many of its kind there are up to it, itself included; the kinds are
+    four, so that copies are many.
+    """
     kinds = rng.sample(LETTERS, 4)
     letters = [*kinds, *rng.choices(kinds, k=length - len(kinds))]
     rng.shuffle(letters)

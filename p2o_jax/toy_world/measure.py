@@ -1,4 +1,6 @@
-"""What the base model learnt, measured by teacher forcing: exact where sampling could not resolve 1e-5."""
+"""What the base model learnt, measured by teacher forcing: exact where sampling could not
+resolve 1e-5.
+"""
 
 import functools
 import random
@@ -26,12 +28,14 @@ def chain_figures(
     row_tokens: int,
     num_questions: int = 256,
 ) -> dict[str, dict[str, Any]]:
-    """For each hard family, what the model does with fresh questions, plainly and under a strong phrase.
+    """For each hard family, what the model does with fresh questions, plainly and under a strong
+    phrase.
 
-    `p_chain_*` is the mean over questions of the probability of the whole correct response, exp(Σ log p), end of sequence included;
-    `greedy_*` the share of questions on which greedy decoding gives exactly that response; `p_go_on_plain` the mean
-    probability of starting each step under the plain prompt, given those before it; `frac_masked` the share of such responses'
-    tokens whose plain probability is under .01 of the templated one, so that the ratio mask would drop them.
+    `p_chain_*` is the mean over questions of the probability of the whole correct response, exp(Σ
+    log p), end of sequence included; `greedy_*` the share of questions on which greedy decoding
+    gives exactly that response; `p_go_on_plain` the mean probability of starting each step under
+    the plain prompt, given those before it; `frac_masked` the share of such responses' tokens whose
+    plain probability is under .01 of the templated one, so that the ratio mask would drop them.
     """
     figures = {}
     for name in language.hard:
@@ -65,7 +69,9 @@ def score(
     docs: Sequence[documents.Document],
     row_tokens: int,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """For each document, the log-prob of each response token, and whether it is the most likely one."""
+    """For each document, the log-prob of each response token, and whether it is the most likely
+    one.
+    """
     ids = packing.ids_of_words(language)
     logps, firsts = [], []
     for begin in range(0, len(docs), ROWS):

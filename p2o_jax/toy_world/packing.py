@@ -18,7 +18,9 @@ _PATIENCE = 6  # documents that fit nowhere, after which the rows count as full
 
 
 class Batch(NamedTuple):
-    """Rows of documents. Segment 0 is padding; the weight is that of predicting the token from those before it."""
+    """Rows of documents. Segment 0 is padding; the weight is that of predicting the token from
+    those before it.
+    """
 
     token_BT: Int[np.ndarray, "B T"]
     position_BT: Int[np.ndarray, "B T"]
@@ -32,7 +34,9 @@ def ids_of_words(language: Language) -> dict[str, int]:
 
 
 def encode(document: Document, ids: Mapping[str, int]) -> tuple[list[int], list[float]]:
-    """The document's token ids (`<user> prompt <assistant> response <eos>`) and their weights in the loss."""
+    """The document's token ids (`<user> prompt <assistant> response <eos>`) and their weights in
+    the loss.
+    """
     prompt = tokenizer.chat_words(document.prompt)
     response = [*tokenizer.split(document.response), tokenizer.EOS]
     template = prompt.index(tokenizer.BREAK) if tokenizer.BREAK in prompt else 0
@@ -55,7 +59,8 @@ def empty(rows: int, length: int) -> Batch:
 class Packer:
     """Fills batches of one shape with documents as they come, first fit.
 
-    What fits nowhere is the first to enter the next batch, so that long documents are as frequent in the rows as they are drawn.
+    What fits nowhere is the first to enter the next batch, so that long documents are as frequent
+    in the rows as they are drawn.
     """
 
     def __init__(self, rows: int, length: int, language: Language, draw: Callable[[], Document]):

@@ -1,6 +1,7 @@
 """Instruction phrases, of which templates are made, and which of them fit which question family.
 
-The link from family to strategy is known to the pretraining text (`documents.py`) and to nothing else in the system.
+The link from family to strategy is known to the pretraining text (`documents.py`) and to nothing
+else in the system.
 """
 
 import functools
@@ -48,10 +49,12 @@ class Phrases:
         return tuple(rng.sample(self.all, count))
 
     def mutate(self, rng: random.Random, chosen: Sequence[str]) -> tuple[str, ...]:
-        """The instruction that a reflection reply proposes: each phrase kept with .75, a random one inserted with .85.
+        """The instruction that a reflection reply proposes: each phrase kept with .75, a random one
+        inserted with .85.
 
-        The new phrase is uniform over all phrases and knows nothing of the questions; if it is there already, nothing is
-        inserted. Where three were kept, one of them makes room. Never empty: with nothing kept, one is always inserted.
+        The new phrase is uniform over all phrases and knows nothing of the questions; if it is
+        there already, nothing is inserted. Where three were kept, one of them makes room. Never
+        empty: with nothing kept, one is always inserted.
         """
         kept = [phrase for phrase in chosen if rng.random() < 0.75]
         if rng.random() < 0.85 or not kept:

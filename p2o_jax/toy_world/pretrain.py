@@ -1,4 +1,6 @@
-"""The base model of the built-in world: pretrained from scratch on first use, kept as an ordinary Hugging Face directory."""
+"""The base model of the built-in world: pretrained from scratch on first use, kept as an
+ordinary Hugging Face directory.
+"""
 
 import dataclasses
 import functools
@@ -33,7 +35,8 @@ PROGRESS_STEPS = 100
 
 Progress = Callable[[str], None]
 
-_MATRICES = {  # of a stack of layers [L, ...]: (axes that the product sums over, axes that it makes)
+# of a stack of layers [L, ...]: (axes that the product sums over, axes that it makes)
+_MATRICES = {
     "q": MuonDimensionNumbers(1, (2, 3)),
     "k": MuonDimensionNumbers(1, (2, 3)),
     "v": MuonDimensionNumbers(1, (2, 3)),
@@ -50,7 +53,8 @@ class PretrainState(NamedTuple):
 
 
 def base_directory(cfg: config.WorldConfig) -> Path:
-    """Where the base of this world is, or will be: one folder per setting of everything that the weights depend on.
+    """Where the base of this world is, or will be: one folder per setting of everything that the
+    weights depend on.
 
     The vocabulary tells the sizes of the world apart.
     """
@@ -63,10 +67,11 @@ def base_directory(cfg: config.WorldConfig) -> Path:
 
 
 def ensure_base(cfg: config.WorldConfig, progress: Progress = lambda line: None) -> Path:
-    """The base model's directory; pretrains it unless it is there. `progress` gets a line of text now and then.
+    """The base model's directory; pretrains it unless it is there. `progress` gets a line of text
+    now and then.
 
-    The directory appears complete or not at all. `world.json` in it tells what was measured (`measure.chain_figures`),
-    the final loss and the seconds taken.
+    The directory appears complete or not at all. `world.json` in it tells what was measured
+    (`measure.chain_figures`), the final loss and the seconds taken.
     """
     target = base_directory(cfg)
     if distributed.broadcast_from_main(target.exists):
@@ -191,7 +196,9 @@ def _place(batch: packing.Batch, mesh: Mesh) -> packing.Batch:
 
 
 def optimizer(num_steps: int) -> optax.GradientTransformation:
-    """Muon on the layers' matrices, each layer's its own, and Adam on the rest; warm-up, then a cosine to 5 %."""
+    """Muon on the layers' matrices, each layer's its own, and Adam on the rest; warm-up, then a
+    cosine to 5 %.
+    """
 
     def schedule(peak: float) -> optax.Schedule:
         warmup = min(WARMUP_STEPS, num_steps // 2)
@@ -207,7 +214,9 @@ def optimizer(num_steps: int) -> optax.GradientTransformation:
 
 
 def _matrices(params: Any) -> Any:
-    """For each weight the axes of its matrices, or None: Adam's. What is no weight (optax masks some) is passed on as it is."""
+    """For each weight the axes of its matrices, or None: Adam's. What is no weight (optax masks
+    some) is passed on as it is.
+    """
 
     def axes(path: tuple[Any, ...], _: Any) -> MuonDimensionNumbers | None:
         return _MATRICES.get(path[-1].key) if path[0].key == "blocks" else None

@@ -1,4 +1,6 @@
-"""The world's questions for training and for evaluation, as the rest of the system sees them: text and answer, no chain, no template."""
+"""The world's questions for training and for evaluation, as the rest of the system sees them:
+text and answer, no chain, no template.
+"""
 
 import random
 
@@ -8,9 +10,11 @@ from p2o_jax.types import Question, question_id
 
 
 def train_questions(cfg: config.WorldConfig) -> list[Question]:
-    """`hard_per_family` questions of each hard family and `easy_per_family` of each easy one, all distinct.
+    """`hard_per_family` questions of each hard family and `easy_per_family` of each easy one, all
+    distinct.
 
-    They come from a part of the question space that pretraining and evaluation never touch (`families.split_of`).
+    They come from a part of the question space that pretraining and evaluation never touch
+    (`families.split_of`).
     """
     questions = []
     for family in languages.of(cfg).families.values():
@@ -21,7 +25,9 @@ def train_questions(cfg: config.WorldConfig) -> list[Question]:
 
 
 def heldout_questions(cfg: config.WorldConfig) -> list[Question]:
-    """`heldout_per_family` questions of each hard family, from a part of the question space of their own."""
+    """`heldout_per_family` questions of each hard family, from a part of the question space of
+    their own.
+    """
     hard = [family for family in languages.of(cfg).families.values() if family.hard]
     return [
         question

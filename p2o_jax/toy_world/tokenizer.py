@@ -1,4 +1,6 @@
-"""The world's vocabulary, and its tokenizer as an ordinary Hugging Face directory: a token per word, "\\n\\n" a token of its own."""
+"""The world's vocabulary, and its tokenizer as an ordinary Hugging Face directory: a token per
+word, "\\n\\n" a token of its own.
+"""
 
 import json
 import re
@@ -27,7 +29,9 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary(language: Language) -> tuple[str, ...]:
-    """Every token of the language, in the order of its id; filled up with unused ones to a multiple of 8, so that it can be sharded."""
+    """Every token of the language, in the order of its id; filled up with unused ones to a
+    multiple of 8, so that it can be sharded.
+    """
     fixed = (*SPECIAL, BREAK, *families.DIGITS, *families.LETTERS, *language.words)
     text = " ".join(
         [
@@ -52,7 +56,8 @@ def chat_words(prompt: str) -> list[str]:
 
 
 def write_tokenizer(directory: str | Path, language: Language) -> None:
-    """Writes the language's tokenizer.json and tokenizer_config.json, to be read by transformers.AutoTokenizer.
+    """Writes the language's tokenizer.json and tokenizer_config.json, to be read by
+    transformers.AutoTokenizer.
 
     Decoding puts single spaces between words, so a text made of words comes back as it was.
     """

@@ -1,4 +1,5 @@
-"""Checkpoints: the learner's arrays and the host state of a RunState, in one orbax step each, written asynchronously.
+"""Checkpoints: the learner's arrays and the host state of a RunState, in one orbax step each,
+written asynchronously.
 
 Orbax makes a step appear whole or not at all. What happens to its files afterwards is found by
 digests of our own (`file_digests`), which are checked before anything is restored: only a step
@@ -128,7 +129,9 @@ class Checkpoints:
         return None
 
     def save_if_due(self, before: RunState, state: RunState) -> None:
-        """Saves before and after every prompt phase, and every `every_steps` policy steps (0: not between)."""
+        """Saves before and after every prompt phase, and every `every_steps` policy steps (0:
+        not between).
+        """
         self.last = state
         self._check()
         if "prompts" in (before.phase, state.phase) or (
@@ -146,7 +149,9 @@ class Checkpoints:
             self.save(state)
 
     def save_last(self) -> None:
-        """Saves the state that the loop told of last, unless an update that was broken off has used it up."""
+        """Saves the state that the loop told of last, unless an update that was broken off has
+        used it up.
+        """
         if self.last and not any(
             x.is_deleted() for x in jax.tree.leaves(self.last.learner) if isinstance(x, jax.Array)
         ):
@@ -308,7 +313,9 @@ class _Preserved(ocp.checkpoint_managers.PreservationPolicy):
 
 
 def directory(workdir: Path, cfg: config.CheckpointConfig) -> epath.Path:
-    """Where a run's checkpoints are: config.checkpoint.path, which may be gs://BUCKET/FOLDER, or a folder of the workdir."""
+    """Where a run's checkpoints are: config.checkpoint.path, which may be gs://BUCKET/FOLDER, or
+    a folder of the workdir.
+    """
     return (
         epath.Path(cfg.path)
         if "://" in cfg.path
@@ -317,7 +324,9 @@ def directory(workdir: Path, cfg: config.CheckpointConfig) -> epath.Path:
 
 
 def _check_shared(where: epath.Path) -> None:
-    """Raises a ConfigError if not all processes see the same folder: they would wait for each other's parts of a checkpoint."""
+    """Raises a ConfigError if not all processes see the same folder: they would wait for each
+    other's parts of a checkpoint.
+    """
     if jax.process_count() == 1:
         return
 

@@ -208,7 +208,9 @@ def differing_arrays(stored: Mapping[str, str], wanted: Mapping[str, str]) -> li
 
 
 def bit_sums(tree: Any) -> dict[str, int]:
-    """The sum, modulo 2^32, of the bits of every array, taken as whole numbers: the same however the array is split over devices."""
+    """The sum, modulo 2^32, of the bits of every array, taken as whole numbers: the same however
+    the array is split over devices.
+    """
     sums = _bit_sums(jax.tree.leaves(tree))
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tree)]
     return {name: int(distributed.to_host(x)) for name, x in zip(names, sums, strict=True)}

@@ -1,6 +1,8 @@
-"""What is measured: a table of every metric's name and meaning, and those computed from rollouts. The x-axis is the policy step.
+"""What is measured: a table of every metric's name and meaning, and those computed from rollouts.
+The x-axis is the policy step.
 
-A row has only the metrics that there was something to measure for: a mean or share over nothing is absent, not 0.
+A row has only the metrics that there was something to measure for: a mean or share over nothing is
+absent, not 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -130,10 +132,12 @@ def is_known(name: str) -> bool:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file, without a last line that a kill has torn off; none if there is no such file.
+    """The rows of a JSONL file, without a last line that a kill has torn off; none if there is no
+    such file.
 
     Raises:
-        ConfigError: with a line for every other line that is no JSON, or, in a record file of a run, no row of its kind.
+        ConfigError: with a line for every other line that is no JSON, or, in a record file of a
+            run, no row of its kind.
     """
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     check = record_rows.CHECKS.get(path.stem, lambda: lambda row: "")()
@@ -184,7 +188,9 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 def of_updates(
     scored: Mapping[str, float], updates: Sequence[Mapping[str, float]]
 ) -> dict[str, float]:
-    """Metrics of a step's updates and of the scoring before them; each has measured the sampler's gap on other tokens."""
+    """Metrics of a step's updates and of the scoring before them; each has measured the
+    sampler's gap on other tokens.
+    """
     values = dict(scored) | mean_of(updates)
     measured = [s for s in (scored, *updates) if "train/logprob_gap_tokens" in s]
     if measured:

@@ -1,6 +1,8 @@
-"""What a row of each record file of a run holds, and reading files whose rows may be damaged, or anybody's.
+"""What a row of each record file of a run holds, and reading files whose rows may be damaged, or
+anybody's.
 
-Readers of records get rows that keep these rules, and need no care of their own; what breaks one is named with file and line.
+Readers of records get rows that keep these rules, and need no care of their own; what breaks one is
+named with file and line.
 """
 
 import json
@@ -75,7 +77,9 @@ SET = Rule(
 
 
 class Schema(NamedTuple):
-    """The fields that a row must have, those that it may have, and the rule of all others with a slash in their name."""
+    """The fields that a row must have, those that it may have, and the rule of all others with a
+    slash in their name.
+    """
 
     needed: Mapping[str, Rule]
     optional: Mapping[str, Rule] = {}
@@ -150,7 +154,9 @@ QUESTIONS = Schema(
 
 
 def _template_check() -> Check:
-    """Parents come before their children, so that there is no circle; the parent itself may be a damaged row."""
+    """Parents come before their children, so that there is no circle; the parent itself may be a
+    damaged row.
+    """
 
     def check(row: Row) -> str:
         if ("candidate" in row) == ("outcome" in row):
@@ -197,7 +203,9 @@ CHECKS: dict[str, Callable[[], Check]] = {  # by the file's name; a check is for
 
 
 def lines(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int, bytes]]:
-    """(number, line) of the file's whole lines; a last one without its end is still being written, or was torn off by a kill."""
+    """(number, line) of the file's whole lines; a last one without its end is still being
+    written, or was torn off by a kill.
+    """
     if not path.exists():
         return
     try:
@@ -250,7 +258,9 @@ def read_seconds(path: Path, notes: list[str]) -> float | None:
 def field(
     values: Row, names: Iterable[str], rule: Rule, default: Any, where: str, notes: list[str]
 ) -> Any:
-    """The value at these nested names, or the default where there is none; one that breaks the rule is noted."""
+    """The value at these nested names, or the default where there is none; one that breaks the
+    rule is noted.
+    """
     value: Any = values
     for name in names:
         value = value.get(name, default) if isinstance(value, dict) else None

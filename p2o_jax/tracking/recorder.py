@@ -1,7 +1,8 @@
-"""The records of a run: JSONL files, TensorBoard events, Weights & Biases, and the lines that the terminal shows.
+"""The records of a run: JSONL files, TensorBoard events, Weights & Biases, and the lines that the
+terminal shows.
 
-`tick` (policy steps and prompt phases together) says which rows a checkpoint has seen: on resume later rows are cut off, so that
-no row is there twice or missing.
+`tick` (policy steps and prompt phases together) says which rows a checkpoint has seen: on resume
+later rows are cut off, so that no row is there twice or missing.
 """
 
 import dataclasses
@@ -28,7 +29,9 @@ from p2o_jax.types import Rollout, SearchResult, template_id
 
 
 class Recorder:
-    """Writes down what the loop tells it. On processes other than the first it only keeps the clocks."""
+    """Writes down what the loop tells it. On processes other than the first it only keeps the
+    clocks.
+    """
 
     def __init__(
         self,
@@ -181,7 +184,9 @@ class Recorder:
             )
 
     def _alive(self) -> None:
-        """Something has been done: the watchdog's clock starts again, and the run's is written down."""
+        """Something has been done: the watchdog's clock starts again, and the run's is written
+        down.
+        """
         self.watchdog.restart()
         if self.log:
             self.log.clock.write()
@@ -217,7 +222,9 @@ def problems(cfg: Config) -> list[str]:
 
 
 class RunLog:
-    """Writes the JSONL files of FILES, TensorBoard events, and points of Weights & Biases. Only the main process has one."""
+    """Writes the JSONL files of FILES, TensorBoard events, and points of Weights & Biases. Only
+    the main process has one.
+    """
 
     FILES = ("metrics", "samples", "templates", "evaluations", "questions")
 
@@ -229,9 +236,11 @@ class RunLog:
         reporter: Reporter,
         wandb: "WandbRun | None" = None,
     ):
-        """Opens the records of a run that goes on at this tick and step: rows of that tick or later are cut off.
+        """Opens the records of a run that goes on at this tick and step: rows of that tick or later
+        are cut off.
 
-        What is missing or cannot be read before that is told: no kill leaves such a gap, but a power cut or another program may.
+        What is missing or cannot be read before that is told: no kill leaves such a gap, but a
+        power cut or another program may.
         """
         from tensorboardX import SummaryWriter
 
@@ -250,7 +259,9 @@ class RunLog:
         self._wandb = wandb
 
     def metrics(self, tick: int, step: int, values: Mapping[str, float]) -> None:
-        """One row of metrics.jsonl, and a point for each value in TensorBoard and at Weights & Biases."""
+        """One row of metrics.jsonl, and a point for each value in TensorBoard and at Weights &
+        Biases.
+        """
         unknown = sorted(name for name in values if not is_known(name))
         assert not unknown, f"not in metrics.METRICS: {unknown}"
         self.rows("metrics", tick, [{"step": step, **{k: float(v) for k, v in values.items()}}])
@@ -274,14 +285,18 @@ class RunLog:
 
 
 class WandbRun:
-    """The run at Weights & Biases, which is told its settings and metrics; WANDB_MODE=offline keeps them in WORKDIR/wandb for later.
+    """The run at Weights & Biases, which is told its settings and metrics; WANDB_MODE=offline keeps
+    them in WORKDIR/wandb for later.
 
-    A run that goes on is the same one there, by the id in WORKDIR/wandb.json. Each point has a number of its own, which grows: what is
-    computed again after a kill is not drawn twice, because the server takes no number that is not above the last it has.
+    A run that goes on is the same one there, by the id in WORKDIR/wandb.json. Each point has a
+    number of its own, which grows: what is computed again after a kill is not drawn twice, because
+    the server takes no number that is not above the last it has.
     """
 
     def __init__(self, workdir: Path, cfg: Config):
-        """Raises a ConfigError where Weights & Biases does not take the run: no key, no such project, no network."""
+        """Raises a ConfigError where Weights & Biases does not take the run: no key, no such
+        project, no network.
+        """
         import wandb
 
         path = workdir / "wandb.json"
@@ -308,7 +323,9 @@ class WandbRun:
         self.run.define_metric("*", step_metric="step")
 
     def metrics(self, tick: int, step: int, values: Mapping[str, float]) -> None:
-        """Sends a point: an evaluation, or the step or prompt phase of the same tick, which comes after it."""
+        """Sends a point: an evaluation, or the step or prompt phase of the same tick, which
+        comes after it.
+        """
         number = 2 * tick + (not any(name.startswith("eval/") for name in values))
         self.run.log(
             {"step": step, **{name: float(value) for name, value in values.items()}},
@@ -321,7 +338,9 @@ class WandbRun:
 
 
 class Clock:
-    """WORKDIR/seconds.json: the seconds of every start of the run, this one's up to the last `write`."""
+    """WORKDIR/seconds.json: the seconds of every start of the run, this one's up to the last
+    `write`.
+    """
 
     def __init__(self, workdir: Path, begin: float):
         self.path, self.begin = workdir / "seconds.json", begin
@@ -333,16 +352,19 @@ class Clock:
 
 
 def read_seconds(workdir: Path) -> list[float]:
-    """The seconds of each start of a run, however it ended; work that was lost and done again is in them."""
+    """The seconds of each start of a run, however it ended; work that was lost and done again is
+    in them.
+    """
     path = workdir / "seconds.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def cut(path: Path, tick: int, log: Callable[[str], None]) -> set[int]:
-    """The ticks that the JSONL file has rows of, after cutting off its rows from `tick` on, and what is no row.
+    """The ticks that the JSONL file has rows of, after cutting off its rows from `tick` on, and
+    what is no row.
 
-    A last line that was torn off by a kill is of the tick that is done again. Any other line that is no row is reported, and the
-    file as it was is kept beside it.
+    A last line that was torn off by a kill is of the tick that is done again. Any other line that
+    is no row is reported, and the file as it was is kept beside it.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     rows = [_row(line, _NEEDS.get(path.name, _no_needs)) for line in lines]
@@ -423,7 +445,9 @@ def _sample(r: Rollout, step: int) -> dict[str, Any]:
 
 
 def _template_rows(result: SearchResult, epoch: int) -> list[dict[str, Any]]:
-    """A row per candidate (its place in the cover, dev scores by question) and per rejected proposal."""
+    """A row per candidate (its place in the cover, dev scores by question) and per rejected
+    proposal.
+    """
     rows: list[dict[str, Any]] = []
     for z, (text, parent, scores) in enumerate(
         zip(result.templates, result.parents, result.score_ZN, strict=True)

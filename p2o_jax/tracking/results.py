@@ -103,7 +103,9 @@ def best_templates(workdir: Path, count: int = 5) -> list[dict[str, Any]]:
 
 
 def plot(workdir: Path, arms: Sequence[str], templated: Sequence[str] = ()) -> None:
-    """Draws workdir/comparison.png: accuracy and lost groups against generated tokens, hard questions by epoch, seconds by phase."""
+    """Draws workdir/comparison.png: accuracy and lost groups against generated tokens, hard
+    questions by epoch, seconds by phase.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,5 @@
-"""The files that a run leaves in its directory: reading its JSON records, and moving all of it away.
+"""The files that a run leaves in its directory: reading its JSON records, and moving all of it
+away.
 
 `run.json` names the run: an id, the date of its first start, its model, and whether it has had a
 checkpoint. A checkpoint folder elsewhere holds a copy, `owner.json`, with the run directory in it.
@@ -18,7 +19,8 @@ OWNER = "owner.json"
 ANEW = "begin anew with --restart, which keeps the old records"
 ROWS = ("metrics.jsonl", "samples.jsonl", "templates.jsonl", "evaluations.jsonl", "questions.jsonl")
 
-# in the order in which they are moved away: a start after a kill in between must see that there was a run
+# in the order in which they are moved away: a start after a kill in between must see that there was
+# a run
 _FOLDERS = ("checkpoints", "checkpoints_damaged")
 _RESULTS = (*ROWS, "gepa", "tensorboard", "wandb", "bad_batch.npz", "result.json")
 _NAMES = ("wandb.json", "seconds.json", "versions.json", "questions.json", "config.json", RUN)
@@ -173,7 +175,9 @@ def put_away(workdir: Path, checkpoints: epath.Path) -> Path | None:
 
 
 def put_away_comparison(workdir: Path) -> None:
-    """Moves what a comparison has written beside the folders of its runs to a new folder `previous-N`."""
+    """Moves what a comparison has written beside the folders of its runs to a new folder
+    `previous-N`.
+    """
     names = [name for name in COMPARISON if (workdir / name).exists()]
     n = next(n for n in itertools.count(1) if not (workdir / f"previous-{n}").exists())
     for name in names:

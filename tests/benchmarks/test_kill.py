@@ -1,4 +1,6 @@
-"""Runs that are killed, asked to leave, or moved to other devices, and what they are in the end. `benchmarks.kill` has many more kills."""
+"""Runs that are killed, asked to leave, or moved to other devices, and what they are in the end.
+`benchmarks.kill` has many more kills.
+"""
 
 import json
 import random

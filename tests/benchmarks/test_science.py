@@ -1,4 +1,6 @@
-"""The science suites: their settings are sound, rows are made once, estimates by hand, and tables from rows alone."""
+"""The science suites: their settings are sound, rows are made once, estimates by hand, and
+tables from rows alone.
+"""
 
 import json
 import random
@@ -124,7 +126,9 @@ def row(r: arms.Run, accuracy: float) -> dict:
 
 
 def test_the_page_is_made_from_rows_alone(tmp_path, monkeypatch):
-    """With P²O ahead by .5 everywhere, one ablation worse as the paper says, one the other way round; twice gives the same page."""
+    """With P²O ahead by .5 everywhere, one ablation worse as the paper says, one the other way
+    round; twice gives the same page.
+    """
     page = tmp_path / "results.md"
     page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     for name, path in {

@@ -1,7 +1,9 @@
-"""Programs that stand in for Google's, Slurm's and the machines behind them, in bash: what they are asked is written to $CLOUD/asked.
+"""Programs that stand in for Google's, Slurm's and the machines behind them, in bash: what they are
+asked is written to $CLOUD/asked.
 
-`gcloud` has one machine of two workers, whose home folders are $CLOUD/worker0 and 1, and buckets in $CLOUD/buckets. The machine is ACTIVE
-at the third look after it was asked for. `ssh` runs commands there; `delete` takes the machine away with its disks.
+`gcloud` has one machine of two workers, whose home folders are $CLOUD/worker0 and 1, and buckets in
+$CLOUD/buckets. The machine is ACTIVE at the third look after it was asked for. `ssh` runs commands
+there; `delete` takes the machine away with its disks.
 """
 
 import stat
@@ -56,7 +58,8 @@ TRAINER_START = r"""
 echo "worker $WORKER $JAX_COORDINATOR_ADDRESS: $*" >> "$CLOUD/trained"
 for arg; do [[ $arg != --workdir=* ]] || workdir=${arg#--workdir=}; done
 """
-# The first start is preempted once its records are in the bucket; the second one, which finds them, comes to the end.
+# The first start is preempted once its records are in the bucket; the second one, which finds them,
+# comes to the end.
 PREEMPTED_ONCE = r"""
 saved=$CLOUD/buckets/my-bucket/p2o-1/run/metrics.jsonl
 if [[ -e $workdir/metrics.jsonl ]]; then

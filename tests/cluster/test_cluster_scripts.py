@@ -1,4 +1,6 @@
-"""The scripts of tpu/ and gpu/: what they would run, what they refuse, and whole lives of a slice, with stand-ins for the cloud."""
+"""The scripts of tpu/ and gpu/: what they would run, what they refuse, and whole lives of a
+slice, with stand-ins for the cloud.
+"""
 
 import math
 import os

@@ -1,4 +1,6 @@
-"""generate, score and export as a user runs them, on the golden checkpoints (random weights, real files)."""
+"""generate, score and export as a user runs them, on the golden checkpoints (random weights,
+real files).
+"""
 
 import dataclasses
 import json
@@ -63,7 +65,9 @@ def problems(run, *argv):
 
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory):
-    """Prompts of two lengths under a template, the first with an answer, and three completions of each at temperature 1."""
+    """Prompts of two lengths under a template, the first with an answer, and three completions
+    of each at temperature 1.
+    """
     folder = tmp_path_factory.mktemp("sampled")
     messages = [
         {"role": "system", "content": "be brief"},
@@ -273,7 +277,9 @@ def test_score_tells_bad_input(tmp_path):
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """A run on the golden model with checkpoints after 0, 2 and 2 policy steps: after 2 all weights are 1.5 times what they were."""
+    """A run on the golden model with checkpoints after 0, 2 and 2 policy steps: after 2 all
+    weights are 1.5 times what they were.
+    """
     workdir = tmp_path_factory.mktemp("run")
     cfg = config.resolve(
         config.Config(

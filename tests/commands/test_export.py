@@ -1,4 +1,6 @@
-"""What an export carries besides weights: where responses stop and how chat messages are rendered, here and in transformers."""
+"""What an export carries besides weights: where responses stop and how chat messages are
+rendered, here and in transformers.
+"""
 
 import dataclasses
 import json
@@ -53,7 +55,9 @@ def two_ends(folder):
 
 
 def own_template(folder):
-    """A chat model under another template than its own, which stands in both places that transformers knows."""
+    """A chat model under another template than its own, which stands in both places that
+    transformers knows.
+    """
     model_copy(folder, eos_token_id=2)
     edit(folder / "tokenizer_config.json", chat_template="{{ raise_exception('not this one') }}")
     return folder, config.ChatConfig(
@@ -69,8 +73,8 @@ KINDS = {base: [0, 2], chat_model: 2, two_ends: [2, 7], own_template: 2}
 def finished(workdir, directory, chat, **sections):
     """A run with one checkpoint: (state, spec).
 
-    Its policy is the model, but more likely to stop, since the rows of its stop tokens are doubled in the head. With adapters, it is
-    the model with adapters of random numbers.
+    Its policy is the model, but more likely to stop, since the rows of its stop tokens are doubled
+    in the head. With adapters, it is the model with adapters of random numbers.
     """
     cfg = config.resolve(
         config.Config(

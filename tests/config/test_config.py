@@ -1,4 +1,6 @@
-"""Config files, presets, overrides, arms, flags and rules: what is wrong is told at once, by key, value and rule."""
+"""Config files, presets, overrides, arms, flags and rules: what is wrong is told at once, by
+key, value and rule.
+"""
 
 import dataclasses
 import math
@@ -333,7 +335,8 @@ RULES = [
     ({"train__watchdog_s": -1.0}, "config.train.watchdog_s=-1.0 must be 0, or at least 0.001"),
     ({"checkpoint__keep_every": -1}, "config.checkpoint.keep_every=-1 must not be negative"),
     ({"checkpoint__grace_s": float("inf")}, "config.checkpoint.grace_s=inf must be finite"),
-    # 100 hard questions: 300 dev questions are too many, so 50, and 2 x 3 for a proposal and its parent
+    # 100 hard questions: 300 dev questions are too many, so 50, and 2 x 3 for a proposal and its
+    # parent
     (
         {"gepa__budget": "calls", "gepa__max_metric_calls": 55},
         "config.gepa.max_metric_calls=55 pays for no proposal",
@@ -429,7 +432,9 @@ def put(section: str, field: dataclasses.Field, value: float) -> list[str]:
     ("section", "field"), NUMBERS, ids=[f"{section}.{field.name}" for section, field in NUMBERS]
 )
 def test_the_ends_of_every_range(section, field):
-    """An end is accepted where it belongs to the range, and refused where not; so is what lies just outside, and what is no number."""
+    """An end is accepted where it belongs to the range, and refused where not; so is what lies
+    just outside, and what is no number.
+    """
     within = ranges.of(field)
     whole = int in (
         hint := typing.get_type_hints(typing.get_type_hints(Config)[section])[field.name],

@@ -1,4 +1,6 @@
-"""Questions of our own in the columns and the layouts in which the hubs hold the benchmarks and training sets."""
+"""Questions of our own in the columns and the layouts in which the hubs hold the benchmarks and
+training sets.
+"""
 
 import json
 from pathlib import Path
@@ -33,7 +35,9 @@ def saved(path: Path, splits: dict[str, list[dict]]) -> Path:
 
 
 def tfds_folder(data_dir: Path, splits: dict[str, list[dict]]) -> Path:
-    """As TensorFlow Datasets prepares texts in array_record files; the folder of the data set's version."""
+    """As TensorFlow Datasets prepares texts in array_record files; the folder of the data set's
+    version.
+    """
     import tensorflow_datasets as tfds
 
     class Sums(tfds.core.GeneratorBasedBuilder, skip_registration=True):

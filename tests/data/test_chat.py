@@ -39,7 +39,9 @@ def chat(tokenizer):
 
 
 def edited(tmp_path, **files):
-    """A copy of a golden model's tokenizer with JSON files changed (a dict: keys to set, None removes) or replaced (a text)."""
+    """A copy of a golden model's tokenizer with JSON files changed (a dict: keys to set, None
+    removes) or replaced (a text).
+    """
     for name in (
         "tokenizer.json",
         "tokenizer_config.json",

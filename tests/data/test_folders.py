@@ -1,4 +1,6 @@
-"""Folders, splits, `datasets` and TensorFlow Datasets on disk, benchmarks by name, and sets beside each other."""
+"""Folders, splits, `datasets` and TensorFlow Datasets on disk, benchmarks by name, and sets
+beside each other.
+"""
 
 import json
 import subprocess

@@ -39,7 +39,9 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
 
 
 def test_pass_at_k_is_unbiased_where_the_share_of_k_samples_of_a_run_is_not():
-    """A question with success rate p: the mean over runs of n samples is 1 - (1 - p)^k; 1 - (1 - c / n)^k is not."""
+    """A question with success rate p: the mean over runs of n samples is 1 - (1 - p)^k; 1 - (1 -
+    c / n)^k is not.
+    """
     rng, n, k, p = random.Random(0), 8, 4, 0.2
     counts = [sum(rng.random() < p for _ in range(n)) for _ in range(20_000)]
     truth = 1 - (1 - p) ** k
@@ -122,7 +124,9 @@ def test_standard_error_by_hand():
 
 
 def test_the_interval_of_a_mean_is_wilson_s_for_zeros_and_ones_and_student_s_for_others():
-    """By hand: 30 right of 100; four scores of mean .5 and deviation .2582 (t of .975 with 3 degrees is 3.1824)."""
+    """By hand: 30 right of 100; four scores of mean .5 and deviation .2582 (t of .975 with 3
+    degrees is 3.1824).
+    """
     right = np.array([1.0] * 30 + [0.0] * 70)
     assert estimates.interval_of_mean(
         0.3, estimates.standard_error(right), 100

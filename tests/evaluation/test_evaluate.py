@@ -1,4 +1,6 @@
-"""The evaluate command as a user runs it, on a golden checkpoint (random weights) and real layouts of the benchmarks."""
+"""The evaluate command as a user runs it, on a golden checkpoint (random weights) and real
+layouts of the benchmarks.
+"""
 
 import dataclasses
 import json
@@ -32,7 +34,9 @@ def problems(*argv):
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """Three benchmarks from three kinds of local sources, four samples each, plainly and under a template."""
+    """Three benchmarks from three kinds of local sources, four samples each, plainly and under a
+    template.
+    """
     folder = tmp_path_factory.mktemp("evaluated")
     sets = f"aime24={fixtures.aime24(folder / 'a')},amc23={fixtures.amc23(folder / 'b')}@test,gsm8k={fixtures.gsm8k(folder / 'c')}@test"
     argv = [
@@ -104,7 +108,9 @@ def test_every_sample_is_kept(evaluated):
 
 
 def test_a_run_s_policy_is_evaluated_with_the_run_s_prompts_and_leaves_no_copy(tmp_path, capsys):
-    """A run whose weights were 1.5 times as large after two steps: at step 0 it samples what its model does, then something else."""
+    """A run whose weights were 1.5 times as large after two steps: at step 0 it samples what its
+    model does, then something else.
+    """
     run, data = tmp_path / "run", fixtures.aime25(tmp_path)
     run.mkdir()
     data_cfg = config.DataConfig(prompt_template="Now {question}")
@@ -165,7 +171,9 @@ def test_a_run_s_policy_is_evaluated_with_the_run_s_prompts_and_leaves_no_copy(t
 
 @pytest.mark.parametrize("fn", ["stranger:reward", "/somewhere/stranger.py:reward"])
 def test_a_run_directory_runs_no_code_of_its_own(tmp_path, monkeypatch, fn):
-    """Nothing of it is looked up, let alone compiled programs loaded from the folder that the run names."""
+    """Nothing of it is looked up, let alone compiled programs loaded from the folder that the
+    run names.
+    """
     reward = config.RewardConfig(fn=fn, env=("MY_KEY",))
     cfg = config.Config(
         reward=reward, train=config.TrainConfig(compile_cache=str(tmp_path / "cache"))
@@ -270,7 +278,9 @@ def sample(question_id, text, answer, correct, stopped=True, tokens=3):
 
 
 def test_measure_by_hand():
-    """Two questions, four samples: 3 right of 4 and 1 of 4, the latter with two wrong ones that agree."""
+    """Two questions, four samples: 3 right of 4 and 1 of 4, the latter with two wrong ones that
+    agree.
+    """
     first = [sample("a", rf"\boxed{{{x}}}", "1", x in ("1", "1.0")) for x in ("1", "1.0", "1", "2")]
     second = [
         sample("b", rf"\boxed{{{x}}}", "5", x == "5", stopped=False, tokens=5)

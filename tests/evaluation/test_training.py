@@ -1,4 +1,6 @@
-"""The real commands on a graded reward of one's own: training with two evaluation sets, then the best template on the run's policy."""
+"""The real commands on a graded reward of one's own: training with two evaluation sets, then the
+best template on the run's policy.
+"""
 
 import json
 import os

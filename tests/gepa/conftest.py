@@ -1,4 +1,6 @@
-"""Lets the tests of this folder import their toy world by name, and property tests take their time on a busy machine."""
+"""Lets the tests of this folder import their toy world by name, and property tests take their
+time on a busy machine.
+"""
 
 import sys
 from pathlib import Path

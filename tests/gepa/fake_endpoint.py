@@ -1,4 +1,6 @@
-"""A chat endpoint on loopback that answers as it is told, faults included, and remembers what it was asked."""
+"""A chat endpoint on loopback that answers as it is told, faults included, and remembers what it
+was asked.
+"""
 
 import json
 import random
@@ -41,9 +43,11 @@ def completion(text, usage=(10, 5)):
 
 
 class Endpoint:
-    """`with Endpoint(...) as e`: e.url is its base URL. A request meets `fault` with probability `rate`, else gets a fenced reply.
+    """`with Endpoint(...) as e`: e.url is its base URL. A request meets `fault` with probability
+    `rate`, else gets a fenced reply.
 
-    Every body and header that an error can carry repeats the Authorization header, as a careless server would.
+    Every body and header that an error can carry repeats the Authorization header, as a careless
+    server would.
     """
 
     def __init__(

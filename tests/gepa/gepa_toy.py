@@ -1,4 +1,6 @@
-"""A toy world with known solve rates: a question asks for a letter, and a template that has the letter as a word solves it."""
+"""A toy world with known solve rates: a question asks for a letter, and a template that has the
+letter as a word solves it.
+"""
 
 import dataclasses
 import re

@@ -1,4 +1,6 @@
-"""The reflecting endpoint: whatever it does, a phase ends, counts are right, and no key is told to anybody else."""
+"""The reflecting endpoint: whatever it does, a phase ends, counts are right, and no key is told
+to anybody else.
+"""
 
 import dataclasses
 import io
@@ -164,7 +166,9 @@ def test_tokens_nobody_tells_are_counted_at_their_most():
     "fault", ["", "slow", "429", "500", "empty", "garbage", "endless", "reset", "redirect"]
 )
 def test_nothing_leaks_the_key(fault, tmp_path, capfd, monkeypatch):
-    """A phase against a server that repeats the key wherever it can: not in journal, records, output, logs, threads' errors."""
+    """A phase against a server that repeats the key wherever it can: not in journal, records,
+    output, logs, threads' errors.
+    """
     heard, log = [], io.StringIO()
     monkeypatch.setattr(
         threading,

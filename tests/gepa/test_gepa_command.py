@@ -1,4 +1,6 @@
-"""The real command with GEPA alone and an endpoint that reflects, fails half of the time and repeats the key."""
+"""The real command with GEPA alone and an endpoint that reflects, fails half of the time and
+repeats the key.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""The `gepa` package as the judge: its engine, told to draw as we do, goes the same way; its tools open our result."""
+"""The `gepa` package as the judge: its engine, told to draw as we do, goes the same way; its
+tools open our result.
+"""
 
 import json
 import random

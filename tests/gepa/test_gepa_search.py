@@ -94,7 +94,9 @@ def test_search_is_the_same_again_and_depends_on_the_seed_only():
 
 
 def test_faithful_charging_by_hand():
-    """One parent, no child: iterations 0 and 1 are free, then three a time: 3, 6, 9, 12 ≥ 10 is the sixth iteration."""
+    """One parent, no child: iterations 0 and 1 are free, then three a time: 3, 6, 9, 12 ≥ 10 is
+    the sixth iteration.
+    """
     result = run(Toy(reply=lambda prompt: ""), settings("faithful", max_metric_calls=10))
     assert result.stats["iterations"] == result.stats["rejected_empty"] == 6
     assert result.stats["rollouts_charged"] == 12
@@ -314,7 +316,9 @@ def test_state_survives_json_at_every_stage():
 
 
 def test_with_reliance_parents_that_lean_less_are_drawn_more_and_the_state_survives_json():
-    """Two candidates solve dev question 1, the second with a response that is likelier without its template."""
+    """Two candidates solve dev question 1, the second with a response that is likelier without
+    its template.
+    """
     cfg = settings(reliance=True)
     phase = steps.SearchSetup(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
     each = steps.select(phase, steps.init(phase, [0.0, 1.0, 0.0, 0.0], [0.0, 0.2, 0.0, 0.0]))
@@ -343,7 +347,9 @@ def test_reliance_reaches_the_search_from_outcomes():
 
 
 def test_graded_scores_and_feedback_reach_reflection_and_one_threshold_decides():
-    """Scores of .6 or .2: solved above .5, not above .7; the reflecting model reads what the reward function said."""
+    """Scores of .6 or .2: solved above .5, not above .7; the reflecting model reads what the
+    reward function said.
+    """
 
     class Graded(Toy):
         def evaluate(self, pairs):
@@ -378,9 +384,11 @@ def always(template, question):
 
 
 def test_perfect_parents_are_not_reflected_on_and_the_budget_ends_the_phase():
-    """12 for the empty template on dev, then waves of 3 rollouts for each parent, the children's and a promotion kept in reserve.
+    """12 for the empty template on dev, then waves of 3 rollouts for each parent, the children's
+    and a promotion kept in reserve.
 
-    Four parents fit while 388 - charged >= 24: 30 waves, 372. Then two, one, one (6 each of what is left), and none: 384 of 400.
+    Four parents fit while 388 - charged >= 24: 30 waves, 372. Then two, one, one (6 each of what is
+    left), and none: 384 of 400.
     """
     toy = Toy(score=always)
     result = run(toy, settings(patience=0, max_iterations=0))
@@ -411,7 +419,9 @@ def test_the_released_code_reflects_on_perfect_parents():
 
 
 def test_perfect_parents_beside_others():
-    """With minibatches of one question a parent is perfect or not; only the latter are reflected on, in their own order."""
+    """With minibatches of one question a parent is perfect or not; only the latter are reflected
+    on, in their own order.
+    """
     toy = Toy(score=lambda template, question: float(int(question.id[1:]) % 2))
     result = run(toy, settings(minibatch=1, max_iterations=3, patience=0))
     odd = [int(e["minibatch"][0][1:]) % 2 for e in result.events]
@@ -434,7 +444,9 @@ def test_perfect_parents_beside_others():
     ],
 )
 def test_what_no_child_can_beat(margin, before, expected):
-    """Of three questions: 3 at most, and a margin of 1 above 2.5 is more than that; with a margin of 0 an equal child is accepted."""
+    """Of three questions: 3 at most, and a margin of 1 above 2.5 is more than that; with a
+    margin of 0 an equal child is accepted.
+    """
     cfg = settings() if margin is None else settings(acceptance="margin", acceptance_margin=margin)
     phase = steps.SearchSetup(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
     assert steps.is_unbeatable(phase, steps.Proposal(0, (0, 1, 2)), before) == expected

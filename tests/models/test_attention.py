@@ -1,7 +1,7 @@
 """Every fast path of attention against the dense reference, on packed rows: values and gradients.
 
-The chunked path runs here, splash in Pallas' interpreter, sharded over rows and heads; of cuDNN only what it is
-asked for can be checked without a GPU.
+The chunked path runs here, splash in Pallas' interpreter, sharded over rows and heads; of cuDNN
+only what it is asked for can be checked without a GPU.
 """
 
 import functools
@@ -16,7 +16,9 @@ from p2o_jax.models.attention import packed, reference
 
 
 def packed_rows(B, T, H, K, C, dtype=jnp.float32):
-    """q, k, v, segments: rows of several segments, one row without padding, one almost only padding."""
+    """q, k, v, segments: rows of several segments, one row without padding, one almost only
+    padding.
+    """
     keys = jax.random.split(jax.random.key(3), 3)
     q, k, v = (
         jax.random.normal(key, (B, T, heads, C), dtype)

@@ -84,7 +84,9 @@ def test_a_window_that_is_too_short_is_noticed(monkeypatch):
 
 
 def test_tiers_only_where_they_save(monkeypatch):
-    """To copy windows that hold nearly all of the cache would cost more than to read it: only ragged rows are put into tiers."""
+    """To copy windows that hold nearly all of the cache would cost more than to read it: only
+    ragged rows are put into tiers.
+    """
     q, _, cache, ragged, rows = make(512)
     monkeypatch.setattr(
         decoding.lax, "switch", lambda _, windows: jax.tree.map(lambda x: x * jnp.nan, windows[0]())

@@ -1,4 +1,6 @@
-"""The output head on meshes: the same numbers as on one device, its gradient split as the weight is."""
+"""The output head on meshes: the same numbers as on one device, its gradient split as the weight
+is.
+"""
 
 import jax
 import jax.numpy as jnp

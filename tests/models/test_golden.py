@@ -1,4 +1,6 @@
-"""Our model against what transformers' own models (PyTorch, float32) computed from the same checkpoints."""
+"""Our model against what transformers' own models (PyTorch, float32) computed from the same
+checkpoints.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""Hugging Face checkpoints: configs, round trips, bad input, and what transformers makes of our exports."""
+"""Hugging Face checkpoints: configs, round trips, bad input, and what transformers makes of our
+exports.
+"""
 
 import dataclasses
 import json
@@ -63,7 +65,8 @@ def problems(call, *args, **kwargs):
     return list(e.value.problems)
 
 
-# Rope: transformers 5.23.0 on torch 2.13.0, ROPE_INIT_FUNCTIONS[kind], head_dim 16: inverse frequencies and factor on cos and sin.
+# Rope: transformers 5.23.0 on torch 2.13.0, ROPE_INIT_FUNCTIONS[kind], head_dim 16: inverse
+# frequencies and factor on cos and sin.
 @pytest.mark.parametrize(
     ("given", "scale", "expected"),
     (
@@ -279,7 +282,9 @@ def test_a_key_that_is_null_where_transformers_asks_for_truth_is_refused(tmp_pat
 
 @pytest.mark.parametrize("name", NAMES)
 def test_keys_without_effect_do_not_hinder(name, tmp_path):
-    """What transformers writes for a family, what files on the hub carry besides, and unknown settings that are off."""
+    """What transformers writes for a family, what files on the hub carry besides, and unknown
+    settings that are off.
+    """
     path = copy(name, tmp_path) / "config.json"
     spec, values = hf_config.read_spec(path.parent), json.loads(path.read_text())
     whole = json.loads(

@@ -1,4 +1,6 @@
-"""Adapters: the base at first, alone in training, exact when merged; and a padded vocabulary that changes nothing."""
+"""Adapters: the base at first, alone in training, exact when merged; and a padded vocabulary
+that changes nothing.
+"""
 
 from dataclasses import replace
 

@@ -1,4 +1,6 @@
-"""The decode kernels for GPU and TPU against the dense reference, in Pallas' interpreter; and by the TPU compiler where it is installed."""
+"""The decode kernels for GPU and TPU against the dense reference, in Pallas' interpreter; and by
+the TPU compiler where it is installed.
+"""
 
 import functools
 import os
@@ -60,7 +62,9 @@ def assert_same(kernel, q, cache, length, row=None, tolerance=1e-5):
     ("H", "K", "S"), [(4, 4, 40), (8, 2, 32), (7, 1, 40), (64, 1, 32), (130, 1, 32)]
 )
 def test_equals_the_dense_reference(kernel, H, K, S):
-    """Ragged lengths with block edges; groups of 1, 4, 7, 64 and 130 query heads; rows of whole blocks, and not."""
+    """Ragged lengths with block edges; groups of 1, 4, 7, 64 and 130 query heads; rows of whole
+    blocks, and not.
+    """
     q, cache = inputs(7, H, K, S)
     assert_same(kernel, q, cache, [0, 1, S, BLOCK, BLOCK + 1, BLOCK - 1, 2])
 
@@ -73,7 +77,9 @@ def test_rows_may_be_shared_and_out_of_order(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_bfloat16_differs_by_the_rounding_of_weights_only(kernel):
-    """Weights are rounded to 8 bits against each block's own maximum: a mean of values moves by less than 2^-8 of the largest."""
+    """Weights are rounded to 8 bits against each block's own maximum: a mean of values moves by
+    less than 2^-8 of the largest.
+    """
     q, cache = inputs(4, 8, 2, 40, dtype=jnp.bfloat16)
     assert_same(
         kernel, q, cache, [40, 23, 1, 0], tolerance=2**-8 * float(jnp.abs(cache.v_RKSC).max())
@@ -187,7 +193,9 @@ def test_heads_are_split_over_the_tensor_axis(kernel, K):
 
 
 def compile_steps(kernel, write, devices, tensor, dtype, cached):
-    """A loop that writes and attends, as decoding does, compiled for a mesh of these devices; 16 rows, 8 key/value heads a shard."""
+    """A loop that writes and attends, as decoding does, compiled for a mesh of these devices; 16
+    rows, 8 key/value heads a shard.
+    """
     shards = len(devices) // tensor
     mesh = sharding.make_mesh((1, shards, tensor), devices)
 

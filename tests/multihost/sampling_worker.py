@@ -1,4 +1,6 @@
-"""One process of test_sampling: samples and judges on a mesh of all processes' devices, and writes what it got."""
+"""One process of test_sampling: samples and judges on a mesh of all processes' devices, and
+writes what it got.
+"""
 
 import json
 import os

@@ -1,7 +1,9 @@
-"""The real command as four processes of one mesh, with a reflecting endpoint: killed, asked to leave, resumed by four, by two and by one.
+"""The real command as four processes of one mesh, with a reflecting endpoint: killed, asked to
+leave, resumed by four, by two and by one.
 
-The chain: process 3 is killed in the second step; the next start leaves on SIGTERM in the prompt phase, with a checkpoint that four
-processes wrote; from there four, two and one process go on. In the end all must be what one undisturbed process with eight devices did.
+The chain: process 3 is killed in the second step; the next start leaves on SIGTERM in the prompt
+phase, with a checkpoint that four processes wrote; from there four, two and one process go on. In
+the end all must be what one undisturbed process with eight devices did.
 """
 
 import json
@@ -26,7 +28,8 @@ sys.path.append(str(ROOT / "tests" / "gepa"))
 from fake_endpoint import Endpoint  # noqa: E402  # tests are no package
 
 KEY = "sk-of-process-0"
-# The learning rate is next to nothing: sums have another order on other meshes, and moved params would turn a sampled token now and then.
+# The learning rate is next to nothing: sums have another order on other meshes, and moved params
+# would turn a sampled token now and then.
 TIME_OUT_S = 20.0  # within which the others of a process that is killed have ended
 SETTINGS = {
     "model.path": ROOT / "tests/golden/hf/qwen3_tied", "data.prompt_template": "{question}", "data.max_prompt_tokens": 120,
@@ -186,7 +189,9 @@ def alone(tmp_path_factory, settings, endpoint):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, settings, alone):
-    """A run of four processes, of which the last was killed in the second step; and how long the others took to end."""
+    """A run of four processes, of which the last was killed in the second step; and how long the
+    others took to end.
+    """
     workdir = tmp_path_factory.mktemp("together") / "run"
     group = Group(workdir, 4, settings, {3: aim("rollout", 2, signal.SIGKILL)})
     group.processes[3].wait(1200)
@@ -197,7 +202,9 @@ def killed(tmp_path_factory, settings, alone):
 
 @pytest.fixture(scope="module")
 def left(killed, settings, endpoint):
-    """The same run, gone on with and left in the prompt phase, after SIGTERM to one process; and copies of it."""
+    """The same run, gone on with and left in the prompt phase, after SIGTERM to one process; and
+    copies of it.
+    """
     endpoint.requests.clear()
     group = Group(killed[0], 4, settings, {2: aim("gepa", 3, signal.SIGTERM)})
     codes = group.wait()
@@ -242,7 +249,9 @@ def test_sigterm_to_one_process_makes_all_leave_with_a_checkpoint(left):
 def test_four_processes_go_on_to_what_one_does_and_process_0_alone_asks_the_endpoint(
     alone, left, settings, endpoint
 ):
-    """The key is in its environment only: who asked without it would have been told of it, and ended. No reply is asked for twice."""
+    """The key is in its environment only: who asked without it would have been told of it, and
+    ended. No reply is asked for twice.
+    """
     go_on(left[0], 4, settings)
     same_run(alone[0], left[0])
     assert (

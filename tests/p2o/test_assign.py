@@ -10,7 +10,8 @@ from p2o_jax.p2o.assign import assign, prompts_for
 from p2o_jax.state import Assignment
 from p2o_jax.types import Question, SearchResult
 
-# Mean dev scores 0, 1/2, 1/4, 1/4; question d3 is solved by nobody, candidate 3 is not in the cover.
+# Mean dev scores 0, 1/2, 1/4, 1/4; question d3 is solved by nobody, candidate 3 is not in the
+# cover.
 RESULT = SearchResult(
     templates=("", "A", "B", "C"),
     parents=(None, 0, 0, 1),

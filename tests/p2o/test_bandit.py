@@ -56,7 +56,9 @@ def test_it_is_off_unless_asked_for():
 
 
 def test_evidence_by_hand():
-    """Half of what was known, and one success and one failure of A; easy questions and other templates say nothing."""
+    """Half of what was known, and one success and one failure of A; easy questions and other
+    templates say nothing.
+    """
     arms = bandit.start(RESULT, ASSIGNMENT, Bandit(), CFG)
     told = [
         rollout("t0", "A", 1.0),

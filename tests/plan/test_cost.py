@@ -1,4 +1,6 @@
-"""Costs of HLO texts made by hand, in the ways of writing that the TPU compiler has; every number is worked out beside it."""
+"""Costs of HLO texts made by hand, in the ways of writing that the TPU compiler has; every
+number is worked out beside it.
+"""
 
 import pytest
 
@@ -59,7 +61,8 @@ def test_a_kernel_s_attributes_may_run_over_several_lines():
             "window={size=16x8 stride=15x7 lhs_dilate=16x8}, dim_labels=01bf_01oi->01bf",
             2 * 16 * 8 * 2 * 128 * 2048,
         ),
-        # [3072, 256] x [256, 2048], the sum split into 2 x 128 and the outputs into 16 x 128, as padding
+        # [3072, 256] x [256, 2048], the sum split into 2 x 128 and the outputs into 16 x 128, as
+        # padding
         (
             "3072,2,128,1",
             "16,128,2,128",
@@ -85,7 +88,9 @@ def test_products_written_as_convolutions(left, right, out, attributes, flops):
 
 
 def loop(condition, step, start, inside="", beside="", more=""):
-    """A loop whose state is (counter, limit, weights): how often does a product of 2 * 4 * 4 * 8 operations turn?"""
+    """A loop whose state is (counter, limit, weights): how often does a product of 2 * 4 * 4 * 8
+    operations turn?
+    """
     others = f"""%add_one (a: s32[], b: s32[]) -> s32[] {{
   %a = s32[] parameter(0)
   %b = s32[] parameter(1)
@@ -177,7 +182,9 @@ def test_a_collective_done_in_pieces_by_a_loop_and_beside_it_counts_once(beside,
 
 
 def test_pieces_of_one_collective_count_once_and_others_each():
-    """A gather that is done piece by piece stands in several fusions; manual collectives may all have the same channel."""
+    """A gather that is done piece by piece stands in several fusions; manual collectives may all
+    have the same channel.
+    """
     others = (
         PIECES
         + """%all-reduce-scatter.4 (z: f32[4,8]) -> f32[1,8] {
@@ -235,7 +242,9 @@ def test_what_a_chip_sends():
 
 
 def test_what_slices_send_each_other_is_no_host_transfer():
-    """As the compiler writes a sum over slices: every chip sends its part through its host, and gets the sum back."""
+    """As the compiler writes a sum over slices: every chip sends its part through its host, and
+    gets the sum back.
+    """
     attributes = '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"'
     how = f"is_host_transfer=true, frontend_attributes={{{attributes}}}"
     entry = f"""  %p = f32[4,8]{{1,0}} parameter(0)

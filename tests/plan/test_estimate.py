@@ -1,4 +1,6 @@
-"""What a plan adds up from compiled programs: memory, roofline, advice, layouts. The programs are made up; no compiler is asked."""
+"""What a plan adds up from compiled programs: memory, roofline, advice, layouts. The programs
+are made up; no compiler is asked.
+"""
 
 import dataclasses
 import math
@@ -79,7 +81,9 @@ def parts():
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_config_s_programs_are_its_own(rank):
-    """All are lowered, with adapters too; the learner's take params (or adapters and the frozen rest) and rows of the config's lengths."""
+    """All are lowered, with adapters too; the learner's take params (or adapters and the frozen
+    rest) and rows of the config's lengths.
+    """
     cfg = dataclasses.replace(small_config(), lora=config.LoraConfig(rank=rank))
     made = {
         asked.name: asked.made
@@ -103,7 +107,9 @@ def test_a_config_s_programs_are_its_own(rank):
 
 
 def test_what_two_depths_tell_of_a_third():
-    """The real prefill of models of one, two and four layers: what it does and holds of the last is on the line through the others."""
+    """The real prefill of models of one, two and four layers: what it does and holds of the last
+    is on the line through the others.
+    """
     made = []
     for layers in (1, 2, 4):
         shallow = programs.make(
@@ -127,7 +133,9 @@ def test_what_two_depths_tell_of_a_third():
 
 
 def test_loops_are_carried_on_too():
-    """One turn costs 10 operations and a gather with two layers, 16 and two with four: 28 and four with eight."""
+    """One turn costs 10 operations and a gather with two layers, 16 and two with four: 28 and
+    four with eight.
+    """
     gather = Collective("all-gather", 80, (tuple(range(8)),))
     a = Cost(flops=1, loops=((1.0, Cost(flops=10, collectives={gather: 1.0})),))
     b = Cost(flops=2, loops=((1.0, Cost(flops=16, collectives={gather: 2.0})),))
@@ -297,7 +305,9 @@ def made_programs():
 
 
 def test_a_step_by_hand(parts):
-    """32 questions x 4; prompts of 20 tokens (two chunks of 16), responses of 36; 128 * 56 tokens in 8 rows of 96, 90 % full."""
+    """32 questions x 4; prompts of 20 tokens (two chunks of 16), responses of 36; 128 * 56
+    tokens in 8 rows of 96, 90 % full.
+    """
     kept, work = ResidentBytes(1000, 2000, 0, 500), Workload(20, 36, 320, 0.3)
     made = estimate.estimate(parts, made_programs(), kept, V5E, work, price=1.0)
     phase = {p.name: p for p in made.phases}

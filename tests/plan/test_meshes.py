@@ -13,7 +13,9 @@ def test_all_meshes_of_eight_are_compared():
 
 
 def test_differences_by_hand():
-    """Params moved by 3 and 4 (5 in all), by another mesh half a unit elsewhere; one of four texts is another."""
+    """Params moved by 3 and 4 (5 in all), by another mesh half a unit elsewhere; one of four
+    texts is another.
+    """
     start = jax.tree.map(np.asarray, compared.transformer.init(compared.SPEC, jax.random.key(0)))
     alone, other = (jax.tree.map(np.array, start) for _ in range(2))
     alone["final_norm"][:2] += (3, 4)

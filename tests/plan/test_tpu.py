@@ -1,4 +1,6 @@
-"""Programs compiled for TPUs that are not there, skipped without libtpu (`pip install 'jax[tpu]'`); decoding for fake CPUs, too."""
+"""Programs compiled for TPUs that are not there, skipped without libtpu (`pip install
+'jax[tpu]'`); decoding for fake CPUs, too.
+"""
 
 import dataclasses
 import json
@@ -126,7 +128,9 @@ def test_a_token_decoded_on_fake_devices_gathers_no_weights_and_visits_no_host(m
 
 
 def test_a_gather_of_weights_and_a_visit_to_the_host_in_a_loop_are_seen():
-    """What the tests of decoding look for is found where it is: planted in a loop of unknown length."""
+    """What the tests of decoding look for is found where it is: planted in a loop of unknown
+    length.
+    """
     mesh = sharding.make_mesh((1, 8, 1))
     split, whole = NamedSharding(mesh, PartitionSpec("fsdp")), NamedSharding(mesh, PartitionSpec())
 
@@ -158,7 +162,9 @@ def test_a_gather_of_weights_and_a_visit_to_the_host_in_a_loop_are_seen():
 
 @pytest.mark.parametrize(("topology", "tensor"), [("v5e:2x4", 1), ("v6e:4x4", 2)])
 def test_an_update_exchanges_little_more_than_fsdp_must(topology, tensor):
-    """No gradient is reduced whole on every chip. (On v5p those of layers as small as these are; Qwen3-4B's are not: docs/scale.md.)"""
+    """No gradient is reduced whole on every chip. (On v5p those of layers as small as these are;
+    Qwen3-4B's are not: docs/scale.md.)
+    """
     pytest.importorskip("libtpu")
     parts = decode_parts(topology, tensor)
     update = cost.cost(dict(parts.learner.programs())["update"].compile().as_text())

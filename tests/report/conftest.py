@@ -29,7 +29,9 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def hostile_run(run, tmp_path_factory):
-    """The run with hostile text wherever text can stand, a line of a megabyte, and a torn last line."""
+    """The run with hostile text wherever text can stand, a line of a megabyte, and a torn last
+    line.
+    """
     folder = tmp_path_factory.mktemp("hostile") / "<b>run"
     folder.mkdir()
     for path in run.iterdir():

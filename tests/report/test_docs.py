@@ -1,4 +1,6 @@
-"""The documentation: its generated pages are of this code, its links lead somewhere, the paths and settings it names exist."""
+"""The documentation: its generated pages are of this code, its links lead somewhere, the paths
+and settings it names exist.
+"""
 
 import re
 import subprocess

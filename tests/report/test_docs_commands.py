@@ -1,4 +1,6 @@
-"""The commands of the documentation: each is run here, or by the test that is named here, or needs what is named here."""
+"""The commands of the documentation: each is run here, or by the test that is named here, or
+needs what is named here.
+"""
 
 import os
 import re
@@ -21,7 +23,8 @@ PROGRAMS = r"python|pip|make|gcloud|kubectl|docker|xpk|sky|sbatch|tensorboard|ex
 COMMAND = re.compile(rf"(?m)^    ((?:{PROGRAMS})\b.*)$")
 SCRIPT = re.compile(r"(tpu|gpu)/\w+\.sh")
 RUN_BY = {  # what a command begins with, after `python -m`: the test that runs it
-    "make quickstart": "tests/config/test_config.py::test_shipped_configs_load_and_keep_the_rules",  # its config; the run takes minutes
+    # its config; the run takes minutes
+    "make quickstart": "tests/config/test_config.py::test_shipped_configs_load_and_keep_the_rules",
     "p2o_jax.main": "tests/test_end_to_end.py::test_own_questions_on_a_hugging_face_model",
     "p2o_jax.evaluate": "tests/evaluation/test_evaluate.py::test_a_run_s_policy_is_evaluated_with_the_run_s_prompts_and_leaves_no_copy",
     "p2o_jax.prepare": "tests/data/test_prepare.py::test_the_command_and_its_exit_code",
@@ -46,7 +49,9 @@ NEEDS = {
 
 
 class Command(NamedTuple):
-    """A line of a page, its continuations joined, without comment and optional parts; `env`: what the page has exported before it."""
+    """A line of a page, its continuations joined, without comment and optional parts; `env`:
+    what the page has exported before it.
+    """
 
     page: str
     line: str
@@ -92,7 +97,9 @@ def test_every_command_is_run_by_a_test_or_needs_what_is_said():
 
 
 def is_tried_benchmark(line: str) -> bool:
-    """Whether the line runs a benchmark that some test imports: they take minutes to hours, and tests run their parts."""
+    """Whether the line runs a benchmark that some test imports: they take minutes to hours, and
+    tests run their parts.
+    """
     name = re.search(r"python -m benchmarks\.(\w+)", line)
     tests = (path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/*.py"))
     return name is not None and any(

@@ -1,4 +1,6 @@
-"""Records that nobody should trust: each ends as a page, with a note that names file and line and what is wrong."""
+"""Records that nobody should trust: each ends as a page, with a note that names file and line
+and what is wrong.
+"""
 
 import json
 import random

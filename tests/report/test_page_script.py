@@ -1,4 +1,6 @@
-"""The page's script without a browser: it is one program, and damaged or hostile data do not lead it astray."""
+"""The page's script without a browser: it is one program, and damaged or hostile data do not
+lead it astray.
+"""
 
 import json
 import shutil

@@ -1,4 +1,6 @@
-"""What a report says: numbers by hand, nothing lost silently, and a page that holds hostile text as data only."""
+"""What a report says: numbers by hand, nothing lost silently, and a page that holds hostile text
+as data only.
+"""
 
 import http.client
 import json
@@ -404,7 +406,9 @@ def test_it_is_served_on_this_machine_only_and_told_again_when_it_changed(served
 
 
 def test_a_run_without_training_is_called_by_its_name_and_its_prompts(run, tmp_path):
-    """configs/baselines/gepa_only.py: "Trained: P²O, 0 steps" once, and "plain accuracy" of templated answers."""
+    """configs/baselines/gepa_only.py: "Trained: P²O, 0 steps" once, and "plain accuracy" of
+    templated answers.
+    """
     for path in run.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     names = {

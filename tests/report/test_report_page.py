@@ -1,4 +1,6 @@
-"""The page in a headless browser: charts are drawn, templates and samples can be read, nothing in them is run."""
+"""The page in a headless browser: charts are drawn, templates and samples can be read, nothing
+in them is run.
+"""
 
 import json
 import threading

@@ -1,4 +1,6 @@
-"""Reward functions of one's own: called in workers with deadlines, graded, with feedback, and their faults told."""
+"""Reward functions of one's own: called in workers with deadlines, graded, with feedback, and
+their faults told.
+"""
 
 import sys
 import textwrap

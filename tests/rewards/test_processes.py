@@ -79,7 +79,9 @@ def running(pids):
 
 
 def started(tmp_path):
-    """The processes of every call: the worker; plain, in a session of its own, a shell and its child, a daemon."""
+    """The processes of every call: the worker; plain, in a session of its own, a shell and its
+    child, a daemon.
+    """
     calls = [
         [int(pid) for pid in line.split()] for line in (tmp_path / "pids").read_text().splitlines()
     ]
@@ -192,7 +194,9 @@ def test_a_named_variable_that_is_not_set_is_reported(file, monkeypatch):
 
 
 def test_children_of_a_reward_can_be_terminated(file, tmp_path):
-    """Workers outlive a SIGTERM sent to all processes of a machine; the programs that they start must not inherit that."""
+    """Workers outlive a SIGTERM sent to all processes of a machine; the programs that they start
+    must not inherit that.
+    """
     with Verifier(config.RewardConfig(fn=f"{file}:reward", workers=1, timeout_s=20.0)) as verifier:
         assert judge(verifier, "terminate", tmp_path).note == str(-signal.SIGTERM)
         (worker,) = verifier._pool._workers

@@ -227,7 +227,8 @@ def test_crashed_worker_is_replaced(planted, tmp_path):
     verdicts = planted.verify(
         [box(c) for c in contents], ["?", "?", str(tmp_path / "died"), "?", "?"]
     )
-    # "once" dies the first time only, as if the machine had been out of memory: it gets a second chance.
+    # "once" dies the first time only, as if the machine had been out of memory: it gets a second
+    # chance.
     assert [v.status for v in verdicts] == ["correct", "error", "wrong", "error", "correct"]
 
 
@@ -299,7 +300,9 @@ def test_self_check_names_answers_that_cannot_be_judged(math):
 
 
 def test_interpreter_exits_with_open_verifier_and_leaves_no_process(tmp_path):
-    """Without `close`, and from a main module that children must not import again: it has no guard and would start over."""
+    """Without `close`, and from a main module that children must not import again: it has no
+    guard and would start over.
+    """
     code = """
         import json, sys
         from p2o_jax import config

@@ -1,4 +1,6 @@
-"""What a verifier process may not do, and when it is replaced. The planted judge does what its text says."""
+"""What a verifier process may not do, and when it is replaced. The planted judge does what its
+text says.
+"""
 
 import textwrap
 

@@ -1,6 +1,8 @@
-"""The learner against a plain reference: unpacked padded sequences, dense logits, `jax.grad`, and AdamW by hand.
+"""The learner against a plain reference: unpacked padded sequences, dense logits, `jax.grad`, and
+AdamW by hand.
 
-The reference shares with the learner only the transformer's forward pass. All at float32 on a tiny model.
+The reference shares with the learner only the transformer's forward pass. All at float32 on a tiny
+model.
 """
 
 import dataclasses
@@ -95,7 +97,9 @@ def compile_cache(tmp_path_factory):
 
 @functools.cache
 def make_rollouts(empty_template: bool = False) -> list[Rollout]:
-    """Groups with two templated rollouts each, lengths 1 to MAX_NEW; group 2 has no success, group 4 no failure."""
+    """Groups with two templated rollouts each, lengths 1 to MAX_NEW; group 2 has no success,
+    group 4 no failure.
+    """
     rng = np.random.default_rng(5)
     rollouts = []
     for q in range(NUM_GROUPS):
@@ -142,7 +146,9 @@ def reward_table(rollouts) -> np.ndarray:
 
 
 def learn(cfg, mesh=None, kind=Learner, rollouts=None):
-    """What the learner makes of the rollouts in one update at NEW, with old log-probs of OLD: (numbers, gradient, params)."""
+    """What the learner makes of the rollouts in one update at NEW, with old log-probs of OLD:
+    (numbers, gradient, params).
+    """
     rollouts = rollouts or make_rollouts()
     learner = make_learner(cfg, mesh, kind)
     place = lambda params: jax.device_put(params, learner.param_shardings)  # noqa: E731
@@ -161,7 +167,8 @@ def learn(cfg, mesh=None, kind=Learner, rollouts=None):
     return score_stats | stats, clipped_gradient, jax.tree.map(np.asarray, state.params)
 
 
-# ---- the reference --------------------------------------------------------------------------------------------------------
+# ---- the reference
+# --------------------------------------------------------------------------------------------------------
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -263,7 +270,8 @@ def reference(cfg, rollouts=None):
     )
     train_NT = response_NT & keep_N1
     advantage_N1 = np.array(advantage_N, np.float32)[:, None]
-    # with zero advantage and nothing else in the loss, a token has no gradient: the learner's means leave those out
+    # with zero advantage and nothing else in the loss, a token has no gradient: the learner's means
+    # leave those out
     counted_NT = train_NT & (
         np.ones_like(train_NT)
         if cfg.loss.kl != "off" or cfg.loss.entropy_coef
@@ -327,7 +335,9 @@ def reference(cfg, rollouts=None):
 
 
 def check(got, want):
-    """Asserts that two outcomes agree: every number that `want` has, the clipped gradient, the updated params."""
+    """Asserts that two outcomes agree: every number that `want` has, the clipped gradient, the
+    updated params.
+    """
     numbers, gradient, params = want
     numbers = {k: v for k, v in numbers.items() if not k.startswith("perf/")}
     assert {k: got[0][k] for k in numbers} == pytest.approx(numbers, rel=2e-5, abs=1e-6)
@@ -371,7 +381,9 @@ def outcome(name: str):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_an_update_is_the_reference_s(name):
-    """Zero-advantage groups, which the learner leaves out, are in the reference: they change only the means."""
+    """Zero-advantage groups, which the learner leaves out, are in the reference: they change
+    only the means.
+    """
     check(outcome(name), reference(make_config(**VARIANTS[name])))
 
 

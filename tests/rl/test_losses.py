@@ -1,4 +1,6 @@
-"""Advantages, distillation weights, policy losses and KLs against the released P²O implementation's own values, and by hand."""
+"""Advantages, distillation weights, policy losses and KLs against the released P²O
+implementation's own values, and by hand.
+"""
 
 import itertools
 from pathlib import Path

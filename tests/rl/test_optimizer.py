@@ -45,7 +45,9 @@ def test_the_optimizer_state_has_one_tree_for_any_number_of_updates(schedule):
 
 
 def test_no_setting_that_may_change_on_resume_changes_the_tree_of_the_train_state():
-    """What may change: the number of updates (train.epochs), the mesh, and sizes that only matter for speed."""
+    """What may change: the number of updates (train.epochs), the mesh, and sizes that only
+    matter for speed.
+    """
 
     def tree(num_updates, mesh=None, **changes):
         cfg = reference.make_config(optim__warmup_frac=0.05, **changes)

@@ -1,4 +1,6 @@
-"""Params stored in bfloat16, and adapters, which never are: dtypes of the state, and updates by stochastic rounding."""
+"""Params stored in bfloat16, and adapters, which never are: dtypes of the state, and updates by
+stochastic rounding.
+"""
 
 import dataclasses
 import importlib.util
@@ -110,7 +112,9 @@ def test_one_table_has_the_dtype_of_every_param(spec, dtype):
 
 
 def test_disk_and_memory_count_the_bytes_of_a_state(tmp_path, monkeypatch):
-    """With bfloat16 params: 2 and two moments of 4 bytes a weight, with adapters 4 and two of 4; gradients are float32."""
+    """With bfloat16 params: 2 and two moments of 4 bytes a weight, with adapters 4 and two of 4;
+    gradients are float32.
+    """
     for spec, per_weight in ((reference.SPEC, 10), (ADAPTED, 12)):
         learner = make_learner(spec, "bfloat16")
         state = learner.abstract_state()
@@ -130,7 +134,9 @@ def test_disk_and_memory_count_the_bytes_of_a_state(tmp_path, monkeypatch):
 
 
 def test_a_number_between_two_neighbours_goes_to_either_with_its_share():
-    """bfloat16 has 7 bits after the point: above 1 the next is 1 + 1/128, and 1 + 1/512 is a quarter of the way there."""
+    """bfloat16 has 7 bits after the point: above 1 the next is 1 + 1/128, and 1 + 1/512 is a
+    quarter of the way there.
+    """
     n = 200_000
     for x, below, above, share in (
         (1 + 1 / 512, 1, 1 + 1 / 128, 0.25),
@@ -168,7 +174,9 @@ def test_draws_of_neighbours_and_of_successive_updates_do_not_hang_together():
 
 
 def test_updates_at_a_rate_of_1e_6_move_bfloat16_as_far_as_float32_in_the_mean():
-    """200 updates against one gradient with noise: float32 moves by about 2e-4, of which rounding to nearest loses nearly all."""
+    """200 updates against one gradient with noise: float32 moves by about 2e-4, of which
+    rounding to nearest loses nearly all.
+    """
     cfg, n = config.OptimConfig(lr=1e-6, warmup_frac=0.0), 2**16
     noise = 0.1 * jax.random.normal(jax.random.key(1), (4, n))
     start = {"w": (0.02 * jax.random.normal(jax.random.key(0), (n,))).astype(jnp.bfloat16)}
@@ -243,7 +251,9 @@ def test_rounding_does_not_depend_on_the_mesh_or_on_padding():
 
 
 def test_a_learner_s_updates_in_bfloat16_are_measured_resumed_and_skipped_exactly():
-    """The norm is of what changed; a restored state goes on with the same bits; after a skipped update the next is as without it."""
+    """The norm is of what changed; a restored state goes on with the same bits; after a skipped
+    update the next is as without it.
+    """
     learner = make_learner(reference.SPEC, "bfloat16")
     params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), reference.NEW)
     rollouts = reference.make_rollouts(empty_template=True)

@@ -1,4 +1,6 @@
-"""Options of the update: ratio levels, overlong responses, importance weights, memory, and what happens when numbers are not finite."""
+"""Options of the update: ratio levels, overlong responses, importance weights, memory, and what
+happens when numbers are not finite.
+"""
 
 import dataclasses
 import importlib.util
@@ -100,7 +102,9 @@ def test_sequence_ratios_are_means_inside_a_segment_with_each_token_s_own_gradie
 
 
 def test_sequence_gradient_is_that_of_gspo():
-    """With equal weights: the same as differentiating the mean log-ratio itself, summed over the sequence's tokens."""
+    """With equal weights: the same as differentiating the mean log-ratio itself, summed over the
+    sequence's tokens.
+    """
     new, old = jnp.float32([[-1.0, -2.0, -3.0]]), jnp.float32([[-1.1, -2.0, -3.05]])
     segment, trained, cfg = (
         jnp.ones((1, 3), jnp.int32),
@@ -186,7 +190,9 @@ def test_rollout_weights_are_measured_on_the_prompt_sampled_on_and_multiply_the_
 
 
 def test_the_first_update_needs_no_scores_of_its_own():
-    """Its log-probs are the old ones: the same update as with scores taken at the same params, and the gap is measured in it."""
+    """Its log-probs are the old ones: the same update as with scores taken at the same params,
+    and the gap is measured in it.
+    """
     cfg = reference.make_config(optim__row_tokens=40)
     learner = reference.make_learner(cfg)
     made = examples_of(cfg)
@@ -251,7 +257,9 @@ def test_the_share_of_real_tokens_is_that_of_the_rows_computed():
 
 
 def test_no_logits_of_all_tokens_are_held():
-    """Value and gradient for a vocabulary of 60,000: temporaries are those of one chunk and the head's gradient."""
+    """Value and gradient for a vocabulary of 60,000: temporaries are those of one chunk and the
+    head's gradient.
+    """
     spec = ModelSpec(
         family="qwen3",
         vocab=60_000,

@@ -19,7 +19,9 @@ KEY = jax.random.key(0)
 
 
 class Toy:
-    """Answers asks, and remembers the questions of each round; those in `useful` get one success and one failure."""
+    """Answers asks, and remembers the questions of each round; those in `useful` get one success
+    and one failure.
+    """
 
     def __init__(self, useful):
         self.useful_ids, self.rounds = set(useful), []

@@ -1,4 +1,6 @@
-"""The sampler: teacher forcing, every rollout once, and texts that depend on weights, prompt, key and name alone."""
+"""The sampler: teacher forcing, every rollout once, and texts that depend on weights, prompt,
+key and name alone.
+"""
 
 import dataclasses
 import functools
@@ -358,7 +360,9 @@ def test_the_same_text_with_kernels(kernel, monkeypatch):
 
 
 def test_an_int8_cache_is_close():
-    """Measured here: log-probs off by .004 on average, .07 at most, as long as the texts are the same; 34 of the 40 are to the end."""
+    """Measured here: log-probs off by .004 on average, .07 at most, as long as the texts are the
+    same; 34 of the 40 are to the end.
+    """
     engine, weights = make_engine(cache_dtype="int8")
     gaps = []
     for a, b in zip(engine.generate(weights, make_requests(), HOW, KEY), baseline(), strict=True):
@@ -385,7 +389,9 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_long_tails_keep_the_slots_busy():
-    """256 rollouts of near-geometric length in 64 slots take less than twice the steps of a perfect packing."""
+    """256 rollouts of near-geometric length in 64 slots take less than twice the steps of a
+    perfect packing.
+    """
     engine, weights = make_engine(slots=64, questions=64, capacities=(160,), prompt_buckets=(16,))
     requests = [Request(make_requests()[i % 40].prompt_ids, f"tail{i}") for i in range(256)]
     engine.take_work()
@@ -399,7 +405,9 @@ def test_long_tails_keep_the_slots_busy():
 
 
 def test_whole_groups_read_their_prompt_together():
-    """Forty rollouts of ten prompts share the bank's rows, four prompts asked once do not; see also the texts above."""
+    """Forty rollouts of ten prompts share the bank's rows, four prompts asked once do not; see
+    also the texts above.
+    """
     engine, weights = make_engine(prompt_buckets=(16,))
     (wave,) = scheduler.plan(make_requests(), {16: 64}, 1, engine.max_rollouts)
     assert engine._shape(wave)[1] == 4

@@ -1,4 +1,6 @@
-"""A prompt phase on the sampler, killed and resumed: the same templates, and every generated token on the ledger once."""
+"""A prompt phase on the sampler, killed and resumed: the same templates, and every generated
+token on the ledger once.
+"""
 
 import dataclasses
 import json

@@ -1,4 +1,6 @@
-"""What sampling needs of a device's memory: by hand, and refused with the arithmetic where it does not fit."""
+"""What sampling needs of a device's memory: by hand, and refused with the arithmetic where it
+does not fit.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +101,9 @@ def test_what_does_not_fit_is_told_with_the_arithmetic(monkeypatch):
 
 
 def test_the_tensor_axis_that_would_do_is_a_remedy(monkeypatch):
-    """It halves the weights, and quarters them; where that is not enough, or nothing is left to split, it is not told."""
+    """It halves the weights, and quarters them; where that is not enough, or nothing is left to
+    split, it is not told.
+    """
     needed = memory.plan(make_engine(8, (1, 4, 1)))
 
     def told(missing, shape=(1, 4, 1)):

@@ -21,7 +21,9 @@ HOW = SamplingParams(1.0, 50)
 
 
 class Sampler:
-    """Finishes the requests backwards, two at a time; request i has i + 1 tokens. `between` is called after each two."""
+    """Finishes the requests backwards, two at a time; request i has i + 1 tokens. `between` is
+    called after each two.
+    """
 
     def __init__(self, between=lambda: None):
         self.between, self.asked, self.work = between, [], Work()
@@ -65,7 +67,9 @@ def test_rollouts_come_in_the_order_of_the_asks_whatever_finishes_first():
 
 
 def test_what_is_finished_is_judged_while_the_rest_is_sampled():
-    """The sampler goes on only after the verifier has seen what it gave out, and the other way round."""
+    """The sampler goes on only after the verifier has seen what it gave out, and the other way
+    round.
+    """
     judged, threads = threading.Event(), set()
 
     def wait():

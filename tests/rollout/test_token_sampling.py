@@ -135,7 +135,9 @@ BELOW_1 = np.nextafter(np.float32(1), np.float32(0))
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 9, 16, 50, 101])
 def test_inverse_cdf_is_the_plain_search(size):
-    """Sizes that are squares and others; every uniform finds the token that a plain cumulative sum finds."""
+    """Sizes that are squares and others; every uniform finds the token that a plain cumulative
+    sum finds.
+    """
     weight = (
         np.random.default_rng(size).integers(0, 4, size).astype(np.float32)
     )  # sums of small integers are exact
@@ -149,7 +151,9 @@ def test_inverse_cdf_is_the_plain_search(size):
 
 @pytest.mark.parametrize("size", [2, 10, 49, 151])
 def test_tokens_of_no_weight_are_never_drawn(size):
-    """Weights of very different size, so that sums round; zeros first, last, in whole blocks and alone."""
+    """Weights of very different size, so that sums round; zeros first, last, in whole blocks and
+    alone.
+    """
     rng = np.random.default_rng(size)
     for _ in range(20):
         weight = np.where(rng.random(size) < 0.6, 0, 10.0 ** rng.uniform(-12, 0, size)).astype(
@@ -175,7 +179,9 @@ def test_the_only_token_is_drawn_whatever_the_uniform():
 
 
 def test_ties_at_a_threshold_all_stay():
-    """Equal scores cannot be told apart by a threshold: top-k keeps them all rather than some by their index."""
+    """Equal scores cannot be told apart by a threshold: top-k keeps them all rather than some by
+    their index.
+    """
     z = jnp.float32([[1.0, 0.0, 0.0, -1.0]])
     kept = token_sampling.keep(z, token_sampling.to_scalars(SamplingParams(1.0, 1, top_k=2)))
     np.testing.assert_array_equal(

@@ -115,7 +115,9 @@ def test_what_nobody_tells_is_named(monkeypatch):
     [(1, 1, 2, None), (1, 2, 2, "4"), (2, 1, 2, "8"), (8, 1, 2, "32"), (2, 1, 64, "64")],
 )
 def test_threads_of_a_split_cpu(num_devices, processes, cores, threads, monkeypatch):
-    """More than can wait in a collective, a core each at least; of one device alone, what XLA takes by itself."""
+    """More than can wait in a collective, a core each at least; of one device alone, what XLA
+    takes by itself.
+    """
     for name in (*NAMES, "NPROC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS", str(processes))

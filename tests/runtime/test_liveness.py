@@ -1,4 +1,6 @@
-"""Processes that know of each other: threads with connections here, real processes in tests/multihost."""
+"""Processes that know of each other: threads with connections here, real processes in
+tests/multihost.
+"""
 
 import json
 import socket
@@ -19,7 +21,9 @@ HOST = socket.gethostname()
 
 
 class Run:
-    """`with Run(3) as run`: run.peers, and what each of them would have ended with, in run.ended[i]."""
+    """`with Run(3) as run`: run.peers, and what each of them would have ended with, in
+    run.ended[i].
+    """
 
     def __init__(self, count: int, limits: Limits = LIMITS):
         self.address, self.count, self.limits = f"localhost:{free_port()}", count, limits
@@ -197,7 +201,9 @@ def test_alone_nothing_is_waited_for_and_an_exit_is_an_exit():
 
 
 def run_processes(count: int, code: str) -> tuple[list[int], list[str]]:
-    """Exit codes, and what is on standard error, of processes that run the code after they have joined; `i` is the process' number."""
+    """Exit codes, and what is on standard error, of processes that run the code after they have
+    joined; `i` is the process' number.
+    """
     joined = """
         import ctypes, os, sys, threading, time
         from p2o_jax import main, peers

@@ -55,7 +55,9 @@ def test_without_sigterm_nothing_is_raised_and_nothing_is_left():
 
 
 def test_a_program_that_cannot_be_interrupted_is_left_with_exit_code_0():
-    """The main thread is in C and runs no Python, as in a long decode; the handler of a signal would wait for it."""
+    """The main thread is in C and runs no Python, as in a long decode; the handler of a signal
+    would wait for it.
+    """
     start = time.monotonic()
     done = run(
         """
@@ -91,7 +93,9 @@ def test_code_that_holds_the_interpreter_s_lock_delays_the_end_by_no_more_than_a
 
 
 def test_the_clock_runs_on_after_the_run_is_left_and_its_process_does_not_end():
-    """Python waits at its end for threads that compile: a run took 43 s to leave once, with a grace of 25."""
+    """Python waits at its end for threads that compile: a run took 43 s to leave once, with a
+    grace of 25.
+    """
     start = time.monotonic()
     code = """
         import os, signal, threading, time

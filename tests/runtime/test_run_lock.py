@@ -1,4 +1,6 @@
-"""One run directory, one run: of many starts one wins, a kill leaves no lock that counts, and another host's lock stays."""
+"""One run directory, one run: of many starts one wins, a kill leaves no lock that counts, and
+another host's lock stays.
+"""
 
 import json
 import os
@@ -224,7 +226,9 @@ def test_training_refuses_before_it_reads_or_writes_anything(tmp_path, monkeypat
 
 
 def test_the_command_on_a_directory_in_use(tmp_path):
-    """Exit code 2 and one line; after the first was killed the same command takes over, and meets the next problem."""
+    """Exit code 2 and one line; after the first was killed the same command takes over, and
+    meets the next problem.
+    """
     holder, run = process(tmp_path / "run"), tmp_path / "run"
     assert holder.stdout.readline() == "held\n"
     flags = [

@@ -1,4 +1,6 @@
-"""What a start refuses: a workdir of another run, other questions, a damaged record; and where held-out questions come from."""
+"""What a start refuses: a workdir of another run, other questions, a damaged record; and where
+held-out questions come from.
+"""
 
 import json
 from dataclasses import replace
@@ -100,7 +102,9 @@ def test_checkpoints_around_prompt_phases_only(tmp_path, monkeypatch):
 
 
 def test_one_model_at_a_time_is_laid_out():
-    """The policy, what reflects, the policy again: each is let go of before the next is made, and made only where it is not there."""
+    """The policy, what reflects, the policy again: each is let go of before the next is made,
+    and made only where it is not there.
+    """
     policy, frozen, alive, made = {}, {}, [], []
 
     class Weights:
@@ -144,7 +148,9 @@ def test_the_initial_model_is_held_for_whoever_asks_for_it():
 
 
 def test_a_limit_below_any_reflection_prompt_is_an_error():
-    """In words, as the compact prompt is put together: 8 around question, output and verdict, 4 with them, and the question's own."""
+    """In words, as the compact prompt is put together: 8 around question, output and verdict, 4
+    with them, and the question's own.
+    """
     questions = [
         Question("a", ({"role": "user", "content": "two words"},), "7"),
         Question("b", ({"role": "user", "content": "one"},), "7"),

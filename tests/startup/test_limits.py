@@ -1,4 +1,6 @@
-"""Token ids beyond the embedding and sequences beyond the positions are errors before anything compiles."""
+"""Token ids beyond the embedding and sequences beyond the positions are errors before anything
+compiles.
+"""
 
 import json
 import runpy
@@ -46,7 +48,9 @@ def chat():
 
 
 def model_copy(tmp_path, vocab=384, **changes):
-    """The golden model with the first `vocab` rows of its embedding, and other values in config.json."""
+    """The golden model with the first `vocab` rows of its embedding, and other values in
+    config.json.
+    """
     directory = Path(shutil.copytree(MODEL, tmp_path / "model"))
     tensors = load_file(directory / "model.safetensors")
     embed = tensors["model.embed_tokens.weight"][:vocab].copy()
@@ -214,7 +218,9 @@ def test_a_sliding_window_limits_whatever_is_allowed():
 
 
 def test_every_kind_of_sequence_of_a_run_is_checked(chat):
-    """A plain prompt of 10 tokens, "\\n\\n" of 2, a template of 20, a response of 40: 72. Reflection: 50, those around, 30."""
+    """A plain prompt of 10 tokens, "\\n\\n" of 2, a template of 20, a response of 40: 72.
+    Reflection: 50, those around, 30.
+    """
     joined, around = len(chat.tokenizer.encode("\n\n")), len(chat.render_text(""))
 
     def found(positions, cfg=SMALL):
@@ -274,7 +280,9 @@ def test_shipped_configs_fit_their_models(path, chat):
 
 
 def test_a_run_that_is_too_long_does_not_start(tmp_path):
-    """With whatever else is wrong; by default responses have 12,288 tokens, and the golden models 512 positions."""
+    """With whatever else is wrong; by default responses have 12,288 tokens, and the golden
+    models 512 positions.
+    """
     (tmp_path / "q.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
     cfg = config.resolve(
         Config(

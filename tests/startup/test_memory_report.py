@@ -1,4 +1,6 @@
-"""The table of bytes per chip: what is kept counted by hand, and what is reckoned against the TPU compiler's peaks."""
+"""The table of bytes per chip: what is kept counted by hand, and what is reckoned against the
+TPU compiler's peaks.
+"""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -57,7 +59,9 @@ def measured(cfg, reference=0):
 
 
 def test_params_and_optimizer_by_hand():
-    """fsdp and tensor split each matrix in four; norms are whole on every chip. Adam has two moments, and some counters."""
+    """fsdp and tensor split each matrix in four; norms are whole on every chip. Adam has two
+    moments, and some counters.
+    """
     found = measured(settings())
     norms = SPEC.layers * (2 * SPEC.width + 2 * SPEC.head_dim) + SPEC.width
     matrices = num_params(SPEC) - norms
@@ -69,9 +73,11 @@ def test_params_and_optimizer_by_hand():
 
 
 def test_sampling_by_hand():
-    """Weights are split over tensor only; keys and values of 2 layers, 1 of 2 heads of 8 channels, float32, at every position.
+    """Weights are split over tensor only; keys and values of 2 layers, 1 of 2 heads of 8 channels,
+    float32, at every position.
 
-    A chip has room for 256 / 4 tokens of prompts, and for 2 rollouts of 16 tokens, which on CPUs hold copies of their prompts.
+    A chip has room for 256 / 4 tokens of prompts, and for 2 rollouts of 16 tokens, which on CPUs
+    hold copies of their prompts.
     """
     found = measured(settings())
     assert found.params < found.sampling_params < 4 * num_params(SPEC)
@@ -103,7 +109,9 @@ def test_the_table_has_a_line_for_each_group_and_both_sums():
     ],
 )
 def test_an_update_takes_about_what_the_tpu_compiler_says(model, rows, chips, peak_gib):
-    """Rows of 2,048 tokens, all chips along fsdp, params and moments in float32, full recomputation; peaks of libtpu 0.0.42."""
+    """Rows of 2,048 tokens, all chips along fsdp, params and moments in float32, full
+    recomputation; peaks of libtpu 0.0.42.
+    """
     cfg = settings()
     cfg = replace(cfg, optim=replace(cfg.optim, micro_rows=rows, row_tokens=2048))
     mesh = SimpleNamespace(shape={"data": 1, "fsdp": chips, "tensor": 1})

@@ -1,4 +1,6 @@
-"""What a start refuses because of what is in the run directory, and how a run begins anew without losing what was there."""
+"""What a start refuses because of what is in the run directory, and how a run begins anew
+without losing what was there.
+"""
 
 import contextlib
 import datetime
@@ -135,7 +137,9 @@ def test_a_run_of_another_version_is_refused_in_one_line(tmp_path):
 
 
 def test_the_settings_that_name_a_run_are_those_that_may_not_change():
-    """Its journals and checkpoints carry their digest: a run on another mesh, or with its checkpoints elsewhere, is the same run."""
+    """Its journals and checkpoints carry their digest: a run on another mesh, or with its
+    checkpoints elsewhere, is the same run.
+    """
     fixed = run_directory.fixed_settings(CFG)
     assert (
         fixed["optim.lr"] == CFG.optim.lr
@@ -237,7 +241,9 @@ def model_files(folder: Path) -> Path:
 
 
 def test_a_model_that_was_replaced_is_refused_by_the_name_of_the_file(tmp_path):
-    """One bit of a small file, of a big one's header, first and last block; a file too many, one too few; none where it only moved."""
+    """One bit of a small file, of a big one's header, first and last block; a file too many, one
+    too few; none where it only moved.
+    """
     model = model_files(tmp_path / "model")
     run = begun(tmp_path / "run", model=identity.digests(model))
     assert run.changed_model(model, identity.digests(model)) == []
@@ -309,7 +315,9 @@ def test_a_run_of_an_earlier_version_goes_on_with_a_notice(tmp_path):
 
 
 def test_lost_checkpoints_are_no_reason_to_begin_at_the_first_step(tmp_path):
-    """A folder that is gone, or empty where there was a whole one; not a run that was killed before its first."""
+    """A folder that is gone, or empty where there was a whole one; not a run that was killed
+    before its first.
+    """
     run = begun(tmp_path)
     run.check_begin()
     (tmp_path / "checkpoints").mkdir()
@@ -499,7 +507,9 @@ class Telling(Reporter):
 
 
 def test_starts_in_one_run_directory(tmp_path, monkeypatch):
-    """As the command makes them, without its loop: a first one, one with another base, without checkpoints, anew, and a second."""
+    """As the command makes them, without its loop: a first one, one with another base, without
+    checkpoints, anew, and a second.
+    """
     monkeypatch.setattr(components.Components, "_compile_ahead", lambda self: None)
     model, workdir = shutil.copytree(GOLDEN, tmp_path / "model"), tmp_path / "run"
     questions(tmp_path / "q.jsonl", "12")

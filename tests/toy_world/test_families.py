@@ -106,7 +106,9 @@ def test_answers_follow_from_the_question(family):
 
 @every_family
 def test_chains_are_of_one_shape_and_their_words_have_ids(family):
-    """Measuring (`measure.chain_figures`) finds the steps of all problems where those of the first are."""
+    """Measuring (`measure.chain_figures`) finds the steps of all problems where those of the
+    first are.
+    """
     language = next(own for own in LANGUAGES.values() if family in own.families.values())
     known = {*families.DIGITS, *families.LETTERS, *language.words}
     problems = _problems(family)

@@ -1,4 +1,6 @@
-"""The small language is what it always was, to the bit; the large one is as large as it says, and its documents fit."""
+"""The small language is what it always was, to the bit; the large one is as large as it says,
+and its documents fit.
+"""
 
 import random
 import runpy
@@ -34,7 +36,9 @@ def small_documents() -> tuple[list[documents.Document], list[documents.Document
 
 
 def test_the_small_world_is_bit_for_bit_what_its_published_figures_were_measured_on():
-    """Digests of the text; with another one every base has to be pretrained, and every result measured, again."""
+    """Digests of the text; with another one every base has to be pretrained, and every result
+    measured, again.
+    """
     asked, reflected = small_documents()
     cfg = config.WorldConfig()
     assert types.digest(*tokenizer.vocabulary(SMALL)) == "85a2dd0db5fadd5e"
@@ -91,7 +95,9 @@ def test_the_large_language_is_as_large_as_it_says():
 
 
 def longest_documents(language: Language) -> list[tuple[documents.Document, documents.Document]]:
-    """For each family the longest question document, and the longest reflection on it; all problems of a family are of one length."""
+    """For each family the longest question document, and the longest reflection on it; all
+    problems of a family are of one length.
+    """
     template = phrases.join(
         sorted(language.phrases.all, key=lambda phrase: -len(phrase.split()))[: phrases.MAX_PHRASES]
     )

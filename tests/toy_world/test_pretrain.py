@@ -1,4 +1,6 @@
-"""Pretraining ends in a Hugging Face directory that loads again, is deterministic, and is done once."""
+"""Pretraining ends in a Hugging Face directory that loads again, is deterministic, and is done
+once.
+"""
 
 import dataclasses
 import json

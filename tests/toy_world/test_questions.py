@@ -1,4 +1,6 @@
-"""Training and held-out questions are fixed, distinct, and disjoint from each other and from pretraining."""
+"""Training and held-out questions are fixed, distinct, and disjoint from each other and from
+pretraining.
+"""
 
 import dataclasses
 import random

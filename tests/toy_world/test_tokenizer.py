@@ -1,4 +1,6 @@
-"""The tokenizer directory gives the very ids that the pretraining rows hold, and text comes back as it went in."""
+"""The tokenizer directory gives the very ids that the pretraining rows hold, and text comes back
+as it went in.
+"""
 
 import random
 

@@ -1,4 +1,6 @@
-"""Checkpoints: what stays, every way to damage one, full and read-only disks, other meshes, and what is planned for the disk."""
+"""Checkpoints: what stays, every way to damage one, full and read-only disks, other meshes, and
+what is planned for the disk.
+"""
 
 import errno
 import importlib.util
@@ -120,7 +122,9 @@ def with_eval(workdir: Path, evaluation: str, told: list[str]) -> Checkpoints:
 
 
 def test_accuracies_by_other_settings_of_evaluation_are_not_compared(tmp_path):
-    """The best of each measure stays as a checkpoint, also across a third start; the comparison begins anew."""
+    """The best of each measure stays as a checkpoint, also across a third start; the comparison
+    begins anew.
+    """
     told: list[str] = []
     for evaluation, tick, accuracy in (
         ("greedy", 1, 0.9),
@@ -217,7 +221,9 @@ def test_a_prompt_phase_s_state_is_the_milestone_of_its_step(tmp_path):
 
 @pytest.mark.parametrize("damage", ["missing", "half", "empty", "flipped"])
 def test_no_damage_to_any_file_goes_unnoticed(tmp_path, damage):
-    """The state before is taken instead, or all bits are there (files that nobody reads); the damaged step is named and kept aside."""
+    """The state before is taken instead, or all bits are there (files that nobody reads); the
+    damaged step is named and kept aside.
+    """
     write(tmp_path / "good", [1, 2])
     paths = [
         p.relative_to(tmp_path / "good")
@@ -518,7 +524,9 @@ command(run)
 
 
 def refused(workdir: Path, fault: str) -> str:
-    """What a program tells in which writing a second checkpoint fails (besides orbax, at length); the first one is whole."""
+    """What a program tells in which writing a second checkpoint fails (besides orbax, at
+    length); the first one is whole.
+    """
     code = FULL.format(tests=str(Path(__file__).parents[1]), fault=fault)
     done = subprocess.run(
         [sys.executable, "-c", code, str(workdir)],

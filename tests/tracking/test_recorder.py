@@ -97,7 +97,9 @@ def test_a_bad_line_before_the_last_and_missing_ticks_are_told(run):
     ],
 )
 def test_a_row_that_later_code_could_not_use_is_kept_in_a_copy_only(tmp_path, name, good, bad):
-    """Also as the last one, where it has its end and so was not torn off by a kill; a file never has its copy overwritten."""
+    """Also as the last one, where it has its end and so was not torn off by a kill; a file never
+    has its copy overwritten.
+    """
     path = tmp_path / f"{name}.jsonl"
     text = json.dumps({"tick": 0, **good}) + "\n" + json.dumps({"tick": 0, **bad}) + "\n"
     for number in (1, 2):
@@ -140,7 +142,9 @@ def test_a_bad_line_before_the_last_is_not_read_over(run):
 
 
 class FakeWandb(types.ModuleType):
-    """Weights & Biases, as far as it is used: a run that is resumed has the server's steps, and takes no point at or before the last."""
+    """Weights & Biases, as far as it is used: a run that is resumed has the server's steps, and
+    takes no point at or before the last.
+    """
 
     class Error(Exception):
         pass
@@ -194,7 +198,9 @@ def test_weights_and_biases_is_told_the_same_run_again_after_a_resume(tmp_path, 
 
 
 def test_what_is_computed_again_after_a_kill_is_not_drawn_twice(tmp_path, monkeypatch):
-    """Ticks: an evaluation and a step at 0, steps at 1 and 2; killed; again from the checkpoint at tick 1."""
+    """Ticks: an evaluation and a step at 0, steps at 1 and 2; killed; again from the checkpoint
+    at tick 1.
+    """
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     first = WandbRun(tmp_path, CFG)

@@ -1,10 +1,11 @@
-"""One decode step's attention to a cache whose rows are filled to different lengths: a function per kind of device, one signature.
+"""One decode step's attention to a cache whose rows are filled to different lengths: a function per
+kind of device, one signature.
 
-`for_mesh` chooses by the devices of the mesh: kernels that read each row up to its length on GPU and TPU, `windowed` on CPU.
-`attention.over_cache` is the reference that all of them equal.
+`for_mesh` chooses by the devices of the mesh: kernels that read each row up to its length on GPU
+and TPU, `windowed` on CPU. `attention.over_cache` is the reference that all of them equal.
 
-A slot's cache of generated tokens is a tuple of spans, one after the other: on CPU, where a span that no slot has reached is not
-read, there are several; a kernel has one.
+A slot's cache of generated tokens is a tuple of spans, one after the other: on CPU, where a span
+that no slot has reached is not read, there are several; a kernel has one.
 """
 
 import functools
@@ -24,12 +25,15 @@ Spans = tuple[Cache, ...]  # a slot's cache of one layer, by position
 
 
 class Kind(NamedTuple):
-    """How a kind of device holds, writes and reads its caches: signatures as of `attention.append` and `attention.over_cache`."""
+    """How a kind of device holds, writes and reads its caches: signatures as of
+    `attention.append` and `attention.over_cache`.
+    """
 
     cache: type[Cache]
     append: Callable[[Cache, Cache, jax.Array], Cache]
     attend: Callable[[jax.Array, Cache, jax.Array, jax.Array | None], Partial]
-    copies_prompts: bool  # slots hold a copy of their prompt's cache: to read another row is to copy it, at every step
+    # slots hold a copy of their prompt's cache: to read another row is to copy it, at every step
+    copies_prompts: bool
     spans: int = 1  # of a slot's cache, at most
 
 
@@ -43,7 +47,8 @@ SPANS, MIN_SPAN = 4, 32  # of caches too short for tiers; and the positions of a
 
 
 def for_mesh(mesh: Mesh, kv_heads: int, head_dim: int) -> Kind:
-    """For caches of these sizes that live on this mesh, inside a shard_map over its data and fsdp axes.
+    """For caches of these sizes that live on this mesh, inside a shard_map over its data and fsdp
+    axes.
 
     Sizes that the kernels do not take are read as on a CPU.
     """
@@ -86,7 +91,8 @@ def append(kept: Kind, spans: Spans, new: Cache, position_B: jax.Array) -> Spans
 def over_spans(kept: Kind, q_BHC: jax.Array, spans: Spans, length_B: jax.Array) -> Partial:
     """`attention.over_cache` of the spans as one; a span that no row has reached is not read.
 
-    Whether it is read makes no difference, to the last bit, to a row that has not reached it: to merge with nothing is exact.
+    Whether it is read makes no difference, to the last bit, to a row that has not reached it: to
+    merge with nothing is exact.
     """
     longest = length_B.max()
 
@@ -113,11 +119,12 @@ def _bounds(spans: Spans) -> list[tuple[int, int, Cache]]:
 def windowed(
     q_BHC: jax.Array, cache: Cache, length_B: jax.Array, row_B: jax.Array | None = None
 ) -> Partial:
-    """`attention.over_cache` by tiers of rows of similar length, each reading the shortest of a few windows that holds its longest.
+    """`attention.over_cache` by tiers of rows of similar length, each reading the shortest of a few
+    windows that holds its longest.
 
-    Rows are sorted by length at every call; nothing is moved or kept. With one old row among young ones, a single window would
-    make all of them read as far as the old one does. A tier's window is copied out of the cache: where that costs more than it
-    saves, the whole cache is read.
+    Rows are sorted by length at every call; nothing is moved or kept. With one old row among young
+    ones, a single window would make all of them read as far as the old one does. A tier's window is
+    copied out of the cache: where that costs more than it saves, the whole cache is read.
     """
     B, S = q_BHC.shape[0], reference.num_positions(cache)
     tiers = min(TIERS, B // 4)

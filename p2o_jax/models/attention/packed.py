@@ -1,7 +1,9 @@
-"""Attention over packed rows without [T, T] scores: one function of the signature of `attention.packed` per kind of device.
+"""Attention over packed rows without [T, T] scores: one function of the signature of
+`attention.packed` per kind of device.
 
-`for_mesh` chooses by the devices of the mesh, never by what JAX's default backend is: programs are compiled for devices that are
-not there, too. Every path falls back to `chunked` for shapes that its kernel does not take.
+`for_mesh` chooses by the devices of the mesh, never by what JAX's default backend is: programs are
+compiled for devices that are not there, too. Every path falls back to `chunked` for shapes that its
+kernel does not take.
 """
 
 import functools
@@ -23,12 +25,15 @@ DENSE_UP_TO = (
     128  # tokens in a row; below, all scores at once are as fast and their memory does not matter
 )
 QUERY_CHUNK = 64
-SPANS = 8  # query chunks are grouped in so many spans with keys of their own static length: about half of the scores are never made
+# query chunks are grouped in so many spans with keys of their own static length: about half of the
+# scores are never made
+SPANS = 8
 SPLASH_BLOCKS = (512, 256, 128)
 
 
 def for_mesh(mesh: Mesh) -> Attention:
-    """The attention for rows that live on this mesh: flash kernels on GPU (cuDNN) and TPU (splash), by length on CPU.
+    """The attention for rows that live on this mesh: flash kernels on GPU (cuDNN) and TPU (splash),
+    by length on CPU.
 
     For GPUs that are not there, query chunks: cuDNN's kernel can't be traced without the library.
     """
@@ -55,7 +60,9 @@ def chunked(
     segment_BT: Int[Array, "B T"],
     chunk: int = QUERY_CHUNK,
 ) -> Float[Array, "B T H C"]:
-    """`attention.packed`, a chunk of queries at a time against the keys up to the end of its span; recomputed in the backward pass."""
+    """`attention.packed`, a chunk of queries at a time against the keys up to the end of its
+    span; recomputed in the backward pass.
+    """
     T = q_BTHC.shape[1]
     num_chunks = -(-T // chunk)
     padding = num_chunks * chunk - T
@@ -92,7 +99,9 @@ def _against(
     v_BSKC: jax.Array,
     segment_BS: jax.Array,
 ) -> jax.Array:
-    """Causal attention of a chunk of queries that begins at `start` to the first S keys, inside segments."""
+    """Causal attention of a chunk of queries that begins at `start` to the first S keys, inside
+    segments.
+    """
     B, c, H, C = q_BcHC.shape
     S, K = k_BSKC.shape[1:3]
     scores = (
@@ -119,7 +128,9 @@ def cudnn(
     segment_BT: jax.Array,
     kernel: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """cuDNN's flash attention, causal, with the segments as a [B, 1, T, T] mask (its public interface knows no segment ids)."""
+    """cuDNN's flash attention, causal, with the segments as a [B, 1, T, T] mask (its public
+    interface knows no segment ids).
+    """
     C = q_BTHC.shape[-1]
     if q_BTHC.dtype not in (jnp.bfloat16, jnp.float16) or C % 8 or C > 128:
         return by_length(q_BTHC, k_BTKC, v_BTKC, segment_BT)
@@ -137,7 +148,9 @@ def splash(
     mesh: Mesh,
     interpret: bool = False,
 ) -> jax.Array:
-    """TPU splash attention with segment ids, each device on its rows (data x fsdp) and heads (tensor)."""
+    """TPU splash attention with segment ids, each device on its rows (data x fsdp) and heads
+    (tensor).
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 

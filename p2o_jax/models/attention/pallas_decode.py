@@ -1,13 +1,16 @@
-"""One decode step of attention that reads only what a row holds: `attention.over_cache` as Pallas kernels for GPU and TPU.
+"""One decode step of attention that reads only what a row holds: `attention.over_cache` as Pallas
+kernels for GPU and TPU.
 
-Both read the first `length` positions of each row's cache where it lies, in blocks of positions, and carry (weighted values, max,
-sum of exponentials) from block to block in float32. The query heads that share a key/value head are the rows of a block's
-products. A shape that a kernel does not take goes the dense way.
+Both read the first `length` positions of each row's cache where it lies, in blocks of positions,
+and carry (weighted values, max, sum of exponentials) from block to block in float32. The query
+heads that share a key/value head are the rows of a block's products. A shape that a kernel does not
+take goes the dense way.
 
-On GPU (Triton) a program takes a row, a head and one of `splits` equal parts of the row's blocks; the parts are merged outside.
-On TPU (Mosaic) the grid is as long as the list of all rows' blocks, which is made from the lengths before the kernel starts: no
-step is spent on a block that no row needs, and the next block is fetched during the present one, across rows too. There the cache
-must be written by `tpu_append`, or the compiler copies all of it before every call.
+On GPU (Triton) a program takes a row, a head and one of `splits` equal parts of the row's blocks;
+the parts are merged outside. On TPU (Mosaic) the grid is as long as the list of all rows' blocks,
+which is made from the lengths before the kernel starts: no step is spent on a block that no row
+needs, and the next block is fetched during the present one, across rows too. There the cache must
+be written by `tpu_append`, or the compiler copies all of it before every call.
 """
 
 import functools
@@ -33,10 +36,13 @@ GPU_MIN_ROWS, GPU_MAX_ROWS = (
     16,
     64,
 )  # of a product: the least that Triton takes, and heads of a program
-GPU_PROGRAMS = 264  # twice the multiprocessors of an H100 or H200: where rows x heads are fewer, the positions are split
+# twice the multiprocessors of an H100 or H200: where rows x heads are fewer, the positions are
+# split
+GPU_PROGRAMS = 264
 TPU_BLOCK = 512
 TPU_TILE = {4: 16, 2: 16, 1: 32}  # positions that are written together, by bytes of an element
-TPU_CORES = 2  # the heads are dealt to the two cores of a v4 or v5p; a chip of one core takes both halves in turn
+# the heads are dealt to the two cores of a v4 or v5p; a chip of one core takes both halves in turn
+TPU_CORES = 2
 LANES = 128  # of a TPU's registers
 HEADS, WHOLE = (
     PartitionSpec(None, "tensor"),
@@ -51,10 +57,12 @@ def gpu(
     row_B: Int[Array, "B"] | None = None,
     interpret: bool = False,
 ) -> Partial:
-    """`attention.over_cache` by a Triton kernel, for head sizes that are a power of two from 16 to 256.
+    """`attention.over_cache` by a Triton kernel, for head sizes that are a power of two from 16 to
+    256.
 
     Raises:
-        ValueError: an int8 cache of a size that the kernel's offsets do not reach (Pallas counts with 32 bits up to 4 GiB).
+        ValueError: an int8 cache of a size that the kernel's offsets do not reach (Pallas counts
+            with 32 bits up to 4 GiB).
     """
     (B, H, C), (K, S) = q_BHC.shape, cache.k_RKSC.shape[1:3]
     if C & (C - 1) or not 16 <= C <= 256:
@@ -158,7 +166,8 @@ def tpu(
 ) -> Partial:
     """`attention.over_cache` by a Mosaic kernel, for head sizes that are a multiple of 128.
 
-    A cache whose positions are no multiple of 8 is laid out otherwise by the compiler and copied before each call.
+    A cache whose positions are no multiple of 8 is laid out otherwise by the compiler and copied
+    before each call.
     """
     (B, H, C), (K, S) = q_BHC.shape, cache.k_RKSC.shape[1:3]
     if C % LANES:
@@ -219,7 +228,9 @@ def tpu(
 def _work(
     length_B: jax.Array, block: int, max_blocks: int
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """The blocks that hold anything, slot after slot: each one's slot and number in the slot's row, and how many they are (1 at least)."""
+    """The blocks that hold anything, slot after slot: each one's slot and number in the slot's
+    row, and how many they are (1 at least).
+    """
     num_blocks_B = -(-length_B // block)
     end_B = jnp.cumsum(num_blocks_B)
     item_N = jnp.arange(length_B.shape[0] * max_blocks, dtype=jnp.int32)
@@ -239,7 +250,9 @@ def _tpu_kernel(
     block: int,
     whole: bool,
 ) -> None:
-    """One block of one slot's row, for a core's share of the heads; the last one of a slot writes its result."""
+    """One block of one slot's row, for a core's share of the heads; the last one of a slot
+    writes its result.
+    """
     *scale_refs, o_ref, stats_ref, acc_ref, m_ref, total_ref = refs
     core, i = pl.program_id(0), pl.program_id(1)
     number, length = number_ref[i], length_ref[slot_ref[i]]
@@ -292,7 +305,9 @@ def _add_block(
     scales: Any,
     weigh: Callable[[jax.Array], jax.Array],
 ) -> Carry:
-    """The carry with a block of scores [..., heads, positions] added, of which only those inside count; `weigh` takes them to values."""
+    """The carry with a block of scores [..., heads, positions] added, of which only those inside
+    count; `weigh` takes them to values.
+    """
     acc, m, total = carry
     k_scale, v_scale = scales or (None, None)
     scores = jnp.where(inside, scores if k_scale is None else scores * k_scale, NEG)
@@ -310,7 +325,9 @@ def _precision(dtype: Any) -> lax.Precision | None:
 def tpu_append(
     cache: Cache, new: Cache, position_B: Int[Array, "B"], interpret: bool = False
 ) -> Cache:
-    """`attention.append` in the layout that `tpu` reads: the compiler gives a scatter another, and copies all of the cache each time."""
+    """`attention.append` in the layout that `tpu` reads: the compiler gives a scatter another,
+    and copies all of the cache each time.
+    """
     if cache.k_RKSC.shape[3] % LANES:
         return append(cache, new, position_B)
     B, K = position_B.shape[0], cache.k_RKSC.shape[1]
@@ -318,7 +335,9 @@ def tpu_append(
     placed = [y.reshape(B, K, 1, -1) for y in new if y is not None]
 
     def spec(x: jax.Array) -> pl.BlockSpec:
-        """The tile that holds the position: positions are next to last where there are channels, else last."""
+        """The tile that holds the position: positions are next to last where there are channels,
+        else last.
+        """
         if x.ndim == 4:
             tile = TPU_TILE[x.dtype.itemsize]
             return pl.BlockSpec((None, K, tile, x.shape[3]), lambda b, at: (b, 0, at[b] // tile, 0))
@@ -343,7 +362,9 @@ def tpu_append(
 
 
 def _in_hbm(x: jax.Array, interpret: bool) -> jax.Array:
-    """The array, which the compiler may not copy whole into faster memory before a kernel that reads parts of it."""
+    """The array, which the compiler may not copy whole into faster memory before a kernel that
+    reads parts of it.
+    """
     return x if interpret else pltpu.with_memory_space_constraint(x, pltpu.HBM)
 
 
@@ -359,10 +380,11 @@ def _append_kernel(position_ref: Any, *refs: Any) -> None:
 
 
 def over_tensor(attend: Decode, mesh: Mesh) -> Decode:
-    """`gpu` or `tpu` for use inside a shard_map over the mesh's other axes: each device of the tensor axis takes its own heads.
+    """`gpu` or `tpu` for use inside a shard_map over the mesh's other axes: each device of the
+    tensor axis takes its own heads.
 
-    A kernel cannot be split by the compiler, which refuses even an axis of size 1 that is left to it. Where the heads do not divide
-    the dense reference takes over, which the compiler does split.
+    A kernel cannot be split by the compiler, which refuses even an axis of size 1 that is left to
+    it. Where the heads do not divide the dense reference takes over, which the compiler does split.
     """
 
     def split(

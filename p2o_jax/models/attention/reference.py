@@ -1,7 +1,8 @@
-"""Attention, behind one idea: a piece of attention is (output, max, sum of exponentials), and pieces merge exactly.
+"""Attention, behind one idea: a piece of attention is (output, max, sum of exponentials), and
+pieces merge exactly.
 
-`packed` is the dense reference for rows that hold several segments; `over_cache` that of one decode step against a part of the
-cache. Scores and sums are float32 whatever the inputs are.
+`packed` is the dense reference for rows that hold several segments; `over_cache` that of one decode
+step against a part of the cache. Scores and sums are float32 whatever the inputs are.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,9 @@ NEG = -1e30  # below any score; finite, so that a row without any key gives 0 an
 
 
 class Partial(NamedTuple):
-    """Attention over a part of the keys: normalised output, and the max and sum of exponentials needed to merge it."""
+    """Attention over a part of the keys: normalised output, and the max and sum of exponentials
+    needed to merge it.
+    """
 
     o_BHC: jax.Array
     m_BH: jax.Array
@@ -28,7 +31,9 @@ def packed(
     v_BTKC: Float[Array, "B T K C"],
     segment_BT: Int[Array, "B T"],
 ) -> Float[Array, "B T H C"]:
-    """Causal attention inside each segment of a row; segment 0 is padding, and its output is meaningless."""
+    """Causal attention inside each segment of a row; segment 0 is padding, and its output is
+    meaningless.
+    """
     B, T, H, C = q_BTHC.shape
     K = k_BTKC.shape[2]
     q = q_BTHC.reshape(B, T, K, H // K, C)
@@ -43,7 +48,9 @@ def packed(
 
 
 class Cache(NamedTuple):
-    """Keys and values of one layer, a row per sequence; of type int8 with a scale for each vector, else without."""
+    """Keys and values of one layer, a row per sequence; of type int8 with a scale for each
+    vector, else without.
+    """
 
     k_RKSC: jax.Array
     v_RKSC: jax.Array
@@ -72,7 +79,9 @@ def num_positions(cache: Cache) -> int:
 
 
 def by_position(change: Callable[..., jax.Array], cache: Cache, *others: Cache) -> Cache:
-    """`change(axis of positions, array of the cache, array of each other)` for all that the cache has."""
+    """`change(axis of positions, array of the cache, array of each other)` for all that the
+    cache has.
+    """
     axes = (3 if isinstance(cache, Transposed) else 2, 2, 2, 2)
     columns = zip(axes, cache, *others, strict=True)
     changed: Any = (None if x is None else change(axis, x, *more) for axis, x, *more in columns)
@@ -80,7 +89,9 @@ def by_position(change: Callable[..., jax.Array], cache: Cache, *others: Cache) 
 
 
 def stored(k_RKSC: jax.Array, v_RKSC: jax.Array, cache: Cache) -> Cache:
-    """Keys and values of any positions as the cache holds them: its kind and type, quantised if that is int8."""
+    """Keys and values of any positions as the cache holds them: its kind and type, quantised if
+    that is int8.
+    """
     if cache.k_scale_RKS is None:
         natural = Cache(k_RKSC.astype(cache.k_RKSC.dtype), v_RKSC.astype(cache.v_RKSC.dtype))
     else:
@@ -94,7 +105,9 @@ def stored(k_RKSC: jax.Array, v_RKSC: jax.Array, cache: Cache) -> Cache:
 
 
 def append(cache: Cache, new: Cache, position_B: Int[Array, "B"]) -> Cache:
-    """The cache with `new`, made by `stored` of one position, at a position of each row; beyond the cache's, it is dropped."""
+    """The cache with `new`, made by `stored` of one position, at a position of each row; beyond
+    the cache's, it is dropped.
+    """
     row_B = jnp.arange(position_B.shape[0])
 
     def put(axis: int, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -105,7 +118,9 @@ def append(cache: Cache, new: Cache, position_B: Int[Array, "B"]) -> Cache:
 
 
 def quantised(x: Float[Array, "... C"]) -> tuple[Int[Array, "... C"], Float[Array, "..."]]:
-    """x as int8 and the float32 scale of each vector: x ≈ int8 x scale, off by at most half a scale = max|x| / 254."""
+    """x as int8 and the float32 scale of each vector: x ≈ int8 x scale, off by at most half a
+    scale = max|x| / 254.
+    """
     scale = jnp.maximum(jnp.abs(x.astype(jnp.float32)).max(axis=-1), 1e-30) / 127
     return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
 
@@ -116,7 +131,9 @@ def over_cache(
     length_B: Int[Array, "B"],
     row_B: Int[Array, "B"] | None = None,
 ) -> Partial:
-    """One query per row against the first `length` positions of its cache row (its own, or `row_B`); length 0 gives o = 0, l = 0."""
+    """One query per row against the first `length` positions of its cache row (its own, or
+    `row_B`); length 0 gives o = 0, l = 0.
+    """
     B, H, C = q_BHC.shape
     if row_B is not None:
         cache = jax.tree.map(lambda x: x[row_B], cache)
@@ -149,7 +166,9 @@ def over_cache(
 def over_rows(
     q_BTHC: Float[Array, "B T H C"], cache: Cache, visible_TS: Bool[Array, "T S"]
 ) -> Partial:
-    """T queries per row against the same S positions of its cache row; the parts have the rows and queries as one axis, B * T."""
+    """T queries per row against the same S positions of its cache row; the parts have the rows
+    and queries as one axis, B * T.
+    """
     B, T, H, C = q_BTHC.shape
     K, S = cache.v_RKSC.shape[1:3]
     q = q_BTHC.reshape(B, T, K, H // K, C)
@@ -178,7 +197,9 @@ def over_rows(
 
 
 def merge(a: Partial, b: Partial) -> Partial:
-    """Attention over the keys of both parts; exactly that of one where the other has no key; o = 0, l = 0 where neither has."""
+    """Attention over the keys of both parts; exactly that of one where the other has no key; o =
+    0, l = 0 where neither has.
+    """
     m = jnp.maximum(a.m_BH, b.m_BH)
     wa, wb = a.l_BH * jnp.exp(a.m_BH - m), b.l_BH * jnp.exp(b.m_BH - m)
     share_a, share_b = (w / jnp.maximum(wa + wb, 1e-30) for w in (wa, wb))
