@@ -13,8 +13,8 @@ from typing import Any
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 HOW = (
-    "pip install 'p2o-jax[browser]', and a Chromium: apt-get install chromium-headless-shell (or chromium) on Debian, "
-    "`playwright install chromium` elsewhere, or one's path in P2O_CHROMIUM"
+    "pip install 'p2o-jax[browser]', and a Chromium: apt-get install chromium-headless-shell (or"
+    " chromium) on Debian, `playwright install chromium` elsewhere, or one's path in P2O_CHROMIUM"
 )
 
 

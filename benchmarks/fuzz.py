@@ -292,7 +292,8 @@ def measure(
                     failures.append(f"{kind} {number}: {traceback.format_exc(limit=-3)}")
             seconds[kind] = round(time.perf_counter() - begin, 1)
             log(
-                f"{kind}: {refused[kind]} refused, {len(failures)} failures so far, {seconds[kind]} s"
+                f"{kind}: {refused[kind]} refused, {len(failures)} failures so far,"
+                f" {seconds[kind]} s"
             )
     for failure in failures[:20]:
         log(failure)

@@ -50,7 +50,8 @@ def read(path: Path) -> list[dict[str, str]]:
         or any(p["verdict"] not in ("right", "wrong") for p in pairs)
     ):
         raise ConfigError(
-            f"--pairs={path}: expected the columns {', '.join(COLUMNS)}, a verdict being right or wrong"
+            f"--pairs={path}: expected the columns {', '.join(COLUMNS)}, a verdict being right or"
+            " wrong"
         )
     return pairs
 
@@ -112,7 +113,10 @@ def table(figures: dict[str, Any]) -> str:
     return "\n".join(
         [
             *lines,
-            f"| **all** | {total['pairs']} | {total['strict']} | {total['lenient']} | {total['agree']} |",
+            (
+                f"| **all** | {total['pairs']} | {total['strict']} | {total['lenient']} |"
+                f" {total['agree']} |"
+            ),
         ]
     )
 

@@ -209,7 +209,10 @@ def settings(questions: int, folder: Path) -> Any:
     from p2o_jax.config import Config
 
     path = folder / "questions.jsonl"
-    text = "A train leaves at {i} o'clock and drives {i} miles an hour; how far has it come when another one overtakes it? Explain it well."
+    text = (
+        "A train leaves at {i} o'clock and drives {i} miles an hour; how far has it come when"
+        " another one overtakes it? Explain it well."
+    )
     path.write_text(
         "".join(
             json.dumps({"question": text.format(i=i), "answer": str(i)}) + "\n"

@@ -192,7 +192,8 @@ def call(arguments: Sequence[str]) -> dict[str, Any]:
     )
     if done.returncode:
         raise ConfigError(
-            f"{' '.join(arguments)}: exit code {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
+            f"{' '.join(arguments)}: exit code {done.returncode}:"
+            f" {done.stderr.strip().splitlines()[-1:]}"
         )
     return json.loads(done.stdout.strip().splitlines()[-1])
 

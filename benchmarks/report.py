@@ -69,9 +69,9 @@ def machine() -> dict[str, Any]:
     kinds = [d.device_kind for d in jax.devices()]
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        ),
         "memory_gib": _memory_gib(),
         "devices": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
     }

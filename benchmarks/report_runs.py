@@ -13,7 +13,10 @@ from p2o_jax.gepa.search import REJECTIONS, STATS
 from p2o_jax.tracking.metric_names import METRICS
 from p2o_jax.types import template_id
 
-SENTENCE = "let us write the known terms down and solve for what is left so that both sides agree before we box it"
+SENTENCE = (
+    "let us write the known terms down and solve for what is left so that both sides agree before"
+    " we box it"
+)
 
 
 class Shape(NamedTuple):

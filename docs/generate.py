@@ -38,8 +38,14 @@ def pages() -> dict[str, str]:
 def configuration() -> str:
     """Every setting with type, default, range and the comment beside it."""
     comments = comments_of_fields((PACKAGE / "config.py").read_text(encoding="utf-8"))
-    text = "# Configuration\n\nEvery setting, as `--config.SECTION.NAME=VALUE` or in a config file.\nDefaults are the paper's. "
-    text += "Where a preset decides, both of its values are given; `--config.preset=faithful` or `recommended` chooses.\n"
+    text = (
+        "# Configuration\n\nEvery setting, as `--config.SECTION.NAME=VALUE` or in a config"
+        " file.\nDefaults are the paper's. "
+    )
+    text += (
+        "Where a preset decides, both of its values are given; `--config.preset=faithful` or"
+        " `recommended` chooses.\n"
+    )
     top = [
         field
         for field in dataclasses.fields(config.Config)
@@ -146,7 +152,10 @@ def comments_of_fields(source: str) -> dict[tuple[str, str], str]:
 
 def metrics_reference() -> str:
     """Every metric with its meaning, by kind."""
-    text = "# Metrics\n\nThe names in `metrics.jsonl` and TensorBoard; the x-axis is the policy step. With several evaluation sets there is\n"
+    text = (
+        "# Metrics\n\nThe names in `metrics.jsonl` and TensorBoard; the x-axis is the policy step."
+        " With several evaluation sets there is\n"
+    )
     text += "`eval/SET/...` for each besides `eval/...` of the first.\n"
     by_kind: dict[str, list[str]] = {}
     for name in metric_names.METRICS:
@@ -159,8 +168,14 @@ def metrics_reference() -> str:
 
 def departures() -> str:
     """Every ▲ of the package: where, and the sentence that it stands in."""
-    text = "# Departures\n\nWhat is deliberately done otherwise than in the released P²O code, as the code marks it (`grep -rn ▲ p2o_jax`).\n"
-    text += "Which of them `preset=faithful` takes back is in [Configuration](configuration.md) and [Algorithm](algorithm.md).\n\n"
+    text = (
+        "# Departures\n\nWhat is deliberately done otherwise than in the released P²O code, as the"
+        " code marks it (`grep -rn ▲ p2o_jax`).\n"
+    )
+    text += (
+        "Which of them `preset=faithful` takes back is in [Configuration](configuration.md) and"
+        " [Algorithm](algorithm.md).\n\n"
+    )
     text += "| file | departure |\n| --- | --- |\n"
     for path in sorted(PACKAGE.rglob("*.py")):
         for sentence in marked_sentences(path.read_text(encoding="utf-8")):

@@ -127,7 +127,10 @@ def run(argv: Sequence[str]) -> None:
                     "prompt": prompt,
                 }
                 found[part.name][asked] = figures
-                score = f"{100 * figures['strict']['mean']:.1f} of {len(part.questions)} questions x {n} at temperature {temperature}"
+                score = (
+                    f"{100 * figures['strict']['mean']:.1f} of {len(part.questions)} questions x"
+                    f" {n} at temperature {temperature}"
+                )
                 reporter.line(f"{part.name}, {asked}: {score}")
                 if distributed.is_main_process():
                     _write_samples(_samples_file(out, part, asked), samples, n)
@@ -251,7 +254,8 @@ def _check(flags: dict[str, str], out: Path) -> None:
         problems.append("--model or --workdir: one of them is needed, and not both")
     if not flags["benchmarks"]:
         problems.append(
-            f"--benchmarks: required, a list of {', '.join(benchmarks.BENCHMARKS)}, sources, or NAME=SOURCE"
+            f"--benchmarks: required, a list of {', '.join(benchmarks.BENCHMARKS)}, sources, or"
+            " NAME=SOURCE"
         )
     if (flags["step"] or flags["template"] == "best") and not flags["workdir"]:
         problems.append("--step and --template=best need --workdir")

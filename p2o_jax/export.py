@@ -70,7 +70,8 @@ def run(argv: Sequence[str]) -> None:
     spec = dataclasses.replace(hf_config.read_spec(directory), lora=lora.from_config(cfg.lora))
     if flags["adapter"] and not spec.lora:
         raise ConfigError(
-            f"--adapter={flags['adapter']}: {workdir} trained all weights (config.lora.rank=0), there are no adapters"
+            f"--adapter={flags['adapter']}: {workdir} trained all weights (config.lora.rank=0),"
+            " there are no adapters"
         )
     abstract = _abstract_params(spec, cfg.model.param_dtype)
     trained = checkpoint_reader.read_policy(where, tick, lora.split(spec, abstract)[0])
@@ -110,7 +111,8 @@ def run(argv: Sequence[str]) -> None:
     for line in files.leftovers(out):
         reporter.line(line)
     reporter.line(
-        f"{out}: the policy of {workdir} after {step} steps, {'adapters' if flags['adapter'] else flags['dtype']}"
+        f"{out}: the policy of {workdir} after {step} steps,"
+        f" {'adapters' if flags['adapter'] else flags['dtype']}"
     )
     reporter.line(
         f"{out / hf_config.PROMPTS}: what the run's prompts had besides the chat template"
@@ -143,8 +145,9 @@ def model_directory(cfg: Config, revision: str | None = None) -> Path:
     directory = pretrain.base_directory(cfg.world)
     if not directory.is_dir():
         raise ConfigError(
-            f"{directory}: the run's base model is not there; start this in the folder where the run was started, or tell where "
-            "it is with --config.world.cache_dir or --config.model.path"
+            f"{directory}: the run's base model is not there; start this in the folder where the"
+            " run was started, or tell where it is with --config.world.cache_dir or"
+            " --config.model.path"
         )
     return directory
 
@@ -163,7 +166,8 @@ def _pick(workdir: Path, tick_of: dict[int, int], wanted: str, best: int | None)
         step = int(wanted)
     else:
         raise ConfigError(
-            f"--step={wanted}: no checkpoint of this policy step; there are {', '.join(map(str, sorted(tick_of)))}"
+            f"--step={wanted}: no checkpoint of this policy step; there are"
+            f" {', '.join(map(str, sorted(tick_of)))}"
         )
     return step, tick_of[step]
 

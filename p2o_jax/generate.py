@@ -138,8 +138,8 @@ def sample(
                 out.flush()
     seconds = time.monotonic() - start
     reporter.line(
-        f"{len(jobs)} completions, {tokens:,} tokens in {seconds:.1f} s, {compiles.seconds:.1f} s of them compiling: "
-        f"{tokens / max(seconds - compiles.seconds, 1e-9):,.0f} tokens/s"
+        f"{len(jobs)} completions, {tokens:,} tokens in {seconds:.1f} s, {compiles.seconds:.1f} s"
+        f" of them compiling: {tokens / max(seconds - compiles.seconds, 1e-9):,.0f} tokens/s"
     )
 
 
@@ -261,7 +261,10 @@ def _messages(value: Any, prompt_template: str) -> tuple[Message, ...] | str:
                 "content": sources.fill(prompt_template, value) if value.strip() else "",
             }
         ]
-    rule = f'expected a text, or a list of messages {{"role": {"|".join(sources.ROLES)}, "content": text}}, the last the user\'s'
+    rule = (
+        f'expected a text, or a list of messages {{"role": {"|".join(sources.ROLES)}, "content":'
+        " text}, the last the user's"
+    )
     if not isinstance(value, list) or not all(isinstance(m, Mapping) for m in value):
         return rule
     if not all(m.get("role") in sources.ROLES and isinstance(m.get("content"), str) for m in value):

@@ -74,7 +74,8 @@ def check_arms(arms: Mapping[str, Config]) -> None:
         num_devices = distributed.start(arm.mesh, arm.train.compile_cache)
         if arm.checkpoint.path:
             found.append(
-                f"config.arms, {name}: config.checkpoint.path must be empty: arms would share one folder"
+                f"config.arms, {name}: config.checkpoint.path must be empty: arms would share one"
+                " folder"
             )
         found += [f"config.arms, {name}: {line}" for line in rules.problems(arm, num_devices)]
     if found:
@@ -168,7 +169,8 @@ def mendable(e: Exception) -> list[str]:
         return list(e.problems)
     if isinstance(e, OSError) and e.errno in DISK_ERRORS:
         return [
-            f"{e.filename or 'a file'} could not be written: {e.strerror} (the same command goes on)"
+            f"{e.filename or 'a file'} could not be written: {e.strerror} (the same command"
+            " goes on)"
         ]
     return []
 

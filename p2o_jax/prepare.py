@@ -234,7 +234,8 @@ def markdown(card: dict[str, Any]) -> str:
     lines += [f"- seed {card['seed']}"] if card["seed"] is not None else []
     for split, reasons in card["left_out"].items():
         lines.append(
-            f"- left out of {split}: {', '.join(f'{n:,} {reason}' for reason, n in sorted(reasons.items())) or 'nothing'}"
+            f"- left out of {split}:"
+            f" {', '.join(f'{n:,} {reason}' for reason, n in sorted(reasons.items())) or 'nothing'}"
         )
     lines += [
         f"- {card['in_test_and_train']:,} questions are in the test set and in a training set",

@@ -112,8 +112,8 @@ def score(scorer: Scorer, tokens: Tokens, rows: int, reporter: Reporter) -> np.n
             advance(count)
     seconds, num_tokens = time.monotonic() - start, int(tokens.mask_BT.sum())
     reporter.line(
-        f"{B} rows, {num_tokens:,} tokens in {seconds:.1f} s, {compiles.seconds:.1f} s of them compiling: "
-        f"{num_tokens / max(seconds - compiles.seconds, 1e-9):,.0f} tokens/s"
+        f"{B} rows, {num_tokens:,} tokens in {seconds:.1f} s, {compiles.seconds:.1f} s of them"
+        f" compiling: {num_tokens / max(seconds - compiles.seconds, 1e-9):,.0f} tokens/s"
     )
     return scored
 
@@ -142,7 +142,8 @@ def open_scorer(cfg: Config, tokens: Tokens, path: str) -> Scorer:
     least, most = int(tokens.id_BT.min()), int(tokens.id_BT.max())
     if least < 0 or most >= spec.vocab:
         found.append(
-            f"{path}: input_ids reach from {least} to {most}; the model's vocabulary is 0..{spec.vocab - 1}"
+            f"{path}: input_ids reach from {least} to {most}; the model's vocabulary is"
+            f" 0..{spec.vocab - 1}"
         )
     longest = int(tokens.mask_BT.sum(axis=1).max())
     if why := limits.beyond_context(cfg, spec, longest):
@@ -188,7 +189,8 @@ def read_tokens(path: Path) -> Tokens:
         found.append(f"{path}: input_ids {list(ids.shape)} {ids.dtype}: expected integers [B, T]")
     if mask.shape != ids.shape or mask.dtype.kind not in "iub" or not np.isin(mask, (0, 1)).all():
         found.append(
-            f"{path}: attention_mask {list(mask.shape)} {mask.dtype}: expected zeros and ones of the shape of input_ids"
+            f"{path}: attention_mask {list(mask.shape)} {mask.dtype}: expected zeros and ones of"
+            " the shape of input_ids"
         )
     if found:
         raise ConfigError(*found)
@@ -197,7 +199,8 @@ def read_tokens(path: Path) -> Tokens:
     if (starts > 1).any():
         row = int(starts.argmax())
         raise ConfigError(
-            f"{path}: attention_mask, row {row}: the ones must stand together, with padding on the left or on the right"
+            f"{path}: attention_mask, row {row}: the ones must stand together, with padding on the"
+            " left or on the right"
         )
     return Tokens(np.where(mask, ids, 0).astype(np.int32), mask)
 

@@ -123,7 +123,10 @@ def test_an_upward_import_is_found(room, source):
 
 
 def test_downward_and_own_imports_are_fine():
-    source = "import jax\nfrom p2o_jax import config, runtime\nfrom p2o_jax.rl.batch import Rows\nfrom p2o_jax.models import spec"
+    source = (
+        "import jax\nfrom p2o_jax import config, runtime\nfrom p2o_jax.rl.batch import Rows\nfrom"
+        " p2o_jax.models import spec"
+    )
     assert upward("rl", source) == []
     assert upward("generate", "from p2o_jax.main import command") == []
     assert upward("main", "from p2o_jax import generate") != []

@@ -98,7 +98,10 @@ def dial(rows: Rows) -> str:
             text.append(f"| {arm.what} | " + " | ".join(cells) + " |")
         text.append("")
     text += [
-        "P²O (recommended) less the better of the GRPO arms, and less P²O as released, on average over the budget, paired by seed:",
+        (
+            "P²O (recommended) less the better of the GRPO arms, and less P²O as released, on"
+            " average over the budget, paired by seed:"
+        ),
         "",
     ]
     text += [head[0], head[1]]
@@ -127,7 +130,8 @@ def paper(rows: Rows) -> str:
     base = "faithful", arms.HEADLINE
     text = [f"## The paper's ablations in miniature (dial {arms.HEADLINE})", ""]
     text += [
-        "| arm | the paper | plain accuracy, end | mean over the budget | mean, less P²O as released | does it agree? |"
+        "| arm | the paper | plain accuracy, end | mean over the budget | mean, less P²O as"
+        " released | does it agree? |"
     ]
     text += ["| --- | --- | --- | --- | --- | --- |"]
     for arm in arms.SUITES["paper"][0]:
@@ -148,7 +152,10 @@ def recipe(rows: Rows) -> str:
     text = [f"## From faithful to recommended, one switch at a time (dial {arms.HEADLINE})", ""]
     text += [f"![differences to what each switch was turned in](images/{RECIPE_PLOT.name})", ""]
     text += [
-        "| arm | plain accuracy, end | mean over the budget | mean, less that of what it was turned in | |",
+        (
+            "| arm | plain accuracy, end | mean over the budget | mean, less that of what it was"
+            " turned in | |"
+        ),
         "| --- | --- | --- | --- | --- |",
     ]
     for arm in arms.SUITES["recipe"][0]:
@@ -160,7 +167,8 @@ def recipe(rows: Rows) -> str:
             ]
             less = _against(rows, key, own, "mean_accuracy")
         text.append(
-            f"| {arm.what} | {_cell(rows.get(key), 'accuracy')} | {_cell(rows.get(key), 'mean_accuracy')} | {less} | {told} |"
+            f"| {arm.what} | {_cell(rows.get(key), 'accuracy')} |"
+            f" {_cell(rows.get(key), 'mean_accuracy')} | {less} | {told} |"
         )
     return "\n".join(text)
 
@@ -170,7 +178,10 @@ def account(rows: Rows) -> str:
     every = {tuple(row["overrides"]): row for several in rows.values() for row in several}.values()
     hours = sum(row["cpu_seconds"] for row in every) / 3600
     versions = sorted({f"jax {row['versions']['jax']}" for row in every})
-    return f"{len(every)} runs, {hours:.1f} CPU hours besides pretraining the base models; {', '.join(versions)}."
+    return (
+        f"{len(every)} runs, {hours:.1f} CPU hours besides pretraining the base models;"
+        f" {', '.join(versions)}."
+    )
 
 
 def plot_dial(rows: Rows) -> None:

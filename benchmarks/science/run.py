@@ -83,7 +83,8 @@ def run_all(runs: Sequence[Run], results: Path, at_a_time: int) -> None:
                 f.write(json.dumps(row) + "\n")
             left = (time.time() - begin) / done * (len(runs) - done)
             print(
-                f"{done}/{len(runs)}  {name}: {row['accuracy']:.3f}, {row['cpu_seconds']:.0f} s of CPU; {left / 60:.0f} min left",
+                f"{done}/{len(runs)}  {name}: {row['accuracy']:.3f}, {row['cpu_seconds']:.0f} s of"
+                f" CPU; {left / 60:.0f} min left",
                 flush=True,
             )
     if failed:
@@ -104,11 +105,13 @@ def redo(runs: Iterable[Run], results: Path) -> None:
         again = {"failed": row} if isinstance(row, str) else json.loads(json.dumps(row))
         differ = [key for key in old if key not in VARY and again.get(key) != old[key]]
         print(
-            f"{run.arm.name}, dial {run.dial}, seed {run.seed}: {'differs' if differ else 'the same'}",
+            f"{run.arm.name}, dial {run.dial}, seed {run.seed}:"
+            f" {'differs' if differ else 'the same'}",
             flush=True,
         )
         found += [
-            f"{run.arm.name}, dial {run.dial}, seed {run.seed}: {key} is {again.get(key)}, was {old[key]}"
+            f"{run.arm.name}, dial {run.dial}, seed {run.seed}: {key} is {again.get(key)}, was"
+            f" {old[key]}"
             for key in differ
         ]
     if found:

@@ -101,7 +101,8 @@ def _build(cls: type, values: Any, where: str, problems: list[str]) -> Any:
     for key in values:
         if key not in hints:
             problems.append(
-                f"{where}.{key}: no such key{_did_you_mean(f'{where}.{key}'.removeprefix('config.'))}"
+                f"{where}.{key}: no such"
+                f" key{_did_you_mean(f'{where}.{key}'.removeprefix('config.'))}"
             )
     for name, hint in hints.items():
         if name not in values:
@@ -225,7 +226,8 @@ def load_config_dict(path: str, overrides: typing.Sequence[tuple[str, str]] = ()
         raise ConfigError(f"{path}:{line}: {type(e).__name__}: {e}") from e
     if not isinstance(values, ConfigDict):
         raise ConfigError(
-            f"{path}: get_config() must return a ConfigDict (p2o_jax.config.loading.to_config_dict(Config()))"
+            f"{path}: get_config() must return a ConfigDict"
+            " (p2o_jax.config.loading.to_config_dict(Config()))"
         )
     override(values, overrides)
     return values
@@ -334,7 +336,10 @@ def arms(values: ConfigDict) -> dict[str, Config]:
     problems: list[str] = []
     names = [arm.split()[0] if arm.split() else "" for arm in values.arms]  # type: ignore[union-attr]  # a tuple of texts
     if len(set(names)) < len(names) or not all(_is_arm_name(name) for name in names):
-        rule = f"every arm needs a name of its own, of letters, digits and _; not {', '.join(RESERVED)}"
+        rule = (
+            "every arm needs a name of its own, of letters, digits and _; not"
+            f" {', '.join(RESERVED)}"
+        )
         raise ConfigError(f"config.arms={values.arms}: {rule}")
     for arm in typing.cast(tuple[str, ...], values.arms):
         name, *settings = arm.split()

@@ -68,7 +68,10 @@ class Range:
         also = "".join(f"{_text(x)}, or " for x in self.also)
         if self.high >= _TECHNICAL:
             return also + self._end(upper=False)
-        return f"{also}in {'(' if self.ge is None else '['}{_text(self.low)}, {_text(self.high)}{')' if self.le is None else ']'}"
+        return (
+            f"{also}in {'(' if self.ge is None else '['}{_text(self.low)},"
+            f" {_text(self.high)}{')' if self.le is None else ']'}"
+        )
 
     def _end(self, upper: bool) -> str:
         if upper:

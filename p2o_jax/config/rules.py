@@ -58,11 +58,13 @@ def _mesh_problems(mesh: MeshConfig, num_devices: int) -> list[str]:
         return []  # a line of `range_problems` names each
     if asked.count(-1) > 1:
         return [
-            f"config.mesh (data, fsdp, tensor)={asked}: sizes must be positive, and at most one of them -1"
+            f"config.mesh (data, fsdp, tensor)={asked}: sizes must be positive, and at most one of"
+            " them -1"
         ]
     if math.prod(mesh_shape(mesh, num_devices)) != num_devices:
         return [
-            f"config.mesh (data, fsdp, tensor)={asked} must multiply to the number of devices, {num_devices}"
+            f"config.mesh (data, fsdp, tensor)={asked} must multiply to the number of devices,"
+            f" {num_devices}"
         ]
     return []
 
@@ -75,17 +77,20 @@ def api_problems(api: ApiConfig) -> list[str]:
     url = urlsplit(api.base_url)
     if url.scheme not in ("http", "https") or not url.netloc or "@" in url.netloc or url.query:
         found.append(
-            "config.api.base_url: expected http(s)://host/path, without a user, a password or a query"
+            "config.api.base_url: expected http(s)://host/path, without a user, a password or a"
+            " query"
         )
     if not api.model:
         found.append("config.api.model: config.gepa.reflector=api needs the name of a model")
     if not all(re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) for name in api.key_env):
         found.append(
-            "config.api.key_env: expected names of environment variables (capitals, digits and _), not keys"
+            "config.api.key_env: expected names of environment variables (capitals, digits and _),"
+            " not keys"
         )
     if api.max_dollars and not (api.dollars_per_million_prompt and api.dollars_per_million_reply):
         found.append(
-            "config.api.max_dollars needs config.api.dollars_per_million_prompt and dollars_per_million_reply"
+            "config.api.max_dollars needs config.api.dollars_per_million_prompt and"
+            " dollars_per_million_reply"
         )
     try:
         if api.extra_body and not isinstance(json.loads(api.extra_body), dict):
@@ -148,7 +153,10 @@ def _data_rules(config: Config) -> Rules:
     yield bool(data.question_field), "config.data.question_field must name a field"
     yield (
         bool(data.answer_field or fn),
-        "config.data.answer_field='' (no reference answers) needs config.reward.fn to judge without them",
+        (
+            "config.data.answer_field='' (no reference answers) needs config.reward.fn to judge"
+            " without them"
+        ),
     )
     yield (
         not fn or re.fullmatch(r"([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*", fn) is not None,
@@ -168,11 +176,17 @@ def _world_rules(world: WorldConfig) -> Rules:
     longest = _LONGEST_WORLD_DOCUMENT[world.size]
     yield (
         world.row_tokens >= longest,
-        f"config.world.row_tokens={world.row_tokens} must hold the longest document of config.world.size={world.size}, {longest} tokens",
+        (
+            f"config.world.row_tokens={world.row_tokens} must hold the longest document of"
+            f" config.world.size={world.size}, {longest} tokens"
+        ),
     )
     yield (
         world.heads % max(world.kv_heads, 1) == 0,
-        f"config.world.heads={world.heads} must be a multiple of config.world.kv_heads={world.kv_heads}",
+        (
+            f"config.world.heads={world.heads} must be a multiple of"
+            f" config.world.kv_heads={world.kv_heads}"
+        ),
     )
     yield (
         world.head_dim % 2 == 0,
@@ -191,7 +205,10 @@ def _training_rules(config: Config, num_devices: int) -> Rules:
     shards = num_devices // shape[2] if math.prod(shape) == num_devices else 1
     yield (
         mini > 0 and rollout.questions % mini == 0,
-        f"config.optim.minibatch_questions={optim.minibatch_questions} must divide config.rollout.questions={rollout.questions}",
+        (
+            f"config.optim.minibatch_questions={optim.minibatch_questions} must divide"
+            f" config.rollout.questions={rollout.questions}"
+        ),
     )
     for key, value in (("optim.micro_rows", optim.micro_rows), ("rollout.slots", rollout.slots)):
         yield (
@@ -200,20 +217,32 @@ def _training_rules(config: Config, num_devices: int) -> Rules:
         )
     yield (
         optim.schedule != "cosine" or config.mining.extra_plain_groups == 0,
-        f"config.optim.schedule=cosine ends with the last update, and config.mining.extra_plain_groups={config.mining.extra_plain_groups} "
-        "makes their number unknown",
+        (
+            "config.optim.schedule=cosine ends with the last update, and"
+            f" config.mining.extra_plain_groups={config.mining.extra_plain_groups} makes their"
+            " number unknown"
+        ),
     )
     yield (
         loss.overlong != "penalty" or loss.overlong_buffer <= rollout.max_new_tokens,
-        f"config.loss.overlong_buffer={loss.overlong_buffer} must lie in 1..config.rollout.max_new_tokens={rollout.max_new_tokens}",
+        (
+            f"config.loss.overlong_buffer={loss.overlong_buffer} must lie in"
+            f" 1..config.rollout.max_new_tokens={rollout.max_new_tokens}"
+        ),
     )
     yield (
         plain is not None and plain <= rollout.group_size,
-        f"config.assign.plain_rollouts={plain} must lie in 0..config.rollout.group_size={rollout.group_size}",
+        (
+            f"config.assign.plain_rollouts={plain} must lie in"
+            f" 0..config.rollout.group_size={rollout.group_size}"
+        ),
     )
     yield (
         config.mining.judge_on != "plain" or not config.gepa.enabled or bool(plain),
-        "config.mining.judge_on=plain needs config.assign.plain_rollouts of at least 1: there would be no plain rollout to judge by",
+        (
+            "config.mining.judge_on=plain needs config.assign.plain_rollouts of at least 1: there"
+            " would be no plain rollout to judge by"
+        ),
     )
     targets = config.lora.targets
     yield (
@@ -232,20 +261,27 @@ def _length_rules(config: Config) -> Rules:
     )
     yield (
         not gepa.enabled or gepa.reflector == "api" or gepa.reflect_prompt_tokens < longest,
-        f"config.gepa.reflect_prompt_tokens={gepa.reflect_prompt_tokens} must be less than the last of "
-        f"config.rollout.prompt_buckets={buckets}: the chat template adds some tokens",
+        (
+            f"config.gepa.reflect_prompt_tokens={gepa.reflect_prompt_tokens} must be less than the"
+            f" last of config.rollout.prompt_buckets={buckets}: the chat template adds some tokens"
+        ),
     )
     row, optim = config.optim.row_tokens, dataclasses.replace(config.optim, row_tokens=0)
     need = trained_row_tokens(dataclasses.replace(config, optim=optim))
     yield (
         row == 0 or row >= need,
-        f"config.optim.row_tokens={row} must hold the longest prompt trained on + config.rollout.max_new_tokens = {need}",
+        (
+            f"config.optim.row_tokens={row} must hold the longest prompt trained on +"
+            f" config.rollout.max_new_tokens = {need}"
+        ),
     )
     templated = plain + longest_template_tokens(config)
     yield (
         config.eval.template == "none" or longest >= templated,
-        "config.eval.template=best needs config.rollout.prompt_buckets to reach "
-        f"config.data.max_prompt_tokens + the longest template = {templated}",
+        (
+            "config.eval.template=best needs config.rollout.prompt_buckets to reach "
+            f"config.data.max_prompt_tokens + the longest template = {templated}"
+        ),
     )
 
 
@@ -253,7 +289,10 @@ def _gepa_rules(config: Config) -> Rules:
     gepa = config.gepa
     yield (
         gepa.rollouts_per_eval == 1 or gepa.temperature != 0,
-        f"config.gepa.rollouts_per_eval={gepa.rollouts_per_eval} with config.gepa.temperature=0 would pay for the same answer twice",
+        (
+            f"config.gepa.rollouts_per_eval={gepa.rollouts_per_eval} with config.gepa.temperature=0"
+            " would pay for the same answer twice"
+        ),
     )
     yield (
         not gepa.dev_size > 0.5 or gepa.dev_size % 1 == 0,
@@ -261,8 +300,10 @@ def _gepa_rules(config: Config) -> Rules:
     )
     yield (
         gepa.acceptance != "margin" or gepa.acceptance_margin <= gepa.minibatch,
-        f"config.gepa.acceptance_margin={gepa.acceptance_margin} must be at most config.gepa.minibatch={gepa.minibatch}: "
-        "no child could be accepted",
+        (
+            f"config.gepa.acceptance_margin={gepa.acceptance_margin} must be at most"
+            f" config.gepa.minibatch={gepa.minibatch}: no child could be accepted"
+        ),
     )
     yield (
         gepa.budget != "calls" or gepa.max_metric_calls > 0,
@@ -275,8 +316,11 @@ def _gepa_rules(config: Config) -> Rules:
     )
     yield (
         not 0 < gepa.max_metric_calls < least,
-        f"config.gepa.max_metric_calls={gepa.max_metric_calls} pays for no proposal even in the smallest prompt phase "
-        f"(config.gepa.min_hard={gepa.min_hard} questions): that takes {least} rollouts",
+        (
+            f"config.gepa.max_metric_calls={gepa.max_metric_calls} pays for no proposal even in the"
+            f" smallest prompt phase (config.gepa.min_hard={gepa.min_hard} questions): that takes"
+            f" {least} rollouts"
+        ),
     )
     yield (
         gepa.budget != "full_evals" or gepa.max_full_evals > 0,
@@ -284,7 +328,10 @@ def _gepa_rules(config: Config) -> Rules:
     )
     yield (
         config.train.epochs > 0 or (gepa.enabled and gepa.schedule == "first"),
-        "config.train.epochs=0 needs config.gepa.enabled and config.gepa.schedule=first: there would be nothing to do",
+        (
+            "config.train.epochs=0 needs config.gepa.enabled and config.gepa.schedule=first: there"
+            " would be nothing to do"
+        ),
     )
 
 
@@ -295,28 +342,43 @@ def notices(config: Config) -> list[str]:
     unusual = (
         (
             loss.ratio == "sequence" and widest > 0.01,
-            f"config.loss.clip_low={loss.clip_low} and clip_high={loss.clip_high} with config.loss.ratio=sequence: GSPO's paper has 3e-4 "
-            "and 4e-4, as the ratio of a whole sequence is a mean over its tokens; with these hardly anything is clipped",
+            (
+                f"config.loss.clip_low={loss.clip_low} and clip_high={loss.clip_high} with"
+                " config.loss.ratio=sequence: GSPO's paper has 3e-4 and 4e-4, as the ratio of a"
+                " whole sequence is a mean over its tokens; with these hardly anything is clipped"
+            ),
         ),
         (
             loss.ratio == "token" and narrowest < 0.01,
-            f"config.loss.clip_low={loss.clip_low} and clip_high={loss.clip_high} with config.loss.ratio=token: the usual 0.2 lets a token "
-            "change 20 %; with these most tokens are clipped as soon as there is a second update on a batch",
+            (
+                f"config.loss.clip_low={loss.clip_low} and clip_high={loss.clip_high} with"
+                " config.loss.ratio=token: the usual 0.2 lets a token change 20 %; with these most"
+                " tokens are clipped as soon as there is a second update on a batch"
+            ),
         ),
         (
             loss.ratio != "cispo" and loss.dual_clip < 1 + loss.clip_high,
-            f"config.loss.dual_clip={loss.dual_clip} is less than 1 + config.loss.clip_high={loss.clip_high}: "
-            "it clips tokens with a negative advantage inside the range that PPO leaves free",
+            (
+                f"config.loss.dual_clip={loss.dual_clip} is less than 1 +"
+                f" config.loss.clip_high={loss.clip_high}: it clips tokens with a negative"
+                " advantage inside the range that PPO leaves free"
+            ),
         ),
         (optim.lr == 0, "config.optim.lr=0: no weight changes"),
         (
             optim.lr > 1e-3 and config.lora.rank == 0,
-            f"config.optim.lr={optim.lr} with all weights trained: the paper has 1e-6, and rates above 1e-3 destroy pretrained weights",
+            (
+                f"config.optim.lr={optim.lr} with all weights trained: the paper has 1e-6, and"
+                " rates above 1e-3 destroy pretrained weights"
+            ),
         ),
         (
             not 0.3 <= temperature <= 1.5,
-            f"config.rollout.temperature={temperature} is far from 1: rollouts of a group are alike at low temperatures, and noise at high "
-            "ones; either way there is little to learn from",
+            (
+                f"config.rollout.temperature={temperature} is far from 1: rollouts of a group are"
+                " alike at low temperatures, and noise at high ones; either way there is little to"
+                " learn from"
+            ),
         ),
     )
     return [f"unusual: {text}" for holds, text in unusual if holds]

@@ -116,7 +116,10 @@ def named(text: str) -> list[tuple[str, str]]:
         if not equals:
             name, source = (name, "") if name in BENCHMARKS else (_name_of(name), name)
         if not _SET_NAME.fullmatch(name) or (not source and name not in BENCHMARKS):
-            rule = f"expected a benchmark ({', '.join(BENCHMARKS)}), a source, or NAME=SOURCE with a name of letters, digits, - and _"
+            rule = (
+                f"expected a benchmark ({', '.join(BENCHMARKS)}), a source, or NAME=SOURCE with a"
+                " name of letters, digits, - and _"
+            )
             problems.append(f"{entry.strip() or repr(text)}: {rule}")
         elif name in dict(found):
             problems.append(f"{entry.strip()}: a second set of the name {name}")

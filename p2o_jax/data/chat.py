@@ -128,8 +128,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     except Exception as e:  # the edge: damaged files raise whatever the reader of their format raises, bare Exception included
         if "trust_remote_code" in str(e):
             raise config.ConfigError(
-                f"{where}: the tokenizer cannot be loaded: it is code of its own (auto_map in tokenizer_config.json or config.json), "
-                "which is never run; convert it to a tokenizer.json"
+                f"{where}: the tokenizer cannot be loaded: it is code of its own (auto_map in"
+                " tokenizer_config.json or config.json), which is never run; convert it to a"
+                " tokenizer.json"
             ) from e
         raise config.ConfigError(
             f"{where}: the tokenizer cannot be loaded: {type(e).__name__}: {e}"
@@ -143,7 +144,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     )
     if not tokenizer.stop_ids:
         raise config.ConfigError(
-            f"{where}: no end-of-sequence token in config.json, generation_config.json or the tokenizer: no response would end"
+            f"{where}: no end-of-sequence token in config.json, generation_config.json or the"
+            " tokenizer: no response would end"
         )
     return tokenizer
 
@@ -163,7 +165,8 @@ def _eos_ids(path: Path) -> list[int]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if any(type(i) is not int for i in ids):
         raise config.ConfigError(
-            f"config.model.path: {path}: eos_token_id={value!r} must be a token id, or a list of them"
+            f"config.model.path: {path}: eos_token_id={value!r} must be a token id, or a list of"
+            " them"
         )
     return ids
 
@@ -189,8 +192,9 @@ class Chat:
         template = cfg.template or tokenizer.chat_template
         if not template:
             raise config.ConfigError(
-                "config.chat.template: this model has no chat template: give one (Jinja, as in tokenizer_config.json; "
-                f"for a base model {bare_template(tokenizer)} shows it the bare text)"
+                "config.chat.template: this model has no chat template: give one (Jinja, as in"
+                f" tokenizer_config.json; for a base model {bare_template(tokenizer)} shows it the"
+                " bare text)"
             )
         self._template = ChatTemplate(
             template,
@@ -271,8 +275,11 @@ def _bos_notices(
         return (f"config.chat.template: prompts begin with {tokenizer.spell(prefix)} twice",)
     if cfg.template and prompt_ids[: len(prefix)] != prefix:
         return (
-            f"config.chat.template: prompts do not begin with {tokenizer.spell(prefix)}, which this tokenizer puts before every text; "
-            f"a template that begins with {_prefix(tokenizer)} adds it",
+            (
+                f"config.chat.template: prompts do not begin with {tokenizer.spell(prefix)}, which"
+                " this tokenizer puts before every text; a template that begins with"
+                f" {_prefix(tokenizer)} adds it"
+            ),
         )
     return ()
 

@@ -90,7 +90,10 @@ def _read_builder(make: Any, split: str, stored: Path | None) -> Iterator[Row]:
         if foreign := _foreign_classes(stored) if stored else []:
             yield (
                 0,
-                f"features.json: {', '.join(foreign)}: classes outside TensorFlow Datasets would run code, and are not loaded",
+                (
+                    f"features.json: {', '.join(foreign)}: classes outside TensorFlow Datasets"
+                    " would run code, and are not loaded"
+                ),
             )
             return
         builder = make(tfds)
@@ -143,7 +146,10 @@ def _read_files(path: Path, split: str) -> Iterator[Row]:
     if not found:
         yield (
             0,
-            f"a folder without {', '.join(tables.READERS)} files, and not one of `datasets` or TensorFlow Datasets",
+            (
+                f"a folder without {', '.join(tables.READERS)} files, and not one of `datasets` or"
+                " TensorFlow Datasets"
+            ),
         )
         return
     by_split: dict[str, list[Path]] = {}
@@ -153,7 +159,10 @@ def _read_files(path: Path, split: str) -> Iterator[Row]:
     if split and wanted not in by_split:
         yield (
             0,
-            f"no files of the split {split}; there are {', '.join(sorted(filter(None, by_split))) or 'none that name one'}",
+            (
+                f"no files of the split {split}; there are"
+                f" {', '.join(sorted(filter(None, by_split))) or 'none that name one'}"
+            ),
         )
         return
     if problem := _not_one(sorted(by_split), split):
@@ -183,7 +192,10 @@ def _not_one(splits: Sequence[str], asked: str) -> str:
     """What is wrong where not one split is meant."""
     if asked or len(splits) == 1:
         return ""
-    return f"it has the splits {', '.join(name or '(none)' for name in splits)}; name one, as in @{next(filter(None, splits), 'train')}"
+    return (
+        f"it has the splits {', '.join(name or '(none)' for name in splits)}; name one, as in"
+        f" @{next(filter(None, splits), 'train')}"
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -198,7 +198,8 @@ def draw(rows: Sequence[Row], sizes: Sequence[int], balanced: bool, seed: str) -
             (chosen if wanted else rest).append(row)
         if len(chosen) < size:
             raise ConfigError(
-                f"{len(rows)} questions are left, too few for sets of {', '.join(map(str, sizes))}{_but(balanced)}"
+                f"{len(rows)} questions are left, too few for sets of"
+                f" {', '.join(map(str, sizes))}{_but(balanced)}"
             )
         sets.append(chosen)
         left = rest

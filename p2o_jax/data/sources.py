@@ -111,7 +111,8 @@ def too_long(loaded: Loaded, count_tokens: Callable[[Question], int], limit: int
         num_tokens = count_tokens(question)
         if num_tokens > limit:
             found.append(
-                f"{loaded.path}:{line}: a prompt of {num_tokens} tokens; config.data.max_prompt_tokens={limit}"
+                f"{loaded.path}:{line}: a prompt of {num_tokens} tokens;"
+                f" config.data.max_prompt_tokens={limit}"
             )
     hidden = len(found) - MAX_PROBLEMS_SHOWN
     return found[:MAX_PROBLEMS_SHOWN] + (
@@ -168,7 +169,10 @@ def _question(record: Mapping[str, Any], source: str, cfg: config.DataConfig) ->
         ("answer_field", cfg.answer_field),
     ):
         if name and name not in record:
-            return f'no field "{name}" (config.data.{option}); it has {", ".join(map(str, record)) or "none"}'
+            return (
+                f'no field "{name}" (config.data.{option}); it has'
+                f" {', '.join(map(str, record)) or 'none'}"
+            )
     messages = _messages(record[cfg.question_field], cfg.prompt_template)
     if isinstance(messages, str):
         return f"{cfg.question_field}: {messages}"

@@ -45,9 +45,11 @@ def _read_json(path: Path, alone: bool = False) -> Iterator[Row]:
         for number, record in enumerate(records, 1):
             yield (
                 number,
-                record
-                if isinstance(record, dict)
-                else f"expected a JSON object, got {kind(record)}",
+                (
+                    record
+                    if isinstance(record, dict)
+                    else f"expected a JSON object, got {kind(record)}"
+                ),
             )
 
 
@@ -62,7 +64,10 @@ def _parse_json(raw: bytes, expected: type = dict) -> Any:
     except ValueError as e:
         return f"not JSON: {e}"
     if not isinstance(value, expected):
-        return f"expected a JSON {'object' if expected is dict else 'list of objects'}, got {kind(value)}"
+        return (
+            f"expected a JSON {'object' if expected is dict else 'list of objects'}, got"
+            f" {kind(value)}"
+        )
     return value
 
 

@@ -134,7 +134,8 @@ def row(sample: Sample, number: int) -> dict[str, Any]:
 def table(results: Mapping[str, Any]) -> str:
     """The figures of one evaluation as Markdown."""
     lines = [
-        "| benchmark | asked | questions | samples | strict | lenient | pass@n | maj@n | format | truncated | tokens | time-outs |"
+        "| benchmark | asked | questions | samples | strict | lenient | pass@n | maj@n | format |"
+        " truncated | tokens | time-outs |"
     ]
     lines.append("|" + " --- |" * 12)
     for name, variants in results["benchmarks"].items():
@@ -205,10 +206,12 @@ def compare(folders: Sequence[Path], asked: Asked = "plain") -> tuple[dict[str, 
     ]
     if not names:
         raise ConfigError(
-            f"--compare: no benchmark was asked under {asked} prompts in all of {', '.join(map(str, folders))}"
+            f"--compare: no benchmark was asked under {asked} prompts in all of"
+            f" {', '.join(map(str, folders))}"
         )
     problems = [
-        f"{folder / RESULTS}: {name} has other questions there than in {folders[0] / RESULTS}: differences cannot be paired"
+        f"{folder / RESULTS}: {name} has other questions there than in {folders[0] / RESULTS}:"
+        " differences cannot be paired"
         for folder, r in zip(folders, read, strict=True)
         for name in names
         if r["benchmarks"][name][asked]["question_ids"]
@@ -238,9 +241,11 @@ def compare(folders: Sequence[Path], asked: Asked = "plain") -> tuple[dict[str, 
         ]
         for name, runs in found["graders"][grader].items():
             told = [
-                _told(run)
-                if "difference" not in run
-                else f"{_percent(run['mean'])}, {_difference(run)}"
+                (
+                    _told(run)
+                    if "difference" not in run
+                    else f"{_percent(run['mean'])}, {_difference(run)}"
+                )
                 for run in runs
             ]
             lines.append(_line([name, *told]))

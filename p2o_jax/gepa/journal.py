@@ -101,8 +101,9 @@ class Journal:
             record = self._records[number]
             if (record["call"], record["kind"], record["key"]) != (number, kind, key):
                 raise JournalMismatch(
-                    f"{self._path}: call {number} of phase {self._phase!r} is a {kind} with key {key}, but the journal has "
-                    f"call {record['call']}, {record['kind']} with key {record['key']}"
+                    f"{self._path}: call {number} of phase {self._phase!r} is a {kind} with key"
+                    f" {key}, but the journal has call {record['call']}, {record['kind']} with key"
+                    f" {record['key']}"
                 )
             self._replayed(record.get("cost"))
         else:

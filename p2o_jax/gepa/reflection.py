@@ -139,8 +139,9 @@ def feedback(example: ReflectionExample, show_answer: bool) -> str:
         verdict = f"The final answer is correct.{reference}"
     elif example.unreadable:
         verdict = (
-            "No final answer could be read from the response: the \\boxed{} with the answer is missing, or the response never reached it."
-            f"{reference} Look at the reasoning as well as at the form of the answer."
+            "No final answer could be read from the response: the \\boxed{} with the answer is"
+            f" missing, or the response never reached it.{reference} Look at the reasoning as well"
+            " as at the form of the answer."
         )
     else:
         verdict = (

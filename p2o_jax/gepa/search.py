@@ -29,11 +29,18 @@ REJECTIONS = {
     "special_token": "templates that spell a special token of the tokenizer",
     "duplicate": "templates that exist already",
     "empty": "replies without a template",
-    "leak": "templates that hold a reference answer or eight words in a row of a question of their minibatch",
+    "leak": (
+        "templates that hold a reference answer or eight words in a row of a question of their"
+        " minibatch"
+    ),
     "overlong_prompt": "templates under which a question would be too long a prompt",
-    "overlong_reflection": "proposals whose reflection prompt is too long with only one example in it",
+    "overlong_reflection": (
+        "proposals whose reflection prompt is too long with only one example in it"
+    ),
     "no_reply": "proposals for which the reflecting endpoint gave no reply",
-    "perfect": "proposals that were not reflected on, as no child could beat the parent on its minibatch",
+    "perfect": (
+        "proposals that were not reflected on, as no child could beat the parent on its minibatch"
+    ),
 }
 IN_WORDS = {
     "gate": "not better",
@@ -249,9 +256,11 @@ class _World:
             for p, b in zip(state.wave, before, strict=True)
         ]
         prompts = [
-            reflection.SKIPPED
-            if skip
-            else reflection.build(state.templates[p.parent], group, cfg, self._count_tokens)
+            (
+                reflection.SKIPPED
+                if skip
+                else reflection.build(state.templates[p.parent], group, cfg, self._count_tokens)
+            )
             for p, group, skip in zip(state.wave, examples, skipped, strict=True)
         ]
         sent = [prompt.text for prompt in prompts if prompt.text]
@@ -285,8 +294,9 @@ def _stats(phase: steps.SearchSetup, state: steps.SearchState, world: _World) ->
         "budget": phase.budget,
         "train_questions": len(phase.train),
         "dev_questions": len(phase.dev),
-        "frac_dev_solved_empty": len(cover.covered(state.score_ZN[:1], phase.success_above))
-        / num_dev,
+        "frac_dev_solved_empty": (
+            len(cover.covered(state.score_ZN[:1], phase.success_above)) / num_dev
+        ),
         "frac_dev_covered": len(cover.covered(state.score_ZN, phase.success_above)) / num_dev,
         "best_dev_score": max(sum(row) / num_dev for row in state.score_ZN),
         "num_cover": len(cover.greedy_cover(state.score_ZN, phase.success_above)),

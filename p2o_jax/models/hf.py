@@ -62,8 +62,8 @@ _DTYPES = ("F32", "BF16", "F16", "F64")
 _BY_TOKEN = (_TOP["embed"][0], _TOP["lm_head"][0])  # tensors with a row for each token
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_ADAPTERS = (
-    "adapter_config.json"  # beside which transformers adds adapters to the weights that it loads
+_ADAPTERS = (  # beside which transformers adds adapters to the weights that it loads
+    "adapter_config.json"
 )
 _LINES = 10  # of each kind of problem
 _PIECE_BYTES = 32 * 2**20  # read at one time
@@ -258,7 +258,8 @@ class _Files:
                     f"{where} is {self.dtype_of[name]}; supported: {', '.join(_DTYPES)}"
                 )
         unknown = [
-            f"{self.file_of[name]}: tensor {name} {list(self.shape_of[name])} is not part of this model"
+            f"{self.file_of[name]}: tensor {name} {list(self.shape_of[name])} is not part of this"
+            " model"
             for name in sorted(set(self.file_of) - set(expected))
             if not name.endswith("rotary_emb.inv_freq")
             and not (name == _TOP["lm_head"][0] and spec.tied)
@@ -274,7 +275,8 @@ class _Files:
         head = _TOP["lm_head"][0]
         if spec.tied and head in self.file_of and not self._equal(head, _TOP["embed"][0]):
             raise ConfigError(
-                f"{self.file_of[head]}: {head} differs from the embedding that config.json ties it to"
+                f"{self.file_of[head]}: {head} differs from the embedding that config.json ties"
+                " it to"
             )
 
     def tensor(self, name: str) -> Any:
@@ -304,7 +306,8 @@ class _Files:
         """
         if (self.directory / _ADAPTERS).exists():
             raise ConfigError(
-                f"{self.directory / _ADAPTERS}: adapters beside a model are not read; merge them into its weights"
+                f"{self.directory / _ADAPTERS}: adapters beside a model are not read; merge them"
+                " into its weights"
             )
         if (self.directory / _SINGLE).exists():
             return {}

@@ -61,8 +61,9 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ConfigError(
-            f"{path}: no such directory, and it could not be had from the Hugging Face hub ({reason}). Without a network, give the path "
-            "of a directory that holds config.json, the *.safetensors files and the tokenizer"
+            f"{path}: no such directory, and it could not be had from the Hugging Face hub"
+            f" ({reason}). Without a network, give the path of a directory that holds config.json,"
+            " the *.safetensors files and the tokenizer"
         ) from e
 
 
@@ -247,7 +248,8 @@ def write_config(
     """
     if (spec.qk_norm, spec.qkv_bias) != (spec.family == "qwen3", spec.family == "qwen2"):
         raise ConfigError(
-            f"a {spec.family} model with qk_norm={spec.qk_norm}, qkv_bias={spec.qkv_bias} has no Hugging Face architecture"
+            f"a {spec.family} model with qk_norm={spec.qk_norm}, qkv_bias={spec.qkv_bias} has no"
+            " Hugging Face architecture"
         )
     ids = token_ids or {}
     config = {
@@ -346,7 +348,8 @@ def _rope(fields: _Fields, max_positions: int) -> Rope:
     for place in (given, values):
         if place.get("partial_rotary_factor") not in (None, 1, 1.0):
             fields.problems.append(
-                f"partial_rotary_factor={place['partial_rotary_factor']} is not supported; supported: 1"
+                f"partial_rotary_factor={place['partial_rotary_factor']} is not supported;"
+                " supported: 1"
             )
     original = None
     if values.get("original_max_position_embeddings") is not None:

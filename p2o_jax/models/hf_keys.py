@@ -87,7 +87,8 @@ def problems(values: Mapping[str, Any]) -> list[str]:
     architectures = values.get("architectures") or []
     if architectures and ARCHITECTURES[family] not in architectures:
         found.append(
-            f"architectures={architectures} is not supported; supported: {_names(ARCHITECTURES.values())}"
+            f"architectures={architectures} is not supported; supported:"
+            f" {_names(ARCHITECTURES.values())}"
         )
     if quantization := values.get("quantization_config"):
         method = (
@@ -96,11 +97,13 @@ def problems(values: Mapping[str, Any]) -> list[str]:
             else quantization
         )
         found.append(
-            f"quantization_config ({method}) is not supported; supported: float32, bfloat16 and float16 weights"
+            f"quantization_config ({method}) is not supported; supported: float32, bfloat16 and"
+            " float16 weights"
         )
     if family != "qwen2" and values.get("attention_bias"):
         found.append(
-            f"attention_bias=true is not supported for {family}; supported: no bias, or qwen2's on q, k and v"
+            f"attention_bias=true is not supported for {family}; supported: no bias, or qwen2's on"
+            " q, k and v"
         )
     if values.get("mlp_bias"):
         found.append("mlp_bias=true is not supported; supported: no bias in the MLP")
@@ -155,8 +158,8 @@ def _key_problem(family: str, key: str, value: Any) -> str:
     if key == "qkv_bias" and family == "qwen2":
         return ""
     return (
-        f"{key}={_short(value)} is not a known setting of {family}, and may change what the model computes; "
-        f"remove {key} from config.json if it does not"
+        f"{key}={_short(value)} is not a known setting of {family}, and may change what the model"
+        f" computes; remove {key} from config.json if it does not"
     )
 
 

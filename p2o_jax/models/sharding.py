@@ -106,11 +106,13 @@ def problems(spec: ModelSpec, mesh: Mesh, rules: Rules) -> list[str]:
                 continue
             if size % mesh.shape[mesh_axis]:
                 found.append(
-                    f"weight {name}{list(w.shape)}: rule {axis} -> {mesh_axis} splits {size} over {mesh.shape[mesh_axis]} devices"
+                    f"weight {name}{list(w.shape)}: rule {axis} -> {mesh_axis} splits {size} over"
+                    f" {mesh.shape[mesh_axis]} devices"
                 )
             if mesh_axis in used:
                 found.append(
-                    f"weight {name}{list(w.shape)}: two of its axes {w.axes} go to the mesh axis {mesh_axis}"
+                    f"weight {name}{list(w.shape)}: two of its axes {w.axes} go to the mesh axis"
+                    f" {mesh_axis}"
                 )
             used.append(mesh_axis)
     return found

@@ -11,9 +11,14 @@ from p2o_jax.types import Rollout, template_id
 
 STATS = {
     "num_ever": "questions that have been hard in some epoch so far",
-    "num_internalised": "of those, questions that have had a plain success in a later epoch, and have not fallen back since",
+    "num_internalised": (
+        "of those, questions that have had a plain success in a later epoch, and have not fallen"
+        " back since"
+    ),
     "num_newly_internalised": "questions internalised in the epoch that ended",
-    "num_relapsed": "internalised questions of which no plain rollout succeeded in the epoch that ended",
+    "num_relapsed": (
+        "internalised questions of which no plain rollout succeeded in the epoch that ended"
+    ),
 }
 
 
@@ -96,9 +101,9 @@ def rows(history: History, hard_ids: Collection[str]) -> list[dict[str, Any]]:
                 "templated": [sum(n[i] for n in templated.values()) for i in (0, 1)],
                 "templates": templated,
                 "first_hard_epoch": fate.hard if fate else None,
-                "internalised_epoch": fate.internalised
-                if fate and fate.internalised >= 0
-                else None,
+                "internalised_epoch": (
+                    fate.internalised if fate and fate.internalised >= 0 else None
+                ),
                 "relapsed_epoch": fate.relapsed if fate and fate.relapsed >= 0 else None,
             }
         )

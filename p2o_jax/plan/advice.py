@@ -17,7 +17,10 @@ def advice(load: Load, cfg: Config, shards: int, limit_gib: float) -> str:
     """One line: what does not fit, by how much, and what to change."""
     missing = load.total - limit_gib * GIB
     settings = _settings(load, cfg, shards, missing)
-    return f"{load.program} needs {load.total / GIB:.2f} of {limit_gib} GiB, {missing / GIB:.2f} too much: {'; or '.join(settings)}"
+    return (
+        f"{load.program} needs {load.total / GIB:.2f} of {limit_gib} GiB, {missing / GIB:.2f} too"
+        f" much: {'; or '.join(settings)}"
+    )
 
 
 def _settings(load: Load, cfg: Config, shards: int, missing: float) -> list[str]:
@@ -26,24 +29,28 @@ def _settings(load: Load, cfg: Config, shards: int, missing: float) -> list[str]
     if load.program.startswith("decode") and load.caches > missing and r.slots > shards:
         share = 1 - missing / load.caches
         found.append(
-            f"config.rollout.slots={max(int(r.slots * share) // shards, 1) * shards} (now {r.slots}), prompt_cache_tokens in proportion"
+            f"config.rollout.slots={max(int(r.slots * share) // shards, 1) * shards} (now"
+            f" {r.slots}), prompt_cache_tokens in proportion"
         )
     if load.caches / 2 > missing and r.cache_dtype == "auto":
         found.append("config.rollout.cache_dtype=int8 (now auto)")
     if load.program.startswith("prefill") and r.prefill_tokens > 1:
         found.append(
-            f"config.rollout.prefill_tokens={r.prefill_tokens // 2} (now {r.prefill_tokens}), or a smaller last prompt bucket"
+            f"config.rollout.prefill_tokens={r.prefill_tokens // 2} (now {r.prefill_tokens}), or a"
+            " smaller last prompt bucket"
         )
     if load.program.startswith(("update", "score")):
         if o.micro_rows > shards:
             found.append(
-                f"config.optim.micro_rows={max(o.micro_rows // 2 // shards, 1) * shards} (now {o.micro_rows})"
+                f"config.optim.micro_rows={max(o.micro_rows // 2 // shards, 1) * shards} (now"
+                f" {o.micro_rows})"
             )
         if cfg.model.remat != "full":
             found.append(f"config.model.remat=full (now {cfg.model.remat})")
         if cfg.model.logit_chunk > 256:
             found.append(
-                f"config.model.logit_chunk={cfg.model.logit_chunk // 2} (now {cfg.model.logit_chunk})"
+                f"config.model.logit_chunk={cfg.model.logit_chunk // 2} (now"
+                f" {cfg.model.logit_chunk})"
             )
     if load.optimizer > missing and o.mu_dtype == "float32":
         found.append("config.optim.mu_dtype=bfloat16")
@@ -55,7 +62,8 @@ def _settings(load: Load, cfg: Config, shards: int, missing: float) -> list[str]
         found.append("config.gepa.reflector=policy or api (now reference: a frozen second model)")
     if load.weights / 2 > missing:
         found.append(
-            f"config.mesh.tensor={2 * max(cfg.mesh.tensor, 1)}, which splits weights for decoding (now {cfg.mesh.tensor})"
+            f"config.mesh.tensor={2 * max(cfg.mesh.tensor, 1)}, which splits weights for decoding"
+            f" (now {cfg.mesh.tensor})"
         )
     return [
         *found,

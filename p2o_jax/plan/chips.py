@@ -87,7 +87,8 @@ class Topology(NamedTuple):
                 "jax[cuda13]' nvidia-cuda-nvcc nvidia-nvvm" if self.kind in GPUS else "jax[tpu]'"
             )
             raise ConfigError(
-                f"--topology={self}: {str(e).strip().splitlines()[0]} (the compiler: pip install '{compiler})"
+                f"--topology={self}: {str(e).strip().splitlines()[0]} (the compiler: pip install"
+                f" '{compiler})"
             ) from e
         return sorted(found, key=lambda d: (getattr(d, "slice_index", 0), d.id))
 
@@ -125,8 +126,8 @@ def parse(text: str) -> Topology:
     if not match or match.group(1) not in CHIPS or (match.group(1) in GPUS) != (len(shape) == 1):
         tpus = ", ".join(kind for kind in CHIPS if kind not in GPUS)
         raise ConfigError(
-            f"--topology={text}: expected KIND:AxB or KIND:AxBxC[,slices=N] with one of {tpus}, or KIND:N[,slices=N] with one of "
-            f"{', '.join(GPUS)}: GPUs of a host, and hosts"
+            f"--topology={text}: expected KIND:AxB or KIND:AxBxC[,slices=N] with one of {tpus}, or"
+            f" KIND:N[,slices=N] with one of {', '.join(GPUS)}: GPUs of a host, and hosts"
         )
     return Topology(match.group(1), shape, int(match.group(3) or 1))
 

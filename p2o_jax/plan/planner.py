@@ -55,11 +55,12 @@ def _notes(case: Case, how: How) -> list[str]:
     notes = []
     if case.topology.kind in GPUS:
         notes.append(
-            "Attention of update and scoring is XLA's here, in chunks of queries: cuDNN's cannot be compiled without a GPU. It takes more "
-            "memory than that."
+            "Attention of update and scoring is XLA's here, in chunks of queries: cuDNN's cannot be"
+            " compiled without a GPU. It takes more memory than that."
         )
     if how.quick and case.spec.layers > max(DEPTHS):
         notes.append(
-            f"Quick: prefill and decoding are carried on from those of {DEPTHS[0]} and {DEPTHS[1]} layers."
+            f"Quick: prefill and decoding are carried on from those of {DEPTHS[0]} and {DEPTHS[1]}"
+            " layers."
         )
     return notes

@@ -104,7 +104,8 @@ def model_spec(name: str) -> ModelSpec:
         return hf_config.read_spec(hf_config.locate(name))
     except ConfigError as e:
         raise ConfigError(
-            f"--model={name}: expected one of {', '.join(SPECS)}, or a model directory ({e.problems[0]})"
+            f"--model={name}: expected one of {', '.join(SPECS)}, or a model directory"
+            f" ({e.problems[0]})"
         ) from e
 
 
@@ -311,7 +312,8 @@ def compile_one(asked: Asked, log: Callable[[str], None]) -> CompiledProgram:
         account, found = _memory(made, compiled, caches), cost.cost(compiled.as_text() or "")
     program = CompiledProgram(name, account, found, shapes, time.monotonic() - start)
     log(
-        f"{name}: {account.peak / GIB:.2f} GiB a chip{'' if found else ', too large'}; compiled in {program.seconds:.0f} s"
+        f"{name}: {account.peak / GIB:.2f} GiB a chip{'' if found else ', too large'}; compiled in"
+        f" {program.seconds:.0f} s"
     )
     return program
 

@@ -39,13 +39,19 @@ def as_text(figures: Mapping[str, Any]) -> str:
         )
         lines += [
             "",
-            f"A decoded token, all slots together: {sent or 'no collectives'}; {decode['host_transfers']:g} host transfers.",
+            (
+                f"A decoded token, all slots together: {sent or 'no collectives'};"
+                f" {decode['host_transfers']:g} host transfers."
+            ),
         ]
     step = figures["step"]
     if step:
         lines += [
             "",
-            "A step at best, on a chip (compute, memory and network at peak speed; the longest counts):",
+            (
+                "A step at best, on a chip (compute, memory and network at peak speed; the longest"
+                " counts):"
+            ),
         ]
         lines += _table(
             [
@@ -74,19 +80,24 @@ def as_text(figures: Mapping[str, Any]) -> str:
         if step["lay_outs"]:
             seconds = step["lay_outs"] * step["phases"][0]["seconds"]
             lines.append(
-                f"An iteration of GEPA lays {step['lay_outs']} models out, in {seconds:.2g} s; this is not in its share."
+                f"An iteration of GEPA lays {step['lay_outs']} models out, in {seconds:.2g} s; this"
+                " is not in its share."
             )
         work = figures["workload"]
         lines += [
             "",
-            f"{step['seconds']:.1f} s a step, {step['tokens_per_s']:,.0f} generated tokens/s, MFU {step['mfu']:.1%}"
+            f"{step['seconds']:.1f} s a step, {step['tokens_per_s']:,.0f} generated tokens/s, MFU"
+            f" {step['mfu']:.1%}"
             + (
                 f", ${step['dollars_per_million']:.3f} for a million generated tokens"
                 if step["dollars_per_million"]
                 else ""
             ),
-            f"Assumed: prompts of {work['prompt']} and responses of {work['response']} tokens on average, {work['questions']} questions "
-            f"in an epoch, {work['frac_hard']:.0%} of them hard. No run is faster than this; real ones are slower.",
+            (
+                f"Assumed: prompts of {work['prompt']} and responses of {work['response']} tokens"
+                f" on average, {work['questions']} questions in an epoch, {work['frac_hard']:.0%}"
+                " of them hard. No run is faster than this; real ones are slower."
+            ),
         ]
     return "\n".join(lines + [f"\n{note}" for note in figures.get("notes", ())])
 
@@ -165,8 +176,8 @@ def _exchanged(exchange: Mapping[str, Any]) -> str:
         return "A micro-batch of the update need not exchange anything."
     sent = ", ".join(f"{kind} {size / 1e9:.3g}" for kind, size in exchange["sent"].items())
     return (
-        f"A micro-batch of the update sends {exchange['ratio']:.2f} x the least of FSDP from a chip, {exchange['minimum'] / 1e9:.3g} GB; "
-        f"in GB: {sent}."
+        f"A micro-batch of the update sends {exchange['ratio']:.2f} x the least of FSDP from a"
+        f" chip, {exchange['minimum'] / 1e9:.3g} GB; in GB: {sent}."
     )
 
 

@@ -93,6 +93,7 @@ def as_text(figures: dict[str, Any]) -> str:
             else ["", "", ""]
         )
         lines.append(
-            f"| {tried['layout']} | {' | '.join(shown)} | {head_room} | {'; '.join(tried['why_not'][:1])} |"
+            f"| {tried['layout']} | {' | '.join(shown)} | {head_room} |"
+            f" {'; '.join(tried['why_not'][:1])} |"
         )
     return "\n".join(lines)

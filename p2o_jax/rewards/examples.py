@@ -19,7 +19,10 @@ def pattern(
         return 1.0, "The last line has the required form."
     return (
         0.0,
-        f"The last line must match the regular expression {answer}; it is: {lines[-1][:200] if lines else 'missing'}",
+        (
+            f"The last line must match the regular expression {answer}; it is:"
+            f" {lines[-1][:200] if lines else 'missing'}"
+        ),
     )
 
 

@@ -56,8 +56,8 @@ def untrusted(run: "config.RewardConfig", where: str) -> list[str]:
         return []
     env = f" with the environment variables {', '.join(run.env)}" if run.env else ""
     return [
-        f"{where}: config.reward.fn={run.fn} would run this code{env}; if you trust it, add --allow-reward-fn, "
-        "or name a function on the command line with --config.reward.fn"
+        f"{where}: config.reward.fn={run.fn} would run this code{env}; if you trust it, add"
+        " --allow-reward-fn, or name a function on the command line with --config.reward.fn"
     ]
 
 
@@ -108,7 +108,8 @@ def __getattr__(path: str) -> Judge:
     ) as e:  # the edge: whatever a user's module raises is why there is no such function
         missing = isinstance(e, ModuleNotFoundError) and e.name == module.partition(".")[0]
         hint = (
-            "; the current folder is not searched: give FILE.py:function, or add the folder to PYTHONPATH"
+            "; the current folder is not searched: give FILE.py:function, or add the folder to"
+            " PYTHONPATH"
             if missing
             else ""
         )

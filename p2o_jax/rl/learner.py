@@ -283,8 +283,9 @@ class Learner:
         limit = self.cfg.train.max_bad_steps
         if limit and total >= limit:
             raise config.ConfigError(
-                f"config.train.max_bad_steps={limit}: so many updates had a loss or gradient that was not finite, and were skipped; "
-                f"the first of their batches is in {self.bad_batch}; config.optim.lr={self.cfg.optim.lr} may be too high"
+                f"config.train.max_bad_steps={limit}: so many updates had a loss or gradient that"
+                " was not finite, and were skipped; the first of their batches is in"
+                f" {self.bad_batch}; config.optim.lr={self.cfg.optim.lr} may be too high"
             )
 
     def _contributes(self, e: Example) -> bool:

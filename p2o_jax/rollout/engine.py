@@ -265,7 +265,8 @@ class Engine:
         capacity = min((c for c in self.capacities if c >= how.max_new_tokens), default=0)
         if not capacity:
             raise ValueError(
-                f"max_new_tokens={how.max_new_tokens} is more than the sampler was built for: {self.capacities}"
+                f"max_new_tokens={how.max_new_tokens} is more than the sampler was built for:"
+                f" {self.capacities}"
             )
         return capacity
 

@@ -51,7 +51,11 @@ class Plan:
         kind = np.dtype(engine.cache_dtype).name
         parts = [
             f"weights {_gib(self.weights)}",
-            f"prompts {_gib(self.prompt_cache)} (config.rollout.prompt_cache_tokens={cfg.prompt_cache_tokens} / {shards}, {kind})",
+            (
+                f"prompts {_gib(self.prompt_cache)}"
+                f" (config.rollout.prompt_cache_tokens={cfg.prompt_cache_tokens} / {shards},"
+                f" {kind})"
+            ),
             f"{engine.sizes[0]} slots x {engine.capacities[-1]} tokens {_gib(self.slots)}",
             f"outputs {_gib(self.outputs)}",
             f"temporaries {_gib(self.temporaries)}",
@@ -118,9 +122,10 @@ def fitting(
     if needed.total > limit:
         missing = needed.total - limit
         raise ConfigError(
-            f"sampling does not fit into a device's memory: {needed.told(engine)}, of {_gib(limit)} usable, {_gib(missing)} too much; "
-            f"{_more_tensor(engine, needed, missing)}lower config.rollout.prompt_cache_tokens, slots or max_new_tokens, "
-            "set config.rollout.cache_dtype=int8, or use more devices (config.mesh)"
+            f"sampling does not fit into a device's memory: {needed.told(engine)}, of {_gib(limit)}"
+            f" usable, {_gib(missing)} too much; {_more_tensor(engine, needed, missing)}lower"
+            " config.rollout.prompt_cache_tokens, slots or max_new_tokens, set"
+            " config.rollout.cache_dtype=int8, or use more devices (config.mesh)"
         )
     return engine
 

@@ -104,7 +104,10 @@ class RolloutPipeline:
 
     def _note(self, tokens: int, seconds: float) -> str:
         work = self.engine.work
-        return f"{tokens / max(seconds, 1e-9):,.0f} tokens/s, {work.busy / max(work.computed, 1):.0%} of slots in use"
+        return (
+            f"{tokens / max(seconds, 1e-9):,.0f} tokens/s, {work.busy / max(work.computed, 1):.0%}"
+            " of slots in use"
+        )
 
     def cost(self, rollouts: Sequence[Rollout]) -> Cost:
         """What rollouts, sampled in one call, cost: for the ledger."""

@@ -46,7 +46,8 @@ def plan(
         bucket = min((b for b in max_prompts if b >= len(request.prompt_ids)), default=0)
         if not bucket:
             raise ValueError(
-                f"prompt of {len(request.prompt_ids)} tokens ({request.name}); config.rollout.prompt_buckets end at {max(max_prompts)}"
+                f"prompt of {len(request.prompt_ids)} tokens ({request.name});"
+                f" config.rollout.prompt_buckets end at {max(max_prompts)}"
             )
         by_bucket.setdefault(bucket, {}).setdefault(request.prompt_ids, []).append(i)
     known = [request.expected_tokens for request in requests if request.expected_tokens]
@@ -78,7 +79,8 @@ def check_ids(requests: Sequence[Request], vocab: int) -> None:
         if prompt and not 0 <= min(prompt) <= max(prompt) < vocab:
             beyond = max(prompt) if max(prompt) >= vocab else min(prompt)
             raise ValueError(
-                f"prompt with the token id {beyond} ({name}); the model's embedding has the ids 0 to {vocab - 1}"
+                f"prompt with the token id {beyond} ({name}); the model's embedding has the ids 0"
+                f" to {vocab - 1}"
             )
 
 

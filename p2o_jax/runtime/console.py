@@ -101,7 +101,8 @@ class Reporter:
             if total and now - shown > self.every_s:
                 shown, rate = now, done / (now - start)
                 self.line(
-                    f"{name}: {done}/{total} {unit}, {rate:.1f}/s, {(total - done) / max(rate, 1e-9):.0f} s left{', ' * bool(note)}{note}"
+                    f"{name}: {done}/{total} {unit}, {rate:.1f}/s,"
+                    f" {(total - done) / max(rate, 1e-9):.0f} s left{', ' * bool(note)}{note}"
                 )
 
         return advance

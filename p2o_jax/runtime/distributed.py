@@ -89,7 +89,8 @@ def place_in_group(timeout_s: float) -> tuple[str, int, int]:
     )[:3]
     if missing := [name for name, value in zip(names, found, strict=True) if value is None]:
         raise ConfigError(
-            f"this is one of several processes, but {', '.join(missing)} is not set, and no cluster tells it"
+            f"this is one of several processes, but {', '.join(missing)} is not set, and no cluster"
+            " tells it"
         )
     return found  # type: ignore[return-value]
 

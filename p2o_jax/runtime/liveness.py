@@ -115,7 +115,10 @@ class Peers:
         missing = sorted(set(range(self.count)) - set(self.hosts))
         if missing:
             reason = f"not all of {self.count} processes have come within {self.limits.start:g} s: "
-            reason += f"no sign of {', '.join(map(str, missing))}; here are {', '.join(map(self._who, sorted(self.hosts)))}"
+            reason += (
+                f"no sign of {', '.join(map(str, missing))}; here are"
+                f" {', '.join(map(self._who, sorted(self.hosts)))}"
+            )
             self._say(end=reason)
             raise Missing(reason)
         self._say(hosts=list(self.hosts.items()))
@@ -126,7 +129,10 @@ class Peers:
         if count != self.count or index not in range(1, self.count) or index in self.hosts:
             there = ", ".join(map(self._who, sorted(self.hosts)))
             line.say(
-                end=f"process {index} of {count} came to a run of {self.count} processes that has {there}"
+                end=(
+                    f"process {index} of {count} came to a run of {self.count} processes that has"
+                    f" {there}"
+                )
             )
             line.close()
             return
@@ -142,7 +148,8 @@ class Peers:
             except OSError as e:  # not started yet, or its name is not known yet
                 if time.monotonic() > self._deadline:
                     raise Missing(
-                        f"process 0 has not come within {self.limits.start:g} s: {self.address} does not answer ({e})"
+                        f"process 0 has not come within {self.limits.start:g} s: {self.address}"
+                        f" does not answer ({e})"
                     ) from e
                 time.sleep(0.2)
         line.say(process=self.index, of=self.count, host=self.hosts[self.index])
@@ -199,7 +206,8 @@ class Peers:
         silent = [i for i in self._lines if now - self._heard[i] > self.limits.silent]
         if silent:
             self._over(
-                f"{', '.join(map(self._who, silent))} gave no sign of life for {self.limits.silent:g} s"
+                f"{', '.join(map(self._who, silent))} gave no sign of life for"
+                f" {self.limits.silent:g} s"
             )
         furthest = max(self._places.values())
         absent = [
@@ -210,7 +218,8 @@ class Peers:
         if self.index == 0 and absent and now - self._moved > self.limits.absent:
             names = ", ".join(map(self._who, absent))
             self._over(
-                f"{names} did not come to where the others have waited for {self.limits.absent:g} s (meeting {furthest} of the run)"
+                f"{names} did not come to where the others have waited for {self.limits.absent:g} s"
+                f" (meeting {furthest} of the run)"
             )
 
     def _over(self, reason: str, grace_s: float = 0.0) -> None:

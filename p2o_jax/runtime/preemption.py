@@ -157,9 +157,10 @@ class FlatRewards:
             return ""
         self.next *= 2
         return (
-            f"!!! all rewards were equal in each of the last {self.steps} steps (now {lowest:g}): nothing is learnt. Look at "
-            f"responses cut off: {values['rollout/frac_truncated']:.2f} (config.rollout.max_new_tokens); "
-            f"with a closed box: {values['reward/format']:.2f} (config.data.prompt_template, config.chat); "
-            f"not judged in time: {values['reward/frac_time_out']:.2f} (config.reward.timeout_s); "
-            f"reference answers that cannot be read: {values['reward/frac_error']:.2f} (the data); samples.jsonl"
+            f"!!! all rewards were equal in each of the last {self.steps} steps (now {lowest:g}):"
+            f" nothing is learnt. Look at responses cut off: {values['rollout/frac_truncated']:.2f}"
+            f" (config.rollout.max_new_tokens); with a closed box: {values['reward/format']:.2f}"
+            " (config.data.prompt_template, config.chat); not judged in time:"
+            f" {values['reward/frac_time_out']:.2f} (config.reward.timeout_s); reference answers"
+            f" that cannot be read: {values['reward/frac_error']:.2f} (the data); samples.jsonl"
         )

@@ -143,9 +143,13 @@ def _take_over(own: Path, path: Path) -> bool:
         holder = _read(descriptor)
         if holder is None:
             raise LockHeld(
-                f"{path} cannot be read. Once you are certain that no run is at work here, delete it"
+                f"{path} cannot be read. Once you are certain that no run is at work here,"
+                " delete it"
             )
-        who = f"process {holder['pid']} on {holder['host']} has been at work in {path.parent} since {holder['started']}"
+        who = (
+            f"process {holder['pid']} on {holder['host']} has been at work in {path.parent} since"
+            f" {holder['started']}"
+        )
         here = holder["host"] == socket.gethostname() or holder["boot"] == _boot() != ""
         free = _flock(descriptor) if here else None
         if free is False:

@@ -117,7 +117,8 @@ class Components:
         if bad:
             shown = ", ".join(repr(a[:60]) for a in bad[:5])
             self.reporter.line(
-                f"{len(bad)} reference answers do not verify against themselves, e.g. {shown}: no response will be right"
+                f"{len(bad)} reference answers do not verify against themselves, e.g. {shown}: no"
+                " response will be right"
             )
 
     def key(self, *names: str | int) -> jax.Array:
@@ -350,9 +351,12 @@ def describe(components: Components) -> str:
     device = mesh.devices.flat[0]
     reference = reference_bytes(components.cfg, spec, mesh, components.model.dtype)
     lines = [
-        f"{components.model.directory}: {spec.family}, {num_params(spec):,} parameters; {device.device_kind} mesh {shape}, "
-        f"processes: {jax.process_count()}; "
-        f"{len(components.questions)} questions, {len(components.evaluation.questions)} held out",
+        (
+            f"{components.model.directory}: {spec.family}, {num_params(spec):,} parameters;"
+            f" {device.device_kind} mesh {shape}, processes: {jax.process_count()};"
+            f" {len(components.questions)} questions, {len(components.evaluation.questions)}"
+            " held out"
+        ),
         *memory_report.measure(
             components.cfg, components.learner, components.engine, reference
         ).table(),

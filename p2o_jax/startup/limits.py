@@ -55,8 +55,8 @@ def check_token_ids(
 
 
 _ADVICE = (
-    "tokens beyond the embedding: resize it (resize_token_embeddings in transformers), or remove them from tokenizer.json, "
-    "added_tokens.json and tokenizer_config.json"
+    "tokens beyond the embedding: resize it (resize_token_embeddings in transformers), or remove"
+    " them from tokenizer.json, added_tokens.json and tokenizer_config.json"
 )
 
 
@@ -80,14 +80,14 @@ def beyond_context(cfg: Config, spec: ModelSpec, tokens: int) -> str:
     """Why a sequence of so many tokens is longer than the model takes; empty where it is not."""
     if spec.window and tokens > spec.window:
         return (
-            f"the model's attention has a window of {spec.window:,} tokens (sliding_window in config.json), "
-            "and longer sequences are not supported"
+            f"the model's attention has a window of {spec.window:,} tokens (sliding_window in"
+            " config.json), and longer sequences are not supported"
         )
     if spec.context and tokens > spec.context and not cfg.model.allow_long_context:
         scaled = f", {spec.rope.kind} scaling included" if spec.rope.kind != "default" else ""
         return (
-            f"the model has {spec.context:,} positions (max_position_embeddings in config.json{scaled}); "
-            "config.model.allow_long_context=true allows more"
+            f"the model has {spec.context:,} positions (max_position_embeddings in"
+            f" config.json{scaled}); config.model.allow_long_context=true allows more"
         )
     return ""
 
@@ -103,7 +103,8 @@ def response_problems(cfg: Config, spec: ModelSpec, prompt: str, prompt_tokens: 
     left = min(n for n in (spec.context, spec.window) if n) - prompt_tokens
     advice = f"; a config.rollout.max_new_tokens of up to {left} fits" if left > 0 else ""
     return [
-        f"config.rollout.max_new_tokens={most} after {prompt} makes {prompt_tokens + most:,} tokens: {why}{advice}"
+        f"config.rollout.max_new_tokens={most} after {prompt} makes {prompt_tokens + most:,}"
+        f" tokens: {why}{advice}"
     ]
 
 
@@ -127,10 +128,11 @@ def training_problems(cfg: Config, spec: ModelSpec, chat: Chat, longest_plain: i
         joined = longest_plain + chat.count_tokens("\n\n") + template
         tokens = max(min(joined, cap), longest_plain)
         prompt = (
-            f"a prompt of up to {tokens:,} tokens (the longest question has {longest_plain:,}, the longest template "
-            f"{template:,}; config.gepa.max_template_tokens={g.max_template_tokens}, "
-            f"config.data.max_prompt_tokens={cfg.data.max_prompt_tokens}, "
-            f"config.rollout.prompt_buckets={cfg.rollout.prompt_buckets})"
+            f"a prompt of up to {tokens:,} tokens (the longest question has {longest_plain:,}, the"
+            f" longest template {template:,};"
+            f" config.gepa.max_template_tokens={g.max_template_tokens},"
+            f" config.data.max_prompt_tokens={cfg.data.max_prompt_tokens},"
+            f" config.rollout.prompt_buckets={cfg.rollout.prompt_buckets})"
         )
     found = response_problems(cfg, spec, prompt, tokens)
     if g.enabled and g.reflector != "api":
@@ -138,7 +140,9 @@ def training_problems(cfg: Config, spec: ModelSpec, chat: Chat, longest_plain: i
         reflection = g.reflect_prompt_tokens + around + g.reflect_new_tokens
         if why := beyond_context(cfg, spec, reflection):
             found.append(
-                f"config.gepa.reflect_prompt_tokens={g.reflect_prompt_tokens}, {around} tokens of chat template around them and "
-                f"config.gepa.reflect_new_tokens={g.reflect_new_tokens} make {reflection:,} tokens: {why}"
+                f"config.gepa.reflect_prompt_tokens={g.reflect_prompt_tokens}, {around} tokens of"
+                " chat template around them and"
+                f" config.gepa.reflect_new_tokens={g.reflect_new_tokens} make {reflection:,}"
+                f" tokens: {why}"
             )
     return found

@@ -50,12 +50,14 @@ def open_run(
     own = run_directory.question_digests(cfg, train, *heldout)
     if not distributed.all_processes(own == distributed.broadcast_from_main(lambda: own)):
         found.append(
-            "config.data: not all processes read the same questions; copy the files to every host, or give a path that all share"
+            "config.data: not all processes read the same questions; copy the files to every host,"
+            " or give a path that all share"
         )
     if (cfg.data.path == WORLD) != (cfg.model.path == WORLD):
         found.append(
-            f"config.data.path={cfg.data.path} with config.model.path={cfg.model.path}: the built-in world's questions and its base model "
-            "only go together; give both, or neither"
+            f"config.data.path={cfg.data.path} with config.model.path={cfg.model.path}: the"
+            " built-in world's questions and its base model only go together; give both, or"
+            " neither"
         )
     if cfg.gepa.enabled and cfg.gepa.reflector == "api":
         found += distributed.broadcast_from_main(lambda: key_problems(cfg.api))
@@ -73,7 +75,8 @@ def open_run(
     digests = model.digests if model else {}
     if not distributed.all_processes(digests == distributed.broadcast_from_main(lambda: digests)):
         found.append(
-            f"config.model.path={cfg.model.path}: not all processes read the same files; copy them to every host"
+            f"config.model.path={cfg.model.path}: not all processes read the same files; copy them"
+            " to every host"
         )
     if model:
         found += directory.changed_model(model.directory, digests)
@@ -134,14 +137,16 @@ def reflection_problems(cfg: Config, chat: Chat, questions: Sequence[Question] =
     )  # the first mostly fits, and no other is counted
     if questions and not any(size <= g.reflect_prompt_tokens for size in sizes):
         found.append(
-            f"config.gepa.reflect_prompt_tokens={g.reflect_prompt_tokens} is less than any reflection prompt takes, "
-            f"{min(map(least, questions))} tokens with one example and an empty response: every proposal would be rejected"
+            f"config.gepa.reflect_prompt_tokens={g.reflect_prompt_tokens} is less than any"
+            f" reflection prompt takes, {min(map(least, questions))} tokens with one example and an"
+            " empty response: every proposal would be rejected"
         )
     around, longest = len(chat.render_text("")), config.max_prompt_tokens(cfg)
     if model_reflects(cfg) and g.reflect_prompt_tokens + around > longest:
         found.append(
-            f"config.gepa.reflect_prompt_tokens={g.reflect_prompt_tokens} and {around} tokens of chat template and system prompt around "
-            f"them must fit into the last of config.rollout.prompt_buckets={cfg.rollout.prompt_buckets}"
+            f"config.gepa.reflect_prompt_tokens={g.reflect_prompt_tokens} and {around} tokens of"
+            " chat template and system prompt around them must fit into the last of"
+            f" config.rollout.prompt_buckets={cfg.rollout.prompt_buckets}"
         )
     return found
 
@@ -154,7 +159,8 @@ def load_questions(cfg: Config) -> sources.Loaded:
     """The questions of config.data.path."""
     if not cfg.data.path:
         raise ConfigError(
-            "config.data.path is empty: name a file or folder of questions, hf:NAME or tfds:NAME@SPLIT"
+            "config.data.path is empty: name a file or folder of questions, hf:NAME or"
+            " tfds:NAME@SPLIT"
         )
     if cfg.data.path == WORLD:
         return _of_world(world_questions.train_questions(cfg.world))

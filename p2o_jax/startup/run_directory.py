@@ -117,7 +117,10 @@ class RunDirectory:
             question_digests(cfg, *parts),
             question_digests(None, *parts),
         ]  # the latter of earlier versions
-        rule = f"--workdir={self.path} holds a run on other questions than are in it now; give another folder, or the same questions"
+        rule = (
+            f"--workdir={self.path} holds a run on other questions than are in it now; give another"
+            " folder, or the same questions"
+        )
         changed = [
             name
             for name, there in before.items()
@@ -130,7 +133,10 @@ class RunDirectory:
         before = self.run["model"]
         if not before:
             return []
-        rule = f"--workdir={self.path} holds a run that was started with another; give that model, or another folder"
+        rule = (
+            f"--workdir={self.path} holds a run that was started with another; give that model, or"
+            " another folder"
+        )
         return [f"{directory}: {what}: {rule}" for what in identity.differing(before["files"], now)]
 
     def notices(self, cfg: Config, *parts: sources.Loaded | None) -> list[str]:
@@ -140,12 +146,14 @@ class RunDirectory:
         found = []
         if not self.run["model"]:
             found.append(
-                f"{self.path}: the run has no record of its model (an earlier version wrote it); recorded now"
+                f"{self.path}: the run has no record of its model (an earlier version wrote it);"
+                " recorded now"
             )
         before, now = self.records.get("questions.json", {}), question_digests(cfg, *parts)
         if cfg.reward.fn and any(now.get(name, there) != there for name, there in before.items()):
             found.append(
-                f"{self.path}: the run has no record of the columns that config.reward.fn is given; recorded now"
+                f"{self.path}: the run has no record of the columns that config.reward.fn is given;"
+                " recorded now"
             )
         return found
 
@@ -162,8 +170,8 @@ class RunDirectory:
         lost = self.run["checkpoints"] or (self.no_folder and "://" not in str(self.checkpoints))
         if rows and lost:
             raise ConfigError(
-                f"{self.checkpoints}: no checkpoint, but --workdir={self.path} holds records of a run that had some "
-                f"({', '.join(rows)}). Put the checkpoints back, or {ANEW}"
+                f"{self.checkpoints}: no checkpoint, but --workdir={self.path} holds records of a"
+                f" run that had some ({', '.join(rows)}). Put the checkpoints back, or {ANEW}"
             )
 
     def write(

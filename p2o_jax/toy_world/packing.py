@@ -82,7 +82,8 @@ class Packer:
             size = len(token)
             if size > self.length:
                 raise ValueError(
-                    f"a document of {size} tokens does not fit into rows of config.world.row_tokens={self.length}"
+                    f"a document of {size} tokens does not fit into rows of"
+                    f" config.world.row_tokens={self.length}"
                 )
             row = next((r for r in range(self.rows) if used[r] + size <= self.length), None)
             if row is None:

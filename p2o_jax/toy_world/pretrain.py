@@ -85,7 +85,8 @@ def ensure_base(cfg: config.WorldConfig, progress: Progress = lambda line: None)
     figures = measure.chain_figures(spec, params, languages.of(cfg), cfg.seed, cfg.row_tokens)
     plain, strong = _mean(figures, "p_chain_plain"), _mean(figures, "p_chain_strong")
     progress(
-        f"pretrained in {seconds:.0f} s: P(chain | plain) {plain:.2g}, under a strong phrase {strong:.2g}"
+        f"pretrained in {seconds:.0f} s: P(chain | plain) {plain:.2g}, under a strong phrase"
+        f" {strong:.2g}"
     )
     report = {
         "p_chain_plain": plain,
@@ -162,7 +163,8 @@ def pretrain(cfg: config.WorldConfig, spec: ModelSpec, progress: Progress) -> tu
             mean, seconds = float(jnp.mean(jnp.stack(losses))), time.perf_counter() - begin
             left = seconds / (step + 1) * (cfg.steps - step - 1)
             progress(
-                f"pretraining the world's base model: step {step + 1} of {cfg.steps}, loss {mean:.3f}, {left:.0f} s left"
+                f"pretraining the world's base model: step {step + 1} of {cfg.steps}, loss"
+                f" {mean:.3f}, {left:.0f} s left"
             )
     return state.params, float(jnp.mean(jnp.stack(losses)))
 

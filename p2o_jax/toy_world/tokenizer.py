@@ -19,12 +19,11 @@ BREAK = "\n\n"
 _WORD = r"\n\n|\S+"  # everything between two matches is dropped
 
 CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'user' -%}{{ '<user> ' + message['content'] + ' ' }}"
-    "{%- elif message['role'] == 'assistant' -%}{{ '<assistant> ' + message['content'] + ' <eos>' }}"
-    "{%- else -%}{{ raise_exception('the world has no role ' + message['role']) }}"
-    "{%- endif -%}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<assistant>' }}{%- endif -%}"
+    "{%- for message in messages -%}{%- if message['role'] == 'user' -%}{{ '<user> ' +"
+    " message['content'] + ' ' }}{%- elif message['role'] == 'assistant' -%}{{ '<assistant> ' +"
+    " message['content'] + ' <eos>' }}{%- else -%}{{ raise_exception('the world has no role ' +"
+    " message['role']) }}{%- endif -%}{%- endfor -%}{%- if add_generation_prompt -%}{{"
+    " '<assistant>' }}{%- endif -%}"
 )
 
 

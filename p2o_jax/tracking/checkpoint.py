@@ -100,8 +100,9 @@ class Checkpoints:
         )  # under other settings of evaluation
         if note and self._best and note.evaluation != evaluation:
             self.log(
-                f"config.eval is not that of step {note.step}, the best so far ({note.accuracy:.3f}): the comparison begins anew. "
-                f"Its checkpoint stays in {self.directory / str(note.tick)}"
+                f"config.eval is not that of step {note.step}, the best so far"
+                f" ({note.accuracy:.3f}): the comparison begins anew. Its checkpoint stays in"
+                f" {self.directory / str(note.tick)}"
             )
             self._best_before, self._best = {*self._best_before, note.tick}, None
 
@@ -123,8 +124,9 @@ class Checkpoints:
         )
         if damaged:
             raise config.ConfigError(
-                f"{self.directory}: no undamaged checkpoint is left; the damaged ones are in {self._aside}. "
-                "Put a good copy of one back, or begin anew with --restart, which keeps the old records"
+                f"{self.directory}: no undamaged checkpoint is left; the damaged ones are in"
+                f" {self._aside}. Put a good copy of one back, or begin anew with --restart, which"
+                " keeps the old records"
             )
         return None
 
@@ -210,9 +212,13 @@ class Checkpoints:
             write()
         except Exception as e:  # orbax and its stores raise anything, bare exceptions included
             good = sorted(checkpoint_reader.ticks_in(self.directory))
-            reason = f"{self.directory}: a checkpoint could not be written: {checkpoint_reader.one_line(e)}"
+            reason = (
+                f"{self.directory}: a checkpoint could not be written:"
+                f" {checkpoint_reader.one_line(e)}"
+            )
             raise config.ConfigError(
-                f"{reason}; those of ticks {good} are whole, and the same command goes on from the last"
+                f"{reason}; those of ticks {good} are whole, and the same command goes on from the"
+                " last"
             ) from e
 
     def _write_digests(self) -> None:
@@ -340,7 +346,8 @@ def _check_shared(where: epath.Path) -> None:
     distributed.broadcast_from_main(note.unlink)
     if not shared:
         raise config.ConfigError(
-            f"{where}: not all processes see the same folder; give one that they share (--workdir, config.checkpoint.path)"
+            f"{where}: not all processes see the same folder; give one that they share (--workdir,"
+            " config.checkpoint.path)"
         )
 
 
@@ -363,8 +370,9 @@ def space_problems(
     if planned * state_bytes <= free + there:
         return []
     return [
-        f"{where}: {free / 2**30:.1f} GiB are free, and up to {planned} checkpoints of {state_bytes / 2**30:.1f} GiB are planned "
-        f"(config.checkpoint.keep={cfg.keep}, the best, one in writing, {milestones} of config.checkpoint.keep_every={cfg.keep_every})"
+        f"{where}: {free / 2**30:.1f} GiB are free, and up to {planned} checkpoints of"
+        f" {state_bytes / 2**30:.1f} GiB are planned (config.checkpoint.keep={cfg.keep}, the best,"
+        f" one in writing, {milestones} of config.checkpoint.keep_every={cfg.keep_every})"
     ]
 
 
@@ -417,6 +425,7 @@ def _parsed_note(where: epath.Path, text: str | None) -> _Note | None:
             raise ValueError("not what a run writes")
     except (ValueError, TypeError, RecursionError) as e:
         raise config.ConfigError(
-            f"{where / BEST}: damaged ({e}). Put the file back as it was, or delete it: the next evaluation then counts as the best"
+            f"{where / BEST}: damaged ({e}). Put the file back as it was, or delete it: the next"
+            " evaluation then counts as the best"
         ) from e
     return note

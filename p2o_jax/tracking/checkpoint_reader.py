@@ -101,8 +101,8 @@ def attempt(path: epath.Path, read: Callable[[], T]) -> T:
                 f"{type(error).__name__}: {one_line(error)}" if error else "another process failed"
             )
             raise config.ConfigError(
-                f"{path}: could not be read: {reason}. That is no damage to its files, and nothing was changed; "
-                "the same command tries again"
+                f"{path}: could not be read: {reason}. That is no damage to its files, and nothing"
+                " was changed; the same command tries again"
             ) from error
         time.sleep(seconds)
     raise AssertionError("the last attempt returns or raises")
@@ -149,7 +149,8 @@ def policies(where: epath.Path) -> dict[int, int]:
     steps, unreadable = policy_steps(where)
     if unreadable and max(unreadable) > max(steps, default=-1):
         raise config.ConfigError(
-            f"{where / str(max(unreadable))}: the newest checkpoint is damaged; move it away to use the one before it"
+            f"{where / str(max(unreadable))}: the newest checkpoint is damaged; move it away to use"
+            " the one before it"
         )
     return {step: tick for tick, step in sorted(steps.items())}
 
@@ -233,6 +234,6 @@ def check_bits(path: epath.Path, sums: Mapping[str, int], tree: Any) -> None:
     wrong = [name for name, value in bit_sums(tree).items() if sums.get(name) != value]
     if wrong:
         raise config.ConfigError(
-            f"{path}: its files are as they were written, but the restored bits of {', '.join(wrong[:5])} are not those "
-            "that were saved; nothing was changed"
+            f"{path}: its files are as they were written, but the restored bits of"
+            f" {', '.join(wrong[:5])} are not those that were saved; nothing was changed"
         )

@@ -41,18 +41,31 @@ METRICS: dict[str, str] = {
     "train/policy_loss": "its policy part",
     "train/kl_loss": "aggregated KL to the reference, before its coefficient",
     "train/grad_norm": "global norm of the gradient before clipping",
-    "train/update_norm": "global norm of the change of the parameters as they are stored, rounding included; 0 for a skipped update",
+    "train/update_norm": (
+        "global norm of the change of the parameters as they are stored, rounding included; 0 for a"
+        " skipped update"
+    ),
     "train/param_norm": "global norm of the parameters",
     "train/approx_kl": "mean of old minus new log-prob over trained tokens",
-    "train/entropy": "mean entropy of the policy at trained tokens, nats; absent where none was trained",
+    "train/entropy": (
+        "mean entropy of the policy at trained tokens, nats; absent where none was trained"
+    ),
     "train/frac_clipped": "share of trained tokens whose loss the PPO clip decided",
     "train/frac_dual_clipped": "share of trained tokens whose loss the dual clip decided",
     "train/bad_updates": "updates of this step skipped because loss or gradient was not finite",
     "train/trained_tokens": "tokens with a gradient in this step, mean over its updates",
-    "train/logprob_gap_mean": "mean |sampler - learner| log-prob of the sampled tokens on the prompt they were sampled on, first update",
+    "train/logprob_gap_mean": (
+        "mean |sampler - learner| log-prob of the sampled tokens on the prompt they were sampled"
+        " on, first update"
+    ),
     "train/logprob_gap_max": "largest such difference",
-    "train/logprob_gap_tokens": "tokens that it was measured on: those of the first update, and all that were scored before it",
-    "train/rollout_is_mean": "mean importance weight of the learner's policy against the sampler's, after the cap",
+    "train/logprob_gap_tokens": (
+        "tokens that it was measured on: those of the first update, and all that were scored"
+        " before it"
+    ),
+    "train/rollout_is_mean": (
+        "mean importance weight of the learner's policy against the sampler's, after the cap"
+    ),
     "train/frac_rollout_is_capped": "share of trained tokens whose such weight is at the cap",
     "rollout/generated_tokens": "tokens sampled in this step",
     "rollout/mean_tokens": "mean response length",
@@ -60,8 +73,12 @@ METRICS: dict[str, str] = {
     "rollout/frac_templated": "share of rollouts sampled under a template",
     "rollout/sampling_rounds": "batches of questions asked in this step by dynamic sampling",
     "rollout/wasted_rollouts": "rollouts of this step that dynamic sampling left out of the update",
-    "rollout/frac_zero_advantage": "share of groups whose advantages are all zero: nothing is learnt from them",
-    "rollout/frac_zero_advantage_other": "the same among the questions that were not hard in the last epoch",
+    "rollout/frac_zero_advantage": (
+        "share of groups whose advantages are all zero: nothing is learnt from them"
+    ),
+    "rollout/frac_zero_advantage_other": (
+        "the same among the questions that were not hard in the last epoch"
+    ),
     "reward/mean": "mean answer score",
     "reward/mean_plain": "mean answer score of untemplated rollouts",
     "reward/mean_templated": "mean answer score of templated rollouts",
@@ -70,11 +87,20 @@ METRICS: dict[str, str] = {
     "reward/frac_error": "share of answers whose verification failed",
     "hard/questions_step": "hard questions found in this step",
     "hard/questions_epoch": "hard questions found so far in this epoch",
-    "hard/frac_zero_advantage": "share of zero-advantage groups among the questions that were hard in the last epoch",
-    "hard/frac_easier": "share of the questions that were hard in the last epoch with a plain success now",
+    "hard/frac_zero_advantage": (
+        "share of zero-advantage groups among the questions that were hard in the last epoch"
+    ),
+    "hard/frac_easier": (
+        "share of the questions that were hard in the last epoch with a plain success now"
+    ),
     **{f"hard/{name}": meaning for name, meaning in question_history.STATS.items()},
-    "distill/frac_masked_low": "share of templated tokens with a density ratio below the lower bound",
-    "distill/frac_masked_high": "share of templated tokens with a density ratio above the upper bound (distill.mode=truncated: the cap)",
+    "distill/frac_masked_low": (
+        "share of templated tokens with a density ratio below the lower bound"
+    ),
+    "distill/frac_masked_high": (
+        "share of templated tokens with a density ratio above the upper bound"
+        " (distill.mode=truncated: the cap)"
+    ),
     "distill/ratio_p05": "5 % quantile of the density ratio",
     "distill/ratio_p50": "median of the density ratio",
     "distill/ratio_p95": "95 % quantile of the density ratio",
@@ -82,16 +108,22 @@ METRICS: dict[str, str] = {
     "distill/frac_templated_tokens": "share of trained tokens that were sampled under a template",
     **{f"gepa/{name}": meaning for name, meaning in STATS.items()},
     **{f"gepa/{name}": meaning for name, meaning in api.STATS.items()},
-    "gepa/journals_set_aside": "journals of this phase that did not belong to it and were set aside",
+    "gepa/journals_set_aside": (
+        "journals of this phase that did not belong to it and were set aside"
+    ),
     "gepa/skipped": "1 where the prompt phase was skipped: fewer hard questions than gepa.min_hard",
     "gepa/hard_questions": "hard questions of the epoch that ended",
     "gepa/generated_tokens": "tokens sampled in this prompt phase, reflection included",
-    "eval/accuracy": "mean answer score on the held-out questions (of several sets: the first), on plain prompts "
-    "unless eval.template=best; eval/SET/... are by set",
+    "eval/accuracy": (
+        "mean answer score on the held-out questions (of several sets: the first), on plain prompts"
+        " unless eval.template=best; eval/SET/... are by set"
+    ),
     "eval/format": "share of held-out responses with a closed final box",
     "eval/mean_tokens": "mean response length in evaluation",
     "eval/frac_truncated": "share of evaluation responses cut at max_new_tokens",
-    "ledger/generated_tokens": "tokens sampled since the run began: training, GEPA and reflection, not evaluation",
+    "ledger/generated_tokens": (
+        "tokens sampled since the run began: training, GEPA and reflection, not evaluation"
+    ),
     "ledger/rollouts": "rollouts made since the run began, likewise",
     "ledger/flops": "estimated FLOPs since the run began, likewise, scoring and updates included",
     **{
@@ -112,11 +144,20 @@ METRICS: dict[str, str] = {
     "time/eval_s": "seconds evaluating",
     "time/compile_s": "seconds that XLA compiled, inside the other times",
     "perf/tokens_per_s": "tokens sampled in this step per second of sampling",
-    "perf/frac_slots_busy": "share of the slots computed in decoding that were in use; the rest is wasted",
-    "perf/decode_steps": "steps of decoding, of training, prompt phase and evaluation since the last row",
-    "perf/frac_prompt_tokens_computed": "prompt tokens computed, padding included, over those of distinct prompts",
+    "perf/frac_slots_busy": (
+        "share of the slots computed in decoding that were in use; the rest is wasted"
+    ),
+    "perf/decode_steps": (
+        "steps of decoding, of training, prompt phase and evaluation since the last row"
+    ),
+    "perf/frac_prompt_tokens_computed": (
+        "prompt tokens computed, padding included, over those of distinct prompts"
+    ),
     "perf/frac_prefill_time": "share of the time of sampling that went into prompts",
-    "perf/frac_tail_time": "share of the time of sampling in which no rollout was left to begin: until the last token of the longest",
+    "perf/frac_tail_time": (
+        "share of the time of sampling in which no rollout was left to begin: until the last token"
+        " of the longest"
+    ),
     "time/compile_ahead_s": "seconds compiling the sampler's programs at the start",
     "perf/frac_row_tokens_real": "share of the tokens computed in the update that are not padding",
     "perf/compiles": "programs compiled since the process began",

@@ -183,7 +183,8 @@ def _repeated(*names: str) -> Check:
     def check(row: Row) -> str:
         key = tuple(row[name] for name in names)
         problem = (
-            f"a second row of {', '.join(f'{n} {_shown(v)}' for n, v in zip(names, key, strict=True))}"
+            "a second row of"
+            f" {', '.join(f'{n} {_shown(v)}' for n, v in zip(names, key, strict=True))}"
             if key in seen
             else ""
         )
@@ -269,7 +270,8 @@ def field(
     if rule.holds(value):
         return value
     notes.append(
-        f"{where}: `{'.'.join(names)}` is {_shown(value)}, expected {rule.expected}; taken as {default}"
+        f"{where}: `{'.'.join(names)}` is {_shown(value)}, expected {rule.expected}; taken as"
+        f" {default}"
     )
     return default
 

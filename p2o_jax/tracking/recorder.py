@@ -66,11 +66,11 @@ class Recorder:
         self._alive()
         rejected = reasons(fates)
         self.reporter.line(
-            f"  gepa iteration {stats['iterations']:.0f}: {stats['rollouts_charged']:.0f}/{stats['budget']:.0f} rollouts, "
-            f"{fates.count('accepted')} of {len(fates)} accepted"
+            f"  gepa iteration {stats['iterations']:.0f}:"
+            f" {stats['rollouts_charged']:.0f}/{stats['budget']:.0f} rollouts,"
+            f" {fates.count('accepted')} of {len(fates)} accepted"
             + (f"; rejected: {rejected}" if rejected else "")
-            + "; "
-            f"best dev {stats['best_dev_score']:.2f}, covered {stats['frac_dev_covered']:.2f}"
+            + f"; best dev {stats['best_dev_score']:.2f}, covered {stats['frac_dev_covered']:.2f}"
         )
 
     def step(
@@ -88,9 +88,11 @@ class Recorder:
         )
         total = self.cfg.train.epochs * self.questions.steps_per_epoch
         self.reporter.line(
-            f"step {after.step}/{total}  reward {values['reward/mean']:.3f}  zero-advantage {values['rollout/frac_zero_advantage']:.2f}  "
-            f"hard {values['hard/questions_epoch']:.0f}  truncated {values['rollout/frac_truncated']:.2f}  "
-            f"{values['perf/tokens_per_s']:,.0f} tokens/s  {values['ledger/generated_tokens']:,.0f} tokens"
+            f"step {after.step}/{total}  reward {values['reward/mean']:.3f}  zero-advantage"
+            f" {values['rollout/frac_zero_advantage']:.2f}  hard"
+            f" {values['hard/questions_epoch']:.0f}  truncated"
+            f" {values['rollout/frac_truncated']:.2f}  {values['perf/tokens_per_s']:,.0f} tokens/s "
+            f" {values['ledger/generated_tokens']:,.0f} tokens"
         )
         scores = [r.verdict.answer_score for r in rollouts]
         if notice := self.flat_rewards.notice(min(scores), max(scores), values):
@@ -124,7 +126,8 @@ class Recorder:
             values["gepa/journals_set_aside"] = num_set_aside(self.workdir, epoch)
             values |= _api_metrics(before, after) if self.cfg.gepa.reflector == "api" else {}
             self.reporter.line(
-                f"epoch {epoch}: {len(before.hard_ids)} hard questions, {len(result.cover)} templates chosen, {spent:,.0f} tokens"
+                f"epoch {epoch}: {len(before.hard_ids)} hard questions, {len(result.cover)}"
+                f" templates chosen, {spent:,.0f} tokens"
             )
             if len(result.templates) == 1:
                 why = reasons(event["outcome"] for event in result.events)
@@ -134,7 +137,8 @@ class Recorder:
                     else "nothing was proposed"
                 )
                 self.reporter.line(
-                    f"!!! epoch {epoch}: only the empty template, so all rollouts are plain as in GRPO; {rejected}"
+                    f"!!! epoch {epoch}: only the empty template, so all rollouts are plain as in"
+                    f" GRPO; {rejected}"
                 )
         elif self.cfg.gepa.enabled and self.cfg.gepa.schedule == "every_epoch":
             rule = f"fewer than config.gepa.min_hard={self.cfg.gepa.min_hard}: no prompt phase"
@@ -169,7 +173,8 @@ class Recorder:
         families = "  ".join(f"{name} {score:.2f}" for name, score in shares.items())
         asked = "accuracy under the best template" if row["template"] else "plain accuracy"
         self.reporter.line(
-            f"eval at step {state.step}: {asked} {row['accuracy']:.3f}  ({families})  after {tokens:,.0f} tokens"
+            f"eval at step {state.step}: {asked} {row['accuracy']:.3f}  ({families})  after"
+            f" {tokens:,.0f} tokens"
         )
         if self.log:
             values |= (
@@ -216,7 +221,8 @@ def problems(cfg: Config) -> list[str]:
     """A line if the records need a package that is not there."""
     if cfg.train.wandb_project and find_spec("wandb") is None:
         return [
-            f"config.train.wandb_project={cfg.train.wandb_project} needs the package wandb: pip install 'p2o-jax[wandb]'"
+            f"config.train.wandb_project={cfg.train.wandb_project} needs the package wandb: pip"
+            " install 'p2o-jax[wandb]'"
         ]
     return []
 
@@ -253,7 +259,8 @@ class RunLog:
         ]
         if missing := sorted(set(range(tick)) - ticks):
             reporter.line(
-                f"{workdir / 'metrics.jsonl'}: there are no rows of the ticks {missing[:20]}{' ...' if missing[20:] else ''}"
+                f"{workdir / 'metrics.jsonl'}: there are no rows of the ticks"
+                f" {missing[:20]}{' ...' if missing[20:] else ''}"
             )
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
         self._wandb = wandb
@@ -318,7 +325,8 @@ class WandbRun:
             )
         except wandb.Error as e:
             raise ConfigError(
-                f"config.train.wandb_project={cfg.train.wandb_project}: {e} (WANDB_MODE=offline needs neither key nor network)"
+                f"config.train.wandb_project={cfg.train.wandb_project}: {e} (WANDB_MODE=offline"
+                " needs neither key nor network)"
             ) from e
         self.run.define_metric("*", step_metric="step")
 

@@ -31,9 +31,9 @@ def write_one(workdir: Path, model_directory: Path, ledger: Ledger) -> None:
             phase: round(sum(row.get(f"time/{phase}_s", 0) for row in metrics), 2)
             for phase in PHASES
         },
-        "template": evaluations[-1].get("template", "")
-        if evaluations
-        else "",  # under which `accuracy` was measured
+        "template": (
+            evaluations[-1].get("template", "") if evaluations else ""
+        ),  # under which `accuracy` was measured
         "seconds": round(sum(read_seconds(workdir)), 1),  # of all starts, without pretraining
         "seconds_pretraining": round(sum(row.get("time/pretraining_s", 0) for row in metrics), 1),
         "ledger": {
@@ -189,7 +189,8 @@ def _print_table(workdir: Path, combined: dict[str, Any], arms: Sequence[str]) -
     for arm in arms:
         for template in combined["best_templates"][arm]:
             console.print(
-                f"{arm}: template with dev score {template['dev_score']:.2f}: {printable(template['text'])}",
+                f"{arm}: template with dev score {template['dev_score']:.2f}:"
+                f" {printable(template['text'])}",
                 markup=False,
             )
     console.print(

@@ -132,7 +132,10 @@ def read_owner(
         ]
     if note["id"] == run_id or theirs == str(workdir.resolve()):
         return note, []
-    rule = f"holds the checkpoints of the run in {theirs}; give another folder. If that run directory is lost, delete {path}"
+    rule = (
+        f"holds the checkpoints of the run in {theirs}; give another folder. If that run directory"
+        f" is lost, delete {path}"
+    )
     return None, [f"config.checkpoint.path={checkpoints} {rule}"]
 
 

@@ -191,7 +191,7 @@ def test_dry_runs_print_the_commands_and_run_nothing(place):
 
 
 def test_what_is_asked_for_follows_the_settings(place):
-    (create, _) = commands(
+    create, _ = commands(
         place.script(
             "tpu/create.sh", "--dry-run", P2O_TYPE="v5litepod-8", P2O_SPOT="no", P2O_SLICES="2"
         )
@@ -199,7 +199,7 @@ def test_what_is_asked_for_follows_the_settings(place):
     assert {"--node-count=2", "--node-prefix=p2o-1", "--runtime-version=v2-alpha-tpuv5-lite"} < set(
         create
     ) and "--spot" not in create
-    (create, _) = commands(
+    create, _ = commands(
         place.script(
             "tpu/create.sh",
             "--dry-run",
@@ -319,7 +319,10 @@ def test_a_preempted_run_goes_on_from_its_records_on_a_new_machine(place):
         place.root / "runs" / "p2o-1" / "metrics.jsonl"
     ).read_text() == '{"step": 1}\n{"step": 2}\n'
     told = (place.cloud / "trained").read_text().splitlines()
-    where = "--workdir=runs/p2o-1 --config.checkpoint.path=gs://my-bucket/p2o-1/checkpoints --config.train.compile_cache=gs://my-bucket/compile_cache"
+    where = (
+        "--workdir=runs/p2o-1 --config.checkpoint.path=gs://my-bucket/p2o-1/checkpoints"
+        " --config.train.compile_cache=gs://my-bucket/compile_cache"
+    )
     same = f"10.0.0.7:8476: -m p2o_jax.main {' '.join(TRAIN)} {where}"
     assert sorted(told) == sorted(2 * [f"worker {i} {same}" for i in (0, 1)])
     logs = sorted(
@@ -378,7 +381,10 @@ def test_workers_that_cannot_be_reached_for_a_moment_are_asked_again(place):
 
 
 def test_a_worker_that_is_told_to_leave_saves_and_says_that_it_has_not_ended(tmp_path):
-    leaves = "trap 'echo saved > $workdir/metrics.jsonl; exit 0' TERM\ntouch $CLOUD/ready\nwhile :; do sleep 0.02; done"
+    leaves = (
+        "trap 'echo saved > $workdir/metrics.jsonl; exit 0' TERM\ntouch $CLOUD/ready\nwhile :; do"
+        " sleep 0.02; done"
+    )
     place = Place(tmp_path, leaves)
     here = place.root / ".venv" / "bin" / "python"
     here.parent.mkdir(parents=True)

@@ -21,7 +21,10 @@ from p2o_jax.state import RunState
 from p2o_jax.tracking.checkpoint import Checkpoints
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
-TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+TURNS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor"
+    " %}<|im_start|>assistant\n"
+)
 QUESTIONS = [f"What is {i} + {7 * i}?" for i in range(6)]
 RESPONSE_TOKENS = 32
 

@@ -21,7 +21,10 @@ NAMES = (
     "traceback",
     "subprocess",
 )
-MARK = "import pathlib; (pathlib.Path(__file__).parent / 'imported').touch(); raise SystemExit('imported ' + __file__)\n"
+MARK = (
+    "import pathlib; (pathlib.Path(__file__).parent / 'imported').touch(); raise"
+    " SystemExit('imported ' + __file__)\n"
+)
 
 
 @pytest.fixture

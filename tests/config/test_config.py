@@ -117,8 +117,9 @@ def test_config_dict_and_back():
 def test_a_key_misspelt_in_a_file_fails_where_it_is_written(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from p2o_jax.config import Config\nfrom p2o_jax.config.loading import to_config_dict\n"
-        "def get_config():\n    c = to_config_dict(Config())\n    c.rollout.tempreture = 1.0\n    return c\n"
+        "from p2o_jax.config import Config\nfrom p2o_jax.config.loading import to_config_dict\ndef"
+        " get_config():\n    c = to_config_dict(Config())\n    c.rollout.tempreture = 1.0\n   "
+        " return c\n"
     )
     (line,) = problems_of(loading.load, str(path))
     assert line.startswith(f"{path}:5:") and "tempreture" in line
@@ -181,7 +182,10 @@ def test_overrides_are_parsed_as_the_field_s_type(key, text, value):
         (
             "distill.mode",
             "none",
-            "config.distill.mode=none: expected one of ratio_mask, truncated, transfer, plain, importance, off",
+            (
+                "config.distill.mode=none: expected one of ratio_mask, truncated, transfer, plain,"
+                " importance, off"
+            ),
         ),
         (
             "rollout.prompt_buckets",
@@ -191,7 +195,10 @@ def test_overrides_are_parsed_as_the_field_s_type(key, text, value):
         (
             "rollout.bank_tokens",
             "9",
-            "config.rollout.bank_tokens: no such key (it is now config.rollout.prompt_cache_tokens)",
+            (
+                "config.rollout.bank_tokens: no such key (it is now"
+                " config.rollout.prompt_cache_tokens)"
+            ),
         ),
         (
             "rollout.tempreture",
@@ -253,7 +260,10 @@ RULES = [
     ),
     (
         {"mesh__data": -1},
-        "config.mesh (data, fsdp, tensor)=(-1, -1, 1): sizes must be positive, and at most one of them -1",
+        (
+            "config.mesh (data, fsdp, tensor)=(-1, -1, 1): sizes must be positive, and at most one"
+            " of them -1"
+        ),
     ),
     ({"data__max_prompt_tokens": 40000}, "must reach config.data.max_prompt_tokens=40000"),
     ({"optim__row_tokens": 100}, "config.optim.row_tokens=100 must hold the longest prompt"),
@@ -351,7 +361,10 @@ RULES = [
     ),
     (
         {"gepa__acceptance": "margin", "gepa__acceptance_margin": 3.5},
-        "config.gepa.acceptance_margin=3.5 must be at most config.gepa.minibatch=3: no child could be accepted",
+        (
+            "config.gepa.acceptance_margin=3.5 must be at most config.gepa.minibatch=3: no child"
+            " could be accepted"
+        ),
     ),
     ({"world__kv_heads": 3}, "config.world.heads=4 must be a multiple of config.world.kv_heads=3"),
     ({"world__head_dim": 31}, "config.world.head_dim=31 must be even"),
@@ -367,7 +380,10 @@ RULES = [
     ({"loss__overlong_penalty": -1.0}, "config.loss.overlong_penalty=-1.0 must not be negative"),
     (
         {"train__seed": 10**20},
-        "config.train.seed=100000000000000000000 must be at most 4,294,967,295: JAX makes keys of 32 bits",
+        (
+            "config.train.seed=100000000000000000000 must be at most 4,294,967,295: JAX makes keys"
+            " of 32 bits"
+        ),
     ),
     ({"train__seed": -1}, "config.train.seed=-1 must not be negative"),
     ({"rollout__temperature": 1e-38}, "config.rollout.temperature=1e-38 must lie in [0.01, 100]"),
@@ -724,9 +740,10 @@ def test_settings_of_an_earlier_run_have_their_current_names():
         "preset": "faithful",
         "rollout": {"prompt_cache_tokens": 5, "slots": 2},
     }
-    assert values["rollout"] == {"bank_tokens": 5, "slots": 2}, (
-        "the run's own record is not changed"
-    )
+    assert values["rollout"] == {
+        "bank_tokens": 5,
+        "slots": 2,
+    }, "the run's own record is not changed"
     names = {
         f"{section}.{name}"
         for section, part in loading.to_config_dict(Config()).items()

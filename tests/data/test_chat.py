@@ -190,7 +190,10 @@ def test_code_beside_a_tokenizer_is_never_run_nor_asked_about(tmp_path, monkeypa
     own = edited(
         tmp_path, tokenizer_config={"auto_map": auto_map, "tokenizer_class": "OwnTokenizerFast"}
     )
-    code = f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nclass OwnTokenizerFast: pass\n"
+    code = (
+        f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nclass OwnTokenizerFast:"
+        " pass\n"
+    )
     (own / "tokenization_own.py").write_text(code)
     assert load_tokenizer(own).encode("1 + 1") == load_tokenizer(TIED).encode("1 + 1")
     (own / "tokenizer.json").unlink()
@@ -228,20 +231,34 @@ def test_any_text_is_rendered(chat, template, text):
 
 
 LLAMA3 = (
-    "{{- bos_token }}\n{%- if not date_string is defined %}\n    {%- set date_string = strftime_now('%d %b %Y') %}\n{%- endif %}\n"
-    "{%- if messages[0]['role'] == 'system' %}\n    {%- set system_message = messages[0]['content'] | trim %}\n"
-    "    {%- set messages = messages[1:] %}\n{%- else %}\n    {%- set system_message = '' %}\n{%- endif %}\n"
-    "{{- '<|im_start|>system\\n\\nToday Date: ' + date_string + '\\n\\n' + system_message + '<|im_end|>' }}\n"
-    "{%- for message in messages %}\n    {{- '<|im_start|>' + message['role'] + '\\n\\n' + message['content'] | trim + '<|im_end|>' }}\n"
-    "{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n\\n' }}\n{%- endif %}\n"
+    "{{- bos_token }}\n{%- if not date_string is defined %}\n    {%- set date_string ="
+    " strftime_now('%d %b %Y') %}\n{%- endif %}\n{%- if messages[0]['role'] == 'system' %}\n    {%-"
+    " set system_message = messages[0]['content'] | trim %}\n    {%- set messages = messages[1:]"
+    " %}\n{%- else %}\n    {%- set system_message = '' %}\n{%- endif %}\n{{-"
+    " '<|im_start|>system\\n\\nToday Date: ' + date_string + '\\n\\n' + system_message +"
+    " '<|im_end|>' }}\n{%- for message in messages %}\n    {{- '<|im_start|>' + message['role'] +"
+    " '\\n\\n' + message['content'] | trim + '<|im_end|>' }}\n{%- endfor %}\n{%- if"
+    " add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n\\n' }}\n{%- endif %}\n"
 )
 OTHERS = (  # what real templates use beside plain loops
-    "{% set ns = namespace(n=0, user=none) %}{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
-    "{% set ns.n = ns.n + 1 %}{% set ns.user = m.content %}{% endfor %}{{ ns.n }}{{ ns.user }}",
-    "{% for m in messages %}{% generation %}{% set c = m.content %}{{ c }}{% endgeneration %}{{ loop.index }}{% endfor %}",
-    "{{ messages | tojson(indent=2) }}{{ {'é': '<'} | tojson }}{{ dict(a=1).a }}{{ eos_token }}{{ tools }}{{ documents }}",
-    "{%- macro turn(m) %}{{ m.role[:1].upper() ~ m.content.split('</think>')[-1].lstrip('\\n') }}{% endmacro %}\n"
-    "    {% for m in messages[::-1] %}\n  {{ turn(m) }}\n{% endfor %}\n{% if enable_thinking is true %}t{% endif %}\n\n",
+    (
+        "{% set ns = namespace(n=0, user=none) %}{% for m in messages %}{% if m.role == 'system'"
+        " %}{% continue %}{% endif %}{% set ns.n = ns.n + 1 %}{% set ns.user = m.content %}{%"
+        " endfor %}{{ ns.n }}{{ ns.user }}"
+    ),
+    (
+        "{% for m in messages %}{% generation %}{% set c = m.content %}{{ c }}{% endgeneration %}{{"
+        " loop.index }}{% endfor %}"
+    ),
+    (
+        "{{ messages | tojson(indent=2) }}{{ {'é': '<'} | tojson }}{{ dict(a=1).a }}{{ eos_token"
+        " }}{{ tools }}{{ documents }}"
+    ),
+    (
+        "{%- macro turn(m) %}{{ m.role[:1].upper() ~ m.content.split('</think>')[-1].lstrip('\\n')"
+        " }}{% endmacro %}\n    {% for m in messages[::-1] %}\n  {{ turn(m) }}\n{% endfor %}\n{% if"
+        " enable_thinking is true %}t{% endif %}\n\n"
+    ),
 )
 
 
@@ -294,7 +311,10 @@ LOOPS = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
             "memory|OverflowError|ValueError",
         ),
         (
-            "{% set ns = namespace(x='ab') %}{% for a in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            (
+                "{% set ns = namespace(x='ab') %}{% for a in range(99) %}{% set ns.x = ns.x ~ ns.x"
+                " %}{% endfor %}"
+            ),
             "memory",
         ),
         ("{% for a in range(50) %}{{ 'x' * 1000000 }}{% endfor %}", "50,000,000 characters"),

@@ -68,7 +68,10 @@ def test_a_folder_names_no_modules_to_import(tmp_path, monkeypatch):
         features = json.loads(path.read_text())
         features["featuresDict"]["features"]["question"] = {key: "stranger.Feature"}
         path.write_text(json.dumps(features))
-        expected = "features.json: stranger.Feature: classes outside TensorFlow Datasets would run code, and are not loaded"
+        expected = (
+            "features.json: stranger.Feature: classes outside TensorFlow Datasets would run code,"
+            " and are not loaded"
+        )
         for source in (f"{folder}@train", "tfds:sums@train"):
             assert expected in problems(source, config.DataConfig(tfds_dir=str(tmp_path)))[0]
 
@@ -87,8 +90,9 @@ def test_a_data_set_by_name_in_a_folder_of_prepared_ones(tmp_path):
 def test_tensorflow_is_not_imported(tmp_path):
     folder = fixtures.tfds_folder(tmp_path, {"train": ROWS})
     code = (
-        "import sys\nfrom p2o_jax import config\nfrom p2o_jax.data import sources\n"
-        f"assert len(sources.load({str(folder)!r}, config.DataConfig()).questions) == 5\nprint({{'tensorflow', 'jax'}} & set(sys.modules))"
+        "import sys\nfrom p2o_jax import config\nfrom p2o_jax.data import sources\nassert"
+        f" len(sources.load({str(folder)!r}, config.DataConfig()).questions) =="
+        " 5\nprint({'tensorflow', 'jax'} & set(sys.modules))"
     )
     assert (
         subprocess.run(
@@ -138,7 +142,8 @@ def test_duplicates_with_another_answer_are_told(tmp_path):
     loaded = sources.load(fixtures.jsonl(tmp_path / "q.jsonl", rows), CFG)
     assert (loaded.num_duplicates, loaded.num_conflicts) == (2, 1)
     assert loaded.told == [
-        f"{tmp_path / 'q.jsonl'}: 2 duplicate questions dropped, 1 of them with another answer than the one kept"
+        f"{tmp_path / 'q.jsonl'}: 2 duplicate questions dropped, 1 of them with another answer than"
+        " the one kept"
     ]
 
 
@@ -164,7 +169,8 @@ def test_the_default_prompt_is_the_released_code_s(tmp_path):
     ).questions
     assert (
         question.text
-        == "Let's think step by step and output the final answer within \\boxed{}.\nQuestion: 1 + 1?"
+        == "Let's think step by step and output the final answer within \\boxed{}.\nQuestion: 1"
+        " + 1?"
     )
 
 

@@ -190,7 +190,8 @@ def test_a_run_directory_runs_no_code_of_its_own(tmp_path, monkeypatch, fn):
         evaluate._config(flags, [("train.seed", "1")])
     (line,) = error.value.problems
     assert line.startswith(
-        f"{tmp_path}/config.json: config.reward.fn={fn} would run this code with the environment variables MY_KEY"
+        f"{tmp_path}/config.json: config.reward.fn={fn} would run this code with the environment"
+        " variables MY_KEY"
     )
     assert "--allow-reward-fn" in line and folders == []
     assert evaluate._config({**flags, "allow-reward-fn": "yes"}, []).reward == reward

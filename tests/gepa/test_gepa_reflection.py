@@ -69,14 +69,16 @@ def test_a_reward_function_s_own_words_take_the_place_of_ours():
 
 def test_compact_prompt_word_for_word():
     examples = [("add 2 and 3", "a b c d e f g", False, "5"), ("add  1\nand 1", "so 2", True, "2")]
-    assert compact_prompt("sum  first", examples) == (
-        "instruction ``` sum first ``` question add 2 and 3 output b c d e f g feedback wrong expected 5 "
-        "question add 1 and 1 output so 2 feedback right expected 2 write a better instruction"
+    assert (
+        compact_prompt("sum  first", examples)
+        == "instruction ``` sum first ``` question add 2 and 3 output b c d e f g feedback wrong"
+        " expected 5 question add 1 and 1 output so 2 feedback right expected 2 write a better"
+        " instruction"
     )
     hidden = compact_prompt("", [("add 1 and 1", "", True, "")])
     assert (
-        hidden
-        == "instruction ``` ``` question add 1 and 1 output feedback right write a better instruction"
+        hidden == "instruction ``` ``` question add 1 and 1 output feedback right write a better"
+        " instruction"
     )
 
 

@@ -502,8 +502,14 @@ def test_missing_extra_and_misshapen_tensors_are_all_listed(tmp_path):
         [
             f"{directory}: tensor model.norm.weight is missing",
             f"{directory}: tensor model.layers.1.mlp.up_proj.weight is missing",
-            f"{file}: tensor model.layers.0.self_attn.q_proj.weight has shape [8, 64], expected [64, 64]",
-            f"{file}: tensor model.layers.0.mlp.gate_proj.weight is I8; supported: F32, BF16, F16, F64",
+            (
+                f"{file}: tensor model.layers.0.self_attn.q_proj.weight has shape [8, 64], expected"
+                " [64, 64]"
+            ),
+            (
+                f"{file}: tensor model.layers.0.mlp.gate_proj.weight is I8; supported: F32, BF16,"
+                " F16, F64"
+            ),
             f"{file}: tensor model.layers.2.self_attn.q_proj.bias [64] is not part of this model",
         ]
     )
@@ -522,7 +528,8 @@ def test_tied_lm_head_is_ignored_if_equal_and_refused_if_not(tmp_path):
         directory / "model.safetensors",
     )
     assert problems(load, directory) == [
-        f"{directory / 'model.safetensors'}: lm_head.weight differs from the embedding that config.json ties it to"
+        f"{directory / 'model.safetensors'}: lm_head.weight differs from the embedding that"
+        " config.json ties it to"
     ]
 
 
@@ -547,9 +554,18 @@ def test_missing_shard_and_wrong_index_are_named(tmp_path):
     weight_map["model.norm.weight"] = "model-00001-of-00005.safetensors"
     edit(index, weight_map=weight_map)
     assert problems(load, directory) == [
-        f"{directory / 'elsewhere.safetensors'}: missing, but model.safetensors.index.json names it",
-        f"{directory / 'model-00003-of-00005.safetensors'}: missing, but model.safetensors.index.json names it",
-        f"{index}: places model.norm.weight in model-00001-of-00005.safetensors, which does not hold it",
+        (
+            f"{directory / 'elsewhere.safetensors'}: missing, but model.safetensors.index.json"
+            " names it"
+        ),
+        (
+            f"{directory / 'model-00003-of-00005.safetensors'}: missing, but"
+            " model.safetensors.index.json names it"
+        ),
+        (
+            f"{index}: places model.norm.weight in model-00001-of-00005.safetensors, which does not"
+            " hold it"
+        ),
     ]
 
 
@@ -571,7 +587,8 @@ def test_adapters_beside_the_weights_are_not_ignored(tmp_path):
     directory = copy("qwen3_tied", tmp_path)
     (directory / "adapter_config.json").write_text("{}")
     assert problems(load, directory) == [
-        f"{directory / 'adapter_config.json'}: adapters beside a model are not read; merge them into its weights"
+        f"{directory / 'adapter_config.json'}: adapters beside a model are not read; merge them"
+        " into its weights"
     ]
 
 
@@ -590,7 +607,8 @@ def test_float8_tensors_are_refused_by_name(tmp_path):
     assert len(projections) == 21 and len(found) == 22
     assert (
         found[0]
-        == f"{file}: tensor model.layers.0.self_attn.q_proj.weight is F8_E4M3; supported: F32, BF16, F16, F64"
+        == f"{file}: tensor model.layers.0.self_attn.q_proj.weight is F8_E4M3; supported: F32,"
+        " BF16, F16, F64"
     )
     assert (
         found[10] == "... and 11 more tensors like the last"

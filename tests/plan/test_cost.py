@@ -11,14 +11,18 @@ EIGHT = (tuple(range(8)),)
 
 
 def program(entry, others=""):
-    return f"HloModule jit_f, is_scheduled=true, num_partitions=8\n\n{others}\nENTRY %main (p: f32[4,8]) -> f32[4,8] {{\n{entry}\n}}\n"
+    return (
+        f"HloModule jit_f, is_scheduled=true, num_partitions=8\n\n{others}\nENTRY %main (p:"
+        f" f32[4,8]) -> f32[4,8] {{\n{entry}\n}}\n"
+    )
 
 
 def test_an_instruction_is_read():
     line = (
-        "  ROOT %all-gather-start.2 = (bf16[2,128]{1,0:T(8,128)(2,1)}, /*index=1*/bf16[16,128]{1,0:T(8,128)(2,1)S(1)}) "
-        'all-gather-start(%copy.1), channel_id=7, replica_groups={{0,1}}, dimensions={0}, metadata={op_name="jit(f)/dot" x=%no}, '
-        'backend_config={"a":"(%no)"}'
+        "  ROOT %all-gather-start.2 = (bf16[2,128]{1,0:T(8,128)(2,1)},"
+        " /*index=1*/bf16[16,128]{1,0:T(8,128)(2,1)S(1)}) all-gather-start(%copy.1), channel_id=7,"
+        ' replica_groups={{0,1}}, dimensions={0}, metadata={op_name="jit(f)/dot" x=%no},'
+        ' backend_config={"a":"(%no)"}'
     )
     read = hlo.parse_instruction(line)
     assert (
@@ -152,7 +156,10 @@ def test_a_loop_of_unknown_length_is_kept_apart(start):
 
 
 def test_collectives_in_a_loop_count_with_it():
-    inside = '  %all-gather.9 = f32[32,8]{1,0} all-gather(%w), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}, metadata={op_name="x"}'
+    inside = (
+        "  %all-gather.9 = f32[32,8]{1,0} all-gather(%w), channel_id=3, replica_groups=[1,8]<=[8],"
+        ' dimensions={0}, metadata={op_name="x"}'
+    )
     found = cost.cost(loop("compare(%i.1, %five), direction=LT", 1, "constant(7)", inside))
     assert found.collectives == {Collective("all-gather", 32 * 8 * 4, EIGHT): 5}
 

@@ -162,8 +162,8 @@ def test_every_setting_is_in_the_reference():
     text = generate.configuration()
     assert "| `gepa.fill_width` | bool | faithful: `False`, recommended: `True` |" in text
     assert (
-        "| `mining.max_successes` | int | `1` | at least 0 | a question is hard with at most so many successes, and not all, in its group |"
-        in text
+        "| `mining.max_successes` | int | `1` | at least 0 | a question is hard with at most so"
+        " many successes, and not all, in its group |" in text
     )
     assert (
         "| `eval.temperature` | float | `0.0` | 0, or in [0.01, 100] |" in text

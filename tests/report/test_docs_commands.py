@@ -19,19 +19,30 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(ROOT.glob("docs/*.md")) + [
     ROOT / name for name in ("README.md", "CONTRIBUTING.md", "tpu/README.md")
 ]
-PROGRAMS = r"python|pip|make|gcloud|kubectl|docker|xpk|sky|sbatch|tensorboard|export|git|JAX_\w+=\S+ python|(?:\.venv/bin|tpu|gpu)/"
+PROGRAMS = (
+    r"python|pip|make|gcloud|kubectl|docker|xpk|sky|sbatch|tensorboard|export|git|JAX_\w+=\S+"
+    r" python|(?:\.venv/bin|tpu|gpu)/"
+)
 COMMAND = re.compile(rf"(?m)^    ((?:{PROGRAMS})\b.*)$")
 SCRIPT = re.compile(r"(tpu|gpu)/\w+\.sh")
 RUN_BY = {  # what a command begins with, after `python -m`: the test that runs it
     # its config; the run takes minutes
     "make quickstart": "tests/config/test_config.py::test_shipped_configs_load_and_keep_the_rules",
     "p2o_jax.main": "tests/test_end_to_end.py::test_own_questions_on_a_hugging_face_model",
-    "p2o_jax.evaluate": "tests/evaluation/test_evaluate.py::test_a_run_s_policy_is_evaluated_with_the_run_s_prompts_and_leaves_no_copy",
+    "p2o_jax.evaluate": (
+        "tests/evaluation/test_evaluate.py::test_a_run_s_policy_is_evaluated_with_the_run_s_prompts_and_leaves_no_copy"
+    ),
     "p2o_jax.prepare": "tests/data/test_prepare.py::test_the_command_and_its_exit_code",
-    "p2o_jax.generate": "tests/commands/test_commands.py::test_generate_writes_k_completions_of_each_prompt",
+    "p2o_jax.generate": (
+        "tests/commands/test_commands.py::test_generate_writes_k_completions_of_each_prompt"
+    ),
     "p2o_jax.score": "tests/commands/test_commands.py::test_score_equals_golden",
-    "p2o_jax.export": "tests/commands/test_commands.py::test_export_writes_the_newest_policy_or_that_of_a_step",
-    "p2o_jax.report": "tests/report/test_report_data.py::test_the_command_writes_one_file_that_fetches_nothing",
+    "p2o_jax.export": (
+        "tests/commands/test_commands.py::test_export_writes_the_newest_policy_or_that_of_a_step"
+    ),
+    "p2o_jax.report": (
+        "tests/report/test_report_data.py::test_the_command_writes_one_file_that_fetches_nothing"
+    ),
     "p2o_jax.plan": "tests/plan/test_tpu.py::test_a_plan_from_the_command_line",
     "make docs": "tests/report/test_docs.py::test_the_site_builds_without_a_warning",
 }
@@ -121,7 +132,10 @@ def test_a_command_that_nothing_runs_is_found():
 
 
 def test_commands_are_found():
-    text = "a\n\n    export A=1 B='x y'\n    tpu/x.sh --config c \\\n        --more   # why\n    def no():\n\n"
+    text = (
+        "a\n\n    export A=1 B='x y'\n    tpu/x.sh --config c \\\n        --more   # why\n    def"
+        " no():\n\n"
+    )
     text += "    pip install 'a[b]'\n    python -m m [--x]\n"
     env = {"A": "1", "B": "x y"}
     lines = ["tpu/x.sh --config c --more", "pip install 'a[b]'", "python -m m"]

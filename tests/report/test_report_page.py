@@ -65,7 +65,10 @@ def draw_all(tab):
 
 def test_every_chart_is_drawn(tab):
     draw_all(tab)
-    empty = "all => all.filter(p => !p.querySelector('.trace, .heatmaplayer image')).map(p => p.ariaLabel)"
+    empty = (
+        "all => all.filter(p => !p.querySelector('.trace, .heatmaplayer image')).map(p =>"
+        " p.ariaLabel)"
+    )
     assert tab.eval_on_selector_all(".plot", empty) == []
     assert tab.eval_on_selector_all(".plot", "all => all.length") >= 12
     assert tab.inner_text(".big") == ".500"
@@ -75,7 +78,10 @@ def test_two_runs_side_by_side_along_steps_or_tokens(view, run, hostile_run):
     tab = view(run, hostile_run)
     draw_all(tab)
     assert len(tab.query_selector_all(".card")) == 2
-    last = "() => document.querySelector('#curves .plot').data.filter(t => t.showlegend).map(t => t.x.at(-1))"
+    last = (
+        "() => document.querySelector('#curves .plot').data.filter(t => t.showlegend).map(t =>"
+        " t.x.at(-1))"
+    )
     assert tab.evaluate(last) == [15] * 4
     tab.select_option("#curves select >> nth=0", "tokens")
     assert tab.evaluate(last) == [15_000] * 4
@@ -100,7 +106,8 @@ def test_a_click_on_a_template_shows_its_text_and_the_arrow_keys_go_on(tab, run)
 
 def test_a_difference_holds_both_texts(tab):
     parts = tab.evaluate(
-        "difference('add the two numbers', 'add both numbers now').map(p => p.tagName ? p.tagName + ':' + p.textContent : p)"
+        "difference('add the two numbers', 'add both numbers now').map(p => p.tagName ? p.tagName +"
+        " ':' + p.textContent : p)"
     )
     assert parts == ["add ", "DEL:the two numbers", "INS:both numbers now"]
     assert tab.evaluate("difference('a b c d', 'a c d').map(p => p.textContent ?? p)") == [
@@ -191,7 +198,10 @@ def test_a_served_page_follows_the_run(view, run):
         tab.select_option("#samples select >> nth=0", "all")
         wanted = json.loads((run / "samples.jsonl").read_text().splitlines()[37])
         tab.fill("#sample-search", wanted["question"])
-        found = "id => [...document.querySelectorAll('#sample-rows summary')].every((line) => line.innerText.includes(id))"
+        found = (
+            "id => [...document.querySelectorAll('#sample-rows summary')].every((line) =>"
+            " line.innerText.includes(id))"
+        )
         tab.wait_for_function(found, arg=wanted["question_id"])
         tab.click("#sample-rows summary >> nth=0")
         shown = "text => document.querySelector('#sample-rows details').innerText.includes(text)"

@@ -25,8 +25,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mine")
     (folder / "broken_reward.py").write_text("1 / 0\n")
     (folder / "my_reward.py").write_text(
-        textwrap.dedent(
-            """
+        textwrap.dedent("""
             import sys, time
 
             NUMBER = 3
@@ -44,8 +43,7 @@ def folder(tmp_path_factory):
                 if response == "seen":
                     return 1.0, "|".join([messages[0]["role"], messages[-1]["content"], answer, str(meta["level"]), meta["when"]])
                 return len(response) / 10
-            """
-        )
+            """)
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
@@ -137,7 +135,10 @@ def test_answers_are_not_checked_against_themselves(mine):
     [
         (
             "no_such_module:f",
-            "No module named 'no_such_module'; the current folder is not searched: give FILE.py:function",
+            (
+                "No module named 'no_such_module'; the current folder is not searched: give"
+                " FILE.py:function"
+            ),
         ),
         ("/no/such/file.py:f", "FileNotFoundError"),
         ("my_reward:nothing", "has no attribute 'nothing'"),

@@ -30,8 +30,7 @@ def planted(tmp_path_factory):
     """A Verifier whose judge does as the answer says."""
     folder = tmp_path_factory.mktemp("judges")
     (folder / "planted.py").write_text(
-        textwrap.dedent(
-            """
+        textwrap.dedent("""
             import os, pathlib, signal, sys, time
 
             SEALED = False
@@ -52,8 +51,7 @@ def planted(tmp_path_factory):
                     heavy = {"jax", "transformers", "torch", "numpy"} & set(sys.modules)
                     return "wrong" if heavy or os.environ["JAX_PLATFORMS"] != "cpu" or os.environ["CUDA_VISIBLE_DEVICES"] else "correct"
                 return "correct" if box.startswith("right") else "wrong"
-            """
-        )
+            """)
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))

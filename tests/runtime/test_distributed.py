@@ -30,7 +30,10 @@ NAMES = (
         ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
         (
             {
-                "TPU_WORKER_HOSTNAMES": "WARNING: could not determine TPU worker hostnames or IP addresses, please set it"
+                "TPU_WORKER_HOSTNAMES": (
+                    "WARNING: could not determine TPU worker hostnames or IP addresses, please"
+                    " set it"
+                )
             },
             False,
         ),

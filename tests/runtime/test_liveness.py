@@ -108,7 +108,10 @@ def test_a_process_that_does_not_come_to_where_the_others_wait_is_named():
     with Run(3, LIMITS._replace(absent=0.6)) as run:
         for i in (0, 2):
             run.peers[i].place = 7
-        expected = f"process 1 ({HOST}) did not come to where the others have waited for 0.6 s (meeting 7 of the run)"
+        expected = (
+            f"process 1 ({HOST}) did not come to where the others have waited for 0.6 s (meeting 7"
+            " of the run)"
+        )
         assert [run.told(i) for i in range(3)] == [expected] * 3
 
 
@@ -136,7 +139,10 @@ def test_who_has_not_come_is_told_to_all_who_have():
         thread.start()
     for thread in threads:
         thread.join()
-    expected = f"not all of 4 processes have come within 1 s: no sign of 1, 3; here are process 0 ({HOST}), process 2 ({HOST})"
+    expected = (
+        "not all of 4 processes have come within 1 s: no sign of 1, 3; here are process 0"
+        f" ({HOST}), process 2 ({HOST})"
+    )
     assert found == {0: expected, 2: expected}
 
 
@@ -244,7 +250,8 @@ def test_processes_end_by_a_killed_one_although_they_are_stuck_in_c():
     assert (
         told[:2]
         == [
-            f"error: process 2 ({HOST}) is gone; the same command goes on from the last checkpoint\n"
+            f"error: process 2 ({HOST}) is gone; the same command goes on from the last"
+            " checkpoint\n"
         ]
         * 2
     )

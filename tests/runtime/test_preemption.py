@@ -59,8 +59,7 @@ def test_a_program_that_cannot_be_interrupted_is_left_with_exit_code_0():
     would wait for it.
     """
     start = time.monotonic()
-    done = run(
-        """
+    done = run("""
         import ctypes, os, signal, threading
         from p2o_jax.runtime.preemption import Preemption
         with Preemption(1.0) as preemption:
@@ -68,8 +67,7 @@ def test_a_program_that_cannot_be_interrupted_is_left_with_exit_code_0():
             libc = ctypes.CDLL(None)
             for _ in range(40):
                 libc.usleep(999_999)  # begun again by ctypes after a signal, never polled
-        """
-    )
+        """)
     assert (
         done.returncode == 0 and "leaving within 1 s" in done.stderr and "time is up" in done.stderr
     )
@@ -79,16 +77,14 @@ def test_a_program_that_cannot_be_interrupted_is_left_with_exit_code_0():
 def test_code_that_holds_the_interpreter_s_lock_delays_the_end_by_no_more_than_a_second():
     """No thread of Python runs meanwhile, not the one that watches either."""
     start = time.monotonic()
-    done = run(
-        """
+    done = run("""
         import ctypes, os, subprocess
         from p2o_jax.runtime.preemption import Preemption
         with Preemption(1.0):
             subprocess.Popen(["sh", "-c", f"sleep 1; kill -TERM {os.getpid()}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             ctypes.PyDLL(None).sleep(40)  # which the signal ends
             ctypes.PyDLL(None).sleep(40)
-        """
-    )
+        """)
     assert done.returncode == -signal.SIGKILL and time.monotonic() - start < 15
 
 
@@ -113,8 +109,7 @@ def test_the_clock_runs_on_after_the_run_is_left_and_its_process_does_not_end():
 
 def test_a_command_leaves_while_a_program_compiles():
     start = time.monotonic()
-    done = run(
-        """
+    done = run("""
         import os, signal, threading, time
         from types import SimpleNamespace
         from p2o_jax import main
@@ -126,8 +121,7 @@ def test_a_command_leaves_while_a_program_compiles():
                 threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
                 programs.compile((1.0, 40.0), lambda n: preemption.poll())
         main.command(compiled)
-        """
-    )
+        """)
     assert (
         done.returncode == 0 and "left on SIGTERM" in done.stderr and "Traceback" not in done.stderr
     )
@@ -193,7 +187,9 @@ def test_rewards_that_stay_equal_are_noticed_ever_more_rarely():
         for part in ("cut off: 0.90", "closed box: 0.10", "in time: 0.25", "cannot be read: 0.00")
     )
     assert not flat.notice(0.0, 1.0, VALUES)
-    assert [bool(flat.notice(1.0, 1.0, VALUES)) for _ in range(3)] == [False, False, True], (
-        "counted anew after a step with a difference"
-    )
+    assert [bool(flat.notice(1.0, 1.0, VALUES)) for _ in range(3)] == [
+        False,
+        False,
+        True,
+    ], "counted anew after a step with a difference"
     assert not any(FlatRewards(0).notice(0.0, 0.0, VALUES) for _ in range(50))

@@ -97,7 +97,10 @@ def test_the_second_is_refused_and_told_who_is_first(tmp_path):
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(
         run_lock.LockHeld,
-        match=rf"process {holder.pid} on {re.escape(socket.gethostname())} .* since \d{{4}}-\d\d-\d\dT.*: wait",
+        match=(
+            rf"process {holder.pid} on {re.escape(socket.gethostname())} .* since"
+            r" \d{4}-\d\d-\d\dT.*: wait"
+        ),
     ):
         run_lock.Lock(tmp_path)
     holder.communicate()  # ends

@@ -163,7 +163,10 @@ def test_a_limit_below_any_reflection_prompt_is_an_error():
         )
         return preflight.reflection_problems(replace(CFG, gepa=gepa), chat, questions)
 
-    shortest = "instruction ``` ``` question one output feedback wrong expected 7 write a better instruction"
+    shortest = (
+        "instruction ``` ``` question one output feedback wrong expected 7 write a better"
+        " instruction"
+    )
     assert (
         len(shortest.split()) == 14
         and lines(14) == []
@@ -172,7 +175,8 @@ def test_a_limit_below_any_reflection_prompt_is_an_error():
     for changes in ({}, {"reflector": "api"}):
         (line,) = lines(13, **changes)
         assert line.startswith(
-            "config.gepa.reflect_prompt_tokens=13 is less than any reflection prompt takes, 14 tokens with one example"
+            "config.gepa.reflect_prompt_tokens=13 is less than any reflection prompt takes, 14"
+            " tokens with one example"
         )
     # the same limits as the search has
     small = replace(

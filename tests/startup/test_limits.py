@@ -82,7 +82,8 @@ def test_tokens_beyond_the_embedding_are_named(tmp_path):
     found = problems(limits.check_token_ids, tmp_path, 8, tokens | {"<new>": 8}, (1,), 8)
     assert (
         found[0]
-        == f"{tmp_path}: the tokenizer's '<new>' has id 8; the embedding has 8 rows (vocab_size in config.json), for the ids 0 to 7"
+        == f"{tmp_path}: the tokenizer's '<new>' has id 8; the embedding has 8 rows (vocab_size in"
+        " config.json), for the ids 0 to 7"
     )
     assert "resize_token_embeddings" in found[-1] and len(found) == 2
     found = problems(limits.check_token_ids, tmp_path, 1, tokens, (0,), 0)
@@ -148,7 +149,10 @@ def test_a_vocabulary_unlike_the_embedding_is_refused_when_the_model_is_opened(s
     directory = model_copy(tmp_path)
     values = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(values | {"vocab_size": stated}))
-    rule = f"tensor model.embed_tokens.weight has shape [384, 64], expected {stated} rows, which is vocab_size in config.json"
+    rule = (
+        f"tensor model.embed_tokens.weight has shape [384, 64], expected {stated} rows, which is"
+        " vocab_size in config.json"
+    )
     assert rule in problems(opening(directory))[0]
 
 
@@ -195,10 +199,12 @@ def test_context_is_what_positions_and_rope_scaling_cover(max_positions, rope, e
 def test_a_response_beyond_the_positions_is_refused_and_allowed_on_demand():
     assert limits.response_problems(SMALL, SPEC, "p", 60) == []
     (found,) = limits.response_problems(SMALL, SPEC, "the prompt of 61 tokens", 61)
-    assert found == (
-        "config.rollout.max_new_tokens=40 after the prompt of 61 tokens makes 101 tokens: the model has 100 positions "
-        "(max_position_embeddings in config.json); config.model.allow_long_context=true allows more; "
-        "a config.rollout.max_new_tokens of up to 39 fits"
+    assert (
+        found
+        == "config.rollout.max_new_tokens=40 after the prompt of 61 tokens makes 101 tokens: the"
+        " model has 100 positions (max_position_embeddings in config.json);"
+        " config.model.allow_long_context=true allows more; a config.rollout.max_new_tokens of"
+        " up to 39 fits"
     )
     allowed = replace(SMALL, model=replace(SMALL.model, allow_long_context=True))
     assert limits.response_problems(allowed, SPEC, "p", 10**6) == []

@@ -376,7 +376,10 @@ def test_a_state_that_does_not_fit_is_refused_by_name_and_left_alone(tmp_path, c
         ),
         "shape": (
             "w",
-            r"\['w'\] is float32\[64, 32\] in the checkpoint and float32\[64, 40\] .*config.model.path",
+            (
+                r"\['w'\] is float32\[64, 32\] in the checkpoint and float32\[64, 40\]"
+                r" .*config.model.path"
+            ),
         ),
         "missing": (
             "w",
@@ -543,7 +546,10 @@ def refused(workdir: Path, fault: str) -> str:
 
 
 def test_a_limit_on_file_sizes_is_told_and_the_older_one_is_good(tmp_path):
-    fault = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))"
+    fault = (
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        " resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))"
+    )
     line = refused(tmp_path, fault)
     assert (
         str(tmp_path / "checkpoints") in line

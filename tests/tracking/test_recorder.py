@@ -350,7 +350,8 @@ def test_an_iteration_of_gepa_says_why_proposals_were_rejected(tmp_path):
     start = "  gepa iteration 4: 512/11040 rollouts, "
     assert record.reporter.lines == [
         start
-        + "3 of 16 accepted; rejected: 9 not better, 4 no closed fence; best dev 0.46, covered 0.50",
+        + "3 of 16 accepted; rejected: 9 not better, 4 no closed fence; best dev 0.46, covered"
+        " 0.50",
         start + "2 of 2 accepted; best dev 0.46, covered 0.50",
     ]
 

@@ -69,7 +69,8 @@ def gpu(
         return over_cache(q_BHC, cache, length_B, row_B)
     if cache.k_RKSC.size > 2**31 and cache.k_RKSC.nbytes <= 2**32:
         raise ValueError(
-            f"a layer's int8 cache {cache.k_RKSC.shape} has 2 to 4 GiB on a device: use fewer or shorter rows, or twice as many"
+            f"a layer's int8 cache {cache.k_RKSC.shape} has 2 to 4 GiB on a device: use fewer or"
+            " shorter rows, or twice as many"
         )
     G, block = H // K, GPU_BLOCK[cache.k_RKSC.dtype.itemsize]
     rows = min(max(pl.next_power_of_2(G), GPU_MIN_ROWS), GPU_MAX_ROWS)
