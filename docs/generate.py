@@ -37,7 +37,7 @@ def pages() -> dict[str, str]:
 
 def configuration() -> str:
     """Every setting with type, default, range and the comment beside it."""
-    comments = comments_of_fields((PACKAGE / "config.py").read_text(encoding="utf-8"))
+    comments = comments_of_fields((PACKAGE / "config" / "schema.py").read_text(encoding="utf-8"))
     text = (
         "# Configuration\n\nEvery setting, as `--config.SECTION.NAME=VALUE` or in a config"
         " file.\nDefaults are the paper's. "

@@ -506,10 +506,10 @@ class Engine:
 
     @functools.cached_property
     def _run_shardings(self) -> Any:
-        rows = decode.SlotState(
-            self.rows, self.rows, self.rows, self.rows, self.caches, self.caches
-        )  # type: ignore[arg-type]
-        return decode.DecodeState(rows, *[self.rows] * 6)  # type: ignore[arg-type]
+        rows: Any = self.rows
+        caches: Any = self.caches
+        slots = decode.SlotState(rows, rows, rows, rows, caches, caches)
+        return decode.DecodeState(slots, *[rows] * 6)
 
     def abstract_prompt_cache(self, p: Program) -> Any:
         """Shapes, types and shardings of a prompt cache, of all shards together."""

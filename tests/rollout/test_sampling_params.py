@@ -53,7 +53,7 @@ def constructions(source: str) -> list[int]:
         )
         for call in calls
     )
-    return [line for line, name in names if name == "Sampling"]
+    return [line for line, name in names if name == "SamplingParams"]
 
 
 def test_no_other_place_makes_sampling_settings():
@@ -61,9 +61,9 @@ def test_no_other_place_makes_sampling_settings():
         path.relative_to(PACKAGE).as_posix(): constructions(path.read_text(encoding="utf-8"))
         for path in PACKAGE.rglob("*.py")
     }
-    assert [name for name, lines in made.items() if lines] == ["sampling_params.py"]
+    assert [name for name, lines in made.items() if lines] == ["rollout/sampling_params.py"]
     assert constructions(
-        "a = Sampling(1.0, 1)\nb = records.Sampling(0.0, 2)\nc = DynamicSampling()"
+        "a = SamplingParams(1.0, 1)\nb = types.SamplingParams(0.0, 2)\nc = DynamicSampling()"
     ) == [1, 2]
 
 
