@@ -217,9 +217,8 @@ def paper_figures(
         ]
         completions = engine.generate(weights, requests, how, key)
         lengths.extend(len(c.token_ids) for c in completions)
-        chance = 1 - (1 - ACCEPTANCE) ** (
-            1 / 3
-        )  # of one success in three, where the parent had none
+        # of one success in three, where the parent had none
+        chance = 1 - (1 - ACCEPTANCE) ** (1 / 3)
         return [Outcome(float(lots.random() < chance), 1.0, "") for _ in pairs]
 
     cfg = dataclasses.replace(

@@ -34,16 +34,18 @@ from p2o_jax.config import loading
 from p2o_jax.main import command
 
 MODEL = Path(__file__).parent.parent / "tests/golden/hf/qwen3_tied"  # its tokenizer is what matters
+# a prompt is of about half as many tokens as it may have
 DEVICES, GROUP, RESPONSE, PROMPT = (
     8,
     6,
     1024,
     320,
-)  # a prompt is of about half as many tokens as it may have
+)
+# of a step of 128 questions, docs/scale.md
 STEP_S = {
     "0.6B on v5e:2x4": 13.0,
     "4B on v5p:2x2x4": 165.0,
-}  # of a step of 128 questions, docs/scale.md
+}
 TARGETS = {"host's share of a step": Target("frac_of_0.6B on v5e:2x4", "<=", 0.05)}
 
 
@@ -88,9 +90,8 @@ class FakePrograms:
 
         size_S = np.asarray(queue.size).reshape(-1)
         shards, enough = len(size_S), -(-self.engine.max_rollouts // STRETCHES)
-        rooms = min(
-            enough + self.engine.sizes[0], self.engine.max_rollouts
-        )  # of rollouts that a stretch may end
+        # of rollouts that a stretch may end
+        rooms = min(enough + self.engine.sizes[0], self.engine.max_rollouts)
         first, self.at = self.at, self.at + enough
         number_S = np.clip(size_S - first, 0, enough)
         rollout_SF = np.minimum(first + np.arange(rooms), self.engine.max_rollouts - 1)[

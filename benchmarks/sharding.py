@@ -21,9 +21,8 @@ from statistics import median
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault(
-    "NPROC", "32"
-)  # threads of XLA's pool: with fewer, collectives of eight devices can wait forever
+# threads of XLA's pool: with fewer, collectives of eight devices can wait forever
+os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax

@@ -32,9 +32,8 @@ BATCH = 500
 ALONE = 1000  # answers that are also judged one at a time, for their latencies
 DISTINCT_HANGING = 5  # of each kind that runs into the deadline: every one costs it in full
 
-Pair = tuple[
-    str, str, str | None
-]  # response, reference answer, the status that it must get (None: any)
+# response, reference answer, the status that it must get (None: any)
+Pair = tuple[str, str, str | None]
 
 
 def boxed(content: str) -> str:

@@ -17,13 +17,14 @@ def get_config() -> ConfigDict:
     c = to_config_dict(Config())
     c.model.path = c.data.path = ""  # yours
     c.mesh.fsdp = -1
+    # 5,120: the longest question behind the longest template
     c.rollout.prompt_buckets = (
         512,
         1024,
         2048,
         5120,
         32768,
-    )  # 5,120: the longest question behind the longest template
+    )
     c.optim.row_tokens = 16384
     c.optim.micro_rows = 16
     return c

@@ -58,9 +58,8 @@ def configuration() -> str:
             continue
         text += f"\n## {section.name}\n\n"
         doc = cls.__doc__ or ""
-        text += (
-            "" if doc.startswith(f"{cls.__name__}(") else _cell(" ".join(doc.split())) + "\n\n"
-        )  # a dataclass without one gets its signature
+        # a dataclass without one gets its signature
+        text += "" if doc.startswith(f"{cls.__name__}(") else _cell(" ".join(doc.split())) + "\n\n"
         text += _settings(cls, dataclasses.fields(cls), f"{section.name}.", comments)
     return text
 

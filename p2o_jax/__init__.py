@@ -33,9 +33,8 @@ def _leave_current_folder() -> None:
         return
     folder = sys.path.pop(0)
     named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if "" in named and folder not in map(
-        os.path.abspath, filter(None, named)
-    ):  # as in PYTHONPATH=$UNSET:/folder
+    # as in PYTHONPATH=$UNSET:/folder
+    if "" in named and folder not in map(os.path.abspath, filter(None, named)):
         sys.path[:] = [path for path in sys.path if path != folder]
 
 

@@ -42,9 +42,8 @@ if TYPE_CHECKING:
     from p2o_jax.startup.model import Model
 
 MAX_SLOTS = 128  # per shard of the mesh's data x fsdp
-CACHE_BYTES = (
-    2 * 2**30
-)  # per shard, for the cache of the prompts, and again for that of the completions
+# per shard, for the cache of the prompts, and again for that of the completions
+CACHE_BYTES = 2 * 2**30
 MIN_BUCKET = 32
 WAVES = 8  # completions written at a time, in multiples of the slots
 

@@ -23,9 +23,8 @@ class Bandit:
     templates: tuple[str, ...] = ()
     successes: tuple[float, ...] = ()  # discounted evidence
     failures: tuple[float, ...] = ()
-    members: Mapping[str, tuple[int, ...]] = field(
-        default_factory=dict
-    )  # by question id, indices into templates
+    # by question id, indices into templates
+    members: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 Tally = tuple[int, int]  # successes, rollouts
@@ -62,9 +61,8 @@ class History:
     epoch: int = 0  # that `attempts` belong to
     attempts: Mapping[str, Attempts] = field(default_factory=dict)
     fates: Mapping[str, LearningStatus] = field(default_factory=dict)
-    tokens: Mapping[str, float] = field(
-        default_factory=dict
-    )  # mean of a question's responses when it was last asked
+    # mean of a question's responses when it was last asked
+    tokens: Mapping[str, float] = field(default_factory=dict)
 
 
 Phase = Literal["policy", "prompts"]

@@ -72,9 +72,8 @@ def policy_step(cfg: Config, components: Components, state: RunState) -> RunStat
     found = mining.find_hard(questions, solved_QG, templated_QG, cfg.mining, state.last_hard_ids)
     advantage_QG = advantages.of_rollouts(filled.trained, cfg)
 
-    with components.reporter.phase(
-        "score"
-    ):  # before any update: old, reference and templated log-probs, and the weights w
+    # before any update: old, reference and templated log-probs, and the weights w
+    with components.reporter.phase("score"):
         examples = batch.examples(filled.trained, advantage_QG, cfg.distill, cfg.loss.overlong)
         policy, size = components.learner.policy(state.learner), minibatch_rollouts(cfg)
         examples, score_stats = components.learner.score(

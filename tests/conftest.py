@@ -4,12 +4,10 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0"
-)  # most of the time goes into compiling; this halves it
-os.environ.setdefault(
-    "NPROC", "32"
-)  # threads of XLA's pool: with fewer, collectives of eight devices can wait forever
+# most of the time goes into compiling; this halves it
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# threads of XLA's pool: with fewer, collectives of eight devices can wait forever
+os.environ.setdefault("NPROC", "32")
 
 import jax
 

@@ -244,9 +244,8 @@ def test_a_killed_run_resumes_and_ends_the_same(finished, settings, tmp_path):
     """
     workdir = tmp_path / "killed"
     assert "resuming" not in kill_at(workdir, settings, "step 3/6")
-    kill_at(
-        workdir, settings, "gepa iteration 1"
-    )  # from step 2, or from the start if that checkpoint was only half written
+    # from step 2, or from the start if that checkpoint was only half written
+    kill_at(workdir, settings, "gepa iteration 1")
     assert len(untimed_journal(workdir)) > 0
     assert "resuming" in kill_at(workdir, settings, "gepa iteration 2")
     assert not (workdir / "result.json").exists()

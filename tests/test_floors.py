@@ -38,18 +38,19 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 COMMANDS = FLOORS[-1]
-MAY_IMPORT_SIBLINGS = {
-    (name, "main") for name in COMMANDS if name != "main"
-}  # main.command: errors in one line each
+# main.command: errors in one line each
+MAY_IMPORT_SIBLINGS = {(name, "main") for name in COMMANDS if name != "main"}
+# how to fit the sampler, and a run's policy
 MAY_IMPORT_SIBLINGS |= {
     ("evaluate", "generate"),
     ("evaluate", "export"),
-}  # how to fit the sampler, and a run's policy
+}
 WITHOUT_JAX = ("config", "types", "state", "data", "rewards", "gepa", "p2o")
+# the other modules of `runtime` are needed before JAX, or without it
 JAX_IN_RUNTIME = (
     "distributed",
     "rng",
-)  # the other modules of `runtime` are needed before JAX, or without it
+)
 
 
 def room_of(path: Path) -> str:

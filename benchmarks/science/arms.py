@@ -8,12 +8,13 @@ HEADLINE = "1e-5"  # the dial of the suites that do not turn it
 NUM_BASES = 2  # base models for each dial: a seed uses that of world.seed = seed mod 2
 TEACHER_PORT = 18765
 
+# benchmarks/science/teacher.py reflects
 TAUGHT = (
     "gepa.reflector=api",
     "api.model=scripted",
     "api.key_env=()",
     f"api.base_url=http://127.0.0.1:{TEACHER_PORT}/v1",
-)  # benchmarks/science/teacher.py reflects
+)
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,8 @@ DAPO = Arm(
 FAITHFUL = Arm("faithful", "P²O, as released", ("preset=faithful",))
 RECOMMENDED = Arm("recommended", "P²O, recommended", against="before")
 KEPT = "distill.drop_failed_templated=false"
-BEFORE = Arm(
-    "before", "P²O, recommended, failed templated rollouts kept", (KEPT,)
-)  # what the preset was when the recipe was tried
+# what the preset was when the recipe was tried
+BEFORE = Arm("before", "P²O, recommended, failed templated rollouts kept", (KEPT,))
 
 
 def _faithful(name: str, what: str, *settings: str, claim: str = "", expected: int = 0) -> Arm:
@@ -185,11 +185,12 @@ RECIPE = (
     _before("r+off", "no context distillation", "distill.mode=off", "optim.row_tokens=128"),
 )
 DIAL = (GRPO, GRPO_DOUBLE, GRPO_EXTRA, DAPO, FAITHFUL, BEFORE, RECOMMENDED)
+# arms, dials
 SUITES: dict[str, tuple[tuple[Arm, ...], tuple[str, ...]]] = {
     "dial": (DIAL, DIALS),
     "paper": (PAPER, (HEADLINE,)),
     "recipe": (RECIPE, (HEADLINE,)),
-}  # arms, dials
+}
 
 
 def runs(suite: str, seeds: int) -> Iterator[Run]:

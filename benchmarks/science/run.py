@@ -130,9 +130,8 @@ def make(run: Run, core: int) -> dict[str, Any] | str:
             os.sched_setaffinity(child.pid, {core})
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
-            if (
-                child.returncode or not Path(folder, "run", "result.json").exists()
-            ):  # after SIGTERM a run leaves with exit code 0
+            # after SIGTERM a run leaves with exit code 0
+            if child.returncode or not Path(folder, "run", "result.json").exists():
                 said.seek(0)
                 return f"exit code {child.returncode}: {said.read()[-1500:]}"
         return {

@@ -17,12 +17,13 @@ from threading import Thread
 from benchmarks.science.arms import TEACHER_PORT
 from p2o_jax.toy_world import phrases
 
+# of a question: its family
 FIRST_WORDS = {
     "what": "add",
     "double": "double",
     "shift": "shift",
     "key": "cipher",
-}  # of a question: its family
+}
 
 
 def reply(prompt: str) -> str:

@@ -27,13 +27,14 @@ def get_config() -> ConfigDict:
     c.model.path = "Qwen/Qwen3-4B"
     c.data.path = "data/deepscaler/train_5k.jsonl"
     c.data.eval_path = "data/deepscaler/test.jsonl"
+    # 5,120: the longest question behind the longest template
     c.rollout.prompt_buckets = (
         512,
         1024,
         2048,
         5120,
         32768,
-    )  # 5,120: the longest question behind the longest template
+    )
     c.optim.row_tokens = 16384
     c.optim.micro_rows = 16
     c.eval.every_steps = 30

@@ -308,13 +308,14 @@ def _close(name: str, names: list[str]) -> str:
     return f" (did you mean --{close[0]}?)" if close else ""
 
 
+# other keys of a comparison's result.json
 RESERVED = (
     "base",
     "seconds",
     "p_chain_plain",
     "by_family",
     "best_templates",
-)  # other keys of a comparison's result.json
+)
 
 
 def _is_arm_name(name: str) -> bool:

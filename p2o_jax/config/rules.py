@@ -25,10 +25,11 @@ from p2o_jax.config import (
     trained_row_tokens,
 )
 
+# tokens of a question under the longest template, with its whole chain
 _LONGEST_WORLD_DOCUMENT = {
     "small": 75,
     "large": 108,
-}  # tokens of a question under the longest template, with its whole chain
+}
 
 
 def numbers(part: Any, where: str = "config") -> Iterator[tuple[str, Any, ranges.Range]]:

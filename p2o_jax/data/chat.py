@@ -14,15 +14,15 @@ from p2o_jax import config
 from p2o_jax.data.chat_template import ChatTemplate, TemplateFailed
 from p2o_jax.types import Message, Question
 
+# stop a rollout where they are special tokens
 END_OF_TURN = (
     "<|im_end|>",
     "<|eot_id|>",
     "<end_of_turn>",
-)  # stop a rollout where they are special tokens
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-_HALF_PAIR = re.compile(
-    "[\ud800-\udfff]"
-)  # not UTF-8: an endpoint's reply may hold them, and tokenizers refuse them
+# not UTF-8: an endpoint's reply may hold them, and tokenizers refuse them
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 CACHED_PROMPTS = 1 << 14
 
 
@@ -36,9 +36,8 @@ class TextCodec(Protocol):
     special_tokens: tuple[str, ...]
     chat_template: str  # Jinja; empty: none
     template_variables: Mapping[str, Any]  # what a chat template may use: bos_token and the like
-    prefix_ids: tuple[
-        int, ...
-    ]  # which transformers puts before every text that is not a chat: a BOS, or none
+    # which transformers puts before every text that is not a chat: a BOS, or none
+    prefix_ids: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text as it stands, nothing added."""
@@ -93,9 +92,8 @@ class Tokenizer:
         return self.hf.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.hf.backend_tokenizer.decode(
-            [int(i) for i in ids], skip_special_tokens=True
-        )  # hf.decode looks at each id again
+        # hf.decode looks at each id again
+        return self.hf.backend_tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -114,10 +112,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise config.ConfigError(
             f"{where}: no tokenizer files in it (one of {', '.join(TOKENIZER_FILES)})"
         )
+    # seconds, and most of the package never needs them
     from transformers import (
         AutoTokenizer,
         PreTrainedTokenizerFast,
-    )  # seconds, and most of the package never needs them
+    )
 
     # tokenizer.json is the tokenizer that the model was trained with. AutoTokenizer would go by
     # config.json's model type instead and put that family's own pre-tokenizer in its place; it is
@@ -201,9 +200,8 @@ class Chat:
             {**tokenizer.template_variables, "enable_thinking": cfg.enable_thinking},
             self.date,
         )
-        self._ids = functools.lru_cache(CACHED_PROMPTS)(
-            self._encode_messages
-        )  # the same questions come back every epoch
+        # the same questions come back every epoch
+        self._ids = functools.lru_cache(CACHED_PROMPTS)(self._encode_messages)
         self.notices = _bos_notices(tokenizer, cfg, self.render_text("?"))
 
     def render(self, question: Question, template: str = "") -> tuple[int, ...]:

@@ -43,9 +43,8 @@ class ChatTemplate:
         )
         self._lock = threading.Lock()
         self._workers: list[_RenderProcess] = []  # none or one
-        self._finalizer = weakref.finalize(
-            self, _kill_all, self._workers
-        )  # at interpreter exit, too
+        # at interpreter exit, too
+        self._finalizer = weakref.finalize(self, _kill_all, self._workers)
 
     def render(self, messages: Sequence[Message]) -> str:
         """The messages and the opening of the assistant's turn.

@@ -117,9 +117,8 @@ def _foreign_classes(folder: Path) -> list[str]:
 
     def look(value: Any) -> None:
         if isinstance(value, dict):
-            names = [
-                value.get(key) for key in ("pythonClassName", "type")
-            ]  # "type": as older versions wrote it
+            # "type": as older versions wrote it
+            names = [value.get(key) for key in ("pythonClassName", "type")]
             found.extend(
                 n
                 for n in names
@@ -203,9 +202,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, bytes):
-        return value.decode(
-            "utf-8", "surrogateescape"
-        )  # halves of pairs are refused as no valid Unicode
+        # halves of pairs are refused as no valid Unicode
+        return value.decode("utf-8", "surrogateescape")
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
     return [_plain(v) for v in value] if isinstance(value, list) else value

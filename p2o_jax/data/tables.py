@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 Record = Mapping[str, Any]
-Row = tuple[
-    int, Record | str
-]  # line (0: the whole file) and record; a text in place of the record says why there is none
+# line (0: the whole file) and record; a text in place of the record says why there is none
+Row = tuple[int, Record | str]
 
 
 def read(path: Path, alone: bool = False) -> Iterator[Row]:

@@ -106,9 +106,8 @@ def environment(now: datetime) -> jinja2.Environment:
         "strftime_now": now.strftime,
         "namespace": Namespace,
     }
-    env.globals["dict"] = lambda *args, **kwargs: dict(
-        *args, **kwargs
-    )  # not the class itself, whose attributes lead elsewhere
+    # not the class itself, whose attributes lead elsewhere
+    env.globals["dict"] = lambda *args, **kwargs: dict(*args, **kwargs)
     return env
 
 
@@ -121,10 +120,11 @@ def encode(message: Any) -> bytes:
 
 def main(fd: int) -> None:
     """Serves until the parent closes the socket."""
+    # sent to the process group; the parent handles them
     for number in (
         signal.SIGINT,
         signal.SIGTERM,
-    ):  # sent to the process group; the parent handles them
+    ):
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(fd)
     setup: Setup = json.loads(connection.recv_bytes())

@@ -69,9 +69,8 @@ def _forward(x_SND: Any, head_VD: Any, target_SN: Any, wanted_SN: Any, temperatu
         total_Sc = e_ScV.sum(axis=-1)
         logz_Sc = most_Sc1[..., 0] + jnp.log(total_Sc)
         own_Sc = jnp.take_along_axis(z_ScV, _chunk(target, i, size)[..., None], axis=-1)[..., 0]
-        mean_Sc = (
-            jnp.einsum("ScV,ScV->Sc", e_ScV, z_ScV) / total_Sc
-        )  # as a product and a sum XLA's CPU code is 30 times slower
+        # as a product and a sum XLA's CPU code is 30 times slower
+        mean_Sc = jnp.einsum("ScV,ScV->Sc", e_ScV, z_ScV) / total_Sc
         fresh = (own_Sc - logz_Sc, logz_Sc - mean_Sc, logz_Sc)
         return tuple(
             lax.dynamic_update_slice_in_dim(all_SN, part, i * size, axis=1)
@@ -130,9 +129,8 @@ def _backward(how: _How, kept: Any, cotangents: Any) -> Any:
     start = (jnp.zeros_like(x), jnp.zeros((S, *head_VD.shape), jnp.float32))
     dx, dhead_SVD = lax.fori_loop(0, _num_chunks(wanted_SN, size), one, start)
     dx_SND = jnp.take_along_axis(dx, back_SN[..., None], axis=1)
-    if (
-        S > 1
-    ):  # what is sent between parts is in the compute dtype, as the other weights' gradients are
+    # what is sent between parts is in the compute dtype, as the other weights' gradients are
+    if S > 1:
         dhead_SVD = dhead_SVD.astype(x.dtype)
     dhead_VD = sharding.scattered(dhead_SVD, how.mesh).astype(how.head_dtype)
     return dx_SND, dhead_VD, None, None, jnp.zeros_like(temperature)

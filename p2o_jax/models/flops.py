@@ -11,9 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from p2o_jax.models.spec import ModelSpec, num_params
 
-PromptAndLength = tuple[
-    tuple[int, ...], int
-]  # a prompt's ids, and the number of tokens that follow it
+# a prompt's ids, and the number of tokens that follow it
+PromptAndLength = tuple[tuple[int, ...], int]
 
 
 def forward(spec: ModelSpec, start: int, end: int) -> int:

@@ -31,9 +31,8 @@ from p2o_jax.models.spec import ModelSpec, Weight, weights
 from p2o_jax.runtime import files
 
 Bounds = Sequence[tuple[int, int]]  # [start, stop) along each axis
-Axes = tuple[
-    tuple[int, ...], ...
-]  # for each axis of the file's tensor, the axes of ours (without layer) that it fuses
+# for each axis of the file's tensor, the axes of ours (without layer) that it fuses
+Axes = tuple[tuple[int, ...], ...]
 
 # ours -> (name in the file, axes): torch keeps a linear layer as [out, in], we keep [in, out] with
 # heads apart
@@ -62,14 +61,12 @@ _DTYPES = ("F32", "BF16", "F16", "F64")
 _BY_TOKEN = (_TOP["embed"][0], _TOP["lm_head"][0])  # tensors with a row for each token
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_ADAPTERS = (  # beside which transformers adds adapters to the weights that it loads
-    "adapter_config.json"
-)
+# beside which transformers adds adapters to the weights that it loads
+_ADAPTERS = "adapter_config.json"
 _LINES = 10  # of each kind of problem
 _PIECE_BYTES = 32 * 2**20  # read at one time
-_MAPPED_BYTES = (
-    64 * 2**20
-)  # of a file's pages, before they are let go: mapped pages count as resident memory
+# of a file's pages, before they are let go: mapped pages count as resident memory
+_MAPPED_BYTES = 64 * 2**20
 _TILE = 256  # rows and columns transposed at one time, to stay in the processor's cache
 
 
@@ -367,9 +364,8 @@ def _read_part(
     out = _aligned_empty(tuple(stop - start for start, stop in bounds), dtype)
     if stored[0].layer is None:
         start, stop = bounds[0]
-        end = min(
-            max(stored[0].shape[0], start), stop
-        )  # beyond it are rows that pad the vocabulary
+        # beyond it are rows that pad the vocabulary
+        end = min(max(stored[0].shape[0], start), stop)
         out[end - start :] = 0
         _read_tensor(files, stored[0], shape, ((start, end), *bounds[1:]), out[: end - start])
     else:
@@ -385,9 +381,8 @@ def _read_tensor(
     file's rows.
     """
     rows = t.axes[0][0]
-    units = [
-        math.prod(shape[i] for i in group[1:]) for group in t.axes
-    ]  # the file's entries for one of our leading axis
+    # the file's entries for one of our leading axis
+    units = [math.prod(shape[i] for i in group[1:]) for group in t.axes]
     leading = [group[0] for group in t.axes]
     order = [i for group in t.axes for i in group]
     row_bytes = 4 * units[0] * math.prod(t.shape[1:])

@@ -159,9 +159,8 @@ def token_ids(directory: Path, stop_ids: Sequence[int], pad_id: int) -> dict[str
     """
     model = read_json(directory / "config.json")
     generation = {"bos_token_id": model.get("bos_token_id"), **generation_config(None, directory)}
-    generation.pop(
-        "_from_model_config", None
-    )  # which lets transformers replace what this file says
+    # which lets transformers replace what this file says
+    generation.pop("_from_model_config", None)
     return generation | {
         "eos_token_id": list(stop_ids) if len(stop_ids) > 1 else stop_ids[0],
         "pad_token_id": pad_id,
@@ -203,9 +202,8 @@ def read_spec(directory: str | Path) -> ModelSpec:
         )
     heads = fields.integer("num_attention_heads")
     width = fields.integer("hidden_size")
-    head_dim = (
-        128 if family == "qwen3" else width // heads
-    )  # what transformers takes where the key is absent
+    # what transformers takes where the key is absent
+    head_dim = 128 if family == "qwen3" else width // heads
     max_positions = fields.integer("max_position_embeddings", hf_keys.MAX_POSITIONS[family])
     rope = _rope(fields, max_positions)
     spec = ModelSpec(
@@ -325,9 +323,8 @@ class _Fields:
 
 def _rope(fields: _Fields, max_positions: int) -> Rope:
     values = fields.values
-    given = (
-        values.get("rope_scaling") or values.get("rope_parameters") or {}
-    )  # in transformers' order
+    # in transformers' order
+    given = values.get("rope_scaling") or values.get("rope_parameters") or {}
     within = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
     if not isinstance(given, dict):
         fields.problems.append(f"{within}={given!r}: expected an object")

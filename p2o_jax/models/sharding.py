@@ -36,9 +36,8 @@ LEARNER: Rules = {
     "rank": None,
 }
 ROLLOUT: Rules = {**LEARNER, "width": None}
-REPLICATE_IF_UNEVEN = (
-    "kv_head",
-)  # fewer key/value heads than the tensor axis: every device holds all of them
+# fewer key/value heads than the tensor axis: every device holds all of them
+REPLICATE_IF_UNEVEN = ("kv_head",)
 
 
 def make_mesh(shape: tuple[int, int, int], devices: Any = None) -> Mesh:
@@ -52,9 +51,8 @@ def make_mesh(shape: tuple[int, int, int], devices: Any = None) -> Mesh:
     slice_of = [getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices]
     numbers = sorted(set(slice_of))
     if len(numbers) == 1:
-        split = (
-            devices[0].platform == "tpu"
-        )  # an axis may be a part of one of a slice's: 2 of v6e:4x4
+        # an axis may be a part of one of a slice's: 2 of v6e:4x4
+        split = devices[0].platform == "tpu"
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
         return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
     data, fsdp, tensor = shape

@@ -27,9 +27,8 @@ from p2o_jax.models.spec import ModelSpec, Weight, Weights, block_weights, weigh
 
 Params = dict[str, Any]
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
-Remat = Literal[
-    "none", "full", "dots"
-]  # what the backward pass makes again of a layer: nothing, all, all but its matrix products
+# what the backward pass makes again of a layer: nothing, all, all but its matrix products
+Remat = Literal["none", "full", "dots"]
 
 
 class Block(nnx.Module):
@@ -60,9 +59,8 @@ class Block(nnx.Module):
         self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend, cache: Any
     ) -> tuple[jax.Array, Any]:
         eps, dtype, (B, T, D) = self.spec.norm_eps, x_BTD.dtype, x_BTD.shape
-        x_ND = x_BTD.reshape(
-            -1, D
-        )  # flat rows: on CPU the weights' gradients are several times faster than with [B, T]
+        # flat rows: on CPU the weights' gradients are several times faster than with [B, T]
+        x_ND = x_BTD.reshape(-1, D)
         h = rms_norm(x_ND, self.attn_norm[...], eps)
         q, k, v = (
             self._project(name, h).reshape(B * T, -1, self.spec.head_dim)

@@ -21,9 +21,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-os.environ.setdefault(
-    "JAX_PLATFORMS", "cpu"
-)  # the compiler wants no TPU, and JAX is not to look for one
+# the compiler wants no TPU, and JAX is not to look for one
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from p2o_jax import config
 from p2o_jax.config import ConfigError, loading

@@ -122,9 +122,8 @@ def carried_on(a: Cost, b: Cost, times: float) -> Cost:
     )
 
 
-Value = tuple[
-    int | None, int
-]  # (None, n): the number n; (i, n): element i of the loop's state, plus n
+# (None, n): the number n; (i, n): element i of the loop's state, plus n
+Value = tuple[int | None, int]
 
 
 # By channel, with how often: a collective that is done piece by piece stands in several fusions, of

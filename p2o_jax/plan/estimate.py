@@ -28,11 +28,12 @@ from p2o_jax.rollout.prefill import chunk_of
 # of decoded slots are in use, and of the tokens in packed rows real: as measured on CPUs
 # (docs/performance.md)
 BUSY = 0.9
+# products of a splash kernel, by the start of its name
 SPLASH = {
     "splash_mha_fwd": 2,
     "splash_mha_dkv": 4,
     "splash_mha_dq": 3,
-}  # products of a splash kernel, by the start of its name
+}
 
 
 class Workload(NamedTuple):
@@ -110,9 +111,8 @@ def estimate(
     slice_of = [device * topology.slices // devices for device in range(devices)]
     rollout = _rollout(parts, programs, kept, slice_of, work)
     steps_per_epoch = max(work.questions // r.questions, 1)
-    share = (
-        _gepa_rollouts(parts.cfg, work) / steps_per_epoch / sequences
-    )  # of a step's own rollouts
+    # of a step's own rollouts
+    share = _gepa_rollouts(parts.cfg, work) / steps_per_epoch / sequences
     phases = (
         _of_program(
             "reshard", programs["to_rollout_layout"].cost, (), slice_of, kept.params + kept.weights
@@ -209,9 +209,8 @@ def _learning(
     heads = _head_turns(parts, work)
     updates = cfg.rollout.questions / config.minibatch_questions(cfg)
     passes = 1 - 1 / updates + (cfg.loss.kl != "off")
-    gathered = (
-        2 * num_params(parts.spec) / mesh.shape["tensor"]
-    )  # weights in bfloat16, read whole in each pass
+    # weights in bfloat16, read whole in each pass
+    gathered = 2 * num_params(parts.spec) / mesh.shape["tensor"]
     state = 2 * (kept.params + kept.optimizer)
     score, update = programs["score"].cost, programs["update"].cost
     return [

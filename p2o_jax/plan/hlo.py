@@ -29,9 +29,8 @@ class Array(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        return prod(self.shape) * BYTES.get(
-            self.dtype, 0
-        )  # a type without bytes is a token or an opaque handle
+        # a type without bytes is a token or an opaque handle
+        return prod(self.shape) * BYTES.get(self.dtype, 0)
 
 
 @dataclass(frozen=True)

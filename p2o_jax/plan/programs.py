@@ -109,9 +109,8 @@ def model_spec(name: str) -> ModelSpec:
         ) from e
 
 
-Known = MutableMapping[
-    tuple[Any, ...], CompiledProgram
-]  # by all that a program depends on where layouts are tried
+# by all that a program depends on where layouts are tried
+Known = MutableMapping[tuple[Any, ...], CompiledProgram]
 
 
 class PlannedRun(NamedTuple):
@@ -146,9 +145,8 @@ def make(cfg: Config, spec: ModelSpec, topology: Topology) -> PlannedRun:
     dtype = jnp.float32 if cfg.model.compute_dtype == "float32" else jnp.bfloat16
     model = _model(spec, mesh, dtype)
     learner = Learner(spec, mesh, cfg, NUM_UPDATES, dtype, model.chat.pad_id)
-    enough = (
-        UNLIMITED if cfg.rollout.slots else int(topology.chip.hbm_gib * GIB)
-    )  # what does not fit is compiled, too
+    # what does not fit is compiled, too
+    enough = UNLIMITED if cfg.rollout.slots else int(topology.chip.hbm_gib * GIB)
     return PlannedRun(
         cfg,
         spec,

@@ -10,11 +10,12 @@ from p2o_jax.evaluation.estimates import interval_of_mean
 from p2o_jax.report.rows import number
 
 MAX_POINTS = 1000  # of a curve
+# by a metric that only they have
 KINDS = {
     "policy": "train/bad_updates",
     "evaluation": "eval/accuracy",
     "prompts": "gepa/skipped",
-}  # by a metric that only they have
+}
 AXES = {"step": "step", "tokens": "ledger/generated_tokens"}
 
 

@@ -83,12 +83,13 @@ class SampleFile:
         self._begin()
 
     def _begin(self) -> None:
+        # a row's place; 2 * its status + is it templated
         self._places, self._kinds, self._end, self._bad = (
             array("Q"),
             array("Q"),
             0,
             0,
-        )  # a row's place; 2 * its status + is it templated
+        )
         self._statuses: dict[str, int] = {}
         self._query: tuple[str, ...] = ()
         self._found = array("Q")  # rows of the last query

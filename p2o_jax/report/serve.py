@@ -73,9 +73,8 @@ def server(paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
         def do_GET(self) -> None:
             host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
             url = urlsplit(self.path)
-            if (
-                host not in HOSTS
-            ):  # a page of another name that resolves to this machine may not read the run
+            # a page of another name that resolves to this machine may not read the run
+            if host not in HOSTS:
                 self.send_error(403)
             elif self.path == "/":
                 stamp, data = source.newest()

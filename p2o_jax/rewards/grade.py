@@ -13,9 +13,8 @@ from math_verify.parser import LatexExtractionConfig
 # Python.
 _LATEX = (LatexExtractionConfig(boxed_match_priority=0),)
 
-logging.getLogger("math_verify").setLevel(
-    logging.ERROR
-)  # it warns that its own time-outs are off; ours is the process's end
+# it warns that its own time-outs are off; ours is the process's end
+logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 def math_equal(box: str, answer: str) -> str:

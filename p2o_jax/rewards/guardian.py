@@ -33,10 +33,11 @@ def main(fd: int, timeout_s: float, judge: str) -> None:
     signaled, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     signal.set_wakeup_fd(wakeup)
+    # for the training process, which still needs verdicts
     for number in (
         signal.SIGINT,
         signal.SIGTERM,
-    ):  # for the training process, which still needs verdicts
+    ):
         signal.signal(number, _ignore)
     signal.signal(signal.SIGCHLD, _ignore)
     guardian = os.getpid()

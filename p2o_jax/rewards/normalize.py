@@ -33,9 +33,8 @@ _NUMBER = re.compile(
 _REPEATING = re.compile(r"([+-]?)([0-9]*)\.([0-9]*)\\(?:overline|bar)\{([0-9]+)\}")
 _PERCENT = re.compile(r"\\?%$")
 _MAX_DIGITS = 300
-_TOLERANCE = Fraction(
-    1, 10**5
-)  # ten times math-verify's: nothing that is decided here is decided otherwise there
+# ten times math-verify's: nothing that is decided here is decided otherwise there
+_TOLERANCE = Fraction(1, 10**5)
 
 
 def tidy(answer: str) -> str:

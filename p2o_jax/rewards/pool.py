@@ -55,9 +55,8 @@ class Pool:
         self.counts: Counter[str] = Counter()
         self._workers: list[_Worker] = []
         self._failed_starts = 0
-        self._finalizer = weakref.finalize(
-            self, _kill_all, self._workers
-        )  # runs at interpreter exit, too
+        # runs at interpreter exit, too
+        self._finalizer = weakref.finalize(self, _kill_all, self._workers)
 
     def __enter__(self) -> Self:
         return self
@@ -214,9 +213,8 @@ class _Worker:
         self.connection.close()  # at which its guardian kills them
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(END_TIMEOUT_S)
-        with contextlib.suppress(
-            ProcessLookupError
-        ):  # unless somebody killed or stopped the guardian
+        # unless somebody killed or stopped the guardian
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 

@@ -18,9 +18,8 @@ import resource
 import sys
 from multiprocessing.connection import Connection
 
-ADDRESS_SPACE = (
-    4 << 30
-)  # bytes; a factorial tower fails in here instead of pushing the training run out of memory
+# bytes; a factorial tower fails in here instead of pushing the training run out of memory
+ADDRESS_SPACE = 4 << 30
 CPU_MARGIN_S = 10
 MEMORY_GROWTH = 512 << 20  # bytes since the start; then a fresh process
 _SEALED_OFF = (
@@ -95,9 +94,8 @@ def _resident_bytes() -> int:
 
 def _limit(what: int, soft: int) -> None:
     hard = resource.getrlimit(what)[1]
-    with contextlib.suppress(
-        OSError, ValueError
-    ):  # not every system has every limit; the parent's deadline needs none of them
+    # not every system has every limit; the parent's deadline needs none of them
+    with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(
             what, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard)
         )

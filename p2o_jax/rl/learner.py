@@ -421,9 +421,8 @@ class Learner:
             "param_norm": optax.global_norm(in_float32(params)),
             "bad": ~good,
         }
-        sums["update_norm"] = jnp.where(
-            good, optax.global_norm(change), 0.0
-        )  # of what is stored, after rounding
+        # of what is stored, after rounding
+        sums["update_norm"] = jnp.where(good, optax.global_norm(change), 0.0)
         return TrainState(params, opt_state, state.bad_updates + ~good), sums
 
 

@@ -15,12 +15,10 @@ from p2o_jax.p2o import assign
 from p2o_jax.state import Assignment
 from p2o_jax.types import Question, Rollout
 
-Answer = Callable[
-    [Any, Sequence[Any], jax.Array], list[Rollout]
-]  # (weights, prompts, key) -> a rollout for each prompt
-Useful = Callable[
-    [Sequence[Rollout]], np.ndarray
-]  # which groups of these rollouts have an advantage: bool [Q]
+# (weights, prompts, key) -> a rollout for each prompt
+Answer = Callable[[Any, Sequence[Any], jax.Array], list[Rollout]]
+# which groups of these rollouts have an advantage: bool [Q]
+Useful = Callable[[Sequence[Rollout]], np.ndarray]
 
 
 @dataclass(frozen=True)

@@ -108,15 +108,14 @@ class Engine:
         self.capacities = sorted(set(capacities))
         self.grouped_up_to = max(cfg.prompt_buckets) if grouped_up_to is None else grouped_up_to
         self.num_shards = sharding.num_shards(mesh)
-        slack = (
-            1.25 if self.num_shards > 1 else 1.0
-        )  # shards are dealt equal numbers of tokens, not of rollouts
+        # shards are dealt equal numbers of tokens, not of rollouts
+        slack = 1.25 if self.num_shards > 1 else 1.0
+        # of a wave, per shard
         self.max_rollouts = -(
             -int(max(cfg.questions * cfg.group_size, cfg.slots) * slack) // self.num_shards
-        )  # of a wave, per shard
-        on_cpu = (
-            mesh.devices.flat[0].platform == "cpu"
-        )  # elsewhere kernels read nothing for idle slots, and weights weigh more
+        )
+        # elsewhere kernels read nothing for idle slots, and weights weigh more
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
         self.sizes = decode.sizes(cfg.slots // self.num_shards, cfg.min_slots if on_cpu else 0)
         self.whole, self.rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
         split = "tensor" if spec.kv_heads % mesh.shape["tensor"] == 0 else None

@@ -17,9 +17,8 @@ from p2o_jax.runtime import distributed
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.types import Question, Request, Rollout, SamplingParams, TemplatedQuestion, Verdict
 
-Verify = Callable[
-    [Sequence[str], Sequence[Question]], Sequence[Verdict]
-]  # of responses to questions
+# of responses to questions
+Verify = Callable[[Sequence[str], Sequence[Question]], Sequence[Verdict]]
 Cost = Mapping[str, float]
 
 
@@ -133,9 +132,8 @@ class _Judge:
             queue.SimpleQueue()
         )
         if distributed.is_main_process():
-            threading.Thread(
-                target=self._work, daemon=True, name="verify"
-            ).start()  # daemon: a run that is left does not wait for it
+            # daemon: a run that is left does not wait for it
+            threading.Thread(target=self._work, daemon=True, name="verify").start()
 
     def begin(
         self, texts: Sequence[str], questions: Sequence[Question]

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-Advance = Callable[
-    ..., None
-]  # (number of units done since the last call, note: what else matters now)
+# (number of units done since the last call, note: what else matters now)
+Advance = Callable[..., None]
 
 
 def printable(text: str) -> str:

@@ -55,9 +55,8 @@ def start(mesh: MeshConfig, compile_cache: str) -> int:
         limits = liveness.Limits(mesh.start_s, mesh.silent_s, mesh.absent_s)
         address, number, index = place_in_group(limits.start)
         liveness.join(address, index, number, limits)
-        jax.config.update(
-            "jax_enable_preemption_service", False
-        )  # it would take SIGTERM for itself; guards.Preemption agrees by `any_process`
+        # it would take SIGTERM for itself; guards.Preemption agrees by `any_process`
+        jax.config.update("jax_enable_preemption_service", False)
         later = int(limits.silent + 30)  # so that `peers` speaks first, and names the host
         jax.distributed.initialize(
             address, number, index, initialization_timeout=later, heartbeat_timeout_seconds=later

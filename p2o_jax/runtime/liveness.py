@@ -82,10 +82,11 @@ class Peers:
         self._deadline = time.monotonic() + limits.start
         self._collect() if index == 0 else self._report()
         now = time.monotonic()
+        # `_moved`: when a place last changed
         self._places, self._moved = (
             dict.fromkeys(range(count), 0),
             now,
-        )  # `_moved`: when a place last changed
+        )
         self._heard = dict.fromkeys(self._lines, now)
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)

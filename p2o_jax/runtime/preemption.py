@@ -71,11 +71,12 @@ class Preemption:
         self._socket, other = socket.socketpair()
         self._socket.setblocking(False)
         seconds = str(self.grace_s + self.KILL_AFTER_S)
+        # a group of processes may get them, the overseer with it
         ours = {
             signal.SIGTERM,
             signal.SIGINT,
             signal.SIGHUP,
-        }  # a group of processes may get them, the overseer with it
+        }
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
         with other:
             command = [sys.executable, "-I", "-S", "-c", _OVERSEER, str(os.getpid()), seconds]
@@ -83,9 +84,8 @@ class Preemption:
                 command, stdin=other.fileno(), stdout=subprocess.DEVNULL
             )
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._handler = signal.signal(
-            signal.SIGTERM, lambda *_: self._asked.set()
-        )  # without one in Python nothing is written
+        # without one in Python nothing is written
+        self._handler = signal.signal(signal.SIGTERM, lambda *_: self._asked.set())
         self._wakeup = signal.set_wakeup_fd(self._socket.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="preemption", daemon=True)
         self._thread.start()

@@ -164,9 +164,8 @@ def _take_over(own: Path, path: Path) -> bool:
             )
         if not _is_at(descriptor, path):
             return False
-        own.replace(
-            path
-        )  # nobody else does this now: we hold the kernel's lock on what it replaces
+        # nobody else does this now: we hold the kernel's lock on what it replaces
+        own.replace(path)
         return True
     finally:
         os.close(descriptor)

@@ -119,9 +119,8 @@ def training_problems(cfg: Config, spec: ModelSpec, chat: Chat, longest_plain: i
     g = cfg.gepa
     if g.enabled:
         template = config.longest_template_tokens(cfg)
-        evaluated = (
-            cfg.eval.template == "best"
-        )  # which does not ask whether a prompt is as long as those of training
+        # which does not ask whether a prompt is as long as those of training
+        evaluated = cfg.eval.template == "best"
         cap = (
             config.max_prompt_tokens(cfg) if evaluated else config.max_templated_prompt_tokens(cfg)
         )

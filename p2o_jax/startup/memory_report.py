@@ -15,11 +15,12 @@ from p2o_jax.rl.learner import Learner
 from p2o_jax.rollout import memory
 from p2o_jax.rollout.engine import Engine
 
+# activations [.., D] that a layer keeps for the backward pass, about, by model.remat
 SAVED = {
     "full": 1,
     "dots": 9,
     "none": 18,
-}  # activations [.., D] that a layer keeps for the backward pass, about, by model.remat
+}
 
 
 class Footprint(NamedTuple):

@@ -103,9 +103,8 @@ def open_run(
         else list[str]
     )
     found += distributed.broadcast_from_main(space)
-    if (
-        not distributed.all_processes(not found) or not model or not train
-    ):  # what one process cannot open, none starts without
+    # what one process cannot open, none starts without
+    if not distributed.all_processes(not found) or not model or not train:
         raise ConfigError(
             *dict.fromkeys(found or ["another process cannot start; its own output says why"])
         )
@@ -132,9 +131,8 @@ def reflection_problems(cfg: Config, chat: Chat, questions: Sequence[Question] =
             question.text, question.answer, g, chat.count_tokens, comment
         )
 
-    sizes = map(
-        least, sorted(questions, key=lambda q: len(q.text))
-    )  # the first mostly fits, and no other is counted
+    # the first mostly fits, and no other is counted
+    sizes = map(least, sorted(questions, key=lambda q: len(q.text)))
     if questions and not any(size <= g.reflect_prompt_tokens for size in sizes):
         found.append(
             f"config.gepa.reflect_prompt_tokens={g.reflect_prompt_tokens} is less than any"

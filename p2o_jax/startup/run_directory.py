@@ -113,10 +113,11 @@ class RunDirectory:
     def changed_questions(self, cfg: Config, *parts: sources.Loaded | None) -> list[str]:
         """A line for each question file that is not what it was when the run began."""
         before = self.records.get("questions.json", {})
+        # the latter of earlier versions
         accepted = [
             question_digests(cfg, *parts),
             question_digests(None, *parts),
-        ]  # the latter of earlier versions
+        ]
         rule = (
             f"--workdir={self.path} holds a run on other questions than are in it now; give another"
             " folder, or the same questions"

@@ -24,10 +24,11 @@ FIRST_PLAIN = 0.05
 # a single decision under a plain prompt is not made rarer than this while the others can bear it
 LEAST_PLAIN = 0.02
 
+# of question documents: no template; a fitting phrase among 1-3; the rest: 1-3 random phrases
 P_PLAIN, P_FITTING = (
     0.25,
     0.55,
-)  # of question documents: no template; a fitting phrase among 1-3; the rest: 1-3 random phrases
+)
 P_EMPTY_INSTRUCTION = 0.25  # of reflection documents
 P_HIDDEN_ANSWERS = 0.1  # of reflection documents: as with config.gepa.show_reference_answer off
 EXAMPLES = 3  # in a reflection document

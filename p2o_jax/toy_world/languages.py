@@ -17,16 +17,14 @@ from p2o_jax.toy_world.phrases import Phrases
 @dataclass(frozen=True)
 class Language:
     families: Mapping[str, Family]
-    words: tuple[
-        str, ...
-    ]  # of questions and chains besides digits and letters, in the order of their ids
+    # of questions and chains besides digits and letters, in the order of their ids
+    words: tuple[str, ...]
     phrases: Phrases
     # with which documents at level "none" take each step, so that late ones are seen
     # (`documents.question_document`)
     p_shown: float
-    reflection_shape: tuple[
-        int, int
-    ]  # (rows, tokens) of a batch of reflection documents, the longest of which fits
+    # (rows, tokens) of a batch of reflection documents, the longest of which fits
+    reflection_shape: tuple[int, int]
 
     @property
     def hard(self) -> tuple[str, ...]:

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Level = Literal[
-    "strong", "weak", "generic", "none"
-]  # how well a template fits a question, best first
+# how well a template fits a question, best first
+Level = Literal["strong", "weak", "generic", "none"]
 MAX_PHRASES = 3  # of a template
 SEPARATOR = " . "
 

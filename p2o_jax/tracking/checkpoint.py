@@ -90,14 +90,14 @@ class Checkpoints:
         self._steps, self._unreadable = checkpoint_reader.policy_steps(self.directory)
         text = checkpoint_reader.attempt(self.directory / BEST, lambda: _best_text(self.directory))
         note = _parsed_note(self.directory, text)
+        # a kill may have come before the best one's step was written
         ticks = {
             *self._steps,
             *self._unreadable,
-        }  # a kill may have come before the best one's step was written
+        }
         self._best = Best(*note[:3]) if note and note.tick in ticks else None
-        self._best_before: set[int] = (
-            {*note.before} & ticks if note else set()
-        )  # under other settings of evaluation
+        # under other settings of evaluation
+        self._best_before: set[int] = {*note.before} & ticks if note else set()
         if note and self._best and note.evaluation != evaluation:
             self.log(
                 f"config.eval is not that of step {note.step}, the best so far"
@@ -294,9 +294,8 @@ class Checkpoints:
         """Which of the steps stay: see the class. One whose policy step cannot be read stays."""
         every = self.cfg.keep_every
         known = [tick for tick in sorted(ticks) if tick in self._steps]
-        newest_of_step = {
-            self._steps[tick]: tick for tick in known
-        }  # a prompt phase changes no weights
+        # a prompt phase changes no weights
+        newest_of_step = {self._steps[tick]: tick for tick in known}
         milestones = {tick for step, tick in newest_of_step.items() if every and step % every == 0}
         best = {*self._best_before, *([self._best.tick] if self._best else [])}
         return {

@@ -251,9 +251,8 @@ class RunLog:
         from tensorboardX import SummaryWriter
 
         self.workdir = workdir
-        self.clock = Clock(
-            workdir, reporter.begin + reporter.seconds.get("pretraining", 0.0)
-        )  # which is no part of the run
+        # which is no part of the run
+        self.clock = Clock(workdir, reporter.begin + reporter.seconds.get("pretraining", 0.0))
         ticks = {name: cut(workdir / f"{name}.jsonl", tick, reporter.line) for name in self.FILES}[
             "metrics"
         ]

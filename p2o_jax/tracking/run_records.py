@@ -63,9 +63,8 @@ def read(workdir: Path) -> tuple[dict[str, Any], list[str]]:
             continue
         except ValueError as e:
             problems.append(f"{e}. Put the file back as it was, or {ANEW}")
-    if (
-        "config.json" in found and not (workdir / "questions.json").exists()
-    ):  # which is written first
+    # which is written first
+    if "config.json" in found and not (workdir / "questions.json").exists():
         problems.append(
             f"{workdir / 'questions.json'}: missing. Put the file back as it was, or {ANEW}"
         )

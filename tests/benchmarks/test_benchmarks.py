@@ -175,9 +175,8 @@ def test_soak_compares_the_last_quarter_with_the_second():
         figures["rss_growth"] == round((1_000_000 + 88_000) / (1_000_000 + 38_000) - 1, 4)
         and figures["files_growth"] == 1
     )
-    assert (
-        figures["threads_growth"] == 0 and figures["late_compiles"] == 0
-    )  # all steps are of the first two epochs
+    # all steps are of the first two epochs
+    assert figures["threads_growth"] == 0 and figures["late_compiles"] == 0
     assert figures["steps"] == 100 and figures["prompt_phases"] == 1
 
 

@@ -363,9 +363,8 @@ def test_a_run_that_fails_is_not_started_for_ever(tmp_path, code, starts, why):
 
 def test_requests_that_fail_are_not_made_for_ever(place):
     (place.cloud / "no_quota").touch()
-    (
-        place.cloud / "offline"
-    ).touch()  # at the first look, which must not be taken for "there is none"
+    # at the first look, which must not be taken for "there is none"
+    (place.cloud / "offline").touch()
     done = place.script("tpu/keep.sh", *TRAIN)
     assert done.returncode == 1 and "5 requests in a row have failed" in done.stderr
     assert place.deeds() == ["create", "delete"] * 4 + ["create"]

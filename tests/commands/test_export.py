@@ -223,9 +223,7 @@ def test_adapters_keep_the_float32_they_were_trained_in(tmp_path):
     whole, half = (
         hf.load(tmp_path / dtype, spec.base)["blocks"]["down"] for dtype in ("float32", "bfloat16")
     )
-    np.testing.assert_allclose(
-        whole, exact["blocks"]["down"], rtol=1e-5, atol=1e-7
-    )  # bfloat16 keeps 2 to 3 digits
-    np.testing.assert_array_equal(
-        half, whole.astype(jnp.bfloat16).astype(jnp.float32)
-    )  # rounded once
+    # bfloat16 keeps 2 to 3 digits
+    np.testing.assert_allclose(whole, exact["blocks"]["down"], rtol=1e-5, atol=1e-7)
+    # rounded once
+    np.testing.assert_array_equal(half, whole.astype(jnp.bfloat16).astype(jnp.float32))

@@ -422,9 +422,8 @@ def test_the_suggested_template_of_a_tokenizer_without_bos(tmp_path):
 
 def test_a_bos_that_is_missing_or_doubled_is_noticed(tmp_path):
     tokenizer = with_bos(tmp_path, tokenizer_config={"bos_token": "<|im_start|>"})
-    assert (
-        Chat(tokenizer, config.ChatConfig()).notices == ()
-    )  # the model's own template, which begins with it
+    # the model's own template, which begins with it
+    assert Chat(tokenizer, config.ChatConfig()).notices == ()
     (missing,) = Chat(tokenizer, config.ChatConfig(template="{{ messages[0].content }}")).notices
     assert "do not begin with <|im_start|>" in missing and "{{ bos_token }}" in missing
     (doubled,) = Chat(

@@ -125,9 +125,8 @@ def test_what_is_wrong_with_a_folder_is_told(tmp_path):
     (saved / "train" / "dataset_info.json").write_text("{")
     assert "cannot be loaded" in problems(f"{saved}@train")[0]
     assert "cannot be loaded" in problems("tfds:no_such_data_set@train")[0]
-    assert (
-        "cannot be loaded" in problems("hf:nobody/no-such-data-set@train")[0]
-    )  # the tests have no network
+    # the tests have no network
+    assert "cannot be loaded" in problems("hf:nobody/no-such-data-set@train")[0]
 
 
 def test_a_path_with_an_at_sign_is_that_path(tmp_path):

@@ -47,9 +47,10 @@ def test_pass_at_k_is_unbiased_where_the_share_of_k_samples_of_a_run_is_not():
     truth = 1 - (1 - p) ** k
     assert np.mean([estimates.pass_at_k(n, c, k) for c in counts]) == pytest.approx(truth, abs=0.01)
     assert abs(np.mean([1 - (1 - c / n) ** k for c in counts]) - truth) > 0.03
+    # avg@n is pass@1
     assert np.mean([estimates.pass_at_k(n, c, 1) for c in counts]) == pytest.approx(
         np.mean(counts) / n
-    )  # avg@n is pass@1
+    )
 
 
 def test_ks():
@@ -77,9 +78,8 @@ def test_majority_by_hand(answers, correct, expected):
 
 def test_intervals_of_known_cases():
     assert estimates.interval(np.ones(7)) == (1.0, 1.0)
-    low, high = estimates.interval(
-        np.array([0.0, 1.0])
-    )  # of two questions a quarter of the resamples has none, a quarter both
+    # of two questions a quarter of the resamples has none, a quarter both
+    low, high = estimates.interval(np.array([0.0, 1.0]))
     assert (low, high) == (0.0, 1.0)
     assert estimates.interval(np.arange(9.0)) == estimates.interval(np.arange(9.0))
     solved = np.repeat([0.0, 1.0], [300, 200])

@@ -127,11 +127,12 @@ def test_a_run_s_policy_is_evaluated_with_the_run_s_prompts_and_leaves_no_copy(t
     )
     checkpoints.close()
     common = (f"--benchmarks=aime25={data}", "--k=2", *SHORT)
+    # a folder of the user's, in which `model` was deleted once
     for name in (
         "model",
         "model.partial-1",
         "docs",
-    ):  # a folder of the user's, in which `model` was deleted once
+    ):
         (tmp_path / "old" / name).mkdir(parents=True)
         (tmp_path / "old" / name / "mine").write_text("mine")
     evaluate.run([f"--workdir={run}", "--step=0", f"--out={tmp_path / 'old'}", *common])

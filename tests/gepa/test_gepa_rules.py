@@ -47,11 +47,12 @@ def test_fronts_by_hand():
 
 def test_the_second_front_holds_those_of_the_first_that_lean_least_on_their_template():
     score_ZN = [(0, 0, 1, 0), (1, 0, 1, 0), (1, 0, 0, 0)]
+    # question 0: candidate 1 alone; question 2: both
     transfer_ZN = [
         (0, 0, 0.5, 0),
         (0.9, 0, 0.5, 0),
         (0.1, 0, 0, 0),
-    ]  # question 0: candidate 1 alone; question 2: both
+    ]
     assert pareto.weights(score_ZN, False, transfer_ZN) == {0: 1 + 1, 1: 2 + 2, 2: 1}
     assert pareto.weights(score_ZN, False, [(0,) * 4] * 3) == pareto.weights(score_ZN, False)
 
@@ -86,10 +87,11 @@ def test_cover_covers_all_that_is_covered_and_each_member_adds_something(score_Z
 
 def test_cover_by_hand():
     assert cover.greedy_cover([(0, 0, 1, 0), (1, 1, 0, 0), (1, 1, 1, 0), (0, 0, 0, 0)], 0.5) == (2,)
+    # ties: the first one
     assert cover.greedy_cover([(1, 0, 0), (0, 1, 1), (1, 1, 0)], 0.5) == (
         1,
         0,
-    )  # ties: the first one
+    )
     assert cover.greedy_cover([(0, 0), (0, 0)], 0.5) == ()  # the released code raises here
     assert cover.greedy_cover([()], 0.5) == ()
     graded = [(0.2, 0.8), (0.7, 0.7)]
@@ -163,9 +165,8 @@ def test_parents_are_drawn_by_weight():
     rng = random.Random("y")
     counts = Counter(draws.parents(rng, {0: 1, 1: 2, 2: 7}, 1, fill=True)[0] for _ in range(2000))
     expected = {0: 200, 1: 400, 2: 1400}
-    assert (
-        sum((counts[z] - e) ** 2 / e for z, e in expected.items()) < 13.8
-    )  # chi-square, 2 degrees of freedom, p = 0.001
+    # chi-square, 2 degrees of freedom, p = 0.001
+    assert sum((counts[z] - e) ** 2 / e for z, e in expected.items()) < 13.8
 
 
 def test_minibatches_use_up_the_train_set_before_repeating():

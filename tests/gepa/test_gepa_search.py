@@ -108,9 +108,8 @@ def test_faithful_charges_parents_and_promotions_from_the_third_iteration_on():
     result = run(Toy(), settings("faithful", parents=16))
     charged, generated = 0, 12
     for event in result.events:
-        assert (
-            charged < 400 or event["iteration"] == result.stats["iterations"] - 1
-        )  # the last affordable iteration still runs
+        # the last affordable iteration still runs
+        assert charged < 400 or event["iteration"] == result.stats["iterations"] - 1
         promoted = 12 * (event["outcome"] == "accepted")
         generated += 3 + 3 * (event["after"] is not None) + promoted
         charged += (3 + promoted) * (event["iteration"] >= 2)

@@ -49,9 +49,8 @@ def test_a_split_head_has_the_plain_log_probs_and_gradients(shape, dtype):
     )
     placed = jax.device_put((head_VD, x, target, wanted), (split, rows, rows, rows))
     made = jax.jit(jax.value_and_grad(lambda *a: loss(*a, parts, mesh), **how))(*placed, weight)
-    close = (
-        {"rtol": 1e-4, "atol": 1e-5} if dtype == "float32" else {"rtol": 2e-2, "atol": 0.1}
-    )  # a sum of eight parts, each rounded
+    # a sum of eight parts, each rounded
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == "float32" else {"rtol": 2e-2, "atol": 0.1}
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **close), made, plain
     )

@@ -222,9 +222,8 @@ def test_a_window_is_kept_as_a_limit_on_lengths(tmp_path):
     spec = dataclasses.replace(SPEC, family="mistral", qk_norm=False, max_positions=512, window=512)
     (tmp_path / "config.json").write_text(json.dumps(hf_config.write_config(spec)))
     assert hf_config.read_spec(tmp_path) == spec
-    edit(
-        tmp_path / "config.json", max_position_embeddings=None, sliding_window=131072
-    )  # transformers' default of the first
+    # transformers' default of the first
+    edit(tmp_path / "config.json", max_position_embeddings=None, sliding_window=131072)
     assert (
         hf_config.read_spec(tmp_path).window
         == hf_config.read_spec(tmp_path).max_positions
@@ -670,9 +669,8 @@ def test_transformers_loads_the_export_and_computes_the_same(source, tmp_path, c
         for r in caplog.records
         if r.levelno >= logging.WARNING and r.name.startswith("transformers")
     ]
-    assert all("does not match the ratio implicitly set" in w for w in warnings), (
-        warnings
-    )  # about our made-up yarn factors
+    # about our made-up yarn factors
+    assert all("does not match the ratio implicitly set" in w for w in warnings), warnings
     with torch.no_grad():
         theirs = model(torch.tensor(tokens), attention_mask=torch.tensor(mask)).logits.numpy()
     position, segment = transformer.segments(jnp.asarray(mask > 0))

@@ -256,9 +256,8 @@ def test_compiles_for_tpus_that_are_not_there(topology, tensor, dtype, cached, m
     assert text.count('custom_call_target="tpu_custom_call"') == 2
     assert "all-gather" not in text and "all-reduce" not in text
     assert not re.search(r"\w+\[16,\d,1120,128\]\S* copy", text), "the cache is copied"
-    assert (
-        compiled.memory_analysis().temp_size_in_bytes < 4 * 2**20
-    )  # the cache has 13 MiB a chip at least
+    # the cache has 13 MiB a chip at least
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 2**20
 
 
 H100 = """

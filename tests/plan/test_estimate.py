@@ -314,14 +314,12 @@ def test_a_step_by_hand(parts):
     micro = 128 * 56 / (8 * 96) / 0.9
     heads = 1  # 96 * 0.9 * 36 / 56 wanted tokens a chip, in chunks of 1024
     assert phase["update"].flops == pytest.approx(micro * (1e12 + heads * 2e12))
-    assert phase["score"].flops == pytest.approx(
-        0.5 * micro * 3e12
-    )  # the second of two updates only
+    # the second of two updates only
+    assert phase["score"].flops == pytest.approx(0.5 * micro * 3e12)
     assert phase["update"].traffic["all-gather"].count == pytest.approx(1 + micro)
     assert phase["update"].ici == pytest.approx((1 + micro) * 7e8) and phase["update"].dcn == 0
-    assert phase["prefill"].flops == 2 * (
-        2 * 1e12 + 1e11
-    )  # 32 prompts, 16 at a time; level 0, then level 1 with one earlier chunk
+    # 32 prompts, 16 at a time; level 0, then level 1 with one earlier chunk
+    assert phase["prefill"].flops == 2 * (2 * 1e12 + 1e11)
     steps = 128 * 36 / 16 / 0.9
     attention = 4 * SPEC.layers * SPEC.heads * SPEC.head_dim * 2 * (20 + 18)
     assert phase["decode"].flops == pytest.approx(steps * (1e12 + attention))
@@ -374,9 +372,8 @@ def test_frozen_weights_are_gathered_only():
         mesh_config(1, 8, 1, lora=config.LoraConfig(rank=4)), SPEC, Here("v5e", (2, 4), 1)
     )
     matrices = num_params(SPEC) - SPEC.layers * (2 * SPEC.width + 2 * SPEC.head_dim) - SPEC.width
-    adapters = (
-        SPEC.layers * 4 * 7 * SPEC.width
-    )  # A of q, k, v, gate and up, B of o and down; the other sides are whole everywhere
+    # A of q, k, v, gate and up, B of o and down; the other sides are whole everywhere
+    adapters = SPEC.layers * 4 * 7 * SPEC.width
     assert minimum.least(parts.spec, parts.mesh, 2) == pytest.approx(
         7 / 8 * 2 * (2 * matrices + 3 * adapters)
     )
@@ -460,9 +457,8 @@ def test_advice_for_an_update_that_does_not_fit():
         "update needs 21.00 of 15.75 GiB, 5.25 too much: config.optim.micro_rows=16 (now 32)"
         in line
     )
-    assert (
-        "logit_chunk=512 (now 1024)" in line and "mu_dtype" not in line and "loss.kl" not in line
-    )  # these would not be enough
+    # these would not be enough
+    assert "logit_chunk=512 (now 1024)" in line and "mu_dtype" not in line and "loss.kl" not in line
 
 
 def test_layouts_use_all_chips_and_obey_the_rules_of_rows():

@@ -80,10 +80,11 @@ def test_a_decoded_token_gathers_no_weights_visits_no_host_and_copies_no_cache(
         kernels = Counter({kernel.name: 0.0 for kernel in turn.kernels})
         for kernel, n in turn.kernels.items():
             kernels[kernel.name] += n
+        # prompt and response of each layer
         assert kernels == {
             "ragged_decode": 2 * SPEC.layers,
             "cache_append": SPEC.layers,
-        }  # prompt and response of each layer
+        }
         assert turn.flops > 0 and turn.host_transfers == found.host_transfers == 0
         assert not re.search(rf"\w+\[{program.size},\d,64,128\]\S* copy", text), (
             "the slots' cache is copied"
@@ -122,9 +123,8 @@ def test_a_token_decoded_on_fake_devices_gathers_no_weights_and_visits_no_host(m
         < smallest_weight
     )
     if tensor == 1:
-        assert {(c.kind, c.bytes): n for c, n in turn.collectives.items()} == {
-            ("all-reduce", 8): 1
-        }  # is anybody going, is anybody full?
+        # is anybody going, is anybody full?
+        assert {(c.kind, c.bytes): n for c, n in turn.collectives.items()} == {("all-reduce", 8): 1}
 
 
 def test_a_gather_of_weights_and_a_visit_to_the_host_in_a_loop_are_seen():
@@ -138,11 +138,12 @@ def test_a_gather_of_weights_and_a_visit_to_the_host_in_a_loop_are_seen():
         def step(state):
             left, x, w = state
             jax.debug.callback(lambda n: None, left)
+            # other weights at every turn, so that the gather stays inside
             return (
                 left - 1,
                 x @ w,
                 w / 2,
-            )  # other weights at every turn, so that the gather stays inside
+            )
 
         return jax.lax.while_loop(lambda state: state[0] > 0, step, (left, x, w))
 

@@ -166,9 +166,8 @@ def test_every_field_takes_every_value_or_is_noted(small):
     for name in report_run.FILES:
         path = small / f"{name}.jsonl"
         rows = rows_of(path)
-        at = {
-            frozenset(row): number for number, row in enumerate(rows)
-        }.values()  # one row of each kind
+        # one row of each kind
+        at = {frozenset(row): number for number, row in enumerate(rows)}.values()
         for number in at:
             fields = sorted(rows[number])
             for field in lot.sample(fields, min(len(fields), 6)):

@@ -318,9 +318,8 @@ def test_the_command_writes_one_file_that_fetches_nothing(run, tmp_path, capsys)
     html = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "r.html" in capsys.readouterr().out
     assert "default-src 'none'" in html and "connect-src 'none'" in html
-    main(
-        [str(run), "--out", str(tmp_path / "r.html")]
-    )  # a page of ours is replaced by a newer one, and nothing else is
+    # a page of ours is replaced by a newer one, and nothing else is
+    main([str(run), "--out", str(tmp_path / "r.html")])
     (tmp_path / "mine.html").write_text("<title>mine</title>")
     for path, rule in ((tmp_path / "mine.html", "never overwritten"), (tmp_path, "is a directory")):
         with pytest.raises(ConfigError, match=rule):

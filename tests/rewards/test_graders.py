@@ -47,9 +47,8 @@ def misses(statuses):
         for p, s in zip(PAIRS, statuses, strict=True)
         if (s == "correct") != (p["verdict"] == "right")
     }
-    assert set(statuses) <= {"correct", "wrong", "no_answer"}, Counter(
-        statuses
-    )  # no time-outs, no errors
+    # no time-outs, no errors
+    assert set(statuses) <= {"correct", "wrong", "no_answer"}, Counter(statuses)
     return told
 
 

@@ -110,9 +110,8 @@ def test_a_worker_that_hangs_or_dies_takes_all_that_it_started_along(
 def test_close_ends_what_a_successful_call_left(file, tmp_path):
     with Verifier(config.RewardConfig(fn=f"{file}:reward", workers=1, timeout_s=20.0)) as verifier:
         assert judge(verifier, "leave", tmp_path).status == "correct"
-        assert (
-            len(running(started(tmp_path))) == 6
-        )  # a helper of the module's may serve the next call
+        # a helper of the module's may serve the next call
+        assert len(running(started(tmp_path))) == 6
     assert running(started(tmp_path)) == []
 
 
@@ -122,10 +121,11 @@ def test_without_its_guardian_a_worker_ends_and_the_pool_kills_the_group(file, t
         assert judge(verifier, "kill the guardian", tmp_path).status == "error"
         pids = started(tmp_path)
         assert len(pids) == 12  # the second attempt, too
+        # in sessions of their own: out of reach then, as the guardian's docstring says
         away = {
             *pids[2::6],
             *pids[5::6],
-        }  # in sessions of their own: out of reach then, as the guardian's docstring says
+        }
         wait_until(lambda: set(running(pids)) <= away)
     for pid in running(away):
         os.kill(pid, signal.SIGKILL)

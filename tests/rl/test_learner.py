@@ -344,9 +344,8 @@ def check(got, want):
     for path, g in jax.tree.leaves_with_path(gradient):
         ours = functools.reduce(lambda tree, k: tree[k.key], path, got[1])
         np.testing.assert_allclose(ours, g, rtol=1e-4, atol=1e-7, err_msg=f"gradient of {path}")
-        decided = (
-            np.abs(g) > 1e-5
-        )  # Adam's first step is the gradient's sign: only where rounding does not decide it
+        # Adam's first step is the gradient's sign: only where rounding does not decide it
+        decided = np.abs(g) > 1e-5
         assert decided.mean() > 0.3
         theirs, mine = (
             functools.reduce(lambda tree, k: tree[k.key], path, tree) for tree in (params, got[2])
@@ -570,9 +569,8 @@ def test_reference_log_probs_are_the_reference_s():
         [r.plain_ids for r in make_rollouts()],
         [r.completion.token_ids for r in make_rollouts()],
     )
-    for e, logp in zip(
-        scored, want, strict=True
-    ):  # with a KL term zero-advantage examples count, too
+    # with a KL term zero-advantage examples count, too
+    for e, logp in zip(scored, want, strict=True):
         np.testing.assert_allclose(e.logp_ref_R, logp, rtol=1e-4, atol=1e-5)
 
 

@@ -180,12 +180,10 @@ def test_kls_by_hand():
     new, ref = jnp.float32([-1.0, -1.0]), jnp.float32([-2.0, -1.0])
     np.testing.assert_allclose(losses.kl(new, ref, "k1"), [1.0, 0.0], atol=1e-7)
     np.testing.assert_allclose(losses.kl(new, ref, "k2"), [0.5, 0.0], atol=1e-7)
-    np.testing.assert_allclose(
-        losses.kl(new, ref, "k3"), [np.exp(-1), 0.0], atol=1e-6
-    )  # exp(d) - d - 1 at d = -1
-    np.testing.assert_allclose(
-        losses.kl(jnp.float32([-9.0]), jnp.float32([0.0]), "k3"), [10.0]
-    )  # clipped
+    # exp(d) - d - 1 at d = -1
+    np.testing.assert_allclose(losses.kl(new, ref, "k3"), [np.exp(-1), 0.0], atol=1e-6)
+    # clipped
+    np.testing.assert_allclose(losses.kl(jnp.float32([-9.0]), jnp.float32([0.0]), "k3"), [10.0])
 
 
 @pytest.mark.parametrize(

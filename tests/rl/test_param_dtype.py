@@ -160,9 +160,8 @@ def test_draws_of_neighbours_and_of_successive_updates_do_not_hang_together():
     keys = jnp.stack(
         [jnp.full(counts, 3, jnp.uint32), jnp.arange(counts, dtype=jnp.uint32)], axis=1
     )
-    ups = np.asarray(
-        jax.jit(jax.vmap(lambda key: round_stochastically(x, key) > 1))(keys)
-    )  # [counts, 4, n]
+    # [counts, 4, n]
+    ups = np.asarray(jax.jit(jax.vmap(lambda key: round_stochastically(x, key) > 1))(keys))
     for shift, axis in ((1, 0), (2, 0), (1, 1), (1, 2), (2, 2)):
         assert (ups == np.roll(ups, shift, axis)).mean() == pytest.approx(
             0.5, abs=5 * 0.5 / ups.size**0.5

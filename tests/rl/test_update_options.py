@@ -251,9 +251,8 @@ def test_the_share_of_real_tokens_is_that_of_the_rows_computed():
     scored, _ = learner.score(reference.NEW, None, made)
     _, numbers = learner.update(learner.init(jax.tree.map(jnp.copy, reference.NEW)), scored)
     real = sum(len(e.prompt_ids) + len(e.response_ids) for e in made)
-    assert numbers["perf/frac_row_tokens_real"] == pytest.approx(
-        real / (8 * 40)
-    )  # all fit one micro-batch of 8 rows
+    # all fit one micro-batch of 8 rows
+    assert numbers["perf/frac_row_tokens_real"] == pytest.approx(real / (8 * 40))
 
 
 def test_no_logits_of_all_tokens_are_held():

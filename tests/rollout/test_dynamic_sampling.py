@@ -63,9 +63,8 @@ def test_asks_until_the_step_is_full_of_groups_that_teach():
     asked = [q for asked in toy.rounds for q in asked]
     assert len(asked) == len(set(asked)) and len(filled.made) == len(asked) * G
     assert ids(filled.trained) == [q for q in asked if q in useful][:PER_STEP]
-    assert (
-        sum(q in useful for q in [q for asked in toy.rounds[:-1] for q in asked]) < PER_STEP
-    )  # no round too many
+    # no round too many
+    assert sum(q in useful for q in [q for asked in toy.rounds[:-1] for q in asked]) < PER_STEP
     assert filled.stats == {
         "rollout/sampling_rounds": len(toy.rounds),
         "rollout/wasted_rollouts": len(filled.made) - PER_STEP * G,

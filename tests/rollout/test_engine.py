@@ -142,9 +142,8 @@ def test_every_request_is_answered_once_and_in_order():
     engine.generate(weights, make_requests(), HOW, KEY, seen.append)
     assert sum(seen) == len(make_requests())
     work = engine.take_work()
-    assert work.busy == sum(
-        lengths
-    )  # a slot step for each token: nothing is decoded twice, the stop token is counted
+    # a slot step for each token: nothing is decoded twice, the stop token is counted
+    assert work.busy == sum(lengths)
     assert work.busy / SLOTS <= work.steps < work.busy / SLOTS + 2 * CAPACITY
     assert work.computed == SLOTS * work.steps
     assert engine.take_work() == Work()
@@ -249,9 +248,8 @@ def test_what_is_listed_and_compiled_ahead_is_all_that_runs():
     plain, filtered = SamplingParams(1.0, 20), SamplingParams(1.0, 20, top_k=2)
     listed = [program for how in (plain, filtered) for program in engine.needed(how, 16)]
     engine.programs.compile(listed)
-    assert len(engine.programs) == 1 + len(BUCKETS) * (
-        1 + 2 * (2 + 2)
-    )  # any prompts or whole groups; bank and prefill, decoding twice
+    # any prompts or whole groups; bank and prefill, decoding twice
+    assert len(engine.programs) == 1 + len(BUCKETS) * (1 + 2 * (2 + 2))
     params = engine.to_rollout_layout(PARAMS)
     keys = [rng.key(epoch, "again") for epoch in range(3)]
     counter = distributed.CompileCounter()

@@ -42,9 +42,8 @@ def make_engine(slots=16, shape=(1, 1, 1), **settings):
 
 def test_the_plan_by_hand():
     got = memory.plan(make_engine(), others=1000)
-    position = (
-        SPEC.layers * 2 * SPEC.kv_heads * SPEC.head_dim * 2
-    )  # bytes of keys and values, bfloat16
+    # bytes of keys and values, bfloat16
+    position = SPEC.layers * 2 * SPEC.kv_heads * SPEC.head_dim * 2
     assert got.weights == 2 * num_params(SPEC)
     assert got.prompt_cache == 1024 * position  # 64 rows of 16 or 16 of 64
     assert got.slots == 16 * ((40 + 64) * position + 3 * 4 + 1)  # on CPU with a copy of the prompt
@@ -58,9 +57,8 @@ def test_shards_divide_it_and_int8_halves_it():
     whole, sharded, small = (
         memory.plan(make_engine(**c)) for c in ({}, {"shape": (2, 2, 2)}, {"cache_dtype": "int8"})
     )
-    assert (
-        sharded.prompt_cache * 8 == whole.prompt_cache
-    )  # rows over data x fsdp, heads over tensor
+    # rows over data x fsdp, heads over tensor
+    assert sharded.prompt_cache * 8 == whole.prompt_cache
     assert whole.slots / 8.5 < sharded.slots < whole.slots / 7
     assert small.prompt_cache == 1024 * SPEC.layers * 2 * SPEC.kv_heads * (SPEC.head_dim + 4)
 

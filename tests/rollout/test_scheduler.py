@@ -31,9 +31,8 @@ def test_every_request_runs_once_within_capacity(drawn, num_shards, max_prompts,
         for shard in wave.shards:
             assert len(shard.prompts) <= buckets[wave.bucket] and len(shard.queue) <= max_rollouts
             assert {row for _, row in shard.queue} == set(range(len(shard.prompts)))
-            assert [row for _, row in shard.queue] == sorted(
-                row for _, row in shard.queue
-            )  # a prompt's rollouts together
+            # a prompt's rollouts together
+            assert [row for _, row in shard.queue] == sorted(row for _, row in shard.queue)
             assert len(set(shard.prompts)) == len(shard.prompts)
             for i, row in shard.queue:
                 assert requests[i].prompt_ids == shard.prompts[row]
@@ -58,9 +57,8 @@ def test_shards_get_equal_numbers_of_rollouts(groups, group_size, num_shards):
     loads = [len(s.queue) for s in wave.shards]
     assert sum(loads) == len(requests)
     assert max(loads) - min(loads) <= 1
-    assert (
-        sum(len(s.prompts) for s in wave.shards) <= groups + num_shards - 1
-    )  # a prompt is prefilled twice only at a seam
+    # a prompt is prefilled twice only at a seam
+    assert sum(len(s.prompts) for s in wave.shards) <= groups + num_shards - 1
 
 
 @settings(deadline=None, max_examples=60)

@@ -78,9 +78,8 @@ def test_draws_have_the_exact_distribution(how):
     token, logp = draws(how)
     assert chi_square(token, exact(how)) > 1e-3
     want = jax.nn.log_softmax(jnp.asarray(LOGITS) / how.temperature)
-    np.testing.assert_allclose(
-        logp, np.asarray(want)[token], rtol=1e-5, atol=1e-6
-    )  # before the filters
+    # before the filters
+    np.testing.assert_allclose(logp, np.asarray(want)[token], rtol=1e-5, atol=1e-6)
 
 
 def test_the_chi_square_test_tells_neighbouring_settings_apart():
@@ -138,9 +137,8 @@ def test_inverse_cdf_is_the_plain_search(size):
     """Sizes that are squares and others; every uniform finds the token that a plain cumulative
     sum finds.
     """
-    weight = (
-        np.random.default_rng(size).integers(0, 4, size).astype(np.float32)
-    )  # sums of small integers are exact
+    # sums of small integers are exact
+    weight = np.random.default_rng(size).integers(0, 4, size).astype(np.float32)
     weight[size // 2] = 2
     uniform = np.float32([0, 1e-9, 0.1, 0.25, 0.5, 0.5001, 0.75, 0.9, 0.999, BELOW_1])
     rows = jnp.broadcast_to(jnp.asarray(weight)[None], (len(uniform), size))

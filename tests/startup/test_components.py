@@ -142,9 +142,8 @@ def test_the_initial_model_is_held_for_whoever_asks_for_it():
     assert held() == held(reflector="api") == 0 and held("k3", "reference") == held(
         "k3"
     ) == 2 * held(reflector="reference")
-    assert (
-        num_params(spec) / 4 < held(reflector="reference") < num_params(spec) / 2
-    )  # two bytes each, an eighth of all but norms
+    # two bytes each, an eighth of all but norms
+    assert num_params(spec) / 4 < held(reflector="reference") < num_params(spec) / 2
 
 
 def test_a_limit_below_any_reflection_prompt_is_an_error():

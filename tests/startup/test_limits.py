@@ -76,9 +76,8 @@ def opening(directory):
 def test_tokens_beyond_the_embedding_are_named(tmp_path):
     tokens = {f"t{i}": i for i in range(8)}
     limits.check_token_ids(tmp_path, 8, tokens, (1,), 0)
-    limits.check_token_ids(
-        tmp_path, 12, tokens, (1,), 0
-    )  # Qwen's embeddings have more rows than its tokenizers tokens
+    # Qwen's embeddings have more rows than its tokenizers tokens
+    limits.check_token_ids(tmp_path, 12, tokens, (1,), 0)
     found = problems(limits.check_token_ids, tmp_path, 8, tokens | {"<new>": 8}, (1,), 8)
     assert (
         found[0]

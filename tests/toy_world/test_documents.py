@@ -46,9 +46,8 @@ def test_go_on_probabilities_by_hand():
     assert documents.go_on_probabilities("strong", 3, DIAL) == (0.97, 0.985, 0.985)
     assert documents.go_on_probabilities("none", 0, DIAL) == ()
     assert documents.go_on_probabilities("none", 3, 1.25e-4) == pytest.approx((0.05, 0.05, 0.05))
-    assert documents.go_on_probabilities("none", 3, 1e-6) == pytest.approx(
-        (0.01, 0.01, 0.01)
-    )  # .05 would leave .0045
+    # .05 would leave .0045
+    assert documents.go_on_probabilities("none", 3, 1e-6) == pytest.approx((0.01, 0.01, 0.01))
 
 
 def test_the_template_comes_before_the_question():

@@ -186,9 +186,8 @@ def test_the_mixture_of_large_documents():
     assert plain / 4000 == pytest.approx(documents.P_PLAIN, abs=0.025)
     hard = sum(kinds.values())
     assert hard / 4000 == pytest.approx(15 / 17, abs=0.025)
-    assert kinds["strong"] / hard == pytest.approx(
-        documents.P_FITTING * 2 / 3, abs=0.04
-    )  # and a little by lot
+    # and a little by lot
+    assert kinds["strong"] / hard == pytest.approx(documents.P_FITTING * 2 / 3, abs=0.04)
     assert kinds["weak"] / hard == pytest.approx(documents.P_FITTING / 3, abs=0.03)
 
 

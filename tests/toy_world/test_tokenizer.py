@@ -81,9 +81,8 @@ def test_responses_round_trip_and_nothing_is_unknown(loaded):
 def test_a_templates_words_weigh_more_than_the_questions():
     document = documents.Document("be bold\n\ndouble 1 2 3 4 ?", "so \\boxed{ 2 4 6 8 }", {0: 1.9})
     _, weights = packing.encode(document, packing.ids_of_words(SMALL))
-    assert (
-        weights == [0.2] * 3 + [0.03] * 8 + [1.9] + [1.0] * 7
-    )  # <user> is a row's or a segment's first token and never predicted
+    # <user> is a row's or a segment's first token and never predicted
+    assert weights == [0.2] * 3 + [0.03] * 8 + [1.9] + [1.0] * 7
 
 
 def test_the_line_break_is_a_token_and_other_space_is_not(loaded):

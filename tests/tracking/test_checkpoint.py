@@ -26,9 +26,8 @@ from p2o_jax.tracking import checkpoint, checkpoint_reader
 from p2o_jax.tracking.checkpoint import Checkpoints
 
 PARTS = ("learner", "host")
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # orbax's readers of damaged files
+# orbax's readers of damaged files
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def mesh(count: int) -> Mesh:
@@ -107,9 +106,8 @@ def test_the_newest_the_milestones_and_the_best_stay(tmp_path):
         checkpoint.directory(tmp_path, config.CheckpointConfig())
     ) == {t: t for t in (0, 2, 4, 8, 9, 10)}
     assert checkpoint.read_best(kept.directory) == (2, 2, 0.5)
-    again = Checkpoints(
-        tmp_path, config.CheckpointConfig(keep=1)
-    )  # another start knows the best, too
+    # another start knows the best, too
+    again = Checkpoints(tmp_path, config.CheckpointConfig(keep=1))
     again.save(state(11))
     again.save_if_best(state(11), 0.5)
     again.save(state(12))
@@ -476,9 +474,8 @@ def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path):
     write(tmp_path, [1])
     (left,) = [p for p in (tmp_path / "checkpoints").iterdir() if p.name == "1"]
     shutil.copytree(left, tmp_path / "checkpoints/2.orbax-checkpoint-tmp")
-    (tmp_path / "checkpoints/best.json").write_text(
-        '{"tick": 2, "step": 2, "accuracy": 0.5}'
-    )  # noted, not yet written
+    # noted, not yet written
+    (tmp_path / "checkpoints/best.json").write_text('{"tick": 2, "step": 2, "accuracy": 0.5}')
     found, told = newest(tmp_path)
     assert found and same(found, state(1)) and not told
     kept = Checkpoints(tmp_path, config.CheckpointConfig())

@@ -209,9 +209,8 @@ def test_what_is_computed_again_after_a_kill_is_not_drawn_twice(tmp_path, monkey
         first.metrics(tick, tick, {"reward/mean": tick})
     second = WandbRun(tmp_path, CFG)  # the first was killed
     second.metrics(1, 1, {"reward/mean": 1})
-    second.metrics(
-        2, 2, {"eval/accuracy": 0.2}
-    )  # eval.every_steps has changed: too late for this one
+    # eval.every_steps has changed: too late for this one
+    second.metrics(2, 2, {"eval/accuracy": 0.2})
     second.metrics(2, 2, {"reward/mean": 2})
     second.metrics(3, 3, {"eval/accuracy": 0.3})
     second.metrics(3, 3, {"reward/mean": 3})

@@ -82,9 +82,8 @@ def append(kept: Kind, spans: Spans, new: Cache, position_B: jax.Array) -> Spans
     put = []
     for start, end, span in _bounds(spans):
         mine_B = (position_B >= start) & (position_B < end)
-        put.append(
-            kept.append(span, new, jnp.where(mine_B, position_B - start, end - start))
-        )  # beyond the span: dropped
+        # beyond the span: dropped
+        put.append(kept.append(span, new, jnp.where(mine_B, position_B - start, end - start)))
     return tuple(put)
 
 

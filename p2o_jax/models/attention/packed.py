@@ -84,9 +84,8 @@ def chunked(
         if last - first == 1:
             parts.append(one(jnp.int32(first)))
         else:
-            made = lax.map(
-                one, jnp.arange(first, last, dtype=jnp.int32)
-            )  # [chunk number, B, chunk, H, C]
+            # [chunk number, B, chunk, H, C]
+            made = lax.map(one, jnp.arange(first, last, dtype=jnp.int32))
             parts.append(jnp.moveaxis(made, 0, 1).reshape(q.shape[0], -1, *q.shape[2:]))
     return jnp.concatenate(parts, axis=1)[:, :T]
 

@@ -32,10 +32,11 @@ Decode = Callable[..., Partial]  # of the signature of `over_cache`
 Carry = tuple[jax.Array, jax.Array, jax.Array]  # weighted values [..., C], max and sum [..., 1]
 
 GPU_BLOCK = {4: 64, 2: 128, 1: 128}  # positions of a block, by bytes of an element
+# of a product: the least that Triton takes, and heads of a program
 GPU_MIN_ROWS, GPU_MAX_ROWS = (
     16,
     64,
-)  # of a product: the least that Triton takes, and heads of a program
+)
 # twice the multiprocessors of an H100 or H200: where rows x heads are fewer, the positions are
 # split
 GPU_PROGRAMS = 264
@@ -44,10 +45,11 @@ TPU_TILE = {4: 16, 2: 16, 1: 32}  # positions that are written together, by byte
 # the heads are dealt to the two cores of a v4 or v5p; a chip of one core takes both halves in turn
 TPU_CORES = 2
 LANES = 128  # of a TPU's registers
+# of queries, cache and results; of lengths and rows
 HEADS, WHOLE = (
     PartitionSpec(None, "tensor"),
     PartitionSpec(),
-)  # of queries, cache and results; of lengths and rows
+)
 
 
 def gpu(
