@@ -1,8 +1,5 @@
 """The optimizer: its state's tree, and its updates at float32."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,13 +10,8 @@ from p2o_jax import config
 from p2o_jax.models import sharding
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rl.optimizer import make_optimizer, make_rate
-
-_spec = importlib.util.spec_from_file_location(
-    "learner_reference", Path(__file__).parent / "test_learner.py"
-)
-assert _spec and _spec.loader
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
+from tests.factories import single_device_mesh
+from tests.rl import reference
 
 
 def tree_of(state):
@@ -52,7 +44,7 @@ def test_no_setting_that_may_change_on_resume_changes_the_tree_of_the_train_stat
     def tree(num_updates, mesh=None, **changes):
         cfg = reference.make_config(optim__warmup_frac=0.05, **changes)
         learner = Learner(
-            reference.SPEC, mesh or reference.single(), cfg, num_updates, jnp.float32, 0
+            reference.SPEC, mesh or single_device_mesh(), cfg, num_updates, jnp.float32, 0
         )
         return tree_of(learner.abstract_state())
 

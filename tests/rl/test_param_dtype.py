@@ -3,8 +3,6 @@ stochastic rounding.
 """
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +13,14 @@ import pytest
 from p2o_jax import config, export
 from p2o_jax.models import lora, sharding, transformer
 from p2o_jax.models.spec import LoraSpec, Weight, weights
+from p2o_jax.rl import advantages, batch
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rl.optimizer import apply_updates, make_optimizer, round_stochastically
 from p2o_jax.startup import components, memory_report
 from p2o_jax.startup.model import Model
 from p2o_jax.tracking import checkpoint
-
-_spec = importlib.util.spec_from_file_location(
-    "learner_reference", Path(__file__).parent / "test_learner.py"
-)
-assert _spec and _spec.loader
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
+from tests.factories import single_device_mesh
+from tests.rl import reference
 
 KEY = jnp.uint32([3, 4])
 ADAPTED = dataclasses.replace(reference.SPEC, lora=LoraSpec(2, 4.0, ("q", "down")))
@@ -41,7 +35,7 @@ def make_learner(spec, dtype, mesh=None, **changes):
     cfg = reference.make_config(
         optim__row_tokens=40, optim__lr=1e-3, model__param_dtype=dtype, **changes
     )
-    return Learner(spec, mesh or reference.single(), cfg, 10, jnp.float32, 0)
+    return Learner(spec, mesh or single_device_mesh(), cfg, 10, jnp.float32, 0)
 
 
 def make_params(spec, dtype, mesh):
@@ -106,7 +100,7 @@ def test_one_table_has_the_dtype_of_every_param(spec, dtype):
     for params in (
         jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0), dtype)),
         export._abstract_params(spec, dtype),
-        sharding.abstract_params(spec, reference.single(), sharding.LEARNER, dtype),
+        sharding.abstract_params(spec, single_device_mesh(), sharding.LEARNER, dtype),
     ):
         assert by_path(params, dtype_of) == named
 
@@ -128,7 +122,7 @@ def test_disk_and_memory_count_the_bytes_of_a_state(tmp_path, monkeypatch):
             "space_problems",
             lambda workdir, cfg, state_bytes, steps: asked.append(state_bytes) or [],
         )
-        model = Model(tmp_path, spec, None, reference.single(), jnp.float32)  # type: ignore[arg-type]
+        model = Model(tmp_path, spec, None, single_device_mesh(), jnp.float32)  # type: ignore[arg-type]
         components._space_problems(learner.cfg, tmp_path, model, 8)
         assert asked == [per_weight * size]
 
@@ -223,7 +217,7 @@ def test_rounding_does_not_depend_on_the_mesh_or_on_padding():
     mesh = sharding.make_mesh((2, 2, 2))
     outcomes = []
     for spec, where in (
-        (reference.SPEC, reference.single()),
+        (reference.SPEC, single_device_mesh()),
         (dataclasses.replace(reference.SPEC, padded_vocab=56), mesh),
     ):
         params = sharding.abstract_params(spec, where, sharding.LEARNER, "bfloat16")
@@ -256,8 +250,8 @@ def test_a_learner_s_updates_in_bfloat16_are_measured_resumed_and_skipped_exactl
     learner = make_learner(reference.SPEC, "bfloat16")
     params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), reference.NEW)
     rollouts = reference.make_rollouts(empty_template=True)
-    made = reference.batch.examples(
-        rollouts, reference.advantages.of_rollouts(rollouts, learner.cfg), learner.cfg.distill
+    made = batch.examples(
+        rollouts, advantages.of_rollouts(rollouts, learner.cfg), learner.cfg.distill
     )
     scored, _ = learner.score(params, None, made, len(made))
     broken = [

@@ -3,8 +3,6 @@ happens when numbers are not finite.
 """
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +27,8 @@ from p2o_jax.types import (
     TemplatedQuestion,
     Verdict,
 )
-
-_spec = importlib.util.spec_from_file_location(
-    "learner_reference", Path(__file__).parent / "test_learner.py"
-)
-assert _spec and _spec.loader
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
+from tests.factories import single_device_mesh
+from tests.rl import reference
 
 
 def examples_of(cfg, rollouts=None):
@@ -226,7 +219,13 @@ def test_the_first_update_needs_no_scores_of_its_own():
 def test_at_float32_the_gap_that_the_first_update_measures_is_rounding():
     cfg = reference.make_config(optim__row_tokens=40)
     engine = Engine(
-        reference.SPEC, reference.single(), cfg.rollout, [reference.MAX_NEW], [3, 4], 0, jnp.float32
+        reference.SPEC,
+        single_device_mesh(),
+        cfg.rollout,
+        [reference.MAX_NEW],
+        [3, 4],
+        0,
+        jnp.float32,
     )
     requests = [Request(r.prompt_ids, r.prompt.name) for r in reference.make_rollouts()]
     how = SamplingParams(reference.TEMPERATURE, reference.MAX_NEW)
@@ -302,7 +301,7 @@ def bad_batch(learner, cfg):
 def test_the_first_bad_batch_is_written_and_too_many_end_the_run(tmp_path):
     cfg = reference.make_config(optim__row_tokens=40, train__max_bad_steps=2)
     path = tmp_path / "bad_batch.npz"
-    learner = Learner(reference.SPEC, reference.single(), cfg, 10, jnp.float32, 0, path)
+    learner = Learner(reference.SPEC, single_device_mesh(), cfg, 10, jnp.float32, 0, path)
     state, _ = learner.update(
         learner.init(jax.tree.map(jnp.copy, reference.NEW)), bad_batch(learner, cfg)
     )
