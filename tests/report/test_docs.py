@@ -17,11 +17,28 @@ PAGES = sorted(ROOT.glob("docs/*.md")) + [
 ]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"`((?:p2o_jax|benchmarks|configs|docs|tests|tpu|gpu)/[\w./-]*)`")
+PATH = re.compile(
+    r"(?<![\w./-])((?:p2o_jax|benchmarks|configs|docs|tests|tpu|gpu)/[\w./-]*\.(?:py|sh|md|npz|tsv))\b"
+)
+NAME = re.compile(r"(?<![\w/])p2o_jax(?:\.[A-Za-z_]\w*)+")
+NO_NAMES = {"p2o_jax.json", "p2o_jax.COMMAND"}
+# A placeholder; a path on a TPU worker, where p2o_jax is the folder of the checkout.
+NO_PATHS = {"configs/NAME.py", "p2o_jax/tpu/worker.sh"}
+SUFFIXES = set("json jsonl py sh md npz png html svg jinja lock toml com".split())
+SETTINGS = set(re.findall(r"(?m)^\| `([a-z_.0-9]+)` \|", generate.configuration()))
+SECTIONS = {name.partition(".")[0] for name in SETTINGS}
+OTHER_FILES = [
+    path
+    for folder in ("configs", "tpu", "gpu", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*"))
+    if path.suffix in (".py", ".sh", ".yaml") or path.name == "Dockerfile"
+]
 SETTING = re.compile(r"--config\.([a-z_]+(?:\.[a-z_]+)*)=")
 
 
 def prose(text: str) -> str:
     """The text without code."""
+    text = re.sub(r"(?ms)^```.*?^```$", "", text)
     return re.sub(r"`[^`]*`", "", re.sub(r"(?m)^    .*$", "", text))
 
 
@@ -32,6 +49,40 @@ def anchors(text: str) -> set[str]:
         re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title.replace("`", "")).strip().lower())
         for title in titles
     }
+
+
+def missing(text: str) -> list[str]:
+    """The repository paths and dotted names of the package in a text that do not exist."""
+    named = set(PATH.findall(text)) - NO_PATHS
+    paths = sorted(path for path in named if not (ROOT / path).exists())
+    return paths + [name for name in NAME.findall(text) if not exists(name)]
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module of the package, or is defined in one."""
+    module, _, attribute = name.rpartition(".")
+    if name in NO_NAMES or source_of(name) is not None:
+        return True
+    return bool(re.search(rf"\b{attribute}\b", source_of(module) or ""))
+
+
+def source_of(module: str) -> str | None:
+    """The source of a module or package; None if there is none of that name."""
+    path = ROOT / module.replace(".", "/")
+    files = [path / "__init__.py", path.with_suffix(".py")]
+    return next((f.read_text(encoding="utf-8") for f in files if f.is_file()), None)
+
+
+def unknown_names(text: str) -> list[str]:
+    """The dotted names in the code spans of a page that are neither settings nor files."""
+    names = re.findall(r"`([a-z_]\w*(?:\.[A-Za-z_]\w*)+)`", text)
+    return [
+        name
+        for name in names
+        if name.removeprefix("config.") not in SETTINGS | SECTIONS
+        and name.rpartition(".")[2] not in SUFFIXES
+        and name.partition(".")[0] not in ("p2o_jax", "jax", "lax", "plan")
+    ]
 
 
 def dead_links(page: Path, text: str) -> list[str]:
@@ -61,6 +112,29 @@ def test_links_and_paths_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     assert dead_links(page, text) == []
     assert [path for path in FILE.findall(text) if not (ROOT / path).exists()] == []
+    assert missing(text) == []
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.name not in generate.pages()],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_dotted_names_on_pages_are_settings_files_or_full_names(page):
+    assert unknown_names(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("path", OTHER_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_paths_and_names_in_configs_and_scripts_exist(path):
+    assert missing(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_missing_path_or_name_is_reported():
+    text = "`p2o_jax/none.py` p2o_jax.train.run p2o_jax.train.no_such p2o_jax.none tests/test_floors.py"
+    assert missing(text) == ["p2o_jax/none.py", "p2o_jax.train.no_such", "p2o_jax.none"]
+    assert unknown_names("`guards.Watchdog` `optim.lr` `run.json` `config.mesh`") == [
+        "guards.Watchdog"
+    ]
 
 
 def test_a_dead_link_is_found():

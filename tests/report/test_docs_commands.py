@@ -72,6 +72,7 @@ class Command(NamedTuple):
 def commands(text: str, page: str = "") -> list[Command]:
     """The commands of a page, in order; `export` lines are in the `env` of those below."""
     found, env = [], {}
+    text = re.sub(r"(?ms)^```bash\n(.*?)^```$", lambda block: indented(block[1]), text)
     for line in COMMAND.findall(re.sub(r" \\\n +", " ", text)):
         line = re.sub(r"\[.*?\]", "", re.sub(r" +# .*", "", line)) if "'" not in line else line
         if line.startswith("export "):
@@ -79,6 +80,11 @@ def commands(text: str, page: str = "") -> list[Command]:
         else:
             found.append(Command(page, line.strip(), env))
     return found
+
+
+def indented(block: str) -> str:
+    """The lines of a fenced block, each behind four spaces."""
+    return re.sub(r"(?m)^", "    ", block)
 
 
 ALL = [
@@ -140,6 +146,8 @@ def test_commands_are_found():
     env = {"A": "1", "B": "x y"}
     lines = ["tpu/x.sh --config c --more", "pip install 'a[b]'", "python -m m"]
     assert commands(text) == [Command("", line, env) for line in lines]
+    fenced = "```bash\nexport A=1\ntpu/x.sh \\\n    --more\n```\n```json\nmake no\n```\n"
+    assert commands(fenced) == [Command("", "tpu/x.sh --more", {"A": "1"})]
 
 
 @pytest.mark.parametrize(
