@@ -24,7 +24,7 @@ NAME = re.compile(r"(?<![\w/])p2o_jax(?:\.[A-Za-z_]\w*)+")
 NO_NAMES = {"p2o_jax.json", "p2o_jax.COMMAND"}
 # A placeholder; a path on a TPU worker, where p2o_jax is the folder of the checkout.
 NO_PATHS = {"configs/NAME.py", "p2o_jax/tpu/worker.sh"}
-SUFFIXES = set("json jsonl py sh md npz png html svg jinja lock toml com".split())
+SUFFIXES = {"json", "jsonl", "py", "sh", "md", "npz", "png", "html", "jinja", "lock", "toml", "com"}
 SETTINGS = set(re.findall(r"(?m)^\| `([a-z_.0-9]+)` \|", generate.configuration()))
 SECTIONS = {name.partition(".")[0] for name in SETTINGS}
 OTHER_FILES = [
@@ -38,8 +38,8 @@ SETTING = re.compile(r"--config\.([a-z_]+(?:\.[a-z_]+)*)=")
 
 def prose(text: str) -> str:
     """The text without code."""
-    text = re.sub(r"(?ms)^```.*?^```$", "", text)
-    return re.sub(r"`[^`]*`", "", re.sub(r"(?m)^    .*$", "", text))
+    text = re.sub(r"(?ms)^```.*?^```$|^    .*?$", "", text)
+    return re.sub(r"`[^`]*`", "", text)
 
 
 def anchors(text: str) -> set[str]:
@@ -130,7 +130,7 @@ def test_paths_and_names_in_configs_and_scripts_exist(path):
 
 
 def test_a_missing_path_or_name_is_reported():
-    text = "`p2o_jax/none.py` p2o_jax.train.run p2o_jax.train.no_such p2o_jax.none tests/test_floors.py"
+    text = "`p2o_jax/none.py` p2o_jax.train.run p2o_jax.train.no_such p2o_jax.none docs/index.md"
     assert missing(text) == ["p2o_jax/none.py", "p2o_jax.train.no_such", "p2o_jax.none"]
     assert unknown_names("`guards.Watchdog` `optim.lr` `run.json` `config.mesh`") == [
         "guards.Watchdog"
