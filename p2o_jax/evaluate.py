@@ -1,5 +1,5 @@
-"""Evaluates on benchmarks: `python -m p2o_jax.evaluate --model DIR|--workdir RUN [--step N|best]
---benchmarks NAMES --out OUT`.
+"""Evaluates on benchmarks: `python -m p2o_jax.evaluate --model DIR|--workdir RUN --benchmarks NAMES
+--out OUT`.
 
 NAMES is a list like `aime24,math500,gsm8k=DIR@test,mine=held_out.jsonl`: benchmarks from the hub
 (p2o_jax/data/benchmarks.py has their ids), local sources in their place, or questions of one's own.
@@ -23,13 +23,14 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from p2o_jax import config
 from p2o_jax.config import Config, ConfigError, loading
+from p2o_jax.config.command_line import CommandLine, Flag, Switch
 from p2o_jax.config.ranges import COUNT, TEMPERATURE
 from p2o_jax.data import benchmarks, sources
 from p2o_jax.evaluation import report
@@ -49,10 +50,49 @@ if TYPE_CHECKING:
 
 TABLE = "results.md"
 MAX_AT_ONCE = 1024  # rollouts of a wave, per shard of the mesh's data x fsdp
-FLAGS = {
-    "model": "", "workdir": "", "step": "", "benchmarks": "", "out": None, "k": "16", "k-large": "1", "temperature": "0.6",
-    "template": "", "compare": "", "asked": "plain",
-}  # fmt: skip
+COMMAND_LINE = CommandLine(
+    "p2o_jax.evaluate",
+    __doc__,
+    Flag("model", "Hugging Face directory to evaluate", metavar="DIR"),
+    Flag("workdir", "Run directory whose policy to evaluate", metavar="RUN"),
+    Flag(
+        "step",
+        "Policy step of the run's checkpoint, or best: the one with the highest held-out accuracy"
+        " (default: the newest)",
+        metavar="N|best",
+    ),
+    Flag("benchmarks", "Benchmarks and sources of questions, NAME or NAME=SOURCE", metavar="NAMES"),
+    Flag("out", "Directory for the results", required=True, metavar="OUT"),
+    Flag(
+        "k",
+        f"Samples per question of a set with fewer than {benchmarks.SMALL} questions",
+        16,
+        kind=int,
+        within=COUNT,
+    ),
+    Flag("k-large", "Samples per question of a larger set; 1 is greedy", 1, kind=int, within=COUNT),
+    Flag(
+        "temperature",
+        "Sampling temperature where there is more than one sample per question",
+        0.6,
+        kind=float,
+        within=TEMPERATURE,
+    ),
+    Flag(
+        "template",
+        "Prompt template to ask every question under as well, or best: the run's template with the"
+        " highest dev score",
+        metavar="TEXT|best",
+    ),
+    Flag("compare", "Evaluations to compare, instead of evaluating", metavar="OUT,OUT,..."),
+    Flag(
+        "asked",
+        "Which results to compare: of plain or of templated questions",
+        "plain",
+        choices=("plain", "templated"),
+    ),
+    Switch("allow-reward-fn", "Run the code that the run's config.reward.fn names"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +115,12 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with flags, config, model or data.
     """
-    flags, overrides = loading.parse_flags(argv, FLAGS, switches=("allow-reward-fn",))
+    flags, overrides = COMMAND_LINE.parse(argv, _problems)
     out = Path(flags["out"])
     if flags["compare"]:
         _compare(flags, out)
         return
-    _check(flags, out)
-    protocol = _protocol(flags)
+    protocol = Protocol(flags["k"], flags["k-large"], flags["temperature"])
     cfg = _config(flags, overrides)
     template = _template(flags)
     sets = benchmarks.load_sets(flags["benchmarks"], cfg.data, "--benchmarks")
@@ -248,33 +287,24 @@ def _fit(
     )
 
 
-def _check(flags: dict[str, str], out: Path) -> None:
-    problems = []
+def _problems(flags: dict[str, Any]) -> Iterator[str]:
+    if flags["compare"]:
+        return
     if bool(flags["model"]) == bool(flags["workdir"]):
-        problems.append("--model or --workdir: one of them is needed, and not both")
+        yield "--model or --workdir: one of them is needed, and not both"
     if not flags["benchmarks"]:
-        problems.append(
+        yield (
             f"--benchmarks: required, a list of {', '.join(benchmarks.BENCHMARKS)}, sources, or"
             " NAME=SOURCE"
         )
     if (flags["step"] or flags["template"] == "best") and not flags["workdir"]:
-        problems.append("--step and --template=best need --workdir")
-    if out.is_file() or (out / report.RESULTS).exists():
-        problems.append(
-            f"--out={out}: {'is a file' if out.is_file() else 'holds an evaluation already'}"
-        )
-    if problems:
-        raise ConfigError(*problems)
+        yield "--step and --template=best need --workdir"
+    out = Path(flags["out"])
+    if flags["out"] and (out.is_file() or (out / report.RESULTS).exists()):
+        yield f"--out={out}: {'is a file' if out.is_file() else 'holds an evaluation already'}"
 
 
-def _protocol(flags: dict[str, str]) -> Protocol:
-    given = loading.numbers(
-        flags, {"k": (int, COUNT), "k-large": (int, COUNT), "temperature": (float, TEMPERATURE)}
-    )
-    return Protocol(given["k"], given["k-large"], given["temperature"])
-
-
-def _config(flags: dict[str, str], overrides: Sequence[tuple[str, str]]) -> Config:
+def _config(flags: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> Config:
     """The run's config, or the defaults, with what has to do with training only made to fit any
     machine.
     """
@@ -300,7 +330,7 @@ def _config(flags: dict[str, str], overrides: Sequence[tuple[str, str]]) -> Conf
 
 def _with_model(
     cfg: Config,
-    flags: dict[str, str],
+    flags: dict[str, Any],
     overrides: Sequence[tuple[str, str]],
     out: Path,
     stack: ExitStack,
@@ -329,7 +359,7 @@ def _with_model(
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, path=directory))
 
 
-def _template(flags: dict[str, str]) -> str:
+def _template(flags: dict[str, Any]) -> str:
     """The template's text; of `best` the one with the best dev score in the run's newest prompt
     phase.
     """
@@ -371,9 +401,7 @@ def _write_samples(path: Path, samples: Sequence[report.Sample], n: int) -> None
     )
 
 
-def _compare(flags: dict[str, str], out: Path) -> None:
-    if flags["asked"] not in ("plain", "templated"):
-        raise ConfigError(f"--asked={flags['asked']}: expected plain or templated")
+def _compare(flags: dict[str, Any], out: Path) -> None:
     figures, table = out / "comparison.json", out / "comparison.md"
     if problems := files.conflicts("--out", figures, table):
         raise ConfigError(*problems)

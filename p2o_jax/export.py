@@ -1,11 +1,7 @@
-"""Exports: `python -m p2o_jax.export --workdir RUN --out DIR [--step N|best] [--dtype
-bfloat16|float32] [--config.a.b=value ...]`.
+"""Exports a policy: `python -m p2o_jax.export --workdir RUN --out DIR [--step N|best]`.
 
-DIR becomes a Hugging Face directory with the tokenizer of the run's model: the policy of the newest
-checkpoint, or of the one after N policy steps, or the one that did best on the held-out questions.
-A run with adapters (config.lora) is exported merged, or with `--adapter=peft` as adapter files for
-`peft`, in the dtype in which they were trained. If the run's model has been moved since,
-`--config.model.path=DIR` says where it is now.
+DIR becomes a Hugging Face directory with the tokenizer of the run's model. If that model has been
+moved since, `--config.model.path=DIR` gives its new place.
 
 Responses end, and chat messages are rendered, as in the run: config.json and generation_config.json
 name the run's stop tokens, and chat_template.jinja is config.chat.template if the run had one.
@@ -20,13 +16,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from p2o_jax.config import Config, ConfigError, loading
+from p2o_jax.config.command_line import CommandLine, Flag
 from p2o_jax.main import command
 from p2o_jax.runtime import files
 
 if TYPE_CHECKING:
     from p2o_jax.models.spec import ModelSpec
 
-DTYPES = ("bfloat16", "float32")
+COMMAND_LINE = CommandLine(
+    "p2o_jax.export",
+    __doc__,
+    Flag("workdir", "Run directory", required=True, metavar="RUN"),
+    Flag("out", "Directory to write; new or empty", required=True, metavar="DIR"),
+    Flag(
+        "step",
+        "Policy step of the checkpoint, or best: the one with the highest held-out accuracy"
+        " (default: the newest)",
+        metavar="N|best",
+    ),
+    Flag("dtype", "Dtype of the weights", "bfloat16", choices=("bfloat16", "float32")),
+    Flag(
+        "adapter",
+        "Write LoRA adapters as files for peft, in the dtype they were trained in; without it they"
+        " are merged into the weights",
+        choices=("peft",),
+    ),
+)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -35,13 +50,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with flags, run, model or target.
     """
-    flags, overrides = loading.parse_flags(
-        argv, {"workdir": None, "out": None, "step": "", "dtype": "bfloat16", "adapter": ""}
-    )
-    if flags["adapter"] not in ("", "peft"):
-        raise ConfigError(f"--adapter={flags['adapter']}: expected peft")
-    if flags["dtype"] not in DTYPES:
-        raise ConfigError(f"--dtype={flags['dtype']}: expected one of {', '.join(DTYPES)}")
+    flags, overrides = COMMAND_LINE.parse(argv)
     workdir, out = Path(flags["workdir"]), Path(flags["out"])
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ConfigError(

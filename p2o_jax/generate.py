@@ -1,8 +1,7 @@
 """Samples: `python -m p2o_jax.generate --model DIR --prompts FILE.jsonl [--template TEXT] [--n K]
 [--out OUT.jsonl]`.
 
-`--temperature T` is config.rollout.temperature unless given; at 0 the most likely token is taken at
-every step. Any `--config.a.b=value` may follow. A line of FILE has a `prompt` or a `question`: a
+A line of FILE has a `prompt` or a `question`: a
 text, or a list of chat messages. It is asked as it stands (training puts a question that is a text
 into config.data.prompt_template; here nothing is added unless that is given), under the template if
 there is one. Each completion is a line of OUT, or of standard output:
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from p2o_jax import config, types
 from p2o_jax.config import Config, ConfigError, loading
+from p2o_jax.config.command_line import CommandLine, Flag
 from p2o_jax.config.ranges import COUNT, TEMPERATURE_OR_GREEDY
 from p2o_jax.data import sources
 from p2o_jax.main import command
@@ -41,6 +41,22 @@ if TYPE_CHECKING:
     from p2o_jax.rewards.verify import Verifier
     from p2o_jax.startup.model import Model
 
+COMMAND_LINE = CommandLine(
+    "p2o_jax.generate",
+    __doc__,
+    Flag("model", "Hugging Face directory", required=True, metavar="DIR"),
+    Flag("prompts", "JSONL file of prompts", required=True, metavar="FILE.jsonl"),
+    Flag("template", "Prompt template to ask every prompt under", metavar="TEXT"),
+    Flag("n", "Completions per prompt", 1, kind=int, within=COUNT),
+    Flag(
+        "temperature",
+        "Sampling temperature; 0 is greedy (default: config.rollout.temperature)",
+        None,
+        kind=float,
+        within=TEMPERATURE_OR_GREEDY,
+    ),
+    Flag("out", "Output file; standard output if not given", metavar="OUT.jsonl"),
+)
 MAX_SLOTS = 128  # per shard of the mesh's data x fsdp
 # per shard, for the cache of the prompts, and again for that of the completions
 CACHE_BYTES = 2 * 2**30
@@ -63,18 +79,12 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with flags, prompts, config or model.
     """
-    flags, overrides = loading.parse_flags(
-        argv,
-        {"model": None, "prompts": None, "template": "", "n": "1", "out": "", "temperature": ""},
-    )
-    wanted = {"n": (int, COUNT)} | (
-        {"temperature": (float, TEMPERATURE_OR_GREEDY)} if flags["temperature"] else {}
-    )
-    given = loading.numbers(flags, wanted)
+    flags, overrides = COMMAND_LINE.parse(argv)
     if flags["out"] and (problems := files.conflicts("--out", Path(flags["out"]))):
         raise ConfigError(*problems)
-    n, cfg = given["n"], command_config(flags["model"], overrides)
-    temperature = given.get("temperature", cfg.rollout.temperature)
+    n, cfg = flags["n"], command_config(flags["model"], overrides)
+    temperature = flags["temperature"]
+    temperature = cfg.rollout.temperature if temperature is None else temperature
     prompts = read_prompts(Path(flags["prompts"]), cfg.data.prompt_template)
 
     from p2o_jax.rewards.verify import Verifier

@@ -1,9 +1,7 @@
-"""Trains: `python -m p2o_jax.main --config configs/quickstart.py [--workdir runs/quickstart]
-[--restart] [--config.a.b=value ...]`.
+"""Trains a policy: `python -m p2o_jax.main --config configs/quickstart.py`.
 
-A workdir that holds a checkpoint is resumed. With --restart the run begins anew, and the records so
-far are kept in WORKDIR/previous-1. A config with `arms` runs each of them in a folder of its own
-and compares them.
+A run directory that holds a checkpoint is resumed. A config with `arms` runs each of them in a
+folder of its own and compares them.
 """
 
 import contextlib
@@ -19,9 +17,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from p2o_jax import config
 from p2o_jax.config import Config, ConfigError, loading
+from p2o_jax.config.command_line import CommandLine, Flag, Switch
 from p2o_jax.runtime import liveness, preemption
 from p2o_jax.runtime.console import Reporter, printable
 
+COMMAND_LINE = CommandLine(
+    "p2o_jax.main",
+    __doc__,
+    Flag("config", "Config file", required=True, metavar="FILE.py"),
+    Flag("workdir", "Run directory (default: runs/NAME_OF_CONFIG)", metavar="DIR"),
+    Switch("restart", "Begin anew; the records so far move to WORKDIR/previous-1"),
+)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -32,11 +38,11 @@ def main(argv: Sequence[str]) -> None:
         ConfigError: anything wrong with flags, config, data or model.
         Preempted: after SIGTERM, with the state of the run saved.
     """
-    flags, overrides = loading.parse_flags(argv, {"config": None, "workdir": ""}, ("restart",))
+    flags, overrides = COMMAND_LINE.parse(argv)
     values = loading.load_config_dict(flags["config"], overrides)
     cfg = config.resolve(loading.from_config_dict(values))
     workdir = Path(flags["workdir"] or Path("runs") / Path(flags["config"]).stem)
-    restart = bool(flags["restart"])
+    restart = flags["restart"]
     with preemption.Preemption(
         cfg.checkpoint.grace_s, _any_process
     ) as watch:  # before JAX, whose import takes seconds
@@ -125,16 +131,6 @@ def command(run: Callable[[Sequence[str]], None]) -> None:
 
     One of several processes that fails ends at once, without clean-up, and tells the others why.
     """
-    if any(flag in ("-h", "--help") for flag in sys.argv[1:]):
-        try:
-            print((sys.modules["__main__"].__doc__ or "").strip())
-            print(
-                "\nEvery setting, with its unit and default, stands in p2o_jax/config/schema.py.",
-                flush=True,
-            )
-        except BrokenPipeError:  # `--help | head`: nobody reads on
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
     again = (
         "the same command without --restart" if "--restart" in sys.argv[1:] else "the same command"
     )

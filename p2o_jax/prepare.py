@@ -1,19 +1,14 @@
-"""Prepares training sets: `python -m p2o_jax.prepare deepscaler|deepmath|gsm8k|math --out DIR
-[--raw PATH] [--seed 42]`.
+"""Prepares training sets: `python -m p2o_jax.prepare deepscaler|deepmath|gsm8k|math --out DIR`.
 
-From the hub, or from a local copy of the raw files (a file or a folder, any kind that
-p2o_jax/data/sources.py reads). DeepScaleR and DeepMath (difficulty 7 and more, answer types
-balanced, at most 5 % yes and no) become, as in the paper, `--test 500` questions and `--train
-5000,10000` others, the smaller sets inside the larger ones; GSM8K and MATH keep their splits. DIR
-gets:
+As in the paper, DeepScaleR and DeepMath (difficulty 7 and more, answer types balanced, at most 5 %
+yes and no) become a test set and training sets, the smaller ones inside the larger ones. GSM8K and
+MATH keep their splits. DIR gets:
 
-    test.jsonl, train_5k.jsonl, ...   question, answer, answer_type, source: for config.data.path and config.data.eval_path
-    card.md, card.json                where they are from, what was left out and why, counts, lengths, answer types, digests
-    overlaps.jsonl                    with `--benchmarks NAMES` (as `evaluate` takes them): questions that share 13 words in a row with
-                                      a benchmark's; `--overlaps drop` leaves them out of the
-                                      training sets
-
-Lengths are in tokens of the model whose directory `--model DIR` gives, else in words.
+    test.jsonl, train_5k.jsonl, ...   questions, for config.data.path and config.data.eval_path
+    card.md, card.json                sources, counts, lengths, answer types, digests, and what was
+                                      left out and why
+    overlaps.jsonl                    with --benchmarks: questions that share 13 words in a row with
+                                      a benchmark's
 """
 
 import hashlib
@@ -26,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from p2o_jax import config
-from p2o_jax.config import ConfigError, loading
-from p2o_jax.config.ranges import INT32_MAX, Range
+from p2o_jax.config import ConfigError
+from p2o_jax.config.command_line import CommandLine, Flag
+from p2o_jax.config.ranges import COUNT, INT32_MAX, Range
 from p2o_jax.data import benchmarks, overlap, recipes, sources
 from p2o_jax.data.recipes import RECIPES, Recipe, Row
 from p2o_jax.data.tables import Record
@@ -35,10 +31,43 @@ from p2o_jax.main import command
 from p2o_jax.runtime import files
 from p2o_jax.runtime.console import Reporter
 
-FLAGS = {
-    "name": None, "out": None, "raw": "", "seed": "42", "test": "500", "train": "5000,10000", "benchmarks": "", "overlaps": "report",
-    "model": "",
-}  # fmt: skip
+_ANY_COUNT = Range(ge=0, le=INT32_MAX)
+COMMAND_LINE = CommandLine(
+    "p2o_jax.prepare",
+    __doc__,
+    Flag("out", "Directory to write; new or empty", required=True, metavar="DIR"),
+    Flag(
+        "raw",
+        "Local copy of the raw files: a file or folder of any kind that config.data.path takes"
+        " (default: the hub)",
+        metavar="PATH",
+    ),
+    Flag("seed", "Seed of the draw", 42, kind=int, within=_ANY_COUNT),
+    Flag("test", "Questions of the test set", 500, kind=int, within=_ANY_COUNT),
+    Flag(
+        "train",
+        "Questions of each training set",
+        [5000, 10000],
+        kind=int,
+        within=COUNT,
+        several=True,
+    ),
+    Flag("benchmarks", "Benchmarks to look for, as evaluate takes them", metavar="NAMES"),
+    Flag(
+        "overlaps",
+        "Whether questions that overlap with a benchmark are only reported, or also left out of the"
+        " training sets",
+        "report",
+        choices=("report", "drop"),
+    ),
+    Flag(
+        "model",
+        "Hugging Face directory whose tokens lengths are in (default: words)",
+        metavar="DIR",
+    ),
+    positional=Flag("name", "Data set", choices=tuple(RECIPES), metavar="|".join(RECIPES)),
+    settings=False,
+)
 Sets = dict[str, list[Row]]
 
 
@@ -48,10 +77,8 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with flags or sources.
     """
-    argv = ["--name", *argv] if argv and not argv[0].startswith("-") else argv
-    flags, overrides = loading.parse_flags(argv, FLAGS)
+    flags, _ = COMMAND_LINE.parse(argv, _problems)
     out = Path(flags["out"])
-    _check(flags, overrides, out)
     recipe, reporter = RECIPES[flags["name"]], Reporter()
     index, names = _index(flags["benchmarks"])
     count_tokens = _counter(flags["model"])
@@ -89,7 +116,7 @@ def run(argv: Sequence[str]) -> None:
         "name": recipe.name,
         "title": recipe.title,
         "sources": {split: list(paths) for split, paths in asked.items()},
-        "seed": int(flags["seed"]) if recipe.drawn else None,
+        "seed": flags["seed"] if recipe.drawn else None,
         "left_out": left_out,
         "unit": "tokens" if flags["model"] else "words",
         "sets": {
@@ -105,26 +132,12 @@ def run(argv: Sequence[str]) -> None:
     reporter.line(f"{out}: " + ", ".join(f"{name} {len(rows):,}" for name, rows in sets.items()))
 
 
-def _check(flags: dict[str, str], overrides: Sequence[tuple[str, str]], out: Path) -> None:
-    problems = [f"--config.{key}: there are no settings here" for key, _ in overrides]
-    if flags["name"] not in RECIPES:
-        problems.append(f"{flags['name']}: expected one of {', '.join(RECIPES)}")
-    if flags["overlaps"] not in ("report", "drop"):
-        problems.append(f"--overlaps={flags['overlaps']}: expected report or drop")
+def _problems(flags: dict[str, Any]) -> Iterator[str]:
     if flags["overlaps"] == "drop" and not flags["benchmarks"]:
-        problems.append("--overlaps=drop needs --benchmarks")
-    for flag, least in (("seed", 0), ("test", 0), ("train", 1)):
-        for part in flags[flag].split(",") if flag == "train" else [flags[flag]]:
-            try:
-                loading.numbers({flag: part}, {flag: (int, Range(ge=least, le=INT32_MAX))})
-            except ConfigError as e:
-                problems += e.problems
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        problems.append(
-            f"--out={out}: {'is a file' if out.is_file() else 'exists and is not empty'}"
-        )
-    if problems:
-        raise ConfigError(*problems)
+        yield "--overlaps=drop needs --benchmarks"
+    out = Path(flags["out"])
+    if flags["out"] and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
+        yield f"--out={out}: {'is a file' if out.is_file() else 'exists and is not empty'}"
 
 
 def _asked(recipe: Recipe, raw: str) -> dict[str, tuple[str, ...]]:
@@ -185,12 +198,12 @@ def _drop(by_split: Sets, left_out: dict[str, dict[str, int]], ids: set[str]) ->
     left_out["train"]["overlap with a benchmark"] = len(rows) - len(by_split["train"])
 
 
-def _drawn(recipe: Recipe, rows: Sequence[Row], flags: dict[str, str]) -> Sets:
+def _drawn(recipe: Recipe, rows: Sequence[Row], flags: dict[str, Any]) -> Sets:
     """The test set and the training sets, each of which holds the smaller ones."""
-    sizes = sorted(map(int, flags["train"].split(",")))
+    sizes = sorted(flags["train"])
     steps = [b - a for a, b in zip([0, *sizes], sizes, strict=False)]
     test, *parts = recipes.draw(
-        rows, [int(flags["test"]), *steps], recipe.balanced, f"{flags['seed']}/{recipe.name}"
+        rows, [flags["test"], *steps], recipe.balanced, f"{flags['seed']}/{recipe.name}"
     )
     sets: Sets = {"test": test} if test else {}
     for i, size in enumerate(sizes):

@@ -1,5 +1,4 @@
-"""Scores: `python -m p2o_jax.score --model DIR --tokens FILE.npz --out OUT.npz [--config.a.b=value
-...]`.
+"""Scores: `python -m p2o_jax.score --model DIR --tokens FILE.npz --out OUT.npz`.
 
 In: `input_ids` and `attention_mask` [B, T], each row one sequence, padded on the left or on the
     right. Out: `token_logprobs` [B, T],
@@ -18,6 +17,7 @@ import numpy as np
 
 from p2o_jax import config
 from p2o_jax.config import Config, ConfigError, loading
+from p2o_jax.config.command_line import CommandLine, Flag
 from p2o_jax.main import command
 from p2o_jax.runtime import files
 from p2o_jax.runtime.console import Reporter
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
     from p2o_jax.models.spec import ModelSpec
 
+COMMAND_LINE = CommandLine(
+    "p2o_jax.score",
+    __doc__,
+    Flag("model", "Hugging Face directory", required=True, metavar="DIR"),
+    Flag("tokens", "Token ids and mask to score", required=True, metavar="FILE.npz"),
+    Flag("out", "Output file", required=True, metavar="OUT.npz"),
+)
 MAX_ROWS = 8  # scored at a time, per shard of the mesh's data x fsdp
 SCORES_BYTES = 2**30  # of attention scores, per shard, for the rows scored at a time
 
@@ -54,7 +61,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with flags, file, config or model.
     """
-    flags, overrides = loading.parse_flags(argv, {"model": None, "tokens": None, "out": None})
+    flags, overrides = COMMAND_LINE.parse(argv)
     tokens = read_tokens(Path(flags["tokens"]))
     out = Path(flags["out"])
     problems = files.conflicts("--out", out)

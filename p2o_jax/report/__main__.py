@@ -1,25 +1,48 @@
-"""Shows runs: `python -m p2o_jax.report RUN... [--out report.html] [--serve] [--port 8100]
-[--samples-mb 3]`.
+"""Shows runs: `python -m p2o_jax.report RUN... [--out report.html] [--serve]`.
 
-RUN is a workdir, or a folder of several (a config with `arms` makes one); several runs are shown
-side by side. The page is one file without need of a network: accuracy, curves, templates, hard
-questions, samples, cost and settings. With --serve it is served on 127.0.0.1 instead, follows the
-run while it trains, and has all samples; Ctrl-C ends it. --samples-mb says how many samples the
-file holds.
+RUN is a run directory, or a folder of several (a config with `arms` makes one); several runs are
+shown side by side. The page is one file without need of a network: accuracy, curves, templates,
+hard questions, samples, cost and settings.
 """
 
-import argparse
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from p2o_jax.config import ConfigError, loading
+from p2o_jax.config import ConfigError
+from p2o_jax.config.command_line import CommandLine, Flag, Switch
 from p2o_jax.config.ranges import Range
 from p2o_jax.main import command
 from p2o_jax.report import page, run, serve
 from p2o_jax.runtime import files
 
-NUMBERS = {"port": (int, Range(ge=0, le=65535)), "samples-mb": (float, Range(ge=0, le=1e5))}
+COMMAND_LINE = CommandLine(
+    "p2o_jax.report",
+    __doc__,
+    Flag("out", "Output file", "report.html", metavar="FILE.html"),
+    Switch(
+        "serve",
+        "Serve the page on 127.0.0.1 instead, with all samples; it follows a run while it trains"
+        " Ctrl-C ends it",
+    ),
+    Flag(
+        "port",
+        "Port to serve on; 0 takes a free one",
+        8100,
+        kind=int,
+        within=Range(ge=0, le=65535),
+    ),
+    Flag(
+        "samples-mb",
+        "Megabytes of samples in the file",
+        3.0,
+        kind=float,
+        within=Range(ge=0, le=1e5),
+        metavar="MB",
+    ),
+    positional=Flag("runs", "Run directories, or folders of several", several=True, metavar="RUN"),
+    settings=False,
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,30 +51,24 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: a path without a run, a port that is taken, or no plotly.
     """
-    parser = argparse.ArgumentParser(prog="python -m p2o_jax.report", add_help=False)
-    parser.add_argument("runs", nargs="+", metavar="RUN")
-    parser.add_argument("--out", type=Path, default=Path("report.html"))
-    parser.add_argument("--serve", action="store_true")
-    parser.add_argument("--port", default="8100")
-    parser.add_argument("--samples-mb", default="3")
-    flags = parser.parse_args(argv)
-    given = loading.numbers({"port": flags.port, "samples-mb": flags.samples_mb}, NUMBERS)
-    paths, samples_bytes = run.workdirs(flags.runs), int(given["samples-mb"] * 1e6)
-    if flags.serve:
+    flags, _ = COMMAND_LINE.parse(argv)
+    paths, samples_bytes = run.workdirs(flags["runs"]), int(flags["samples-mb"] * 1e6)
+    out = Path(flags["out"])
+    if flags["serve"]:
         try:
-            server = serve.server(paths, given["port"])
+            server = serve.server(paths, flags["port"])
         except OSError as e:
-            raise ConfigError(f"--port={flags.port}: {e.strerror}") from e
+            raise ConfigError(f"--port={flags['port']}: {e.strerror}") from e
         with server, suppress(KeyboardInterrupt):
             print(f"http://127.0.0.1:{server.server_address[1]}  (Ctrl-C ends it)", flush=True)
             server.serve_forever()
         return
-    if problems := [] if page.is_page(flags.out) else files.conflicts("--out", flags.out):
+    if problems := [] if page.is_page(out) else files.conflicts("--out", out):
         raise ConfigError(*problems)
-    flags.out.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     html = page.render(run.page_data(paths, samples_bytes))
-    files.write_whole(flags.out, html)
-    print(f"{flags.out}  {len(html) / 1e6:.1f} MB")
+    files.write_whole(out, html)
+    print(f"{out}  {len(html) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -651,39 +651,6 @@ def test_wrong_arms_are_told_together():
     ]
 
 
-def test_flags():
-    known = {"config": None, "workdir": ""}
-    argv = [
-        "--config",
-        "a.py",
-        "--config.optim.lr=1e-3",
-        "--config.data.path",
-        "x=y.jsonl",
-        "--workdir=w",
-    ]
-    flags, overrides = loading.parse_flags(argv, known)
-    assert flags == {"config": "a.py", "workdir": "w"}
-    assert overrides == [("optim.lr", "1e-3"), ("data.path", "x=y.jsonl")]
-    assert loading.parse_flags(["--config=a.py"], known) == ({"config": "a.py", "workdir": ""}, [])
-
-
-def test_a_negative_number_is_a_value():
-    assert loading.parse_flags(["--config=a.py", "--config.mesh.data", "-1"], {"config": None})[
-        1
-    ] == [("mesh.data", "-1")]
-
-
-def test_wrong_flags_are_told_together():
-    assert problems_of(
-        loading.parse_flags, ["--confg=a.py", "loose", "--workdir"], {"config": None, "workdir": ""}
-    ) == [
-        "--confg: unknown flag (did you mean --config?)",
-        "loose: unknown flag",
-        "--workdir: needs a value",
-        "--config: required",
-    ]
-
-
 def test_lengths_that_follow_from_settings():
     cfg = changed(
         data__max_prompt_tokens=100,
@@ -707,31 +674,9 @@ def test_a_float_whose_default_is_a_whole_number_takes_fractions():
         assert loading.load(SMOKE, [("gepa.dev_size", text)]).gepa.dev_size == value
 
 
-def test_flags_that_are_numbers_have_ranges_too():
-    wanted = {"n": (int, ranges.COUNT), "t": (float, ranges.TEMPERATURE_OR_GREEDY)}
-    assert loading.numbers({"n": "16", "t": "0", "other": "x"}, wanted) == {"n": 16, "t": 0.0}
-    assert problems_of(loading.numbers, {"n": "9" * 5000, "t": ""}, wanted) == [
-        f"--n={'9' * 5000} must be an integer, at least 1",
-        "--t= must be a number, 0, or in [0.01, 100]",
-    ]
-    assert problems_of(loading.numbers, {"n": "0", "t": "inf"}, wanted) == [
-        "--n=0 must be at least 1",
-        "--t=inf must be finite",
-    ]
-
-
 def test_an_integer_too_large_for_a_float_is_out_of_range():
     cfg = loading.load(SMOKE, [("optim.lr", "1" + "0" * 400)])
     assert "config.optim.lr=inf must be finite" in rules.problems(config.resolve(cfg), 1)
-
-
-def test_the_report_s_numbers_have_ranges():
-    from p2o_jax.report.__main__ import main
-
-    assert problems_of(main, ["nowhere", "--port=99999", "--samples-mb=inf"]) == [
-        "--port=99999 must lie in [0, 65,535]",
-        "--samples-mb=inf must be finite",
-    ]
 
 
 def test_settings_of_an_earlier_run_have_their_current_names():

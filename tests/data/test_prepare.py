@@ -312,9 +312,9 @@ def test_it_says_what_is_wrong(tmp_path, deepscaler):
     told = [
         "no settings here",
         "deepscalr: expected one of",
-        "--overlaps=drop needs",
         "--seed=x",
         "--train=0",
+        "--overlaps=drop needs",
         "not empty",
     ]
     assert len(found) == 6 and all(word in line for word, line in zip(told, found, strict=True))
