@@ -1,81 +1,92 @@
-"""The P²O loop: epochs of GRPO, and between them one round of GEPA on the questions that the epoch
-found hard.
+"""The P²O loop: epochs of GRPO, and after each a round of GEPA on the questions that it found hard.
 
-Read with the steps of `docs/algorithm.md` at hand: this file is their order and nothing else. A new
-option adds a function elsewhere.
+Read it beside `docs/algorithm.md`, whose steps it follows in order. A new option is a function
+elsewhere, not a branch here.
 """
 
-from dataclasses import replace
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from p2o_jax import gepa
 from p2o_jax.config import Config, minibatch_rollouts
 from p2o_jax.p2o import assign, bandit, mining, question_history
 from p2o_jax.rl import advantages, batch
+from p2o_jax.rollout.dynamic_sampling import Filled
 from p2o_jax.startup.components import Components
 from p2o_jax.state import Ledger, RunState
 from p2o_jax.tracking.metric_names import of_updates, rollout_metrics
-from p2o_jax.types import SearchResult
+from p2o_jax.types import Question, Rollout, SearchResult
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a rollout phase hands to the update phase."""
+
+    questions: list[Question]
+    rollouts: list[Rollout]  # of these questions, group by group
+    filled: Filled  # the rollouts to train on, and all that were sampled
 
 
 def run(cfg: Config, components: Components) -> RunState:
-    """Trains until the epochs are done or the tokens are spent; goes on from the newest
-    checkpoint if there is one.
+    """Trains until the epochs are over or the token budget is spent; returns the last state.
+
+    Resumes from the newest checkpoint if there is one.
     """
     state = components.open_state()
     while not is_finished(cfg, components, state):
-        state = evaluate_if_due(components, state)
-        before, state = (
-            state,
-            (prompt_phase if state.phase == "prompts" else policy_step)(cfg, components, state),
-        )
+        before = state = evaluate_if_due(components, state)
+        step = prompt_phase if state.phase == "prompts" else policy_step
+        state = step(cfg, components, state)
         components.checkpoints.save_if_due(before, state)
     components.checkpoints.save(state)
     return evaluate(components, state)
 
 
 def is_finished(cfg: Config, components: Components, state: RunState) -> bool:
-    """After the last epoch no prompt phase follows; a token budget ends the run at the first step
-    that reaches it.
+    """Whether the epochs are over or the token budget is spent.
 
-    A run without epochs ends after the prompt phase that it begins with.
+    No prompt phase follows the last epoch. A run without epochs ends after its first prompt phase.
     """
     limit = cfg.train.max_generated_tokens
     tokens_spent = limit > 0 and state.ledger.total("generated_tokens") >= limit
-    return state.tick > 0 and (
-        tokens_spent or state.step >= cfg.train.epochs * components.questions.steps_per_epoch
-    )
+    last_step = cfg.train.epochs * components.questions.steps_per_epoch
+    return state.tick > 0 and (tokens_spent or state.step >= last_step)
 
 
 def policy_step(cfg: Config, components: Components, state: RunState) -> RunState:
-    """One training step on a batch of questions (algorithm: "One training step", 1 to 8)."""
-    group_size = cfg.rollout.group_size
+    """One training step on a batch of questions (algorithm, "One training step")."""
+    return update_phase(cfg, components, state, rollout_phase(cfg, components, state))
+
+
+def rollout_phase(cfg: Config, components: Components, state: RunState) -> Sampled:
+    """Samples and scores the rollouts of the step's questions (algorithm, steps 1 to 3)."""
     questions = mining.with_extra_groups(
         components.questions.batch(state.step), state.last_hard_ids, cfg.mining
     )
     assignment = bandit.draw(
         state.bandit, state.assignment, questions, cfg.assign, f"{cfg.train.seed}/{state.step}"
     )
-    prompts = assign.prompts_for(questions, assignment, group_size, "train", state.history.tokens)
-    weights = components.weights(state)
-    rollouts = components.pipeline.sample(
-        weights, prompts, components.sampling, components.key("rollout", state.step)
+    prompts = assign.prompts_for(
+        questions, assignment, cfg.rollout.group_size, "train", state.history.tokens
     )
-    filled = components.fill(
-        weights, rollouts, assignment, state.step, components.key("rollout", state.step)
-    )
-    del weights  # the update needs their memory
+    key = components.key("rollout", state.step)
+    weights = components.weights(state)  # freed on return: the update needs their memory
+    rollouts = components.pipeline.sample(weights, prompts, components.sampling, key)
+    filled = components.fill(weights, rollouts, assignment, state.step, key)
+    return Sampled(questions, rollouts, filled)
 
-    solved_QG = np.array([r.succeeded for r in rollouts]).reshape(-1, group_size)
-    templated_QG = np.array([r.templated for r in rollouts]).reshape(-1, group_size)
-    found = mining.find_hard(questions, solved_QG, templated_QG, cfg.mining, state.last_hard_ids)
+
+def update_phase(
+    cfg: Config, components: Components, state: RunState, sampled: Sampled
+) -> RunState:
+    """Mines hard questions and updates the policy on plain prompts (algorithm, steps 4 to 8)."""
+    questions, rollouts, filled = sampled.questions, sampled.rollouts, sampled.filled
+    solved_QG, templated_QG = mining.outcomes(rollouts, cfg.rollout.group_size)
+    hard_now = mining.find_hard(questions, solved_QG, templated_QG, cfg.mining, state.last_hard_ids)
     advantage_QG = advantages.of_rollouts(filled.trained, cfg)
 
-    # before any update: old, reference and templated log-probs, and the weights w
-    with components.reporter.phase("score"):
+    policy, size = components.learner.policy(state.learner), minibatch_rollouts(cfg)
+    with components.reporter.phase("score"):  # before any update: all log-probs but the new ones
         examples = batch.examples(filled.trained, advantage_QG, cfg.distill, cfg.loss.overlong)
-        policy, size = components.learner.policy(state.learner), minibatch_rollouts(cfg)
         examples, score_stats = components.learner.score(
             policy, components.kl_params, examples, size
         )
@@ -85,7 +96,7 @@ def policy_step(cfg: Config, components: Components, state: RunState) -> RunStat
             learner, stats = components.learner.update(learner, minibatch)
             update_stats.append(stats)
 
-    step, hard_ids = state.step + 1, tuple(dict.fromkeys((*state.hard_ids, *found)))
+    step, hard_ids = state.step + 1, tuple(dict.fromkeys((*state.hard_ids, *hard_now)))
     epoch, epoch_ends = (
         components.questions.epoch(state.step),
         components.questions.ends_epoch(step),
@@ -102,24 +113,23 @@ def policy_step(cfg: Config, components: Components, state: RunState) -> RunStat
         history=question_history.advanced(state.history, epoch, rollouts, hard_ids, epoch_ends),
     )
     zero_Q = advantages.zero_advantage(advantages.of_rollouts(rollouts, cfg))
-    hard_now = mining.outcome_metrics(
-        questions, solved_QG, templated_QG, zero_Q, state.last_hard_ids
-    )
-    counts = {"hard/questions_step": len(found), "hard/questions_epoch": len(after.hard_ids)}
-    values = (
+    components.record.step(
+        state,
+        after,
+        filled.made,
         rollout_metrics(filled.made)
         | filled.stats
         | of_updates(score_stats, update_stats)
-        | hard_now
-        | counts
+        | mining.outcome_metrics(questions, solved_QG, templated_QG, zero_Q, state.last_hard_ids)
+        | {"hard/questions_step": len(hard_now), "hard/questions_epoch": len(hard_ids)},
     )
-    components.record.step(state, after, filled.made, values)
     return after
 
 
 def prompt_phase(cfg: Config, components: Components, state: RunState) -> RunState:
-    """GEPA on the epoch's hard questions (algorithm: "End of an epoch"); the state that opens
-    the next epoch.
+    """Evolves templates on the epoch's hard questions (algorithm, "End of an epoch").
+
+    Returns the state that opens the next epoch.
     """
     result, ledger = None, state.ledger
     if gepa.is_due(state.step, len(state.hard_ids), cfg.gepa):
@@ -146,8 +156,9 @@ def prompt_phase(cfg: Config, components: Components, state: RunState) -> RunSta
 def search(
     cfg: Config, components: Components, state: RunState, journal: gepa.Journal
 ) -> tuple[SearchResult, Ledger]:
-    """GEPA on the state's hard questions, and the ledger after it; calls that are in the journal
-    are not made again.
+    """GEPA on the state's hard questions: its result, and the ledger with what it cost.
+
+    Calls that are in the journal are replayed, not repeated.
     """
     adapter = components.gepa_adapter(state)
     journal.account(spent=lambda: adapter.last_costs, replayed=adapter.book)
@@ -168,9 +179,7 @@ def search(
 
 
 def evaluate_if_due(components: Components, state: RunState) -> RunState:
-    """Evaluates where the schedule says so; at the end of an epoch before its prompt phase, not
-    again after it.
-    """
+    """Evaluates if the schedule says so; at the end of an epoch once, before its prompt phase."""
     opens_epoch = (
         state.phase == "policy"
         and state.tick > 0
@@ -182,8 +191,9 @@ def evaluate_if_due(components: Components, state: RunState) -> RunState:
 
 
 def evaluate(components: Components, state: RunState) -> RunState:
-    """The state with evaluation on the ledger; accuracy on the held-out questions, plainly
-    unless eval.template says so, is logged.
+    """Evaluates on the held-out questions, with plain prompts unless `eval.template` says "best".
+
+    Logs the metrics; returns the state with the evaluation on its ledger.
     """
     if not components.evaluation.questions:
         return state

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from p2o_jax import config
-from p2o_jax.types import Question
+from p2o_jax.types import Question, Rollout
+
+
+def outcomes(rollouts: Sequence[Rollout], group_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(solved_QG, templated_QG) of rollouts that lie group by group, as bool arrays."""
+    solved = np.array([r.succeeded for r in rollouts])
+    templated = np.array([r.templated for r in rollouts])
+    return solved.reshape(-1, group_size), templated.reshape(-1, group_size)
 
 
 def find_hard(
