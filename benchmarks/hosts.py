@@ -224,18 +224,26 @@ def settings(questions: int, folder: Path) -> Any:
     return replace(
         base,
         model=replace(base.model, path=str(MODEL)),
-        data=replace(base.data, path=str(path), prompt_template="{question}", max_prompt_tokens=PROMPT),
+        data=replace(
+            base.data, path=str(path), prompt_template="{question}", max_prompt_tokens=PROMPT
+        ),
         mesh=replace(base.mesh, cpu_devices=DEVICES),
         rollout=replace(
-            base.rollout, questions=questions, group_size=GROUP, max_new_tokens=RESPONSE, prompt_buckets=(PROMPT, 2 * PROMPT), slots=768,
-            min_slots=0, prompt_cache_tokens=2**19,
+            base.rollout,
+            questions=questions,
+            group_size=GROUP,
+            max_new_tokens=RESPONSE,
+            prompt_buckets=(PROMPT, 2 * PROMPT),
+            slots=768,
+            min_slots=0,
+            prompt_cache_tokens=2**19,
         ),
         optim=replace(base.optim, minibatch_questions=questions // 2, micro_rows=DEVICES),
         gepa=replace(base.gepa, reflector="api", max_template_tokens=PROMPT),
         api=replace(base.api, base_url="http://localhost:9/v1", model="none", key_env=()),
         reward=replace(base.reward, kind="exact"),
         train=replace(base.train, epochs=1000),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -36,11 +36,24 @@ TARGETS = {
     "every phase is hit": Target("phases_missed", "<=", 0),
 }
 SETTINGS = {
-    "world.steps": 150, "world.hard_per_family": 1, "world.easy_per_family": 10, "world.heldout_per_family": 4, "train.epochs": 3,
-    "rollout.questions": 8, "optim.minibatch_questions": 4, "loss.entropy_coef": 0.01, "gepa.min_hard": 4, "gepa.max_metric_calls": 60,
-    "gepa.acceptance": "margin", "gepa.acceptance_margin": 0, "gepa.temperature": 1.0, "gepa.filter_replies": "false",
-    "eval.every_steps": 2, "checkpoint.every_steps": 2, "checkpoint.keep_every": 4,
-}  # fmt: skip
+    "world.steps": 150,
+    "world.hard_per_family": 1,
+    "world.easy_per_family": 10,
+    "world.heldout_per_family": 4,
+    "train.epochs": 3,
+    "rollout.questions": 8,
+    "optim.minibatch_questions": 4,
+    "loss.entropy_coef": 0.01,
+    "gepa.min_hard": 4,
+    "gepa.max_metric_calls": 60,
+    "gepa.acceptance": "margin",
+    "gepa.acceptance_margin": 0,
+    "gepa.temperature": 1.0,
+    "gepa.filter_replies": "false",
+    "eval.every_steps": 2,
+    "checkpoint.every_steps": 2,
+    "checkpoint.keep_every": 4,
+}
 PRETRAINING = {"world.steps": 40, "train.epochs": 1}  # of runs that are killed in pretraining
 PHASES = (
     "start",

@@ -50,10 +50,18 @@ def run(argv: Sequence[str]) -> None:
         ConfigError: wrong flags, or a measurement that fails.
     """
     known = {
-        "peers": "false", "sizes": "nano,small", "rounds": "2", "steps": "6", "models": str(CACHE / "models"), "worker": "",
-        "trl-python": str(CACHE / "trlenv/bin/python"), "tunix-python": str(CACHE / "tunixenv/bin/python"), "core": "0", "micro": "64,16",
+        "peers": "false",
+        "sizes": "nano,small",
+        "rounds": "2",
+        "steps": "6",
+        "models": str(CACHE / "models"),
+        "worker": "",
+        "trl-python": str(CACHE / "trlenv/bin/python"),
+        "tunix-python": str(CACHE / "tunixenv/bin/python"),
+        "core": "0",
+        "micro": "64,16",
         "profile": "false",
-    }  # fmt: skip
+    }
     flags, _ = loading.parse_flags(
         [f"{a}=true" if a in ("--peers", "--profile") else a for a in argv], known
     )
@@ -138,9 +146,19 @@ def commands(flags: dict[str, str], model: Path, batch: Path, shape: str) -> dic
         for tool in ("trl", "tunix"):
             for micro in flags["micro"].split(","):
                 made[f"{tool}:{micro}"] = [
-                    flags[f"{tool}-python"], str(PEERS / f"{tool}_update.py"), "--model", str(model), "--batch", str(batch),
-                    "--micro-batch", micro, "--steps", flags["steps"], "--threads", "1",
-                ]  # fmt: skip
+                    flags[f"{tool}-python"],
+                    str(PEERS / f"{tool}_update.py"),
+                    "--model",
+                    str(model),
+                    "--batch",
+                    str(batch),
+                    "--micro-batch",
+                    micro,
+                    "--steps",
+                    flags["steps"],
+                    "--threads",
+                    "1",
+                ]
     return {name: ["taskset", "-c", flags["core"], *arguments] for name, arguments in made.items()}
 
 

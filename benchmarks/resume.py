@@ -49,9 +49,13 @@ EXCEPTIONS = {
     "unknown": ("99 zstd: unexpected state", "refused"),
 }
 SETTINGS = {
-    **kill.SETTINGS, "world.steps": 40, "gepa.enabled": "false", "checkpoint.every_steps": 1, "checkpoint.keep": 3,
+    **kill.SETTINGS,
+    "world.steps": 40,
+    "gepa.enabled": "false",
+    "checkpoint.every_steps": 1,
+    "checkpoint.keep": 3,
     "checkpoint.keep_every": 0,
-}  # fmt: skip
+}
 STOP_TOKENS, END_TOKENS = 700, 1600  # of the first start, and of the second
 MESHES = ((1, 1), (2, 1), (2, 2))  # (CPU devices, tensor); two-way tensor pads the vocabulary
 EPOCHS = (4, 60)  # warm-ups of one update, and of several

@@ -39,10 +39,13 @@ BATCHES = {
     }
 }
 SPEEDUP = {
-    ("nano", "equal"): {"tunix": 2.0, "hf": 2.5}, ("small", "equal"): {"tunix": 1.4, "hf": 1.8},
-    ("nano", "group"): {"tunix": 4.0, "hf": 4.0}, ("small", "group"): {"tunix": 4.0, "hf": 4.0},
-    ("nano", "geometric"): {"tunix": 4.0, "hf": 4.0}, ("small", "geometric"): {"tunix": 4.0, "hf": 4.0},
-}  # fmt: skip
+    ("nano", "equal"): {"tunix": 2.0, "hf": 2.5},
+    ("small", "equal"): {"tunix": 1.4, "hf": 1.8},
+    ("nano", "group"): {"tunix": 4.0, "hf": 4.0},
+    ("small", "group"): {"tunix": 4.0, "hf": 4.0},
+    ("nano", "geometric"): {"tunix": 4.0, "hf": 4.0},
+    ("small", "geometric"): {"tunix": 4.0, "hf": 4.0},
+}
 OVER_FLOOR = {"nano": 2.5, "small": 1.6}
 
 
@@ -53,10 +56,17 @@ def run(argv: Sequence[str]) -> None:
         ConfigError: wrong flags, or a measurement that fails.
     """
     known = {
-        "peers": "false", "sizes": "nano,small", "cases": ",".join(CASES), "rounds": "2", "repeats": "3", "floor": "", "core": "0",
-        "models": str(learner.CACHE / "models"), "trl-python": str(learner.CACHE / "trlenv/bin/python"),
+        "peers": "false",
+        "sizes": "nano,small",
+        "cases": ",".join(CASES),
+        "rounds": "2",
+        "repeats": "3",
+        "floor": "",
+        "core": "0",
+        "models": str(learner.CACHE / "models"),
+        "trl-python": str(learner.CACHE / "trlenv/bin/python"),
         "tunix-python": str(learner.CACHE / "tunixenv/bin/python"),
-    }  # fmt: skip
+    }
     flags, _ = loading.parse_flags(["--peers=true" if a == "--peers" else a for a in argv], known)
     if flags["floor"]:
         print(json.dumps(floor(Path(flags["floor"]))), flush=True)

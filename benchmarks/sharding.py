@@ -136,12 +136,29 @@ def settings(shape: tuple[int, int, int]) -> Config:
         "mesh": {"data": data, "fsdp": fsdp, "tensor": tensor},
         "data": {"max_prompt_tokens": PROMPT},
         "rollout": {
-            "questions": 8, "group_size": SEQUENCES // 8, "temperature": 1.0, "max_new_tokens": RESPONSE, "prompt_buckets": (PROMPT, 256),
-            "slots": 16, "min_slots": 0, "prompt_cache_tokens": 2048, "prefill_tokens": 256,
+            "questions": 8,
+            "group_size": SEQUENCES // 8,
+            "temperature": 1.0,
+            "max_new_tokens": RESPONSE,
+            "prompt_buckets": (PROMPT, 256),
+            "slots": 16,
+            "min_slots": 0,
+            "prompt_cache_tokens": 2048,
+            "prefill_tokens": 256,
         },
-        "optim": {"lr": LR, "warmup_frac": 0.0, "minibatch_questions": 8, "micro_rows": 8, "row_tokens": 128},
-        "gepa": {"max_template_tokens": 64, "reflect_prompt_tokens": 128, "reflect_new_tokens": RESPONSE},
-    }  # fmt: skip
+        "optim": {
+            "lr": LR,
+            "warmup_frac": 0.0,
+            "minibatch_questions": 8,
+            "micro_rows": 8,
+            "row_tokens": 128,
+        },
+        "gepa": {
+            "max_template_tokens": 64,
+            "reflect_prompt_tokens": 128,
+            "reflect_new_tokens": RESPONSE,
+        },
+    }
     return dataclasses.replace(
         cfg,
         **{

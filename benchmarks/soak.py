@@ -25,11 +25,24 @@ from p2o_jax.tracking.metric_names import read_rows
 ROOT = Path(__file__).parent.parent
 STEPS_PER_EPOCH = 50
 SETTINGS = {
-    "world.hard_per_family": 20, "world.easy_per_family": 10, "world.heldout_per_family": 4, "loss.entropy_coef": 0.01,
-    "rollout.questions": 2, "rollout.group_size": 4, "rollout.slots": 16, "rollout.min_slots": 8, "optim.minibatch_questions": 2,
-    "gepa.min_hard": 4, "gepa.max_metric_calls": 60, "gepa.acceptance": "margin", "gepa.acceptance_margin": 0, "gepa.temperature": 1.0,
-    "gepa.filter_replies": "false", "eval.every_steps": 50, "checkpoint.every_steps": 25,
-}  # fmt: skip
+    "world.hard_per_family": 20,
+    "world.easy_per_family": 10,
+    "world.heldout_per_family": 4,
+    "loss.entropy_coef": 0.01,
+    "rollout.questions": 2,
+    "rollout.group_size": 4,
+    "rollout.slots": 16,
+    "rollout.min_slots": 8,
+    "optim.minibatch_questions": 2,
+    "gepa.min_hard": 4,
+    "gepa.max_metric_calls": 60,
+    "gepa.acceptance": "margin",
+    "gepa.acceptance_margin": 0,
+    "gepa.temperature": 1.0,
+    "gepa.filter_replies": "false",
+    "eval.every_steps": 50,
+    "checkpoint.every_steps": 25,
+}
 TARGETS = {
     "memory is flat": Target("rss_growth", "<=", 0.02),
     "no file stays open": Target("files_growth", "<=", 0),

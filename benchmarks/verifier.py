@@ -79,19 +79,27 @@ HOSTILE: dict[str, Callable[[random.Random], str]] = {
     "NUL bytes": lambda r: "\x00" * r.randint(1, 100),
     "control characters": lambda r: "".join(chr(r.randint(0, 31)) for _ in range(50)),
     "surrogates": lambda r: "".join(chr(r.randint(0xD800, 0xDFFF)) for _ in range(20)),
-    "unicode digits": lambda r: "".join(chr(r.choice((0x660, 0x966, 0xFF10, 0x1D7CE)) + r.randint(0, 9)) for _ in range(10)),
+    "unicode digits": lambda r: "".join(
+        chr(r.choice((0x660, 0x966, 0xFF10, 0x1D7CE)) + r.randint(0, 9)) for _ in range(10)
+    ),
     "long number": lambda r: "1" * r.randint(4000, 5000),
     "long decimal": lambda r: "0." + "3" * r.randint(300, 4000),
     "megabyte": lambda r: r.choice("x1 {") * 1_000_000,
-    "code": lambda r: r.choice(("__import__('os').system('false')", "exec('while 1: pass')", "open('x','w')")),
-    "LaTeX soup": lambda r: "".join(r.choice((r"\frac", *"{}^_x1&", r"\sum", r"\int", r"\left(", r"\\")) for _ in range(80)),
+    "code": lambda r: r.choice(
+        ("__import__('os').system('false')", "exec('while 1: pass')", "open('x','w')")
+    ),
+    "LaTeX soup": lambda r: "".join(
+        r.choice((r"\frac", *"{}^_x1&", r"\sum", r"\int", r"\left(", r"\\")) for _ in range(80)
+    ),
     "matrix": lambda r: r"\begin{pmatrix}" + "1&2\\\\" * r.randint(10, 300) + r"\end{pmatrix}",
-    "sum": lambda r: rf"\sum_{{n=1}}^{{{10 ** r.randint(5, 30)}}} \frac{{1}}{{n^{r.randint(2, 9)}}}",
+    "sum": lambda r: (
+        rf"\sum_{{n=1}}^{{{10 ** r.randint(5, 30)}}} \frac{{1}}{{n^{r.randint(2, 9)}}}"
+    ),
     "product": lambda r: "(x+1)" * r.randint(20, 300),
     "binomial": lambda r: rf"\binom{{{10 ** r.randint(6, 12)}}}{{{10 ** r.randint(5, 6)}}}",
     "integral": lambda r: rf"\int_0^1 e^{{x^{{{r.randint(3, 30)}}}}} \sin(x^x) dx",
     "equations": lambda r: ", ".join(f"x_{{{i}}}={i}" for i in range(r.randint(20, 200))),
-}  # fmt: skip
+}
 
 
 def hostile(rng: random.Random, made: dict[str, list[str]], distinct: int) -> Pair:
@@ -120,9 +128,12 @@ def run(argv: Sequence[str]) -> None:
     }
     flags, _ = loading.parse_flags(argv, known)
     figures = measure(
-        int(flags["answers"]), float(flags["hostile"]), float(flags["symbolic"]),
-        config.RewardConfig(workers=int(flags["workers"]), timeout_s=float(flags["timeout_s"])), random.Random(flags["seed"]),
-    )  # fmt: skip
+        int(flags["answers"]),
+        float(flags["hostile"]),
+        float(flags["symbolic"]),
+        config.RewardConfig(workers=int(flags["workers"]), timeout_s=float(flags["timeout_s"])),
+        random.Random(flags["seed"]),
+    )
     report.finish("verifier", figures, TARGETS)
 
 

@@ -387,7 +387,7 @@ def _notes(part: sources.Loaded) -> list[str]:
         if known
         else ""
     )
-    return [*part.told, *([size] if known and known.size != len(part.questions) else [])]
+    return [*part.notices, *([size] if known and known.size != len(part.questions) else [])]
 
 
 def _samples_file(out: Path, part: sources.Loaded, asked: str) -> Path:

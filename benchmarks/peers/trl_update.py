@@ -47,11 +47,24 @@ def main():
     tok = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
     with tempfile.TemporaryDirectory() as out:
         cfg = GRPOConfig(
-            output_dir=out, per_device_train_batch_size=micro, gradient_accumulation_steps=n // micro, num_generations=8,
-            max_completion_length=longest, max_steps=100, temperature=args.temperature, beta=args.beta, num_iterations=1,
-            learning_rate=args.lr, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", logging_strategy="no",
-            save_strategy="no", disable_tqdm=True,
-        )  # fmt: skip
+            output_dir=out,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=n // micro,
+            num_generations=8,
+            max_completion_length=longest,
+            max_steps=100,
+            temperature=args.temperature,
+            beta=args.beta,
+            num_iterations=1,
+            learning_rate=args.lr,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+            logging_strategy="no",
+            save_strategy="no",
+            disable_tqdm=True,
+        )
         ds = Dataset.from_dict({"prompt": ["x"] * n})
         reward = lambda completions, **kw: [0.0] * len(completions)  # noqa: E731
         tr = GRPOTrainer(
@@ -78,8 +91,14 @@ def main():
             optimizer.zero_grad()
 
         wall, cpu = C.timed_calls(update, args.steps)
-    C.emit(bench="trl_update", update_s=C.med(wall), cpu_s=C.med(cpu), steps=args.steps, micro_batch=micro,
-           versions=C.versions("torch", "transformers", "trl"))  # fmt: skip
+    C.emit(
+        bench="trl_update",
+        update_s=C.med(wall),
+        cpu_s=C.med(cpu),
+        steps=args.steps,
+        micro_batch=micro,
+        versions=C.versions("torch", "transformers", "trl"),
+    )
 
 
 if __name__ == "__main__":

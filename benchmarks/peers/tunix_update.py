@@ -40,10 +40,16 @@ def main():
     n, P, R = len(data["length"]), data["prompt"].shape[1], data["response"].shape[1]
     micro = args.micro_batch or n
     tc = rlc.RLTrainingConfig(
-        actor_optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(args.lr, weight_decay=0.01)), eval_every_n_steps=10**9,
-        max_steps=10**6, mini_batch_size=n // 8, train_micro_batch_size=micro // 8, rollout_micro_batch_size=n // 8,
+        actor_optimizer=optax.chain(
+            optax.clip_by_global_norm(1.0), optax.adamw(args.lr, weight_decay=0.01)
+        ),
+        eval_every_n_steps=10**9,
+        max_steps=10**6,
+        mini_batch_size=n // 8,
+        train_micro_batch_size=micro // 8,
+        rollout_micro_batch_size=n // 8,
         compute_logps_micro_batch_size=n // 8,
-    )  # fmt: skip
+    )
     rc = base_rollout.RolloutConfig(
         max_tokens_to_generate=R,
         max_prompt_length=P,
@@ -88,8 +94,14 @@ def main():
             jax.block_until_ready(jax.tree.leaves(nnx_state(cl.actor_trainer.model)))
 
         wall, cpu = C.timed_calls(update, args.steps)
-    C.emit(bench="tunix_update", update_s=C.med(wall), cpu_s=C.med(cpu), steps=args.steps, micro_batch=micro,
-           versions=C.versions("jax", "jaxlib", "flax", "google-tunix"))  # fmt: skip
+    C.emit(
+        bench="tunix_update",
+        update_s=C.med(wall),
+        cpu_s=C.med(cpu),
+        steps=args.steps,
+        micro_batch=micro,
+        versions=C.versions("jax", "jaxlib", "flax", "google-tunix"),
+    )
 
 
 def nnx_state(model):

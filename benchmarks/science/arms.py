@@ -104,24 +104,71 @@ PAPER = (
     GRPO_DOUBLE,
     DAPO,
     _faithful(
-        "no-distillation", "trained on the templated prompt", "distill.mode=off", "optim.row_tokens=128", claim="65.2 → 55.6", expected=-1,
+        "no-distillation",
+        "trained on the templated prompt",
+        "distill.mode=off",
+        "optim.row_tokens=128",
+        claim="65.2 → 55.6",
+        expected=-1,
     ),
-    _faithful("same-template", "one template per group", "assign.same_template_in_group=true", claim="65.2 → 64.2", expected=-1),
     _faithful(
-        "one-reflection", "one round of reflection in place of GEPA", "gepa.max_iterations=1", "gepa.parents=16", "gepa.fill_width=true",
-        claim="64.2 → 50.4", expected=-1,
+        "same-template",
+        "one template per group",
+        "assign.same_template_in_group=true",
+        claim="65.2 → 64.2",
+        expected=-1,
     ),
-    _faithful("threshold-1", "hard: at most 1 success", "mining.max_successes=1", claim="62.1 (0) → 64.2 (≤ 1)"),
-    _faithful("threshold-3", "hard: at most 3 successes", "mining.max_successes=3", claim="62.1 (0) → 64.1 (≤ 3)"),
-    _faithful("reflector-policy", "the current policy reflects", "gepa.reflector=policy", claim="loses diversity late in training"),
-    _faithful("reflector-teacher", "a scripted teacher reflects", *TAUGHT, claim="62.4 → 65.2 (DeepScaler), 64.2 → 57.9 (DeepMath)"),
-    _faithful("template-at-test", "asked under the best template at test time", "eval.template=best"),
-    _faithful("prompts-first", "GEPA once on all questions, then training", "gepa.schedule=first", "gepa.max_metric_calls=1500"),
     _faithful(
-        "gepa-only", "GEPA alone, asked under its best template", "gepa.schedule=first", "gepa.max_metric_calls=5000", "train.epochs=0",
+        "one-reflection",
+        "one round of reflection in place of GEPA",
+        "gepa.max_iterations=1",
+        "gepa.parents=16",
+        "gepa.fill_width=true",
+        claim="64.2 → 50.4",
+        expected=-1,
+    ),
+    _faithful(
+        "threshold-1",
+        "hard: at most 1 success",
+        "mining.max_successes=1",
+        claim="62.1 (0) → 64.2 (≤ 1)",
+    ),
+    _faithful(
+        "threshold-3",
+        "hard: at most 3 successes",
+        "mining.max_successes=3",
+        claim="62.1 (0) → 64.1 (≤ 3)",
+    ),
+    _faithful(
+        "reflector-policy",
+        "the current policy reflects",
+        "gepa.reflector=policy",
+        claim="loses diversity late in training",
+    ),
+    _faithful(
+        "reflector-teacher",
+        "a scripted teacher reflects",
+        *TAUGHT,
+        claim="62.4 → 65.2 (DeepScaler), 64.2 → 57.9 (DeepMath)",
+    ),
+    _faithful(
+        "template-at-test", "asked under the best template at test time", "eval.template=best"
+    ),
+    _faithful(
+        "prompts-first",
+        "GEPA once on all questions, then training",
+        "gepa.schedule=first",
+        "gepa.max_metric_calls=1500",
+    ),
+    _faithful(
+        "gepa-only",
+        "GEPA alone, asked under its best template",
+        "gepa.schedule=first",
+        "gepa.max_metric_calls=5000",
+        "train.epochs=0",
         "eval.template=best",
     ),
-)  # fmt: skip
+)
 
 RECIPE = (
     FAITHFUL,

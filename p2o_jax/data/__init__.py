@@ -1,1 +1,1 @@
-"""Questions: read from files, put in order, rendered as prompts. Plain Python, no JAX."""
+"""Reads questions from files and data sets, orders them, and renders prompts. Uses no JAX."""

@@ -1,7 +1,7 @@
-"""The benchmarks that the paper and its peers report, and several evaluation sets by name.
+"""Math benchmarks, and named evaluation sets.
 
-A benchmark is read from the hub, or from any local source of `sources` with the hub's columns or
-with `question` and `answer`.
+A benchmark is read from the Hugging Face hub, or from any source that `sources` accepts. A local
+source has either the hub's columns or the columns `question` and `answer`.
 """
 
 import re
@@ -15,15 +15,16 @@ from p2o_jax.data.sources import Loaded, Record
 
 QUESTIONS = ("problem", "question", "Problem", "Question")
 ANSWERS = ("answer", "final_answer", "Answer", "expected_answer")
-# sets under so many questions are sampled k times, larger ones decoded greedily (the paper's
-# protocol)
+# The paper's protocol: sets of fewer questions are sampled k times, larger sets decoded greedily.
 SMALL = 100
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def reference(value: Any) -> Any:
-    """The answer in a column: a list's entries side by side (OlympiadBench: all must be given),
-    else the value as it is.
+    """The reference answer in a column.
+
+    A list is joined with commas, because OlympiadBench asks for all of its entries. Other values
+    are returned unchanged.
     """
     return (
         ", ".join(map(str, value))
@@ -33,13 +34,16 @@ def reference(value: Any) -> Any:
 
 
 def after_hashes(value: Any) -> Any:
-    """GSM8K's answer: what stands after the last ####, without thousands separators."""
+    """GSM8K's answer: the text after the last ####, without thousands separators."""
     return value.rpartition("####")[2].strip().replace(",", "") if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a benchmark's questions are, and how its columns are read: the first that is there."""
+    """The source of a benchmark and the way its answers are read.
+
+    Questions and answers come from the first column of `QUESTIONS` and of `ANSWERS` that exists.
+    """
 
     name: str
     title: str
@@ -49,7 +53,7 @@ class Benchmark:
     about: str = ""
 
     def convert(self, record: Record) -> Record | str:
-        """The record with the columns `question` and `answer`."""
+        """The record with the columns `question` and `answer`, or the reason why it has neither."""
         question = next((name for name in QUESTIONS if name in record), None)
         answer = next((name for name in ANSWERS if name in record), None)
         if question is None or answer is None:
@@ -59,14 +63,15 @@ class Benchmark:
         return {**rest, "question": record[question], "answer": self.answer(record[answer])}
 
     def load(self, cfg: config.DataConfig, source: str = "") -> Loaded:
-        """The benchmark's questions in `cfg.prompt_template`, from the hub unless another source is
-        given.
+        """Loads the benchmark's questions with `cfg.prompt_template`.
+
+        Reads from `source` if given, else from the hub.
 
         Raises:
             config.ConfigError: as `sources.load`.
         """
-        own = replace(cfg, question_field="question", answer_field="answer")
-        return replace(sources.load(source or self.source, own, self.convert), name=self.name)
+        fields = replace(cfg, question_field="question", answer_field="answer")
+        return replace(sources.load(source or self.source, fields, self.convert), name=self.name)
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -103,13 +108,15 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 
 
 def named(text: str) -> list[tuple[str, str]]:
-    """(name, source) of `NAME=SOURCE,NAME,SOURCE`: a benchmark may stand alone, another source
-    takes its name from its path.
+    """Parses a list of evaluation sets such as `NAME=SOURCE,BENCHMARK,SOURCE`.
+
+    Returns pairs of name and source. The source of a plain benchmark name is empty, and a plain
+    source is named after its path.
 
     Raises:
-        config.ConfigError: an empty entry, a name twice, or one that is none.
+        config.ConfigError: an entry is empty, a name is repeated, or a name is not valid.
     """
-    found: list[tuple[str, str]] = []
+    sets: list[tuple[str, str]] = []
     problems: list[str] = []
     for entry in text.split(","):
         name, equals, source = (part.strip() for part in entry.strip().partition("="))
@@ -121,17 +128,19 @@ def named(text: str) -> list[tuple[str, str]]:
                 " name of letters, digits, - and _"
             )
             problems.append(f"{entry.strip() or repr(text)}: {rule}")
-        elif name in dict(found):
-            problems.append(f"{entry.strip()}: a second set of the name {name}")
-        found.append((name, source))
+        elif name in dict(sets):
+            problems.append(f"{entry.strip()}: a second set named {name}")
+        sets.append((name, source))
     if problems:
         raise config.ConfigError(*problems)
-    return found
+    return sets
 
 
 def load_set(name: str, source: str, cfg: config.DataConfig) -> Loaded:
-    """The questions of a benchmark (from the hub where `source` is empty), or of a source of
-    one's own with the columns of `cfg`.
+    """Loads a benchmark, from the hub if `source` is empty, or another source with `cfg`'s columns.
+
+    Raises:
+        config.ConfigError: as `sources.load`.
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name].load(cfg, source)
@@ -141,10 +150,12 @@ def load_set(name: str, source: str, cfg: config.DataConfig) -> Loaded:
 def load_sets(
     text: str, cfg: config.DataConfig, where: str = "config.data.eval_path"
 ) -> list[Loaded]:
-    """The sets of a text like config.data.eval_path, or like what else `where` names.
+    """Loads every set in a list such as config.data.eval_path.
+
+    `where` is the name of the setting or flag that holds the list, for error messages.
 
     Raises:
-        config.ConfigError: with a line for everything wrong with any of them.
+        config.ConfigError: one line for every problem of every set.
     """
     sets: list[Loaded] = []
     problems: list[str] = []
@@ -163,7 +174,7 @@ def load_sets(
 
 
 def _name_of(source: str) -> str:
-    """The name of a source's set: the file's or data set's, without folder, suffix and split."""
+    """The name of a set: its file or data set, without folder, suffix and split."""
     path = re.sub(r"^(hf|tfds):", "", source).partition("@")[0].rstrip("/")
     return re.sub(r"\.(jsonl|json|csv|parquet)$", "", re.split(r"[/\\]", path)[-1]).partition(":")[
         0

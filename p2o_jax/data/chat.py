@@ -1,5 +1,6 @@
-"""Prompts: T(x, z) as token ids, through the model's own tokenizer and chat template; and token
-ids back to text.
+"""Renders prompts T(x, z) as token ids with the model's tokenizer and chat template.
+
+Also decodes token ids back to text.
 """
 
 import datetime
@@ -14,46 +15,42 @@ from p2o_jax import config
 from p2o_jax.data.chat_template import ChatTemplate, TemplateFailed
 from p2o_jax.types import Message, Question
 
-# stop a rollout where they are special tokens
-END_OF_TURN = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<end_of_turn>",
-)
+# These stop a response if the tokenizer has them as special tokens.
+END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-# not UTF-8: an endpoint's reply may hold them, and tokenizers refuse them
+# Not valid in UTF-8: tokenizers refuse them, but an endpoint's reply may contain them.
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 CACHED_PROMPTS = 1 << 14
 
 
 class TextCodec(Protocol):
-    """What `Chat` needs of a tokenizer. `stop_ids` end a response; `pad_id` is any valid id:
-    masks come from lengths.
-    """
+    """The tokenizer interface that `Chat` needs."""
 
-    stop_ids: tuple[int, ...]
-    pad_id: int
+    stop_ids: tuple[int, ...]  # tokens that end a response
+    pad_id: int  # any valid id: masks come from lengths
     special_tokens: tuple[str, ...]
-    chat_template: str  # Jinja; empty: none
-    template_variables: Mapping[str, Any]  # what a chat template may use: bos_token and the like
-    # which transformers puts before every text that is not a chat: a BOS, or none
-    prefix_ids: tuple[int, ...]
+    chat_template: str  # Jinja; empty if there is none
+    template_variables: Mapping[str, Any]  # variables for the chat template, such as bos_token
+    prefix_ids: tuple[int, ...]  # put before every plain text by transformers: a BOS, or nothing
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text as it stands, nothing added."""
+        """The ids of a text, without any added token."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids, special tokens left out."""
+        """The text of the ids, without special tokens."""
         ...
 
     def spell(self, ids: Sequence[int]) -> str:
-        """The text of the ids, special tokens included."""
+        """The text of the ids, including special tokens."""
         ...
 
 
 class Tokenizer:
-    """A TextCodec over one of transformers' fast tokenizers."""
+    """A `TextCodec` for a fast tokenizer of transformers.
+
+    `eos_ids` are further tokens that end a response, besides the tokenizer's own.
+    """
 
     def __init__(self, hf: Any, eos_ids: Iterable[int] = ()):
         self.hf = hf
@@ -82,27 +79,30 @@ class Tokenizer:
 
     @property
     def token_ids(self) -> dict[str, int]:
-        """The id of every token, added tokens included."""
+        """The id of every token, including added tokens."""
         return self.hf.get_vocab()
 
     def encode(self, text: str) -> list[int]:
+        """The ids of a text, without any added token. Unpaired surrogates become U+FFFD."""
         return self.hf.encode(_HALF_PAIR.sub("\ufffd", text), add_special_tokens=False)
 
     def spell(self, ids: Sequence[int]) -> str:
+        """The text of the ids, including special tokens."""
         return self.hf.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        # hf.decode looks at each id again
+        """The text of the ids, without special tokens."""
+        # faster than hf.decode, which checks every id in Python
         return self.hf.backend_tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face model directory. Its stop ids include the eos_token_id of
-    config.json and generation_config.json.
+    """Loads the tokenizer of a Hugging Face model directory.
+
+    Its stop ids include the eos_token_id of config.json and generation_config.json.
 
     Raises:
-        config.ConfigError: no such directory, no tokenizer in it, only a slow one, or no token to
-        stop at.
+        config.ConfigError: the directory does not exist, or has no fast tokenizer or no stop token.
     """
     path = Path(path)
     where = f"config.model.path={path}"
@@ -112,22 +112,18 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise config.ConfigError(
             f"{where}: no tokenizer files in it (one of {', '.join(TOKENIZER_FILES)})"
         )
-    # seconds, and most of the package never needs them
-    from transformers import (
-        AutoTokenizer,
-        PreTrainedTokenizerFast,
-    )
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # takes seconds to import
 
     # tokenizer.json is the tokenizer that the model was trained with. AutoTokenizer would go by
-    # config.json's model type instead and put that family's own pre-tokenizer in its place; it is
-    # for directories that are still to be converted.
+    # config.json's model type and substitute that family's pre-tokenizer. It is only used for
+    # directories without a tokenizer.json.
     loader = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
     try:
         hf = loader.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except Exception as e:  # the edge: damaged files raise whatever the reader of their format raises, bare Exception included
+    except Exception as e:  # the edge: a damaged file raises any exception its reader raises
         if "trust_remote_code" in str(e):
             raise config.ConfigError(
-                f"{where}: the tokenizer cannot be loaded: it is code of its own (auto_map in"
+                f"{where}: the tokenizer cannot be loaded: it needs custom code (auto_map in"
                 " tokenizer_config.json or config.json), which is never run; convert it to a"
                 " tokenizer.json"
             ) from e
@@ -150,9 +146,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def _eos_ids(path: Path) -> list[int]:
-    """The eos_token_id of a JSON file, which may be one id or a list; none if there is no such
-    file or key.
-    """
+    """The eos_token_id of a JSON file: one id or a list. Empty without the file or the key."""
     if not path.is_file():
         return []
     try:
@@ -171,15 +165,14 @@ def _eos_ids(path: Path) -> list[int]:
 
 
 class Chat:
-    """Renders prompts for one model. Built once; refuses at once what could not render a question
-    later.
+    """Renders prompts for one model.
 
-    `date` (ISO) is what a chat template with the date in it shows; None: today's. `notices` are
-    lines for the user.
+    `date` (ISO) is the date that the chat template sees; today's if None. The attribute `notices`
+    holds lines to show to the user.
 
     Raises:
-        config.ConfigError: the model has no chat template and none is given, or it does not take
-        the system prompt.
+        config.ConfigError: neither the model nor the config has a chat template, or it fails to
+            render a question, for example because it rejects the system prompt.
     """
 
     def __init__(self, tokenizer: TextCodec, cfg: config.ChatConfig, date: str | None = None):
@@ -192,20 +185,20 @@ class Chat:
         if not template:
             raise config.ConfigError(
                 "config.chat.template: this model has no chat template: give one (Jinja, as in"
-                f" tokenizer_config.json; for a base model {bare_template(tokenizer)} shows it the"
-                " bare text)"
+                f" tokenizer_config.json). For a base model {bare_template(tokenizer)} renders the"
+                " bare text"
             )
         self._template = ChatTemplate(
             template,
             {**tokenizer.template_variables, "enable_thinking": cfg.enable_thinking},
             self.date,
         )
-        # the same questions come back every epoch
+        # every epoch renders the same questions
         self._ids = functools.lru_cache(CACHED_PROMPTS)(self._encode_messages)
         self.notices = _bos_notices(tokenizer, cfg, self.render_text("?"))
 
     def render(self, question: Question, template: str = "") -> tuple[int, ...]:
-        """The ids of T(x, z), up to and with the opening of the assistant's turn."""
+        """The ids of T(x, z), including the opening of the assistant's turn."""
         return self._ids(_frozen(templated(question.messages, template)))
 
     def render_text(self, text: str) -> tuple[int, ...]:
@@ -213,11 +206,11 @@ class Chat:
         return self._ids(_frozen([{"role": "user", "content": text}]))
 
     def prompt_text(self, question: Question, template: str = "") -> str:
-        """T(x, z) as the text whose ids `render` returns."""
+        """T(x, z) as text; `render` returns its ids."""
         return self._text(templated(question.messages, template))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids without special tokens, spaces as they are."""
+        """The text of the ids, without special tokens. Spaces are kept."""
         return self.tokenizer.decode(ids)
 
     def count_tokens(self, text: str) -> int:
@@ -225,8 +218,9 @@ class Chat:
         return len(self.tokenizer.encode(text))
 
     def spells_special(self, text: str) -> bool:
-        """Whether the text spells a special token, such as the end of a turn, which would be
-        read as that.
+        """Whether the text contains a special token, such as the end of a turn.
+
+        The tokenizer would encode it as that token.
         """
         return any(token in text for token in self.tokenizer.special_tokens)
 
@@ -246,9 +240,7 @@ class Chat:
 
 
 def bare_template(tokenizer: TextCodec) -> str:
-    """A chat template for a base model: the messages' texts alone, with the ids that
-    transformers gives to a text.
-    """
+    """A chat template for a base model: the messages' texts, after the tokenizer's prefix."""
     return _prefix(tokenizer) + r"{{ messages | map(attribute='content') | join('\n') }}"
 
 
@@ -263,28 +255,26 @@ def _prefix(tokenizer: TextCodec) -> str:
 def _bos_notices(
     tokenizer: TextCodec, cfg: config.ChatConfig, prompt_ids: tuple[int, ...]
 ) -> tuple[str, ...]:
-    """A line if prompts lack what the tokenizer puts before every text, although the template is
-    the user's, or have it twice.
-    """
+    """A notice if prompts repeat the tokenizer's prefix, or if the user's template omits it."""
     prefix = tokenizer.prefix_ids
     if not prefix:
         return ()
     if prompt_ids[: 2 * len(prefix)] == prefix * 2:
         return (f"config.chat.template: prompts begin with {tokenizer.spell(prefix)} twice",)
     if cfg.template and prompt_ids[: len(prefix)] != prefix:
-        return (
-            (
-                f"config.chat.template: prompts do not begin with {tokenizer.spell(prefix)}, which"
-                " this tokenizer puts before every text; a template that begins with"
-                f" {_prefix(tokenizer)} adds it"
-            ),
+        notice = (
+            f"config.chat.template: prompts do not begin with {tokenizer.spell(prefix)}, which"
+            " this tokenizer puts before every text; begin the template with"
+            f" {_prefix(tokenizer)} to add it"
         )
+        return (notice,)
     return ()
 
 
 def templated(messages: Sequence[Message], template: str) -> tuple[Message, ...]:
-    """T(x, z) as messages: the template before the last user message's text; x itself for an
-    empty template.
+    """T(x, z) as messages: the template is put before the text of the last message.
+
+    An empty template returns the messages unchanged.
     """
     *before, last = messages
     z = template.strip()

@@ -1,4 +1,4 @@
-"""A chat template, rendered in a process that can be killed: `template_worker` explains why."""
+"""Renders a chat template in a process that can be killed; see `template_worker` for the reason."""
 
 import json
 import os
@@ -16,24 +16,23 @@ from p2o_jax.data import template_worker
 from p2o_jax.runtime import subprocesses
 from p2o_jax.types import Message
 
-CPU_S = 5  # processor time for a rendering; an ordinary one takes less than a millisecond
+CPU_S = 5  # processor time per rendering; ordinary templates take less than a millisecond
 MEMORY_BYTES = 1 << 30  # address space of the process
-MAX_CHARS = 4 << 20  # in a rendered text: the longest contexts of models are about a million tokens
-WALL_S = 120.0  # if the limit on processor time has no effect
-MAX_ATTEMPTS = (
-    2  # the process may have been killed from outside; if it dies twice, the template is at fault
-)
+MAX_CHARS = 4 << 20  # in a rendered text; the longest context windows are about a million tokens
+WALL_S = 120.0  # a fallback in case the limit on processor time has no effect
+MAX_ATTEMPTS = 2  # one death may come from outside the process; a second one is the template's
 _WORKER = Path(template_worker.__file__)
 
 
 class TemplateFailed(Exception):
-    """The reason why a template did not render."""
+    """A template did not render; the message gives the reason."""
 
 
 class ChatTemplate:
     """A Jinja chat template with its variables. `date` (ISO) is the only date that it sees.
 
-    The process starts with the first rendering and ends with this object. Threads may share it.
+    The process starts with the first rendering and ends with this object. Safe to share between
+    threads.
     """
 
     def __init__(self, template: str, variables: Mapping[str, Any], date: str):
@@ -42,15 +41,15 @@ class ChatTemplate:
             setup | {"cpu_s": CPU_S, "memory_bytes": MEMORY_BYTES, "max_chars": MAX_CHARS}
         )
         self._lock = threading.Lock()
-        self._workers: list[_RenderProcess] = []  # none or one
-        # at interpreter exit, too
+        self._workers: list[_RenderProcess] = []  # at most one
+        # also runs at interpreter exit
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The messages and the opening of the assistant's turn.
+        """Renders the messages and the opening of the assistant's turn.
 
         Raises:
-            TemplateFailed: the template is wrong, refuses these messages, or exceeds a limit.
+            TemplateFailed: the template is invalid, rejects these messages, or exceeds a limit.
         """
         request = template_worker.encode([dict(m) for m in messages])
         with self._lock:
@@ -66,7 +65,7 @@ class ChatTemplate:
         return text
 
     def _ask(self, request: bytes) -> tuple[str, str] | None:
-        """The reply to a request; None if the process died, and may have been killed from outside."""
+        """The reply to a request; None if the process died, perhaps killed from outside."""
         if not self._workers:
             self._workers.append(_RenderProcess(self._setup))
         worker = self._workers[0]
@@ -78,15 +77,14 @@ class ChatTemplate:
             if exit_code == -signal.SIGXCPU:
                 raise TemplateFailed(f"takes more than {CPU_S} s of processor time") from None
             return None
-        except (
-            BaseException
-        ):  # interrupted or too late: its reply must not be taken for that to the next request
+        except BaseException:
+            # Interrupted or too late: a late reply must not be read as the next request's.
             _kill_all(self._workers)
             raise
 
 
 class _RenderProcess:
-    """A process, and the socket to it."""
+    """A rendering process and the socket to it."""
 
     def __init__(self, setup: bytes):
         self._connection, theirs = Pipe()
@@ -103,7 +101,12 @@ class _RenderProcess:
         self._unsent = setup
 
     def ask(self, request: bytes) -> tuple[str, str]:
-        """The reply to a request; EOFError or OSError if the process has ended."""
+        """Sends a request and returns the kind and text of the reply.
+
+        Raises:
+            EOFError, OSError: the process has ended.
+            TemplateFailed: no reply came within WALL_S.
+        """
         if self._unsent:
             self._connection.send_bytes(self._unsent)
             self._unsent = b""
@@ -114,7 +117,7 @@ class _RenderProcess:
         return kind, text
 
     def wait(self) -> int:
-        """The exit code of a process that is ending."""
+        """The exit code of the process, which is killed if it does not end within a second."""
         try:
             return self._process.wait(1)
         except subprocess.TimeoutExpired:
@@ -122,6 +125,7 @@ class _RenderProcess:
             return self._process.wait()
 
     def kill(self) -> None:
+        """Ends the process and closes the socket."""
         self._process.kill()
         self._process.wait()
         self._connection.close()

@@ -1,4 +1,4 @@
-"""Records of folders and of the two hubs: Hugging Face `datasets` and TensorFlow Datasets."""
+"""Reads records from folders, Hugging Face `datasets` and TensorFlow Datasets."""
 
 import json
 import re
@@ -20,8 +20,10 @@ _SPLITS = {
 
 
 def read(path: Path, split: str) -> Iterator[Row]:
-    """The records of a folder: of `datasets` (save_to_disk), of TensorFlow Datasets, or of the
-    files in it.
+    """Yields the records of a folder.
+
+    The folder was saved by `datasets` (save_to_disk), belongs to TensorFlow Datasets, or holds
+    files that `tables` reads.
     """
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         yield from _read_saved(path, split)
@@ -32,9 +34,7 @@ def read(path: Path, split: str) -> Iterator[Row]:
 
 
 def read_hub(name: str, subset: str, split: str) -> Iterator[Row]:
-    """The records of a data set of the Hugging Face hub, downloaded by `datasets` where it is
-    not in its cache.
-    """
+    """Yields the records of a data set on the Hugging Face hub, downloading it if not cached."""
     import datasets
 
     try:
@@ -43,21 +43,22 @@ def read_hub(name: str, subset: str, split: str) -> Iterator[Row]:
             yield 0, problem
             return
         rows = datasets.load_dataset(name, subset or None, split=splits[0])
-    except Exception as e:  # the edge: no network, no such name, another library's readers, all with errors of their own
+    except Exception as e:  # the edge: the network, the name, or another library's reader fails
         yield 0, f"cannot be loaded: {type(e).__name__}: {_first_line(e)}"
         return
     yield from enumerate(rows, 1)  # pyright: ignore[reportReturnType]
 
 
 def read_tfds(name: str, split: str, data_dir: str) -> Iterator[Row]:
-    """The records of one of TensorFlow Datasets, prepared where it is not in `data_dir` (which
-    may need TensorFlow).
+    """Yields the records of a data set of TensorFlow Datasets.
+
+    Prepares the data set if it is not in `data_dir`, which may need TensorFlow.
     """
 
     def builder(tfds: Any) -> Any:
-        found = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
-        found.download_and_prepare()
-        return found
+        prepared = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
+        prepared.download_and_prepare()
+        return prepared
 
     stored = Path(data_dir).expanduser() / re.split("[/:]", name)[0] if data_dir else None
     yield from _read_builder(builder, split, stored)
@@ -67,34 +68,33 @@ def _read_saved(path: Path, split: str) -> Iterator[Row]:
     import datasets
 
     try:
-        found = datasets.load_from_disk(str(path))
-    except Exception as e:  # the edge: damaged folders raise whatever their readers raise
+        saved = datasets.load_from_disk(str(path))
+    except Exception as e:  # the edge: damaged folders raise any exception their readers raise
         yield 0, f"cannot be loaded: {type(e).__name__}: {_first_line(e)}"
         return
-    if isinstance(found, datasets.DatasetDict):
-        splits = [split] if split in found else [str(name) for name in found]
-        if problem := _not_one(splits, split if split in found else ""):
+    if isinstance(saved, datasets.DatasetDict):
+        splits = [split] if split in saved else [str(name) for name in saved]
+        if problem := _not_one(splits, split if split in saved else ""):
             yield 0, f"no split {split}: {problem}" if split else problem
             return
-        found = found[splits[0]]
-    yield from enumerate(found, 1)  # pyright: ignore[reportReturnType]
+        saved = saved[splits[0]]
+    yield from enumerate(saved, 1)  # pyright: ignore[reportReturnType]
 
 
 def _read_builder(make: Any, split: str, stored: Path | None) -> Iterator[Row]:
-    """The records of the builder that `make(tfds)` returns; `stored` is its folder of data, or
-    one above.
+    """The records of the builder that `make(tfds)` returns.
+
+    `stored` is the folder of its data, or a parent of that folder.
     """
     import tensorflow_datasets as tfds
 
     try:
         if foreign := _foreign_classes(stored) if stored else []:
-            yield (
-                0,
-                (
-                    f"features.json: {', '.join(foreign)}: classes outside TensorFlow Datasets"
-                    " would run code, and are not loaded"
-                ),
+            problem = (
+                f"features.json: {', '.join(foreign)}: classes outside TensorFlow Datasets"
+                " would run code, and are not loaded"
             )
+            yield 0, problem
             return
         builder = make(tfds)
         splits = [split] if split else list(builder.info.splits)
@@ -110,16 +110,17 @@ def _read_builder(make: Any, split: str, stored: Path | None) -> Iterator[Row]:
 
 
 def _foreign_classes(folder: Path) -> list[str]:
-    """Classes of features that the folder names and that are not of TensorFlow Datasets, which
-    imports any module named there.
+    """Feature classes named in the folder that do not belong to TensorFlow Datasets.
+
+    TensorFlow Datasets imports any module that features.json names.
     """
-    found: list[str] = []
+    foreign: list[str] = []
 
     def look(value: Any) -> None:
         if isinstance(value, dict):
-            # "type": as older versions wrote it
+            # older versions wrote "type"
             names = [value.get(key) for key in ("pythonClassName", "type")]
-            found.extend(
+            foreign.extend(
                 n
                 for n in names
                 if isinstance(n, str) and "." in n and not n.startswith("tensorflow_datasets.")
@@ -131,44 +132,37 @@ def _foreign_classes(folder: Path) -> list[str]:
 
     for path in sorted(folder.rglob("features.json")):
         look(json.loads(path.read_text(encoding="utf-8")))
-    return found
+    return foreign
 
 
 def _read_files(path: Path, split: str) -> Iterator[Row]:
-    found = sorted(
+    files = sorted(
         p
         for p in path.rglob("*")
         if p.suffix.lower() in tables.READERS
         and p.is_file()
         and not _is_hidden(p.relative_to(path))
     )
-    if not found:
-        yield (
-            0,
-            (
-                f"a folder without {', '.join(tables.READERS)} files, and not one of `datasets` or"
-                " TensorFlow Datasets"
-            ),
+    if not files:
+        problem = (
+            f"a folder without {', '.join(tables.READERS)} files, and not one of `datasets` or"
+            " TensorFlow Datasets"
         )
+        yield 0, problem
         return
     by_split: dict[str, list[Path]] = {}
-    for p in found:
+    for p in files:
         by_split.setdefault(_file_split(p.relative_to(path)), []).append(p)
     wanted = _SPLITS.get(split, split)
     if split and wanted not in by_split:
-        yield (
-            0,
-            (
-                f"no files of the split {split}; there are"
-                f" {', '.join(sorted(filter(None, by_split))) or 'none that name one'}"
-            ),
-        )
+        splits = ", ".join(sorted(filter(None, by_split))) or "none that name one"
+        yield 0, f"no files of the split {split}; there are {splits}"
         return
     if problem := _not_one(sorted(by_split), split):
         yield 0, problem
         return
     number = 0
-    for p in by_split[wanted] if split else found:
+    for p in by_split[wanted] if split else files:
         for line, record in tables.read(p, alone=True):
             number += 1
             yield (
@@ -182,13 +176,13 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _file_split(path: Path) -> str:
-    """The split that a file's name begins with, or that a folder above it is called, else none."""
+    """The split that a file's name begins with, or that a parent folder is named after, or ""."""
     names = [re.split(r"[-_.]", path.name)[0], *reversed(path.parts[:-1])]
     return next((_SPLITS[name.lower()] for name in names if name.lower() in _SPLITS), "")
 
 
 def _not_one(splits: Sequence[str], asked: str) -> str:
-    """What is wrong where not one split is meant."""
+    """A problem if it is not clear which split is meant, else ""."""
     if asked or len(splits) == 1:
         return ""
     return (
@@ -198,11 +192,11 @@ def _not_one(splits: Sequence[str], asked: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A record of TensorFlow Datasets as JSON would have it: texts, numbers, lists, objects."""
+    """A value of TensorFlow Datasets as JSON types: strings, numbers, lists and objects."""
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, bytes):
-        # halves of pairs are refused as no valid Unicode
+        # bytes that are not UTF-8 become surrogates, which are refused later
         return value.decode("utf-8", "surrogateescape")
     if hasattr(value, "tolist"):
         return _plain(value.tolist())

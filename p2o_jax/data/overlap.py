@@ -1,5 +1,7 @@
-"""Decontamination: which questions share 13 words in a row with a benchmark's, or, being
-shorter, all of their words.
+"""Decontamination: finds questions that overlap with a benchmark.
+
+Two questions overlap if they share 13 consecutive words, or if the words of a shorter question are
+the whole of the other.
 """
 
 import re
@@ -13,15 +15,16 @@ Gram = tuple[str, ...]
 
 
 def grams(text: str, n: int = N) -> Iterator[Gram]:
-    """The runs of n words of a text, in lower case and without punctuation; all of its words if
-    it has fewer.
+    """Yields the n-grams of a text, in lower case and without punctuation.
+
+    A text of fewer than n words has one gram with all of its words.
     """
     words = _WORD.findall(text.lower())
     yield from (tuple(words[i : i + n]) for i in range(max(len(words) - n + 1, 1)))
 
 
 class Index:
-    """The word runs of some benchmarks' questions."""
+    """An index of the n-grams of benchmarks' questions."""
 
     def __init__(self, benchmarks: Mapping[str, Sequence[Question]]):
         self._where: dict[Gram, list[tuple[str, str]]] = {}
@@ -32,34 +35,40 @@ class Index:
         self._where.pop((), None)  # questions without a word
 
     def overlaps(self, text: str) -> dict[tuple[str, str], str]:
-        """(benchmark, question id) of all that the text overlaps with, each with the first words
-        that it shares.
-        """
-        found: dict[tuple[str, str], str] = {}
+        """Maps (benchmark, question id) of each overlapping question to the first shared words."""
+        shared: dict[tuple[str, str], str] = {}
         for gram in grams(text):
             for where in self._where.get(gram, ()):
-                found.setdefault(where, " ".join(gram))
-        return found
+                shared.setdefault(where, " ".join(gram))
+        return shared
 
 
 def report(
     index: Index, names: Iterable[str], texts: Mapping[str, str]
 ) -> tuple[dict[str, dict[str, int]], list[dict[str, str]]]:
-    """For each benchmark how many texts overlap with it and how many of its questions are hit;
-    and every single overlap.
+    """Counts and lists the overlaps of texts with benchmarks.
+
+    Args:
+        index: the benchmarks' questions.
+        names: the benchmarks to count, in the order of the counts.
+        texts: questions to check, by id.
+
+    Returns:
+        For each benchmark, the number of texts that overlap with it and the number of its questions
+        that they overlap with; and a row per overlap.
     """
-    found = [
+    rows = [
         {"id": name, "benchmark": benchmark, "question_id": question_id, "words": words}
         for name, text in texts.items()
         for (benchmark, question_id), words in index.overlaps(text).items()
     ]
     counts = {
         benchmark: {
-            "questions": len({row["id"] for row in found if row["benchmark"] == benchmark}),
+            "questions": len({row["id"] for row in rows if row["benchmark"] == benchmark}),
             "benchmark_questions": len(
-                {row["question_id"] for row in found if row["benchmark"] == benchmark}
+                {row["question_id"] for row in rows if row["benchmark"] == benchmark}
             ),
         }
         for benchmark in names
     }
-    return counts, found
+    return counts, rows

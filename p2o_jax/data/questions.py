@@ -1,4 +1,4 @@
-"""Training questions in their order: a pure function of (seed, epoch, step)."""
+"""The order of training questions: a pure function of (seed, epoch, step)."""
 
 import random
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from p2o_jax.types import Question
 
 
 class Questions:
-    """A set of questions, dealt out in batches; steps count from 0 through the whole run.
+    """Questions in shuffled batches. Steps count from 0 through the whole run.
 
-    An epoch has every question exactly once. ▲ The released code drops what does not fill a last
-    batch, other questions each epoch; here the last batch of an epoch is smaller than `per_step`
-    instead, and never empty.
+    Every epoch contains each question exactly once. ▲ The released code drops the questions that do
+    not fill a last batch, different ones each epoch. Here the last batch of an epoch may be smaller
+    than `per_step`, but is never empty.
     """
 
     def __init__(self, questions: Sequence[Question], per_step: int, seed: int):
@@ -28,15 +28,13 @@ class Questions:
         return len(self.questions)
 
     def batch(self, step: int) -> list[Question]:
-        """The questions of a step: `per_step` of them, or what is left of the epoch."""
+        """The questions of a step: `per_step` of them, or the remainder of the epoch."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         start = step_in_epoch * self.per_step
         return self._ordered(epoch)[start : start + self.per_step]
 
     def further(self, step: int) -> list[Question]:
-        """The epoch's questions that are not in the step's batch, in an order that is the step's
-        own.
-        """
+        """All questions outside the step's batch, in an order that depends on the step."""
         own = {q.id for q in self.batch(step)}
         others = [q for q in self.questions if q.id not in own]
         random.Random(f"{self.seed}/further/{step}").shuffle(others)
@@ -47,16 +45,14 @@ class Questions:
         return step // self.steps_per_epoch
 
     def ends_epoch(self, step_after: int) -> bool:
-        """Whether an epoch is complete when `step_after` steps (the number of the next one) have
-        been made.
-        """
+        """Whether an epoch is complete after `step_after` steps."""
         return step_after > 0 and step_after % self.steps_per_epoch == 0
 
     def by_id(self, ids: Sequence[str]) -> list[Question]:
         """The questions with these ids, in the order of the ids.
 
         Raises:
-            KeyError: for an id that no question has.
+            KeyError: no question has one of the ids.
         """
         return [self._by_id[i] for i in ids]
 

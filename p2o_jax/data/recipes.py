@@ -1,5 +1,6 @@
-"""How the paper's training sets are made of the raw ones: which columns, which questions, which
-draw.
+"""Recipes that turn raw data sets into the paper's training sets.
+
+A recipe names the columns to read, the questions to leave out, and the way sets are drawn.
 """
 
 import random
@@ -42,7 +43,7 @@ class Row:
     rest: Mapping[str, Any]
 
     def record(self, source: str) -> dict[str, Any]:
-        """As it is written to a JSONL file."""
+        """The question as a row of a JSONL file."""
         return {
             "id": self.id,
             "question": self.question,
@@ -55,21 +56,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training set: its sources on the hub by split, how a record is read, and whether splits
-    are drawn or kept.
-    """
+    """A training set: its sources, how its records are read, and how its splits are made."""
 
     name: str
     title: str
-    sources: Mapping[str, tuple[str, ...]]
+    sources: Mapping[str, tuple[str, ...]]  # on the hub, by split
     answer: Callable[[Record], Any]
-    kept: tuple[str, ...] = ()  # further columns that are written
-    skip: Callable[[Record], str] = lambda record: ""  # why a record is left out
-    drawn: bool = False  # test and training sets are drawn from the only split
-    balanced: bool = False  # by answer type
+    kept: tuple[str, ...] = ()  # further columns to write
+    skip: Callable[[Record], str] = lambda record: ""  # the reason to leave a record out, or ""
+    drawn: bool = False  # draw test and training sets from the only split
+    balanced: bool = False  # balance the sets by answer type
 
     def row(self, record: Record) -> Row | str:
-        """The question in a record, or the reason why it is left out."""
+        """The question of a record, or the reason to leave it out."""
         question = next((record[name] for name in benchmarks.QUESTIONS if name in record), None)
         if not isinstance(question, str) or not question.strip():
             return "no question"
@@ -96,7 +95,7 @@ def _column(record: Record) -> Any:
 
 
 def _boxed(record: Record) -> Any:
-    """The last box of a solution; MATH's authors also wrote \\fbox{3} and \\boxed 3."""
+    """The content of a solution's last box. MATH also has \\fbox{3} and \\boxed 3."""
     solution = str(record.get("solution", "")).replace("\\fbox", "\\boxed")
     bare = _BARE_BOX.findall(solution)
     return last_boxed(solution) or (bare[-1] if bare else None)
@@ -114,30 +113,49 @@ RECIPES: Mapping[str, Recipe] = {
     r.name: r
     for r in (
         Recipe(
-            "deepscaler", "DeepScaleR-Preview", {"train": ("hf:agentica-org/DeepScaleR-Preview-Dataset@train",)}, _column, drawn=True
+            "deepscaler",
+            "DeepScaleR-Preview",
+            {"train": ("hf:agentica-org/DeepScaleR-Preview-Dataset@train",)},
+            _column,
+            drawn=True,
         ),
         Recipe(
-            "deepmath", f"DeepMath-103K, difficulty {MIN_DIFFICULTY} and more", {"train": ("hf:zwhe99/DeepMath-103K@train",)}, _column,
-            kept=("difficulty", "topic"), skip=_easy, drawn=True, balanced=True,
+            "deepmath",
+            f"DeepMath-103K, difficulty {MIN_DIFFICULTY} and more",
+            {"train": ("hf:zwhe99/DeepMath-103K@train",)},
+            _column,
+            kept=("difficulty", "topic"),
+            skip=_easy,
+            drawn=True,
+            balanced=True,
         ),
         Recipe(
-            "gsm8k", "GSM8K", {split: (f"hf:openai/gsm8k:main@{split}",) for split in ("train", "test")},
+            "gsm8k",
+            "GSM8K",
+            {split: (f"hf:openai/gsm8k:main@{split}",) for split in ("train", "test")},
             lambda record: benchmarks.after_hashes(_column(record)),
         ),
         Recipe(
-            "math", "MATH",
-            {split: tuple(f"hf:EleutherAI/hendrycks_math:{subject}@{split}" for subject in _MATH) for split in ("train", "test")},
-            _boxed, kept=("level", "type"),
+            "math",
+            "MATH",
+            {
+                split: tuple(f"hf:EleutherAI/hendrycks_math:{subject}@{split}" for subject in _MATH)
+                for split in ("train", "test")
+            },
+            _boxed,
+            kept=("level", "type"),
         ),
     )
-}  # fmt: skip
+}
 
 
 def answer_type(answer: str) -> str:
-    """yes_no, integer, number (fraction or decimal), choice, list (tuple, interval, set,
+    """The type of an answer.
+
+    One of yes_no, integer, number (a fraction or decimal), choice, list (a tuple, interval, set or
     matrix), expression or text.
     """
-    text = normalize.tidy(answer)
+    text = normalize.normalize(answer)
     value = normalize.number(text)
     if text.lower() in ("yes", "no", "true", "false"):
         return YES_NO
@@ -155,8 +173,10 @@ def answer_type(answer: str) -> str:
 
 
 def clean(recipe: Recipe, records: Iterable[Record | str]) -> tuple[list[Row], dict[str, int]]:
-    """The recipe's questions, each once, and how many records were left out for which reason; a
-    text in place of a record is a reason.
+    """Reads the recipe's questions and drops duplicates.
+
+    A string in place of a record is a reason to leave it out. Returns the questions, and the number
+    of records left out for each reason.
     """
     rows: dict[str, Row] = {}
     left_out: dict[str, int] = {}
@@ -176,13 +196,13 @@ def clean(recipe: Recipe, records: Iterable[Record | str]) -> tuple[list[Row], d
 
 
 def draw(rows: Sequence[Row], sizes: Sequence[int], balanced: bool, seed: str) -> list[list[Row]]:
-    """Disjoint sets of these sizes, whatever the order of the rows.
+    """Draws disjoint sets of the given sizes. The order of `rows` does not matter.
 
-    With `balanced` all answer types are in each set alike, as far as there are enough of them, and
-    at most 5 % are yes or no.
+    With `balanced`, each set has equally many questions of every answer type, as far as there are
+    enough of them, and at most 5 % yes/no questions.
 
     Raises:
-        ConfigError: there are not enough rows.
+        ConfigError: there are too few rows.
     """
     left = sorted(rows, key=lambda row: row.id)
     random.Random(f"{seed}/draw").shuffle(left)
@@ -211,9 +231,7 @@ def _but(balanced: bool) -> str:
 
 
 def _quotas(rows: Sequence[Row], size: int) -> dict[str, int]:
-    """How many of each answer type make up a set: as many of one as of the other, until a type
-    is used up.
-    """
+    """The number of questions of each answer type in a set: equal until a type is used up."""
     available: dict[str, int] = {}
     for row in rows:
         available[row.answer_type] = available.get(row.answer_type, 0) + 1

@@ -1,12 +1,14 @@
-"""Questions from wherever they are. Everything wrong with a source is reported at once.
+"""Loads questions from files, folders and data sets.
 
-    questions.jsonl              a file of JSON lines; .json (a list of objects), .csv and .parquet likewise
-    DIR, DIR@SPLIT               a folder: saved by `datasets` (save_to_disk), of TensorFlow Datasets, or holding files of those kinds
-    hf:NAME[:SUBSET][@SPLIT]     a data set of the Hugging Face hub, or a folder
-    tfds:NAME[@SPLIT]            one of TensorFlow Datasets (array_record files; read without TensorFlow), or its folder
+    questions.jsonl            a file of JSON lines; also .json (a list of objects), .csv, .parquet
+    DIR, DIR@SPLIT             a folder: saved by `datasets` (save_to_disk), of TensorFlow Datasets,
+                               or holding such files
+    hf:NAME[:SUBSET][@SPLIT]   a data set of the Hugging Face hub, or a folder
+    tfds:NAME[@SPLIT]          a data set of TensorFlow Datasets (array_record files, read without
+                               TensorFlow), or its folder
 
-Where there is more than one split, one has to be named. Every process reads all of a source: a run
-needs the same questions everywhere.
+SPLIT is required if there is more than one split. All problems of a source are reported together.
+Every process reads the whole source, because all processes need the same questions.
 """
 
 import re
@@ -21,27 +23,27 @@ from p2o_jax.data.tables import Record, Row
 from p2o_jax.types import Message, Question, question_id
 
 MAX_PROBLEMS_SHOWN = 20
-QUESTION = "{question}"  # its place in config.data.prompt_template
+QUESTION = "{question}"  # the placeholder in config.data.prompt_template
 ROLES = ("system", "user", "assistant")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
-Convert = Callable[[Record], Record | str]  # to a record with other columns, or why that cannot be
+Convert = Callable[[Record], Record | str]  # returns a record with other columns, or a problem
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The questions of a source; `lines` says where each one stands in it."""
+    """The questions of a source."""
 
     path: str
     questions: tuple[Question, ...]
-    num_duplicates: int  # later records with the messages of an earlier one, dropped
-    lines: tuple[int, ...]
-    num_conflicts: int = 0  # of those, records with another answer
-    name: str = ""  # of a set among several
+    num_duplicates: int  # dropped records that repeat the messages of an earlier one
+    lines: tuple[int, ...]  # the line or record number of each question
+    num_conflicts: int = 0  # duplicates whose answer differs from the one kept
+    name: str = ""  # the name of an evaluation set
 
     @property
-    def told(self) -> list[str]:
-        """What has to be told of the source: dropped duplicates."""
+    def notices(self) -> list[str]:
+        """Lines to show to the user about dropped duplicates."""
         conflicts = (
             f", {self.num_conflicts} of them with another answer than the one kept"
             if self.num_conflicts
@@ -57,18 +59,18 @@ class Loaded:
 def load(
     path: str | Path, cfg: config.DataConfig, convert: Convert = lambda record: record
 ) -> Loaded:
-    """The questions of a source, in its order. LINE in problems is a line of JSONL and CSV files, a
-    record of others, from 1.
+    """Loads the questions of a source, in order.
 
-    Columns other than the question and the answer go to `meta`; `source` is the file's name.
-    Questions that are texts are put into `cfg.prompt_template`; lists of messages are taken as they
-    are. `convert` is applied to every record first.
+    A question that is a string is put into `cfg.prompt_template`; a list of messages is used
+    unchanged. Columns other than the question and the answer go to `Question.meta`. `convert` is
+    applied to every record first.
 
     Raises:
-        config.ConfigError: with a line per problem, `FILE:LINE: rule`.
+        config.ConfigError: one line per problem, as `FILE:LINE: rule`. LINE counts from 1: lines of
+            JSONL and CSV files, records of other sources.
     """
     problems: list[str] = []
-    found: dict[str, tuple[int, Question]] = {}
+    by_id: dict[str, tuple[int, Question]] = {}
     num_rows = num_conflicts = 0
     name = str(path) if _is_remote(str(path)) else Path(path).name
     for line, record in records(path, cfg.tfds_dir):
@@ -76,7 +78,7 @@ def load(
         converted = record if isinstance(record, str) else convert(record)
         result = converted if isinstance(converted, str) else _question(converted, name, cfg)
         if isinstance(result, Question):
-            kept = found.setdefault(result.id, (line, result))[1]
+            kept = by_id.setdefault(result.id, (line, result))[1]
             num_conflicts += kept.answer != result.answer
         else:
             problems.append(f"{path}:{line}: {result}" if line else f"{path}: {result}")
@@ -87,41 +89,42 @@ def load(
         raise config.ConfigError(
             *problems[:MAX_PROBLEMS_SHOWN], *([f"... and {hidden} more"] if hidden > 0 else [])
         )
-    lines, questions = zip(*found.values(), strict=True)
+    lines, questions = zip(*by_id.values(), strict=True)
     return Loaded(str(path), questions, num_rows - len(questions), lines, num_conflicts)
 
 
 def shared(train: Loaded, heldout: Sequence[Loaded]) -> list[str]:
-    """A line for each held-out set that holds training questions (the same messages)."""
+    """A line for each held-out set that contains training questions (the same messages)."""
     known = {q.id for q in train.questions}
     counts = [(part.path, sum(q.id in known for q in part.questions)) for part in heldout]
     return [
-        f"{path}: {count} of its questions are training questions, too"
+        f"{path}: {count} of its questions are also training questions"
         for path, count in counts
         if count
     ]
 
 
 def too_long(loaded: Loaded, count_tokens: Callable[[Question], int], limit: int) -> list[str]:
-    """A line for each question whose rendered plain prompt has more than `limit` tokens,
-    MAX_PROBLEMS_SHOWN at most, and their number.
+    """A line for each question whose rendered plain prompt has more than `limit` tokens.
+
+    At most MAX_PROBLEMS_SHOWN lines, and a last one with the number of those not shown.
     """
-    found = []
+    problems = []
     for line, question in zip(loaded.lines, loaded.questions, strict=True):
         num_tokens = count_tokens(question)
         if num_tokens > limit:
-            found.append(
+            problems.append(
                 f"{loaded.path}:{line}: a prompt of {num_tokens} tokens;"
                 f" config.data.max_prompt_tokens={limit}"
             )
-    hidden = len(found) - MAX_PROBLEMS_SHOWN
-    return found[:MAX_PROBLEMS_SHOWN] + (
+    hidden = len(problems) - MAX_PROBLEMS_SHOWN
+    return problems[:MAX_PROBLEMS_SHOWN] + (
         [f"{loaded.path}: ... and {hidden} more prompts that are too long"] if hidden > 0 else []
     )
 
 
 def records(path: str | Path, tfds_dir: str = "") -> Iterator[Row]:
-    """The records of a source, in its order, whatever their columns."""
+    """Yields the records of a source, in order, with any columns."""
     text = str(path)
     kind, _, rest = text.partition(":")
     if _is_remote(text):
@@ -157,13 +160,13 @@ _REMOTE = {"hf": _read_hub, "tfds": folder.read_tfds}
 
 
 def fill(prompt_template: str, question: str) -> str:
-    """The template with the question in its place; braces in either stay braces."""
+    """Replaces the placeholder of the template by the question; other braces are kept."""
     before, _, after = prompt_template.partition(QUESTION)
     return before + question + after
 
 
 def _question(record: Mapping[str, Any], source: str, cfg: config.DataConfig) -> Question | str:
-    """The question in a record, or what is wrong with it."""
+    """The question of a record, or the record's problem."""
     for option, name in (
         ("question_field", cfg.question_field),
         ("answer_field", cfg.answer_field),
@@ -180,7 +183,7 @@ def _question(record: Mapping[str, Any], source: str, cfg: config.DataConfig) ->
     if not cfg.answer_field:
         return Question(question_id(messages), messages, "", source, meta)
     answer = record[cfg.answer_field]
-    if answer is None or answer != answer:  # NaN is how tables say that there is nothing
+    if answer is None or answer != answer:  # tables store missing values as NaN
         return f"{cfg.answer_field}: missing"
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return f"{cfg.answer_field}: expected a text or a number, got {tables.kind(answer)}"
@@ -191,7 +194,7 @@ def _question(record: Mapping[str, Any], source: str, cfg: config.DataConfig) ->
 
 
 def _messages(value: Any, prompt_template: str) -> tuple[Message, ...] | str:
-    """The chat messages that a question field holds, or what is wrong with it."""
+    """The chat messages of a question field, or the field's problem."""
     if value is None:
         return "missing"
     if isinstance(value, str):
@@ -215,9 +218,7 @@ def _messages(value: Any, prompt_template: str) -> tuple[Message, ...] | str:
 
 
 def _bad_text(text: str) -> str:
-    """What is wrong with a text, empty if nothing is. (JSON can spell halves of a surrogate
-    pair, which are no characters.)
-    """
+    """The problem with a text, or "". JSON can encode unpaired surrogates, which are invalid."""
     if not text.strip():
         return "empty"
     return "half a surrogate pair: no valid Unicode" if _HALF_PAIR.search(text) else ""

@@ -1,4 +1,4 @@
-"""Records of JSONL, JSON, CSV and Parquet files, by suffix."""
+"""Reads records from JSONL, JSON, CSV and Parquet files; the suffix decides the format."""
 
 import csv
 import json
@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 Record = Mapping[str, Any]
-# line (0: the whole file) and record; a text in place of the record says why there is none
+# Line number (0 stands for the whole file) and record, or a problem in place of the record.
 Row = tuple[int, Record | str]
 
 
 def read(path: Path, alone: bool = False) -> Iterator[Row]:
-    """The records of a file, in its order. With `alone` a JSON file may hold a single object, as
-    MATH's do.
+    """Yields the records of a file, in order.
+
+    With `alone`, a JSON file may hold a single object, like those of MATH.
     """
     reader = READERS.get(path.suffix.lower())
     if not path.exists():
@@ -42,18 +43,13 @@ def _read_json(path: Path, alone: bool = False) -> Iterator[Row]:
         yield 0, records
     else:
         for number, record in enumerate(records, 1):
-            yield (
-                number,
-                (
-                    record
-                    if isinstance(record, dict)
-                    else f"expected a JSON object, got {kind(record)}"
-                ),
-            )
+            is_object = isinstance(record, dict)
+            problem = "" if is_object else f"expected a JSON object, got {kind(record)}"
+            yield number, problem or record
 
 
 def _parse_json(raw: bytes, expected: type = dict) -> Any:
-    """The JSON value if it is of the expected type, else a text that says what is wrong with it."""
+    """The JSON value if it has the expected type, else a string that describes the problem."""
     try:
         value = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -101,5 +97,5 @@ READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parq
 
 
 def kind(value: Any) -> str:
-    """The kind of a JSON value, for messages."""
+    """The type of a JSON value, for messages."""
     return "null" if value is None else type(value).__name__

@@ -1,17 +1,17 @@
-"""Renders one chat template, as a process of its own: `python template_worker.py FD`.
+"""Renders one chat template in a process of its own: `python template_worker.py FD`.
 
 The first JSON message from the socket FD is a `Setup`. Each one after it is a list of chat
 messages, answered with `["text", the rendered text]` or `["error", the reason]`. The process ends
 when the socket is closed.
 
-A template is part of a model, and may come from anybody. Jinja's sandbox keeps it from Python's
-internals, but does not stop endless loops, `9 ** (9 ** 9)` or `'x' * 10 ** 9`. So the kernel ends
-this process after `cpu_s` seconds of processor time, and limits its memory to `memory_bytes`. A
-template cannot wait, so processor time bounds it; unlike wall-clock time, it does not depend on
-what else the machine is doing.
+A template is part of a model, which may come from an untrusted source. Jinja's sandbox protects
+Python's internals, but does not stop endless loops, `9 ** (9 ** 9)` or `'x' * 10 ** 9`. The kernel
+therefore ends this process after `cpu_s` seconds of processor time and limits its memory to
+`memory_bytes`. Unlike wall-clock time, processor time does not depend on the machine's other work,
+and a template cannot wait without using it.
 
-The environment matches transformers' `apply_chat_template`: both render the same text. Imports
-nothing of the package.
+The environment matches transformers' `apply_chat_template`: both render the same text. This module
+imports nothing from the package.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypedDict
 
 import jinja2
-import jinja2.debug  # imported now: later, its import would count as the template's time
+import jinja2.debug  # imported early, so that its import does not count as the template's time
 import jinja2.ext
 from jinja2 import nodes
 from jinja2.parser import Parser
@@ -36,22 +36,26 @@ MAX_ERROR_CHARS = 300
 
 
 class Setup(TypedDict):
+    """The template to render, and the limits on rendering it."""
+
     template: str
     variables: dict[str, Any]
     date: str  # ISO: what `strftime_now` formats
-    cpu_s: int  # per rendering; the first includes compiling the template
+    cpu_s: int  # per rendering; the first one includes compiling the template
     memory_bytes: int
     max_chars: int  # in a rendered text
 
 
 class GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}` marks the assistant's tokens in training texts;
-    here its body is rendered as it is.
+    """`{% generation %}...{% endgeneration %}`, which renders its body unchanged.
+
+    The tag marks the assistant's tokens in training texts.
     """
 
     tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
+        """Parses the tag into a node that renders its body."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
@@ -61,7 +65,7 @@ class GenerationTag(jinja2.ext.Extension):
 
 
 class Namespace(jinja2.utils.Namespace):
-    """Jinja's `namespace` without names that begin with an underscore, as transformers has it."""
+    """Jinja's `namespace` without names that begin with an underscore, as in transformers."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, args = args[0], args[1:]
@@ -81,7 +85,7 @@ def _check_name(name: Any) -> None:
 
 
 def environment(now: datetime) -> jinja2.Environment:
-    """transformers' environment for chat templates, except that its clock stands still at `now`."""
+    """The environment of transformers for chat templates, with the clock fixed at `now`."""
     env = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
     )
@@ -96,6 +100,7 @@ def environment(now: datetime) -> jinja2.Environment:
         separators: Any = None,
         sort_keys: bool = False,
     ) -> str:
+        # parameters and defaults as in transformers
         return json.dumps(
             x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
@@ -106,25 +111,19 @@ def environment(now: datetime) -> jinja2.Environment:
         "strftime_now": now.strftime,
         "namespace": Namespace,
     }
-    # not the class itself, whose attributes lead elsewhere
+    # a function, because the attributes of the class would expose Python's internals
     env.globals["dict"] = lambda *args, **kwargs: dict(*args, **kwargs)
     return env
 
 
 def encode(message: Any) -> bytes:
-    """JSON that `json.loads` gives back unchanged; ASCII JSON would join two surrogates that
-    stand side by side.
-    """
+    """JSON that `json.loads` restores exactly. ASCII JSON would join two adjacent surrogates."""
     return json.dumps(message, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
 
 
 def main(fd: int) -> None:
     """Serves until the parent closes the socket."""
-    # sent to the process group; the parent handles them
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the process group; for the parent
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(fd)
     setup: Setup = json.loads(connection.recv_bytes())
@@ -160,15 +159,13 @@ def main(fd: int) -> None:
             reply = ["error", f"needs more than {setup['memory_bytes'] >> 20} MiB of memory"]
         except jinja2.exceptions.TemplateError as e:
             reply = ["error", _short(str(e))]
-        except (
-            Exception
-        ) as e:  # the edge: a template can raise whatever Python's operators and methods raise
+        except Exception as e:  # the edge: templates raise any error of Python's operators
             reply = ["error", _short(f"{type(e).__name__}: {e}")]
         connection.send_bytes(encode(reply))
 
 
 def _short(text: str) -> str:
-    """The text on one line, and not much longer than MAX_ERROR_CHARS."""
+    """The text on one line, cut to about MAX_ERROR_CHARS characters."""
     text = " ".join(text[: 10 * MAX_ERROR_CHARS].split())
     return text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + " ..."
 

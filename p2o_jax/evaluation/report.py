@@ -105,7 +105,7 @@ def _key(answer: str | None) -> Hashable | None:
     """
     if not answer:
         return None
-    tidied = normalize.tidy(answer)
+    tidied = normalize.normalize(answer)
     value = normalize.number(tidied)
     return tidied if value is None else value
 

@@ -1,3 +1,4 @@
-"""Verifiable rewards: the last box of a response, judged against the reference answer. Plain
-Python, no JAX.
+"""Verifiable rewards: the last box of a response, compared with the reference answer.
+
+Uses no JAX.
 """

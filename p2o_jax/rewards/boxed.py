@@ -1,4 +1,4 @@
-r"""The final answer of a response: what is in its last `\boxed{...}`."""
+r"""Extracts the final answer of a response: the content of its last `\boxed{...}`."""
 
 import re
 
@@ -8,13 +8,12 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{...}` without surrounding white space, or None if there is
-    none or it is not closed.
+    r"""The content of the last `\boxed{...}`, stripped; None if there is none or it is not closed.
 
-    Braces nest; escaped ones (`\{`, `\}`) do not count, while `\\{` is a line break and a brace. As
-    in the usual graders an earlier box does not stand in for a last one that was never closed: such
-    a response was cut off. `\boxed` without a brace, as in running text, is no box, and `\fbox` is
-    none either. Takes time linear in the text.
+    Braces nest. Escaped braces (`\{`, `\}`) do not count, while `\\{` is a line break and a brace.
+    As in the usual graders, an earlier box does not replace a last box that was never closed: such
+    a response was cut off. `\boxed` without a brace, as in running text, is not a box, and neither
+    is `\fbox`. Takes time linear in the length of the text.
     """
     end = len(text)
     while (start := text.rfind(_COMMAND, 0, end)) >= 0:
@@ -25,7 +24,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def _closed(text: str, start: int) -> str | None:
-    """The text from `start` to the brace that closes the one before it, or None if nothing does."""
+    """The text from `start` to the brace that closes the one before it; None if there is none."""
     depth = 1
     for match in _BRACE.finditer(text, start):
         brace = match.group()

@@ -1,5 +1,6 @@
-"""Reward functions as one's own would be written:
-`--config.reward.fn=p2o_jax.rewards.examples:pattern` or `:json_fields`.
+"""Examples of custom reward functions.
+
+Use one with `--config.reward.fn=p2o_jax.rewards.examples:pattern` or `...:json_fields`.
 """
 
 import json
@@ -11,32 +12,26 @@ from typing import Any
 def pattern(
     messages: Sequence[Mapping[str, str]], response: str, answer: str, meta: Mapping[str, Any]
 ) -> tuple[float, str]:
-    """1 if the last line of the response that is not blank matches the regular expression
-    `answer` as a whole, else 0.
-    """
+    """Scores 1 if the regular expression `answer` matches the whole last non-blank line, else 0."""
     lines = [line.strip() for line in response.splitlines() if line.strip()]
     if lines and re.fullmatch(answer, lines[-1]):
         return 1.0, "The last line has the required form."
-    return (
-        0.0,
-        (
-            f"The last line must match the regular expression {answer}; it is:"
-            f" {lines[-1][:200] if lines else 'missing'}"
-        ),
-    )
+    last_line = lines[-1][:200] if lines else "missing"
+    return 0.0, f"The last line must match the regular expression {answer}; it is: {last_line}"
 
 
 def json_fields(
     messages: Sequence[Mapping[str, str]], response: str, answer: str, meta: Mapping[str, Any]
 ) -> tuple[float, str]:
-    """The share of the fields of the JSON object `answer` that the last JSON object in the
-    response has with the same values.
+    """Scores the fraction of the fields of the JSON object `answer` that the response gets right.
+
+    The response's fields are those of its last JSON object.
     """
     expected = json.loads(answer)
-    found = _last_object(response)
-    if found is None:
+    given = _last_object(response)
+    if given is None:
         return 0.0, "The response holds no JSON object."
-    wrong = [name for name, value in expected.items() if name not in found or found[name] != value]
+    wrong = [name for name, value in expected.items() if name not in given or given[name] != value]
     share = 1 - len(wrong) / len(expected)
     return (
         share,
@@ -46,13 +41,13 @@ def json_fields(
 
 def _last_object(text: str) -> dict[str, Any] | None:
     """The last JSON object that is not inside another one."""
-    decoder, found, position = json.JSONDecoder(), None, text.find("{")
+    decoder, last, position = json.JSONDecoder(), None, text.find("{")
     while position >= 0:
         try:
             value, end = decoder.raw_decode(text, position)
         except (ValueError, RecursionError):
             end = position + 1
         else:
-            found = value if isinstance(value, dict) else found
+            last = value if isinstance(value, dict) else last
         position = text.find("{", end)
-    return found
+    return last

@@ -1,5 +1,6 @@
-"""Mathematical equality of two answers by math-verify. Runs in worker processes only: it may
-take for ever, or die.
+"""Decides with math-verify whether two answers are mathematically equal.
+
+Runs in worker processes only, because it may hang or crash.
 """
 
 import functools
@@ -13,17 +14,17 @@ from math_verify.parser import LatexExtractionConfig
 # Python.
 _LATEX = (LatexExtractionConfig(boxed_match_priority=0),)
 
-# it warns that its own time-outs are off; ours is the process's end
+# It warns that its own timeouts are disabled. The pool's deadline replaces them.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 def math_equal(box: str, answer: str) -> str:
-    """ "correct", "wrong", or "error" when the reference answer cannot be read at all."""
+    """Returns "correct", "wrong", or "error" if the reference answer cannot be parsed."""
     gold = _reference(answer)
     if not gold:
         return "error"
-    # SIGALRM, which math-verify's own time-outs use, interrupts neither big integers nor regular
-    # expressions.
+    # math-verify's timeouts use SIGALRM, which interrupts neither operations on big integers nor
+    # regular expressions.
     return "correct" if verify(gold, _read(box), timeout_seconds=None) else "wrong"
 
 

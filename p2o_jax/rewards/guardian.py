@@ -1,16 +1,16 @@
-"""A worker and its guardian: `python -P .../guardian.py FD TIMEOUT_S MODULE:FUNCTION`, as started
-by `Pool`.
+"""A worker and its guardian, started by `Pool`: `guardian.py FD TIMEOUT_S MODULE:FUNCTION`.
 
-The process forks once. The child is the worker (`worker.main`). The parent is the guardian: it runs
-no reward code and waits until the worker ends or the other end of socket FD is closed, by
-`Pool.close` or at a deadline, or by the kernel when the training process dies, even of SIGKILL.
-Then it kills every process that the worker started, waits until they are gone, and ends.
+The process forks once. The child is the worker (`worker.main`). The parent is the guardian, which
+runs no reward code. It waits until the worker ends or the other end of socket FD is closed. `Pool`
+closes it at a deadline and in `Pool.close`, and the kernel does when the training process dies,
+even by SIGKILL. The guardian then kills every process that the worker started, waits until they
+are gone, and ends.
 
-On Linux the guardian adopts processes whose parent died (PR_SET_CHILD_SUBREAPER), so daemons and
-processes in sessions of their own are its descendants too. Elsewhere it kills its process group
-only. Native or malicious code with the same user id can kill the guardian: `Pool` then kills the
-process group, which a process with a session of its own has left. Containers are the answer to such
-code.
+On Linux the guardian adopts processes whose parent died (PR_SET_CHILD_SUBREAPER), so its
+descendants include daemons and processes in other sessions. Elsewhere it only kills its process
+group. Native or malicious code with the same user id can kill the guardian. `Pool` then kills the
+process group, but does not reach processes that moved to another session. Run untrusted code in a
+container.
 """
 
 import contextlib
@@ -27,17 +27,14 @@ _LINUX = sys.platform == "linux"
 
 
 def main(fd: int, timeout_s: float, judge: str) -> None:
-    """Runs the worker, and ends what it leaves behind."""
+    """Runs the worker, and kills the processes that it leaves behind."""
     os.set_inheritable(fd, False)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signaled, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     signal.set_wakeup_fd(wakeup)
-    # for the training process, which still needs verdicts
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):
+    # These signals are for the training process, which still needs verdicts.
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _ignore)
     signal.signal(signal.SIGCHLD, _ignore)
     guardian = os.getpid()
@@ -58,7 +55,7 @@ def main(fd: int, timeout_s: float, judge: str) -> None:
 
 
 def _ignore(number: int, frame: object) -> None:
-    """Unlike SIG_IGN, this is not inherited by programs that a reward function starts."""
+    """Ignores a signal. Unlike SIG_IGN, programs started by a reward function do not inherit it."""
 
 
 def _wait(fd: int, signaled: int, worker: int) -> None:
@@ -80,7 +77,7 @@ def _end() -> None:
         with contextlib.suppress(OSError):  # no /proc, or no children left
             seen: set[int] = set()
             while new := _descendants() - seen:
-                for pid in new:  # stopped first, so that none starts another one meanwhile
+                for pid in new:  # stopped first, so that it cannot start another process
                     _signal(pid, signal.SIGSTOP)
                 seen |= new
             for pid in seen:
@@ -91,20 +88,20 @@ def _end() -> None:
 
 
 def _descendants() -> set[int]:
-    """All processes below this one."""
+    """The ids of all descendants of this process."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdecimal():
             with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as f:
                 parent = int(f.read().rpartition(b")")[2].split()[1])  # "PID (NAME) STATE PPID ..."
                 children.setdefault(parent, []).append(int(name))
-    found: set[int] = set()
+    descendants: set[int] = set()
     todo = [os.getpid()]
     while todo:
         below = children.get(todo.pop(), [])
-        found.update(below)
+        descendants.update(below)
         todo += below
-    return found
+    return descendants
 
 
 def _signal(pid: int, number: int) -> None:
@@ -118,9 +115,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _import_package() -> None:
-    """Makes `p2o_jax` the package that this file belongs to, wherever the import path has
-    another one.
-    """
+    """Imports `p2o_jax` from this file's folder, even if the import path has another copy."""
     spec = importlib.util.spec_from_file_location(
         "p2o_jax", Path(__file__).parents[1] / "__init__.py"
     )

@@ -1,9 +1,9 @@
-r"""A second, lenient grader for evaluation, in the manner of the Qwen2.5-Math suite: answers
-outside a box count, too.
+r"""A second, lenient grader for evaluation, modelled on the Qwen2.5-Math suite.
 
-It takes the first of these that a response has: the suite's "final answer is $...$. I hope", the
-last box, what follows the last "answer is", the last number. What is then equal says
-`lenient_equal`. Training never uses it: its rewards can be had without answering.
+It also accepts answers outside a box. The answer is the first of these that a response contains:
+the suite's "final answer is $...$. I hope", the last box, the text after the last "answer is", the
+last number. `lenient_equal` compares it with the reference. Training does not use this grader,
+because a policy can earn its rewards without answering.
 """
 
 import re
@@ -26,13 +26,16 @@ _STATUSES: dict[str, Status] = {"correct": "correct", "wrong": "wrong", "time_ou
 
 
 class Grade(NamedTuple):
-    answer: str  # as extracted; empty: none was found
+    """A lenient grade of a response."""
+
+    answer: str  # as extracted; empty if there is none
     status: Status
 
 
 class LenientGrader:
-    """A context manager whose `grade` judges responses, in worker processes with deadlines like
-    the strict verifier's.
+    """A context manager whose `grade` judges responses.
+
+    Like the strict verifier, it uses worker processes with deadlines.
     """
 
     def __init__(self, cfg: config.RewardConfig):
@@ -46,15 +49,16 @@ class LenientGrader:
 
     @property
     def counts(self) -> Counter[str]:
+        """Events of the worker processes, as `Pool.counts`."""
         return self._pool.counts
 
     def grade(self, responses: Sequence[str], answers: Sequence[str]) -> list[Grade]:
-        """A grade per response, in order; equal pairs are judged once."""
-        found = [extract(response) for response in responses]
+        """Returns a grade per response, in order. Equal pairs are judged once."""
+        extracted = [extract(response) for response in responses]
         pairs = {
-            (f, a): None
-            for f, a in zip(found, answers, strict=True)
-            if f and len(f) <= MAX_ANSWER_CHARS
+            (e, a): None
+            for e, a in zip(extracted, answers, strict=True)
+            if e and len(e) <= MAX_ANSWER_CHARS
         }
         known: dict[tuple[str, str], Status] = {
             pair: "correct" for pair in pairs if normalize.equal(*pair)
@@ -65,8 +69,8 @@ class LenientGrader:
             for pair, r in zip(asked, self._pool.run(asked) if asked else [], strict=True)
         }
         return [
-            Grade(f, known.get((f, a), "wrong") if f else "no_answer")
-            for f, a in zip(found, answers, strict=True)
+            Grade(e, known.get((e, a), "wrong") if e else "no_answer")
+            for e, a in zip(extracted, answers, strict=True)
         ]
 
 

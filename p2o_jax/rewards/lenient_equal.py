@@ -1,9 +1,12 @@
-r"""Lenient equality of two answers, in the manner of the Qwen2.5-Math suite. Runs in worker
-processes only, as `grade` does.
+r"""Lenient equality of two answers, modelled on the Qwen2.5-Math suite.
 
-Case, units and texts do not matter; a number may be off by 1e-4 of itself or by a factor of a
-hundred; a letter A to E is looked for in whatever was answered; tuples and intervals are compared
-entry by entry, whatever their brackets; the rest is `grade.math_equal`.
+- Case, units and `\text` are ignored.
+- Numbers may differ by a relative error of 1e-4, or by a factor of 100.
+- If the reference is a letter A to E, the last such letter of the answer counts.
+- Tuples and intervals are compared entry by entry, with any brackets.
+- Everything else is decided by `grade.math_equal`.
+
+Runs in worker processes only, like `grade`.
 """
 
 import math
@@ -24,7 +27,7 @@ _ASSIGNED = re.compile(r"[A-Za-z]{1,2}\s*=\s*")
 
 
 def equal(prediction: str, reference: str) -> str:
-    """ "correct" or "wrong"."""
+    """Returns "correct" or "wrong"."""
     return "correct" if _equal(_strip(prediction), _strip(reference)) else "wrong"
 
 
@@ -51,13 +54,10 @@ def _equal(a: str, b: str) -> bool:
 
 
 def _strip(answer: str) -> str:
-    """The answer without units, texts that stand beside something, degrees, signs of percent and
-    of money.
-    """
-    answer = _DEGREES.sub("", normalize.tidy(_AND.sub(",", answer)))
-    return (
-        normalize.tidy(_TEXT.sub("", answer) or answer).replace("\\%", "").replace("%", "").strip()
-    )
+    """The answer without units, text next to a value, degrees, percent and currency signs."""
+    answer = _DEGREES.sub("", normalize.normalize(_AND.sub(",", answer)))
+    answer = normalize.normalize(_TEXT.sub("", answer) or answer)
+    return answer.replace("\\%", "").replace("%", "").strip()
 
 
 def _number(text: str) -> float | None:
@@ -66,7 +66,7 @@ def _number(text: str) -> float | None:
 
 
 def _entries(text: str) -> list[str]:
-    """The entries of a tuple or an interval; none if it is neither."""
+    """The entries of a tuple or an interval; empty for anything else."""
     grouped = _GROUPED.fullmatch(text)
     if not grouped:
         return []
@@ -74,7 +74,7 @@ def _entries(text: str) -> list[str]:
     for character in grouped.group(2):
         depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(character, 0)
         if depth < 0:
-            return []  # the brackets are not each other's: (a)+(b)
+            return []  # the outer brackets do not match each other: (a)+(b)
         if character == "," and depth == 0:
             entries.append("")
         else:
@@ -83,7 +83,7 @@ def _entries(text: str) -> list[str]:
 
 
 def _cells(text: str) -> list[str]:
-    """The rows of a matrix, and in them its cells, one after the other; none if it is no matrix."""
+    """The cells of a matrix, row by row, with ";" after each row; empty for anything else."""
     matrix = _MATRIX.fullmatch(text)
     return (
         [cell.strip() for row in matrix.group(1).split("\\\\") for cell in (*row.split("&"), ";")]

@@ -1,6 +1,4 @@
-r"""Answers as text and as plain numbers: what can be judged at once, without a computer algebra
-system.
-"""
+r"""Compares answers as text and as plain numbers, without a computer algebra system."""
 
 import re
 from fractions import Fraction
@@ -12,17 +10,13 @@ _EDITS = tuple(
         (r"\\[dt]frac(?![A-Za-z])", r"\\frac"),
         (r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}"),
         (r"(?<!\\)\\!", ""),
-        (
-            r"(?<=[0-9])(?:\\,|\{,\})(?=[0-9]{3}(?![0-9]))",
-            "",
-        ),  # 10\,000; what a bare comma means is for math-verify to say
+        # 10\,000; a bare comma is left to math-verify
+        (r"(?<=[0-9])(?:\\,|\{,\})(?=[0-9]{3}(?![0-9]))", ""),
         (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset"),
         (r"(?<!\\)\\[,;: ]|~", " "),
         (r"\\?\$", ""),
-        (
-            r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])",
-            "",
-        ),  # "1 2" is not 12 and "\pi r" not "\pir"; elsewhere spaces say nothing
+        # "1 2" is not 12 and "\pi r" is not "\pir"; other spaces have no meaning
+        (r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])", ""),
         (r"\s+", " "),
     )
 )
@@ -33,13 +27,14 @@ _NUMBER = re.compile(
 _REPEATING = re.compile(r"([+-]?)([0-9]*)\.([0-9]*)\\(?:overline|bar)\{([0-9]+)\}")
 _PERCENT = re.compile(r"\\?%$")
 _MAX_DIGITS = 300
-# ten times math-verify's: nothing that is decided here is decided otherwise there
+# Ten times the tolerance of math-verify, so that the two never disagree.
 _TOLERANCE = Fraction(1, 10**5)
 
 
-def tidy(answer: str) -> str:
-    r"""The answer without what does not change its meaning: spacing, `\left`, `\dfrac`, `$`, a
-    final full stop, an outer `\text`.
+def normalize(answer: str) -> str:
+    r"""Removes everything that does not change an answer's meaning.
+
+    That is spacing, `\left`, `\dfrac`, `$`, a final full stop, and an outer `\text`.
     """
     for pattern, replacement in _EDITS:
         answer = pattern.sub(replacement, answer)
@@ -49,13 +44,14 @@ def tidy(answer: str) -> str:
     return answer
 
 
-def number(tidied: str) -> Fraction | None:
-    r"""The value of an integer, a decimal (`0.\overline{3}` repeats), `a/b` or `\frac{a}{b}` in
-    ASCII digits; None for anything else.
+def number(normalized: str) -> Fraction | None:
+    r"""The value of a plain number, or None for anything else.
+
+    Plain numbers are integers, decimals, `0.\overline{3}`, `a/b` and `\frac{a}{b}` in ASCII digits.
     """
-    match = _NUMBER.fullmatch(tidied) if len(tidied) <= _MAX_DIGITS else None
+    match = _NUMBER.fullmatch(normalized) if len(normalized) <= _MAX_DIGITS else None
     if not match:
-        return _repeating(tidied) if len(tidied) <= _MAX_DIGITS else None
+        return _repeating(normalized) if len(normalized) <= _MAX_DIGITS else None
     sign, decimal, *parts = match.groups()
     if decimal:
         value = Fraction(decimal if decimal[-1] != "." else decimal[:-1])
@@ -67,8 +63,8 @@ def number(tidied: str) -> Fraction | None:
     return -value if sign == "-" else value
 
 
-def _repeating(tidied: str) -> Fraction | None:
-    match = _REPEATING.fullmatch(tidied)
+def _repeating(normalized: str) -> Fraction | None:
+    match = _REPEATING.fullmatch(normalized)
     if not match:
         return None
     sign, whole, before, period = match.groups()
@@ -79,13 +75,12 @@ def _repeating(tidied: str) -> Fraction | None:
 
 
 def equal(a: str, b: str) -> bool | None:
-    """Whether two answers are equal, or None if that is not plain to see: the same text, or two
-    plain numbers.
+    """Whether two answers are equal; None if neither their texts nor plain numbers decide it.
 
-    Where only one of two numbers has a percent sign, it may stand for hundredths or be a mere unit:
-    50 % is .5, and 50.
+    If only one of two numbers has a percent sign, the sign may mean hundredths or be a mere unit:
+    50 % equals both 0.5 and 50.
     """
-    a, b = tidy(a), tidy(b)
+    a, b = normalize(a), normalize(b)
     if a == b:
         return bool(a)
     x, y = (number(_PERCENT.sub("", text)) for text in (a, b))

@@ -1,19 +1,20 @@
-"""Reward functions of one's own: `config.reward.fn=FILE.py:function` or `package.module:function`,
-called in worker processes.
+"""Custom reward functions: `config.reward.fn=FILE.py:function` or `package.module:function`.
 
     def reward(messages, response, answer, meta):
-        return score  # in [0, 1]; or (score, feedback), feedback being what GEPA's reflecting model
-        reads of this response
+        return score  # in [0, 1], or (score, feedback): GEPA's reflection model reads the feedback
 
-`messages` are the question's chat messages without a template, `answer` its reference answer (""
-where the data have none), `meta` its other columns as JSON gives them back. The module is imported
-once per worker; a call has `reward.timeout_s` seconds. What it raises, and a score that is none, is
-the status "error" and scores 0. Examples: `p2o_jax/rewards/examples.py`.
+`messages` are the question's chat messages without a template. `answer` is its reference answer, or
+"" if the data has none. `meta` holds its other columns after a round trip through JSON. See
+`p2o_jax/rewards/examples.py` for examples.
+
+The function runs in worker processes. Each worker imports the module once. A call may take
+`reward.timeout_s` seconds. An exception or an invalid score gives the status "error" and a score
+of 0.
 
 A file is loaded by its path. A module is looked up on the import path, which does not include the
-current folder: install the package or add its folder to PYTHONPATH. Workers get no keys or tokens;
-`reward.env` names the variables that a function needs. Processes that a function starts live as
-long as its worker, at most until the deadline of a call that hangs.
+current folder: install the package or add its folder to PYTHONPATH. Workers do not see keys or
+tokens; `reward.env` names the environment variables that a function needs. Processes that a
+function starts are killed when its worker ends, at the latest when a call exceeds its deadline.
 """
 
 import importlib
@@ -28,29 +29,26 @@ from typing import TYPE_CHECKING, Any
 
 from p2o_jax.types import Question, Status, Verdict
 
-if TYPE_CHECKING:  # workers import this module, and need no settings
+if TYPE_CHECKING:  # workers import this module, but not the config
     from p2o_jax import config
 
 Judge = Callable[[str], str]
-# what a user's own function opens is the user's affair: a service that judges, a sandbox that runs
-# code
+# Custom functions may open files and sockets, for example of a judging service or a code sandbox.
 SEALED = False
-PROBE = ""  # in place of a request: is the function there?
+PROBE = ""  # sent instead of a request, to check that the function exists
 SHIPPED = "p2o_jax.rewards.examples:"
 
 
 def judge_name(fn: str) -> str:
-    """What `Pool` is to call for config.reward.fn: `__getattr__` of this module makes it, in the
-    worker.
-    """
+    """The `judge` of a `Pool` for config.reward.fn. This module's `__getattr__` builds it."""
     return f"{__name__}:{fn}"
 
 
 def untrusted(run: "config.RewardConfig", where: str) -> list[str]:
-    """A line if this reward, read from the file `where` of a run directory, would run code that is
-    not ours.
+    """A line if a reward config from a run directory would run code outside this package.
 
-    A run directory is data. It may come from somebody else, and so may the module that it names.
+    A run directory is data and may come from an untrusted source, as may the module that it names.
+    `where` is the file that the config was read from.
     """
     if not run.fn or run.fn.startswith(SHIPPED):
         return []
@@ -71,7 +69,7 @@ def env_problems(cfg: "config.RewardConfig") -> list[str]:
 
 
 def request(question: Question, response: str) -> str:
-    """The JSON text that asks for a verdict on a response."""
+    """The JSON request for a verdict on a response."""
     meta = {str(k): v for k, v in question.meta.items()}
     return json.dumps(
         [[dict(m) for m in question.messages], response, question.answer, meta], default=str
@@ -79,7 +77,7 @@ def request(question: Question, response: str) -> str:
 
 
 def verdict(reply: str, success_above: float) -> Verdict:
-    """The verdict that a worker's reply (or the pool's "time_out" or "error") stands for."""
+    """Converts a worker's reply, or the pool's "time_out" or "error", to a verdict."""
     if reply in ("time_out", "error"):
         return Verdict(
             0.0,
@@ -93,7 +91,7 @@ def verdict(reply: str, success_above: float) -> Verdict:
 
 
 def __getattr__(path: str) -> Judge:
-    """The judge around the function at "package.module:function" or "/FOLDER/FILE.py:function"."""
+    """The judge for the function "package.module:function" or "/FOLDER/FILE.py:function"."""
     module, _, name = path.rpartition(":")
     if not module:
         raise AttributeError(path)
@@ -103,9 +101,7 @@ def __getattr__(path: str) -> Judge:
         )
     except AttributeError:
         raise
-    except (
-        Exception
-    ) as e:  # the edge: whatever a user's module raises is why there is no such function
+    except Exception as e:  # the edge: importing a user's module may raise anything
         missing = isinstance(e, ModuleNotFoundError) and e.name == module.partition(".")[0]
         hint = (
             "; the current folder is not searched: give FILE.py:function, or add the folder to"
@@ -128,12 +124,10 @@ def _load(path: str) -> ModuleType:
 
 
 def _call(function: Callable[..., Any], text: str) -> str:
-    """JSON [score, note, whether it failed]."""
+    """Calls the function; returns [score, note, whether it failed] as JSON."""
     try:
         result: Any = function(*json.loads(text))
-    except (
-        Exception
-    ) as e:  # the edge: the fault of the function or of the response, counted as an error
+    except Exception as e:  # the edge: any exception of a user's function counts as an error
         return json.dumps([0.0, f"{type(e).__name__}: {e}", True])
     score, note = result if type(result) is tuple and len(result) == 2 else (result, "")
     value = _number(score)

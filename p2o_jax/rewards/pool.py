@@ -1,12 +1,10 @@
-"""Worker processes that can be killed one at a time: a hard deadline per task, whatever the task
-does.
+"""A pool of worker processes with a hard deadline per task.
 
-Not `concurrent.futures`, which cannot end one task, and not `multiprocessing.Process`, whose
-children import the parent's main module (that is JAX, seconds and gigabytes) before they do
-anything.
+`concurrent.futures` cannot kill a single task. The children of `multiprocessing.Process` first
+import the parent's main module, and with it JAX, which takes seconds and gigabytes.
 
-Every worker has a session of its own and a guardian (`guardian`), which ends the processes that a
-reward function started: at the deadline, when the worker ends, on `close`, and when this process
+Every worker runs in a session of its own under a `guardian`. The guardian kills the processes that
+a reward function started: at the deadline, when the worker ends, on `close`, and when this process
 dies.
 """
 
@@ -27,24 +25,27 @@ from typing import Literal, Self
 
 from p2o_jax.runtime.subprocesses import environment
 
-TASKS_PER_WORKER = 5000  # then a fresh one: SymPy's caches only grow
+TASKS_PER_WORKER = 5000  # then the worker is replaced, because SymPy's caches only grow
 START_TIMEOUT_S = 120.0
 MAX_FAILED_STARTS = 3  # in a row
-END_TIMEOUT_S = 5.0  # for a guardian to end its worker; only a killed or stopped one needs it all
-MAX_ATTEMPTS = 2  # a crash may be the fault of a full machine; a second one is the task's
+END_TIMEOUT_S = 5.0  # for a guardian to end its worker; reached only if it was killed or stopped
+MAX_ATTEMPTS = 2  # a first crash may be due to a full machine; a second is blamed on the task
 
 Task = tuple[str, ...]
 
 
 class Pool:
-    """A context manager whose `run` maps tasks to `judge`'s answers in processes that see no
-    accelerator.
+    """A context manager whose `run` maps a function over tasks in worker processes.
 
-    `judge` is "module:function", called as function(*task) -> str. `env` names variables that
-    workers get besides those of `subprocesses.environment`. Workers start when they are first
-    needed and stay until `close`. `counts` says how often a worker was started, lost to a time-out
-    or a crash, and recycled: after TASKS_PER_WORKER tasks, or when it had grown too large. One
-    thread at a time.
+    Workers start when they are first needed, run until `close`, and see no accelerator. `counts`
+    has the number of workers that were "started", lost to a "time_out" or a "crash", and "recycled"
+    after TASKS_PER_WORKER tasks or when they grew too large. Not thread-safe.
+
+    Args:
+        size: the largest number of workers.
+        timeout_s: seconds per task.
+        judge: "module:function", called as function(*task) -> str.
+        env: environment variables that workers get besides those of `subprocesses.environment`.
     """
 
     def __init__(self, size: int, timeout_s: float, judge: str, env: Sequence[str] = ()):
@@ -55,7 +56,7 @@ class Pool:
         self.counts: Counter[str] = Counter()
         self._workers: list[_Worker] = []
         self._failed_starts = 0
-        # runs at interpreter exit, too
+        # also runs at interpreter exit
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)
 
     def __enter__(self) -> Self:
@@ -69,14 +70,14 @@ class Pool:
         _kill_all(self._workers)
 
     def run(self, tasks: Sequence[Task], done: Callable[[], None] = lambda: None) -> list[str]:
-        """For every task, in order: what `judge` returned, "time_out" at the deadline, or "error"
-        if its worker died twice.
+        """Runs all tasks and returns their results in order.
 
-        `done` is called as tasks end. The deadline runs from when a worker that is ready gets the
-        task.
+        A result is the return value of `judge`, "time_out" at the deadline, or "error" if the
+        task's worker died twice. The deadline starts when a worker gets the task. `done` is called
+        after each task.
 
         Raises:
-            RuntimeError: workers do not start.
+            RuntimeError: the workers do not start.
         """
         results: list[str | None] = [None] * len(tasks)
         todo = deque(range(len(tasks)))
@@ -111,13 +112,13 @@ class Pool:
                             ),
                         )
         finally:
-            for worker in [w for w in self._workers if w.task is not None]:  # we were interrupted
+            for worker in [w for w in self._workers if w.task is not None]:  # after an interrupt
                 self._drop(worker)
         assert None not in results
         return [r for r in results if r is not None]
 
     def _assign(self, tasks: Sequence[Task], todo: deque[int]) -> None:
-        """Hands tasks to idle workers, and starts more if there is work for them."""
+        """Gives tasks to idle workers, and starts more workers if there is work for them."""
         for worker in [w for w in self._workers if w.idle and todo]:
             if todo and worker.give(todo[0], tasks, self.timeout_s):
                 todo.popleft()
@@ -131,9 +132,7 @@ class Pool:
             num_free += 1
 
     def _events(self) -> list[tuple["_Worker", str, str]]:
-        """(worker, event, value) of those that replied, died or ran out of time; waits until
-        there is at least one.
-        """
+        """Waits for workers to reply, die or time out; returns (worker, event, value) of each."""
         waiting = [w for w in self._workers if not w.idle]
         remaining = min(w.deadline for w in waiting) - time.monotonic()
         readable = wait([w.connection for w in waiting], max(remaining, 0))
@@ -165,7 +164,7 @@ class Pool:
 
 
 class _Worker:
-    """A guardian's process, the socket to its worker, and what that is busy with."""
+    """A guardian's process, the socket to its worker, and the worker's task."""
 
     def __init__(self, judge: str, timeout_s: float, env: Sequence[str]):
         self.connection, theirs = Pipe()
@@ -177,8 +176,7 @@ class _Worker:
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            # what libraries say about untrusted text does not belong on a terminal
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # libraries may print untrusted text
         )
         theirs.close()
         self.ready = False
@@ -188,10 +186,11 @@ class _Worker:
 
     @property
     def idle(self) -> bool:
+        """Whether the worker has started and has no task."""
         return self.ready and self.task is None
 
     def give(self, index: int, tasks: Sequence[Task], timeout_s: float) -> bool:
-        """Sends a task; false if the process has died."""
+        """Sends a task. Returns False if the process has died."""
         try:
             self.connection.send_bytes(json.dumps(tasks[index]).encode())
         except OSError:
@@ -201,6 +200,7 @@ class _Worker:
         return True
 
     def receive(self) -> tuple[Literal["ready", "failed", "done", "last", "crash"], str]:
+        """The event and value of the worker's message, or a crash if there is none."""
         try:
             event, value = json.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
@@ -209,18 +209,18 @@ class _Worker:
         return event, value
 
     def kill(self) -> None:
-        """Ends the worker and all that it started."""
-        self.connection.close()  # at which its guardian kills them
+        """Ends the worker and all processes that it started."""
+        self.connection.close()  # makes the guardian kill them
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(END_TIMEOUT_S)
-        # unless somebody killed or stopped the guardian
+        # in case the guardian was killed or stopped
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
 def _environment(names: Sequence[str]) -> dict[str, str]:
-    """Without keys, without accelerators, with one thread, and with the parent's import path."""
+    """An environment without keys or accelerators, one thread, and the parent's import path."""
     path = os.pathsep.join(p or os.getcwd() for p in sys.path)
     forced = {
         "JAX_PLATFORMS": "cpu",
@@ -232,7 +232,7 @@ def _environment(names: Sequence[str]) -> dict[str, str]:
 
 
 def _kill_all(workers: list[_Worker]) -> None:
-    for worker in workers:  # all guardians at the same time
+    for worker in workers:  # first, so that all guardians work at the same time
         worker.connection.close()
     for worker in workers:
         worker.kill()

@@ -1,5 +1,6 @@
-r"""Verifiable rewards (algorithm step 3): is the last `\boxed{}` of a response equal to the
-reference answer?
+r"""Verifiable rewards (step 3 of the algorithm).
+
+A response is correct if its last `\boxed{}` equals the reference answer.
 """
 
 import os
@@ -14,7 +15,7 @@ from p2o_jax.rewards.boxed import last_boxed
 from p2o_jax.rewards.pool import Pool
 from p2o_jax.types import Question, Status, Verdict
 
-MAX_ANSWER_CHARS = 4096  # in the box; a longer one is no answer to a question of mathematics
+MAX_ANSWER_CHARS = 4096  # in the box; longer content is not the answer to a math question
 MATH_JUDGE = "p2o_jax.rewards.grade:math_equal"
 _STATUSES: dict[str, Status] = {
     "correct": "correct",
@@ -27,14 +28,12 @@ Progress = Callable[[int, int], None]  # (answers judged so far, all answers)
 
 
 class Verifier:
-    """A context manager whose `judge` scores responses to questions, and `verify` responses against
-    reference answers.
+    """A context manager that scores responses.
 
-    `config.reward.fn` is asked where it is set. Else kind "exact" compares texts; kind "math" first
-    looks for equality that is plain to see and then asks math-verify. Both functions run in worker
-    processes that are started when the first answer needs them. `counts`: answers by how they were
-    decided ("fast", "slow"), and what befell the workers ("started", "time_out", "crash").
-    Deadlines depend on the machine: with several hosts, one decides.
+    `config.reward.fn` decides if it is set. Otherwise the kind "exact" compares texts, and the kind
+    "math" compares texts and plain numbers before it calls math-verify. Reward functions and
+    math-verify run in worker processes, which start when an answer first needs them. Their
+    deadlines depend on the machine, so that only one of several hosts may judge a response.
     """
 
     def __init__(self, cfg: config.RewardConfig, judge: str = MATH_JUDGE):
@@ -59,11 +58,13 @@ class Verifier:
 
     @property
     def counts(self) -> Counter[str]:
+        """Answers decided "fast" (in this process) and "slow" (by a worker), and `Pool.counts`."""
         return self._counts + self._pool.counts
 
     def problems(self) -> list[str]:
-        """A line if config.reward.fn cannot be called (looked up in a worker, not in this
-        process) or a variable is not set.
+        """A line if config.reward.fn cannot be called, or per variable of its env that is not set.
+
+        The function is looked up in a worker, not in this process.
         """
         if missing := own.env_problems(self.cfg):
             return missing
@@ -79,10 +80,10 @@ class Verifier:
         questions: Sequence[Question],
         progress: Progress | None = None,
     ) -> list[Verdict]:
-        """A verdict per response, in order, by config.reward.fn or, without one, by the reference
-        answers (`verify`).
+        """Returns a verdict per response, in order.
 
-        With a function of one's own the format score is 1; equal pairs are judged once.
+        Uses config.reward.fn if set, and `verify` with the reference answers otherwise. A custom
+        function gives the format score 1. Equal pairs are judged once.
         """
         assert len(responses) == len(questions), (len(responses), len(questions))
         if not self.cfg.fn:
@@ -106,12 +107,12 @@ class Verifier:
     def verify(
         self, responses: Sequence[str], answers: Sequence[str], progress: Progress | None = None
     ) -> list[Verdict]:
-        """A verdict per response, in order.
+        """Compares responses with reference answers. Returns a verdict per response, in order.
 
-        The format score is 1 if the response's last box is closed, whatever is in it. "time_out"
-        (no verdict before the deadline) and "error" (the worker died, or the reference answer
-        cannot be read) score 0 and are not "wrong". Boxes of more than MAX_ANSWER_CHARS characters
-        are wrong unread. Equal pairs are judged once.
+        The format score is 1 if the last box of the response is closed, with any content. The
+        statuses "time_out" (no verdict before the deadline) and "error" (the worker died, or the
+        reference answer cannot be parsed) score 0 and are distinct from "wrong". Boxes of more than
+        MAX_ANSWER_CHARS characters are wrong. Equal pairs are judged once.
         """
         assert len(responses) == len(answers), (len(responses), len(answers))
         boxes = [last_boxed(response) for response in responses]
@@ -133,12 +134,12 @@ class Verifier:
         return [_verdict(box, status) for box, status in zip(boxes, statuses, strict=True)]
 
     def self_check(self, answers: Sequence[str], limit: int = 2000) -> list[str]:
-        r"""The distinct reference answers (a fixed sample, if there are more than `limit`) that do
-        not verify against themselves.
+        r"""The distinct reference answers that do not verify against themselves.
 
-        That is: which, put in a box, do not come out of it again, or which math-verify does not
-        find equal to themselves. Of the latter only a response with the very same text will be
-        right. Plain numbers are known to be well. None with config.reward.fn.
+        Such an answer cannot be read back from a box, or math-verify does not consider it equal to
+        itself. In the second case only a response with the same text is correct. Plain numbers
+        always pass. If there are more than `limit` answers, a fixed sample is checked. Empty with
+        config.reward.fn.
         """
         distinct = [] if self.cfg.fn else list(dict.fromkeys(answers))
         if len(distinct) > limit:
@@ -146,14 +147,16 @@ class Verifier:
         bad = {a for a in distinct if self._at_once(last_boxed(rf"\boxed{{{a}}}"), a) != "correct"}
         if self.cfg.kind == "math":
             unclear = [
-                a for a in distinct if a not in bad and normalize.number(normalize.tidy(a)) is None
+                a
+                for a in distinct
+                if a not in bad and normalize.number(normalize.normalize(a)) is None
             ]
             results = self._judge([(a, a) for a in unclear], 0, len(unclear), None)
             bad.update(a for a, result in zip(unclear, results, strict=True) if result != "correct")
         return [a for a in distinct if a in bad]
 
     def _at_once(self, box: str | None, answer: str) -> Status | None:
-        """The status where no worker is needed, else None."""
+        """The status if it needs no worker, else None."""
         if box is None:
             return "no_answer"
         if len(box) > MAX_ANSWER_CHARS:
@@ -172,13 +175,13 @@ class Verifier:
     def _judge(
         self, pairs: Sequence[tuple[str, ...]], before: int, total: int, progress: Progress | None
     ) -> list[Status]:
-        """The workers' statuses for (box, answer) pairs, reporting progress from `before` on."""
+        """The workers' statuses for (box, answer) pairs; reports progress as `_run` does."""
         return [_STATUSES[result] for result in self._run(pairs, before, total, progress)]
 
     def _run(
         self, tasks: Sequence[tuple[str, ...]], before: int, total: int, progress: Progress | None
     ) -> list[str]:
-        """The workers' replies, reporting progress from `before` on."""
+        """The workers' replies. Reports progress from `before` to `total`."""
         num_done = before
 
         def done() -> None:
@@ -198,7 +201,7 @@ def _verdict(box: str | None, status: Status | None) -> Verdict:
 
 
 def num_workers(cfg: config.RewardConfig) -> int:
-    """The verifier processes that the config asks for: one per core unless it says how many."""
+    """The number of worker processes: `cfg.workers`, or one per core if that is 0."""
     return cfg.workers or (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

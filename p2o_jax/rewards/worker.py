@@ -1,13 +1,13 @@
-"""A verifier process, forked by its `guardian`.
+"""A worker process of a `Pool`, forked by its `guardian`.
 
-Reads JSON lists of texts from a socket, answers each with what FUNCTION(*texts) returns, ends with
-the socket. JSON and not pickle: a process that handles untrusted text must not be able to run
-anything in its parent. Imports nothing of the package, so that a start costs no more than
-FUNCTION's module.
+Reads lists of strings from a socket, replies with the return value of FUNCTION(*strings), and ends
+when the socket is closed. Messages are JSON and not pickle, because a process that handles
+untrusted text must not be able to run code in its parent. This module imports nothing from the
+package, so that a worker only imports FUNCTION's module.
 
-Before the first text the process is sealed, unless MODULE.SEALED is False (a reward function of the
-user's own): Python code in it can no longer open sockets, start processes or write files. That is a
-second wall, not a sandbox: native code could.
+Before the first task the process is sealed, unless MODULE.SEALED is False, as for custom reward
+functions. Python code in a sealed process cannot open sockets, start processes or write files. This
+is a second line of defense and not a sandbox: native code is not restricted.
 """
 
 import contextlib
@@ -18,22 +18,41 @@ import resource
 import sys
 from multiprocessing.connection import Connection
 
-# bytes; a factorial tower fails in here instead of pushing the training run out of memory
+# Bytes. A tower of factorials fails here instead of exhausting the training run's memory.
 ADDRESS_SPACE = 4 << 30
 CPU_MARGIN_S = 10
-MEMORY_GROWTH = 512 << 20  # bytes since the start; then a fresh process
+MEMORY_GROWTH = 512 << 20  # bytes since the start; a process that grows more is replaced
 _SEALED_OFF = (
-    "socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "pty.", "os.kill", "os.link", "os.symlink",
-    "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.chmod", "os.chown", "shutil.", "urllib.", "webbrowser.",
-)  # fmt: skip
+    "socket.",
+    "subprocess.",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "pty.",
+    "os.kill",
+    "os.link",
+    "os.symlink",
+    "os.mkdir",
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.truncate",
+    "os.chmod",
+    "os.chown",
+    "shutil.",
+    "urllib.",
+    "webbrowser.",
+)
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
 
 
 def main(fd: int, timeout_s: float, name: str) -> None:
-    """Serves until the parent closes the socket; the first message says "ready", or "failed" and
-    why.
+    """Serves tasks until the parent closes the socket.
 
-    Replies are "done", or "last" if the process has grown too large and ends.
+    The first message is "ready", or "failed" with the reason. Each reply is "done", or "last" if
+    the process has grown too large and ends.
     """
     connection = Connection(fd)
     _limit(resource.RLIMIT_CORE, 0)
@@ -55,14 +74,12 @@ def main(fd: int, timeout_s: float, name: str) -> None:
             texts = json.loads(connection.recv_bytes())
         except (EOFError, OSError):
             return
-        # Should parent and guardian die while an answer hangs, the kernel still ends this process.
+        # If parent and guardian die while an answer hangs, the kernel still ends this process.
         used = resource.getrusage(resource.RUSAGE_SELF)
         _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + timeout_s) + CPU_MARGIN_S)
         try:
             value = judge(*texts)
-        except (
-            Exception
-        ):  # the edge: whatever an answer provokes is its own verdict, and is counted as such
+        except Exception:  # the edge: an answer may cause any exception, which is its verdict
             value = "error"
         grown = _resident_bytes() - begin > MEMORY_GROWTH
         _send(connection, ["last" if grown else "done", value])
@@ -75,16 +92,14 @@ def _send(connection: Connection, message: list[str]) -> None:
 
 
 def _forbid(event: str, arguments: tuple[object, ...]) -> None:
-    """The audit hook of a sealed process; it cannot be taken away again."""
+    """The audit hook of a sealed process. An audit hook cannot be removed."""
     writes = event == "open" and isinstance(arguments[2], int) and bool(arguments[2] & _WRITING)
     if writes or event.startswith(_SEALED_OFF):
         raise PermissionError(f"{event} in a verifier process")
 
 
 def _resident_bytes() -> int:
-    """Memory in use; where the system does not tell, 0. (getrusage's peak would be the parent's,
-    which a child takes over.)
-    """
+    """Memory in use, or 0 if unknown. The peak of getrusage is not used: a child inherits it."""
     try:
         with open("/proc/self/statm", encoding="ascii") as f:
             return int(f.read().split()[1]) * resource.getpagesize()
@@ -94,7 +109,7 @@ def _resident_bytes() -> int:
 
 def _limit(what: int, soft: int) -> None:
     hard = resource.getrlimit(what)[1]
-    # not every system has every limit; the parent's deadline needs none of them
+    # not every system has every limit; the parent's deadline does not depend on them
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(
             what, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard)

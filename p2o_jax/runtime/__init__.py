@@ -1,1 +1,1 @@
-"""Processes and what surrounds them: distributed start, liveness, preemption, console, files."""
+"""Services for processes: distributed start, liveness, preemption, console output and files."""

@@ -1,7 +1,6 @@
-"""What the terminal shows: a bar with rate and ETA for the phase at work, and a line for each step.
-Times each phase, too.
+"""Terminal output: a progress bar with rate and ETA for the current phase, and a line per step.
 
-Text that a model wrote is shown without what a terminal would obey.
+Also times each phase. Text from a model is printed without control sequences.
 """
 
 import sys
@@ -12,14 +11,11 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-# (number of units done since the last call, note: what else matters now)
-Advance = Callable[..., None]
+Advance = Callable[..., None]  # called with the units done since the last call, and a note
 
 
 def printable(text: str) -> str:
-    """The text with control characters, direction marks, lone surrogates and the like written as
-    escapes; lines stay lines.
-    """
+    """Escapes control characters, direction marks and unpaired surrogates, except line breaks."""
     return "".join(
         c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii")
         for c in text
@@ -27,11 +23,11 @@ def printable(text: str) -> str:
 
 
 class Reporter:
-    """Phases and lines on standard error; quiet on processes other than the first.
+    """Prints phases and lines to standard error. Silent unless `enabled`, as on process 0.
 
-    On a terminal the running phase has a bar. Elsewhere a phase that lasts prints a line every
-    `every_s` seconds. `poll` is called wherever a phase begins or gets on, and may raise: there,
-    and nowhere else, a run can be left.
+    On a terminal the current phase has a progress bar. Elsewhere a long phase prints a line every
+    `every_s` seconds. `poll` is called when a phase begins or makes progress. It may raise: a run
+    can be interrupted there and nowhere else.
     """
 
     def __init__(
@@ -49,8 +45,9 @@ class Reporter:
 
     @contextmanager
     def phase(self, name: str, total: int = 0, unit: str = "") -> Iterator[Advance]:
-        """Times a phase, and shows its progress through the function it yields, called with the
-        number of units done since.
+        """Times a phase and shows its progress.
+
+        Yields a function to call with the number of units done since its last call.
         """
         self.poll()
         start = time.monotonic()
@@ -108,13 +105,14 @@ class Reporter:
 
 
 class _Rate(TextColumn):
-    """Units per second, blank until known."""
+    """The rate in units per second; blank until known."""
 
     def __init__(self, unit: str):
         super().__init__("")
         self.unit = unit
 
-    def render(self, task):  # type: ignore[no-untyped-def]  # rich's own signature
+    def render(self, task):  # type: ignore[no-untyped-def]  # the signature of rich
+        """The rate as text."""
         from rich.text import Text
 
         return Text(f"{task.speed:.1f} {self.unit}/s" if task.speed else "")

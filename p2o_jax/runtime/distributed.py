@@ -1,8 +1,7 @@
-"""The run's place in the world: devices and processes, named randomness, and what one process
-decides for all.
+"""Devices and processes of a run, and values that all processes agree on.
 
-Every process runs the same Python in the same order on the same bytes. What could differ between
-hosts (clocks, files, replies of others) goes through `broadcast_from_main`.
+Every process runs the same Python code in the same order on the same data. Anything that could
+differ between hosts (clocks, files, replies of a service) goes through `broadcast_from_main`.
 """
 
 import json
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax._src import clusters  # of JAX's own start; needed before it, to know who must come
+from jax._src import clusters  # private: needed to know the group before JAX joins it
 from jax._src.clusters import cloud_tpu_cluster
 from jax.experimental import multihost_utils
 
@@ -21,17 +20,18 @@ from p2o_jax.config import ConfigError, MeshConfig
 from p2o_jax.runtime import liveness
 
 T = TypeVar("T")
-# share of it that JAX is given where the environment does not say; by itself it takes .75
-GPU_MEMORY = ".95"
+GPU_MEMORY = (
+    ".95"  # fraction that JAX allocates, unless the environment sets it; its default is .75
+)
 
 
 def split_cpu(num_devices: int) -> None:
-    """Makes the CPU look like so many devices; before JAX is first used. On fewer cores it is no
-    faster, but any mesh can be tried.
+    """Splits the CPU into `num_devices` JAX devices. Must be called before JAX is first used.
 
-    XLA's thread pool must be larger than the number of threads that can wait in a collective, or
-    they wait forever. With one device and no other process nothing waits, and more threads than
-    cores would be slower.
+    This makes any mesh testable on one machine, but is no faster than one device.
+
+    XLA's thread pool must have more threads than can wait in a collective, or they wait forever.
+    With one device and one process nothing waits, and more threads than cores would be slower.
     """
     if num_devices > 1 or in_a_group():
         os.environ.setdefault("NPROC", str(max(4 * num_devices, os.cpu_count() or 1)))
@@ -40,13 +40,13 @@ def split_cpu(num_devices: int) -> None:
 
 
 def start(mesh: MeshConfig, compile_cache: str) -> int:
-    """The number of devices of all processes, after what must be done before JAX is first used.
+    """Prepares JAX, and returns the number of devices of all processes.
 
-    That is: this process' CPU split, a GPU's memory taken but for a little, the other processes
-    joined where there are any, compiled programs kept.
+    Must be called before JAX is first used. Splits the CPU, sets the fraction of GPU memory to
+    allocate, joins the other processes of the run if there are any, and sets the compilation cache.
 
     Raises:
-        peers.Missing: not all processes came in time.
+        liveness.Missing: not all processes started in time.
     """
     if mesh.cpu_devices:
         split_cpu(mesh.cpu_devices)
@@ -55,9 +55,9 @@ def start(mesh: MeshConfig, compile_cache: str) -> int:
         limits = liveness.Limits(mesh.start_s, mesh.silent_s, mesh.absent_s)
         address, number, index = place_in_group(limits.start)
         liveness.join(address, index, number, limits)
-        # it would take SIGTERM for itself; guards.Preemption agrees by `any_process`
+        # JAX's service would handle SIGTERM; preemption.Preemption does, and uses `any_process`.
         jax.config.update("jax_enable_preemption_service", False)
-        later = int(limits.silent + 30)  # so that `peers` speaks first, and names the host
+        later = int(limits.silent + 30)  # so that `liveness`, which names the host, reports first
         jax.distributed.initialize(
             address, number, index, initialization_timeout=later, heartbeat_timeout_seconds=later
         )
@@ -70,15 +70,16 @@ def start(mesh: MeshConfig, compile_cache: str) -> int:
 
 
 def place_in_group(timeout_s: float) -> tuple[str, int, int]:
-    """Process 0's HOST:PORT, the number of processes, and this one's: as JAX_* variables tell, or,
-    what they don't, the cluster.
+    """Returns process 0's HOST:PORT, the number of processes, and the index of this one.
+
+    Reads the JAX_* environment variables, and asks the cluster for those that are not set.
 
     Raises:
-        ConfigError: neither does.
+        ConfigError: a value is neither set nor known to the cluster.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     address, number, index = map(os.environ.get, names)
-    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+    place = clusters.ClusterEnv.auto_detect_unset_distributed_params(
         address,
         int(number) if number else None,
         int(index) if index else None,
@@ -86,23 +87,22 @@ def place_in_group(timeout_s: float) -> tuple[str, int, int]:
         None,
         int(timeout_s),
     )[:3]
-    if missing := [name for name, value in zip(names, found, strict=True) if value is None]:
+    if missing := [name for name, value in zip(names, place, strict=True) if value is None]:
         raise ConfigError(
-            f"this is one of several processes, but {', '.join(missing)} is not set, and no cluster"
-            " tells it"
+            f"this is one of several processes, but {', '.join(missing)} is not set, and no"
+            " cluster provides it"
         )
-    return found  # type: ignore[return-value]
+    return place  # type: ignore[return-value]
 
 
 def in_a_group() -> bool:
-    """Whether the environment says that this is one of several processes, each started with the
-    same command.
+    """Whether this is one of several processes, each started with the same command.
 
-    By JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID), Slurm, Open MPI, or as a
-    host of a TPU pod.
+    Detects JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID), Slurm, Open MPI and
+    hosts of a TPU pod.
     """
     env = os.environ
-    hosts = env.get("TPU_WORKER_HOSTNAMES", "").split(",")  # libtpu may put a sentence there
+    hosts = env.get("TPU_WORKER_HOSTNAMES", "").split(",")  # libtpu may put a message there
     several = any(
         int(env.get(name, "1")) > 1
         for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
@@ -114,20 +114,23 @@ def in_a_group() -> bool:
 
 
 def _tpu_hosts() -> int:
-    """Hosts of the TPU machine that this is one of, as JAX learns of them from Google's metadata
-    server; 1 where there is no TPU.
-    """
+    """The number of hosts of this TPU slice, from Google's metadata server; 1 without a TPU."""
     pod = cloud_tpu_cluster.GceTpuCluster
     return pod.get_process_count() if pod.is_env_present() else 1
 
 
 def is_main_process() -> bool:
+    """Whether this is process 0."""
     return jax.process_index() == 0
 
 
 def broadcast_from_main(decide: Callable[[], T]) -> T:
-    """What `decide` returns on process 0, on every process; it must be JSON. An exception there
-    is raised everywhere.
+    """Calls `decide` on process 0 and returns its result on every process.
+
+    The result must be JSON.
+
+    Raises:
+        RuntimeError: `decide` raised an exception, and there are several processes.
     """
     if jax.process_count() == 1:
         return decide()
@@ -136,7 +139,7 @@ def broadcast_from_main(decide: Callable[[], T]) -> T:
     if is_main_process():
         try:
             text = json.dumps({"value": decide()})
-        except BaseException as e:  # whatever it is, all processes must learn of it
+        except BaseException as e:  # any exception must reach all processes
             text = json.dumps({"error": f"{type(e).__name__}: {e}"})
     payload = np.frombuffer(text.encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int64(payload.size)))
@@ -151,7 +154,7 @@ def broadcast_from_main(decide: Callable[[], T]) -> T:
 
 
 def all_processes(holds: bool) -> bool:
-    """Whether it holds on every process."""
+    """Whether `holds` is true on every process."""
     if jax.process_count() == 1:
         return holds
     liveness.met()
@@ -159,12 +162,12 @@ def all_processes(holds: bool) -> bool:
 
 
 def any_process(holds: bool) -> bool:
-    """Whether it holds on some process."""
+    """Whether `holds` is true on at least one process."""
     return not all_processes(not holds)
 
 
 def to_host(x: jax.Array) -> np.ndarray:
-    """The whole array on every process (for small results: tokens, log-probs, scalars)."""
+    """The whole array on every process; for small results such as tokens, log-probs and scalars."""
     if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
     liveness.met()
@@ -172,8 +175,9 @@ def to_host(x: jax.Array) -> np.ndarray:
 
 
 def put(x: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    """A global array from the same host array on every process; each takes only its devices'
-    slices.
+    """A global array from a host array that is the same on every process.
+
+    Each process copies only the slices of its own devices.
     """
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 

@@ -1,7 +1,7 @@
-"""Digests of the files of a folder: says whether their bytes are still those that were written.
+"""Digests of the files in a folder, to detect missing or changed files.
 
-A store with its own checksums (`gs://`) is trusted with contents; there only names and sizes are
-recorded, so that a checkpoint is not read back after it was written.
+Object stores (`gs://`) have checksums of their own. There only names and sizes are recorded, so
+that a checkpoint does not have to be read back after it was written.
 """
 
 import json
@@ -18,24 +18,24 @@ _GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 def write(folder: epath.Path, parts: Sequence[str]) -> None:
-    """Writes NAME into the folder: size and CRC-32 of every file below its subfolders `parts`."""
+    """Writes size and CRC-32 of every file below the subfolders `parts` to the folder's NAME."""
     names = sorted(name for part in parts for name in _names(folder, part))
     with ThreadPoolExecutor() as pool:
-        found = dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
-    text = json.dumps(found)
-    (folder / NAME).write_text(json.dumps({"files": found, "crc32": zlib.crc32(text.encode())}))
+        files = dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
+    text = json.dumps(files)
+    (folder / NAME).write_text(json.dumps({"files": files, "crc32": zlib.crc32(text.encode())}))
 
 
 def damage(folder: epath.Path, part: int = 0, num_parts: int = 1) -> str:
-    """What is wrong with the folder's files, in a few words; empty if they are as they were
-    written.
+    """A short description of the first missing or changed file; empty if all are intact.
 
     Args:
-        folder: one that `write` was called on; only files of its `parts` are looked at.
-        part, num_parts: checks only this one of so many equal parts of the files.
+        folder: a folder that `write` was called on.
+        part: the part of the files to check, from 0.
+        num_parts: the number of equal parts that the files are divided into.
 
     Raises:
-        OSError: the store failed. That says nothing about the files.
+        OSError: the store failed, so that the state of the files is unknown.
     """
     try:
         recorded = json.loads((folder / NAME).read_text())
@@ -69,7 +69,7 @@ def _names(folder: epath.Path, within: str) -> Iterator[str]:
 
 
 def _digest(path: epath.Path) -> list[int]:
-    """[size in bytes, CRC-32 of the contents]; of an object store [size] alone."""
+    """[size in bytes, CRC-32 of the contents], or only [size] in an object store."""
     if "://" in os.fspath(path):
         return [path.stat().length]
     size, crc = 0, 0

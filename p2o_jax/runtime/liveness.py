@@ -1,10 +1,9 @@
-"""The other processes of a run: who is there at the start, who has gone, who does not come to where
-the others wait.
+"""Detects processes of a run that do not start, have died, or do not reach a barrier.
 
-Every process is connected with process 0 from its start to its end, over the port of JAX's
-coordinator: the kernel closes the connection of a process that dies, however it dies. JAX's own
-coordination service finds dead processes, too, but then ends the others in C++, with a number, no
-host and no way for Python to say more: it comes second, for what is not seen here.
+Every process keeps a connection to process 0, over the port of JAX's coordinator. When a process
+dies in any way, the kernel closes its connection. JAX's coordination service also detects dead
+processes, but then ends the others from C++, with a number instead of a host name and without a way
+for Python to add a message. It is the fallback for failures that this module does not detect.
 """
 
 import atexit
@@ -20,30 +19,28 @@ from typing import Any, NamedTuple, NoReturn
 
 from p2o_jax.runtime import run_lock
 
-GONE = 75  # exit code where another process is the reason: "try again" by sysexits.h
-PATIENCE_S = (
-    3.0  # an exception may be the echo of another process' end, of which the message is on its way
-)
-GRACE_S = 10.0  # what has ended another process may end this one by itself, and better told
+GONE = 75  # exit code if another process is the reason; EX_TEMPFAIL ("try again") of sysexits.h
+PATIENCE_S = 3.0  # an exception may be caused by another process's end, whose message comes later
+GRACE_S = 10.0  # the cause of another process's end may end this one too, with a better message
 _BEAT_S = 5.0
 
 
 class Missing(Exception):
-    """Not all processes are there; the message says which."""
+    """Processes are missing; the message says which."""
 
 
 class Limits(NamedTuple):
-    """Seconds: until all must have come, without a sign of life, and behind where the others wait."""
+    """Limits in seconds."""
 
-    start: float
-    silent: float
-    absent: float
+    start: float  # until all processes must have started
+    silent: float  # without a sign of life of a process
+    absent: float  # that the others may wait for a process at a barrier
 
 
 def _end(text: str) -> None:
-    shown = "".join(c if c.isprintable() else "?" for c in text)  # what others have sent
+    shown = "".join(c if c.isprintable() else "?" for c in text)  # sent by other processes
     print(
-        f"error: {shown}; the same command goes on from the last checkpoint",
+        f"error: {shown}; the same command continues from the last checkpoint",
         file=sys.stderr,
         flush=True,
     )
@@ -52,13 +49,17 @@ def _end(text: str) -> None:
 
 
 class Peers:
-    """Connections between the `count` processes of a run, of which this is number `index`; process
-    0 listens at HOST:PORT `address`.
+    """Connections between the processes of a run.
 
-    `end` is called with a line, in a thread of its own, when the run can't go on.
+    Args:
+        address: HOST:PORT where process 0 listens.
+        index: the index of this process.
+        count: the number of processes.
+        limits: time limits.
+        end: called with a message, from another thread, when the run cannot continue.
 
     Raises:
-        Missing: not all have come in time, or the port of process 0 is taken.
+        Missing: not all processes started in time, or the port of process 0 is in use.
     """
 
     def __init__(
@@ -69,33 +70,23 @@ class Peers:
         limits: Limits,
         end: Callable[[str], None] = _end,
     ):
-        self.address, self.index, self.count, self.limits, self.end = (
-            address,
-            index,
-            count,
-            limits,
-            end,
-        )
+        self.address, self.index, self.count = address, index, count
+        self.limits, self.end = limits, end
         self.hosts = {index: socket.gethostname()}
-        self.place = 0  # how many meetings of all processes this one has come to
+        self.place = 0  # the number of barriers that this process has reached
         self._lines: dict[int, _Line] = {}
         self._deadline = time.monotonic() + limits.start
         self._collect() if index == 0 else self._report()
         now = time.monotonic()
-        # `_moved`: when a place last changed
-        self._places, self._moved = (
-            dict.fromkeys(range(count), 0),
-            now,
-        )
+        self._places = dict.fromkeys(range(count), 0)
+        self._moved = now  # the time when a place last changed
         self._heard = dict.fromkeys(self._lines, now)
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
         self._thread.start()
 
     def leave(self, reason: str = "") -> None:
-        """Says to the others that this process ends now, as it should, or for a reason that they
-        have to end for, too.
-        """
+        """Announces that this process ends. With a reason, the other processes end as well."""
         if not self._left.is_set():
             self._left.set()
             self._say(left=reason)
@@ -104,7 +95,7 @@ class Peers:
                 line.close()
 
     def _collect(self) -> None:
-        """Process 0: waits for the others and tells each who there is."""
+        """On process 0: waits for the others, and sends the list of hosts to each."""
         with _listen(self.address) as server:
             while len(self.hosts) < self.count:
                 server.settimeout(max(self._deadline - time.monotonic(), 0.01))
@@ -115,9 +106,9 @@ class Peers:
                 self._welcome(line)
         missing = sorted(set(range(self.count)) - set(self.hosts))
         if missing:
-            reason = f"not all of {self.count} processes have come within {self.limits.start:g} s: "
-            reason += (
-                f"no sign of {', '.join(map(str, missing))}; here are"
+            reason = (
+                f"not all of {self.count} processes have started within {self.limits.start:g} s:"
+                f" no sign of {', '.join(map(str, missing))}; started:"
                 f" {', '.join(map(self._who, sorted(self.hosts)))}"
             )
             self._say(end=reason)
@@ -130,26 +121,24 @@ class Peers:
         if count != self.count or index not in range(1, self.count) or index in self.hosts:
             there = ", ".join(map(self._who, sorted(self.hosts)))
             line.say(
-                end=(
-                    f"process {index} of {count} came to a run of {self.count} processes that has"
-                    f" {there}"
-                )
+                end=f"process {index} of {count} joined a run of {self.count} processes that has"
+                f" {there}"
             )
             line.close()
             return
         self.hosts[index], self._lines[index] = str(hello.get("host"))[:255], line
 
     def _report(self) -> None:
-        """The others: tells process 0 of this one, and waits until all are there."""
+        """On other processes: connects to process 0, and waits until all have started."""
         line = None
         while line is None:
             try:
                 host, _, port = self.address.rpartition(":")
                 line = _Line(socket.create_connection((host.strip("[]"), int(port)), timeout=5.0))
-            except OSError as e:  # not started yet, or its name is not known yet
+            except OSError as e:  # not started, or its name is not in DNS yet
                 if time.monotonic() > self._deadline:
                     raise Missing(
-                        f"process 0 has not come within {self.limits.start:g} s: {self.address}"
+                        f"process 0 has not started within {self.limits.start:g} s: {self.address}"
                         f" does not answer ({e})"
                     ) from e
                 time.sleep(0.2)
@@ -158,7 +147,7 @@ class Peers:
         reply = (
             replies[0]
             if replies
-            else {"end": f"process 0 at {self.address} is there, but is not ready"}
+            else {"end": f"process 0 at {self.address} has started, but is not ready"}
         )
         if "hosts" not in reply:
             raise Missing(str(reply.get("end")))
@@ -181,7 +170,7 @@ class Peers:
                     self._judge()
 
     def _hear(self, i: int) -> bool:
-        """Whether to listen to process i any longer, after what it has said now."""
+        """Handles new messages of process i. Returns whether to keep listening to it."""
         messages = self._lines[i].wait(0.0)
         self._heard[i] = time.monotonic()
         for message in messages or []:
@@ -201,7 +190,7 @@ class Peers:
             self._places[i], self._moved = place, time.monotonic()
 
     def _judge(self) -> None:
-        """Ends the run if a process is silent, or does not come."""
+        """Ends the run if a process is silent, or keeps the others waiting."""
         now = time.monotonic()
         self._moved_to(self.index, self.place)
         silent = [i for i in self._lines if now - self._heard[i] > self.limits.silent]
@@ -219,8 +208,8 @@ class Peers:
         if self.index == 0 and absent and now - self._moved > self.limits.absent:
             names = ", ".join(map(self._who, absent))
             self._over(
-                f"{names} did not come to where the others have waited for {self.limits.absent:g} s"
-                f" (meeting {furthest} of the run)"
+                f"{names} did not reach barrier {furthest} of the run, where the others have"
+                f" waited for {self.limits.absent:g} s"
             )
 
     def _over(self, reason: str, grace_s: float = 0.0) -> None:
@@ -247,7 +236,7 @@ class _Line:
         connection.settimeout(5.0)
 
     def say(self, **message: object) -> None:
-        """Sends; to nobody if the other has gone, which whoever listens will notice."""
+        """Sends a message. Ignores a closed connection, which the listening thread notices."""
         try:
             with self._lock:
                 self.socket.sendall(json.dumps(message).encode() + b"\n")
@@ -255,31 +244,34 @@ class _Line:
             return
 
     def wait(self, seconds: float) -> list[dict[str, Any]] | None:
-        """What the other says within so many seconds; None if it has gone, or said what is not
-        of this kind.
+        """Returns the messages received within `seconds`.
+
+        The list is empty after `seconds` without a message. The result is None if the connection
+        is closed or the data is invalid.
         """
-        end, found = time.monotonic() + seconds, []
+        end, messages = time.monotonic() + seconds, []
         with selectors.DefaultSelector() as selector:
             selector.register(self.socket, selectors.EVENT_READ)
-            while not found:
+            while not messages:
                 if not selector.select(max(end - time.monotonic(), 0.0)):
                     return []
                 try:
                     data = self.socket.recv(65536)
                     *lines, self._rest = (self._rest + data).split(b"\n")
-                    found = [dict(json.loads(text)) for text in lines]
+                    messages = [dict(json.loads(text)) for text in lines]
                 except (OSError, ValueError, TypeError):
                     return None
                 if not data or len(self._rest) > 2**20:
                     return None
-        return found
+        return messages
 
     def close(self) -> None:
+        """Closes the connection."""
         self.socket.close()
 
 
 def _listen(address: str) -> socket.socket:
-    """A server at the port of the address, on all of the host's own; JAX listens there afterwards."""
+    """A server at the address's port on all interfaces. JAX listens there afterwards."""
     bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", f":{address.rpartition(':')[2]}")
     host, _, port = bind.rpartition(":")
     both = socket.has_dualstack_ipv6()
@@ -292,23 +284,25 @@ def _listen(address: str) -> socket.socket:
             backlog=1024,
         )
     except OSError as e:
-        raise Missing(f"process 0 cannot listen at {bind}: {e}; is another run there?") from e
+        raise Missing(f"process 0 cannot listen at {bind}: {e}; does another run use it?") from e
 
 
 _current: Peers | None = None
 
 
 def join(address: str, index: int, count: int, limits: Limits) -> None:
-    """Waits for the other processes of this one's run, and watches them from now on. Raises
-    Missing.
+    """Waits for the other processes of this run, and watches them until this process ends.
+
+    Raises:
+        Missing: as `Peers`.
     """
     global _current
     _current = Peers(address, index, count, limits)
-    atexit.register(_current.leave)  # before JAX's own end, which waits for all
+    atexit.register(_current.leave)  # runs before JAX's handler, which waits for all processes
 
 
 def met() -> None:
-    """Notes that this process comes to where all processes meet."""
+    """Records that this process has reached a barrier of all processes."""
     if _current:
         _current.place += 1
 
@@ -319,18 +313,18 @@ def joined() -> bool:
 
 
 def leave_at_once(code: int) -> None:
-    """Ends the process, unless it is one of several: those leave together, and JAX waits for all at
-    its end.
+    """Ends the process, unless it is one of several, which have to exit together.
 
-    Programs that are still being compiled are not waited for, as Python would.
+    Unlike a normal exit of Python, this does not wait for programs that are still being compiled.
     """
     if _current is None:
         _exit(code)
 
 
 def stop(code: int, reason: str) -> NoReturn:
-    """Ends the process with this exit code; where it is one of several, at once, and the others
-    are told the reason.
+    """Ends the process with an exit code.
+
+    One of several processes ends immediately, and sends `reason` to the others.
     """
     if _current is None:
         sys.exit(code)
@@ -346,8 +340,9 @@ def _exit(code: int) -> NoReturn:
 
 
 def wait_for_news() -> None:
-    """To be called where something has failed: that may be another process' end, and then this
-    one ends here, by what it hears.
+    """Waits a moment after a failure, in case another process's end has caused it.
+
+    If so, the message of that process arrives while waiting, and ends this one.
     """
     if _current:
         time.sleep(PATIENCE_S)

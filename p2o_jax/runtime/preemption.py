@@ -1,4 +1,4 @@
-"""What watches a run: requests to leave, steps that hang, rewards that teach nothing."""
+"""Guards of a run: preemption by SIGTERM, hanging steps, and rewards that are all equal."""
 
 import faulthandler
 import os
@@ -15,13 +15,11 @@ from p2o_jax.runtime import run_lock
 
 
 class Preempted(BaseException):
-    """The machine is about to be taken away: leave, with what there is saved. No `Exception`, so
-    that nobody takes it for a failure.
-    """
+    """The run was asked to save and exit. A `BaseException`, because it is not an error."""
 
 
-# A process of its own, because threads of Python stand still while C code holds the interpreter's
-# lock. It forwards each signal.
+# Runs in a process of its own, because Python threads cannot run while C code holds the GIL. It
+# forwards each signal.
 _OVERSEER = """
 import os, select, signal, sys
 parent, seconds = int(sys.argv[1]), float(sys.argv[2])
@@ -29,7 +27,7 @@ while number := os.read(0, 1):
     os.write(0, number)
     if number[0] == signal.SIGTERM:
         end = select.poll()
-        end.register(0, 0)  # the other end is closed: the process has left
+        end.register(0, 0)  # hangs up when the process has exited
         if not end.poll(1000 * seconds) and os.getppid() == parent:
             os.kill(parent, signal.SIGKILL)
         break
@@ -37,33 +35,33 @@ while number := os.read(0, 1):
 
 
 class Preemption:
-    """A context manager that takes SIGTERM as a request: the next `poll` raises `Preempted`, on all
-    processes at the same one.
+    """A context manager that turns SIGTERM into `Preempted`, raised by the next `poll`.
 
-    If the process is still there `grace_s` later, a thread ends it with exit code 0: what was saved
-    before, and the journals of prompt phases, are what the next start continues from. If that
-    thread cannot run either, because C code holds the interpreter's lock, another process kills
-    this one `KILL_AFTER_S` later (exit code 137).
+    All processes raise at the same `poll`. If the process has not exited after `grace_s` seconds, a
+    thread ends it with exit code 0. The next start then continues from the last checkpoint and from
+    the journals of prompt phases. If that thread cannot run because C code holds the GIL, another
+    process kills this one `KILL_AFTER_S` later (exit code 137).
 
-    The clock runs until the process is gone, not only until the context is left: Python waits at
-    its end for threads that compile.
+    The grace period ends when the process exits, not when the context does: at exit, Python waits
+    for threads that compile.
 
-    The signal is noticed by a thread, because Python runs handlers only where the main thread is
-    between two instructions.
+    A thread receives the signal, because Python runs signal handlers only between two instructions
+    of the main thread.
+
+    Args:
+        grace_s: seconds from SIGTERM until the process is ended.
+        any_process: whether a condition is true on any process. All processes poll in step.
     """
 
     KILL_AFTER_S = 1.0
 
     def __init__(self, grace_s: float, any_process: Callable[[bool], bool] = bool):
-        """`any_process`: whether something holds on any process; all processes poll at the same
-        places.
-        """
         self.grace_s, self.any_process = grace_s, any_process
         self._asked = threading.Event()
         self._left = threading.Event()
 
     def poll(self) -> None:
-        """Raises Preempted if SIGTERM has come, here or elsewhere."""
+        """Raises Preempted if any process has received SIGTERM."""
         if self.any_process(self._asked.is_set()):
             raise Preempted
 
@@ -71,12 +69,8 @@ class Preemption:
         self._socket, other = socket.socketpair()
         self._socket.setblocking(False)
         seconds = str(self.grace_s + self.KILL_AFTER_S)
-        # a group of processes may get them, the overseer with it
-        ours = {
-            signal.SIGTERM,
-            signal.SIGINT,
-            signal.SIGHUP,
-        }
+        # May be sent to the whole process group, which includes the overseer.
+        ours = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
         with other:
             command = [sys.executable, "-I", "-S", "-c", _OVERSEER, str(os.getpid()), seconds]
@@ -84,7 +78,7 @@ class Preemption:
                 command, stdin=other.fileno(), stdout=subprocess.DEVNULL
             )
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        # without one in Python nothing is written
+        # The wakeup descriptor is only written to if there is a handler in Python.
         self._handler = signal.signal(signal.SIGTERM, lambda *_: self._asked.set())
         self._wakeup = signal.set_wakeup_fd(self._socket.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="preemption", daemon=True)
@@ -97,7 +91,7 @@ class Preemption:
         self._left.set()
         signal.set_wakeup_fd(self._wakeup)
         signal.signal(signal.SIGTERM, self._handler)
-        self._socket.shutdown(socket.SHUT_RDWR)  # ends the thread, and the other process
+        self._socket.shutdown(socket.SHUT_RDWR)  # ends the thread and the overseer
         self._thread.join()
         self._socket.close()
         self._overseer.wait()
@@ -107,13 +101,13 @@ class Preemption:
             if number[0] == signal.SIGTERM:
                 self._asked.set()
                 print(
-                    f"SIGTERM: saving, and leaving within {self.grace_s:g} s",
+                    f"SIGTERM: saving, and exiting within {self.grace_s:g} s",
                     file=sys.stderr,
                     flush=True,
                 )
                 if not self._left.wait(self.grace_s):
                     print(
-                        "time is up; the same command goes on from the last checkpoint",
+                        "time is up; the same command continues from the last checkpoint",
                         file=sys.stderr,
                         flush=True,
                     )
@@ -123,32 +117,35 @@ class Preemption:
 
 
 class Watchdog:
-    """Writes the stacks of all threads to standard error whenever `seconds` have passed since
-    the last `restart`; 0: never.
+    """Writes the stacks of all threads to standard error every `seconds` without a `restart`.
+
+    0 disables it.
     """
 
     def __init__(self, seconds: float):
         self.seconds = seconds
 
     def restart(self) -> None:
-        """A step has ended. The clock is C's, and runs where Python is stuck."""
+        """Restarts the clock after a step. The clock also runs while Python is stuck in C code."""
         if self.seconds and sys.__stderr__:
             faulthandler.dump_traceback_later(self.seconds, repeat=True, file=sys.__stderr__)
 
     def close(self) -> None:
+        """Stops the clock."""
         faulthandler.cancel_dump_traceback_later()
 
 
 class FlatRewards:
-    """Notices when `limit` steps in a row had equal rewards only: nothing was learnt in any; 0:
-    never. Again after 2, 4, 8 times.
+    """Warns when all rewards were equal in each of `limit` steps in a row, so nothing was learned.
+
+    Warns again after 2, 4, 8 times as many steps. A limit of 0 disables it.
     """
 
     def __init__(self, limit: int):
         self.limit, self.steps, self.next = limit, 0, limit
 
     def notice(self, lowest: float, highest: float, values: Mapping[str, float]) -> str:
-        """What to tell after a step with these rewards and metrics; mostly nothing."""
+        """The warning after a step with these rewards and metrics; usually empty."""
         if lowest != highest:
             self.steps, self.next = 0, self.limit
             return ""
@@ -158,9 +155,10 @@ class FlatRewards:
         self.next *= 2
         return (
             f"!!! all rewards were equal in each of the last {self.steps} steps (now {lowest:g}):"
-            f" nothing is learnt. Look at responses cut off: {values['rollout/frac_truncated']:.2f}"
-            f" (config.rollout.max_new_tokens); with a closed box: {values['reward/format']:.2f}"
-            " (config.data.prompt_template, config.chat); not judged in time:"
-            f" {values['reward/frac_time_out']:.2f} (config.reward.timeout_s); reference answers"
-            f" that cannot be read: {values['reward/frac_error']:.2f} (the data); samples.jsonl"
+            " nothing is learned. Check the fraction of truncated responses:"
+            f" {values['rollout/frac_truncated']:.2f} (config.rollout.max_new_tokens); with a"
+            f" closed box: {values['reward/format']:.2f} (config.data.prompt_template,"
+            f" config.chat); not judged in time: {values['reward/frac_time_out']:.2f}"
+            " (config.reward.timeout_s); with an unreadable reference answer:"
+            f" {values['reward/frac_error']:.2f} (the data); and samples.jsonl"
         )

@@ -1,4 +1,4 @@
-"""Named randomness: keys that are a function of the seed and of names alone."""
+"""Named randomness: keys that depend only on the seed and on names."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def key(seed: int, *names: str | int) -> jax.Array:
-    """A JAX key that is a function of the seed and the names alone, e.g. key(0, "rollout", step)."""
+    """A JAX key that depends only on the seed and the names, as in key(0, "rollout", step)."""
     words = np.frombuffer(
         hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest(), np.uint32
     )
@@ -18,9 +18,7 @@ def key(seed: int, *names: str | int) -> jax.Array:
 
 
 def name_words(names: list[str]) -> np.ndarray:
-    """Two uint32 words for each name, [N, 2]: what a rollout's key is made of beside the call's
-    key.
-    """
+    """Two uint32 words per name, [N, 2], to be folded into a call's key for each rollout."""
     digests = [
         hashlib.blake2b(n.encode("utf-8", "surrogatepass"), digest_size=8).digest() for n in names
     ]

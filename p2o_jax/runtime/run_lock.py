@@ -1,11 +1,11 @@
-"""A lock file that names the process at work in a folder, so that no second one starts there.
+"""A lock file that names the process using a folder, so that no second process uses it.
 
-The file appears whole, by a hard link: of several starts at the same moment one wins, on one host
-or on several. As long as its process lives it also holds the kernel's lock on the file (flock),
-which ends with the process, however that ends. So a lock that a kill has left is recognized on its
-own host, even if its process id is in use again. Nothing is known about a process of another host:
-its lock is never taken over. A host is the same if its kernel is, whatever name a container gives
-it, or its name, if it was started again.
+The file is created complete, with a hard link: if several processes start at the same time, on one
+host or on several, exactly one succeeds. While the process lives it also holds the kernel's lock on
+the file (flock), which the kernel releases when the process ends in any way. The lock of a killed
+process is thus recognized on the same host, even if its process id is in use again. The state of a
+process on another host is unknown, so its lock is never taken over. Two hosts are the same if they
+have the same kernel (regardless of container names) or, after a reboot, the same name.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "run.lock"
-_WRITING_S = 1.0  # within which a process has written its lock, where hard links are not supported
+_WRITING_S = 1.0  # longest time to write a lock where hard links are not supported
 _PAUSE_S = 0.05
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 
@@ -29,16 +29,14 @@ _held: list["Lock"] = []
 
 
 class LockHeld(Exception):
-    """Another process is at work in the folder, or that cannot be ruled out; the message says
-    what to do.
-    """
+    """Another process uses the folder, or this cannot be ruled out. The message says what to do."""
 
 
 class Lock:
-    """The lock of this process on a folder, which is created if it does not exist.
+    """This process's lock on a folder, which is created if it does not exist.
 
     Raises:
-        Held: another process holds it.
+        LockHeld: another process holds the lock.
         OSError: the folder cannot be written.
     """
 
@@ -54,11 +52,11 @@ class Lock:
         _held.append(self)
 
     def release(self) -> None:
-        """Removes the file, and the folders that were created for it if they are empty."""
+        """Removes the file, and the folders created for it if they are empty."""
         if self not in _held:
             return
         _held.remove(self)
-        with contextlib.suppress(OSError):  # whoever deleted it wanted it released
+        with contextlib.suppress(OSError):  # the file may have been deleted
             if _is_at(self._descriptor, self.path):
                 self.path.unlink()
         os.close(self._descriptor)
@@ -77,13 +75,13 @@ class Lock:
 
 
 def release_all() -> None:
-    """Releases what this process holds: before it ends itself without clean-up."""
+    """Releases all locks of this process. For use before an exit without clean-up."""
     for lock in list(_held):
         lock.release()
 
 
 def _acquire(path: Path) -> int:
-    """A descriptor of the file at `path`, which was created or taken over by this process."""
+    """Creates or takes over the file at `path`, and returns its descriptor."""
     own = path.with_name(f"{NAME}.{secrets.token_hex(4)}")
     descriptor = _written(own)
     try:
@@ -101,20 +99,20 @@ def _acquire(path: Path) -> int:
 
 
 def _create(own: Path, descriptor: int, path: Path) -> int:
-    """A descriptor of `path`, which is now what `own` is. Raises FileExistsError."""
+    """Links `own` to `path`, and returns the descriptor of `path`. Raises FileExistsError."""
     try:
         os.link(own, path)
         return descriptor
     except OSError as e:
         if e.errno not in _NO_LINKS:
             raise
-    created = _written(path)  # not there whole from its first moment on: see `_read`
+    created = _written(path)  # briefly incomplete, which `_read` handles
     os.close(descriptor)
     return created
 
 
 def _written(path: Path) -> int:
-    """A descriptor of a new file that holds what names this process, with the kernel's lock on it."""
+    """Creates a file that names this process, locked by flock, and returns its descriptor."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         _flock(descriptor)
@@ -130,10 +128,10 @@ def _written(path: Path) -> int:
 
 
 def _take_over(own: Path, path: Path) -> bool:
-    """Whether `own` has taken the place of a lock whose process has ended; False: try again.
+    """Replaces a lock whose process has ended by `own`. Returns False if the caller should retry.
 
     Raises:
-        Held: its process has not ended, or that is not known.
+        LockHeld: its process has not ended, or its state is unknown.
     """
     try:
         descriptor = os.open(path, os.O_RDWR)
@@ -143,7 +141,7 @@ def _take_over(own: Path, path: Path) -> bool:
         holder = _read(descriptor)
         if holder is None:
             raise LockHeld(
-                f"{path} cannot be read. Once you are certain that no run is at work here,"
+                f"{path} cannot be read. Once you are certain that no run uses this folder,"
                 " delete it"
             )
         who = (
@@ -153,9 +151,9 @@ def _take_over(own: Path, path: Path) -> bool:
         here = holder["host"] == socket.gethostname() or holder["boot"] == _boot() != ""
         free = _flock(descriptor) if here else None
         if free is False:
-            time.sleep(_PAUSE_S)  # another start may be taking it over at this moment
+            time.sleep(_PAUSE_S)  # another process may be taking it over right now
             if _is_at(descriptor, path):
-                raise LockHeld(f"{who}: wait until it has ended, or give another folder")
+                raise LockHeld(f"{who}: wait until it has ended, or use another folder")
             return False
         if free is None:
             unknown = f"whether it still runs cannot be determined on {socket.gethostname()}"
@@ -164,7 +162,7 @@ def _take_over(own: Path, path: Path) -> bool:
             )
         if not _is_at(descriptor, path):
             return False
-        # nobody else does this now: we hold the kernel's lock on what it replaces
+        # No other process can do this now, because we hold the kernel's lock on the old file.
         own.replace(path)
         return True
     finally:
@@ -172,7 +170,7 @@ def _take_over(own: Path, path: Path) -> bool:
 
 
 def _read(descriptor: int) -> dict[str, Any] | None:
-    """What names the process that wrote the lock; None if it cannot be read, even a little later."""
+    """The process named in a lock; None if the lock stays unreadable for _WRITING_S seconds."""
     end = time.monotonic() + _WRITING_S
     while True:
         try:
@@ -188,13 +186,13 @@ def _read(descriptor: int) -> dict[str, Any] | None:
 
 
 def _boot() -> str:
-    """Names the running kernel, the same in all its containers; empty where there is no such name."""
+    """The id of the running kernel, the same in all its containers; empty if it has none."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else ""
 
 
 def _flock(descriptor: int) -> bool | None:
-    """Whether the kernel's lock on the file is now ours; None: the file system has none."""
+    """Tries to lock the file. Returns None if the file system does not support locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

@@ -108,8 +108,8 @@ def open_run(
         raise ConfigError(
             *dict.fromkeys(found or ["another process cannot start; its own output says why"])
         )
-    told = [line for part in (train, *heldout) for line in part.told]
-    for line in [*rules.notices(cfg), *told, *sources.shared(train, heldout)]:
+    notices = [line for part in (train, *heldout) for line in part.notices]
+    for line in [*rules.notices(cfg), *notices, *sources.shared(train, heldout)]:
         reporter.line(line)
     return model, train, heldout
 

@@ -1,11 +1,12 @@
-"""The built-in world: question families, a vocabulary, pretraining text, and a small base model
-learnt from it.
+"""A built-in toy world: question families, a vocabulary, pretraining text, and a small base model.
 
-What is built in, by pretraining text alone: without a fitting instruction the model bluffs (answers
-at once, at random); a fitting strategy phrase switches on a chain of steps that mostly ends right;
-reflection prompts are answered with a mutated instruction whose new phrase is drawn uniformly (no
-oracle). What is left to the algorithm: which phrases help which questions, and moving the chain
-into the plain prompt. The link from family to strategy lives in this package only.
+The pretraining text teaches the model three things. Without a suitable instruction it bluffs: it
+answers immediately and at random. A suitable strategy phrase makes it write a chain of steps that
+mostly leads to the right answer. It answers a reflection prompt with a mutated instruction, whose
+new phrase is drawn uniformly and without knowledge of the questions.
 
-`config.world.size` chooses the language of all that text: see `languages.py`.
+Two things are left to the algorithm: finding the phrases that help each question, and moving the
+chain into the plain prompt. Only this package knows which strategy belongs to which family.
+
+`config.world.size` chooses the language of the text; see `languages.py`.
 """

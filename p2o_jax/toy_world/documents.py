@@ -1,9 +1,10 @@
-"""Pretraining documents: a prompt with a response, most of them a question under a template, some
-of them reflections.
+"""Pretraining documents, each a prompt with a response.
 
-At each step of a chain the response goes on with some probability, or bluffs: `so \\boxed{ random
-}`. The probability depends on how well the template fits the question (`phrases.Phrases.level`);
-under plain and misfitting prompts the product over the chain is the dial
+Most prompts are a question under a template; some are reflection prompts.
+
+Before each step of a chain, the response continues with some probability or else bluffs with
+`so \\boxed{ random }`. The probability depends on how well the template suits the question
+(`phrases.Phrases.level`). Without a suitable phrase, the product over the chain is
 `config.WorldConfig.p_chain_plain`.
 """
 
@@ -15,29 +16,27 @@ from p2o_jax.gepa.reflection import compact_prompt
 from p2o_jax.toy_world import families, phrases
 from p2o_jax.toy_world.languages import Language
 
-GO_ON: dict[phrases.Level, tuple[float, float]] = {  # (at the first step, at later ones)
+STEP_PROBABILITIES: dict[phrases.Level, tuple[float, float]] = {  # (of the first step, of others)
     "strong": (0.97, 0.985),
     "weak": (0.7, 0.8),
     "generic": (0.4, 0.5),
 }
 FIRST_PLAIN = 0.05
-# a single decision under a plain prompt is not made rarer than this while the others can bear it
-LEAST_PLAIN = 0.02
+LEAST_PLAIN = 0.02  # the lowest probability of a later step under a plain prompt, where possible
 
-# of question documents: no template; a fitting phrase among 1-3; the rest: 1-3 random phrases
-P_PLAIN, P_FITTING = (
-    0.25,
-    0.55,
-)
-P_EMPTY_INSTRUCTION = 0.25  # of reflection documents
-P_HIDDEN_ANSWERS = 0.1  # of reflection documents: as with config.gepa.show_reference_answer off
+# Fractions of question documents without a template, and with a suitable phrase among 1 to 3. The
+# others have 1 to 3 random phrases.
+P_PLAIN, P_FITTING = 0.25, 0.55
+P_EMPTY_INSTRUCTION = 0.25  # fraction of reflection documents
+P_HIDDEN_ANSWERS = 0.1  # fraction of reflection documents, as without gepa.show_reference_answer
 EXAMPLES = 3  # in a reflection document
 
 
 @dataclass(frozen=True)
 class Document:
-    """A prompt, as the user's message, and the response to it; `weights` of words of the
-    response in the loss, 1 where not named.
+    """A prompt (the user's message) and its response.
+
+    `weights` maps indices of words of the response to their weights in the loss; others weigh 1.
     """
 
     prompt: str
@@ -45,20 +44,20 @@ class Document:
     weights: Mapping[int, float] = field(default_factory=dict)
 
 
-def go_on_probabilities(
+def step_probabilities(
     level: phrases.Level, num_steps: int, p_chain_plain: float
 ) -> tuple[float, ...]:
-    """The probability of each of a chain's steps, given those before it.
+    """The probability of each step of a chain, given the previous steps.
 
-    At level "none" the product is the dial: the first step has .05 and the others share the rest
-    evenly; where that would leave less than .02 (or more than 1) for each of them, all steps share
-    the dial evenly. So every single decision stays above the ratio mask's bound of .01 for dials
-    down to 1e-6 (three steps) or 1e-10 (five).
+    At the level "none", their product is `p_chain_plain`. The first step has probability 0.05, and
+    the others share the rest evenly. If they would get less than 0.02 or more than 1 each, all
+    steps share `p_chain_plain` evenly. Each probability then stays above the ratio mask's bound of
+    0.01 for values of `p_chain_plain` down to 1e-6 (three steps) or 1e-10 (five steps).
     """
     if num_steps == 0:
         return ()
     if level != "none":
-        first, later = GO_ON[level]
+        first, later = STEP_PROBABILITIES[level]
         return (first,) + (later,) * (num_steps - 1)
     later = (p_chain_plain / FIRST_PLAIN) ** (1 / max(num_steps - 1, 1))
     if num_steps == 1 or not LEAST_PLAIN <= later <= 1:
@@ -67,12 +66,12 @@ def go_on_probabilities(
 
 
 def prompt(template: str, question: str) -> str:
-    """T(x, z), the user's message."""
+    """T(x, z) as the user's message."""
     return f"{template.strip()}\n\n{question}" if template.strip() else question
 
 
 def correct_response(problem: families.Problem) -> str:
-    """The whole chain with the answer."""
+    """The whole chain, followed by the answer."""
     return " ".join([*problem.steps, families.box(problem.answer)])
 
 
@@ -83,23 +82,31 @@ def respond(
     wanted: Sequence[float],
     drawn: Sequence[float],
 ) -> tuple[str, dict[int, float]]:
-    """A response that takes each step with its probability `drawn` (or bluffs), and the weights
-    that make it teach those `wanted`.
+    """Draws a response, and importance weights for the words that decide between step and bluff.
 
-    Importance weights: a word that goes on counts wanted / drawn, a word that turns away (1 -
-    wanted) / (1 - drawn), so the best prediction for a decision, given the steps before it, is
-    `wanted`, whichever probabilities the text was drawn with.
+    A word that begins a step has the weight wanted / drawn, and a word that begins a bluff has
+    (1 - wanted) / (1 - drawn). The best prediction of a decision, given the previous steps, is then
+    `wanted`, regardless of `drawn`.
+
+    Args:
+        rng: the source of randomness.
+        language: the language of the response.
+        problem: the problem to answer.
+        wanted: for each step, the probability that the model should learn.
+        drawn: for each step, the probability of taking it in this response.
+
+    Returns:
+        The response, and weights by index of word, as in `Document.weights`.
     """
     words: list[str] = []
     weights = {}
     for step, p, q in zip(problem.steps, wanted, drawn, strict=True):
-        goes_on = rng.random() < q
+        continues = rng.random() < q
         if p != q:
-            weights[len(words)] = p / q if goes_on else (1 - p) / (1 - q)
-        if not goes_on:
-            return " ".join(
-                [*words, families.box(language.families[problem.family].guess(rng))]
-            ), weights
+            weights[len(words)] = p / q if continues else (1 - p) / (1 - q)
+        if not continues:
+            guess = language.families[problem.family].guess(rng)
+            return " ".join([*words, families.box(guess)]), weights
         words += step.split()
     return correct_response(problem), weights
 
@@ -113,8 +120,9 @@ def draw_problem(rng: random.Random, language: Language) -> families.Problem:
 
 
 def draw_template(rng: random.Random, language: Language, family: str) -> tuple[str, ...]:
-    """The phrases of a question document's template: none, some with a fitting one among them,
-    or random ones.
+    """Draws the phrases of a question document's template.
+
+    There are none, some with a suitable phrase among them, or random ones.
     """
     kind = rng.random()
     if kind < P_PLAIN:
@@ -128,35 +136,35 @@ def draw_template(rng: random.Random, language: Language, family: str) -> tuple[
 
 
 def question_document(rng: random.Random, language: Language, p_chain_plain: float) -> Document:
-    """A question under a template, with a response.
+    """Draws a question under a template, with a response.
 
-    Without a fitting phrase, steps are taken with probability `language.p_shown` and weighted
-    (`respond`). Drawn with the wanted probabilities, decisions late in a plain chain would hardly
-    ever be seen; the model then took steps already made as evidence of a fitting phrase, and the
-    measured P(chain | plain) came out far above the dial.
+    Without a suitable phrase, steps are taken with probability `language.p_shown` and weighted (see
+    `respond`). If they were drawn with the wanted probabilities, late decisions of a plain chain
+    would be very rare. The model would then take earlier steps as evidence of a suitable phrase,
+    and the measured P(chain | plain) would be far above `p_chain_plain`.
     """
     problem = draw_problem(rng, language)
     template = draw_template(rng, language, problem.family)
     level = language.phrases.level(problem.family, template)
-    wanted = go_on_probabilities(level, len(problem.steps), p_chain_plain)
+    wanted = step_probabilities(level, len(problem.steps), p_chain_plain)
     drawn = (language.p_shown,) * len(wanted) if level == "none" else wanted
     response, weights = respond(rng, language, problem, wanted, drawn)
     return Document(prompt(phrases.join(template), problem.question), response, weights)
 
 
 def reflection_document(rng: random.Random, language: Language, p_chain_plain: float) -> Document:
-    """An instruction with examples of what came of it, answered with a mutation of the instruction
-    in a fence.
+    """Draws a reflection prompt, answered with a mutated instruction in a fence.
 
-    Instructions are made of uniformly random phrases and the mutation does not look at the
-    examples: nothing in these documents tells which phrase helps which question.
+    The prompt has an instruction and examples of its results. Instructions consist of uniformly
+    random phrases, and the mutation ignores the examples. These documents therefore do not reveal
+    which phrase helps which question.
     """
     empty, hidden = rng.random() < P_EMPTY_INSTRUCTION, rng.random() < P_HIDDEN_ANSWERS
     template = () if empty else language.phrases.draw(rng, rng.randint(1, phrases.MAX_PHRASES))
     examples = []
     for _ in range(EXAMPLES):
         problem = draw_problem(rng, language)
-        chances = go_on_probabilities(
+        chances = step_probabilities(
             language.phrases.level(problem.family, template), len(problem.steps), p_chain_plain
         )
         output, _ = respond(rng, language, problem, chances, chances)

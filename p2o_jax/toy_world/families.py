@@ -1,18 +1,21 @@
-"""Question families: a question's text, the chain of steps that solves it, and its answer. Words
-are split by single spaces.
+"""Question families: a question's text, the chain of steps that solves it, and its answer.
 
-Those of the small language (`languages.py`):
+Words are separated by single spaces. The families of the small language (`languages.py`):
 
-| family | question | a step | answer | | --- | --- | --- | --- | | add (hard) | `what is 4 3 9 + 8
-3 5 ?` | `units 9 5 0 = 1 4 ;` (digits, carry, sum) | 4 digits | | double (hard) | `double 4 3 6 0
-?`, each digit mod 10 | `twice 4 = 8 ;` | 4 digits | | shift (hard) | `shift e h c b ?`, the
-alphabet is a circle | `after e comes f ;` | 4 letters | | cipher (hard) | `key a > f b > d c > a e
-> c encode c a e b ?` | `look c > a ;` | 4 letters | | reverse, largest (easy) | `reverse a d c b
-?`, `largest of 1 1 8 6 ?` | none: answered at once | 4 letters, 1 digit |
+    family          question                                 a step               answer
+    add (hard)      what is 4 3 9 + 8 3 5 ?                  units 9 5 0 = 1 4 ;  4 digits
+    double (hard)   double 4 3 6 0 ?                         twice 4 = 8 ;        4 digits
+    shift (hard)    shift e h c b ?                          after e comes f ;    4 letters
+    cipher (hard)   key a > f b > d c > a e > c encode c a ? look c > a ;         4 letters
+    reverse (easy)  reverse a d c b ?                        (none)               4 letters
+    largest (easy)  largest of 1 1 8 6 ?                     (none)               1 digit
 
-The short pretraining does not teach `cipher`'s look-up: it is the impossible control. Every hard
-family has at least 1,000 answers, so that guesses do not spoil "hard"; step formats differ between
-families, so that none teaches another.
+A step of `add` has two digits, the carry, and their sum. `double` works mod 10, and `shift` on a
+circular alphabet. Easy questions are answered without steps.
+
+The short pretraining does not teach the look-up of `cipher`, which serves as the impossible
+control. Every hard family has at least 1,000 answers, so that guesses rarely succeed. Step formats
+differ between families, so that no family teaches another.
 """
 
 import random
@@ -52,7 +55,7 @@ _SPLITS: tuple[Split, ...] = ("heldout", "train", "train", "probe") + ("pretrain
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with the steps that lead to its answer (none: it is answered at once)."""
+    """A question with its answer and the steps that lead to it, if there are any."""
 
     family: str
     question: str
@@ -62,19 +65,21 @@ class Problem:
 
 @dataclass(frozen=True)
 class Family:
+    """A kind of question. All of its problems have equally many steps of equally many words."""
+
     name: str
     hard: bool
-    weight: float  # share of the pretraining questions
-    symbols: tuple[str, ...]  # an answer's symbols, of which guesses are made
+    weight: float  # relative frequency in the pretraining questions
+    symbols: tuple[str, ...]  # the symbols of answers and guesses
     answer_length: int
-    make: Callable[[random.Random], Problem]  # always with as many steps, of as many words each
+    make: Callable[[random.Random], Problem]
 
     def guess(self, rng: random.Random) -> str:
-        """A uniformly random answer of the family's shape: a bluff."""
+        """A bluff: a uniformly random answer of the right form."""
         return spaced(rng.choices(self.symbols, k=self.answer_length))
 
     def draw(self, rng: random.Random, split: Split) -> Problem:
-        """A random problem from one part of the question space."""
+        """Draws a random problem from one part of the question space."""
         while True:
             problem = self.make(rng)
             if split_of(problem.question) == split:
@@ -89,22 +94,24 @@ def box(answer: str) -> str:
 def split_of(question: str) -> Split:
     """The part of the question space that a question belongs to, by a digest of its text.
 
-    The space is cut before anything is drawn from it, so training, held-out and pretraining
-    questions are disjoint whatever the seeds; "probe" is for measuring the base model.
+    Training, held-out and pretraining questions are thus disjoint for all seeds. The part "probe"
+    is for measuring the base model.
     """
     return _SPLITS[int(types.digest("world", question), 16) % len(_SPLITS)]
 
 
 def spaced(symbols: Sequence[str | int]) -> str:
+    """The symbols, separated by single spaces."""
     return " ".join(map(str, symbols))
 
 
 def by_name(families: Iterable[Family]) -> dict[str, Family]:
+    """The families by their names."""
     return {family.name: family for family in families}
 
 
 def add(rng: random.Random, places: Sequence[str] = PLACES) -> Problem:
-    """The sum of two numbers with a digit for each of the named places."""
+    """The sum of two numbers with a digit for each of `places`."""
     least = 10 ** (len(places) - 1)
     first, second = (rng.randint(least, 10 * least - 1) for _ in range(2))
     steps, carry, rest = [], 0, (first, second)
@@ -128,7 +135,7 @@ def double(rng: random.Random, length: int = 4) -> Problem:
 
 
 def shift(rng: random.Random, length: int = 4) -> Problem:
-    """The letter after each letter, on the circle of letters."""
+    """The letter after each letter, in the circular alphabet."""
     places = [rng.randrange(len(LETTERS)) for _ in range(length)]
     letters, following = (
         [LETTERS[p] for p in places],
@@ -139,8 +146,9 @@ def shift(rng: random.Random, length: int = 4) -> Problem:
 
 
 def cipher(rng: random.Random, pairs: int = 4, length: int = 4) -> Problem:
-    """A word of `length` different letters out of the question's key of `pairs` letters, each
-    replaced by its pair.
+    """A word of `length` different letters, each replaced according to the key in the question.
+
+    The key has `pairs` letters.
     """
     source, target = sorted(rng.sample(LETTERS, pairs)), rng.sample(LETTERS, pairs)
     key = dict(zip(source, target, strict=True))
@@ -155,11 +163,13 @@ def cipher(rng: random.Random, pairs: int = 4, length: int = 4) -> Problem:
 
 
 def reverse(rng: random.Random, length: int = 4) -> Problem:
+    """The letters in reverse order."""
     letters = rng.choices(LETTERS, k=length)
     return Problem("reverse", f"reverse {spaced(letters)} ?", (), spaced(letters[::-1]))
 
 
 def largest(rng: random.Random, length: int = 4) -> Problem:
+    """The largest of the digits."""
     digits = [rng.randrange(10) for _ in range(length)]
     return Problem("largest", f"largest of {spaced(digits)} ?", (), str(max(digits)))
 
@@ -178,5 +188,5 @@ HARD = tuple(name for name, family in FAMILIES.items() if family.hard)
 
 
 def draw(rng: random.Random, name: str, split: Split) -> Problem:
-    """A random problem of one of the small language's families."""
+    """Draws a random problem of a family of the small language."""
     return FAMILIES[name].draw(rng, split)

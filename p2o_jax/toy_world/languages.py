@@ -1,8 +1,7 @@
-"""A world's language as a value: question families, the words of their text, and the phrases of
-templates.
+"""The languages of the toy world: question families, words, and template phrases.
 
-`config.world.size` chooses it. The small one's parts are in `families.py` and `phrases.py`, the
-large one's in `large.py`.
+`config.world.size` chooses the language. The parts of the small one are in `families.py` and
+`phrases.py`, those of the large one in `large.py`.
 """
 
 from collections.abc import Mapping
@@ -16,15 +15,14 @@ from p2o_jax.toy_world.phrases import Phrases
 
 @dataclass(frozen=True)
 class Language:
+    """The text of a toy world."""
+
     families: Mapping[str, Family]
-    # of questions and chains besides digits and letters, in the order of their ids
-    words: tuple[str, ...]
+    words: tuple[str, ...]  # of questions and chains, without digits and letters, in order of ids
     phrases: Phrases
-    # with which documents at level "none" take each step, so that late ones are seen
-    # (`documents.question_document`)
+    # The probability of each step in documents at level "none"; see `documents.question_document`.
     p_shown: float
-    # (rows, tokens) of a batch of reflection documents, the longest of which fits
-    reflection_shape: tuple[int, int]
+    reflection_shape: tuple[int, int]  # (rows, tokens) of a batch of reflection documents
 
     @property
     def hard(self) -> tuple[str, ...]:
@@ -42,5 +40,5 @@ LANGUAGES = {"small": SMALL, "large": LARGE}
 
 
 def of(cfg: config.WorldConfig) -> Language:
-    """The language that the settings choose."""
+    """The language that `cfg.size` chooses."""
     return LANGUAGES[cfg.size]

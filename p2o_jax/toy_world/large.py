@@ -1,21 +1,25 @@
-"""The large language: twelve hard families with chains of 5 to 10 steps, four easy ones, and ninety
-phrases.
+"""The large language: twelve hard families, four easy ones, and ninety phrases.
 
-| hard family | question | a step | steps | answer | | --- | --- | --- | --- | --- | | add | `what
-is 4 3 9 1 2 + 8 3 5 0 7 ?` | `units 2 7 0 = 0 9 ;` (digits, carry, sum) | 5 | 6 digits | | subtract
-| `take 2 7 4 1 0 5 from 8 1 2 0 3 4 ?` | `column 4 5 0 gives 9 owes 1 ;` (digits, debt, difference,
-new debt) | 6 | 6 digits | | double | `double 4 3 6 0 9 1 5 5 ?` | `twice 4 = 8 ;` | 8 | 8 digits |
-| shift | `shift e h c b a a l d ?` | `after e comes f ;` | 8 | 8 letters | | caesar | `caesar 3 e h
-c b a k l ?` | `move e 3 reach h ;` | 7 | 7 letters | | cipher | `key a > f b > d … encode c a e b …
-?` | `look c > a ;` | 7 | 7 letters | | mirror | `mirror e h c b a a l d ?`, read from the end |
-`last d faces i ;` | 8 | 8 letters | | total | `totals of 4 3 9 8 1 7 2 5 ?`, running and mod 10 |
-`plus 7 9 makes 6 ;` | 8 | 8 digits | | order | `order g a c b a f ?` | `least a leaves g c b a f ;`
-| 6 | 6 letters | | count | `count b a b b c … ?`, which copy each letter is | `seen b now 3 ;` | 10
-| 10 digits | | binary | `binary of 5 2 7 0 3 6 ?`, octal digits | `bits 5 are 1 0 1 ;` | 6 | 18
-bits | | compare | `compare 4 7 , 8 2 , … ?` | `pair 4 7 top 7 ;` | 7 | 7 digits |
+    hard family  question                           a step                        steps  answer
+    add          what is 4 3 9 1 2 + 8 3 5 0 7 ?    units 2 7 0 = 0 9 ;               5  6 digits
+    subtract     take 2 7 4 1 0 5 from 8 1 2 0 3 4 ? column 4 5 0 gives 9 owes 1 ;    6  6 digits
+    double       double 4 3 6 0 9 1 5 5 ?           twice 4 = 8 ;                     8  8 digits
+    shift        shift e h c b a a l d ?            after e comes f ;                 8  8 letters
+    caesar       caesar 3 e h c b a k l ?           move e 3 reach h ;                7  7 letters
+    cipher       key a > f b > d … encode c a … ?   look c > a ;                      7  7 letters
+    mirror       mirror e h c b a a l d ?           last d faces i ;                  8  8 letters
+    total        totals of 4 3 9 8 1 7 2 5 ?        plus 7 9 makes 6 ;                8  8 digits
+    order        order g a c b a f ?                least a leaves g c b a f ;        6  6 letters
+    count        count b a b b c … ?                seen b now 3 ;                   10  10 digits
+    binary       binary of 5 2 7 0 3 6 ?            bits 5 are 1 0 1 ;                6  18 bits
+    compare      compare 4 7 , 8 2 , … ?            pair 4 7 top 7 ;                  7  7 digits
 
-Easy, answered at once: `reverse` and `repeat` of 6 letters, `largest of` and `smallest of` 6
-digits.
+A step of `add` has two digits, the carry, and their sum; a step of `subtract` has two digits, the
+debt, their difference, and the new debt. `mirror` reads from the end, `total` has running sums mod
+10, `count` says which copy each letter is, and the digits of `binary` are octal.
+
+The easy families are answered without steps: `reverse` and `repeat` of 6 letters, `largest of` and
+`smallest of` 6 digits.
 """
 
 import functools
@@ -62,8 +66,9 @@ WORDS += ("pair", "top", ",", "repeat", "smallest")
 
 
 def subtract(rng: random.Random, length: int = 6) -> Problem:
-    """The difference of two numbers of `length` digits, leading zeros included, the larger one
-    first in the steps.
+    """The difference of two numbers of `length` digits, with leading zeros.
+
+    The steps put the digit of the larger number first.
     """
     small, great = sorted(rng.randrange(10**length) for _ in range(2))
     digits, above, below = [], f"{great:0{length}d}", f"{small:0{length}d}"
@@ -82,7 +87,7 @@ def subtract(rng: random.Random, length: int = 6) -> Problem:
 
 
 def caesar(rng: random.Random, length: int = 7) -> Problem:
-    """Each letter moved along the circle of letters by the question's number, 2 to 9."""
+    """Each letter moved along the circular alphabet by the question's number, 2 to 9."""
     key, places = rng.randint(2, 9), [rng.randrange(len(LETTERS)) for _ in range(length)]
     letters, reached = (
         [LETTERS[p] for p in places],
@@ -93,8 +98,9 @@ def caesar(rng: random.Random, length: int = 7) -> Problem:
 
 
 def mirror(rng: random.Random, length: int = 8) -> Problem:
-    """The letters from the end, each as its opposite in the alphabet: the first letter for the
-    last, and so on.
+    """The letters in reverse order, each replaced by its opposite in the alphabet.
+
+    The first and the last letter of the alphabet are opposites, and so on.
     """
     letters = rng.choices(LETTERS, k=length)
     opposite = dict(zip(LETTERS, reversed(LETTERS), strict=True))
@@ -108,7 +114,7 @@ def mirror(rng: random.Random, length: int = 8) -> Problem:
 
 
 def total(rng: random.Random, length: int = 8) -> Problem:
-    """All the running sums of the digits, mod 10; a step has the sum so far and the next digit."""
+    """The running sums of the digits, mod 10. A step adds the next digit to the sum."""
     digits = [rng.randrange(10) for _ in range(length)]
     sums = [s % 10 for s in accumulate(digits, initial=0)]
     steps = tuple(
@@ -119,9 +125,7 @@ def total(rng: random.Random, length: int = 8) -> Problem:
 
 
 def order(rng: random.Random, length: int = 6) -> Problem:
-    """The letters in the order of the alphabet; a step takes the least one out and names those
-    that are left.
-    """
+    """The letters in alphabetical order. A step removes the first one and lists the others."""
     letters = rng.choices(LETTERS, k=length)
     left, steps = list(letters), []
     while left:
@@ -132,8 +136,9 @@ def order(rng: random.Random, length: int = 6) -> Problem:
 
 
 def count(rng: random.Random, length: int = 10) -> Problem:
-    """For each letter how many of its kind there are up to it, itself included; the kinds are
-    four, so that copies are many.
+    """For each letter, the number of its copies so far, including itself.
+
+    There are four different letters.
     """
     kinds = rng.sample(LETTERS, 4)
     letters = [*kinds, *rng.choices(kinds, k=length - len(kinds))]
@@ -144,7 +149,7 @@ def count(rng: random.Random, length: int = 10) -> Problem:
 
 
 def binary(rng: random.Random, length: int = 6) -> Problem:
-    """A number in octal digits in the base of two: three bits for each."""
+    """Octal digits in binary, three bits for each."""
     digits = [rng.randrange(8) for _ in range(length)]
     steps = tuple(f"bits {d} are {spaced(f'{d:03b}')} ;" for d in digits)
     return Problem(
@@ -168,11 +173,13 @@ def compare(rng: random.Random, length: int = 7) -> Problem:
 
 
 def repeat(rng: random.Random, length: int = 6) -> Problem:
+    """The letters unchanged."""
     letters = rng.choices(LETTERS, k=length)
     return Problem("repeat", f"repeat {spaced(letters)} ?", (), spaced(letters))
 
 
 def smallest(rng: random.Random, length: int = 6) -> Problem:
+    """The smallest of the digits."""
     digits = [rng.randrange(10) for _ in range(length)]
     return Problem("smallest", f"smallest of {spaced(digits)} ?", (), str(min(digits)))
 

@@ -1,5 +1,6 @@
-"""What the base model learnt, measured by teacher forcing: exact where sampling could not
-resolve 1e-5.
+"""Measures the base model by teacher forcing.
+
+Unlike sampling, this is exact for probabilities as small as 1e-5.
 """
 
 import functools
@@ -17,7 +18,7 @@ from p2o_jax.models.spec import ModelSpec
 from p2o_jax.toy_world import documents, families, packing, tokenizer
 from p2o_jax.toy_world.languages import Language
 
-ROWS = 64  # sequences scored at a time
+ROWS = 64  # sequences per batch
 
 
 def chain_figures(
@@ -28,14 +29,26 @@ def chain_figures(
     row_tokens: int,
     num_questions: int = 256,
 ) -> dict[str, dict[str, Any]]:
-    """For each hard family, what the model does with fresh questions, plainly and under a strong
-    phrase.
+    """Measures the model on fresh questions, with the plain prompt and with a strong phrase.
 
-    `p_chain_*` is the mean over questions of the probability of the whole correct response, exp(Σ
-    log p), end of sequence included; `greedy_*` the share of questions on which greedy decoding
-    gives exactly that response; `p_go_on_plain` the mean probability of starting each step under
-    the plain prompt, given those before it; `frac_masked` the share of such responses' tokens whose
-    plain probability is under .01 of the templated one, so that the ratio mask would drop them.
+    Args:
+        spec: the model.
+        params: its parameters.
+        language: the language of the questions.
+        seed: chooses the questions.
+        row_tokens: tokens per row; the longest document must fit.
+        num_questions: questions per family.
+
+    Returns:
+        For each hard family:
+        - `p_chain_plain` and `p_chain_strong`: the mean probability of the whole correct response,
+          exp(Σ log p), including the end of sequence.
+        - `greedy_plain` and `greedy_strong`: the fraction of questions for which greedy decoding
+          gives exactly that response.
+        - `p_go_on_plain`: for each step, the mean probability of beginning it under the plain
+          prompt, given the previous steps.
+        - `frac_masked`: the fraction of the response's tokens whose plain probability is below 0.01
+          of the templated one. The ratio mask would drop them.
     """
     figures = {}
     for name in language.hard:
@@ -69,8 +82,18 @@ def score(
     docs: Sequence[documents.Document],
     row_tokens: int,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """For each document, the log-prob of each response token, and whether it is the most likely
-    one.
+    """Scores the response tokens of documents.
+
+    Args:
+        spec: the model.
+        params: its parameters.
+        language: the language of the documents.
+        docs: the documents.
+        row_tokens: tokens per row; the longest document must fit.
+
+    Returns:
+        Two lists with an array per document: the log-probs of its response tokens, and whether each
+        of them is the most likely token.
     """
     ids = packing.ids_of_words(language)
     logps, firsts = [], []
@@ -96,6 +119,15 @@ def _score_rows(
     position_BT: Int[Array, "B T"],
     segment_BT: Int[Array, "B T"],
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """Log-probs of the tokens, and whether each is the most likely one.
+
+    Args:
+        spec: the model.
+        params: its parameters.
+        token_BT: token ids.
+        position_BT: positions in the sequences.
+        segment_BT: 1 for tokens and 0 for padding.
+    """
     x_BTD, _ = transformer.hidden(
         spec, params, token_BT, position_BT, transformer.attend_packed(segment_BT)
     )

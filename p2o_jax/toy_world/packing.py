@@ -1,4 +1,4 @@
-"""Documents as packed rows of token ids: several documents in a row, each a segment of its own."""
+"""Packs documents into rows of token ids. Each document of a row is a segment of its own."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -10,17 +10,13 @@ from p2o_jax.toy_world import tokenizer
 from p2o_jax.toy_world.documents import Document
 from p2o_jax.toy_world.languages import Language
 
-PROMPT_WEIGHT = 0.03  # of a prompt's tokens in the loss; the response's weigh 1
-TEMPLATE_WEIGHT = (
-    0.2  # of a template's tokens: phrases learnt there come out whole in reflection replies
-)
-_PATIENCE = 6  # documents that fit nowhere, after which the rows count as full
+PROMPT_WEIGHT = 0.03  # of the prompt's tokens in the loss; the response's tokens weigh 1
+TEMPLATE_WEIGHT = 0.2  # of the template's tokens, so that the model learns whole phrases
+_PATIENCE = 6  # the rows are full after this number of documents that do not fit
 
 
 class Batch(NamedTuple):
-    """Rows of documents. Segment 0 is padding; the weight is that of predicting the token from
-    those before it.
-    """
+    """Rows of documents. Segment 0 is padding. `weight_BT` weighs the prediction of each token."""
 
     token_BT: Int[np.ndarray, "B T"]
     position_BT: Int[np.ndarray, "B T"]
@@ -29,13 +25,14 @@ class Batch(NamedTuple):
 
 
 def ids_of_words(language: Language) -> dict[str, int]:
-    """The id of each token."""
+    """The id of each token of the language."""
     return {word: i for i, word in enumerate(tokenizer.vocabulary(language))}
 
 
 def encode(document: Document, ids: Mapping[str, int]) -> tuple[list[int], list[float]]:
-    """The document's token ids (`<user> prompt <assistant> response <eos>`) and their weights in
-    the loss.
+    """Returns the document's token ids and their weights in the loss.
+
+    The tokens are `<user> prompt <assistant> response <eos>`.
     """
     prompt = tokenizer.chat_words(document.prompt)
     response = [*tokenizer.split(document.response), tokenizer.EOS]
@@ -57,10 +54,10 @@ def empty(rows: int, length: int) -> Batch:
 
 
 class Packer:
-    """Fills batches of one shape with documents as they come, first fit.
+    """Fills batches of a fixed shape with drawn documents, first fit.
 
-    What fits nowhere is the first to enter the next batch, so that long documents are as frequent
-    in the rows as they are drawn.
+    Documents that do not fit are put first into the next batch. Long documents are therefore as
+    frequent in the rows as among the drawn documents.
     """
 
     def __init__(self, rows: int, length: int, language: Language, draw: Callable[[], Document]):

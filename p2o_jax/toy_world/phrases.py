@@ -1,7 +1,6 @@
-"""Instruction phrases, of which templates are made, and which of them fit which question family.
+"""The instruction phrases of templates, and which of them suit which question family.
 
-The link from family to strategy is known to the pretraining text (`documents.py`) and to nothing
-else in the system.
+Only the pretraining text (`documents.py`) uses the link from family to strategy.
 """
 
 import functools
@@ -10,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-# how well a template fits a question, best first
+# How well a template suits a question, from best to worst.
 Level = Literal["strong", "weak", "generic", "none"]
-MAX_PHRASES = 3  # of a template
+MAX_PHRASES = 3  # in a template
 SEPARATOR = " . "
 
 
@@ -27,6 +26,7 @@ class Phrases:
 
     @functools.cached_property
     def all(self) -> tuple[str, ...]:
+        """All phrases."""
         return (
             tuple(phrase for three in self.strategies.values() for phrase in three)
             + self.decoys
@@ -35,7 +35,7 @@ class Phrases:
         )
 
     def level(self, family: str, chosen: Sequence[str]) -> Level:
-        """How well the chosen phrases fit the family's questions: the best of them counts."""
+        """How well the best of the chosen phrases suits the family's questions."""
         *strong, weak = self.strategies.get(family, ("",))
         if any(phrase in strong for phrase in chosen):
             return "strong"
@@ -44,16 +44,15 @@ class Phrases:
         return "generic" if any(phrase in self.generic for phrase in chosen) else "none"
 
     def draw(self, rng: random.Random, count: int) -> tuple[str, ...]:
-        """`count` distinct phrases, uniformly from all."""
+        """Draws `count` distinct phrases uniformly from all phrases."""
         return tuple(rng.sample(self.all, count))
 
     def mutate(self, rng: random.Random, chosen: Sequence[str]) -> tuple[str, ...]:
-        """The instruction that a reflection reply proposes: each phrase kept with .75, a random one
-        inserted with .85.
+        """Draws the instruction that a reflection reply proposes. It is never empty.
 
-        The new phrase is uniform over all phrases and knows nothing of the questions; if it is
-        there already, nothing is inserted. Where three were kept, one of them makes room. Never
-        empty: with nothing kept, one is always inserted.
+        Each phrase is kept with probability 0.75. With probability 0.85, and always if none was
+        kept, a phrase drawn uniformly from all phrases is inserted at a random position. If three
+        phrases were kept, it replaces one of them. If it is already among them, nothing changes.
         """
         kept = [phrase for phrase in chosen if rng.random() < 0.75]
         if rng.random() < 0.85 or not kept:
@@ -66,7 +65,7 @@ class Phrases:
 
 
 def join(chosen: Sequence[str]) -> str:
-    """The phrases as a template."""
+    """Joins phrases to a template."""
     return SEPARATOR.join(chosen)
 
 

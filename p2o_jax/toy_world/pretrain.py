@@ -1,5 +1,6 @@
-"""The base model of the built-in world: pretrained from scratch on first use, kept as an
-ordinary Hugging Face directory.
+"""The base model of the toy world.
+
+It is pretrained from scratch on first use and cached as a Hugging Face model directory.
 """
 
 import dataclasses
@@ -27,15 +28,15 @@ from p2o_jax.runtime import distributed, files
 from p2o_jax.toy_world import documents, languages, measure, packing, tokenizer
 from p2o_jax.toy_world.languages import Language
 
-FORMAT = 1  # part of every cached base's name: raise it when documents or training change
+FORMAT = 1  # part of the cache key; increase it when documents or training change
 
-REFLECTION_EVERY = 8  # one batch in so many is of reflection documents
+REFLECTION_EVERY = 8  # every eighth batch has reflection documents
 MUON_LR, ADAM_LR, WARMUP_STEPS, FINAL_LR = 0.02, 0.004, 30, 0.05
 PROGRESS_STEPS = 100
 
 Progress = Callable[[str], None]
 
-# of a stack of layers [L, ...]: (axes that the product sums over, axes that it makes)
+# Weights of all layers [L, ...]: (input axes, output axes) of each matrix.
 _MATRICES = {
     "q": MuonDimensionNumbers(1, (2, 3)),
     "k": MuonDimensionNumbers(1, (2, 3)),
@@ -48,15 +49,16 @@ _MATRICES = {
 
 
 class PretrainState(NamedTuple):
+    """Parameters and optimizer state of the pretraining."""
+
     params: Any
     opt_state: Any
 
 
 def base_directory(cfg: config.WorldConfig) -> Path:
-    """Where the base of this world is, or will be: one folder per setting of everything that the
-    weights depend on.
+    """The directory of this world's base model, whether it exists or not.
 
-    The vocabulary tells the sizes of the world apart.
+    Its name depends on all settings that the weights depend on, and on the vocabulary.
     """
     ignored = ("size", "cache_dir", "hard_per_family", "easy_per_family", "heldout_per_family")
     world = {key: value for key, value in dataclasses.asdict(cfg).items() if key not in ignored}
@@ -67,11 +69,11 @@ def base_directory(cfg: config.WorldConfig) -> Path:
 
 
 def ensure_base(cfg: config.WorldConfig, progress: Progress = lambda line: None) -> Path:
-    """The base model's directory; pretrains it unless it is there. `progress` gets a line of text
-    now and then.
+    """Returns the base model's directory, and pretrains the model if it does not exist.
 
-    The directory appears complete or not at all. `world.json` in it tells what was measured
-    (`measure.chain_figures`), the final loss and the seconds taken.
+    `progress` is called with lines of text. The directory is created complete or not at all. Its
+    `world.json` holds the results of `measure.chain_figures`, the final loss, and the duration in
+    seconds.
     """
     target = base_directory(cfg)
     if distributed.broadcast_from_main(target.exists):
@@ -110,7 +112,7 @@ def _put_in_place(making: Path, target: Path) -> None:
     except OSError:
         if not target.exists():
             raise
-        shutil.rmtree(making)  # another run was faster, with the same result
+        shutil.rmtree(making)  # another run has created the same directory
 
 
 def model_spec(cfg: config.WorldConfig) -> ModelSpec:
@@ -131,7 +133,10 @@ def model_spec(cfg: config.WorldConfig) -> ModelSpec:
 
 
 def pretrain(cfg: config.WorldConfig, spec: ModelSpec, progress: Progress) -> tuple[Any, float]:
-    """Params after `cfg.steps` steps from scratch, and the mean loss of the last question batches."""
+    """Pretrains the model for `cfg.steps` steps.
+
+    Returns its parameters, and the mean loss over the last 50 question batches.
+    """
     questions_rng, reflections_rng = (
         random.Random(f"{cfg.seed}/world/pretrain/{kind}") for kind in ("questions", "reflections")
     )
@@ -173,7 +178,7 @@ def pretrain(cfg: config.WorldConfig, spec: ModelSpec, progress: Progress) -> tu
 def train_step(
     spec: ModelSpec, num_steps: int, state: PretrainState, batch: packing.Batch
 ) -> tuple[PretrainState, jax.Array]:
-    """The state after one step on the batch, and the weighted mean of its tokens' losses."""
+    """Makes one step on a batch. Returns the new state and the weighted mean loss of its tokens."""
 
     def loss_fn(params: Any) -> jax.Array:
         token_BT, position_BT, segment_BT = map(
@@ -191,15 +196,16 @@ def train_step(
 
 
 def _place(batch: packing.Batch, mesh: Mesh) -> packing.Batch:
-    """The batch on the devices, its rows split over them if they divide."""
+    """The batch on the devices. Its rows are split over them if their number is divisible."""
     divides = batch.token_BT.shape[0] % mesh.size == 0
     where = sharding.batch_sharding(mesh) if divides else sharding.replicated(mesh)
     return jax.tree.map(lambda x: distributed.put(x, where), batch)
 
 
 def optimizer(num_steps: int) -> optax.GradientTransformation:
-    """Muon on the layers' matrices, each layer's its own, and Adam on the rest; warm-up, then a
-    cosine to 5 %.
+    """Muon for the layers' matrices, and Adam for all other weights.
+
+    The learning rate warms up linearly, then falls to 5 % along a cosine.
     """
 
     def schedule(peak: float) -> optax.Schedule:
@@ -216,8 +222,9 @@ def optimizer(num_steps: int) -> optax.GradientTransformation:
 
 
 def _matrices(params: Any) -> Any:
-    """For each weight the axes of its matrices, or None: Adam's. What is no weight (optax masks
-    some) is passed on as it is.
+    """The axes of each weight's matrices, or None for weights that Adam updates.
+
+    Values masked by optax are passed on unchanged.
     """
 
     def axes(path: tuple[Any, ...], _: Any) -> MuonDimensionNumbers | None:
@@ -229,6 +236,15 @@ def _matrices(params: Any) -> Any:
 def _save(
     directory: Path, language: Language, spec: ModelSpec, params: Any, report: dict[str, Any]
 ) -> None:
+    """Writes a base model with its tokenizer and `world.json`.
+
+    Args:
+        directory: the directory to write.
+        language: the language of the tokenizer.
+        spec: the model.
+        params: its parameters.
+        report: the content of `world.json`.
+    """
     ids = packing.ids_of_words(language)
     generation = {"eos_token_id": ids[tokenizer.EOS], "pad_token_id": ids[tokenizer.PAD]}
     directory.parent.mkdir(parents=True, exist_ok=True)

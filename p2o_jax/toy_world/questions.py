@@ -1,6 +1,4 @@
-"""The world's questions for training and for evaluation, as the rest of the system sees them:
-text and answer, no chain, no template.
-"""
+"""The toy world's questions for training and evaluation: text and answer, without chains."""
 
 import random
 
@@ -10,11 +8,10 @@ from p2o_jax.types import Question, question_id
 
 
 def train_questions(cfg: config.WorldConfig) -> list[Question]:
-    """`hard_per_family` questions of each hard family and `easy_per_family` of each easy one, all
-    distinct.
+    """Draws `hard_per_family` questions of each hard family and `easy_per_family` of each easy one.
 
-    They come from a part of the question space that pretraining and evaluation never touch
-    (`families.split_of`).
+    All questions are distinct. They come from a part of the question space that pretraining and
+    evaluation do not use (`families.split_of`).
     """
     questions = []
     for family in languages.of(cfg).families.values():
@@ -25,8 +22,9 @@ def train_questions(cfg: config.WorldConfig) -> list[Question]:
 
 
 def heldout_questions(cfg: config.WorldConfig) -> list[Question]:
-    """`heldout_per_family` questions of each hard family, from a part of the question space of
-    their own.
+    """Draws `heldout_per_family` questions of each hard family.
+
+    They come from a part of the question space that training and pretraining do not use.
     """
     hard = [family for family in languages.of(cfg).families.values() if family.hard]
     return [

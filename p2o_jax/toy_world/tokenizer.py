@@ -1,5 +1,6 @@
-"""The world's vocabulary, and its tokenizer as an ordinary Hugging Face directory: a token per
-word, "\\n\\n" a token of its own.
+"""The toy world's vocabulary, and its tokenizer as a Hugging Face directory.
+
+Every word is a token, and so is "\\n\\n".
 """
 
 import json
@@ -16,7 +17,7 @@ from p2o_jax.toy_world.languages import Language
 
 PAD, EOS, UNK, USER, ASSISTANT = SPECIAL = ("<pad>", "<eos>", "<unk>", "<user>", "<assistant>")
 BREAK = "\n\n"
-_WORD = r"\n\n|\S+"  # everything between two matches is dropped
+_WORD = r"\n\n|\S+"  # text between two matches is dropped
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}{%- if message['role'] == 'user' -%}{{ '<user> ' +"
@@ -28,8 +29,9 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary(language: Language) -> tuple[str, ...]:
-    """Every token of the language, in the order of its id; filled up with unused ones to a
-    multiple of 8, so that it can be sharded.
+    """All tokens of the language, in order of their ids.
+
+    Padded with unused tokens to a multiple of 8, so that the vocabulary can be sharded.
     """
     fixed = (*SPECIAL, BREAK, *families.DIGITS, *families.LETTERS, *language.words)
     text = " ".join(
@@ -45,20 +47,19 @@ def vocabulary(language: Language) -> tuple[str, ...]:
 
 
 def split(text: str) -> list[str]:
-    """The text's words, as the tokenizer splits it."""
+    """Splits a text into words as the tokenizer does."""
     return re.findall(_WORD, text)
 
 
 def chat_words(prompt: str) -> list[str]:
-    """The words of a prompt as the chat template renders it, up to where the response begins."""
+    """The words of a prompt rendered by the chat template, up to the beginning of the response."""
     return [USER, *split(prompt), ASSISTANT]
 
 
 def write_tokenizer(directory: str | Path, language: Language) -> None:
-    """Writes the language's tokenizer.json and tokenizer_config.json, to be read by
-    transformers.AutoTokenizer.
+    """Writes tokenizer.json and tokenizer_config.json for transformers.AutoTokenizer.
 
-    Decoding puts single spaces between words, so a text made of words comes back as it was.
+    Decoding puts single spaces between words, and so restores a text of words exactly.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -77,11 +78,11 @@ def write_tokenizer(directory: str | Path, language: Language) -> None:
 
 
 def _tokenizer(words: Sequence[str]) -> tokenizers.Tokenizer:
-    made = tokenizers.Tokenizer(
+    tokenizer = tokenizers.Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNK)
     )
-    made.pre_tokenizer = pre_tokenizers.Split(
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
         tokenizers.Regex(_WORD), behavior="removed", invert=True
     )
-    made.add_special_tokens([tokenizers.AddedToken(word, special=True) for word in SPECIAL])
-    return made
+    tokenizer.add_special_tokens([tokenizers.AddedToken(word, special=True) for word in SPECIAL])
+    return tokenizer

@@ -24,13 +24,13 @@ def jsonl(path: Path, rows: list[dict]) -> Path:
 
 
 def saved(path: Path, splits: dict[str, list[dict]]) -> Path:
-    """As `datasets` writes them with save_to_disk."""
+    """Writes splits in the format of `save_to_disk` of `datasets`."""
     import datasets
 
-    found = datasets.DatasetDict(
+    splits_by_name = datasets.DatasetDict(
         {name: datasets.Dataset.from_list(rows) for name, rows in splits.items()}
     )
-    found.save_to_disk(str(path))
+    splits_by_name.save_to_disk(str(path))
     return path
 
 
@@ -123,11 +123,17 @@ def minerva(folder: Path) -> Path:
 def olympiadbench(folder: Path) -> Path:
     rows = [
         {
-            "id": i, "question": q, "solution": ["Add."], "final_answer": [f"${a}$"] if i else ["1", "2"], "is_multiple_answer": not i,
-            "unit": None, "answer_type": "Numerical", "error": None,
+            "id": i,
+            "question": q,
+            "solution": ["Add."],
+            "final_answer": [f"${a}$"] if i else ["1", "2"],
+            "is_multiple_answer": not i,
+            "unit": None,
+            "answer_type": "Numerical",
+            "error": None,
         }
         for i, (q, a) in enumerate(SUMS)
-    ]  # fmt: skip
+    ]
     return saved(folder, {"train": rows})
 
 
@@ -145,6 +151,11 @@ def gsm8k(folder: Path) -> Path:
 
 
 BENCHMARKS = {
-    "aime24": aime24, "aime25": aime25, "amc23": amc23, "amc23_83": aime25, "math500": math500, "minerva": minerva,
+    "aime24": aime24,
+    "aime25": aime25,
+    "amc23": amc23,
+    "amc23_83": aime25,
+    "math500": math500,
+    "minerva": minerva,
     "olympiadbench": olympiadbench,
-}  # fmt: skip
+}

@@ -1,4 +1,4 @@
-"""So that the tests here find their helpers, which pytest's importlib mode does not."""
+"""Lets the tests of this folder import their helpers by name."""
 
 import sys
 from pathlib import Path

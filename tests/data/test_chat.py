@@ -203,7 +203,7 @@ def test_code_beside_a_tokenizer_is_never_run_nor_asked_about(tmp_path, monkeypa
     }
     (own / "config.json").write_text(json.dumps(values))
     with pytest.raises(
-        config.ConfigError, match=r"config\.model\.path=.*cannot be loaded: it is code of its own"
+        config.ConfigError, match=r"config\.model\.path=.*cannot be loaded: it needs custom code"
     ):
         load_tokenizer(own)
     assert not (tmp_path / "ran").exists()
@@ -362,7 +362,7 @@ def test_the_process_of_a_template_has_no_keys_and_ends_with_its_chat(tokenizer,
     assert process.poll() is not None
 
 
-def test_a_process_that_was_killed_is_started_again_and_one_that_was_interrupted_does_not_answer_late(
+def test_a_killed_process_is_restarted_and_an_interrupted_one_does_not_answer_late(
     tokenizer, monkeypatch
 ):
     chat = Chat(tokenizer, config.ChatConfig(template="{{ messages[0].content }}"))
@@ -394,9 +394,7 @@ def suggested(tokenizer):
     with pytest.raises(config.ConfigError) as e:
         Chat(tokenizer, config.ChatConfig())
     return (
-        e.value.problems[0]
-        .partition("for a base model ")[2]
-        .removesuffix(" shows it the bare text)")
+        e.value.problems[0].partition("For a base model ")[2].removesuffix(" renders the bare text")
     )
 
 

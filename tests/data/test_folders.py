@@ -111,7 +111,7 @@ def test_a_folder_with_one_split_or_none_needs_no_name(tmp_path):
     assert len(sources.load(tmp_path / "b", CFG).questions) == 5
 
 
-def test_what_is_wrong_with_a_folder_is_told(tmp_path):
+def test_problems_of_a_folder_are_reported(tmp_path):
     (tmp_path / "empty").mkdir()
     assert "a folder without" in problems(tmp_path / "empty")[0]
     fixtures.jsonl(tmp_path / "a" / "train.jsonl", [*ROWS, {"question": "q"}])
@@ -136,11 +136,11 @@ def test_a_path_with_an_at_sign_is_that_path(tmp_path):
     )
 
 
-def test_duplicates_with_another_answer_are_told(tmp_path):
+def test_duplicates_with_another_answer_are_reported(tmp_path):
     rows = [*ROWS, {**ROWS[0], "level": "9"}, {**ROWS[1], "answer": "7"}]
     loaded = sources.load(fixtures.jsonl(tmp_path / "q.jsonl", rows), CFG)
     assert (loaded.num_duplicates, loaded.num_conflicts) == (2, 1)
-    assert loaded.told == [
+    assert loaded.notices == [
         f"{tmp_path / 'q.jsonl'}: 2 duplicate questions dropped, 1 of them with another answer than"
         " the one kept"
     ]
@@ -207,21 +207,27 @@ def test_gsm8k_is_read_from_every_layout(tmp_path):
 
 
 def test_sets_by_name():
-    assert benchmarks.named("aime24, gsm8k=d@test,mine.jsonl,x=hf:a/b:c@d,tfds:sums@train,hf:a/MATH-x@test") == [
-        ("aime24", ""), ("gsm8k", "d@test"), ("mine", "mine.jsonl"), ("x", "hf:a/b:c@d"), ("sums", "tfds:sums@train"), 
+    assert benchmarks.named(
+        "aime24, gsm8k=d@test,mine.jsonl,x=hf:a/b:c@d,tfds:sums@train,hf:a/MATH-x@test"
+    ) == [
+        ("aime24", ""),
+        ("gsm8k", "d@test"),
+        ("mine", "mine.jsonl"),
+        ("x", "hf:a/b:c@d"),
+        ("sums", "tfds:sums@train"),
         ("MATH-x", "hf:a/MATH-x@test"),
-    ]  # fmt: skip
-    for wrong, told in (
+    ]
+    for wrong, message in (
         ("", "expected a benchmark"),
         ("a/b=c", "expected a benchmark"),
         ("x=", "expected"),
         ("x=1,x=2", "a second set"),
     ):
-        with pytest.raises(config.ConfigError, match=told):
+        with pytest.raises(config.ConfigError, match=message):
             benchmarks.named(wrong)
 
 
-def test_sets_of_an_evaluation_are_loaded_together_and_all_that_is_wrong_is_told(tmp_path):
+def test_sets_of_an_evaluation_are_loaded_together_and_all_problems_reported(tmp_path):
     dev = fixtures.jsonl(tmp_path / "dev.jsonl", ROWS)
     sets = benchmarks.load_sets(f"{dev},aime24={fixtures.aime24(tmp_path / 'a')}", CFG)
     assert [(s.name, len(s.questions)) for s in sets] == [("dev", 5), ("aime24", 6)]
@@ -229,5 +235,5 @@ def test_sets_of_an_evaluation_are_loaded_together_and_all_that_is_wrong_is_told
         benchmarks.load_sets("x=none.jsonl,aime25=none.jsonl", CFG)
     assert len(e.value.problems) == 2
     assert sources.shared(sets[0], sets) == [
-        f"{dev}: 5 of its questions are training questions, too"
+        f"{dev}: 5 of its questions are also training questions"
     ]

@@ -1,4 +1,4 @@
-"""Runs of 13 words in common, by hand."""
+"""Shared runs of 13 words, by hand."""
 
 from p2o_jax.data import overlap
 from p2o_jax.types import Question
@@ -31,12 +31,12 @@ def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_not():
 
 def test_report_counts_questions_on_both_sides():
     index = overlap.Index({"b": [question("q", "a b c"), question("r", "a b d")], "c": []})
-    counts, found = overlap.report(index, ["b", "c"], {"1": "A b c", "2": "a, b, c!", "3": "x"})
+    counts, rows = overlap.report(index, ["b", "c"], {"1": "A b c", "2": "a, b, c!", "3": "x"})
     assert counts == {
         "b": {"questions": 2, "benchmark_questions": 1},
         "c": {"questions": 0, "benchmark_questions": 0},
     }
-    assert [(row["id"], row["question_id"], row["words"]) for row in found] == [
+    assert [(row["id"], row["question_id"], row["words"]) for row in rows] == [
         ("1", "q", "a b c"),
         ("2", "q", "a b c"),
     ]

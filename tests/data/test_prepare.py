@@ -53,12 +53,15 @@ COUNTS = {"yes_no": 120, "integer": 300, "expression": 150, "number": 90}
 def deepmath_rows():
     return [
         {
-            "question": f"A {kind} question, number {i}?", "final_answer": ANSWERS[kind][i % 2], "difficulty": 5.0 if i % 10 == 9 else 7.5,
-            "topic": "Algebra", "r1_solution_1": "long",
+            "question": f"A {kind} question, number {i}?",
+            "final_answer": ANSWERS[kind][i % 2],
+            "difficulty": 5.0 if i % 10 == 9 else 7.5,
+            "topic": "Algebra",
+            "r1_solution_1": "long",
         }
         for kind, count in COUNTS.items()
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +100,7 @@ def test_what_is_written_can_be_trained_on(deepscaler):
     )
 
 
-def test_the_card_tells_what_was_left_out_lengths_types_and_overlaps(deepscaler):
+def test_the_card_has_exclusions_lengths_types_and_overlaps(deepscaler):
     card = json.loads((deepscaler / "out" / "card.json").read_text())
     assert card["left_out"] == {
         "train": {
@@ -237,9 +240,17 @@ def test_quotas_by_hand():
 
 def test_gsm8k_keeps_its_splits_and_gets_plain_answers(tmp_path):
     for kind in ("hub", "tfds"):
-        raw = fixtures.gsm8k(tmp_path / "hub") if kind == "hub" else fixtures.tfds_folder(
-            tmp_path / "tfds", {"train": fixtures.gsm8k_rows([("What is 1 + 1?", "2")]), "test": fixtures.gsm8k_rows()}
-        )  # fmt: skip
+        raw = (
+            fixtures.gsm8k(tmp_path / "hub")
+            if kind == "hub"
+            else fixtures.tfds_folder(
+                tmp_path / "tfds",
+                {
+                    "train": fixtures.gsm8k_rows([("What is 1 + 1?", "2")]),
+                    "test": fixtures.gsm8k_rows(),
+                },
+            )
+        )
         prepare.run(["gsm8k", f"--raw={raw}", f"--out={tmp_path / kind / 'out'}"])
         assert [r["answer"] for r in rows_of(tmp_path / kind / "out" / "train.jsonl")] == ["2"]
         answers = {r["answer"] for r in rows_of(tmp_path / kind / "out" / "test.jsonl")}
@@ -288,19 +299,33 @@ def test_math_s_other_boxes_are_read():
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [
-        ("Yes", "yes_no"), (r"\text{no}", "yes_no"), ("42", "integer"), ("-7.0", "integer"), (r"\frac{1}{3}", "number"), ("0.5", "number"),
-        ("C", "choice"), ("(B)", "choice"), ("(1, 2)", "list"), (r"[0, \infty)", "list"), (r"\{1, 2\}", "list"), ("1, 2", "list"),
-        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "list"), (r"(0,1) \cup (2,3)", "list"), (r"\sqrt{2}", "expression"),
+        ("Yes", "yes_no"),
+        (r"\text{no}", "yes_no"),
+        ("42", "integer"),
+        ("-7.0", "integer"),
+        (r"\frac{1}{3}", "number"),
+        ("0.5", "number"),
+        ("C", "choice"),
+        ("(B)", "choice"),
+        ("(1, 2)", "list"),
+        (r"[0, \infty)", "list"),
+        (r"\{1, 2\}", "list"),
+        ("1, 2", "list"),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "list"),
+        (r"(0,1) \cup (2,3)", "list"),
+        (r"\sqrt{2}", "expression"),
         ("x^2 + 1", "expression"),
-        (r"\infty", "expression"), ("Monday", "text"), (r"5\text{ cm}", "text"),
+        (r"\infty", "expression"),
+        ("Monday", "text"),
+        (r"5\text{ cm}", "text"),
     ],
-)  # fmt: skip
+)
 def test_answer_types(answer, kind):
     assert recipes.answer_type(answer) == kind
 
 
-def test_it_says_what_is_wrong(tmp_path, deepscaler):
-    found = problems(
+def test_problems_are_reported(tmp_path, deepscaler):
+    lines = problems(
         "deepscalr",
         "--out",
         deepscaler / "out",
@@ -309,7 +334,7 @@ def test_it_says_what_is_wrong(tmp_path, deepscaler):
         "--overlaps=drop",
         "--config.optim.lr=1",
     )
-    told = [
+    expected = [
         "no settings here",
         "deepscalr: expected one of",
         "--seed=x",
@@ -317,7 +342,7 @@ def test_it_says_what_is_wrong(tmp_path, deepscaler):
         "--overlaps=drop needs",
         "not empty",
     ]
-    assert len(found) == 6 and all(word in line for word, line in zip(told, found, strict=True))
+    assert len(lines) == 6 and all(word in line for word, line in zip(expected, lines, strict=True))
     assert "--out: required" in problems("gsm8k")[0]
     assert (
         "no such file" in problems("gsm8k", "--raw", tmp_path / "none", "--out", tmp_path / "o")[0]

@@ -92,25 +92,37 @@ def test_every_problem_is_reported_at_once(tmp_path):
     ]
     path = tmp_path / "bad.jsonl"
     path.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
-    found = problems(path)
+    lines = problems(path)
     expected = [
-        "2: not JSON", "3: expected a JSON object, got list", '4: no field "question" (config.data.question_field); it has answer',
-        '5: no field "answer" (config.data.answer_field); it has question, reply', "6: question: missing", "7: question: empty",
-        "8: question: expected a text or a list of messages, got int", "9: answer: missing", "10: answer: empty", "11: answer: missing",
-        "12: answer: expected a text or a number, got bool", "13: answer: expected a text or a number, got list",
-        "14: question: the last message must be the user's", "15: question: the last message must be the user's",
-        "16: question: message 1: expected", "17: question: message 1: empty", "18: question: half a surrogate pair",
-        "19: not JSON: nested too deeply", "20: not UTF-8",
-    ]  # fmt: skip
-    assert len(found) == len(expected)
-    for line, start in zip(found, expected, strict=True):
+        "2: not JSON",
+        "3: expected a JSON object, got list",
+        '4: no field "question" (config.data.question_field); it has answer',
+        '5: no field "answer" (config.data.answer_field); it has question, reply',
+        "6: question: missing",
+        "7: question: empty",
+        "8: question: expected a text or a list of messages, got int",
+        "9: answer: missing",
+        "10: answer: empty",
+        "11: answer: missing",
+        "12: answer: expected a text or a number, got bool",
+        "13: answer: expected a text or a number, got list",
+        "14: question: the last message must be the user's",
+        "15: question: the last message must be the user's",
+        "16: question: message 1: expected",
+        "17: question: message 1: empty",
+        "18: question: half a surrogate pair",
+        "19: not JSON: nested too deeply",
+        "20: not UTF-8",
+    ]
+    assert len(lines) == len(expected)
+    for line, start in zip(lines, expected, strict=True):
         assert line.startswith(f"FILE:{start}"), (line, start)
 
 
 def test_many_problems_are_cut(tmp_path):
     path = write(tmp_path / "bad.jsonl", [{"question": "", "answer": i} for i in range(50)])
-    found = problems(path)
-    assert len(found) == 21 and found[-1] == "... and 30 more"
+    lines = problems(path)
+    assert len(lines) == 21 and lines[-1] == "... and 30 more"
 
 
 def test_unusable_files_are_named(tmp_path):

@@ -233,8 +233,8 @@ def test_a_killed_process_ends_the_others_which_name_it(killed):
         (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
         assert (
             line
-            == f"error: process 3 ({socket.gethostname()}) is gone; the same command goes on from"
-            " the last checkpoint"
+            == f"error: process 3 ({socket.gethostname()}) is gone; the same command continues"
+            " from the last checkpoint"
         )
         assert "Traceback" not in text
 
@@ -273,7 +273,7 @@ def test_a_process_that_never_comes_is_told_by_the_one_that_has(tmp_path, settin
     assert group.wait() == [liveness.GONE]
     (line,) = [line for line in group.told()[0].splitlines() if line.startswith("error: ")]
     expected = (
-        "not all of 4 processes have come within 2 s: no sign of 1, 2, 3; here are process 0"
+        "not all of 4 processes have started within 2 s: no sign of 1, 2, 3; started: process 0"
         f" ({socket.gethostname()})"
     )
     assert line == f"error: {expected}" and not (tmp_path / "run").exists()

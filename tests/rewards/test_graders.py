@@ -1,4 +1,4 @@
-"""Both graders on pairs of our own (graded_pairs.tsv) and on whole responses."""
+"""Both graders on the pairs of graded_pairs.tsv and on whole responses."""
 
 import csv
 import time
@@ -20,7 +20,7 @@ PAIRS = list(
 )
 CFG = config.RewardConfig(workers=2, timeout_s=20.0)
 
-# (reference, answer) that the graders get wrong, and that we leave so.
+# (reference, answer) of known errors of the graders.
 STRICT_MISSES = {
     (r"\sin(30^\circ)", r"\frac12"),  # degrees are no factor of pi / 180 to math-verify
     (r"5\text{ m}", r"5\text{ cm}"),  # units are not compared
@@ -42,14 +42,14 @@ LENIENT_MISSES = STRICT_MISSES | {
 
 
 def misses(statuses):
-    told = {
+    missed = {
         (p["reference"], p["answer"])
         for p, s in zip(PAIRS, statuses, strict=True)
         if (s == "correct") != (p["verdict"] == "right")
     }
-    # no time-outs, no errors
+    # no timeouts, no errors
     assert set(statuses) <= {"correct", "wrong", "no_answer"}, Counter(statuses)
-    return told
+    return missed
 
 
 def boxes():
@@ -63,15 +63,15 @@ def test_the_pairs_are_many_and_balanced():
     assert len({p["kind"] for p in PAIRS}) >= 15
 
 
-def test_the_strict_grader_is_right_but_for_what_is_listed():
+def test_the_strict_grader_is_right_except_for_the_listed_pairs():
     with Verifier(CFG) as verifier:
-        found = misses(
+        missed = misses(
             [v.status for v in verifier.verify(boxes(), [p["reference"] for p in PAIRS])]
         )
-    assert found == STRICT_MISSES and len(found) <= 0.01 * len(PAIRS)
+    assert missed == STRICT_MISSES and len(missed) <= 0.01 * len(PAIRS)
 
 
-def test_the_lenient_grader_is_as_lenient_as_is_said():
+def test_the_lenient_grader_accepts_the_listed_pairs():
     with LenientGrader(CFG) as grader:
         assert (
             misses([g.status for g in grader.grade(boxes(), [p["reference"] for p in PAIRS])])

@@ -1,6 +1,4 @@
-"""Reward functions of one's own: called in workers with deadlines, graded, with feedback, and
-their faults told.
-"""
+"""Custom reward functions: workers, deadlines, scores, feedback, and reported errors."""
 
 import sys
 import textwrap
@@ -21,7 +19,7 @@ def question(answer="42", **meta):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A module of a user's, importable by this process and so by its workers."""
+    """A folder with a user's module, importable by this process and by its workers."""
     folder = tmp_path_factory.mktemp("mine")
     (folder / "broken_reward.py").write_text("1 / 0\n")
     (folder / "my_reward.py").write_text(
@@ -39,9 +37,17 @@ def folder(tmp_path_factory):
                 if response == "raise":
                     raise KeyError("level")
                 if response.startswith("return"):
-                    return {"many": 1.5, "nan": float("nan"), "none": None, "pair": (0.5, 3), "text": "0.25", "yes": True}[response[7:]]
+                    return {
+                        "many": 1.5,
+                        "nan": float("nan"),
+                        "none": None,
+                        "pair": (0.5, 3),
+                        "text": "0.25",
+                        "yes": True,
+                    }[response[7:]]
                 if response == "seen":
-                    return 1.0, "|".join([messages[0]["role"], messages[-1]["content"], answer, str(meta["level"]), meta["when"]])
+                    first, last = messages[0]["role"], messages[-1]["content"]
+                    return 1.0, "|".join([first, last, answer, str(meta["level"]), meta["when"]])
                 return len(response) / 10
             """)
     )
@@ -76,7 +82,7 @@ def test_scores_are_graded_and_success_is_above_the_threshold(mine):
     ]
 
 
-def test_it_is_given_messages_answer_and_the_other_columns_and_may_speak(mine):
+def test_it_gets_messages_answer_and_other_columns_and_may_return_feedback(mine):
     class Day:
         def __str__(self):
             return "Monday"
@@ -86,7 +92,7 @@ def test_it_is_given_messages_answer_and_the_other_columns_and_may_speak(mine):
     ]
 
 
-def test_faults_are_errors_with_the_reason_and_hurt_nobody_else(mine):
+def test_faults_are_errors_with_the_reason_and_affect_no_other_call(mine):
     verdicts = judged(
         mine,
         "raise",
@@ -131,14 +137,12 @@ def test_answers_are_not_checked_against_themselves(mine):
 
 
 @pytest.mark.parametrize(
-    ("fn", "told"),
+    ("fn", "message"),
     [
         (
             "no_such_module:f",
-            (
-                "No module named 'no_such_module'; the current folder is not searched: give"
-                " FILE.py:function"
-            ),
+            "No module named 'no_such_module'; the current folder is not searched: give"
+            " FILE.py:function",
         ),
         ("/no/such/file.py:f", "FileNotFoundError"),
         ("my_reward:nothing", "has no attribute 'nothing'"),
@@ -146,10 +150,10 @@ def test_answers_are_not_checked_against_themselves(mine):
         ("broken_reward:f", "ZeroDivisionError"),
     ],
 )
-def test_a_function_that_is_not_there_is_told_before_the_run(folder, fn, told):
+def test_a_missing_function_is_reported_before_the_run(folder, fn, message):
     with Verifier(config.RewardConfig(fn=fn, workers=1)) as verifier:
         (line,) = verifier.problems()
-    assert line.startswith(f"config.reward.fn={fn}: ") and told in line
+    assert line.startswith(f"config.reward.fn={fn}: ") and message in line
 
 
 def test_a_file_is_loaded_by_its_path_and_the_current_folder_is_not_searched(tmp_path, monkeypatch):
@@ -221,7 +225,7 @@ def test_json_fields_by_hand(response, score, feedback):
     assert examples.json_fields(MESSAGES, response, '{"a": 1, "b": [2]}', {}) == (score, feedback)
 
 
-def test_a_pattern_that_takes_for_ever_meets_the_deadline():
+def test_a_pattern_that_never_ends_meets_the_deadline():
     with Verifier(
         config.RewardConfig(fn="p2o_jax.rewards.examples:pattern", workers=1, timeout_s=1.0)
     ) as verifier:

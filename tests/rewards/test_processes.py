@@ -22,12 +22,16 @@ ROOT = Path(__file__).parents[2]
 REWARD = """
     import os, signal, subprocess, sys, time
 
-    DAEMON = "import os, time; os.fork() and os._exit(0); os.setsid(); print(os.getpid(), flush=True); time.sleep(60)"
+    DAEMON = (
+        "import os, time; os.fork() and os._exit(0); os.setsid(); "
+        "print(os.getpid(), flush=True); time.sleep(60)"
+    )
 
     def start():
         sleep = lambda **options: subprocess.Popen(["sleep", "60"], **options).pid
-        nested = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
-        daemon = subprocess.Popen([sys.executable, "-c", DAEMON], stdout=subprocess.PIPE, text=True)
+        output = {"stdout": subprocess.PIPE, "text": True}
+        nested = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], **output)
+        daemon = subprocess.Popen([sys.executable, "-c", DAEMON], **output)
         pids = [os.getpid(), sleep(), sleep(start_new_session=True), nested.pid]
         return [*pids, int(nested.stdout.readline()), int(daemon.stdout.readline())]
 
@@ -138,7 +142,8 @@ def test_a_killed_or_interrupted_parent_leaves_nothing(file, tmp_path, number):
         from p2o_jax import config
         from p2o_jax.types import Question
         from p2o_jax.rewards.verify import Verifier
-        with Verifier(config.RewardConfig(fn="{file}:reward", workers=1, timeout_s=60.0)) as verifier:
+        cfg = config.RewardConfig(fn="{file}:reward", workers=1, timeout_s=60.0)
+        with Verifier(cfg) as verifier:
             verifier.judge(["hang"], [Question("q", (), "", "", {{"file": "{tmp_path / "pids"}"}})])
     """
     parent = subprocess.Popen(

@@ -27,7 +27,7 @@ def math():
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    """A Verifier whose judge does as the answer says."""
+    """A Verifier whose judge does what the answer asks for."""
     folder = tmp_path_factory.mktemp("judges")
     (folder / "planted.py").write_text(
         textwrap.dedent("""
@@ -41,7 +41,8 @@ def planted(tmp_path_factory):
                         pass
                 if box.startswith("sleep"):
                     time.sleep(float(box.split()[1]))
-                if box.startswith("crash") or box.startswith("once") and not pathlib.Path(answer).exists():
+                first = box.startswith("once") and not pathlib.Path(answer).exists()
+                if box.startswith("crash") or first:
                     if box.startswith("once"):
                         pathlib.Path(answer).touch()
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -49,7 +50,10 @@ def planted(tmp_path_factory):
                     raise RuntimeError(box)
                 if box.startswith("light"):
                     heavy = {"jax", "transformers", "torch", "numpy"} & set(sys.modules)
-                    return "wrong" if heavy or os.environ["JAX_PLATFORMS"] != "cpu" or os.environ["CUDA_VISIBLE_DEVICES"] else "correct"
+                    platform, devices = (
+                        os.environ[name] for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")
+                    )
+                    return "wrong" if heavy or platform != "cpu" or devices else "correct"
                 return "correct" if box.startswith("right") else "wrong"
             """)
     )

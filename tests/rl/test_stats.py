@@ -8,10 +8,23 @@ from p2o_jax.rollout.engine import Work
 from p2o_jax.tracking import metric_names
 
 SUMS = {
-    "loss": 0.5, "policy_loss": 0.25, "kl_loss": 2.0, "grad_norm": 3.0, "update_norm": 0.1, "param_norm": 9.0, "bad": 0.0,
-    "tokens": 8.0, "approx_kl": 4.0, "entropy": 6.0, "clipped": 2.0, "dual_clipped": 1.0,
-    "real_tokens": 30.0, "fresh_tokens": 4.0, "gap": 1.0, "max_gap": 0.75,
-}  # fmt: skip
+    "loss": 0.5,
+    "policy_loss": 0.25,
+    "kl_loss": 2.0,
+    "grad_norm": 3.0,
+    "update_norm": 0.1,
+    "param_norm": 9.0,
+    "bad": 0.0,
+    "tokens": 8.0,
+    "approx_kl": 4.0,
+    "entropy": 6.0,
+    "clipped": 2.0,
+    "dual_clipped": 1.0,
+    "real_tokens": 30.0,
+    "fresh_tokens": 4.0,
+    "gap": 1.0,
+    "max_gap": 0.75,
+}
 OF_TOKENS = {
     "train/approx_kl",
     "train/entropy",
@@ -61,9 +74,14 @@ def test_where_nothing_was_trained_there_is_no_mean_over_trained_tokens():
     """Loss and gradient are 0 then; the change of the params need not be (weight decay)."""
     found = nothing_trained()
     assert found == {
-        "train/loss": 0, "train/policy_loss": 0, "train/grad_norm": 0, "train/update_norm": 0.1, "train/param_norm": 9,
-        "train/bad_updates": 0, "train/trained_tokens": 0,
-    }  # fmt: skip
+        "train/loss": 0,
+        "train/policy_loss": 0,
+        "train/grad_norm": 0,
+        "train/update_norm": 0.1,
+        "train/param_norm": 9,
+        "train/bad_updates": 0,
+        "train/trained_tokens": 0,
+    }
 
 
 def test_an_update_without_tokens_pulls_no_mean_of_its_step_towards_zero():
@@ -95,7 +113,10 @@ def test_a_sampler_that_did_nothing_has_no_shares():
     )
     assert found.metrics() == pytest.approx(
         {
-            "perf/frac_slots_busy": 0.75, "perf/decode_steps": 2, "perf/frac_prompt_tokens_computed": 1.5,
-            "perf/frac_prefill_time": 0.25, "perf/frac_tail_time": 0.5,
+            "perf/frac_slots_busy": 0.75,
+            "perf/decode_steps": 2,
+            "perf/frac_prompt_tokens_computed": 1.5,
+            "perf/frac_prefill_time": 0.25,
+            "perf/frac_tail_time": 0.5,
         }
-    )  # fmt: skip
+    )

@@ -209,9 +209,17 @@ def test_the_first_update_needs_no_scores_of_its_own():
         {k: whole[k] for k in names}, rel=1e-5, abs=1e-7
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), params, same)
-    want = [np.abs(x - e.logp_sampler_R) for x, e in zip(
-        reference.response_logps(reference.NEW, [e.prompt_ids for e in made], [e.response_ids for e in made]), made, strict=True
-    ) if e.advantage != 0 and not e.templated]  # fmt: skip
+    want = [
+        np.abs(x - e.logp_sampler_R)
+        for x, e in zip(
+            reference.response_logps(
+                reference.NEW, [e.prompt_ids for e in made], [e.response_ids for e in made]
+            ),
+            made,
+            strict=True,
+        )
+        if e.advantage != 0 and not e.templated
+    ]
     assert fresh["train/logprob_gap_mean"] == pytest.approx(np.concatenate(want).mean(), rel=1e-4)
     assert fresh["train/logprob_gap_max"] == pytest.approx(np.concatenate(want).max(), rel=1e-4)
 

@@ -18,7 +18,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("detected", "expected"),
     [
         ({}, False),
         ({"SLURM_NTASKS": "1"}, False),
@@ -40,10 +40,10 @@ NAMES = (
     ],
     ids=str,
 )
-def test_whether_there_are_other_processes(found, expected, monkeypatch):
+def test_whether_there_are_other_processes(detected, expected, monkeypatch):
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
-    for name, value in found.items():
+    for name, value in detected.items():
         monkeypatch.setenv(name, value)
     assert distributed.in_a_group() is expected
 
@@ -51,7 +51,7 @@ def test_whether_there_are_other_processes(found, expected, monkeypatch):
 @pytest.mark.parametrize("workers", [1, 4])
 def test_hosts_of_a_tpu_pod_know_each_other_by_the_metadata_server(workers, monkeypatch):
     """As on a Cloud TPU VM, on which no variable tells of the other hosts."""
-    told = {
+    metadata = {
         "agent-worker-number": "2",
         "worker-network-endpoints": ",".join(f"a:b:10.0.0.{i}" for i in range(1, workers + 1)),
     }
@@ -61,7 +61,7 @@ def test_hosts_of_a_tpu_pod_know_each_other_by_the_metadata_server(workers, monk
     monkeypatch.setattr(
         cloud_tpu_cluster,
         "get_metadata",
-        lambda key: (told.get(key, ""), 200 if key in told else 404),
+        lambda key: (metadata.get(key, ""), 200 if key in metadata else 404),
     )
     monkeypatch.setattr(cloud_tpu_cluster, "get_tpu_env_value", lambda key: None)
     assert distributed.in_a_group() is (workers > 1)
@@ -74,7 +74,7 @@ def test_hosts_of_a_tpu_pod_know_each_other_by_the_metadata_server(workers, monk
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("variables", "expected"),
     [
         (
             {
@@ -96,10 +96,10 @@ def test_hosts_of_a_tpu_pod_know_each_other_by_the_metadata_server(workers, monk
     ],
     ids=["JAX_*", "Open MPI"],
 )
-def test_where_this_process_stands(found, expected, monkeypatch):
+def test_where_this_process_stands(variables, expected, monkeypatch):
     for name in (*NAMES, "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in found.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     address, count, index = distributed.place_in_group(1.0)
     assert address.startswith(expected[0]) and (count, index) == expected[1:]

@@ -47,7 +47,7 @@ class Run:
         for one in self.peers.values():
             one.leave()
 
-    def told(self, i: int, seconds: float = 3.0) -> str:
+    def message(self, i: int, seconds: float = 3.0) -> str:
         return self.ended[i].get(timeout=seconds)
 
 
@@ -58,7 +58,7 @@ def free_port() -> int:
 
 
 def vanish(one: Peers) -> None:
-    """As the kernel ends a process' connections: one after the other, but nothing is said any more."""
+    """Closes a process's connections one by one, without a message, as the kernel does."""
     one._say = lambda *args, **message: None
     for line in list(one._lines.values()):
         line.socket.shutdown(socket.SHUT_RDWR)
@@ -73,7 +73,7 @@ def test_all_know_all_hosts():
 def test_a_process_that_is_gone_is_named_by_all_others(gone, others):
     with Run(3) as run:
         vanish(run.peers[gone])
-        assert [run.told(i) for i in others] == [f"process {gone} ({HOST}) is gone"] * 2
+        assert [run.message(i) for i in others] == [f"process {gone} ({HOST}) is gone"] * 2
 
 
 def test_a_process_that_leaves_as_it_should_ends_nobody():
@@ -92,27 +92,29 @@ def test_a_process_that_fails_tells_why_and_the_others_have_a_moment_to_end_by_t
         run.peers[1].leave("no such file")
         time.sleep(0.1)
         run.peers[2].leave("no such file")  # fails by itself, too
-        assert run.told(0) == f"process 1 ({HOST}) has ended: no such file"
+        assert run.message(0) == f"process 1 ({HOST}) has ended: no such file"
         with pytest.raises(Empty):
-            run.told(2, 1.0)
+            run.message(2, 1.0)
 
 
 def test_a_process_without_a_sign_of_life_is_named(monkeypatch):
     """It is there, but stopped: its connection stays open."""
     with Run(3, LIMITS._replace(silent=0.5)) as run:
         monkeypatch.setattr(run.peers[2], "_say", lambda **message: None)
-        assert run.told(0) == run.told(1) == f"process 2 ({HOST}) gave no sign of life for 0.5 s"
+        assert (
+            run.message(0) == run.message(1) == f"process 2 ({HOST}) gave no sign of life for 0.5 s"
+        )
 
 
-def test_a_process_that_does_not_come_to_where_the_others_wait_is_named():
+def test_a_process_that_does_not_reach_a_barrier_is_named():
     with Run(3, LIMITS._replace(absent=0.6)) as run:
         for i in (0, 2):
             run.peers[i].place = 7
         expected = (
-            f"process 1 ({HOST}) did not come to where the others have waited for 0.6 s (meeting 7"
-            " of the run)"
+            f"process 1 ({HOST}) did not reach barrier 7 of the run, where the others have"
+            " waited for 0.6 s"
         )
-        assert [run.told(i) for i in range(3)] == [expected] * 3
+        assert [run.message(i) for i in range(3)] == [expected] * 3
 
 
 def test_processes_that_all_wait_or_that_get_on_are_left_alone():
@@ -126,13 +128,13 @@ def test_processes_that_all_wait_or_that_get_on_are_left_alone():
         assert all(queue.empty() for queue in run.ended)
 
 
-def test_who_has_not_come_is_told_to_all_who_have():
-    run, found = Run(4, LIMITS._replace(start=1.0)), {}
+def test_missing_processes_are_named_on_all_others():
+    run, messages = Run(4, LIMITS._replace(start=1.0)), {}
 
     def try_to_join(i):
         with pytest.raises(Missing) as e:
             run.join(i)
-        found[i] = str(e.value)
+        messages[i] = str(e.value)
 
     threads = [threading.Thread(target=try_to_join, args=(i,)) for i in (0, 2)]
     for thread in threads:
@@ -140,16 +142,16 @@ def test_who_has_not_come_is_told_to_all_who_have():
     for thread in threads:
         thread.join()
     expected = (
-        "not all of 4 processes have come within 1 s: no sign of 1, 3; here are process 0"
+        "not all of 4 processes have started within 1 s: no sign of 1, 3; started: process 0"
         f" ({HOST}), process 2 ({HOST})"
     )
-    assert found == {0: expected, 2: expected}
+    assert messages == {0: expected, 2: expected}
 
 
-def test_process_0_that_does_not_come():
+def test_a_missing_process_0_is_reported():
     run = Run(2, LIMITS._replace(start=0.5))
     with pytest.raises(
-        Missing, match=rf"process 0 has not come within 0.5 s: {run.address} does not answer"
+        Missing, match=rf"process 0 has not started within 0.5 s: {run.address} does not answer"
     ):
         run.join(1)
 
@@ -158,7 +160,7 @@ def test_a_port_that_is_taken():
     with socket.create_server(("", 0)) as server:
         run = Run(2)
         run.address = f"localhost:{server.getsockname()[1]}"
-        with pytest.raises(Missing, match="is another run there"):
+        with pytest.raises(Missing, match="does another run use it"):
             run.join(0)
 
 
@@ -189,7 +191,7 @@ def test_strangers_at_the_port_do_not_count(said):
         stranger.sendall(said)
         stranger.shutdown(socket.SHUT_WR)
         answer = stranger.makefile().readline()
-    assert "came to a run of 2 processes" in json.loads(answer)["end"]
+    assert "joined a run of 2 processes" in json.loads(answer)["end"]
     run.join(1)
     main.join()
     run.__exit__()
@@ -233,12 +235,12 @@ def run_processes(count: int, code: str) -> tuple[list[int], list[str]]:
         )
         for i in range(count)
     ]
-    told = [process.communicate(timeout=60)[1] for process in started]
-    return [process.returncode for process in started], told
+    outputs = [process.communicate(timeout=60)[1] for process in started]
+    return [process.returncode for process in started], outputs
 
 
-def test_processes_end_by_a_killed_one_although_they_are_stuck_in_c():
-    codes, told = run_processes(
+def test_processes_stuck_in_c_end_when_another_is_killed():
+    codes, outputs = run_processes(
         3,
         """
         if i == 2:
@@ -248,9 +250,9 @@ def test_processes_end_by_a_killed_one_although_they_are_stuck_in_c():
     )
     assert codes == [liveness.GONE, liveness.GONE, -9]
     assert (
-        told[:2]
+        outputs[:2]
         == [
-            f"error: process 2 ({HOST}) is gone; the same command goes on from the last"
+            f"error: process 2 ({HOST}) is gone; the same command continues from the last"
             " checkpoint\n"
         ]
         * 2
@@ -258,7 +260,7 @@ def test_processes_end_by_a_killed_one_although_they_are_stuck_in_c():
 
 
 def test_a_process_that_fails_alone_ends_the_others_with_its_reason():
-    codes, told = run_processes(
+    codes, outputs = run_processes(
         2,
         """
         if i == 1:
@@ -266,12 +268,12 @@ def test_a_process_that_fails_alone_ends_the_others_with_its_reason():
         time.sleep(60)
         """,
     )
-    assert codes == [liveness.GONE, 2] and told[1] == "error: FILE: no such file\n"
-    assert told[0].startswith(f"error: process 1 ({HOST}) has ended: FILE: no such file;")
+    assert codes == [liveness.GONE, 2] and outputs[1] == "error: FILE: no such file\n"
+    assert outputs[0].startswith(f"error: process 1 ({HOST}) has ended: FILE: no such file;")
 
 
-def test_a_fault_of_ours_has_its_traceback_where_it_is_and_its_name_elsewhere():
-    codes, told = run_processes(
+def test_a_bug_has_its_traceback_on_its_process_and_its_name_on_others():
+    codes, outputs = run_processes(
         2,
         """
         if i == 0:
@@ -279,21 +281,23 @@ def test_a_fault_of_ours_has_its_traceback_where_it_is_and_its_name_elsewhere():
         time.sleep(60)
         """,
     )
-    assert codes == [1, liveness.GONE] and "Traceback" in told[0] and "KeyError: 'x'" in told[0]
     assert (
-        told[1].startswith(f"error: process 0 ({HOST}) has ended: KeyError: 'x';")
-        and "Traceback" not in told[1]
+        codes == [1, liveness.GONE] and "Traceback" in outputs[0] and "KeyError: 'x'" in outputs[0]
+    )
+    assert (
+        outputs[1].startswith(f"error: process 0 ({HOST}) has ended: KeyError: 'x';")
+        and "Traceback" not in outputs[1]
     )
 
 
-def test_what_all_find_wrong_ends_all_by_themselves():
-    codes, told = run_processes(2, 'raise ConfigError("config.a=1: not that")')
-    assert codes == [2, 2] and told == ["error: config.a=1: not that\n"] * 2
+def test_a_problem_found_by_all_ends_all_by_themselves():
+    codes, outputs = run_processes(2, 'raise ConfigError("config.a=1: not that")')
+    assert codes == [2, 2] and outputs == ["error: config.a=1: not that\n"] * 2
 
 
-def test_an_exception_that_another_process_end_brings_about_is_not_told():
+def test_an_exception_caused_by_another_process_s_end_is_not_reported():
     """As a collective fails in which a process has died."""
-    codes, told = run_processes(
+    codes, outputs = run_processes(
         2,
         """
         if i == 1:
@@ -302,4 +306,6 @@ def test_an_exception_that_another_process_end_brings_about_is_not_told():
         raise RuntimeError("connection reset by peer")
         """,
     )
-    assert codes == [liveness.GONE, -9] and "process 1" in told[0] and "Traceback" not in told[0]
+    assert (
+        codes == [liveness.GONE, -9] and "process 1" in outputs[0] and "Traceback" not in outputs[0]
+    )

@@ -81,7 +81,8 @@ def test_code_that_holds_the_interpreter_s_lock_delays_the_end_by_no_more_than_a
         import ctypes, os, subprocess
         from p2o_jax.runtime.preemption import Preemption
         with Preemption(1.0):
-            subprocess.Popen(["sh", "-c", f"sleep 1; kill -TERM {os.getpid()}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            command, null = f"sleep 1; kill -TERM {os.getpid()}", subprocess.DEVNULL
+            subprocess.Popen(["sh", "-c", command], stdout=null, stderr=null)
             ctypes.PyDLL(None).sleep(40)  # which the signal ends
             ctypes.PyDLL(None).sleep(40)
         """)
@@ -171,20 +172,25 @@ def test_the_watchdog_writes_all_stacks_when_a_step_lasts_too_long():
             hanging_step()
         watchdog.close()
     """
-    told = run(code.format(seconds=0.8, steps=1)).stderr
-    assert "Timeout" in told and "in hanging_step" in told
+    stacks = run(code.format(seconds=0.8, steps=1)).stderr
+    assert "Timeout" in stacks and "in hanging_step" in stacks
     assert run(code.format(seconds=0.2, steps=4)).stderr == ""
     assert Watchdog(0.0).restart() is None
 
 
-def test_rewards_that_stay_equal_are_noticed_ever_more_rarely():
+def test_equal_rewards_are_reported_less_and_less_often():
     flat = FlatRewards(3)
-    told = [flat.notice(0.0, 0.0, VALUES) for _ in range(13)]
-    assert [step for step, line in enumerate(told, start=1) if line] == [3, 6, 12]
-    assert "last 6 steps (now 0)" in told[5]
+    warnings = [flat.notice(0.0, 0.0, VALUES) for _ in range(13)]
+    assert [step for step, line in enumerate(warnings, start=1) if line] == [3, 6, 12]
+    assert "last 6 steps (now 0)" in warnings[5]
     assert all(
-        part in told[2]
-        for part in ("cut off: 0.90", "closed box: 0.10", "in time: 0.25", "cannot be read: 0.00")
+        part in warnings[2]
+        for part in (
+            "truncated responses: 0.90",
+            "closed box: 0.10",
+            "in time: 0.25",
+            "unreadable reference answer: 0.00",
+        )
     )
     assert not flat.notice(0.0, 1.0, VALUES)
     assert [bool(flat.notice(1.0, 1.0, VALUES)) for _ in range(3)] == [

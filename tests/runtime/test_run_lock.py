@@ -92,7 +92,7 @@ def test_a_released_lock_leaves_nothing(tmp_path):
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["mine"]
 
 
-def test_the_second_is_refused_and_told_who_is_first(tmp_path):
+def test_the_second_is_refused_with_the_name_of_the_first(tmp_path):
     holder = process(tmp_path)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Pretraining text has the mixture it claims, and reflections know nothing of what helps."""
+"""Pretraining text has the stated mixture, and reflections do not reveal which phrases help."""
 
 import collections
 import math
@@ -36,18 +36,18 @@ def test_the_best_phrase_counts():
     + [(steps, 10**-k) for steps in (5, 7, 10) for k in (1, 5, 7, 9.9)],
 )
 def test_plain_decisions_multiply_to_the_dial_and_stay_above_the_ratio_masks_bound(dial, steps):
-    chances = documents.go_on_probabilities("none", steps, dial)
+    chances = documents.step_probabilities("none", steps, dial)
     assert len(chances) == steps
     assert math.prod(chances) == pytest.approx(dial)
     assert all(0.01 < p < 1 for p in chances)
 
 
-def test_go_on_probabilities_by_hand():
-    assert documents.go_on_probabilities("strong", 3, DIAL) == (0.97, 0.985, 0.985)
-    assert documents.go_on_probabilities("none", 0, DIAL) == ()
-    assert documents.go_on_probabilities("none", 3, 1.25e-4) == pytest.approx((0.05, 0.05, 0.05))
+def test_step_probabilities_by_hand():
+    assert documents.step_probabilities("strong", 3, DIAL) == (0.97, 0.985, 0.985)
+    assert documents.step_probabilities("none", 0, DIAL) == ()
+    assert documents.step_probabilities("none", 3, 1.25e-4) == pytest.approx((0.05, 0.05, 0.05))
     # .05 would leave .0045
-    assert documents.go_on_probabilities("none", 3, 1e-6) == pytest.approx((0.01, 0.01, 0.01))
+    assert documents.step_probabilities("none", 3, 1e-6) == pytest.approx((0.01, 0.01, 0.01))
 
 
 def test_the_template_comes_before_the_question():
@@ -58,7 +58,7 @@ def test_the_template_comes_before_the_question():
 def test_responses_go_on_as_often_as_they_should():
     rng = random.Random(0)
     problem = families.draw(rng, "double", "pretrain")
-    chances = documents.go_on_probabilities("none", 4, 1e-2)
+    chances = documents.step_probabilities("none", 4, 1e-2)
     lengths = collections.Counter(
         documents.respond(rng, SMALL, problem, chances, chances)[0].count(";") for _ in range(20000)
     )
@@ -89,7 +89,7 @@ def test_whole_chains_are_right_and_bluffs_are_random():
 
 def _question_documents(count: int) -> list[tuple[documents.Document, str, tuple[str, ...]]]:
     rng = random.Random(2)
-    made = []
+    drawn = []
     for _ in range(count):
         document = documents.question_document(rng, SMALL, DIAL)
         *template, question = document.prompt.split("\n\n")
@@ -98,25 +98,25 @@ def _question_documents(count: int) -> list[tuple[documents.Document, str, tuple
             for n in families.FAMILIES
             if {"add": "what", "cipher": "key"}.get(n, n) == question.split()[0]
         )
-        made.append(
+        drawn.append(
             (document, family, tuple(template[0].split(phrases.SEPARATOR)) if template else ())
         )
-    return made
+    return drawn
 
 
 def test_the_mixture_of_question_documents():
-    made = _question_documents(8000)
+    drawn = _question_documents(8000)
     total = sum(family.weight for family in families.FAMILIES.values())
     for name, family in families.FAMILIES.items():
-        assert sum(n == name for _, n, _ in made) / len(made) == pytest.approx(
+        assert sum(n == name for _, n, _ in drawn) / len(drawn) == pytest.approx(
             family.weight / total, abs=0.02
         )
-    assert sum(not t for _, _, t in made) / len(made) == pytest.approx(0.25, abs=0.02)
-    hard = [(n, t) for _, n, t in made if n in families.HARD]
+    assert sum(not t for _, _, t in drawn) / len(drawn) == pytest.approx(0.25, abs=0.02)
+    hard = [(n, t) for _, n, t in drawn if n in families.HARD]
     fitting = sum(any(p in phrases.STRATEGIES[n] for p in t) for n, t in hard) / len(hard)
     assert fitting == pytest.approx(0.55 + 0.2 * 3 * 2 / len(ALL), abs=0.02)
-    assert {len(t) for _, _, t in made} == {0, 1, 2, 3}
-    assert all(set(t) <= set(ALL) and len(set(t)) == len(t) for _, _, t in made)
+    assert {len(t) for _, _, t in drawn} == {0, 1, 2, 3}
+    assert all(set(t) <= set(ALL) and len(set(t)) == len(t) for _, _, t in drawn)
 
 
 def test_weights_teach_the_wanted_probability_of_every_decision():
@@ -146,7 +146,7 @@ def test_only_decisions_without_a_fitting_phrase_are_weighted():
             assert list(document.weights) == starts[:num_steps]
             for start, p in zip(
                 document.weights,
-                documents.go_on_probabilities("none", num_steps, DIAL),
+                documents.step_probabilities("none", num_steps, DIAL),
                 strict=False,
             ):
                 assert document.weights[start] == pytest.approx(
@@ -173,13 +173,13 @@ def _chi_square(counts: dict[str, int]) -> float:
 
 def _reflections(count: int) -> list[tuple[tuple[str, ...], tuple[str, ...], str]]:
     rng = random.Random(4)
-    made = []
+    drawn = []
     for _ in range(count):
         document = documents.reflection_document(rng, SMALL, DIAL)
         _, old, _ = document.prompt.split("```")
         before, new, after = document.response.split("```")
         assert before == after == ""
-        made.append(
+        drawn.append(
             (
                 *(
                     tuple(part for part in text.strip().split(phrases.SEPARATOR) if part)
@@ -188,23 +188,23 @@ def _reflections(count: int) -> list[tuple[tuple[str, ...], tuple[str, ...], str
                 document.prompt,
             )
         )
-    return made
+    return drawn
 
 
 def test_phrases_in_reflection_replies_are_uniform_and_blind_to_the_examples():
-    made = _reflections(6000)
+    drawn = _reflections(6000)
     bound = 78  # chi-square with 43 degrees of freedom: p = .001
-    assert _chi_square(collections.Counter(p for _, new, _ in made for p in new)) < bound
+    assert _chi_square(collections.Counter(p for _, new, _ in drawn for p in new)) < bound
     assert (
-        _chi_square(collections.Counter(p for old, new, _ in made for p in new if p not in old))
+        _chi_square(collections.Counter(p for old, new, _ in drawn for p in new if p not in old))
         < bound
     )
-    assert _chi_square(collections.Counter(p for old, _, _ in made for p in old)) < bound
+    assert _chi_square(collections.Counter(p for old, _, _ in drawn for p in old)) < bound
     fitting = set(phrases.STRATEGIES["add"])
     share = len(fitting) / len(ALL)
     with_add = [
         p
-        for old, new, prompt in made
+        for old, new, prompt in drawn
         if "what is" in prompt and "wrong" in prompt
         for p in new
         if p not in old
@@ -213,18 +213,18 @@ def test_phrases_in_reflection_replies_are_uniform_and_blind_to_the_examples():
 
 
 def test_reflection_replies_are_mutations():
-    made = _reflections(6000)
+    drawn = _reflections(6000)
     assert all(
         1 <= len(new) <= 3 and len(set(new)) == len(new) and len(set(new) - set(old)) <= 1
-        for old, new, _ in made
+        for old, new, _ in drawn
     )
-    short = [(old, new) for old, new, _ in made if 1 <= len(old) <= 2]
+    short = [(old, new) for old, new, _ in drawn if 1 <= len(old) <= 2]
     kept = sum(p in new for old, new in short for p in old) / sum(len(old) for old, _ in short)
     assert kept == pytest.approx(0.75, abs=0.03)
     assert sum(bool(set(new) - set(old)) for old, new in short) / len(short) == pytest.approx(
         0.85, abs=0.04
     )
-    assert sum(not old for old, _, _ in made) / len(made) == pytest.approx(0.25, abs=0.02)
+    assert sum(not old for old, _, _ in drawn) / len(drawn) == pytest.approx(0.25, abs=0.02)
 
 
 def test_reflection_prompts_show_three_examples_and_mostly_their_answers():

@@ -29,7 +29,7 @@ def _problems(family: Family, count: int = 200) -> list[families.Problem]:
 
 
 def _solve(problem: families.Problem) -> str:
-    """The answer worked out from the question's text alone, another way than the generator's."""
+    """The answer computed from the question's text alone, in another way than the generator."""
     words = problem.question.split()
     asked, letters = words[1:-1], "abcdefghijkl"
     match problem.family:
@@ -207,7 +207,7 @@ def test_a_worked_example():
 
 
 class _Fixed(random.Random):
-    """Gives the numbers it was told."""
+    """A random generator that returns given numbers."""
 
     def __init__(self, *numbers: int):
         super().__init__(0)

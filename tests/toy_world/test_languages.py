@@ -101,13 +101,13 @@ def longest_documents(language: Language) -> list[tuple[documents.Document, docu
     template = phrases.join(
         sorted(language.phrases.all, key=lambda phrase: -len(phrase.split()))[: phrases.MAX_PHRASES]
     )
-    found = []
+    longest = []
     for family in language.families.values():
         problem = family.draw(random.Random(0), "pretrain")
         response = documents.correct_response(problem)
         asked = documents.Document(documents.prompt(template, problem.question), response)
         example = (problem.question, response, True, problem.answer)
-        found.append(
+        longest.append(
             (
                 asked,
                 documents.Document(
@@ -115,12 +115,12 @@ def longest_documents(language: Language) -> list[tuple[documents.Document, docu
                 ),
             )
         )
-    return found
+    return longest
 
 
-def num_tokens(made: Iterable[documents.Document], language: Language) -> list[int]:
+def num_tokens(docs: Iterable[documents.Document], language: Language) -> list[int]:
     ids = packing.ids_of_words(language)
-    return [len(packing.encode(document, ids)[0]) for document in made]
+    return [len(packing.encode(document, ids)[0]) for document in docs]
 
 
 @every_size
@@ -172,7 +172,7 @@ def test_the_large_config_is_valid_and_holds_what_the_large_world_says():
         assert len(tokenizer.split(reflected.response)) + 1 <= cfg.gepa.reflect_new_tokens
     for name in LARGE.hard:
         steps = len(LARGE.families[name].make(random.Random(0)).steps)
-        assert min(documents.go_on_probabilities("none", steps, cfg.world.p_chain_plain)) > 0.02
+        assert min(documents.step_probabilities("none", steps, cfg.world.p_chain_plain)) > 0.02
 
 
 def test_the_mixture_of_large_documents():
@@ -195,7 +195,7 @@ def test_weights_teach_the_large_worlds_probabilities():
     """Documents are drawn with .75 a step; weighted, their decisions are those of the dial."""
     rng, dial = random.Random(3), 1e-4
     problem = LARGE.families["count"].draw(rng, "pretrain")
-    wanted = documents.go_on_probabilities("none", 10, dial)
+    wanted = documents.step_probabilities("none", 10, dial)
     goes_on, total = [0.0] * 10, [0.0] * 10
     for _ in range(4000):
         response, weights = documents.respond(rng, LARGE, problem, wanted, (LARGE.p_shown,) * 10)
