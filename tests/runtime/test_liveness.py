@@ -214,12 +214,13 @@ def run_processes(count: int, code: str) -> tuple[list[int], list[str]]:
     """
     joined = """
         import ctypes, os, sys, threading, time
-        from p2o_jax import main, peers
+        from p2o_jax import main
         from p2o_jax.config import ConfigError
-        peers.GRACE_S, peers.PATIENCE_S = 1.0, 0.2
+        from p2o_jax.runtime import liveness
+        liveness.GRACE_S, liveness.PATIENCE_S = 1.0, 0.2
         i = int(sys.argv[2])
         def run(argv):
-            peers.join(argv[0], i, int(argv[2]), peers.Limits(30.0, 30.0, 30.0))
+            liveness.join(argv[0], i, int(argv[2]), liveness.Limits(30.0, 30.0, 30.0))
     """
     code = (
         textwrap.dedent(joined)

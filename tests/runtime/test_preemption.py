@@ -69,7 +69,7 @@ def test_a_program_that_cannot_be_interrupted_is_left_with_exit_code_0():
                 libc.usleep(999_999)  # begun again by ctypes after a signal, never polled
         """)
     assert (
-        done.returncode == 0 and "leaving within 1 s" in done.stderr and "time is up" in done.stderr
+        done.returncode == 0 and "exiting within 1 s" in done.stderr and "time is up" in done.stderr
     )
     assert time.monotonic() - start < 10
 

@@ -32,11 +32,11 @@ sys.stdin.read()
 TRY = """
 import sys
 from pathlib import Path
-from p2o_jax.runtime.run_lock import Held, Lock
+from p2o_jax.runtime.run_lock import Lock, LockHeld
 sys.stdin.readline()
 try:
     Lock(Path(sys.argv[1]))
-except Held:
+except LockHeld:
     print('refused', flush=True)
 else:
     print('held', flush=True)
