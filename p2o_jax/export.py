@@ -66,9 +66,10 @@ def run(argv: Sequence[str]) -> None:
     from p2o_jax.runtime.console import Reporter
     from p2o_jax.startup import run_directory
     from p2o_jax.tracking import checkpoint, checkpoint_reader
+    from p2o_jax.tracking.best import read_best
 
     where = checkpoint.directory(workdir, cfg.checkpoint)
-    best = checkpoint.read_best(where)
+    best = read_best(where)
     step, tick = _pick(
         workdir, checkpoint_reader.policies(where), flags["step"], best.step if best else None
     )

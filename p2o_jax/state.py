@@ -118,8 +118,8 @@ class RunState:
     history: History = field(default_factory=History)
     best_template: str = ""  # of the newest prompt phase, by dev score
 
-    def host_state(self) -> dict[str, Any]:
-        """All but the device part, as JSON."""
+    def to_json(self) -> dict[str, Any]:
+        """All but the device part."""
         return {
             "tick": self.tick,
             "step": self.step,
@@ -134,8 +134,8 @@ class RunState:
         }
 
     @staticmethod
-    def restored(learner: Any, host: Mapping[str, Any]) -> "RunState":
-        """The state whose `host_state` this is."""
+    def from_json(learner: Any, host: Mapping[str, Any]) -> "RunState":
+        """The state that `to_json` returned `host` for, with its device part."""
         return RunState(
             learner=learner,
             tick=host["tick"],

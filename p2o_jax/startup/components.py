@@ -130,7 +130,7 @@ class Components:
 
         Nothing is written, and nothing compiled, before a checkpoint that is there was restored.
         """
-        state = self.checkpoints.latest(self.learner.abstract_state())
+        state = self.checkpoints.latest(self.learner.abstract_state(), RunState.from_json)
         if state is None:
             self.directory.check_begin()
         self._write_run_files()

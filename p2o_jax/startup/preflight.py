@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,7 +22,7 @@ from p2o_jax.startup import limits, run_directory
 from p2o_jax.startup.model import WORLD, Model, collect, open_model
 from p2o_jax.startup.run_directory import RunDirectory
 from p2o_jax.toy_world import questions as world_questions
-from p2o_jax.tracking import checkpoint, recorder
+from p2o_jax.tracking import disk_space, writers
 from p2o_jax.types import Question
 
 
@@ -66,7 +65,7 @@ def open_run(
         if cfg.reward.fn
         else []
     )
-    found += distributed.broadcast_from_main(lambda: recorder.problems(cfg))
+    found += distributed.broadcast_from_main(lambda: writers.problems(cfg))
     if found and cfg.model.path == WORLD:  # which would be pretrained first
         raise ConfigError(*found)
     model = collect(
@@ -97,8 +96,11 @@ def open_run(
             len(model.chat.render(q)) for part in (train, *heldout) if part for q in part.questions
         ]
         found += limits.training_problems(cfg, model.spec, model.chat, max(lengths, default=0))
+    num_steps = cfg.train.epochs * -(
+        -len(train.questions if train else ()) // max(cfg.rollout.questions, 1)
+    )
     space = (
-        (lambda: _space_problems(cfg, directory.path, model, len(train.questions)))
+        (lambda: space_problems(cfg, directory, model, num_steps))
         if model and train
         else list[str]
     )
@@ -193,7 +195,9 @@ def reward_problems(cfg: config.RewardConfig) -> list[str]:
         return verifier.problems()
 
 
-def _space_problems(cfg: Config, workdir: Path, model: Model, num_questions: int) -> list[str]:
+def space_problems(
+    cfg: Config, directory: RunDirectory, model: Model, num_steps: int
+) -> list[str]:
     """A line if the disk has no room for the run's checkpoints: params and both moments of what
     is trained.
     """
@@ -205,5 +209,6 @@ def _space_problems(cfg: Config, workdir: Path, model: Model, num_questions: int
         math.prod(w.shape) * (jnp.dtype(w.dtype(cfg.model.param_dtype)).itemsize + moments)
         for w in trained
     )
-    num_steps = cfg.train.epochs * -(-num_questions // max(cfg.rollout.questions, 1))
-    return checkpoint.space_problems(workdir, cfg.checkpoint, state_bytes, num_steps)
+    return disk_space.problems(
+        directory.path, cfg.checkpoint, state_bytes, num_steps, directory.restart
+    )

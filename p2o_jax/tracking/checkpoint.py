@@ -1,4 +1,4 @@
-"""Checkpoints: the learner's arrays and the host state of a RunState, in one orbax step each,
+"""Checkpoints: the learner's arrays and the host state of a loop's state, in one orbax step each,
 written asynchronously.
 
 Orbax makes a step appear whole or not at all. What happens to its files afterwards is found by
@@ -10,11 +10,10 @@ any mesh, so that a state that does not fit, or was read wrongly, is refused.
 
 import contextlib
 import json
-import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -22,23 +21,44 @@ from etils import epath
 
 from p2o_jax import config
 from p2o_jax.runtime import distributed, file_digests
-from p2o_jax.state import RunState
-from p2o_jax.tracking import checkpoint_reader
+from p2o_jax.tracking import best, checkpoint_reader
 from p2o_jax.types import digest
 
 ITEMS = ("learner", "host")
-BEST = "best.json"
 
 
-class Best(NamedTuple):
-    """The state with the highest held-out accuracy so far."""
+class State(Protocol):
+    """The state of a training loop, as far as checkpoints need it; `state.RunState` is one."""
 
-    tick: int
-    step: int
-    accuracy: float
+    @property
+    def learner(self) -> Any:
+        """The device part: a tree of arrays."""
+        ...
+
+    @property
+    def tick(self) -> int:
+        """The number of the state, which names its checkpoint."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Policy steps so far."""
+        ...
+
+    @property
+    def phase(self) -> str:
+        """What comes next. A change of phase is always saved."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """The rest of the state, with `step` under that name."""
+        ...
 
 
-class Checkpoints:
+S = TypeVar("S", bound=State)
+
+
+class Checkpoints(Generic[S]):
     """The states of a run, numbered by tick.
 
     Kept are the newest `keep`, those of every `keep_every`-th policy step, and the best.
@@ -73,7 +93,7 @@ class Checkpoints:
         self.cfg, self.log, self.settings, self.unpadded = cfg, log, settings, unpadded
         self.evaluation, self._completed = evaluation, completed
         self.directory = directory(workdir, cfg)
-        self.last: RunState | None = None  # the newest state that the loop has reported
+        self.last: S | None = None  # the newest state that the loop has reported
         self._saving = 0  # tick of the step that is being written
         self._in_use = False  # a state was restored or saved: until then nothing may be deleted
         options = ocp.CheckpointManagerOptions(
@@ -88,14 +108,16 @@ class Checkpoints:
         except (OSError, ImportError) as e:  # gs:// needs the extra "gs"
             raise config.ConfigError(f"{self.directory}: no checkpoint can be written: {e}") from e
         self._steps, self._unreadable = checkpoint_reader.policy_steps(self.directory)
-        text = checkpoint_reader.attempt(self.directory / BEST, lambda: _best_text(self.directory))
-        note = _parsed_note(self.directory, text)
+        text = checkpoint_reader.attempt(
+            self.directory / best.FILE, lambda: best.read_text(self.directory)
+        )
+        note = best.parse(self.directory, text)
         # a kill may have come before the best one's step was written
         ticks = {
             *self._steps,
             *self._unreadable,
         }
-        self._best = Best(*note[:3]) if note and note.tick in ticks else None
+        self._best = best.Best(*note[:3]) if note and note.tick in ticks else None
         # under other settings of evaluation
         self._best_before: set[int] = {*note.before} & ticks if note else set()
         if note and self._best and note.evaluation != evaluation:
@@ -106,8 +128,12 @@ class Checkpoints:
             )
             self._best_before, self._best = {*self._best_before, note.tick}, None
 
-    def latest(self, abstract_learner: Any) -> RunState | None:
+    def latest(
+        self, abstract_learner: Any, from_json: Callable[[Any, Mapping[str, Any]], S]
+    ) -> S | None:
         """The newest undamaged state, laid out as `abstract_learner`; None if no step was written.
+
+        `from_json` makes the state of its device part and what `to_json` returned.
 
         Damaged steps are reported and moved to a folder beside the checkpoints'.
         """
@@ -118,7 +144,7 @@ class Checkpoints:
                 self.log(f"checkpoint {self.directory / str(tick)} is damaged: {damage}")
                 self._set_aside(tick)
             else:
-                return self._restore(tick, abstract_learner)
+                return self._restore(tick, abstract_learner, from_json)
         damaged = distributed.broadcast_from_main(
             lambda: self._aside.is_dir() and any(self._aside.iterdir())
         )
@@ -130,24 +156,22 @@ class Checkpoints:
             )
         return None
 
-    def save_if_due(self, before: RunState, state: RunState) -> None:
-        """Saves before and after every prompt phase, and every `every_steps` policy steps (0:
-        not between).
-        """
+    def save_if_due(self, before: S, state: S) -> None:
+        """Saves where the phase changes, and every `every_steps` policy steps (0: not between)."""
         self.last = state
         self._check()
-        if "prompts" in (before.phase, state.phase) or (
+        if before.phase != state.phase or (
             self.cfg.every_steps and state.step % self.cfg.every_steps == 0
         ):
             self.save(state)
 
-    def save_if_best(self, state: RunState, accuracy: float) -> None:
-        """Saves, and keeps, a state that has done better on the held-out questions than any before."""
-        if self._best is None or accuracy > self._best.accuracy:
-            self._best = Best(state.tick, state.step, accuracy)
+    def save_if_best(self, state: S, score: float) -> None:
+        """Saves, and keeps, a state whose score on held-out data is higher than any before."""
+        if self._best is None or score > self._best.accuracy:
+            self._best = best.Best(state.tick, state.step, score)
             if distributed.is_main_process():
-                note = _Note(*self._best, self.evaluation, tuple(sorted(self._best_before)))
-                _write_whole(self.directory / BEST, json.dumps(note._asdict()))
+                note = best.Note(*self._best, self.evaluation, tuple(sorted(self._best_before)))
+                _write_whole(self.directory / best.FILE, json.dumps(note._asdict()))
             self.save(state)
 
     def save_last(self) -> None:
@@ -159,7 +183,7 @@ class Checkpoints:
         ):
             self.save(self.last)
 
-    def save(self, state: RunState) -> None:
+    def save(self, state: S) -> None:
         """Starts writing the state, unless it is there already."""
         self._check()
         self._in_use = True
@@ -168,7 +192,7 @@ class Checkpoints:
         self._steps[state.tick] = state.step
         values = {
             "settings": self.settings,
-            "state": state.host_state(),
+            "state": state.to_json(),
             "arrays": checkpoint_reader.describe(
                 state.learner if self.unpadded is None else self.unpadded
             ),
@@ -246,7 +270,9 @@ class Checkpoints:
                     f"{path} is a checkpoint of a run with other settings; give another folder"
                 )
 
-    def _restore(self, tick: int, abstract_learner: Any) -> RunState:
+    def _restore(
+        self, tick: int, abstract_learner: Any, from_json: Callable[[Any, Mapping[str, Any]], S]
+    ) -> S:
         """The state of an undamaged step.
 
         Raises:
@@ -266,7 +292,7 @@ class Checkpoints:
         ]
         checkpoint_reader.check_bits(path, host["bits"], learner)
         try:
-            state = RunState.restored(learner, host["state"])
+            state = from_json(learner, host["state"])
         except (KeyError, TypeError, AttributeError) as e:
             raise config.ConfigError(
                 f"{path}: written by another version of p2o_jax ({type(e).__name__}: {e})"
@@ -297,11 +323,11 @@ class Checkpoints:
         # a prompt phase changes no weights
         newest_of_step = {self._steps[tick]: tick for tick in known}
         milestones = {tick for step, tick in newest_of_step.items() if every and step % every == 0}
-        best = {*self._best_before, *([self._best.tick] if self._best else [])}
+        best_ticks = {*self._best_before, *([self._best.tick] if self._best else [])}
         return {
             *sorted(ticks)[-self.cfg.keep :],
             *milestones,
-            *best,
+            *best_ticks,
             *self._unreadable.intersection(ticks),
         }
 
@@ -350,31 +376,6 @@ def _check_shared(where: epath.Path) -> None:
         )
 
 
-def space_problems(
-    workdir: Path, cfg: config.CheckpointConfig, state_bytes: int, num_steps: int
-) -> list[str]:
-    """A line if the disk has no room for the checkpoints that are planned, one in writing included."""
-    where = directory(workdir, cfg)
-    if "://" in str(where):
-        return []
-    milestones = num_steps // cfg.keep_every if cfg.keep_every else 0
-    planned = cfg.keep + 2 + milestones  # the best, and the one in writing
-    existing = next(p for p in (Path(where), *Path(where).parents) if p.exists())
-    there = (
-        sum(p.stat().st_size for p in Path(where).rglob("*") if p.is_file())
-        if Path(where).exists()
-        else 0
-    )
-    free = os.statvfs(existing).f_bavail * os.statvfs(existing).f_frsize
-    if planned * state_bytes <= free + there:
-        return []
-    return [
-        f"{where}: {free / 2**30:.1f} GiB are free, and up to {planned} checkpoints of"
-        f" {state_bytes / 2**30:.1f} GiB are planned (config.checkpoint.keep={cfg.keep}, the best,"
-        f" one in writing, {milestones} of config.checkpoint.keep_every={cfg.keep_every})"
-    ]
-
-
 def _sealed(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "digest": digest(json.dumps(values, sort_keys=True))}
 
@@ -383,48 +384,3 @@ def _write_whole(path: epath.Path, text: str) -> None:
     temporary = path.parent / f"{path.name}.tmp"
     temporary.write_text(text)
     temporary.replace(path)
-
-
-def read_best(where: epath.Path) -> Best | None:
-    """The state that did best on the held-out questions, if there is a note of one.
-
-    Raises:
-        ConfigError: the note is damaged.
-    """
-    note = _parsed_note(where, _best_text(where))
-    return Best(*note[:3]) if note else None
-
-
-class _Note(NamedTuple):
-    """BEST: the best state, what its accuracy was measured by, and the best ones by other measures."""
-
-    tick: int
-    step: int
-    accuracy: float
-    evaluation: str = ""
-    before: tuple[int, ...] = ()
-
-
-def _best_text(where: epath.Path) -> str | None:
-    try:
-        return (where / BEST).read_text()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _parsed_note(where: epath.Path, text: str | None) -> _Note | None:
-    if text is None:
-        return None
-    try:
-        note = _Note(**json.loads(text))
-        numbers = [note.tick, note.step, note.accuracy, *note.before]
-        if not all(type(x) in (int, float) for x in numbers) or not isinstance(
-            note.evaluation, str
-        ):
-            raise ValueError("not what a run writes")
-    except (ValueError, TypeError, RecursionError) as e:
-        raise config.ConfigError(
-            f"{where / BEST}: damaged ({e}). Put the file back as it was, or delete it: the next"
-            " evaluation then counts as the best"
-        ) from e
-    return note

@@ -1,21 +1,11 @@
-"""The records of a run: JSONL files, TensorBoard events, Weights & Biases, and the lines that the
-terminal shows.
+"""What a loop records: metrics, rows and the lines of the terminal. Where they go is `run_log`'s."""
 
-`tick` (policy steps and prompt phases together) says which rows a checkpoint has seen: on resume
-later rows are cut off, so that no row is there twice or missing.
-"""
-
-import dataclasses
-import itertools
 import json
-import secrets
-import time
-from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2o_jax.config import Config, ConfigError
+from p2o_jax.config import Config
 from p2o_jax.data.questions import Questions
 from p2o_jax.gepa import api, reasons, to_gepa_result
 from p2o_jax.p2o import question_history
@@ -24,13 +14,82 @@ from p2o_jax.rollout.gepa_adapter import num_set_aside
 from p2o_jax.runtime import distributed, files, preemption
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.state import RunState
-from p2o_jax.tracking.metric_names import is_known, ledger_metrics
+from p2o_jax.tracking.metric_names import ledger_metrics
+from p2o_jax.tracking.run_log import RunLog
+from p2o_jax.tracking.writers import WandbWriter, Writer
 from p2o_jax.types import Rollout, SearchResult, template_id
 
 
-class Recorder:
-    """Writes down what the loop tells it. On processes other than the first it only keeps the
-    clocks.
+class LoopRecorder:
+    """What the records of every loop have in common: the log, the clocks and the watchdog.
+
+    On processes other than the first it only keeps the clocks.
+
+    Args:
+        cfg: the whole config.
+        workdir: the run directory.
+        reporter: receives the lines, and times the phases.
+        compiles: counts programs as they are compiled.
+        writers: receive the records, too.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        workdir: Path,
+        reporter: Reporter,
+        compiles: distributed.CompileCounter,
+        writers: Sequence[Writer] = (),
+    ):
+        self.cfg, self.workdir, self.reporter, self.compiles = cfg, workdir, reporter, compiles
+        self._writers = writers
+        self.log: RunLog | None = None
+        self.watchdog = preemption.Watchdog(cfg.train.watchdog_s)
+        self._compile_seconds = 0.0
+
+    def open(self, tick: int, step: int) -> None:
+        """Opens the files of a run that continues at this tick and step."""
+        if distributed.is_main_process():
+            wandb = self.cfg.train.wandb_project
+            further = [WandbWriter(self.workdir, self.cfg)] if wandb else []
+            self.log = RunLog(self.workdir, tick, step, self.reporter, [*further, *self._writers])
+        self.watchdog.restart()
+
+    def close(self) -> None:
+        """Stops the watchdog and closes the files."""
+        self.watchdog.close()
+        if self.log:
+            self.log.close()
+
+    def alive(self) -> None:
+        """Something was done: restarts the watchdog's clock, and writes down the run's."""
+        self.watchdog.restart()
+        if self.log:
+            self.log.clock.write()
+
+    def times(self) -> dict[str, float]:
+        """The seconds of each phase since the last call, and those of compilation in them."""
+        times = {
+            f"time/{name}_s": seconds for name, seconds in self.reporter.take_seconds().items()
+        }
+        times["time/compile_s"], self._compile_seconds = (
+            self.compiles.seconds - self._compile_seconds,
+            self.compiles.seconds,
+        )
+        return times
+
+
+class Recorder(LoopRecorder):
+    """Records the P²O loop.
+
+    Args:
+        cfg: the whole config.
+        workdir: the run directory.
+        questions: the training questions, whose epochs the lines name.
+        engine: counts the work of sampling.
+        reporter: receives the lines, and times the phases.
+        compiles: counts programs as they are compiled.
+        writers: receive the records, too.
     """
 
     def __init__(
@@ -41,29 +100,15 @@ class Recorder:
         engine: Engine,
         reporter: Reporter,
         compiles: distributed.CompileCounter,
+        writers: Sequence[Writer] = (),
     ):
-        self.cfg, self.workdir, self.questions, self.engine = cfg, workdir, questions, engine
-        self.reporter, self.compiles = reporter, compiles
-        self.log: RunLog | None = None
-        self.watchdog = preemption.Watchdog(cfg.train.watchdog_s)
+        super().__init__(cfg, workdir, reporter, compiles, writers)
+        self.questions, self.engine = questions, engine
         self.flat_rewards = preemption.FlatRewards(cfg.train.flat_rewards_steps)
-        self._compile_seconds = 0.0
-
-    def open(self, tick: int, step: int) -> None:
-        """Opens the files of a run that goes on at this tick and step."""
-        if distributed.is_main_process():
-            wandb = WandbRun(self.workdir, self.cfg) if self.cfg.train.wandb_project else None
-            self.log = RunLog(self.workdir, tick, step, self.reporter, wandb)
-        self.watchdog.restart()
-
-    def close(self) -> None:
-        self.watchdog.close()
-        if self.log:
-            self.log.close()
 
     def search_progress(self, stats: Mapping[str, float], fates: Sequence[str]) -> None:
         """A line for an iteration of GEPA, with what became of its proposals."""
-        self._alive()
+        self.alive()
         rejected = reasons(fates)
         self.reporter.line(
             f"  gepa iteration {stats['iterations']:.0f}:"
@@ -81,7 +126,7 @@ class Recorder:
         values: dict[str, float],
     ) -> None:
         """A policy step's metrics, samples and line, and a notice where nothing is to be learnt."""
-        self._alive()
+        self.alive()
         values |= self._running(after)
         values["perf/tokens_per_s"] = values["rollout/generated_tokens"] / max(
             values.get("time/rollout_s", 0.0), 1e-9
@@ -110,7 +155,7 @@ class Recorder:
 
     def search(self, before: RunState, after: RunState, result: SearchResult | None) -> None:
         """A prompt phase's metrics, templates and line."""
-        self._alive()
+        self.alive()
         epoch = self.questions.epoch(max(before.step - 1, 0))
         values: dict[str, float] = {
             "gepa/hard_questions": len(before.hard_ids),
@@ -163,7 +208,7 @@ class Recorder:
         spent: Mapping[str, float],
     ) -> None:
         """An evaluation's metrics and line."""
-        self._alive()
+        self.alive()
         tokens = state.ledger.total("generated_tokens")
         shares = (
             {name: part["accuracy"] for name, part in row["sets"].items()}
@@ -178,7 +223,7 @@ class Recorder:
         )
         if self.log:
             values |= (
-                {"ledger/generated_tokens": tokens} | self._times() | ledger_metrics(state.ledger)
+                {"ledger/generated_tokens": tokens} | self.times() | ledger_metrics(state.ledger)
             )
             self.log.metrics(state.tick, state.step, values)
             untimed = {k: v for k, v in spent.items() if k != "seconds"}
@@ -188,246 +233,15 @@ class Recorder:
                 [{"step": state.step, "generated_tokens": tokens, **row, "cost": untimed}],
             )
 
-    def _alive(self) -> None:
-        """Something has been done: the watchdog's clock starts again, and the run's is written
-        down.
-        """
-        self.watchdog.restart()
-        if self.log:
-            self.log.clock.write()
-
     def _running(self, after: RunState) -> dict[str, float]:
         return {
-            **self._times(),
+            **self.times(),
             "ledger/generated_tokens": after.ledger.total("generated_tokens"),
             "ledger/rollouts": after.ledger.total("rollouts"),
             "ledger/flops": after.ledger.total("flops"),
             "perf/compiles": self.compiles.count,
             **self.engine.take_work().metrics(),
         }
-
-    def _times(self) -> dict[str, float]:
-        times = {
-            f"time/{name}_s": seconds for name, seconds in self.reporter.take_seconds().items()
-        }
-        times["time/compile_s"], self._compile_seconds = (
-            self.compiles.seconds - self._compile_seconds,
-            self.compiles.seconds,
-        )
-        return times
-
-
-def problems(cfg: Config) -> list[str]:
-    """A line if the records need a package that is not there."""
-    if cfg.train.wandb_project and find_spec("wandb") is None:
-        return [
-            f"config.train.wandb_project={cfg.train.wandb_project} needs the package wandb: pip"
-            " install 'p2o-jax[wandb]'"
-        ]
-    return []
-
-
-class RunLog:
-    """Writes the JSONL files of FILES, TensorBoard events, and points of Weights & Biases. Only
-    the main process has one.
-    """
-
-    FILES = ("metrics", "samples", "templates", "evaluations", "questions")
-
-    def __init__(
-        self,
-        workdir: Path,
-        tick: int,
-        step: int,
-        reporter: Reporter,
-        wandb: "WandbRun | None" = None,
-    ):
-        """Opens the records of a run that goes on at this tick and step: rows of that tick or later
-        are cut off.
-
-        What is missing or cannot be read before that is told: no kill leaves such a gap, but a
-        power cut or another program may.
-        """
-        from tensorboardX import SummaryWriter
-
-        self.workdir = workdir
-        # which is no part of the run
-        self.clock = Clock(workdir, reporter.begin + reporter.seconds.get("pretraining", 0.0))
-        ticks = {name: cut(workdir / f"{name}.jsonl", tick, reporter.line) for name in self.FILES}[
-            "metrics"
-        ]
-        if missing := sorted(set(range(tick)) - ticks):
-            reporter.line(
-                f"{workdir / 'metrics.jsonl'}: there are no rows of the ticks"
-                f" {missing[:20]}{' ...' if missing[20:] else ''}"
-            )
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
-        self._wandb = wandb
-
-    def metrics(self, tick: int, step: int, values: Mapping[str, float]) -> None:
-        """One row of metrics.jsonl, and a point for each value in TensorBoard and at Weights &
-        Biases.
-        """
-        unknown = sorted(name for name in values if not is_known(name))
-        assert not unknown, f"not in metrics.METRICS: {unknown}"
-        self.rows("metrics", tick, [{"step": step, **{k: float(v) for k, v in values.items()}}])
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, float(value), step)
-        if self._wandb:
-            self._wandb.metrics(tick, step, values)
-
-    def rows(self, name: str, tick: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Appends rows to NAME.jsonl."""
-        with open(self.workdir / f"{name}.jsonl", "a", encoding="utf-8") as f:
-            f.writelines(
-                json.dumps({"tick": tick, **row}, ensure_ascii=True) + "\n" for row in rows
-            )
-
-    def close(self) -> None:
-        self.clock.write()
-        self._tensorboard.close()
-        if self._wandb:
-            self._wandb.close()
-
-
-class WandbRun:
-    """The run at Weights & Biases, which is told its settings and metrics; WANDB_MODE=offline keeps
-    them in WORKDIR/wandb for later.
-
-    A run that goes on is the same one there, by the id in WORKDIR/wandb.json. Each point has a
-    number of its own, which grows: what is computed again after a kill is not drawn twice, because
-    the server takes no number that is not above the last it has.
-    """
-
-    def __init__(self, workdir: Path, cfg: Config):
-        """Raises a ConfigError where Weights & Biases does not take the run: no key, no such
-        project, no network.
-        """
-        import wandb
-
-        path = workdir / "wandb.json"
-        run_id = (
-            json.loads(path.read_text(encoding="utf-8"))["id"]
-            if path.exists()
-            else secrets.token_hex(4)
-        )
-        files.write_json(path, {"id": run_id})
-        try:
-            self.run = wandb.init(
-                project=cfg.train.wandb_project,
-                id=run_id,
-                name=workdir.name,
-                resume="allow",
-                dir=str(workdir),
-                config=dataclasses.asdict(cfg),
-                settings=wandb.Settings(console="off"),
-            )
-        except wandb.Error as e:
-            raise ConfigError(
-                f"config.train.wandb_project={cfg.train.wandb_project}: {e} (WANDB_MODE=offline"
-                " needs neither key nor network)"
-            ) from e
-        self.run.define_metric("*", step_metric="step")
-
-    def metrics(self, tick: int, step: int, values: Mapping[str, float]) -> None:
-        """Sends a point: an evaluation, or the step or prompt phase of the same tick, which
-        comes after it.
-        """
-        number = 2 * tick + (not any(name.startswith("eval/") for name in values))
-        self.run.log(
-            {"step": step, **{name: float(value) for name, value in values.items()}},
-            step=number,
-            commit=True,
-        )
-
-    def close(self) -> None:
-        self.run.finish()
-
-
-class Clock:
-    """WORKDIR/seconds.json: the seconds of every start of the run, this one's up to the last
-    `write`.
-    """
-
-    def __init__(self, workdir: Path, begin: float):
-        self.path, self.begin = workdir / "seconds.json", begin
-        self.before = read_seconds(workdir)
-        self.write()
-
-    def write(self) -> None:
-        files.write_json(self.path, [*self.before, round(time.monotonic() - self.begin, 2)])
-
-
-def read_seconds(workdir: Path) -> list[float]:
-    """The seconds of each start of a run, however it ended; work that was lost and done again is
-    in them.
-    """
-    path = workdir / "seconds.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-
-
-def cut(path: Path, tick: int, log: Callable[[str], None]) -> set[int]:
-    """The ticks that the JSONL file has rows of, after cutting off its rows from `tick` on, and
-    what is no row.
-
-    A last line that was torn off by a kill is of the tick that is done again. Any other line that
-    is no row is reported, and the file as it was is kept beside it.
-    """
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    rows = [_row(line, _NEEDS.get(path.name, _no_needs)) for line in lines]
-    whole = rows if lines and lines[-1].endswith(b"\n") else rows[:-1]
-    bad = [number for number, row in enumerate(whole, start=1) if row is None]
-    for number in bad:
-        log(f"{path}:{number}: no row of this run's; cut out")
-    if bad:
-        copy = next(
-            p
-            for n in itertools.count(1)
-            if not (p := path.with_name(f"{path.name}.damaged-{n}")).exists()
-        )
-        files.write_whole(copy, b"".join(lines))
-        log(f"{path}: the file as it was is kept as {copy.name}")
-    kept = [
-        (line, row["tick"])
-        for line, row in zip(lines, rows, strict=True)
-        if row and row["tick"] < tick
-    ]
-    files.write_whole(path, "".join(line.decode("ascii") for line, _ in kept))
-    return {tick for _, tick in kept}
-
-
-def _no_needs(row: Mapping[str, Any]) -> bool:
-    return True
-
-
-_NEEDS: dict[
-    str, Callable[[Mapping[str, Any]], bool]
-] = {  # of rows that result.json and tables are made of
-    "metrics.jsonl": lambda row: (
-        isinstance(row["step"], int) and all(isinstance(v, int | float) for v in row.values())
-    ),
-    "evaluations.jsonl": lambda row: (
-        all(isinstance(row[key], int | float) for key in ("step", "accuracy", "generated_tokens"))
-        and all(isinstance(v, int | float) for v in row["by_family"].values())
-    ),
-    "templates.jsonl": lambda row: (
-        row.get("cover_rank") is None
-        or (
-            isinstance(row["dev_score"], int | float)
-            and isinstance(row["text"], str)
-            and isinstance(row["epoch"], int)
-        )
-    ),
-}
-
-
-def _row(line: bytes, needs: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any] | None:
-    """The row of a line; None if it is not whole, or is none."""
-    try:
-        row = json.loads(line.decode("ascii"))
-        return row if line.endswith(b"\n") and type(row["tick"]) is int and needs(row) else None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
 
 
 def _api_metrics(before: RunState, after: RunState) -> dict[str, float]:

@@ -8,8 +8,8 @@ from typing import Any
 from p2o_jax.runtime import files
 from p2o_jax.runtime.console import printable
 from p2o_jax.state import Ledger
+from p2o_jax.tracking.clock import read_seconds
 from p2o_jax.tracking.metric_names import read_rows
-from p2o_jax.tracking.recorder import read_seconds
 
 PHASES = ("rollout", "reward", "score", "update", "gepa", "eval")
 

@@ -128,7 +128,7 @@ def test_the_state_goes_through_json_exactly():
         config.AssignConfig(bandit=True, bandit_discount=0.9),
     )
     state = RunState(None, bandit=arms, best_template="A", assignment=ASSIGNMENT)
-    assert RunState.restored(None, json.loads(json.dumps(state.host_state()))) == state
+    assert RunState.from_json(None, json.loads(json.dumps(state.to_json()))) == state
 
 
 def test_a_prompt_phase_leaves_templates_or_keeps_those_from_before_training():

@@ -101,7 +101,7 @@ def test_steps_of_an_epoch_add_up_and_the_next_epoch_starts_anew():
     assert later.attempts == {"c": Attempts({"": (0, 1)})}
     assert later.tokens == {"a": 1.0, "b": 1.0, "c": 1.0}
     run_state = RunState(None, history=state)
-    assert RunState.restored(None, json.loads(json.dumps(run_state.host_state()))) == run_state
+    assert RunState.from_json(None, json.loads(json.dumps(run_state.to_json()))) == run_state
 
 
 def test_lengths_are_those_of_the_last_step_a_question_was_asked_in():
@@ -120,8 +120,8 @@ def test_lengths_are_those_of_the_last_step_a_question_was_asked_in():
 def test_a_template_s_text_is_written_once_however_many_questions_share_it():
     text = "Think of " + "x" * 1000
     state = RunState(None, assignment=Assignment({f"q{i}": (text, "", text) for i in range(50)}))
-    written = json.dumps(state.host_state())
-    assert written.count(text) == 1 and RunState.restored(None, json.loads(written)) == state
+    written = json.dumps(state.to_json())
+    assert written.count(text) == 1 and RunState.from_json(None, json.loads(written)) == state
     assert (
         template_id(f" {text} ") == template_id(text) != template_id("") == template_id("  ") == ""
     )

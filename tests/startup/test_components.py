@@ -19,7 +19,7 @@ from p2o_jax.runtime.console import Reporter
 from p2o_jax.startup import components, preflight, run_directory
 from p2o_jax.startup.model import WORLD
 from p2o_jax.state import RunState
-from p2o_jax.tracking import checkpoint
+from p2o_jax.tracking import disk_space
 from p2o_jax.tracking.checkpoint import Checkpoints
 from p2o_jax.types import Outcome, Question
 
@@ -59,7 +59,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_told_with_all_else(tmp_path,
     size = 12 * num_params(hf_config.read_spec(golden))
     for free, told in ((4 * size - 1, 1), (4 * size, 0)):
         monkeypatch.setattr(
-            checkpoint.os, "statvfs", lambda _, n=free: SimpleNamespace(f_bavail=n, f_frsize=1)
+            disk_space.os, "statvfs", lambda _, n=free: SimpleNamespace(f_bavail=n, f_frsize=1)
         )
         with pytest.raises(ConfigError) as e:
             preflight.open_run(cfg, run_directory.read(tmp_path / "run"), Reporter(enabled=False))

@@ -22,7 +22,7 @@ from p2o_jax import config
 from p2o_jax.config import ConfigError
 from p2o_jax.runtime import file_digests, files
 from p2o_jax.state import Assignment, Ledger, RunState
-from p2o_jax.tracking import checkpoint, checkpoint_reader
+from p2o_jax.tracking import best, checkpoint, checkpoint_reader, disk_space
 from p2o_jax.tracking.checkpoint import Checkpoints
 
 PARTS = ("learner", "host")
@@ -77,7 +77,7 @@ def same(a: RunState, b: RunState) -> bool:
         np.asarray(x).tobytes() == np.asarray(y).tobytes()
         for x, y in zip(*map(jax.tree.leaves, (a.learner, b.learner)), strict=True)
     ]
-    return all(bits) and a.host_state() == b.host_state()
+    return all(bits) and a.to_json() == b.to_json()
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -91,7 +91,7 @@ def newest(workdir: Path, devices: int = 8, **settings) -> tuple[RunState | None
     told: list[str] = []
     kept = Checkpoints(workdir, config.CheckpointConfig(**settings), told.append)
     try:
-        return kept.latest(abstract(devices)), told
+        return kept.latest(abstract(devices), RunState.from_json), told
     finally:
         kept.close()
 
@@ -105,7 +105,7 @@ def test_the_newest_the_milestones_and_the_best_stay(tmp_path):
     assert checkpoint_reader.policies(
         checkpoint.directory(tmp_path, config.CheckpointConfig())
     ) == {t: t for t in (0, 2, 4, 8, 9, 10)}
-    assert checkpoint.read_best(kept.directory) == (2, 2, 0.5)
+    assert best.read_best(kept.directory) == (2, 2, 0.5)
     # another start knows the best, too
     again = Checkpoints(tmp_path, config.CheckpointConfig(keep=1))
     again.save(state(11))
@@ -136,7 +136,7 @@ def test_accuracies_by_other_settings_of_evaluation_are_not_compared(tmp_path):
         kept.save_if_best(state(tick), accuracy)
         kept.close()
     assert set(checkpoint_reader.policies(kept.directory)) == {1, 3, 5}
-    assert checkpoint.read_best(kept.directory) == (5, 5, 0.3)
+    assert best.read_best(kept.directory) == (5, 5, 0.3)
     assert [
         "config.eval is not that of step 1, the best so far (0.900)" in told[0],
         "step 3" in told[1],
@@ -144,7 +144,7 @@ def test_accuracies_by_other_settings_of_evaluation_are_not_compared(tmp_path):
     ] == [True, True, 2]
     kept = with_eval(tmp_path, "sampled", told)
     kept.close()
-    assert checkpoint.read_best(kept.directory) == (5, 5, 0.3), "until there is a new one"
+    assert best.read_best(kept.directory) == (5, 5, 0.3), "until there is a new one"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_a_damaged_note_of_the_best_is_refused_and_its_checkpoint_stays(tmp_path
     with pytest.raises(ConfigError, match=r"best\.json: damaged"):
         Checkpoints(tmp_path, config.CheckpointConfig(keep=1))
     with pytest.raises(ConfigError, match=r"best\.json: damaged"):
-        checkpoint.read_best(kept.directory)
+        best.read_best(kept.directory)
     assert tree(tmp_path) == before
 
 
@@ -287,7 +287,7 @@ def test_another_run_s_checkpoints_are_refused_and_left_alone(tmp_path):
     write(tmp_path, [1])
     other = Checkpoints(tmp_path, config.CheckpointConfig(), settings="of another run")
     with pytest.raises(ConfigError, match="run with other settings"):
-        other.latest(abstract())
+        other.latest(abstract(), RunState.from_json)
     other.close()
     assert newest(tmp_path)[0].tick == 1
 
@@ -353,7 +353,7 @@ def test_a_store_that_fails_while_the_owner_is_read_is_tried_again(tmp_path, mon
         "host_state",
         lambda path: fail(failures) if failures else host_state(path),
     )
-    found = kept.latest(abstract())
+    found = kept.latest(abstract(), RunState.from_json)
     kept.close()
     assert found and same(found, state(1)) and not failures
 
@@ -396,7 +396,7 @@ def test_a_state_that_does_not_fit_is_refused_by_name_and_left_alone(tmp_path, c
         wanted[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=w.sharding)
     kept = Checkpoints(tmp_path, config.CheckpointConfig())
     with pytest.raises(ConfigError, match=expected) as caught:
-        kept.latest(wanted)
+        kept.latest(wanted, RunState.from_json)
     kept.close()
     assert len(caught.value.problems) == 1 and tree(tmp_path) == before
 
@@ -419,7 +419,7 @@ def test_padding_of_the_vocabulary_comes_and_goes_with_the_mesh(tmp_path):
             padded(rows, devices),
         )
         kept = Checkpoints(tmp_path, config.CheckpointConfig(), unpadded=unpadded)
-        found = kept.latest(wanted)
+        found = kept.latest(wanted, RunState.from_json)
         kept.close()
         assert found and np.array_equal(found.learner["w"], padded(rows, devices)["w"]), rows
 
@@ -449,7 +449,7 @@ def test_damage_to_another_run_s_checkpoint_moves_nothing(tmp_path):
     before = tree(tmp_path)
     other = Checkpoints(tmp_path, config.CheckpointConfig(), settings="of another run")
     with pytest.raises(ConfigError, match="run with other settings"):
-        other.latest(abstract())
+        other.latest(abstract(), RunState.from_json)
     other.close()
     assert tree(tmp_path) == before
 
@@ -481,7 +481,7 @@ def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path):
     kept = Checkpoints(tmp_path, config.CheckpointConfig())
     kept.save_if_best(state(2), 0.1)
     kept.close()
-    assert checkpoint.read_best(kept.directory) == (2, 2, 0.1)
+    assert best.read_best(kept.directory) == (2, 2, 0.1)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
@@ -508,7 +508,7 @@ def test_bit_sums_do_not_depend_on_the_mesh_and_see_every_bit():
 FULL = """
 import resource, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 import conftest
 import test_checkpoint as t
 from p2o_jax import config
@@ -527,7 +527,7 @@ def refused(workdir: Path, fault: str) -> str:
     """What a program tells in which writing a second checkpoint fails (besides orbax, at
     length); the first one is whole.
     """
-    code = FULL.format(tests=str(Path(__file__).parents[1]), fault=fault)
+    code = FULL.format(folders=[str(p) for p in Path(__file__).parents[:2]], fault=fault)
     done = subprocess.run(
         [sys.executable, "-c", code, str(workdir)],
         capture_output=True,
@@ -591,7 +591,7 @@ def test_buckets_are_addressed_as_they_are():
         "/w/checkpoints"
     )
     assert (
-        checkpoint.space_problems(
+        disk_space.problems(
             Path("/w"), config.CheckpointConfig(path="gs://bucket/run"), 1 << 60, 10
         )
         == []
@@ -605,10 +605,10 @@ def test_what_a_bucket_needs_is_told():
 
 
 def test_planned_checkpoints_must_fit_on_the_disk(tmp_path):
-    assert checkpoint.space_problems(tmp_path / "run", config.CheckpointConfig(), 1000, 10) == []
+    assert disk_space.problems(tmp_path / "run", config.CheckpointConfig(), 1000, 10) == []
     stat = os.statvfs(tmp_path)
     free = stat.f_bavail * stat.f_frsize
-    (line,) = checkpoint.space_problems(
+    (line,) = disk_space.problems(
         tmp_path / "run", config.CheckpointConfig(keep=2, keep_every=5), free // 5, 10
     )
     assert (
@@ -617,9 +617,21 @@ def test_planned_checkpoints_must_fit_on_the_disk(tmp_path):
         and "2 of config.checkpoint.keep_every=5" in line
     )
     assert (
-        checkpoint.space_problems(tmp_path / "run", config.CheckpointConfig(keep=2), free // 5, 10)
+        disk_space.problems(tmp_path / "run", config.CheckpointConfig(keep=2), free // 5, 10)
         == []
     )
+
+
+def test_old_checkpoints_leave_no_space_for_those_of_a_restart(tmp_path):
+    """A resumed run overwrites them; --restart keeps them."""
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    stat = os.statvfs(tmp_path)
+    free = stat.f_bavail * stat.f_frsize
+    with open(tmp_path / "run/checkpoints/old", "wb") as f:
+        f.truncate(free)  # a sparse file: it takes no space
+    plan = tmp_path / "run", config.CheckpointConfig(keep=2), free // 3, 10
+    assert disk_space.problems(*plan) == []
+    assert len(disk_space.problems(*plan, restart=True)) == 1
 
 
 def test_whole_files_replace_what_was_there(tmp_path):

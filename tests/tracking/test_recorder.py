@@ -10,9 +10,12 @@ import pytest
 from p2o_jax.config import Config, ConfigError, GepaConfig, TrainConfig
 from p2o_jax.runtime.console import Reporter, printable
 from p2o_jax.state import Ledger, RunState
-from p2o_jax.tracking import recorder, results
+from p2o_jax.tracking import recorder, results, writers
+from p2o_jax.tracking.clock import Clock, read_seconds
+from p2o_jax.tracking.jsonl import cut
 from p2o_jax.tracking.metric_names import read_rows
-from p2o_jax.tracking.recorder import Clock, RunLog, WandbRun, cut, read_seconds
+from p2o_jax.tracking.run_log import RunLog
+from p2o_jax.tracking.writers import WandbWriter
 from p2o_jax.types import SearchResult
 
 
@@ -178,7 +181,7 @@ def test_weights_and_biases_is_told_the_same_run_again_after_a_resume(tmp_path, 
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setenv("WANDB_API_KEY", "secret-key")
     for tick in range(2):
-        log = RunLog(tmp_path, tick, tick, Telling(), WandbRun(tmp_path, CFG))
+        log = RunLog(tmp_path, tick, tick, Telling(), [WandbWriter(tmp_path, CFG)])
         log.metrics(tick, tick, {"reward/mean": 0.5})
         log.close()
     first, second = wandb.runs
@@ -203,11 +206,11 @@ def test_what_is_computed_again_after_a_kill_is_not_drawn_twice(tmp_path, monkey
     """
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    first = WandbRun(tmp_path, CFG)
+    first = WandbWriter(tmp_path, CFG)
     first.metrics(0, 0, {"eval/accuracy": 0.1})
     for tick in range(3):
         first.metrics(tick, tick, {"reward/mean": tick})
-    second = WandbRun(tmp_path, CFG)  # the first was killed
+    second = WandbWriter(tmp_path, CFG)  # the first was killed
     second.metrics(1, 1, {"reward/mean": 1})
     # eval.every_steps has changed: too late for this one
     second.metrics(2, 2, {"eval/accuracy": 0.2})
@@ -225,12 +228,12 @@ def test_weights_and_biases_that_refuses_or_is_not_there_is_told(tmp_path, monke
         ConfigError,
         match="config.train.wandb_project=p2o: api_key not configured .*WANDB_MODE=offline",
     ):
-        WandbRun(tmp_path, CFG)
-    monkeypatch.setattr(recorder, "find_spec", lambda name: None)
-    assert recorder.problems(CFG) == [
+        WandbWriter(tmp_path, CFG)
+    monkeypatch.setattr(writers, "find_spec", lambda name: None)
+    assert writers.problems(CFG) == [
         "config.train.wandb_project=p2o needs the package wandb: pip install 'p2o-jax[wandb]'"
     ]
-    assert recorder.problems(Config()) == []
+    assert writers.problems(Config()) == []
 
 
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
@@ -238,7 +241,7 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     for tick in range(2):
-        log = RunLog(tmp_path, tick, tick, Telling(), WandbRun(tmp_path, CFG))
+        log = RunLog(tmp_path, tick, tick, Telling(), [WandbWriter(tmp_path, CFG)])
         log.metrics(tick, tick, {"reward/mean": 0.5})
         log.close()
     run_id = json.loads((tmp_path / "wandb.json").read_text())["id"]
