@@ -8,6 +8,7 @@ import numpy as np
 from p2o_jax import config
 from p2o_jax.models import sharding
 from p2o_jax.models.spec import ModelSpec
+from p2o_jax.runtime.console import Reporter
 from p2o_jax.types import Completion, Question, Rollout, TemplatedQuestion, Verdict
 
 
@@ -87,3 +88,14 @@ def change_config(cfg: config.Config, **changes) -> config.Config:
 def single_device_mesh() -> jax.sharding.Mesh:
     """A mesh of the first device alone."""
     return sharding.make_mesh((1, 1, 1), devices=jax.devices()[:1])
+
+
+class RecordingReporter(Reporter):
+    """Keeps the lines in place of printing them."""
+
+    def __init__(self):
+        super().__init__(enabled=False)
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)

@@ -100,9 +100,7 @@ def open_run(
         -len(train.questions if train else ()) // max(cfg.rollout.questions, 1)
     )
     space = (
-        (lambda: space_problems(cfg, directory, model, num_steps))
-        if model and train
-        else list[str]
+        (lambda: space_problems(cfg, directory, model, num_steps)) if model and train else list[str]
     )
     found += distributed.broadcast_from_main(space)
     # what one process cannot open, none starts without
@@ -195,9 +193,7 @@ def reward_problems(cfg: config.RewardConfig) -> list[str]:
         return verifier.problems()
 
 
-def space_problems(
-    cfg: Config, directory: RunDirectory, model: Model, num_steps: int
-) -> list[str]:
+def space_problems(cfg: Config, directory: RunDirectory, model: Model, num_steps: int) -> list[str]:
     """A line if the disk has no room for the run's checkpoints: params and both moments of what
     is trained.
     """

@@ -16,9 +16,9 @@ from p2o_jax.models.spec import LoraSpec, Weight, weights
 from p2o_jax.rl import advantages, batch
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rl.optimizer import apply_updates, make_optimizer, round_stochastically
-from p2o_jax.startup import components, memory_report
+from p2o_jax.startup import components, memory_report, preflight, run_directory
 from p2o_jax.startup.model import Model
-from p2o_jax.tracking import checkpoint
+from p2o_jax.tracking import disk_space
 from tests.factories import single_device_mesh
 from tests.rl import reference
 
@@ -118,12 +118,12 @@ def test_disk_and_memory_count_the_bytes_of_a_state(tmp_path, monkeypatch):
         assert memory_report._in_float32(state.params) == 4 * size
         asked = []
         monkeypatch.setattr(
-            checkpoint,
-            "space_problems",
-            lambda workdir, cfg, state_bytes, steps: asked.append(state_bytes) or [],
+            disk_space,
+            "problems",
+            lambda workdir, cfg, state_bytes, *_: asked.append(state_bytes) or [],
         )
         model = Model(tmp_path, spec, None, single_device_mesh(), jnp.float32)  # type: ignore[arg-type]
-        components._space_problems(learner.cfg, tmp_path, model, 8)
+        preflight.space_problems(learner.cfg, run_directory.read(tmp_path), model, 8)
         assert asked == [per_weight * size]
 
 

@@ -16,9 +16,9 @@ from p2o_jax import config, main
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data.sources import load
 from p2o_jax.models import hf_config, identity
-from p2o_jax.runtime.console import Reporter
 from p2o_jax.startup import components, run_directory
 from p2o_jax.tracking import results, run_records
+from tests.factories import RecordingReporter
 
 CFG = config.resolve(Config(data=config.DataConfig(prompt_template="{question}")))
 OWN = replace(CFG, reward=replace(CFG.reward, fn="a.b:c"))
@@ -497,15 +497,6 @@ def test_the_flag_reaches_every_run(tmp_path, monkeypatch, flags, runs, restart)
         main.main([*given, "--restart=yes"])
 
 
-class Telling(Reporter):
-    def __init__(self):
-        super().__init__(enabled=False)
-        self.lines: list[str] = []
-
-    def line(self, text):
-        self.lines.append(text)
-
-
 def test_starts_in_one_run_directory(tmp_path, monkeypatch):
     """As the command makes them, without its loop: a first one, one with another base, without
     checkpoints, anew, and a second.
@@ -542,7 +533,7 @@ def test_starts_in_one_run_directory(tmp_path, monkeypatch):
 
     def start(restart: bool = False) -> tuple[int, list[str], str]:
         """Its first tick, what it reported, and the key of its journals; it makes one step."""
-        reporter = Telling()
+        reporter = RecordingReporter()
         parts = components.Components(cfg, workdir, reporter, restart)
         try:
             state = parts.open_state()

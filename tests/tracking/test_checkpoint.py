@@ -617,8 +617,7 @@ def test_planned_checkpoints_must_fit_on_the_disk(tmp_path):
         and "2 of config.checkpoint.keep_every=5" in line
     )
     assert (
-        disk_space.problems(tmp_path / "run", config.CheckpointConfig(keep=2), free // 5, 10)
-        == []
+        disk_space.problems(tmp_path / "run", config.CheckpointConfig(keep=2), free // 5, 10) == []
     )
 
 

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from p2o_jax.config import Config, ConfigError, GepaConfig, TrainConfig
-from p2o_jax.runtime.console import Reporter, printable
+from p2o_jax.runtime.console import printable
 from p2o_jax.state import Ledger, RunState
 from p2o_jax.tracking import recorder, results, writers
 from p2o_jax.tracking.clock import Clock, read_seconds
@@ -17,15 +17,7 @@ from p2o_jax.tracking.metric_names import read_rows
 from p2o_jax.tracking.run_log import RunLog
 from p2o_jax.tracking.writers import WandbWriter
 from p2o_jax.types import SearchResult
-
-
-class Telling(Reporter):
-    def __init__(self):
-        super().__init__(enabled=False)
-        self.lines: list[str] = []
-
-    def line(self, text):
-        self.lines.append(text)
+from tests.factories import RecordingReporter
 
 
 def ticks(path):
@@ -33,7 +25,7 @@ def ticks(path):
 
 
 def opened(workdir, tick) -> list[str]:
-    reporter = Telling()
+    reporter = RecordingReporter()
     RunLog(workdir, tick, 0, reporter).close()
     return reporter.lines
 
@@ -41,7 +33,7 @@ def opened(workdir, tick) -> list[str]:
 @pytest.fixture
 def run(tmp_path):
     """The records of four ticks."""
-    log = RunLog(tmp_path, 0, 0, Telling())
+    log = RunLog(tmp_path, 0, 0, RecordingReporter())
     for tick in range(4):
         log.metrics(tick, tick, {"reward/mean": tick})
     log.close()
@@ -181,7 +173,7 @@ def test_weights_and_biases_is_told_the_same_run_again_after_a_resume(tmp_path, 
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setenv("WANDB_API_KEY", "secret-key")
     for tick in range(2):
-        log = RunLog(tmp_path, tick, tick, Telling(), [WandbWriter(tmp_path, CFG)])
+        log = RunLog(tmp_path, tick, tick, RecordingReporter(), [WandbWriter(tmp_path, CFG)])
         log.metrics(tick, tick, {"reward/mean": 0.5})
         log.close()
     first, second = wandb.runs
@@ -241,7 +233,7 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     for tick in range(2):
-        log = RunLog(tmp_path, tick, tick, Telling(), [WandbWriter(tmp_path, CFG)])
+        log = RunLog(tmp_path, tick, tick, RecordingReporter(), [WandbWriter(tmp_path, CFG)])
         log.metrics(tick, tick, {"reward/mean": 0.5})
         log.close()
     run_id = json.loads((tmp_path / "wandb.json").read_text())["id"]
@@ -265,7 +257,7 @@ def test_text_of_a_model_cannot_command_the_terminal():
 
 def test_pretraining_is_no_part_of_a_run_s_seconds(tmp_path):
     """It was in those of the first arm, which looked slower than the others."""
-    reporter = Telling()
+    reporter = RecordingReporter()
     reporter.begin -= 100.0
     reporter.seconds["pretraining"] = 90.0
     RunLog(tmp_path, 0, 0, reporter).close()
@@ -275,7 +267,7 @@ def test_pretraining_is_no_part_of_a_run_s_seconds(tmp_path):
 def test_an_evaluation_s_line_says_how_it_asked(tmp_path):
     record = recorder.Recorder.__new__(recorder.Recorder)
     record.reporter, record.log, record.watchdog = (
-        Telling(),
+        RecordingReporter(),
         None,
         types.SimpleNamespace(restart=lambda: None),
     )
@@ -335,7 +327,7 @@ def recording(tmp_path, **gepa):
     questions = types.SimpleNamespace(epoch=lambda step: step)
     engine = types.SimpleNamespace(take_work=lambda: types.SimpleNamespace(metrics=dict))
     compiles = types.SimpleNamespace(count=0, seconds=0.0)
-    return recorder.Recorder(cfg, tmp_path, questions, engine, Telling(), compiles)  # type: ignore[arg-type]
+    return recorder.Recorder(cfg, tmp_path, questions, engine, RecordingReporter(), compiles)  # type: ignore[arg-type]
 
 
 def test_an_iteration_of_gepa_says_why_proposals_were_rejected(tmp_path):
