@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import generate
+from docs import generate, profile_picture
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(ROOT.glob("docs/*.md")) + [
@@ -247,3 +247,25 @@ def test_every_setting_is_in_the_reference():
         "{question} is where a question that is a text goes" in text
         and "NAME=PATH,NAME=PATH for several sets" in text
     )
+
+
+def test_scopes_of_operations_by_hand():
+    hlo = """
+  %fusion.1 = f32[2]{0} fusion(%p), kind=kLoop, metadata={op_name="jit(f)/update/jvp(mlp)/dot"}
+  ROOT %add.2 = f32[2]{0} add(%a, %b), metadata={op_name="jit(f)/update/transpose(attention)/add"}
+  %copy.3 = f32[2]{0} copy(%a)
+"""
+    names = {(7, name): op_name for name, op_name in profile_picture.instructions(hlo)}
+    operations = [(7, "fusion.1", 2.0), (7, "fusion.1", 1.0), (7, "add.2", 0.5), (7, "copy.3", 4.0)]
+    assert profile_picture.by_scope([*operations, (8, "dot", 1.0)], names) == {
+        ("update", "mlp"): 3.0,
+        ("update", "attention"): 0.5,
+        ("update", "other"): 4.0,
+        ("other", "other"): 1.0,
+    }
+
+
+def test_the_picture_of_a_profile_has_a_bar_for_each_phase(tmp_path):
+    seconds = {("decode", "mlp"): 1.0, ("update", "attention"): 2.0, ("other", "other"): 0.5}
+    profile_picture.draw(seconds, tmp_path / "profile.png")
+    assert (tmp_path / "profile.png").stat().st_size > 5_000

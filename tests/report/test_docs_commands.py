@@ -44,6 +44,9 @@ RUN_BY = {  # what a command begins with, after `python -m`: the test that runs 
         "tests/report/test_report_data.py::test_the_command_writes_one_file_that_fetches_nothing"
     ),
     "p2o_jax.plan": "tests/plan/test_tpu.py::test_a_plan_from_the_command_line",
+    "docs.profile_picture": (
+        "tests/report/test_docs.py::test_the_picture_of_a_profile_has_a_bar_for_each_phase"
+    ),
     "make docs": "tests/report/test_docs.py::test_the_site_builds_without_a_warning",
 }
 NEEDS = {
@@ -56,6 +59,7 @@ NEEDS = {
     "xpk": "a cluster",
     "docker": "Docker",
     "tensorboard": "a package of its own",
+    ".venv/bin/python trace.py": "is the reader's own file",
 }
 
 
