@@ -269,3 +269,17 @@ def test_the_picture_of_a_profile_has_a_bar_for_each_phase(tmp_path):
     seconds = {("decode", "mlp"): 1.0, ("update", "attention"): 2.0, ("other", "other"): 0.5}
     profile_picture.draw(seconds, tmp_path / "profile.png")
     assert (tmp_path / "profile.png").stat().st_size > 5_000
+
+
+def test_messages_quoted_in_troubleshooting_are_those_of_the_code():
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    source = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("p2o_jax/**/*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # strings over several lines
+    symptoms = "\n".join(re.findall(r"(?m)^\| ([^|]*) \|", text))
+    quoted = [quote for quote in re.findall(r"`([^`]*)`", symptoms) if " " in quote]
+    parts = [
+        part.strip() for quote in quoted for part in re.split(r"…|[A-Z_]{4,}|\d+|[():]", quote)
+    ]
+    ours = {part for part in parts if len(part) >= 12}
+    ours -= {"JAX distributed service detected fatal errors"}  # JAX's own
+    assert len(ours) >= 8 and {part for part in ours if part not in source} == set()
