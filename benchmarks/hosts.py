@@ -201,7 +201,7 @@ def sums_of(learner: Any) -> list[str]:
 
     one = learner._pack([], 64, 1).rows
     return list(
-        jax.eval_shape(learner._update_state, learner.abstract_state(), {}, one, jnp.int32(1))[1]
+        jax.eval_shape(learner._step.update, learner.abstract_state(), {}, one, jnp.int32(1))[1]
     )
 
 

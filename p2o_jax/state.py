@@ -1,4 +1,4 @@
-"""Everything that the training loop knows: the state of a run and its parts, to JSON and back."""
+"""The state of a training run, and its conversion to and from JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Assignment:
-    """For each hard question of the last epoch, the template of each of its G rollouts; other
+    """The template of each of the G rollouts of every hard question of the last epoch. Other
     questions are asked plainly.
     """
 
@@ -16,14 +16,14 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Bandit:
-    """What `assign.bandit` knows: the templates in play with a Beta posterior each, and those
+    """State of `assign.bandit`: the active templates with a Beta posterior each, and the templates
     that each hard question may get.
     """
 
     templates: tuple[str, ...] = ()
-    successes: tuple[float, ...] = ()  # discounted evidence
+    successes: tuple[float, ...] = ()  # discounted counts
     failures: tuple[float, ...] = ()
-    # by question id, indices into templates
+    # question id -> indices into templates
     members: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -32,19 +32,17 @@ Tally = tuple[int, int]  # successes, rollouts
 
 @dataclass(frozen=True)
 class Attempts:
-    """A question's rollouts of one epoch, by the `template_id` of their template; the empty one
-    is the plain prompt.
-    """
+    """A question's rollouts in one epoch, by `template_id`; the plain prompt has an empty id."""
 
     by_template: Mapping[str, Tally]
 
 
 @dataclass(frozen=True)
 class LearningStatus:
-    """What became of a question since it was first hard, in epochs; -1: not (yet).
+    """How a question developed after it first became hard. Values are epochs; -1 means not (yet).
 
-    `internalised`: the first later epoch with a plain success. `relapsed`: the epoch, after that,
-    in which no plain rollout succeeded; it has to be internalised again from there.
+    `internalised` is the first later epoch with a success on the plain prompt. `relapsed` is a
+    later epoch without any such success; the question must then be internalised again.
     """
 
     hard: int
@@ -54,14 +52,14 @@ class LearningStatus:
 
 @dataclass(frozen=True)
 class History:
-    """The questions across epochs: attempts of one epoch, the fate of all that have ever been
-    hard, and how long responses are.
+    """The questions across epochs: attempts of one epoch, the status of all questions that were
+    ever hard, and response lengths.
     """
 
-    epoch: int = 0  # that `attempts` belong to
+    epoch: int = 0  # of `attempts`
     attempts: Mapping[str, Attempts] = field(default_factory=dict)
     fates: Mapping[str, LearningStatus] = field(default_factory=dict)
-    # mean of a question's responses when it was last asked
+    # mean response length when the question was last asked
     tokens: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -70,63 +68,65 @@ Phase = Literal["policy", "prompts"]
 
 @dataclass(frozen=True)
 class Ledger:
-    """What each phase has cost on the way to a state: rollouts, prompt and generated tokens,
-    estimated FLOPs, seconds.
+    """What each phase has cost so far: rollouts, prompt and generated tokens, estimated FLOPs,
+    seconds.
 
-    It is part of the state, so work that a kill threw away and that was done again is in it once.
+    The ledger is part of the state, so work that was lost in a crash and repeated is counted once.
     """
 
     costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def add(self, phase: str, **amounts: float) -> "Ledger":
-        """The ledger with these amounts added to a phase."""
+        """Returns the ledger with these amounts added to a phase."""
         row = dict(self.costs.get(phase, {}))
         for name, amount in amounts.items():
             row[name] = row.get(name, 0) + amount
         return Ledger({**self.costs, phase: row})
 
     def plus(self, costs: Mapping[str, Mapping[str, float]]) -> "Ledger":
-        """The ledger with the amounts of several phases added."""
+        """Returns the ledger with the amounts of several phases added."""
         ledger = self
         for phase, amounts in costs.items():
             ledger = ledger.add(phase, **amounts)
         return ledger
 
     def total(self, name: str, without: Sequence[str] = ("eval",)) -> float:
-        """The sum over all phases; evaluation is a measurement and not a cost of training."""
+        """Returns the sum over all phases. Evaluation is excluded: it is a measurement, not a cost
+        of training.
+        """
         return sum(row.get(name, 0) for phase, row in self.costs.items() if phase not in without)
 
 
 @dataclass(frozen=True)
 class RunState:
-    """Everything the training loop knows, and so everything that a checkpoint holds. Replaced,
-    never patched.
+    """The complete state of a training run, and so the contents of a checkpoint. It is replaced,
+    never mutated.
 
-    `tick` counts policy steps and prompt phases together; `learner` is the device part
+    `tick` counts policy steps and prompt phases together. `learner` is the part on the devices
     (rl.learner.TrainState).
     """
 
     learner: Any
     tick: int = 0
-    step: int = 0  # policy steps made
-    phase: Phase = "policy"  # what comes next
-    hard_ids: tuple[str, ...] = ()  # found hard in the running epoch
-    last_hard_ids: tuple[str, ...] = ()  # found hard in the epoch before
+    step: int = 0  # policy steps completed
+    phase: Phase = "policy"  # the next phase
+    hard_ids: tuple[str, ...] = ()  # mined in the current epoch
+    last_hard_ids: tuple[str, ...] = ()  # mined in the previous epoch
     assignment: Assignment = field(default_factory=Assignment)
     ledger: Ledger = field(default_factory=Ledger)
     bandit: Bandit = field(default_factory=Bandit)
     history: History = field(default_factory=History)
-    best_template: str = ""  # of the newest prompt phase, by dev score
+    best_template: str = ""  # of the last prompt phase, by dev score
 
     def to_json(self) -> dict[str, Any]:
-        """All but the device part."""
+        """Returns everything but the device part, as JSON values."""
         return {
             "tick": self.tick,
             "step": self.step,
             "phase": self.phase,
             "hard_ids": list(self.hard_ids),
             "last_hard_ids": list(self.last_hard_ids),
-            "assignment": _texts_once(self.assignment.templates),
+            "assignment": _deduplicated(self.assignment.templates),
             "ledger": {k: dict(v) for k, v in self.ledger.costs.items()},
             "bandit": asdict(self.bandit),
             "history": asdict(self.history),
@@ -135,7 +135,7 @@ class RunState:
 
     @staticmethod
     def from_json(learner: Any, host: Mapping[str, Any]) -> "RunState":
-        """The state that `to_json` returned `host` for, with its device part."""
+        """Returns the state that `to_json` returned `host` for, with its device part."""
         return RunState(
             learner=learner,
             tick=host["tick"],
@@ -143,7 +143,7 @@ class RunState:
             phase=host["phase"],
             hard_ids=tuple(host["hard_ids"]),
             last_hard_ids=tuple(host["last_hard_ids"]),
-            assignment=Assignment(_texts_everywhere(host["assignment"])),
+            assignment=Assignment(_expanded(host["assignment"])),
             ledger=Ledger(host["ledger"]),
             bandit=_bandit(host["bandit"]),
             history=_history(host["history"]),
@@ -151,9 +151,9 @@ class RunState:
         )
 
 
-def _texts_once(groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The groups with a number for each text: thousands of questions share a few templates of
-    thousands of characters.
+def _deduplicated(groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Stores each distinct text once: thousands of questions share a few templates of thousands of
+    characters.
     """
     numbers: dict[str, int] = {}
     numbered = {
@@ -163,7 +163,8 @@ def _texts_once(groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     return {"texts": list(numbers), "groups": numbered}
 
 
-def _texts_everywhere(value: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def _expanded(value: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Inverts `_deduplicated`."""
     return {
         name: tuple(value["texts"][i] for i in group) for name, group in value["groups"].items()
     }

@@ -1,7 +1,8 @@
-"""What the rooms of the house hand to each other on the host: plain frozen records, no JAX.
+"""The records that packages exchange on the host: plain, frozen, without JAX.
 
-A *question* is asked under a *template* (empty: plainly), which makes a *request* to the sampler;
-the sampler returns a *completion*, the verifier a *verdict*, and the four together are a *rollout*.
+A *question* asked under a *template* becomes a *request* to the sampler. The sampler returns a
+*completion*, the verifier a *verdict*, and together they form a *rollout*. The empty template asks
+the question plainly.
 """
 
 import hashlib
@@ -17,8 +18,8 @@ Status = Literal["correct", "wrong", "no_answer", "time_out", "error"]
 
 
 def digest(*parts: str) -> str:
-    """A 16-digit hexadecimal name that is the same on every host and in every run (Python's
-    `hash` is not).
+    """Returns a 16-digit hexadecimal digest, the same on every host and in every run (unlike
+    `hash`).
     """
     return hashlib.blake2b(
         "\x1f".join(parts).encode("utf-8", "surrogatepass"), digest_size=8
@@ -26,8 +27,8 @@ def digest(*parts: str) -> str:
 
 
 def question_id(messages: Sequence[Message]) -> str:
-    """The stable id of a question: a digest of its untemplated messages (algorithm step 4),
-    never its position.
+    """Returns a question's stable id: a digest of its messages without template, independent of its
+    position (algorithm step 4).
     """
     return digest(json.dumps([dict(sorted(m.items())) for m in messages], ensure_ascii=False))
 
@@ -44,36 +45,37 @@ class Question:
 
     @property
     def text(self) -> str:
+        """The user's message."""
         return self.messages[-1]["content"]
 
 
 @dataclass(frozen=True)
 class TemplatedQuestion:
-    """A question to be answered under a template. `name` makes the rollout's randomness: unique
+    """A question to ask under a template. `name` seeds the rollout's randomness and is unique
     within a call.
     """
 
     question: Question
     template: str
     name: str
-    expected_tokens: float = 0.0  # of the response, as far as is known
+    expected_tokens: float = 0.0  # estimated response length; 0: unknown
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt for the sampler. The text sampled depends on (weights, prompt, call key, name)
-    and nothing else.
+    """A prompt for the sampler. The sampled text depends on (weights, prompt, call key, name)
+    alone.
     """
 
     prompt_ids: tuple[int, ...]
     name: str
-    expected_tokens: float = 0.0  # of the response, for sharing out the work; 0: not known
+    expected_tokens: float = 0.0  # estimated response length, to balance shards; 0: unknown
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are drawn. Temperature 0 is greedy; 0 turns `top_k` and `min_p` off, 1 turns
-    `top_p` off.
+    """How tokens are drawn. Temperature 0 is greedy; 0 disables `top_k` and `min_p`, 1 disables
+    `top_p`.
     """
 
     temperature: float
@@ -82,39 +84,39 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     plain_logps: bool = (
-        False  # log-probs under softmax(logits), not under the tempered distribution
+        False  # log-probs under softmax(logits) instead of the tempered distribution
     )
 
 
 @dataclass(frozen=True)
 class Completion:
-    """Sampled tokens, the stop token included, and their log-probs under the tempered
-    distribution, before any filter.
+    """Sampled tokens, including the stop token, with log-probs under the tempered distribution
+    before any filter.
     """
 
     token_ids: np.ndarray  # int32 [R]
     logp_R: np.ndarray  # float32 [R]
-    stopped: bool  # False: cut at max_new_tokens
+    stopped: bool  # False: truncated at max_new_tokens
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A response's scores in [0, 1]: did the answer verify, and was there a final boxed answer at
-    all.
+    """The scores of a response, in [0, 1]: is the answer right, and is there a final boxed answer
+    at all.
 
-    A score above `reward.success_above` is "correct", which is what success means everywhere.
+    A rollout succeeds if its status is "correct": its answer score is above `reward.success_above`.
     """
 
     answer_score: float
     format_score: float
     status: Status
-    note: str = ""  # what a reward function of one's own said, or why it could not judge
+    note: str = ""  # message of a custom reward function, or why it failed
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One scored answer to T(x, z). `plain_ids` is the prompt without the template, on which the
-    update is made.
+    """One scored response to a question under a template. The update is made on `plain_ids`, the
+    prompt without template.
     """
 
     prompt: TemplatedQuestion
@@ -126,31 +128,33 @@ class Rollout:
 
     @property
     def templated(self) -> bool:
+        """Whether the question was asked under a template that is not empty."""
         return bool(self.prompt.template.strip())
 
     @property
     def succeeded(self) -> bool:
+        """Whether the answer was judged correct."""
         return self.verdict.status == "correct"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What GEPA learns of one (template, question) pair: a score in [0, 1], a format score, and
-    the response's text.
+    """What GEPA learns about one (template, question) pair: answer and format scores in [0, 1], and
+    the response.
     """
 
     score: float
     format_score: float
     text: str
-    feedback: str = ""  # of a reward function of one's own
-    # how likely the response is without its template, against with it (config.gepa.reliance)
+    feedback: str = ""  # from a custom reward function
+    # likelihood of the response without its template, relative to with it (config.gepa.reliance)
     transfer: float = 0.0
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The end of a GEPA phase: every accepted template with its parent and dev scores, and the
-    greedy cover Z(e).
+    """Result of a GEPA phase: accepted templates with their parents and dev scores, and the greedy
+    cover Z(e).
     """
 
     templates: tuple[str, ...]  # candidate 0 is the empty template
@@ -158,20 +162,18 @@ class SearchResult:
     dev_ids: tuple[str, ...]
     train_ids: tuple[str, ...]
     score_ZN: tuple[tuple[float, ...], ...]  # [candidate][dev question]
-    cover: tuple[int, ...]  # indices into templates, in the order the greedy cover took them
-    stats: Mapping[str, float] = field(default_factory=dict)  # becomes gepa/* metrics
+    cover: tuple[int, ...]  # indices into templates, in the order of the greedy cover
+    stats: Mapping[str, float] = field(default_factory=dict)  # the gepa/* metrics
     events: tuple[
         Mapping[str, Any], ...
     ] = ()  # one per proposal: text, parent, iteration, outcome and reason
     success_above: float = 0.5  # config.reward.success_above
 
     def solves(self, candidate: int, dev_question: int) -> bool:
-        """Whether a candidate's score on a dev question, by its place in `dev_ids`, is a success."""
+        """Whether a candidate succeeds on a dev question, given by its index in `dev_ids`."""
         return self.score_ZN[candidate][dev_question] > self.success_above
 
 
 def template_id(template: str) -> str:
-    """A short name of a template's text, empty for the empty template: texts are long, and many
-    questions share one.
-    """
+    """Returns a short digest that names a template; empty for the empty template."""
     return digest(template.strip()) if template.strip() else ""

@@ -1,5 +1,5 @@
-"""Group-relative advantages (algorithm step 5; GRPO, arXiv 2402.03300, section 4.1), and the
-rewards that they compare.
+"""Group-relative advantages, and the rewards they compare (algorithm step 5; GRPO, arXiv
+2402.03300, section 4.1).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,9 @@ from p2o_jax.types import Rollout
 
 
 def of_rollouts(rollouts: Sequence[Rollout], cfg: Config) -> Float[np.ndarray, "Q G"]:
-    """The advantage of each rollout; all of a question's group stand before the next question's."""
+    """Returns the advantage of each rollout. `rollouts` holds whole groups, one question after
+    another.
+    """
     assert_groups(rollouts, cfg.rollout.group_size)
     reward_N = np.array([r.verdict.answer_score for r in rollouts], np.float32)
     if cfg.loss.overlong == "penalty":
@@ -27,11 +29,13 @@ def of_rollouts(rollouts: Sequence[Rollout], cfg: Config) -> Float[np.ndarray, "
 
 
 def assert_groups(rollouts: Sequence[Rollout], size: int) -> None:
-    """Rollouts come in groups of `size`, each of one question, and with a log-prob for every token."""
-    assert len(rollouts) % size == 0, f"{len(rollouts)} rollouts are no groups of {size}"
+    """Asserts that rollouts come in groups of `size`, one question each, with a log-prob for every
+    token.
+    """
+    assert len(rollouts) % size == 0, f"{len(rollouts)} rollouts do not form groups of {size}"
     for first in range(0, len(rollouts), size):
         ids = sorted({r.prompt.question.id for r in rollouts[first : first + size]})
-        assert len(ids) == 1, f"rollouts {first} to {first + size - 1} are of the questions {ids}"
+        assert len(ids) == 1, f"rollouts {first} to {first + size - 1} mix the questions {ids}"
     for r in rollouts:
         tokens, logps = len(r.completion.token_ids), len(r.completion.logp_R)
         assert tokens == logps, f"rollout {r.prompt.name} has {tokens} tokens and {logps} log-probs"
@@ -40,12 +44,12 @@ def assert_groups(rollouts: Sequence[Rollout], size: int) -> None:
 def group_advantages(
     reward_QG: Float[np.ndarray, "Q G"], cfg: AdvConfig
 ) -> Float[np.ndarray, "Q G"]:
-    """(r - mean) / (std + 1e-6) within each group, std with Bessel's correction; float32. A group
-    of one has mean 0 and std 1.
+    """Returns (r - mean) / (std + 1e-6) within each group, float32; std with Bessel's correction.
 
-    Equal rewards have exactly 0, though the float32 mean of six .9 is not .9: divided by its std,
-    that would be -.06. dr_grpo (arXiv 2503.20783) leaves the division out; rloo (arXiv 2402.14740)
-    subtracts the mean of the group's other rewards.
+    A group of one has mean 0 and std 1. Equal rewards give exactly 0: their float32 mean may differ
+    from them in the last place, which the division by a tiny std would amplify. dr_grpo (arXiv
+    2503.20783) omits the division. rloo (arXiv 2402.14740) subtracts the mean of the group's other
+    rewards.
     """
     reward = reward_QG.astype(np.float32)
     size = reward.shape[1]
@@ -63,15 +67,15 @@ def group_advantages(
 def overlong_penalty(
     length_N: Shaped[np.ndarray, "N"], max_tokens: int, buffer: int, penalty: float
 ) -> Float[np.ndarray, "N"]:
-    """What is added to the reward of a response of this length: 0 outside the buffer, falling to
-    -penalty at its end.
+    """Returns what to add to the reward of responses of these lengths: 0 before the buffer, falling
+    linearly to -penalty at its end, float32.
 
-    DAPO's soft overlong punishment (arXiv 2503.14476, equation 13); float32.
+    Soft overlong punishment of DAPO (arXiv 2503.14476, equation 13).
     """
     over = np.clip(length_N - (max_tokens - buffer), 0, buffer)
     return (-penalty * over / buffer).astype(np.float32)
 
 
 def zero_advantage(advantage_QG: Float[np.ndarray, "Q G"]) -> Shaped[np.ndarray, "Q"]:
-    """Which groups have no policy gradient: all of their advantages are 0."""
+    """Returns which groups have no policy gradient because all of their advantages are 0."""
     return np.all(advantage_QG == 0, axis=1)

@@ -1,5 +1,5 @@
-"""From rollouts to rows: which tokens are trained on, on which prompt, and how sequences are
-packed into rows of fixed length.
+"""Training batches: which tokens of a rollout are trained on which prompt, and how sequences are
+packed into rows.
 """
 
 from collections.abc import Sequence
@@ -18,30 +18,32 @@ def _empty() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Example:
-    """One response to train on. `prompt_ids` is the prompt that the update is made on: the plain
-    one, unless distill.mode=off.
+    """One response to train on. `prompt_ids` is the prompt of the update: the plain one, unless
+    distill.mode=off.
     """
 
     prompt_ids: tuple[int, ...]
-    sampled_on_ids: tuple[int, ...]  # the prompt that the response was sampled on: T(x, z)
+    sampled_on_ids: tuple[int, ...]  # the prompt that the response was sampled on
     response_ids: np.ndarray
     advantage: float
-    # False: leaves the loss and its denominator (distill.drop_failed_templated, loss.overlong=mask)
+    # False: excluded from the loss and its denominator (distill.drop_failed_templated,
+    # loss.overlong=mask)
     trained: bool
     logp_sampler_R: np.ndarray
-    logp_old_R: np.ndarray = field(default_factory=_empty)  # what the PPO ratio is taken against
+    logp_old_R: np.ndarray = field(default_factory=_empty)  # denominator of the PPO ratio
     logp_ref_R: np.ndarray = field(default_factory=_empty)
     weight_R: np.ndarray = field(default_factory=_empty)
-    weight: float = 1.0  # of all tokens, beside weight_R's own reasons (distill.failed_weight)
-    fresh: bool = False  # not scored: the update that it is in is the first since it was sampled
+    weight: float = 1.0  # factor on every token (distill.failed_weight); `weight_R` includes it
+    fresh: bool = False  # not scored: sampled from the very params that its update starts from
 
     @property
     def templated(self) -> bool:
+        """Whether the response was sampled on another prompt than it is trained on."""
         return self.sampled_on_ids != self.prompt_ids
 
 
 class PackedBatch(NamedTuple):
-    """Micro-batches of rows, each field [M, B, T], on host or device; segment 0 is padding. Only
+    """Micro-batches of rows on host or device, each field [U, B, T]. Segment 0 is padding; only
     `trained` tokens enter the loss.
     """
 
@@ -55,14 +57,12 @@ class PackedBatch(NamedTuple):
     logp_old: Any
     logp_ref: Any
     logp_sampler: Any
-    fresh: (
-        Any  # the update is the first since these were sampled: its own log-probs are the old ones
-    )
+    fresh: Any  # sampled from the params of this update, whose log-probs are thus the old ones
 
 
 class Packed(NamedTuple):
-    """Rows, how many micro-batches of them are in use, and where each sequence's response lies:
-    (flat row, first, last + 1).
+    """Rows, the number of micro-batches in use, and the place of each response: (flat row, start,
+    stop).
     """
 
     rows: PackedBatch
@@ -76,13 +76,13 @@ def examples(
     cfg: DistillConfig,
     overlong: str = "none",
 ) -> list[Example]:
-    """An example for each rollout, in group order (algorithm step 6: templated rollouts are
-    trained on the plain prompt).
+    """Returns an example for each rollout, in order. Templated rollouts are trained on the plain
+    prompt (algorithm step 6).
     """
-    made = []
+    result = []
     for rollout, advantage in zip(rollouts, advantage_QG.reshape(-1), strict=True):
         failed = rollout.templated and not rollout.succeeded
-        made.append(
+        result.append(
             Example(
                 prompt_ids=rollout.prompt_ids if cfg.mode == "off" else rollout.plain_ids,
                 sampled_on_ids=rollout.prompt_ids,
@@ -96,12 +96,12 @@ def examples(
                 weight=cfg.failed_weight if failed else 1.0,
             )
         )
-    return made
+    return result
 
 
-def minibatches(made: Sequence[Example], size: int) -> list[Sequence[Example]]:
-    """The examples in runs of `size` (the last may be shorter), in order."""
-    return [made[i : i + size] for i in range(0, len(made), size)]
+def minibatches(scored: Sequence[Example], size: int) -> list[Sequence[Example]]:
+    """Splits the examples into mini-batches of `size`, in order; the last may be shorter."""
+    return [scored[i : i + size] for i in range(0, len(scored), size)]
 
 
 def pack(
@@ -111,8 +111,15 @@ def pack(
     max_micro: int,
     pad_id: int,
 ) -> Packed:
-    """Prompts and responses laid into rows, first fit by decreasing length; rows are never split
-    and segments never attend across.
+    """Packs sequences into rows, first fit by decreasing length. Sequences are never split, and
+    attention stays within a sequence.
+
+    Args:
+        sequences: (prompt, response) token ids.
+        row_tokens: length T of a row.
+        micro_rows: rows B of a micro-batch.
+        max_micro: micro-batches U to allocate.
+        pad_id: token id of padding.
 
     Raises:
         ValueError: a sequence is longer than a row.
@@ -150,16 +157,16 @@ def pack(
 
 
 def first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """For each row, the indices of the sequences in it; longest first, each into the first row
-    with room.
+    """Returns the sequence indices of each row: longest sequences first, each in the first row with
+    space left.
     """
     rows: list[list[int]] = []
-    room: list[int] = []
+    space: list[int] = []
     for n in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
-        r = next((r for r, left in enumerate(room) if left >= lengths[n]), len(rows))
+        r = next((r for r, left in enumerate(space) if left >= lengths[n]), len(rows))
         if r == len(rows):
             rows.append([])
-            room.append(row_tokens)
+            space.append(row_tokens)
         rows[r].append(n)
-        room[r] -= lengths[n]
+        space[r] -= lengths[n]
     return rows

@@ -1,4 +1,4 @@
-"""What the learner's part of a step costs, for the ledger."""
+"""Cost of the learner's part of a step, for the ledger."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,8 +10,8 @@ from p2o_jax.rl.batch import Example
 def cost(
     spec: ModelSpec, scored: Sequence[Example], with_reference: bool
 ) -> dict[str, Mapping[str, float]]:
-    """Sequences, tokens and estimated FLOPs of the phases score and update; examples that the
-    learner left unscored cost nothing.
+    """Returns sequences, tokens and estimated FLOPs of the phases score and update. Examples that
+    the learner skipped cost nothing.
     """
     used = [e for e in scored if len(e.weight_R)]
     trained = [len(e.prompt_ids) + len(e.response_ids) for e in used]

@@ -1,5 +1,5 @@
-"""Context distillation: what a token sampled under a template weighs in the update on the plain
-prompt (algorithm step 6).
+"""Context distillation: weights of tokens that were sampled under a template, in the update on the
+plain prompt (algorithm step 6).
 """
 
 import numpy as np
@@ -13,12 +13,13 @@ def token_weights(
     logp_old_templated_R: Float[np.ndarray, "R"],
     cfg: DistillConfig,
 ) -> Float[np.ndarray, "R"]:
-    """w of each token: 1 inside the bounds on rho = pi_old(y | x) / pi_old(y | T(x, z)); outside 0
-    (hard) or bound / rho (soft).
+    """Returns the weight w of each token, a constant to the gradient, from rho = pi_old(y | x) /
+    pi_old(y | T(x, z)).
 
-    With mode=truncated min(rho, cap): an importance weight of bounded variance. ▲ With
-    mode=transfer exp(min(d, 0) / scale) for the whole response, d its mean log rho: what leans on
-    the template counts less (arXiv 2604.00698). In all other modes 1. A constant to the gradient.
+    mode=ratio_mask: 1 where rho is within its bounds; outside, 0 (clip=hard) or bound / rho
+    (clip=soft). mode=truncated: min(rho, cap), an importance weight of bounded variance. ▲
+    mode=transfer: exp(min(d, 0) / scale) for the whole response, with d its mean log rho, so that
+    responses that rely on the template count less (arXiv 2604.00698). Other modes: 1.
     """
     rho = density_ratio(logp_old_plain_R, logp_old_templated_R)
     if cfg.mode == "truncated":
@@ -38,21 +39,21 @@ def token_weights(
 def transfer(
     logp_plain_R: Float[np.ndarray, "R"], logp_templated_R: Float[np.ndarray, "R"], scale: float
 ) -> float:
-    """exp(min(d, 0) / scale), d the mean of a response's log rho: 1 for one that does not lean
+    """Returns exp(min(d, 0) / scale), with d the mean log rho of a response: 1 if it does not rely
     on its template (arXiv 2604.00698).
     """
-    leaning = (
+    mean_log_rho = (
         float(np.mean(logp_plain_R - logp_templated_R, dtype=np.float64))
         if len(logp_plain_R)
         else 0.0
     )
-    return float(np.exp(min(leaning, 0.0) / scale))
+    return float(np.exp(min(mean_log_rho, 0.0) / scale))
 
 
 def density_ratio(
     logp_old_plain_R: Float[np.ndarray, "R"], logp_old_templated_R: Float[np.ndarray, "R"]
 ) -> Float[np.ndarray, "R"]:
-    """rho of each token, float32, its logarithm held within +-20."""
+    """Returns rho of each token, float32, with log rho clipped to [-20, 20]."""
     return np.exp(np.clip(logp_old_plain_R - logp_old_templated_R, -20, 20)).astype(np.float32)
 
 
@@ -62,11 +63,11 @@ def rollout_weights(
     level: str,
     cap: float,
 ) -> Float[np.ndarray, "R"]:
-    """min(pi_learner / pi_sampler, cap) on the prompt that was sampled on, of each token or of the
-    whole response; float32.
+    """Returns min(pi_learner / pi_sampler, cap) on the sampled prompt, per token or per response,
+    float32; 1 for level "none".
 
-    Truncated importance sampling for what the sampler's numerics do to its distribution. A constant
-    to the gradient; 1 for none.
+    Truncated importance sampling, which corrects for the numerical differences between sampler and
+    learner. A constant to the gradient.
     """
     log_ratio = logp_learner_R - logp_sampler_R
     if level == "none":

@@ -1,8 +1,8 @@
-"""The losses, as pure functions of each token (algorithm step 7).
+"""Per-token losses, as pure functions (algorithm step 7).
 
-Nothing here divides by a count: `aggregation_scale` gives each token's share of the mini-batch's
-loss, so that the sum over tokens of loss x weight x scale is the exact aggregate, however the
-tokens are packed, micro-batched or sharded.
+Nothing here divides by a count. `aggregation_scale` gives each token's share of the mini-batch
+loss, so the sum over tokens of loss * weight * scale is the exact aggregate, however tokens are
+packed, micro-batched or sharded.
 """
 
 from typing import Literal, NamedTuple
@@ -17,7 +17,9 @@ from p2o_jax.config import LossConfig
 
 
 class TokenLoss(NamedTuple):
-    """Each token's policy loss, and whether the clip or the dual clip decided it (0 or 1, float32)."""
+    """Policy loss of each token, and whether the clip or the dual clip was active (0 or 1,
+    float32).
+    """
 
     loss: Array
     clipped: Array
@@ -30,28 +32,28 @@ def policy_loss(
     advantage: Float[Array, "*B T"],
     cfg: LossConfig,
 ) -> TokenLoss:
-    """max(-A s, -A clip(s)) with the ratio s = exp(log_ratio); for A < 0 at most -A dual_clip (PPO,
-    dual clip).
+    """Returns max(-A s, -A clip(s)) with the ratio s = exp(log_ratio); for A < 0 at most -A
+    dual_clip (PPO with dual clip).
 
-    With ratio=cispo instead -A sg(clip(s)) log p: every token keeps its gradient, with a bounded
-    weight (arXiv 2506.13585).
+    ratio=cispo gives -A stop_gradient(clip(s)) log p instead: every token keeps its gradient, with
+    a bounded weight (arXiv 2506.13585).
     """
     ratio = jnp.exp(jnp.clip(log_ratio, -20.0, 20.0))
-    held = jnp.clip(ratio, 1 - cfg.clip_low, 1 + cfg.clip_high)
+    clipped = jnp.clip(ratio, 1 - cfg.clip_low, 1 + cfg.clip_high)
     if cfg.ratio == "cispo":
         return TokenLoss(
-            -advantage * lax.stop_gradient(held) * logp_new,
-            (held != ratio).astype(jnp.float32),
+            -advantage * lax.stop_gradient(clipped) * logp_new,
+            (clipped != ratio).astype(jnp.float32),
             jnp.zeros_like(ratio),
         )
-    free = -advantage * ratio
-    bounded = -advantage * held
-    loss = jnp.maximum(free, bounded)
+    unclipped_loss = -advantage * ratio
+    clipped_loss = -advantage * clipped
+    loss = jnp.maximum(unclipped_loss, clipped_loss)
     ceiling = -advantage * cfg.dual_clip
     negative = advantage < 0
     return TokenLoss(
         jnp.where(negative, jnp.minimum(loss, ceiling), loss),
-        (bounded > free).astype(jnp.float32),
+        (clipped_loss > unclipped_loss).astype(jnp.float32),
         (negative & (loss > ceiling)).astype(jnp.float32),
     )
 
@@ -63,21 +65,29 @@ def log_ratio(
     trained: Bool[Array, "B T"],
     cfg: LossConfig,
 ) -> Float[Array, "B T"]:
-    """new - old of each token; with ratio=sequence their mean over the trained tokens of the
-    token's segment (GSPO, arXiv 2507.18071).
+    """Returns log pi_new - log pi_old of each token; with ratio=sequence, its mean over the trained
+    tokens of the token's segment.
 
-    The mean is a constant to the gradient, which each token has for itself: that is GSPO's gradient
-    where the tokens of a sequence weigh the same, and leaves tokens without weight (context ratio
-    mask) out where they do not.
+    The mean is the GSPO ratio (arXiv 2507.18071). It is a constant to the gradient; each token
+    contributes its own gradient instead. This equals GSPO's gradient where all tokens of a sequence
+    have the same weight, and otherwise leaves out tokens of weight 0 (masked by context
+    distillation).
+
+    Args:
+        logp_new: log-probs under the current params.
+        logp_old: log-probs under the params that the ratio is taken against.
+        segment: segment number of each token, from 1; 0 is padding.
+        trained: which tokens are trained.
+        cfg: `ratio` selects the kind.
     """
     difference = logp_new - logp_old
     if cfg.ratio != "sequence":
         return difference
-    most = segment.shape[1] + 1
+    num_segments = segment.shape[1] + 1
 
     def mean(x_T: Array, segment_T: Array, trained_T: Array) -> Array:
-        total = jax.ops.segment_sum(jnp.where(trained_T, x_T, 0.0), segment_T, most)
-        count = jax.ops.segment_sum(trained_T.astype(jnp.float32), segment_T, most)
+        total = jax.ops.segment_sum(jnp.where(trained_T, x_T, 0.0), segment_T, num_segments)
+        count = jax.ops.segment_sum(trained_T.astype(jnp.float32), segment_T, num_segments)
         return (total / jnp.maximum(count, 1.0))[segment_T]
 
     return (
@@ -90,8 +100,8 @@ def log_ratio(
 def kl(
     logp_new: Float[Array, "*B T"], logp_ref: Float[Array, "*B T"], kind: Literal["k1", "k2", "k3"]
 ) -> Float[Array, "*B T"]:
-    """A per-token estimate of KL(new || ref) from the sampled token (Schulman's k1, k2, k3; k3
-    clipped as in the released code).
+    """Returns a per-token estimate of KL(new || ref): Schulman's k1, k2 or k3, the last clipped as
+    in the released code.
     """
     if kind == "k1":
         return logp_new - logp_ref
@@ -104,10 +114,10 @@ def kl(
 def aggregation_scale(
     length_N: Int[np.ndarray, "N"], aggregation: str, max_response_tokens: int
 ) -> Float[np.ndarray, "N"]:
-    """What each token of sequence n is multiplied with, float32; lengths count trained tokens of
-    the whole mini-batch.
+    """Returns the factor of each token of sequence n, float32. `length_N` counts the trained tokens
+    of the whole mini-batch.
 
-    ▲ Means are over the whole mini-batch, whatever the micro-batches; a sequence without trained
+    ▲ Means are over the whole mini-batch, independent of micro-batches. A sequence without trained
     tokens counts as a sequence.
     """
     length = length_N.astype(np.float64)

@@ -1,9 +1,9 @@
-"""The optimizer: AdamW behind a clip of the global norm, its learning rate, and how updates are
-added to params.
+"""AdamW with global-norm clipping, its learning-rate schedule, and the addition of updates to
+params.
 
-Everything is computed in float32. Params stored in bfloat16 are rounded stochastically: a bfloat16
-number has 8 bits, so that an update at a learning rate of 1e-6 is far below half a unit in the last
-place of most weights, and rounding to nearest would drop nearly all of it.
+All arithmetic is float32. Params stored in bfloat16 are rounded stochastically: bfloat16 has 8
+significant bits, so at a learning rate of 1e-6 most updates are far below half a unit in the last
+place, and rounding to nearest would drop nearly all of them.
 """
 
 import math
@@ -19,13 +19,12 @@ from p2o_jax.runtime import rng
 
 
 def make_optimizer(cfg: config.OptimConfig, num_updates: int) -> optax.GradientTransformation:
-    """AdamW behind a clip of the global norm, in float32 whatever dtype the params are stored in.
+    """Returns AdamW with global-norm clipping, computed in float32 for params of any dtype.
 
-    The second moment is float32, the first `optim.mu_dtype`. With bfloat16 params an update holds
-    14 bytes for each trained
-    weight: 2 of the params, 8 of the moments, 4 of the gradients (56 GB at 4 billion weights, where
-    float32 params take 64 GB). Float32 copies of params, the updates and the random bits exist for
-    one weight array at a time, in fused loops.
+    The second moment is float32, the first has `optim.mu_dtype`. With bfloat16 params an update
+    holds up to 14 bytes per trained weight: 2 for params, 8 for moments, 4 for gradients (56 GB for
+    4 billion weights; 64 GB with float32 params). Float32 copies of params, updates and random bits
+    exist for one weight array at a time, in fused loops.
     """
     rate = make_rate(cfg, num_updates)
     adamw = optax.adamw(
@@ -40,33 +39,32 @@ def make_optimizer(cfg: config.OptimConfig, num_updates: int) -> optax.GradientT
 
 
 def apply_updates(params: Any, updates: Any, opt_state: Any, seed: int) -> Any:
-    """The sums of params and updates, added in float32, in the params' dtypes; bfloat16 ones are
+    """Returns params + updates, added in float32 and stored in the params' dtypes; bfloat16 is
     rounded stochastically.
 
     The random bits depend on the seed, the path of the array in the tree, and the number of updates
-    that `opt_state` has
-    counted: they are the same on any mesh and after a resume. An update that is skipped is not
-        counted, and leaves no trace.
+    counted in `opt_state`. They are the same on any mesh and after a resume. A skipped update is
+    not counted.
     """
     count = next(s for s in jax.tree.leaves(opt_state, is_leaf=_is_adam) if _is_adam(s)).count
-    of_update = jax.random.key_data(jax.random.fold_in(rng.key(seed, "round"), count))
+    update_key_2 = jax.random.key_data(jax.random.fold_in(rng.key(seed, "round"), count))
 
     def add(path: Any, p: jax.Array, u: jax.Array) -> jax.Array:
         if p.dtype != jnp.bfloat16:
             return p + u
-        of_array = rng.name_words(["/".join(k.key for k in path)])[0]
-        return round_stochastically(p.astype(jnp.float32) + u, of_update ^ of_array)
+        array_words = rng.name_words(["/".join(k.key for k in path)])[0]
+        return round_stochastically(p.astype(jnp.float32) + u, update_key_2 ^ array_words)
 
     return jax.tree.map_with_path(add, params, updates)
 
 
 def round_stochastically(x: jax.Array, key_2: jax.Array) -> jax.Array:
-    """Each float32 number as one of its two neighbours in bfloat16, the nearer the likelier: x is
-    the mean.
+    """Rounds float32 numbers to one of their two bfloat16 neighbours, with probabilities that make
+    x the expected value.
 
-    A bfloat16 is the upper half of a float32. Adding 16 random bits to the lower half carries into
-    the upper one with the probability that the lower half is of a whole unit. What is not finite is
-    cast.
+    A bfloat16 number is the upper half of a float32 number. Adding 16 random bits to the lower half
+    carries into the upper half with probability (lower half) / 2**16. Values that are not finite
+    are cast.
     """
     bits = lax.bitcast_convert_type(x, jnp.uint32)
     upper = (bits + (_random_words(key_2, x.shape) >> 16)) & jnp.uint32(0xFFFF0000)
@@ -76,11 +74,11 @@ def round_stochastically(x: jax.Array, key_2: jax.Array) -> jax.Array:
 
 
 def _random_words(key_2: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Random uint32 words, each a hash of a key of two such words and the element's index:
+    """Returns random uint32 words, hashes of a key (two words) and the element's index:
     MurmurHash3's finalizer, twice.
 
-    Unlike `jax.random.bits`, which is a loop over whole arrays on CPUs, it fuses with what uses it
-    on any device: no words are stored.
+    Unlike `jax.random.bits`, which loops over whole arrays on CPU, this fuses with its consumer on
+    any device, so no words are stored.
     """
     strides = [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(len(shape))]
     index = sum(
@@ -100,6 +98,7 @@ def _random_words(key_2: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def in_float32(tree: Any) -> Any:
+    """Casts every array of a tree to float32."""
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
@@ -108,12 +107,11 @@ def _is_adam(state: Any) -> bool:
 
 
 def make_rate(cfg: config.OptimConfig, num_updates: int) -> optax.Schedule:
-    """The learning rate of each update, from 0: linear warm-up, then constant or a half cosine that
-    ends at 0.
+    """Returns the learning rate by update, from 0: linear warm-up, then constant or a half cosine
+    that ends at 0.
 
-    Always a schedule, even where the rate never changes: optax keeps a step count for a schedule
-    and none for a number, and the optimizer state's tree must not depend on `num_updates`, which
-    may change on resume.
+    This is a schedule even where the rate is constant: optax counts steps only for schedules, and
+    the tree of the optimizer state must not depend on `num_updates`, which may change on resume.
 
     ▲ The first update has a rate above 0 (the released code's first has none).
     """

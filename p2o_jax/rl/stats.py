@@ -1,5 +1,4 @@
-"""Metrics of scoring and of updates, from what the learner has at hand; the names are
-metrics.METRICS'.
+"""Metrics of scoring and of updates; their names are listed in tracking.metric_names.METRICS.
 
 A mean or share over nothing is absent, not 0.
 """
@@ -19,8 +18,8 @@ def distill_stats(
     num_tokens: int,
     cfg: config.DistillConfig,
 ) -> Stats:
-    """distill/* over the templated tokens, one array of ratios and weights per response;
-    `num_tokens` counts all that are trained on.
+    """Returns distill/* over the templated tokens. `rho` and `weights` hold an array per response;
+    `num_tokens` counts all trained tokens.
     """
     if not rho:
         return {}
@@ -43,7 +42,9 @@ def distill_stats(
 
 
 def gap_stats(gap: Sequence[np.ndarray]) -> Stats:
-    """The gap between sampler and learner, one array of absolute differences per response."""
+    """Returns the log-prob gap between sampler and learner; `gap` holds absolute differences, an
+    array per response.
+    """
     if not gap:
         return {}
     all_gaps = np.concatenate(gap)
@@ -51,7 +52,9 @@ def gap_stats(gap: Sequence[np.ndarray]) -> Stats:
 
 
 def rollout_weight_stats(weights: Sequence[np.ndarray], cap: float) -> Stats:
-    """Mean of the sampler-to-learner importance weights, and how many of them are at the cap."""
+    """Returns the mean importance weight of learner over sampler, and the share of weights at the
+    cap.
+    """
     if not weights:
         return {}
     weight = np.concatenate(weights)
@@ -62,8 +65,8 @@ def rollout_weight_stats(weights: Sequence[np.ndarray], cap: float) -> Stats:
 
 
 def update_stats(sums: Stats, computed_tokens: int) -> Stats:
-    """train/* from the sums of an update: means over trained tokens where there are any, the gap
-    where tokens are `fresh`.
+    """Returns train/* from the sums of an update: means over trained tokens, and the sampler gap
+    over `fresh` tokens.
     """
     stats = {
         f"train/{name}": sums[name]

@@ -26,7 +26,7 @@ TEMPERATURE = 0.7
 
 
 def make_config(**changes) -> config.Config:
-    """The tests' config; `section__field=value` changes it."""
+    """Returns the tests' config, with `section__field=value` changes."""
     cfg = config.resolve(
         config.Config(
             data=config.DataConfig(max_prompt_tokens=LONGEST_PROMPT),
@@ -58,7 +58,9 @@ def make_config(**changes) -> config.Config:
 
 
 def make_params(seed: int):
-    """Parameters with log-probs that differ much between tokens; other seeds move them slightly."""
+    """Returns params whose log-probs differ widely between tokens; another seed perturbs them
+    slightly.
+    """
     params = transformer.init(SPEC, jax.random.key(0))
     leaves, treedef = jax.tree.flatten(
         jax.tree.map_with_path(lambda path, w: w if "norm" in path[-1].key else w * 10, params)
@@ -78,8 +80,8 @@ OLD, NEW, REF = make_params(0), make_params(1), make_params(2)
 
 @functools.cache
 def make_rollouts(empty_template: bool = False) -> list[Rollout]:
-    """Groups with two templated rollouts each, lengths 1 to MAX_NEW; group 2 has no success,
-    group 4 no failure.
+    """Returns groups with two templated rollouts each, lengths 1 to MAX_NEW; group 2 has no
+    success, group 4 no failure.
     """
     rng = np.random.default_rng(5)
     rollouts = []
@@ -121,10 +123,7 @@ def reward_table(rollouts) -> np.ndarray:
 
 
 def learn(cfg, mesh=None, kind=Learner, rollouts=None):
-    """Runs one update of the learner at NEW, with old log-probs of OLD.
-
-    Returns its statistics, its clipped gradient and the updated parameters.
-    """
+    """Returns (metrics, gradient, params) of one update at NEW, with old log-probs from OLD."""
     rollouts = rollouts or make_rollouts()
     learner = make_learner(cfg, mesh, kind)
     place = lambda params: jax.device_put(params, learner.param_shardings)  # noqa: E731
@@ -166,7 +165,7 @@ def _pull_back(params, token_NT, length_N, temperature, gradients):
 
 
 def padded(prompts, responses):
-    """Tokens [N, T] of one sequence per row, lengths, and where the responses are."""
+    """Returns tokens [N, T] with one sequence per row, lengths, and a mask of the responses."""
     length_N = np.array([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
     token_NT = np.zeros((len(prompts), length_N.max()), np.int32)
     response_NT = np.zeros(token_NT.shape, bool)
@@ -177,7 +176,7 @@ def padded(prompts, responses):
 
 
 def response_logps(params, prompts, responses, temperature=TEMPERATURE):
-    """Log-probs of each response, one array per response."""
+    """Returns the log-probs of each response."""
     token_NT, length_N, response_NT = padded(prompts, responses)
     logp_NT, _ = padded_logps(params, token_NT, length_N, temperature)
     return [np.asarray(row)[mask] for row, mask in zip(logp_NT, response_NT, strict=True)]
@@ -312,8 +311,8 @@ def expected(cfg, rollouts=None):
 
 
 def check(got, want):
-    """Asserts that two updates agree: every statistic in `want`, the clipped gradient, and the
-    updated parameters.
+    """Asserts that two outcomes agree: every number in `want`, the clipped gradient, and the
+    updated params.
     """
     numbers, gradient, params = want
     numbers = {k: v for k, v in numbers.items() if not k.startswith("perf/")}

@@ -1,4 +1,4 @@
-"""What is trained on, on which prompt, and where it lies in the rows."""
+"""Which tokens are trained, on which prompt, and their places in the packed rows."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_pack_has_each_sequence_once_and_nothing_else(lengths, row_tokens, micro
     np.testing.assert_array_equal(taken == 1, flat.segment > 0)
     assert np.all(flat.token[taken == 0] == -1)
     used_rows = np.flatnonzero(taken.any(axis=1))
-    # a prefix of the rows: the rest is never computed
+    # a prefix of the rows; the rest is never computed
     np.testing.assert_array_equal(used_rows, np.arange(len(used_rows)))
     assert packed.num_micro == -(-len(used_rows) // micro_rows)
     assert not packed.rows.trained.any() and not packed.rows.weight.any()

@@ -1,4 +1,4 @@
-"""Groups that are none are not trained on, and groups of equal rewards have nothing to compare."""
+"""Incomplete or mixed groups are rejected, and groups of equal rewards have zero advantage."""
 
 from dataclasses import replace
 
@@ -30,20 +30,20 @@ def test_groups_of_one_question_each_are_fine():
 
 
 @pytest.mark.parametrize(
-    ("bad", "told"),
+    ("rollouts", "message"),
     [
-        (GOOD[:3], "3 rollouts are no groups of 2"),
-        ([GOOD[0], GOOD[2], GOOD[1], GOOD[3]], "rollouts 0 to 1 are of the questions"),
+        (GOOD[:3], "3 rollouts do not form groups of 2"),
+        ([GOOD[0], GOOD[2], GOOD[1], GOOD[3]], "rollouts 0 to 1 mix the questions"),
         (
             [*GOOD[:3], replace(GOOD[3], completion=Completion(np.arange(3), np.zeros(2), True))],
             "rollout b/1 has 3 tokens and 2 log-probs",
         ),
     ],
-    ids=["torn", "mixed", "a log-prob less"],
+    ids=["torn", "mixed", "missing log-prob"],
 )
-def test_other_groups_are_told(bad, told):
-    with pytest.raises(AssertionError, match=told):
-        assert_groups(bad, 2)
+def test_malformed_groups_are_rejected(rollouts, message):
+    with pytest.raises(AssertionError, match=message):
+        assert_groups(rollouts, 2)
 
 
 @pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "rloo"])

@@ -78,14 +78,14 @@ VARIANTS = {
 
 @functools.cache
 def outcome(name: str):
-    """The learner's own outcome, rows of two or more sequences, one device."""
+    """Returns the learner's outcome with rows of two or more sequences on one device."""
     return learn(make_config(**VARIANTS[name], optim__row_tokens=40))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_an_update_is_the_reference_s(name):
-    """Zero-advantage groups, which the learner leaves out, are in the reference: they change
-    only the means.
+    """The reference includes zero-advantage groups, which the learner skips: they affect only the
+    means.
     """
     check(outcome(name), expected(make_config(**VARIANTS[name])))
 
@@ -179,7 +179,7 @@ def test_a_sharded_update_with_kl_and_entropy_is_the_single_device_s():
 
 
 def test_chunked_log_probs_are_the_dense_ones():
-    """Values, entropies and gradients of token_logps with chunks that do not divide the tokens."""
+    """Values, entropies and gradients of token_logps, with chunks that do not divide the tokens."""
     token_NT, length_N, response_NT = padded(
         [r.plain_ids for r in make_rollouts()], [r.completion.token_ids for r in make_rollouts()]
     )
@@ -224,7 +224,7 @@ def test_templated_with_the_empty_template_is_plain():
 
 
 def test_scores_are_log_probs_on_the_right_prompts():
-    """old on x, rho of x against T(x, z), and the share of masked tokens."""
+    """Old log-probs on x, rho of x against T(x, z), and the share of masked tokens."""
     cfg = make_config(optim__row_tokens=40)
     rollouts = make_rollouts()
     learner = make_learner(cfg)
@@ -349,7 +349,9 @@ def test_warm_up_is_linear_and_starts_above_zero():
 
 
 def test_at_float32_sampler_and_learner_differ_by_rounding():
-    """The first step's gap between the sampler's log-probs and the learner's, on the same prompts."""
+    """The gap between the sampler's and the learner's log-probs on the same prompts in the first
+    step.
+    """
     cfg = make_config(optim__row_tokens=40)
     engine = Engine(SPEC, single_device_mesh(), cfg.rollout, [MAX_NEW], [3, 4], 0, jnp.float32)
     requests = [Request(r.prompt_ids, r.prompt.name) for r in make_rollouts()]

@@ -1,5 +1,5 @@
-"""Advantages, distillation weights, policy losses and KLs against the released P²O
-implementation's own values, and by hand.
+"""Advantages, distillation weights, policy losses and KLs, against values of the released P²O
+implementation and by hand.
 """
 
 import itertools
@@ -26,7 +26,7 @@ CASES = list(itertools.product(AGGREGATIONS, CLIPS, ("none", "hard")))
 
 
 def groups() -> np.ndarray:
-    """Row numbers of the golden rollouts as [Q, G]."""
+    """Returns row numbers of the golden rollouts as [Q, G]."""
     index = GOLDEN["group_index"]
     assert len(set(np.bincount(index))) == 1, "the golden groups are of one size"
     return np.argsort(index, kind="stable").reshape(index.max() + 1, -1)
@@ -67,7 +67,7 @@ def test_weights_are_the_golden_ones(clip, low, high):
 
 
 def golden_loss(logp_new_NR, aggregation, clip, weights):
-    """Our loss of the golden batch, and the token losses it is made of."""
+    """Returns our loss of the golden batch, and its token losses."""
     cfg = LossConfig(clip_low=clip[0], clip_high=clip[1], dual_clip=3.0, aggregation=aggregation)
     length_N = MASK.sum(axis=1)
     scale_N1 = losses.aggregation_scale(length_N, aggregation, MASK.shape[1])[:, None]
@@ -99,8 +99,8 @@ def test_loss_gradient_and_clip_fractions_are_the_golden_ones(aggregation, clip,
     assert float(approx_kl) == pytest.approx(GOLDEN[f"approx_kl|{name}"], rel=1e-5)
 
 
-def test_golden_cases_tell_the_settings_apart():
-    """A loss that ignored the aggregation, the upper clip or the weights could not pass."""
+def test_golden_cases_distinguish_the_settings():
+    """A loss that ignores the aggregation, the upper clip or the weights cannot pass."""
     values = [float(GOLDEN[f"loss|{a}|{c[0]}|{c[1]}|{w}"]) for a, c, w in CASES]
     assert all(abs(x - y) > 1e-5 * abs(x) for x, y in itertools.combinations(values, 2))
     dual = [float(GOLDEN[f"clipfrac_dual|{a}|{c[0]}|{c[1]}|{w}"]) for a, c, w in CASES]
@@ -196,7 +196,9 @@ def test_kls_by_hand():
     ],
 )
 def test_aggregation_scale_by_hand(aggregation, want):
-    """Lengths 2 and 4 trained, one sequence masked: no tokens, yet a sequence."""
+    """Lengths 2 and 4 are trained. One sequence is masked: it has no tokens but counts as a
+    sequence.
+    """
     np.testing.assert_allclose(
         losses.aggregation_scale(np.array([2, 4, 0]), aggregation, 10), want, rtol=1e-6
     )

@@ -1,4 +1,4 @@
-"""The optimizer: its state's tree, and its updates at float32."""
+"""The optimizer: the tree of its state, and its updates in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,8 @@ def test_the_optimizer_state_has_one_tree_for_any_number_of_updates(schedule):
 
 
 def test_no_setting_that_may_change_on_resume_changes_the_tree_of_the_train_state():
-    """What may change: the number of updates (train.epochs), the mesh, and sizes that only
-    matter for speed.
+    """These settings may change: the number of updates (train.epochs), the mesh, and sizes that
+    affect only speed.
     """
 
     def tree(num_updates, mesh=None, **changes):

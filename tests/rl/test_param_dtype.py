@@ -1,5 +1,5 @@
-"""Params stored in bfloat16, and adapters, which never are: dtypes of the state, and updates by
-stochastic rounding.
+"""Params stored in bfloat16, and adapters, which are always float32: dtypes of the state, and
+stochastic rounding of updates.
 """
 
 import dataclasses
@@ -39,7 +39,9 @@ def make_learner(spec, dtype, mesh=None, **changes):
 
 
 def make_params(spec, dtype, mesh):
-    """As a run makes them: the base in the dtype of params, adapters drawn."""
+    """Returns params as a run creates them: the base in the params' dtype, and initialized
+    adapters.
+    """
     shardings = sharding.param_shardings(spec, mesh, sharding.LEARNER)
     base = jax.tree.map(lambda w: w.astype(dtype), reference.NEW)
     return lora.add(
@@ -84,7 +86,7 @@ def test_an_update_keeps_every_dtype(spec, dtype):
         spec, sharding.abstract_params(spec, learner.mesh, sharding.LEARNER, dtype)
     )[1]
     rows = learner._pack([], 40, 1).rows
-    after, _ = jax.eval_shape(learner._update_state, abstract, frozen, rows, jnp.int32(1))
+    after, _ = jax.eval_shape(learner._step.update, abstract, frozen, rows, jnp.int32(1))
     assert [(x.shape, x.dtype) for x in jax.tree.leaves(after)] == [
         (x.shape, x.dtype) for x in jax.tree.leaves(abstract)
     ]
@@ -92,7 +94,7 @@ def test_an_update_keeps_every_dtype(spec, dtype):
 
 @combinations
 def test_one_table_has_the_dtype_of_every_param(spec, dtype):
-    """Initialisation, export, disk space and the memory report agree with it."""
+    """Initialization, export, disk space and the memory report agree with it."""
     named = by_path(weights(spec), lambda w: w.dtype(dtype), lambda w: isinstance(w, Weight))
     assert {name for name, d in named.items() if d != dtype} == {
         n for n in named if "lora" in n and dtype == "bfloat16"
@@ -106,8 +108,8 @@ def test_one_table_has_the_dtype_of_every_param(spec, dtype):
 
 
 def test_disk_and_memory_count_the_bytes_of_a_state(tmp_path, monkeypatch):
-    """With bfloat16 params: 2 and two moments of 4 bytes a weight, with adapters 4 and two of 4;
-    gradients are float32.
+    """Bytes per weight: 2 plus two moments of 4 with bfloat16 params, 4 plus two of 4 with
+    adapters. Gradients are float32.
     """
     for spec, per_weight in ((reference.SPEC, 10), (ADAPTED, 12)):
         learner = make_learner(spec, "bfloat16")
@@ -128,8 +130,8 @@ def test_disk_and_memory_count_the_bytes_of_a_state(tmp_path, monkeypatch):
 
 
 def test_a_number_between_two_neighbours_goes_to_either_with_its_share():
-    """bfloat16 has 7 bits after the point: above 1 the next is 1 + 1/128, and 1 + 1/512 is a
-    quarter of the way there.
+    """bfloat16 has 7 fraction bits: the neighbour of 1 is 1 + 1/128, and 1 + 1/512 is a quarter of
+    the way there.
     """
     n = 200_000
     for x, below, above, share in (
@@ -167,8 +169,8 @@ def test_draws_of_neighbours_and_of_successive_updates_do_not_hang_together():
 
 
 def test_updates_at_a_rate_of_1e_6_move_bfloat16_as_far_as_float32_in_the_mean():
-    """200 updates against one gradient with noise: float32 moves by about 2e-4, of which
-    rounding to nearest loses nearly all.
+    """200 updates with one noisy gradient: float32 moves by about 2e-4, nearly all of which
+    rounding to nearest would lose.
     """
     cfg, n = config.OptimConfig(lr=1e-6, warmup_frac=0.0), 2**16
     noise = 0.1 * jax.random.normal(jax.random.key(1), (4, n))
@@ -213,7 +215,7 @@ def test_float32_params_are_added_to_as_ever():
 
 
 def test_rounding_does_not_depend_on_the_mesh_or_on_padding():
-    """A vocabulary that another mesh pads has further rows in embed; the others keep their bits."""
+    """A mesh that pads the vocabulary adds rows to embed; the bits of the others stay the same."""
     mesh = sharding.make_mesh((2, 2, 2))
     outcomes = []
     for spec, where in (
@@ -244,8 +246,8 @@ def test_rounding_does_not_depend_on_the_mesh_or_on_padding():
 
 
 def test_a_learner_s_updates_in_bfloat16_are_measured_resumed_and_skipped_exactly():
-    """The norm is of what changed; a restored state goes on with the same bits; after a skipped
-    update the next is as without it.
+    """The update norm is that of the actual change; a restored state continues with the same bits;
+    a skipped update leaves no trace.
     """
     learner = make_learner(reference.SPEC, "bfloat16")
     params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), reference.NEW)

@@ -1,4 +1,4 @@
-"""Metrics of an update by hand: means over what there was, and absent where there was nothing."""
+"""Metrics of an update by hand: means are absent where nothing was counted."""
 
 import pytest
 
@@ -71,7 +71,7 @@ def test_an_update_by_hand():
 
 
 def test_where_nothing_was_trained_there_is_no_mean_over_trained_tokens():
-    """Loss and gradient are 0 then; the change of the params need not be (weight decay)."""
+    """Loss and gradient are 0 then, but params may change (weight decay)."""
     found = nothing_trained()
     assert found == {
         "train/loss": 0,

@@ -1,5 +1,5 @@
-"""Options of the update: ratio levels, overlong responses, importance weights, memory, and what
-happens when numbers are not finite.
+"""Options of the update: ratio levels, overlong responses, importance weights, memory, and values
+that are not finite.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ def test_rloo_is_against_the_mean_of_the_others():
 
 
 def test_overlong_penalty_by_hand():
-    """Limit 10, buffer 4: nothing up to 6 tokens, then falling to -factor at 10."""
+    """Limit 10, buffer 4: 0 up to 6 tokens, then falling to -penalty at 10."""
     np.testing.assert_allclose(
         advantages.overlong_penalty(np.array([3, 6, 7, 9, 10]), 10, 4, 0.5),
         [0, 0, -0.125, -0.375, -0.5],
@@ -95,8 +95,8 @@ def test_sequence_ratios_are_means_inside_a_segment_with_each_token_s_own_gradie
 
 
 def test_sequence_gradient_is_that_of_gspo():
-    """With equal weights: the same as differentiating the mean log-ratio itself, summed over the
-    sequence's tokens.
+    """With equal weights it equals the derivative of the mean log-ratio, summed over the sequence's
+    tokens.
     """
     new, old = jnp.float32([[-1.0, -2.0, -3.0]]), jnp.float32([[-1.1, -2.0, -3.05]])
     segment, trained, cfg = (
@@ -183,8 +183,8 @@ def test_rollout_weights_are_measured_on_the_prompt_sampled_on_and_multiply_the_
 
 
 def test_the_first_update_needs_no_scores_of_its_own():
-    """Its log-probs are the old ones: the same update as with scores taken at the same params,
-    and the gap is measured in it.
+    """Its log-probs are the old ones: it equals an update with scores taken at the same params, and
+    measures the gap.
     """
     cfg = reference.make_config(optim__row_tokens=40)
     learner = reference.make_learner(cfg)
@@ -263,8 +263,8 @@ def test_the_share_of_real_tokens_is_that_of_the_rows_computed():
 
 
 def test_no_logits_of_all_tokens_are_held():
-    """Value and gradient for a vocabulary of 60,000: temporaries are those of one chunk and the
-    head's gradient.
+    """Value and gradient for a vocabulary of 60,000: temporaries are one chunk's and the head's
+    gradient.
     """
     spec = ModelSpec(
         family="qwen3",
