@@ -1,13 +1,13 @@
-"""P²O (recommended) on GSM8K with Qwen3-0.6B: a first real run for one v5e-8 or one H200.
+"""P²O (preset recommended) on GSM8K with Qwen3-0.6B: a first real run on one v5e-8 or one H200.
 
 Data: python -m p2o_jax.prepare gsm8k --out data/gsm8k
 Command: python -m p2o_jax.main --config configs/gsm8k_qwen3_0.6b.py --workdir runs/gsm8k
 Evaluation: python -m p2o_jax.evaluate --workdir runs/gsm8k --step best --benchmarks gsm8k,math500
     --out runs/gsm8k_eval
-Hardware: one v5e-8 (8 x 16 GB) or one H200. Memory per chip: see docs/scale.md.
-Time: about 3 hours, estimated and not run by us: 45 million generated tokens at 250 a response and
-    10,000 tokens/s, as long again for updates, evaluation and GEPA. Score: unknown; compare with
-    the evaluation at step 0 and with --config.gepa.enabled=false.
+Hardware: one v5e-8 (8 x 16 GB) or one H200. For memory per chip, see docs/scale.md.
+Time: about 3 hours, estimated and never run: 45 million generated tokens, with 250 tokens per
+    response and 10,000 tokens/s, and as long again for updates, evaluation and GEPA.
+Score: unknown. Compare with the evaluation at step 0 and with --config.gepa.enabled=false.
 """
 
 from ml_collections import ConfigDict
@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     c.rollout.prompt_buckets = (256, 512, 1536, 8192)
     c.rollout.slots = 512
     c.rollout.prompt_cache_tokens = 131072
-    c.rollout.prefill_tokens = 4096  # in each of eight parts of the mesh
+    c.rollout.prefill_tokens = 4096  # on each of eight shards
     c.optim.minibatch_questions = 64
     c.optim.micro_rows = 16
     c.gepa.min_hard = 64
@@ -37,6 +37,6 @@ def get_config() -> ConfigDict:
     c.gepa.budget = "medium"
     c.gepa.reflect_prompt_tokens = 8000
     c.gepa.reflect_new_tokens = 1024
-    c.eval.every_steps = 39  # three times an epoch
+    c.eval.every_steps = 39  # three times per epoch
     c.train.epochs = 3
     return c

@@ -1,9 +1,9 @@
-"""P²O (recommended) on your own mathematics questions, for a Qwen3-0.6B-sized model on one
-accelerator.
+"""P²O (preset recommended) on your own math questions, with a model like Qwen3-0.6B.
 
 Command: python -m p2o_jax.main --config configs/math.py --config.model.path=DIR
     --config.data.path=FILE --workdir runs/mine
-Hardware: one GPU or TPU host of 80 GB or more. Not timed by us yet.
+Hardware: one GPU or TPU host with 80 GB or more.
+Time: not measured.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from p2o_jax.config.loading import to_config_dict
 
 def get_config() -> ConfigDict:
     c = to_config_dict(Config())
-    c.model.path = c.data.path = ""  # yours
+    c.model.path = c.data.path = ""  # set both on the command line
     c.data.max_prompt_tokens = 1024
     c.rollout.questions = 64
     c.rollout.group_size = 8

@@ -1,9 +1,8 @@
-"""GRPO against P²O on the built-in world, at equal generated tokens: what the README's first
-command runs.
+"""GRPO against P²O on the toy world, with equal generated tokens: the README's first command.
 
 Command: python -m p2o_jax.main --config configs/quickstart.py
-Hardware: 2 CPU cores, 2 GB of memory. Time: about 5 minutes, pretraining of the base model
-    included.
+Hardware: 2 CPU cores, 2 GB of memory.
+Time: about 5 minutes, including the pretraining of the base model.
 """
 
 import runpy

@@ -1,9 +1,9 @@
-"""The base of every arm of benchmarks/science: P²O on the built-in world to 80,000 generated
-tokens, evaluated often.
+"""The base config of benchmarks/science: P²O on the toy world, to 80,000 generated tokens.
 
-Command: python -m benchmarks.science --suite dial   (or, for this arm alone, python -m p2o_jax.main --config configs/science.py)
-Hardware: 1 CPU core, 2 GB of memory. Time: about 30 seconds an arm, and 3 minutes more for
-    pretraining a base model on first use.
+Command: python -m benchmarks.science --suite dial
+Command for this arm alone: python -m p2o_jax.main --config configs/science.py
+Hardware: 1 CPU core, 2 GB of memory.
+Time: about 30 seconds per arm, and about 3 minutes for pretraining a base model on first use.
 """
 
 import runpy

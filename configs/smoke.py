@@ -1,8 +1,10 @@
-"""Everything once, small: pretraining, two epochs, a prompt phase, evaluation. It shows that things
-run, not that they learn.
+"""A small run of every part: pretraining, two epochs, a prompt phase, evaluation.
+
+It shows that everything runs, not that it learns.
 
 Command: python -m p2o_jax.main --config configs/smoke.py
-Hardware: 2 CPU cores. Time: under a minute.
+Hardware: 2 CPU cores.
+Time: under a minute.
 """
 
 import runpy

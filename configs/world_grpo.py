@@ -1,8 +1,8 @@
-"""Plain GRPO on the built-in world, to the same 120,000 generated tokens as world_p2o.
+"""GRPO on the toy world, to the same 120,000 generated tokens as world_p2o.
 
 Command: python -m p2o_jax.main --config configs/world_grpo.py
-Hardware: 2 CPU cores, 2 GB of memory. Time: about 1 minute, and 3 more for pretraining the base
-    model on first use.
+Hardware: 2 CPU cores, 2 GB of memory.
+Time: about 1 minute, and about 3 minutes for pretraining the base model on first use.
 """
 
 import runpy

@@ -1,21 +1,18 @@
-"""GRPO against P²O on the large built-in world: twelve hard families, chains of 5 to 10 steps,
-9,568,896 parameters.
+"""GRPO against P²O on the large toy world: twelve hard families, chains of 5 to 10 steps.
+
+The model has 9,568,896 parameters.
 
 Command: python -m p2o_jax.main --config configs/world_large.py
-Hardware: one GPU with 24 GB. Time: about 1 to 2 hours on an H100 or H200, by arithmetic; it has
-    never run on a GPU:
-- Pretraining: 10,500 x 64 x 256 + 1,500 x 32 x 448 = 194 million tokens, x 6 x 9.57 million =
-  1.1e16 FLOP: 14 minutes at 20 % of the 67 TFLOP/s of float32 without tensor cores. Drawing and
-  packing the text is 3 minutes of one CPU core, beside it (15 ms a batch, measured).
-- GRPO: 3 million tokens are some 900 steps of 256 rollouts (a bluff has 13 tokens). Sampling is not
-  bound by arithmetic: at an assumed 5 ms a token up to 72 tokens, .4 s for a wave; with the update
-  and the verifier less than 1 s a step, 15 minutes.
-- P²O: some 20 epochs of 13 steps and a prompt phase of 2,500 rollouts in about 100 waves: 20
-    minutes.
-- Compiling: not known, perhaps 15 minutes on first use. Not known either: whether each family's
-chain is learnt in so many steps, and P(chain | plain) as measured; `world.json` in the base model's
-folder tells both. The learning rates of pretraining and training are the small world's and a half
-of it, and not tuned.
+Hardware: one GPU with 24 GB.
+Time: 1 to 2 hours on an H100 or H200, estimated and never run:
+    Pretraining: 14 minutes. 10,500 x 64 x 256 + 1,500 x 32 x 448 = 194 million tokens take 1.1e16
+        FLOP, at 20 % of 67 TFLOP/s in float32. One CPU core prepares the text at the same time.
+    GRPO: 15 minutes. 3 million tokens are about 900 steps of 256 rollouts, under 1 s each, with an
+        assumed 5 ms per decode step.
+    P²O: 20 minutes, for 20 epochs of 13 steps and a prompt phase of 2,500 rollouts in 100 waves.
+    Compilation: unknown, perhaps 15 minutes on first use.
+Score: unknown. The learning rates are not tuned. `world.json` in the base model's folder says
+    whether the model has learned each family's chain, and P(chain | plain).
 """
 
 import runpy

@@ -1,8 +1,8 @@
-"""P²O (recommended) on the built-in world, to 120,000 generated tokens.
+"""P²O (preset recommended) on the toy world, to 120,000 generated tokens.
 
 Command: python -m p2o_jax.main --config configs/world_p2o.py
-Hardware: 2 CPU cores, 2 GB of memory. Time: about 2 minutes, and 3 more for pretraining the base
-    model on first use.
+Hardware: 2 CPU cores, 2 GB of memory.
+Time: about 2 minutes, and about 3 minutes for pretraining the base model on first use.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
-"""GEPA alone: no training, and the held-out questions are asked under the best template found.
+"""GEPA alone, without training: the held-out questions are asked under the best template.
 
 Command: python -m p2o_jax.main --config configs/baselines/gepa_only.py
-Hardware: 2 CPU cores, 2 GB of memory. Time: under a minute, and 3 minutes more for pretraining the
-    base model on first use.
+Hardware: 2 CPU cores, 2 GB of memory.
+Time: under a minute, and about 3 minutes for pretraining the base model on first use.
 """
 
 import runpy

@@ -1,9 +1,10 @@
-"""GRPO with a further plain group for each question that the last epoch found hard: P²O's extra
-rollouts without its templates.
+"""GRPO with an extra plain group for each question that was hard in the last epoch.
+
+These are P²O's extra rollouts without its templates.
 
 Command: python -m p2o_jax.main --config configs/baselines/grpo_extra_plain.py
-Hardware: 2 CPU cores, 2 GB of memory. Time: about 1 minute, and 3 minutes more for pretraining the
-    base model on first use.
+Hardware: 2 CPU cores, 2 GB of memory.
+Time: about 1 minute, and about 3 minutes for pretraining the base model on first use.
 """
 
 import runpy

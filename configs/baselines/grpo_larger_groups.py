@@ -1,9 +1,10 @@
-"""GRPO with larger groups: G' = 11 where P²O has G = 8, as much again as P²O's prompt phases add
-(41 %).
+"""GRPO with larger groups: G = 11 instead of P²O's 8.
+
+The additional rollouts match those of P²O's prompt phases (41 %).
 
 Command: python -m p2o_jax.main --config configs/baselines/grpo_larger_groups.py
-Hardware: 2 CPU cores, 2 GB of memory. Time: about 1 minute, and 3 minutes more for pretraining the
-    base model on first use.
+Hardware: 2 CPU cores, 2 GB of memory.
+Time: about 1 minute, and about 3 minutes for pretraining the base model on first use.
 """
 
 import runpy

@@ -1,11 +1,13 @@
-"""The paper's P²O, Teacher-Ref, on DeepMath-5K with Qwen3-4B; with train_10k.jsonl on DeepMath-10K.
+"""The paper's P²O, Teacher-Ref, on DeepMath-5K with Qwen3-4B.
 
-Command: python -m p2o_jax.main --config configs/paper/deepmath_teacher.py --workdir
-    runs/deepmath_teacher
-Needs: as configs/paper/deepscaler_teacher.py. Data, hardware and evaluation: as
-    configs/paper/deepmath_self.py.
-Time: about 38 hours on 8 H100 (10k: twice that), estimated as there.
-Score: the paper's average of the six benchmarks is 57.9 (10k: 55.5).
+DeepMath-10K: use train_10k.jsonl.
+
+Command: python -m p2o_jax.main --config configs/paper/deepmath_teacher.py
+    --workdir runs/deepmath_teacher
+Requirements: as configs/paper/deepscaler_teacher.py.
+Data, hardware and evaluation: as configs/paper/deepmath_self.py.
+Time: about 38 hours on 8 H100 (10K: twice as long), estimated as there.
+Score: the paper's average over the six benchmarks is 57.9 (10K: 55.5).
 """
 
 import runpy

@@ -1,11 +1,12 @@
 """The paper's P²O, Teacher-Ref (Kimi-K2 reflects), on DeepScaler-5K with Qwen3-4B.
 
-Command: python -m p2o_jax.main --config configs/paper/deepscaler_teacher.py --workdir
-    runs/deepscaler_teacher
-Needs: a key in MOONSHOT_API_KEY; any other OpenAI-compatible endpoint does, too (config.api). Set
-config.api.max_tokens_total. Hardware, data and evaluation: as configs/paper/deepscaler_self.py.
-Time: about 38 hours on 8 H100, estimated as there. Score: the paper's average of the six benchmarks
-    is 65.2.
+Command: python -m p2o_jax.main --config configs/paper/deepscaler_teacher.py
+    --workdir runs/deepscaler_teacher
+Requirements: a key in MOONSHOT_API_KEY, or another OpenAI-compatible endpoint (config.api). Set
+    config.api.max_tokens_total.
+Hardware, data and evaluation: as configs/paper/deepscaler_self.py.
+Time: about 38 hours on 8 H100, estimated as there.
+Score: the paper's average over the six benchmarks is 65.2.
 """
 
 import runpy

@@ -1,11 +1,11 @@
 """GRPO with G = 6, the paper's baseline, on DeepScaler-5K with Qwen3-4B.
 
-Command: python -m p2o_jax.main --config configs/paper/grpo_6.py --workdir runs/grpo_6 For
-DeepMath-5K add --config.data.path=data/deepmath/train_5k.jsonl
---config.data.eval_path=data/deepmath/test.jsonl Hardware, data and evaluation: as
-configs/paper/deepscaler_self.py.
-Time: about 26 hours on 8 H100, estimated as there. Score: the paper's average is 60.5 (DeepMath-5K:
-    54.8).
+Command: python -m p2o_jax.main --config configs/paper/grpo_6.py --workdir runs/grpo_6
+DeepMath-5K: add --config.data.path=data/deepmath/train_5k.jsonl
+    --config.data.eval_path=data/deepmath/test.jsonl
+Hardware, data and evaluation: as configs/paper/deepscaler_self.py.
+Time: about 26 hours on 8 H100, estimated as there.
+Score: the paper's average is 60.5 (DeepMath-5K: 54.8).
 """
 
 import runpy

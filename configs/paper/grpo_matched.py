@@ -1,11 +1,13 @@
-"""GRPO with G = 8: as many rollouts as P²O with those of its prompt phases (6 x 1.37), which the
-paper does not compare with.
+"""GRPO with G = 8, which matches the rollouts of P²O and its prompt phases (6 x 1.37).
+
+The paper does not have this comparison.
 
 Command: python -m p2o_jax.main --config configs/paper/grpo_matched.py --workdir runs/grpo_matched
-For DeepMath-5K add --config.data.path=data/deepmath/train_5k.jsonl
---config.data.eval_path=data/deepmath/test.jsonl Hardware, data and evaluation: as
-configs/paper/deepscaler_self.py.
-Time: about 34 hours on 8 H100, estimated as there. Score: unknown.
+DeepMath-5K: add --config.data.path=data/deepmath/train_5k.jsonl
+    --config.data.eval_path=data/deepmath/test.jsonl
+Hardware, data and evaluation: as configs/paper/deepscaler_self.py.
+Time: about 34 hours on 8 H100, estimated as there.
+Score: unknown.
 """
 
 import runpy

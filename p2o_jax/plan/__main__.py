@@ -1,9 +1,9 @@
-"""Plans: `python -m p2o_jax.plan --config C --topology v5p:4x4x4[,slices=2]`.
+"""Plans a run: `python -m p2o_jax.plan --config C --topology v5p:4x4x4[,slices=2]`.
 
-Compiles the config's programs (update, scoring, prefill, decoding, laying out) for TPUs that are
-not there, and prints for a chip what lies in its memory while each runs, what a policy step
-exchanges with other chips, and how long a step would take at best. Nothing is run. Needs libtpu
-(`pip install 'jax[tpu]'`, an environment of its own will do) and no TPU.
+Compiles the config's programs (update, scoring, prefill, decoding, resharding) with the real TPU
+compiler, without a TPU and without running them. Prints the memory of a chip while each program
+runs, the data that a policy step exchanges with other chips, and a lower bound on the step time.
+Needs libtpu (`pip install 'jax[tpu]'`, for example in an environment of its own).
 """
 
 import os
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# the compiler wants no TPU, and JAX is not to look for one
+# The compiler needs no TPU, and JAX must not look for one.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from p2o_jax import config
@@ -79,10 +79,10 @@ COMMAND_LINE = CommandLine(
 
 
 def run(argv: Sequence[str]) -> None:
-    """Prints the plan, or the sweep, that the command line asks for.
+    """Prints a plan or a sweep.
 
     Raises:
-        ConfigError: wrong flags, config or model; no libtpu.
+        ConfigError: invalid flags, config or model, or no libtpu.
     """
     flags, overrides = COMMAND_LINE.parse(argv)
     cfg = config.resolve(loading.load(flags["config"], overrides))
@@ -91,17 +91,17 @@ def run(argv: Sequence[str]) -> None:
     from p2o_jax.plan import chips, picture, planner, programs, report, sweep
     from p2o_jax.plan.estimate import Workload
 
-    how = programs.How(flags["jobs"], flags["quick"])
+    options = programs.CompileOptions(flags["jobs"], flags["quick"])
     topology = chips.parse(flags["topology"])
     name = flags["model"] or cfg.model.path
     response = flags["response"] or max(cfg.rollout.max_new_tokens // 2, 1)
     work = Workload(flags["prompt"], response, flags["questions"])
     case = planner.Case(name, programs.model_spec(name), cfg, topology, work, flags["price"])
     if flags["sweep"]:
-        figures = sweep.run(case, flags["sweep"].split(","), _tell, how)
+        figures = sweep.run(case, flags["sweep"].split(","), _log, options)
         print(sweep.as_text(figures))
     else:
-        figures = planner.plan(case, _tell, how=how)
+        figures = planner.plan(case, _log, options=options)
         print(report.as_text(figures))
         if picture_file:
             picture.draw(figures, picture_file)
@@ -119,7 +119,7 @@ def _file(flags: dict[str, Any], name: str) -> Path | None:
     return path if flags[name] else None
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -1,6 +1,4 @@
-"""TPUs and GPUs as their makers' documentation describes them, and topologies of them for the
-compiler.
-"""
+"""Specifications of TPUs and GPUs, and topologies to compile for."""
 
 import os
 import re
@@ -13,18 +11,19 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """What one JAX device has (a chip; of tpu7x half of one). Speeds are peaks: of TPUs from
-    docs.cloud.google.com/tpu/docs, of GPUs (SXM modules of 80, 80 and 141 GB) from NVIDIA's data
-    sheets, without sparsity.
+    """Memory and peak speeds of a JAX device: a chip, or half a chip of tpu7x.
+
+    Sources: docs.cloud.google.com/tpu/docs for TPUs, and NVIDIA's data sheets for GPUs (SXM modules
+    of 80, 80 and 141 GB, without sparsity).
     """
 
-    # as the compiler enforces it; of a GPU what XLA_PYTHON_CLIENT_MEM_FRACTION=.95 gives JAX
+    # The compiler's limit. For GPUs, what JAX gets with XLA_PYTHON_CLIENT_MEM_FRACTION=.95.
     hbm_gib: float
-    flops: float  # bfloat16, a second
-    hbm_bytes: float  # a second
-    ici_bytes: float  # a second, one way, over all links to other chips; of GPUs NVLink
-    # a second, one way: its share of a host's 200 Gbit/s between slices (told for v5e, taken for
-    # all); of GPUs InfiniBand
+    flops: float  # per second, in bfloat16
+    hbm_bytes: float  # per second
+    ici_bytes: float  # per second, one way, over all links to other chips; NVLink on GPUs
+    # Per second, one way. For TPUs, a chip's share of its host's 200 Gbit/s between slices, which
+    # is documented for v5e and assumed for the others. For GPUs, InfiniBand.
     dcn_bytes: float
 
 
@@ -41,12 +40,12 @@ CHIPS = {
 
 
 class Gpu(NamedTuple):
-    """What XLA wants to know of a GPU that is not there, from NVIDIA's tuning guides."""
+    """Properties of a GPU that XLA needs to compile for it, from NVIDIA's tuning guides."""
 
     capability: tuple[int, int]
     cores: int  # streaming multiprocessors
-    fpus: int  # of each
-    shared_memory: int  # bytes of each
+    fpus: int  # per core
+    shared_memory: int  # bytes per core
     l2_bytes: int
     clock_ghz: float
 
@@ -59,8 +58,9 @@ GPUS = {
 
 
 class Topology(NamedTuple):
-    """A kind of chip, a slice's shape, and how many slices: `v5p:4x4x4,slices=2`; of GPUs those
-    of a host, and how many hosts: `h100:8`.
+    """A kind of chip, the shape of a slice, and the number of slices: `v5p:4x4x4,slices=2`.
+
+    For GPUs, the shape is the number of GPUs per host, and the slices are hosts: `h100:8`.
     """
 
     kind: str
@@ -69,19 +69,20 @@ class Topology(NamedTuple):
 
     @property
     def chip(self) -> Chip:
+        """The specification of the chip."""
         return CHIPS[self.kind]
 
     def devices(self) -> Sequence[Any]:
-        """JAX devices that can be compiled for, slice after slice.
+        """JAX devices to compile for, ordered by slice.
 
         Raises:
-            ConfigError: no compiler for them, or a shape that it refuses.
+            ConfigError: the compiler is not installed, or rejects the shape.
         """
         from jax.experimental import topologies
 
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         try:
-            found = topologies.get_topology_desc(**self._asked()).devices
+            devices = topologies.get_topology_desc(**self._arguments()).devices
         except (RuntimeError, ValueError, NotImplementedError) as e:
             compiler = (
                 "jax[cuda13]' nvidia-cuda-nvcc nvidia-nvvm" if self.kind in GPUS else "jax[tpu]'"
@@ -90,9 +91,10 @@ class Topology(NamedTuple):
                 f"--topology={self}: {str(e).strip().splitlines()[0]} (the compiler: pip install"
                 f" '{compiler})"
             ) from e
-        return sorted(found, key=lambda d: (getattr(d, "slice_index", 0), d.id))
+        return sorted(devices, key=lambda d: (getattr(d, "slice_index", 0), d.id))
 
-    def _asked(self) -> dict[str, Any]:
+    def _arguments(self) -> dict[str, Any]:
+        """The arguments of JAX's `get_topology_desc`."""
         if self.kind in GPUS:
             return {
                 "platform": "cuda",
@@ -100,10 +102,10 @@ class Topology(NamedTuple):
                 "topology": f"1x{self.slices}x{self.shape[0]}",
             }
         hosts = _chips_per_host(self.kind, self.shape)
-        asked: dict[str, Any] = {"num_slices": self.slices} if self.slices > 1 else {}
-        asked |= {"chips_per_host_bounds": hosts} if hosts else {}
-        asked |= {"chip_config_name": "megacore"} if self.kind == "v4" else {}
-        return asked | {
+        arguments: dict[str, Any] = {"num_slices": self.slices} if self.slices > 1 else {}
+        arguments |= {"chips_per_host_bounds": hosts} if hosts else {}
+        arguments |= {"chip_config_name": "megacore"} if self.kind == "v4" else {}
+        return arguments | {
             "platform": "tpu",
             "topology_name": f"{self.kind}:{'x'.join(map(str, self.shape))}",
         }
@@ -115,11 +117,10 @@ class Topology(NamedTuple):
 
 
 def parse(text: str) -> Topology:
-    """The topology of a flag.
+    """Parses kind:AxB[xC][,slices=N], or kind:N[,slices=N] for GPUs.
 
     Raises:
-        ConfigError: not of the form kind:AxB[xC][,slices=N], or kind:N[,slices=N] for GPUs; or an
-            unknown kind.
+        ConfigError: the text has another form, or the kind is unknown.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+){0,2})(?:,slices=(\d+))?", text)
     shape = tuple(int(n) for n in match.group(2).split("x")) if match else ()
@@ -127,13 +128,13 @@ def parse(text: str) -> Topology:
         tpus = ", ".join(kind for kind in CHIPS if kind not in GPUS)
         raise ConfigError(
             f"--topology={text}: expected KIND:AxB or KIND:AxBxC[,slices=N] with one of {tpus}, or"
-            f" KIND:N[,slices=N] with one of {', '.join(GPUS)}: GPUs of a host, and hosts"
+            f" KIND:N[,slices=N] with one of {', '.join(GPUS)}: GPUs per host, and hosts"
         )
     return Topology(match.group(1), shape, int(match.group(3) or 1))
 
 
 def _target(kind: str) -> str:
-    """A GPU as XLA's target configuration, in protobuf's text format."""
+    """XLA's target configuration of a GPU, in protobuf's text format."""
     gpu, chip = GPUS[kind], CHIPS[kind]
     major, minor = gpu.capability
     return f"""gpu_device_info {{
@@ -163,9 +164,7 @@ device_description_str: "{kind.upper()}"
 
 
 def _chips_per_host(kind: str, shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """What libtpu must be told about slices that are smaller than a host, or one host of eight
-    chips.
-    """
+    """The bounds that libtpu needs for a slice within a host, or of one host of eight chips."""
     if shape == (1, 1):
         return (1, 1, 1)
     return (2, 4, 1) if kind in ("v5e", "v6e") and shape == (2, 4) else None

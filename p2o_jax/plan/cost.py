@@ -1,10 +1,10 @@
-"""What a compiled program does, from its HLO text: operations of its matrix products, collectives,
-kernels, host transfers.
+"""The cost of a compiled program, from its HLO text.
 
-XLA's own cost analysis counts a loop's body once. Here it counts as often as the loop turns, where
-the text tells: a counter that starts at a constant, grows by a constant and is compared with one.
-Loops that turn as often as the data want (decoding steps, micro-batches) are kept apart as `loops`,
-and the caller says how often they turn.
+Counts the operations of matrix products, collectives, kernels and host transfers. XLA's own cost
+analysis counts the body of a loop once. Here it is multiplied by the number of iterations if the
+text shows it: a counter starts at a constant, grows by a constant, and is compared with a constant.
+Loops whose number of iterations depends on the data (decoding steps, micro-batches) are kept
+separately in `loops`, and the caller provides the number.
 """
 
 import re
@@ -28,23 +28,21 @@ COLLECTIVES = (
     "collective-broadcast",
 )
 HOST_OPS = ("infeed", "outfeed", "send", "recv")
-# opens the kind of a collective between slices of TPUs: each chip sends its part through its host
+# Prefix of the kind of a collective between TPU slices. Each chip sends its part through its host.
 BETWEEN_SLICES = "between-slices-"
 KERNEL_TARGETS = ("tpu_custom_call", "__gpu$xla.gpu.triton")
 
 
 class Collective(NamedTuple):
-    """A collective: bytes of the whole array on one chip (gathered, or not yet scattered), and
-    the chips of each of its groups.
-    """
+    """A collective operation."""
 
     kind: str
-    bytes: int
-    groups: tuple[tuple[int, ...], ...]
+    bytes: int  # of the whole array on one chip, after a gather or before a scatter
+    groups: tuple[tuple[int, ...], ...]  # the chips of each group
 
     @property
     def wire_bytes(self) -> float:
-        """What a chip sends, by the best algorithm."""
+        """The bytes that a chip sends with the best algorithm."""
         if self.kind.startswith(BETWEEN_SLICES):
             return self.bytes
         n = max((len(g) for g in self.groups), default=1)
@@ -53,14 +51,14 @@ class Collective(NamedTuple):
         )
 
     def crosses(self, part_of: Sequence[int]) -> bool:
-        """Whether chips of different parts (slices, by chip) meet in it."""
+        """Whether it joins chips of different parts, where `part_of[chip]` is the chip's part."""
         return self.kind.startswith(BETWEEN_SLICES) or any(
             len({part_of[chip] for chip in group}) > 1 for group in self.groups
         )
 
 
 class Kernel(NamedTuple):
-    """A call of a hand-written kernel, whose products the text does not show."""
+    """A call of a hand-written kernel, whose operations are not visible in the text."""
 
     name: str
     operands: tuple[Array, ...]
@@ -68,25 +66,24 @@ class Kernel(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run of a program, or one turn of a loop, does on a chip. `loops`: loops of
-    unknown length, how often each is begun and what one turn of it costs."""
+    """The cost on one chip of a program, or of one iteration of a loop."""
 
     flops: float = 0.0
     collectives: Mapping[Collective, float] = field(default_factory=dict)
     kernels: Mapping[Kernel, float] = field(default_factory=dict)
     host_transfers: float = 0.0
+    # Loops of unknown length: the number of times each is entered, and the cost per iteration.
     loops: tuple[tuple[float, "Cost"], ...] = ()
 
     def total(self, turns: Sequence[float]) -> "Cost":
-        """The cost without loops when those outermost turn turns[0] times, those inside them
-        turns[1] times, and so on.
+        """The cost with `turns[0]` iterations of the outermost loops, `turns[1]` of the next, etc.
 
         Raises:
-            ValueError: loops are nested deeper than turns are given.
+            ValueError: loops are nested deeper than the length of `turns`.
         """
         if self.loops and not turns:
             raise ValueError(
-                "loops of unknown length are nested deeper than numbers of turns are given"
+                "loops of unknown length are nested deeper than the given numbers of iterations"
             )
         once = Cost(self.flops, self.collectives, self.kernels, self.host_transfers)
         return _sum(
@@ -101,16 +98,17 @@ def cost(text: str) -> Cost:
     return _Reader(module).of(module.entry, {})
 
 
-def carried_on(a: Cost, b: Cost, times: float) -> Cost:
-    """What is linear in something, from a to b and `times` as far. Loops begun equally often are
-    taken for the same ones.
+def extrapolated(a: Cost, b: Cost, times: float) -> Cost:
+    """Extrapolates a linear cost: `a + times * (b - a)`.
+
+    Loops are matched by position if they are entered equally often.
     """
     weights = (1 - times, times)
     plain = _sum([(w, replace(c, loops=())) for w, c in zip(weights, (a, b), strict=True)])
     if [begun for begun, _ in a.loops] == [begun for begun, _ in b.loops]:
         pairs = zip(a.loops, b.loops, strict=True)
         return replace(
-            plain, loops=tuple((begun, carried_on(x, y, times)) for (begun, x), (_, y) in pairs)
+            plain, loops=tuple((begun, extrapolated(x, y, times)) for (begun, x), (_, y) in pairs)
         )
     return replace(
         plain,
@@ -122,27 +120,28 @@ def carried_on(a: Cost, b: Cost, times: float) -> Cost:
     )
 
 
-# (None, n): the number n; (i, n): element i of the loop's state, plus n
+# (None, n) is the number n; (i, n) is element i of the loop's state plus n.
 Value = tuple[int | None, int]
 
-
-# By channel, with how often: a collective that is done piece by piece stands in several fusions, of
-# which some may lie in loops.
+# Collectives by channel, each with a count. A collective that is split into pieces appears in
+# several fusions, some of which may be inside loops.
 Pieces = dict[str, tuple[Collective, float]]
 
 
 class _Reader:
-    """Adds up what computations do; `known` are the numbers among the elements of the state of
-    the loop that one is the body of.
+    """Adds up the costs of computations.
+
+    `known` holds the constant elements of the state of the loop whose body is being read.
     """
 
     def __init__(self, module: hlo.Module):
         self.module = module
 
     def of(self, computation: Computation, known: Mapping[int, int]) -> Cost:
-        found, pieces = self._read(computation, known)
+        """The cost of a computation."""
+        whole, pieces = self._read(computation, known)
         return _sum(
-            [(1.0, found), *((times, Cost(collectives={c: 1.0})) for c, times in pieces.values())]
+            [(1.0, whole), *((times, Cost(collectives={c: 1.0})) for c, times in pieces.values())]
         )
 
     def _read(self, computation: Computation, known: Mapping[int, int]) -> tuple[Cost, Pieces]:
@@ -159,30 +158,33 @@ class _Reader:
         pieces: Pieces,
         fused: bool,
     ) -> None:
+        """Collects the costs of a computation's instructions.
+
+        Args:
+            computation: the computation to read.
+            known: constant elements of the loop's state, by index.
+            parts: receives (count, cost) of the instructions.
+            pieces: receives the collectives that are split into pieces.
+            fused: whether the computation is called by a fusion.
+        """
         for line in computation.instructions.values():
             kind = line.opcode.removesuffix("-start")
             if line.opcode == "while":
                 parts.append(self._loop(line, computation, known, pieces))
             elif line.opcode == "conditional":
-                parts.append(
-                    (
-                        1.0,
-                        max(
-                            (self.of(self._at(name), {}) for name in line.called),
-                            key=lambda c: c.flops,
-                        ),
-                    )
-                )
+                branches = (self.of(self._at(name), {}) for name in line.called)
+                parts.append((1.0, max(branches, key=lambda c: c.flops)))
             elif line.opcode in ("fusion", "call", "async-start"):
                 for name in line.called:
                     self._walk(self._at(name), {}, parts, pieces, fused or line.opcode != "call")
             elif kind in COLLECTIVES:
                 scatters = computation.name.startswith("all-reduce-scatter")
-                made = self._collective(line, "reduce-scatter" if scatters else kind, computation)
-                if fused and not scatters:  # those are whole, and may share a channel
-                    pieces[line.attribute("channel_id") or line.name] = made, 1.0
+                name = "reduce-scatter" if scatters else kind
+                collective = self._collective(line, name, computation)
+                if fused and not scatters:  # reduce-scatters are not split, and may share a channel
+                    pieces[line.attribute("channel_id") or line.name] = collective, 1.0
                 else:
-                    parts.append((1.0, Cost(collectives={made: 1.0})))
+                    parts.append((1.0, Cost(collectives={collective: 1.0})))
             else:
                 parts.append((1.0, self._simple(line, computation)))
 
@@ -242,9 +244,7 @@ class _Reader:
         start: Sequence[Value | None],
         after: Sequence[Value | None],
     ) -> float | None:
-        """How often a loop turns that counts from a number, by a number, to a number; None for
-        any other.
-        """
+        """The iterations of a loop that counts between constants; None for other loops."""
         test = self._test(condition.root, condition, fixed, None)
         if test is None:
             return None
@@ -263,7 +263,7 @@ class _Reader:
         known: Mapping[int, int],
         bound: Sequence[Value | None] | None,
     ) -> tuple[str, Value, Value] | None:
-        """Direction and sides of the comparison that a condition ends with."""
+        """The direction and the two sides of the comparison at the end of a condition."""
         if line.opcode == "fusion":
             inner = self._at(line.called[0])
             return self._test(
@@ -280,7 +280,7 @@ class _Reader:
     def _elements(
         self, name: str, where: Computation, known: Mapping[int, int]
     ) -> list[Value | None]:
-        """The elements of a tuple, as far as they are numbers or elements of the loop's state."""
+        """The elements of a tuple; None for those that are not a `Value`."""
         line = where.instructions[name]
         if line.opcode != "tuple":
             return [None] * len(line.result)
@@ -293,7 +293,7 @@ class _Reader:
         known: Mapping[int, int],
         bound: Sequence[Value | None] | None,
     ) -> Value | None:
-        """An instruction's value; in a fusion `bound` are the values of its parameters."""
+        """An instruction's value. In a fusion, `bound` holds the values of its parameters."""
         line = where.instructions[name]
         if line.opcode == "constant":
             return (None, int(line.inside)) if re.fullmatch(r"-?\d+", line.inside) else None
@@ -347,8 +347,9 @@ def _dot_flops(line: Instruction, left: tuple[int, ...]) -> float:
 
 
 def _convolution_flops(line: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:
-    """Twice the multiplications that meet neither padding nor the holes of a dilation: how XLA
-    writes products for TPUs.
+    """Twice the number of multiplications, without padding and the holes of a dilation.
+
+    XLA writes matrix products as convolutions on TPUs.
     """
     labels = re.split(r"_|->", line.attribute("dim_labels"))
     window = dict(part.split("=", 1) for part in line.attribute("window").strip("{}").split())
@@ -385,7 +386,7 @@ def _convolution_flops(line: Instruction, left: tuple[int, ...], right: tuple[in
 
 
 def _sum(parts: Sequence[tuple[float, Cost]]) -> Cost:
-    """All parts, each so many times."""
+    """The sum of (count, cost) pairs."""
     collectives: dict[Collective, float] = defaultdict(float)
     kernels: dict[Kernel, float] = defaultdict(float)
     for times, part in parts:

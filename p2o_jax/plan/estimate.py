@@ -1,9 +1,10 @@
-"""What a step of P²O would take at best: for each phase the time that its products, its memory
-traffic and its collectives need at the chip's peak speeds, of which the longest counts (a roofline:
-no run is faster, real ones are slower).
+"""A lower bound on the time of a P²O step (a roofline estimate).
 
-Work and collectives are counted in the compiled programs; the attention of kernels, whose insides
-the text does not show, and memory traffic from sizes.
+The time of a phase is the largest of the times that its operations, its memory traffic and its
+collectives need at the chip's peak speeds. Real runs are slower.
+
+Operations and collectives are counted in the compiled programs. Memory traffic and the operations
+of attention kernels, which are not visible in the programs' text, are computed from sizes.
 """
 
 import functools
@@ -25,50 +26,42 @@ from p2o_jax.plan.minimum import Exchange, exchange
 from p2o_jax.plan.programs import CompiledProgram, PlannedRun, bucket_of
 from p2o_jax.rollout.prefill import chunk_of
 
-# of decoded slots are in use, and of the tokens in packed rows real: as measured on CPUs
-# (docs/performance.md)
+# The fraction of decode slots in use, and of real tokens in packed rows, as measured on CPUs
+# (docs/performance.md).
 BUSY = 0.9
-# products of a splash kernel, by the start of its name
-SPLASH = {
-    "splash_mha_fwd": 2,
-    "splash_mha_dkv": 4,
-    "splash_mha_dq": 3,
-}
+# The number of matrix products in a splash kernel, by the prefix of its name.
+SPLASH = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
 
 
 class Workload(NamedTuple):
-    """What the questions are like: mean tokens of a prompt and of a response, questions in an
-    epoch, and what of them is hard.
-    """
+    """The assumed questions."""
 
-    prompt: int
-    response: int
-    questions: int
-    frac_hard: float = 0.3
+    prompt: int  # mean tokens
+    response: int  # mean tokens
+    questions: int  # per epoch
+    frac_hard: float = 0.3  # fraction of hard questions
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Collectives of a kind: how many, and bytes of their whole arrays on a chip."""
+    """The number of collectives of a kind, and the bytes of their whole arrays on a chip."""
 
     count: float
     bytes: float
 
 
 class PhaseCost(NamedTuple):
-    """A phase of a step: a chip's operations, bytes to and from its memory, bytes sent to other
-    chips and to other slices.
-    """
+    """The cost of a phase of a step on one chip."""
 
     name: str
     flops: float
-    hbm: float
-    ici: float
-    dcn: float
-    traffic: Mapping[str, Traffic]  # by kind
+    hbm: float  # bytes read from and written to memory
+    ici: float  # bytes sent to other chips of the slice
+    dcn: float  # bytes sent to other slices
+    traffic: Mapping[str, Traffic]  # by kind of collective
 
     def seconds(self, topology: Topology) -> dict[str, float]:
-        """The time that each resource needs."""
+        """The seconds that each resource needs."""
         chip = topology.chip
         return {
             "compute": self.flops / chip.flops,
@@ -77,23 +70,22 @@ class PhaseCost(NamedTuple):
         }
 
     def times(self, n: float, name: str) -> "PhaseCost":
+        """The cost of `n` such phases, under another name."""
         traffic = {kind: Traffic(t.count * n, t.bytes * n) for kind, t in self.traffic.items()}
         return PhaseCost(name, self.flops * n, self.hbm * n, self.ici * n, self.dcn * n, traffic)
 
 
 class Estimate(NamedTuple):
-    """A policy step with its share of a prompt phase. MFU counts what `models.flops` does: no
-    recomputation, no padding.
-    """
+    """The estimate of a policy step with its share of a prompt phase."""
 
     phases: tuple[PhaseCost, ...]
     seconds: float
     generated_tokens: float  # by the policy step itself and by its share of GEPA
-    mfu: float
-    dollars_per_million: float | None
-    exchange: Exchange  # of the update, in a micro-batch
-    # in an iteration of GEPA: of the frozen model to reflect, and of the policy again; each takes
-    # what phase `reshard` does
+    mfu: float  # counts the operations of `models.flops`: no recomputation, no padding
+    dollars_per_million: float | None  # generated tokens
+    exchange: Exchange  # of a micro-batch of the update
+    # Reshardings per GEPA iteration: of the frozen model for reflection, and of the policy after
+    # it. Each costs as much as the phase `reshard`.
     lay_outs: int
 
 
@@ -105,13 +97,22 @@ def estimate(
     work: Workload,
     price: float | None,
 ) -> Estimate:
-    """The step of a config whose programs all fit; the price is that of a chip for an hour."""
+    """Estimates a step of a config whose programs all fit.
+
+    Args:
+        parts: the planned run.
+        programs: its compiled programs, by name.
+        kept: the bytes that stay in memory between programs.
+        topology: the chips.
+        work: the assumed questions.
+        price: dollars per chip and hour, or None.
+    """
     r, devices = parts.cfg.rollout, parts.mesh.size
     sequences = r.questions * r.group_size
     slice_of = [device * topology.slices // devices for device in range(devices)]
     rollout = _rollout(parts, programs, kept, slice_of, work)
     steps_per_epoch = max(work.questions // r.questions, 1)
-    # of a step's own rollouts
+    # GEPA's rollouts as a fraction of the step's own
     share = _gepa_rollouts(parts.cfg, work) / steps_per_epoch / sequences
     phases = (
         _of_program(
@@ -145,7 +146,7 @@ def estimate(
 
 
 def _gepa_rollouts(cfg: config.Config, work: Workload) -> float:
-    """Rollouts of a prompt phase, by its budget, on the share of questions that is hard."""
+    """The rollouts of a prompt phase on the hard questions, from its budget."""
     if not cfg.gepa.enabled:
         return 0.0
     hard = work.frac_hard * work.questions
@@ -160,7 +161,10 @@ def _rollout(
     slice_of: Sequence[int],
     work: Workload,
 ) -> tuple[PhaseCost, PhaseCost]:
-    """Prefill of a step's prompts, one for each question, and decoding of all rollouts."""
+    """The costs of prefilling a step's prompts, one per question, and of decoding all rollouts.
+
+    The arguments are those of `_learning`.
+    """
     r, spec, shards = parts.engine.cfg, parts.spec, parts.engine.num_shards
     prefill, decode = (
         next(p for name, p in programs.items() if name.startswith(kind))
@@ -199,8 +203,17 @@ def _learning(
     slice_of: Sequence[int],
     work: Workload,
 ) -> list[PhaseCost]:
-    """Scoring of what the first update does not cover (and of everything by the reference, with
-    a KL term), and all updates.
+    """The costs of scoring and of all updates.
+
+    Rollouts outside the first update's minibatch are scored by the policy. With a KL term, all
+    rollouts are scored by the reference policy.
+
+    Args:
+        parts: the planned run.
+        programs: its compiled programs, by name.
+        kept: the bytes that stay in memory between programs.
+        slice_of: the slice of each device.
+        work: the assumed questions.
     """
     cfg, mesh = parts.cfg, parts.mesh
     row_tokens = config.trained_row_tokens(cfg)
@@ -209,7 +222,7 @@ def _learning(
     heads = _head_turns(parts, work)
     updates = cfg.rollout.questions / config.minibatch_questions(cfg)
     passes = 1 - 1 / updates + (cfg.loss.kl != "off")
-    # weights in bfloat16, read whole in each pass
+    # the weights in bfloat16, read completely in each pass
     gathered = 2 * num_params(parts.spec) / mesh.shape["tensor"]
     state = 2 * (kept.params + kept.optimizer)
     score, update = programs["score"].cost, programs["update"].cost
@@ -222,7 +235,7 @@ def _learning(
 
 
 def _head_turns(parts: PlannedRun, work: Workload) -> int:
-    """Turns of the output head's loop in a micro-batch: it runs over the tokens of responses only."""
+    """Iterations of the output head's loop per micro-batch. It covers response tokens only."""
     cfg = parts.cfg
     row_tokens = config.trained_row_tokens(cfg)
     wanted = (
@@ -239,6 +252,15 @@ def _head_turns(parts: PlannedRun, work: Workload) -> int:
 def _of_program(
     name: str, cost: Cost | None, turns: tuple[float, ...], slice_of: Sequence[int], hbm: float
 ) -> PhaseCost:
+    """The cost of a phase that runs one program.
+
+    Args:
+        name: the name of the phase.
+        cost: the program's cost.
+        turns: iterations of its loops of unknown length, outermost first.
+        slice_of: the slice of each device.
+        hbm: bytes read from and written to memory.
+    """
     assert cost is not None, "a program that does not fit has no estimate"
     total = cost.total(turns)
     work = total.flops + sum(n * kernel_flops(kernel) for kernel, n in total.kernels.items())
@@ -252,8 +274,9 @@ def _of_program(
 
 
 def kernel_flops(kernel: Kernel) -> float:
-    """Operations of a splash kernel, causal, on queries [..., T, C]; 0 for a kernel whose work
-    depends on its data.
+    """The operations of a causal splash kernel on queries [..., T, C].
+
+    0 for other kernels, whose work depends on their data.
     """
     products = next((n for start, n in SPLASH.items() if kernel.name.startswith(start)), 0)
     if not products:

@@ -1,4 +1,4 @@
-"""XLA's HLO text, read: computations, their instructions, and which chips a collective joins."""
+"""Parses XLA's HLO text: computations, their instructions, and the groups of collectives."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -46,30 +46,30 @@ class Array(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        # a type without bytes is a token or an opaque handle
+        """The size in bytes; 0 for tokens and opaque handles."""
         return prod(self.shape) * BYTES.get(self.dtype, 0)
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line: `name = result opcode(operands), attributes`."""
+    """A line of the form `name = result opcode(operands), attributes`."""
 
     name: str
     result: tuple[Array, ...]
     opcode: str
     operands: tuple[str, ...]
-    inside: str  # what stands in the parentheses: also a constant's value, or a parameter's number
+    inside: str  # the text in parentheses: operands, a constant's value, or a parameter's number
     attributes: str
     on_host: bool
 
     def attribute(self, key: str) -> str:
-        """The word or braced list after `key=`; empty where there is none."""
-        found = re.search(rf"(?:^|[\s,]){key}=(\{{[^}}]*\}}|[^\s,]+)", self.attributes)
-        return found.group(1).lstrip("%") if found else ""
+        """The word or braced list after `key=`, or ""."""
+        match = re.search(rf"(?:^|[\s,]){key}=(\{{[^}}]*\}}|[^\s,]+)", self.attributes)
+        return match.group(1).lstrip("%") if match else ""
 
     @property
     def called(self) -> list[str]:
-        """The computations that it runs."""
+        """The names of the computations that it calls."""
         branches = _BRANCHES.search(self.attributes)
         return _CALLED.findall(self.attributes) + (
             _NAME.findall(branches.group(1)) if branches else []
@@ -78,6 +78,8 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Computation:
+    """A computation: its instructions by name, and the one that it returns."""
+
     name: str
     instructions: Mapping[str, Instruction]
     root: Instruction
@@ -85,16 +87,18 @@ class Computation:
 
 @dataclass(frozen=True)
 class Module:
+    """An HLO module: its computations by name, and the one that is run."""
+
     computations: Mapping[str, Computation]
     entry: Computation
     num_partitions: int
 
 
 def parse(text: str) -> Module:
-    """The computations of an HLO module.
+    """Parses an HLO module.
 
     Raises:
-        ValueError: no entry computation.
+        ValueError: it has no entry computation.
     """
     computations: dict[str, Computation] = {}
     entry: Computation | None = None
@@ -106,9 +110,9 @@ def parse(text: str) -> Module:
             header = _HEADER.match(line)
             lines, root = {}, ""
         elif line == "}":
-            made = Computation(header.group(2), lines, lines[root])
-            computations[made.name] = made
-            entry = made if header.group(1) else entry
+            computation = Computation(header.group(2), lines, lines[root])
+            computations[computation.name] = computation
+            entry = computation if header.group(1) else entry
             header = None
         elif " = " in line:
             instruction = parse_instruction(line)
@@ -122,7 +126,7 @@ def parse(text: str) -> Module:
 
 
 def parse_instruction(line: str) -> Instruction:
-    """An instruction from its line."""
+    """Parses the line of an instruction."""
     left, right = line.split(" = ", 1)
     end = _closing(right, 0) if right.startswith("(") else right.index(" ")
     result, rest = right[:end], right[end:].lstrip()
@@ -143,7 +147,7 @@ def parse_instruction(line: str) -> Instruction:
 
 
 def arrays(text: str) -> tuple[Array, ...]:
-    """The arrays of a result type, a tuple's in order."""
+    """The arrays of a result type; those of a tuple in order."""
     return tuple(
         Array(dtype, tuple(int(n) for n in dims.split(",") if n))
         for dtype, dims in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", text))
@@ -151,7 +155,7 @@ def arrays(text: str) -> tuple[Array, ...]:
 
 
 def _closing(text: str, start: int) -> int:
-    """The place after the parenthesis that closes the one at `start`."""
+    """The position after the parenthesis that closes the one at `start`."""
     depth = 0
     for i in range(start, len(text)):
         depth += (text[i] == "(") - (text[i] == ")")
@@ -161,9 +165,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def groups(attributes: str, num_partitions: int) -> tuple[tuple[int, ...], ...]:
-    """The chips that exchange data with each other, from any of the ways in which XLA writes
-    them; pairs for a permutation.
-    """
+    """The groups of chips that exchange data; pairs for a permutation. Reads all XLA notations."""
     listed = re.search(
         r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)+)\}", attributes
     )
@@ -193,7 +195,7 @@ def groups(attributes: str, num_partitions: int) -> tuple[tuple[int, ...], ...]:
 
 
 def _transposed(shape: Sequence[int], order: Sequence[int]) -> list[int]:
-    """0, 1, 2 … laid out in the shape, read with its axes in another order."""
+    """The numbers 0, 1, 2 … of an array of this shape after a transposition, as a flat list."""
     strides = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
     return [
         sum(i * strides[axis] for i, axis in zip(index, order, strict=True))

@@ -1,6 +1,4 @@
-"""What lies in a chip's memory while each program runs: its own needs, and what the step keeps
-there meanwhile.
-"""
+"""The memory of a chip while each program runs: the program's own, and what the step keeps."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -13,20 +11,18 @@ from p2o_jax.startup import components
 
 
 class ResidentBytes(NamedTuple):
-    """Bytes on a chip of what a policy step keeps from program to program."""
+    """Bytes per chip that a policy step keeps between programs."""
 
-    params: int  # the learner's, all of them
+    params: int  # all parameters of the learner
     optimizer: int
-    # the frozen initial policy, split as the learner's params are, where a KL term asks for it or
-    # it reflects
+    # The frozen initial policy, sharded like the learner's parameters, if a KL term or reflection
+    # needs it.
     reference: int
-    weights: int  # the policy, or what reflects, laid out for decoding; kept while it samples
+    weights: int  # the sampling model in rollout layout; kept while it samples
 
 
 class Load(NamedTuple):
-    """Bytes on a chip while a program runs, by kind. `code` is that of all programs, which stay
-    loaded.
-    """
+    """Bytes per chip while a program runs, by kind."""
 
     program: str
     params: int
@@ -34,16 +30,17 @@ class Load(NamedTuple):
     reference: int
     weights: int
     caches: int
-    temporaries: int  # with rows, queues and other small arguments
-    code: int
+    temporaries: int  # including rows, queues and other small arguments
+    code: int  # of all programs, which stay loaded
 
     @property
     def total(self) -> int:
+        """The sum of all kinds."""
         return sum(self[1:])
 
 
 def held(parts: PlannedRun, programs: Mapping[str, CompiledProgram]) -> ResidentBytes:
-    """What is kept, by the shardings of the learner and what the sampler's programs take."""
+    """The bytes kept between programs, from the learner's shardings and the sampler's programs."""
     state, shardings = parts.learner.abstract_state(), parts.learner.state_shardings
 
     def size(tree: object, split: object) -> int:
@@ -65,7 +62,7 @@ def held(parts: PlannedRun, programs: Mapping[str, CompiledProgram]) -> Resident
 
 
 def position_bytes(parts: PlannedRun) -> int:
-    """Bytes on a chip of one position's keys and values in all layers."""
+    """Bytes per chip of the keys and values of one position in all layers."""
     spec, split = parts.spec, parts.mesh.shape["tensor"]
     heads = spec.kv_heads if spec.kv_heads % split else spec.kv_heads // split
     vector = spec.head_dim * jnp.dtype(parts.engine.cache_dtype).itemsize + (
@@ -75,17 +72,19 @@ def position_bytes(parts: PlannedRun) -> int:
 
 
 def loads(programs: Mapping[str, CompiledProgram], kept: ResidentBytes) -> list[Load]:
-    """A line for each program."""
+    """The memory of each program."""
     code = sum(p.memory.code for p in programs.values())
     return [_load(p, kept, code) for p in programs.values()]
 
 
 def _load(program: CompiledProgram, kept: ResidentBytes, code: int) -> Load:
-    """What a program takes of what is kept counts once; of weights that it leaves out only what
-    is kept does.
+    """The memory of a program.
+
+    Arguments that are kept between programs count once. Weights that the program does not use count
+    only as kept.
     """
     name, memory = program.name, program.memory
-    first = memory.arguments[0] if memory.arguments else None  # None: too large to be compiled
+    first = memory.arguments[0] if memory.arguments else None  # None if too large to compile
     learns = name.startswith(("update", "score", "to_rollout_layout"))
     if name.startswith("update"):
         mine = kept.params + kept.optimizer

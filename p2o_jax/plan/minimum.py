@@ -1,6 +1,4 @@
-"""What FSDP must exchange in a micro-batch of an update at least, and what the compiled update
-does.
-"""
+"""The data that a micro-batch of a compiled update exchanges, and the minimum for FSDP."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -16,24 +14,28 @@ from p2o_jax.plan.cost import Collective, Cost
 
 
 class Exchange(NamedTuple):
-    """Bytes that a chip sends in a micro-batch along the data and fsdp axes, by kind of
-    collective, and the least that it could.
-    """
+    """Bytes that a chip sends per micro-batch along the axes data and fsdp."""
 
-    sent: Mapping[str, float]
+    sent: Mapping[str, float]  # by kind of collective
     minimum: float
 
     @property
     def ratio(self) -> float | None:
-        """Sent to least; None where nothing need be sent."""
+        """The bytes sent divided by the minimum; None if the minimum is 0."""
         return sum(self.sent.values()) / self.minimum if self.minimum else None
 
 
 def exchange(
     spec: ModelSpec, mesh: Mesh, update: Cost, head_turns: float, itemsize: int
 ) -> Exchange:
-    """Of a compiled update, whose outermost loop runs over micro-batches; weights are computed
-    with in `itemsize` bytes.
+    """The exchange of a compiled update, whose outermost loop runs over micro-batches.
+
+    Args:
+        spec: the model.
+        mesh: the devices.
+        update: the cost of the compiled update.
+        head_turns: iterations of the output head's loop per micro-batch.
+        itemsize: bytes per weight in the compute dtype.
     """
     sent: dict[str, float] = defaultdict(float)
     for collective, n in update.loops[0][1].total((head_turns,)).collectives.items():
@@ -43,9 +45,12 @@ def exchange(
 
 
 def least(spec: ModelSpec, mesh: Mesh, itemsize: int) -> float:
-    """Every weight split over fsdp gathered for the forward and once more for the backward pass,
-    its gradient reduced and scattered: each time a chip sends all parts but one. With a data
-    axis, its part of the gradient reduced over that, too."""
+    """The least bytes that a chip must send per micro-batch.
+
+    Every weight split over fsdp is gathered for the forward pass and again for the backward pass,
+    and its gradient is reduced and scattered. Each time, a chip sends all parts but one. With a
+    data axis, the chip's part of the gradient is also reduced over that axis.
+    """
     data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
     trained, frozen = lora.split(spec, weights(spec))
     split = {False: 0.0, True: 0.0}  # bytes of weights on a chip, gathered: frozen, trained
@@ -63,8 +68,6 @@ def least(spec: ModelSpec, mesh: Mesh, itemsize: int) -> float:
 
 
 def crosses_batch(collective: Collective, mesh: Mesh) -> bool:
-    """Whether chips with different parts of the batch meet in it: whether it is for more than
-    the tensor axis.
-    """
+    """Whether a collective joins chips with different parts of the batch."""
     part_of = np.arange(mesh.size) // mesh.shape["tensor"]
     return collective.crosses(part_of.tolist())

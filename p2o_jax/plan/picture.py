@@ -1,4 +1,4 @@
-"""A chip's memory as a picture: a bar for each program, by kind, and the chip's limit."""
+"""Draws the memory of a chip: a bar per program, divided by kind, and the chip's limit."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ from p2o_jax.plan.report import COLUMNS
 
 
 def draw(figures: Mapping[str, Any], path: Path) -> None:
-    """Writes the memory of a plan to a file of matplotlib's formats (.svg, .png, …)."""
+    """Writes a picture of a plan's memory in any format of matplotlib (.svg, .png, …)."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""A plan from a case: compile, add up, estimate."""
+"""Makes a plan: compiles the programs, adds up their memory, and estimates a step."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,58 +9,61 @@ from p2o_jax.plan import memory, programs, report
 from p2o_jax.plan.advice import misses
 from p2o_jax.plan.chips import GPUS, Topology
 from p2o_jax.plan.estimate import Workload, estimate
-from p2o_jax.plan.programs import DEPTHS, How, Known
+from p2o_jax.plan.programs import DEPTHS, CompileOptions, ProgramCache
 
 
 class Case(NamedTuple):
-    """What is planned: a model's shapes, a config, a topology, what the questions are like,
-    dollars for a chip and hour.
-    """
+    """The input of a plan."""
 
-    model: str
+    model: str  # its name
     spec: ModelSpec
     cfg: Config
     topology: Topology
     work: Workload
-    price: float | None
+    price: float | None  # dollars per chip and hour
 
 
 def plan(
-    case: Case, log: Callable[[str], None], known: Known | None = None, how: How | None = None
+    case: Case,
+    log: Callable[[str], None],
+    known: ProgramCache | None = None,
+    options: CompileOptions | None = None,
 ) -> dict[str, Any]:
-    """The figures of `report.as_json`; the step has none where a program does not fit.
+    """Returns the figures of `report.as_json`, without a step if a program does not fit.
+
+    `known` holds programs that are already compiled, and receives the new ones.
 
     Raises:
-        ConfigError: the config breaks a rule on so many devices, or libtpu or the topology is not
-            there.
+        ConfigError: the config breaks a rule on this number of devices, or libtpu or the topology
+            is missing.
     """
-    found = rules.problems(case.cfg, len(case.topology.devices()))
-    if found:
-        raise ConfigError(*found)
+    if problems := rules.problems(case.cfg, len(case.topology.devices())):
+        raise ConfigError(*problems)
     parts = programs.make(case.cfg, case.spec, case.topology)
+    options = options or CompileOptions()
     compiled = programs.compile_all(
-        parts, case.work.prompt, log, {} if known is None else known, how or How()
+        parts, case.work.prompt, log, {} if known is None else known, options
     )
     kept = memory.held(parts, compiled)
     loads = memory.loads(compiled, kept)
     fits = not misses(loads, case.topology.chip.hbm_gib)
     step = estimate(parts, compiled, kept, case.topology, case.work, case.price) if fits else None
     return report.as_json(case.model, parts, case.topology, compiled, loads, step, case.work) | {
-        "notes": _notes(case, how or How())
+        "notes": _notes(case, options)
     }
 
 
-def _notes(case: Case, how: How) -> list[str]:
-    """What is otherwise than in the programs that a run compiles."""
+def _notes(case: Case, options: CompileOptions) -> list[str]:
+    """The differences from the programs that a run compiles."""
     notes = []
     if case.topology.kind in GPUS:
         notes.append(
-            "Attention of update and scoring is XLA's here, in chunks of queries: cuDNN's cannot be"
-            " compiled without a GPU. It takes more memory than that."
+            "Attention of update and scoring is XLA's here, in chunks of queries, because cuDNN's"
+            " cannot be compiled without a GPU. XLA's takes more memory."
         )
-    if how.quick and case.spec.layers > max(DEPTHS):
+    if options.quick and case.spec.layers > max(DEPTHS):
         notes.append(
-            f"Quick: prefill and decoding are carried on from those of {DEPTHS[0]} and {DEPTHS[1]}"
-            " layers."
+            f"Quick: prefill and decoding are extrapolated from those of {DEPTHS[0]} and"
+            f" {DEPTHS[1]} layers."
         )
     return notes

@@ -1,6 +1,4 @@
-"""A config's real programs, compiled for a topology: the learner's and the sampler's, with what
-each needs and does.
-"""
+"""Compiles a config's real programs, the learner's and the sampler's, for a topology."""
 
 import dataclasses
 import math
@@ -51,52 +49,49 @@ SPECS = {
 }
 KEY_BYTES = 8  # of a random key
 UNLIMITED = 2**62
-DEPTHS = (2, 4)  # layers of the models that stand for deep ones in quick plans
+DEPTHS = (2, 4)  # layers of the models from which quick plans extrapolate
 OF_DEPTH = ", layers: "
-NUM_UPDATES = 100  # the length of the schedule makes no difference to a program
+NUM_UPDATES = 100  # programs do not depend on the length of the schedule
 
 
 class _Chat(NamedTuple):
-    """Nor do the tokens that end and pad a text."""
+    """Stands in for `Chat`: programs do not depend on which ids stop or pad."""
 
     stop_ids: tuple[int, ...] = (0,)
     pad_id: int = 0
 
 
 class Memory(NamedTuple):
-    """Bytes on a chip while a program runs: its arguments one by one, what it needs besides at
-    its peak, and its code.
-    """
+    """Bytes per chip while a program runs."""
 
     arguments: tuple[int, ...]
-    caches: int  # of the arguments: keys and values
-    temporaries: int
+    caches: int  # keys and values among the arguments
+    temporaries: int  # at the peak
     outputs: int
     code: int
 
     @property
     def peak(self) -> int:
+        """The arguments and temporaries."""
         return sum(self.arguments) + self.temporaries
 
 
 @dataclasses.dataclass(frozen=True)
 class CompiledProgram:
-    """A compiled program; one that is too large for a chip has no cost, and all that is known of
-    its memory is the peak.
-    """
+    """A compiled program. If it is too large for a chip, only its peak memory is known."""
 
     name: str
     memory: Memory
     cost: cost.Cost | None
-    shapes: tuple[tuple[int, ...], ...]  # of all its arguments
-    seconds: float  # that compiling took
+    shapes: tuple[tuple[int, ...], ...]  # of all arguments
+    seconds: float  # of compilation
 
 
 def model_spec(name: str) -> ModelSpec:
-    """The shapes of a model by name, or of a model directory.
+    """The spec of a known model or of a model directory.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: `name` is neither.
     """
     if name in SPECS:
         return SPECS[name]
@@ -109,12 +104,12 @@ def model_spec(name: str) -> ModelSpec:
         ) from e
 
 
-# by all that a program depends on where layouts are tried
-Known = MutableMapping[tuple[Any, ...], CompiledProgram]
+# Compiled programs by everything that they depend on in a sweep.
+ProgramCache = MutableMapping[tuple[Any, ...], CompiledProgram]
 
 
 class PlannedRun(NamedTuple):
-    """Learner and sampler of a config for a mesh whose devices need not be there."""
+    """The learner and the sampler of a config for a mesh whose devices may be missing."""
 
     cfg: Config
     spec: ModelSpec
@@ -145,7 +140,7 @@ def make(cfg: Config, spec: ModelSpec, topology: Topology) -> PlannedRun:
     dtype = jnp.float32 if cfg.model.compute_dtype == "float32" else jnp.bfloat16
     model = _model(spec, mesh, dtype)
     learner = Learner(spec, mesh, cfg, NUM_UPDATES, dtype, model.chat.pad_id)
-    # what does not fit is compiled, too
+    # also compile what does not fit
     enough = UNLIMITED if cfg.rollout.slots else int(topology.chip.hbm_gib * GIB)
     return PlannedRun(
         cfg,
@@ -160,21 +155,23 @@ def _model(spec: ModelSpec, mesh: Mesh, dtype: Any) -> Model:
     return Model(Path(), spec, cast(Any, _Chat()), mesh, dtype)
 
 
-class Asked(NamedTuple):
-    """A program to be compiled, and the bytes on a chip of the keys and values that it is given."""
+class LoweredProgram(NamedTuple):
+    """A program to compile, and the bytes per chip of the keys and values among its arguments."""
 
     name: str
-    made: jax.stages.Lowered
+    lowered: jax.stages.Lowered
     caches: int = 0
 
 
-def lowered(parts: PlannedRun, prompt: int, depths: Sequence[int] = ()) -> Iterator[Asked]:
-    """The programs that matter: laying out, the sampler's (see `sampler`) and the learner's.
-    With `depths` the sampler's are those of models of so many layers each, their names end with
-    the number."""
+def lowered(parts: PlannedRun, prompt: int, depths: Sequence[int] = ()) -> Iterator[LoweredProgram]:
+    """The programs to plan: resharding, the sampler's (see `sampler`) and the learner's.
+
+    With `depths`, the sampler's programs are those of models with these numbers of layers, and
+    their names end with the number.
+    """
     cfg, spec = parts.cfg, parts.spec
     params = sharding.abstract_params(spec, parts.mesh, sharding.LEARNER, cfg.model.param_dtype)
-    yield Asked("to_rollout_layout", jax.jit(parts.engine.to_rollout_layout).lower(params))
+    yield LoweredProgram("to_rollout_layout", jax.jit(parts.engine.to_rollout_layout).lower(params))
     if not depths:
         yield from sampler(parts.engine, cfg, prompt)
     for depth in depths:
@@ -183,15 +180,18 @@ def lowered(parts: PlannedRun, prompt: int, depths: Sequence[int] = ()) -> Itera
             dataclasses.replace(cfg, rollout=parts.engine.cfg), model, 0, UNLIMITED
         )
         yield from (
-            asked._replace(name=f"{asked.name}{OF_DEPTH}{depth}")
-            for asked in sampler(shallow, cfg, prompt)
+            program._replace(name=f"{program.name}{OF_DEPTH}{depth}")
+            for program in sampler(shallow, cfg, prompt)
         )
-    yield from (Asked(*program) for program in parts.learner.programs())
+    yield from (LoweredProgram(*program) for program in parts.learner.programs())
 
 
-def sampler(engine: Engine, cfg: Config, prompt: int) -> Iterator[Asked]:
-    """The sampler's programs for prompts of this many tokens in whole groups, and for the
-    longest ones that training has, each rollout by itself."""
+def sampler(engine: Engine, cfg: Config, prompt: int) -> Iterator[LoweredProgram]:
+    """The sampler's programs for two kinds of prompts.
+
+    These are prompts of `prompt` tokens in whole groups, and the longest prompts of training for
+    single rollouts.
+    """
     needed = engine.needed(sampling_params.training(cfg), max(cfg.rollout.prompt_buckets))
     usual, longest = bucket_of(cfg, prompt), bucket_of(cfg, config.max_templated_prompt_tokens(cfg))
     for bucket, (rows, group) in dict.fromkeys(
@@ -203,12 +203,13 @@ def sampler(engine: Engine, cfg: Config, prompt: int) -> Iterator[Asked]:
                 and p.kind in ("prefill", "decode")
                 and p.size in (0, engine.sizes[0])
             ):
-                how = f" in groups of {group}" if group > 1 else ""
-                yield Asked(f"{p.kind} {bucket}{how}", engine.lower(p), _caches(engine, p))
+                suffix = f" in groups of {group}" if group > 1 else ""
+                name = f"{p.kind} {bucket}{suffix}"
+                yield LoweredProgram(name, engine.lower(p), _caches(engine, p))
 
 
 def _caches(engine: Engine, p: EngineProgram) -> int:
-    """Of the prompt cache, and in decoding of the slots."""
+    """Bytes per chip of the prompt cache and, in decoding, of the slots."""
     prompt_cache = memory.per_device(engine.abstract_prompt_cache(p))
     if p.kind == "prefill":
         return prompt_cache
@@ -217,57 +218,73 @@ def _caches(engine: Engine, p: EngineProgram) -> int:
 
 
 def bucket_of(cfg: Config, prompt: int) -> int:
-    """The prompt bucket that takes so many tokens, or the largest."""
+    """The smallest prompt bucket for `prompt` tokens, or the largest bucket."""
     return min(
         (b for b in cfg.rollout.prompt_buckets if b >= prompt),
         default=max(cfg.rollout.prompt_buckets),
     )
 
 
-class How(NamedTuple):
-    """How programs are compiled: so many at a time; `quick`: the sampler's, whose layers are
-    unrolled, for two small depths only. Those of the whole model follow, as what a program does
-    and holds is linear in the number of layers."""
+class CompileOptions(NamedTuple):
+    """How to compile programs.
 
-    jobs: int = 1
+    With `quick`, the sampler's programs, whose layers are unrolled, are compiled for two small
+    depths only. The figures of the whole model are extrapolated, because the cost and memory of a
+    program are linear in the number of layers.
+    """
+
+    jobs: int = 1  # programs compiled at the same time
     quick: bool = False
 
 
 def compile_all(
-    parts: PlannedRun, prompt: int, log: Callable[[str], None], known: Known, how: How
+    parts: PlannedRun,
+    prompt: int,
+    log: Callable[[str], None],
+    known: ProgramCache,
+    options: CompileOptions,
 ) -> dict[str, CompiledProgram]:
-    """The programs of `lowered`, by name, compiled unless they are known already."""
-    quick = how.quick and parts.spec.layers > max(DEPTHS)
-    found: dict[str, Future[CompiledProgram] | CompiledProgram] = {}
+    """Compiles the programs of `lowered`. Returns them by name.
+
+    Args:
+        parts: the planned run.
+        prompt: mean tokens of a prompt.
+        log: called with a line after each compilation.
+        known: programs that are already compiled; receives the new ones.
+        options: how to compile.
+    """
+    quick = options.quick and parts.spec.layers > max(DEPTHS)
+    pending: dict[str, Future[CompiledProgram] | CompiledProgram] = {}
     keys: dict[str, tuple[Any, ...]] = {}
-    with ThreadPoolExecutor(how.jobs) as pool:
-        for asked in lowered(parts, prompt, DEPTHS if quick else ()):
-            name = asked.name
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for program in lowered(parts, prompt, DEPTHS if quick else ()):
+            name = program.name
             keys[name] = (name, *parts.mesh.shape.values(), *_depends(parts, name))
-            found[name] = known.get(keys[name]) or pool.submit(compile_one, asked, log)
-    programs = {name: p.result() if isinstance(p, Future) else p for name, p in found.items()}
+            pending[name] = known.get(keys[name]) or pool.submit(compile_one, program, log)
+    programs = {name: p.result() if isinstance(p, Future) else p for name, p in pending.items()}
     known.update((keys[name], program) for name, program in programs.items())
     return _deepened(programs, parts.spec.layers)
 
 
 def _deepened(programs: Mapping[str, CompiledProgram], layers: int) -> dict[str, CompiledProgram]:
-    """The programs, those of both small depths replaced by that of so many layers; the order stays."""
+    """Replaces the programs of both small depths by one of `layers` layers, in the same order."""
     less, more = DEPTHS
-    found = {}
+    deepened = {}
     for name, program in programs.items():
         plain, _, depth = name.partition(OF_DEPTH)
         if depth == str(less):
-            found[plain] = deeper(
+            deepened[plain] = deeper(
                 program, programs[f"{plain}{OF_DEPTH}{more}"], (layers - less) / (more - less)
             )
         elif not depth:
-            found[name] = program
-    return found
+            deepened[name] = program
+    return deepened
 
 
 def deeper(a: CompiledProgram, b: CompiledProgram, times: float) -> CompiledProgram:
-    """What is linear in the number of layers, carried on from a to b and `times` as far; too
-    large where one of both is.
+    """Extrapolates a program's memory and cost: `a + times * (b - a)`.
+
+    The result has no cost if `a` or `b` is too large for a chip.
     """
 
     def along(x: float, y: float) -> int:
@@ -275,18 +292,18 @@ def deeper(a: CompiledProgram, b: CompiledProgram, times: float) -> CompiledProg
 
     arguments = tuple(map(along, a.memory.arguments, b.memory.arguments))
     rest = (along(x, y) for x, y in zip(a.memory[1:], b.memory[1:], strict=True))
-    found = cost.carried_on(a.cost, b.cost, times) if a.cost and b.cost else None
+    total = cost.extrapolated(a.cost, b.cost, times) if a.cost and b.cost else None
     return CompiledProgram(
         a.name.partition(OF_DEPTH)[0],
         Memory(arguments, *rest),
-        found,
+        total,
         b.shapes,
         a.seconds + b.seconds,
     )
 
 
 def _depends(parts: PlannedRun, name: str) -> tuple[Any, ...]:
-    """What a program depends on of the settings that layouts differ in, besides the mesh."""
+    """The settings of a sweep, besides the mesh, that a program depends on."""
     if name.startswith(("update", "score")):
         return parts.cfg.model.remat, parts.cfg.optim.micro_rows
     return (
@@ -296,52 +313,58 @@ def _depends(parts: PlannedRun, name: str) -> tuple[Any, ...]:
     )
 
 
-def compile_one(asked: Asked, log: Callable[[str], None]) -> CompiledProgram:
-    """The program compiled; `log` says a line when it is done."""
-    start, (name, made, caches) = time.monotonic(), asked
-    shapes = tuple(x.shape for x in jax.tree.leaves(made.args_info))
+def compile_one(program: LoweredProgram, log: Callable[[str], None]) -> CompiledProgram:
+    """Compiles a program, and logs a line when it is done."""
+    start, (name, stage, caches) = time.monotonic(), program
+    shapes = tuple(x.shape for x in jax.tree.leaves(stage.args_info))
     try:
-        compiled = made.compile()
+        compiled = stage.compile()
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
-        account, found = Memory((), caches, _needed(str(e)), 0, 0), None
+        memory, total = Memory((), caches, _needed(str(e)), 0, 0), None
     else:
-        account, found = _memory(made, compiled, caches), cost.cost(compiled.as_text() or "")
-    program = CompiledProgram(name, account, found, shapes, time.monotonic() - start)
+        memory, total = _memory(stage, compiled, caches), cost.cost(compiled.as_text() or "")
+    seconds = time.monotonic() - start
     log(
-        f"{name}: {account.peak / GIB:.2f} GiB a chip{'' if found else ', too large'}; compiled in"
-        f" {program.seconds:.0f} s"
+        f"{name}: {memory.peak / GIB:.2f} GiB a chip{'' if total else ', too large'}; compiled in"
+        f" {seconds:.0f} s"
     )
-    return program
+    return CompiledProgram(name, memory, total, shapes, seconds)
 
 
-def _memory(made: jax.stages.Lowered, compiled: jax.stages.Compiled, caches: int) -> Memory:
-    """The compiler's own account. Of the arguments it knows the sum only; they are told apart by
-    their shardings.
+def _memory(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled, caches: int) -> Memory:
+    """The memory reported by the compiler.
+
+    The compiler only reports the sum of the arguments. Their sizes follow from their shardings.
     """
-    found = compiled.memory_analysis()
-    assert found is not None
-    pairs = zip(made.args_info[0], compiled.input_shardings[0], strict=True)
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    pairs = zip(lowered.args_info[0], compiled.input_shardings[0], strict=True)
     sizes = tuple(
         sum(jax.tree.leaves(jax.tree.map(shard_bytes, arg, splits))) for arg, splits in pairs
     )
-    temporaries = max(found.peak_memory_in_bytes - sum(sizes), 0)
+    temporaries = max(analysis.peak_memory_in_bytes - sum(sizes), 0)
     return Memory(
-        sizes, caches, temporaries, found.output_size_in_bytes, found.generated_code_size_in_bytes
+        sizes,
+        caches,
+        temporaries,
+        analysis.output_size_in_bytes,
+        analysis.generated_code_size_in_bytes,
     )
 
 
 def shard_bytes(x: Any, split: Any) -> int:
-    """Bytes of an array (or of its description) on one device; 0 for an argument that the
-    program leaves out, whose sharding is None.
+    """Bytes of an array, or of its description, on one device.
+
+    0 for arguments that the program does not use, whose sharding is None.
     """
     item = KEY_BYTES if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
     return math.prod(split.shard_shape(x.shape)) * item if split is not None else 0
 
 
 def _needed(message: str) -> int:
-    """The bytes that a program would have needed: the largest amount in the compiler's complaint."""
+    """The bytes that a program needs: the largest amount in the compiler's error message."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     return max(
         (int(float(n) * units[u]) for n, u in re.findall(r"([\d.]+)([KMGT])\b", message)), default=0

@@ -1,4 +1,4 @@
-"""A plan as text and as JSON."""
+"""Formats a plan as text and as JSON."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ COLUMNS = ("params", "optimizer", "reference", "weights", "caches", "temporaries
 
 
 def as_text(figures: Mapping[str, Any]) -> str:
-    """The plan of `as_json` for people."""
+    """Formats the result of `as_json` as text."""
     limit = figures["limit_gib"]
     mesh = " x ".join(f"{name} {size}" for name, size in figures["mesh"].items())
     model = f"{figures['model']}, {figures['parameters'] / 1e9:.2f} billion parameters"
     lines = [f"{model}, on {figures['topology']}: {mesh}, {figures['slots']} slots", ""]
     lines += [f"GiB on a chip, of {limit}:"]
     lines += _table(
-        ["program", *COLUMNS, "total", "head-room"],
+        ["program", *COLUMNS, "total", "headroom"],
         [
             [m["program"], *(m[c] for c in COLUMNS), m["total"], limit - m["total"]]
             for m in figures["memory_gib"]
@@ -39,19 +39,15 @@ def as_text(figures: Mapping[str, Any]) -> str:
         )
         lines += [
             "",
-            (
-                f"A decoded token, all slots together: {sent or 'no collectives'};"
-                f" {decode['host_transfers']:g} host transfers."
-            ),
+            f"A decode step, all slots together: {sent or 'no collectives'};"
+            f" {decode['host_transfers']:g} host transfers.",
         ]
     step = figures["step"]
     if step:
         lines += [
             "",
-            (
-                "A step at best, on a chip (compute, memory and network at peak speed; the longest"
-                " counts):"
-            ),
+            "Lower bound on the time of a step, per chip (compute, memory and network at peak"
+            " speed; the longest counts):",
         ]
         lines += _table(
             [
@@ -80,8 +76,8 @@ def as_text(figures: Mapping[str, Any]) -> str:
         if step["lay_outs"]:
             seconds = step["lay_outs"] * step["phases"][0]["seconds"]
             lines.append(
-                f"An iteration of GEPA lays {step['lay_outs']} models out, in {seconds:.2g} s; this"
-                " is not in its share."
+                f"An iteration of GEPA reshards {step['lay_outs']} models, in {seconds:.2g} s. This"
+                " is not included in its share."
             )
         work = figures["workload"]
         lines += [
@@ -93,11 +89,9 @@ def as_text(figures: Mapping[str, Any]) -> str:
                 if step["dollars_per_million"]
                 else ""
             ),
-            (
-                f"Assumed: prompts of {work['prompt']} and responses of {work['response']} tokens"
-                f" on average, {work['questions']} questions in an epoch, {work['frac_hard']:.0%}"
-                " of them hard. No run is faster than this; real ones are slower."
-            ),
+            f"Assumptions: prompts of {work['prompt']} and responses of {work['response']} tokens"
+            f" on average, {work['questions']} questions per epoch, {work['frac_hard']:.0%} of"
+            " them hard. Real runs are slower than this bound.",
         ]
     return "\n".join(lines + [f"\n{note}" for note in figures.get("notes", ())])
 
@@ -111,9 +105,19 @@ def as_json(
     step: Estimate | None,
     work: Workload,
 ) -> dict[str, Any]:
-    """Every figure of a plan."""
+    """All figures of a plan.
+
+    Args:
+        model: the model's name.
+        parts: the planned run.
+        topology: the chips.
+        programs: the compiled programs, by name.
+        loads: their memory.
+        step: the estimate of a step, or None if a program does not fit.
+        work: the assumed questions.
+    """
     limit, shards = topology.chip.hbm_gib, parts.engine.num_shards
-    cfg = replace(parts.cfg, rollout=parts.engine.cfg)  # with the slots that were chosen
+    cfg = replace(parts.cfg, rollout=parts.engine.cfg)  # with the chosen number of slots
     return {
         "model": model,
         "parameters": num_params(parts.spec.base),
@@ -136,7 +140,7 @@ def as_json(
 
 
 def _per_token(programs: Mapping[str, CompiledProgram]) -> dict[str, Any] | None:
-    """What a turn of the first decode loop exchanges with other chips and with the host."""
+    """The data that a step of the first decode loop exchanges with other chips and the host."""
     decode = next((p for name, p in programs.items() if name.startswith("decode") and p.cost), None)
     if decode is None or decode.cost is None:
         return None
@@ -173,11 +177,11 @@ def _exchange(exchange: Exchange) -> dict[str, Any]:
 
 def _exchanged(exchange: Mapping[str, Any]) -> str:
     if exchange["ratio"] is None:
-        return "A micro-batch of the update need not exchange anything."
+        return "A micro-batch of the update needs no exchange."
     sent = ", ".join(f"{kind} {size / 1e9:.3g}" for kind, size in exchange["sent"].items())
     return (
-        f"A micro-batch of the update sends {exchange['ratio']:.2f} x the least of FSDP from a"
-        f" chip, {exchange['minimum'] / 1e9:.3g} GB; in GB: {sent}."
+        f"A micro-batch of the update sends {exchange['ratio']:.2f} x the minimum of FSDP per chip"
+        f" ({exchange['minimum'] / 1e9:.3g} GB); in GB: {sent}."
     )
 
 
@@ -207,7 +211,7 @@ def _shown(collectives: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Rows of a Markdown table."""
+    """The lines of a Markdown table."""
     shown = [
         [f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows
     ]

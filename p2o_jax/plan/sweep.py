@@ -1,5 +1,6 @@
-"""Layouts of a config on a topology, ranked: those that fit by the time of a step, the others
-with what they miss.
+"""Compares layouts of a config on a topology.
+
+Layouts that fit are ranked by step time. The others are listed with the reason why they do not.
 """
 
 import dataclasses
@@ -10,28 +11,31 @@ from typing import Any
 from p2o_jax import config
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.plan.planner import Case, plan
-from p2o_jax.plan.programs import How, Known
+from p2o_jax.plan.programs import CompileOptions, ProgramCache
 
 AXES = ("fsdp", "tensor", "remat", "batch", "cache")
 MAX_TENSOR = 8
 
 
-def run(case: Case, axes: Sequence[str], log: Callable[[str], None], how: How) -> dict[str, Any]:
-    """The figures of every layout of these axes; a layout that breaks a rule is there with the
-    rule.
+def run(
+    case: Case, axes: Sequence[str], log: Callable[[str], None], options: CompileOptions
+) -> dict[str, Any]:
+    """Plans every layout that varies the given axes.
+
+    A layout that breaks a rule is included with the rule.
 
     Raises:
-        ConfigError: an axis that is none.
+        ConfigError: an axis is unknown.
     """
     wrong = [axis for axis in axes if axis not in AXES]
     if wrong:
         raise ConfigError(f"--sweep={','.join(axes)}: expected some of {','.join(AXES)}")
-    known: Known = {}
+    known: ProgramCache = {}
     tried = []
     for name, cfg in layouts(case.cfg, axes, len(case.topology.devices())):
         log(name)
         try:
-            figures = plan(case._replace(cfg=cfg), log, known, how)
+            figures = plan(case._replace(cfg=cfg), log, known, options)
             why = figures["advice"]
         except ConfigError as e:
             figures, why = None, list(e.problems)
@@ -41,8 +45,9 @@ def run(case: Case, axes: Sequence[str], log: Callable[[str], None], how: How) -
 
 
 def layouts(cfg: Config, axes: Sequence[str], devices: int) -> Iterator[tuple[str, Config]]:
-    """Each layout's name and config: fsdp and tensor in powers of two, the rest of the chips on
-    the data axis.
+    """Yields the name and config of each layout.
+
+    The axes fsdp and tensor take powers of two; the data axis has the remaining chips.
     """
     data, fsdp, tensor = config.mesh_shape(cfg.mesh, devices)
     powers = [2**n for n in range(devices.bit_length()) if devices % 2**n == 0]
@@ -62,7 +67,7 @@ def layouts(cfg: Config, axes: Sequence[str], devices: int) -> Iterator[tuple[st
                 if "batch" in axes
                 else [max(cfg.optim.micro_rows, least)]
             ):
-                made = dataclasses.replace(
+                layout = dataclasses.replace(
                     cfg,
                     mesh=dataclasses.replace(cfg.mesh, data=d, fsdp=f, tensor=t),
                     model=dataclasses.replace(cfg.model, remat=remat),
@@ -71,29 +76,29 @@ def layouts(cfg: Config, axes: Sequence[str], devices: int) -> Iterator[tuple[st
                 )
                 yield (
                     f"data {d} x fsdp {f} x tensor {t}, remat {remat}, {rows} rows, cache {cache}",
-                    made,
+                    layout,
                 )
 
 
 def as_text(figures: dict[str, Any]) -> str:
-    """A line for each layout, the best first."""
+    """Formats the layouts as a table, best first."""
     lines = [
-        "| layout | s a step, at best | tokens/s | MFU | least head-room, GiB | why not |",
+        "| layout | s a step, at best | tokens/s | MFU | least headroom, GiB | why not |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for tried in figures["layouts"]:
-        made = tried["plan"]
-        head_room = (
-            f"{made['limit_gib'] - max(m['total'] for m in made['memory_gib']):.2f}" if made else ""
-        )
-        step = made["step"] if made else None
+        planned = tried["plan"]
+        headroom, step = "", None
+        if planned:
+            largest = max(m["total"] for m in planned["memory_gib"])
+            headroom, step = f"{planned['limit_gib'] - largest:.2f}", planned["step"]
         shown = (
             [f"{step['seconds']:.1f}", f"{step['tokens_per_s']:,.0f}", f"{step['mfu']:.1%}"]
             if step
             else ["", "", ""]
         )
         lines.append(
-            f"| {tried['layout']} | {' | '.join(shown)} | {head_room} |"
+            f"| {tried['layout']} | {' | '.join(shown)} | {headroom} |"
             f" {'; '.join(tried['why_not'][:1])} |"
         )
     return "\n".join(lines)

@@ -1,3 +1,4 @@
-"""A run as one page to look at: read from the files of its workdir, written as HTML that needs
-no network, or served while it trains.
+"""The report of a run: one HTML page from the files of its workdir.
+
+The page is written to a file that needs no network, or served while the run trains.
 """

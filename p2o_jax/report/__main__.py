@@ -1,8 +1,8 @@
 """Shows runs: `python -m p2o_jax.report RUN... [--out report.html] [--serve]`.
 
-RUN is a run directory, or a folder of several (a config with `arms` makes one); several runs are
-shown side by side. The page is one file without need of a network: accuracy, curves, templates,
-hard questions, samples, cost and settings.
+RUN is a run directory, or a folder of several, as written for a config with `arms`. Several runs
+are shown side by side. The page is one file that needs no network. It shows accuracy, curves,
+templates, hard questions, samples, cost and settings.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ COMMAND_LINE = CommandLine(
     Flag("out", "Output file", "report.html", metavar="FILE.html"),
     Switch(
         "serve",
-        "Serve the page on 127.0.0.1 instead, with all samples; it follows a run while it trains"
-        " Ctrl-C ends it",
+        "Serve the page on 127.0.0.1 instead, with all samples, and follow runs while they train;"
+        " stop with Ctrl-C",
     ),
     Flag(
         "port",
@@ -46,10 +46,10 @@ COMMAND_LINE = CommandLine(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the report, or serves it.
+    """Writes or serves the report.
 
     Raises:
-        ConfigError: a path without a run, a port that is taken, or no plotly.
+        ConfigError: a path contains no run, the port is in use, or plotly is not installed.
     """
     flags, _ = COMMAND_LINE.parse(argv)
     paths, samples_bytes = run.workdirs(flags["runs"]), int(flags["samples-mb"] * 1e6)

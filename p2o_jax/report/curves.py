@@ -1,6 +1,4 @@
-"""Metrics over policy steps and generated tokens, thinned to what a screen can show, and
-accuracy with its interval.
-"""
+"""Metrics over policy steps and generated tokens, thinned for display, and accuracies."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,8 +7,8 @@ from typing import Any
 from p2o_jax.evaluation.estimates import interval_of_mean
 from p2o_jax.report.rows import number
 
-MAX_POINTS = 1000  # of a curve
-# by a metric that only they have
+MAX_POINTS = 1000  # per curve
+# Kinds of rows, each with a metric that only this kind has.
 KINDS = {
     "policy": "train/bad_updates",
     "evaluation": "eval/accuracy",
@@ -20,8 +18,10 @@ AXES = {"step": "step", "tokens": "ledger/generated_tokens"}
 
 
 def of_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """By kind of row: `every` (how many rows a point stands for), the axes `step` and `tokens`,
-    and `values`, a list for each metric.
+    """The curves of each kind of row.
+
+    `every` is the number of rows per point, `step` and `tokens` are the axes, and `values` maps
+    each metric to a list.
     """
     by_kind: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -42,9 +42,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _of_group(name: str, group: Sequence[Mapping[str, Any]]) -> float | None:
-    """The metric of several rows in a row: their mean; the last of what only grows, the largest
-    of maxima.
-    """
+    """A metric of consecutive rows: the last of totals, the largest of maxima, else the mean."""
     values = [row[name] for row in group if number(row.get(name)) is not None]
     if not values:
         return None
@@ -54,22 +52,23 @@ def _of_group(name: str, group: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def not_finite(rows: Iterable[Mapping[str, Any]]) -> int:
-    """How many values of the rows are no finite numbers, and so cannot be drawn."""
+    """The number of values that are not finite numbers and cannot be drawn."""
     return sum(number(value) is None for row in rows for name, value in row.items() if "/" in name)
 
 
 def finite(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """The rows without those values, which no sum can take either."""
+    """The rows without values that are not finite numbers."""
     return [
         {name: value for name, value in row.items() if number(value) is not None} for row in rows
     ]
 
 
 def evaluations(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Accuracy on held-out questions over time with its 95 % interval, and by benchmark, or by
-    family where there is one benchmark.
+    """Accuracies on held-out questions with 95 % intervals.
+
+    Their `parts` are accuracies by benchmark, or by question family if there is only one benchmark.
     """
-    found = []
+    points = []
     for row in rows:
         low, high = interval_of_mean(
             row["accuracy"], row.get("standard_error"), row.get("questions", 0)
@@ -79,7 +78,7 @@ def evaluations(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             if "sets" in row
             else row.get("by_family", {})
         )
-        found.append(
+        points.append(
             {
                 "step": row["step"],
                 "tokens": number(row.get("generated_tokens"), 12),
@@ -91,4 +90,4 @@ def evaluations(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "parts": {name: number(value) for name, value in parts.items()},
             }
         )
-    return found
+    return points

@@ -1,9 +1,8 @@
-"""One HTML file with everything in it: style, scripts, plotly, data. Nothing is fetched, and
-nothing in the data can be run.
+"""Renders a self-contained HTML page with its style, scripts, plotly and data.
 
-Data goes in as JSON with every `<` escaped, in a script element that is no script; the scripts put
-text in as text only. The page's content security policy knows the scripts by their hashes, and
-forbids all else.
+The page fetches nothing and never runs anything in the data. Data is embedded as JSON with every
+`<` escaped, in a script element with a type that is not executed. The scripts insert text only as
+text. The content security policy allows the scripts by their hashes, and nothing else.
 """
 
 import base64
@@ -21,8 +20,9 @@ SCRIPTS = ("core", "charts", "overview", "templates", "questions", "samples", "s
 
 
 def render(data: dict[str, Any], stamp: str = "") -> str:
-    """The page that shows the data of `run.page_data`; one with a stamp of it asks its server
-    for newer data.
+    """Renders the page for the data of `run.page_data`.
+
+    With a `stamp` of the data, the page asks its server for newer data.
     """
     scripts = [plotly_js(), "\n".join(_static(f"{name}.js") for name in SCRIPTS)]
     policy = "; ".join(
@@ -54,7 +54,7 @@ def render(data: dict[str, Any], stamp: str = "") -> str:
 
 
 def is_page(path: Path) -> bool:
-    """Whether the file is a page that `render` made, which a newer one may replace."""
+    """Whether the file was written by `render`, and so may be replaced."""
     if not path.is_file():
         return False
     with open(path, "rb") as f:
@@ -62,19 +62,20 @@ def is_page(path: Path) -> bool:
 
 
 def embedded(data: Any) -> str:
-    """The data as JSON that is the same inside HTML: it has no `<`, and is ASCII."""
+    """The data as JSON that is safe inside HTML: ASCII without `<`."""
     return as_json(data).replace("<", "\\u003c")
 
 
 def as_json(data: Any) -> str:
+    """The data as compact JSON without NaN and infinity."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
 
 def plotly_js() -> str:
-    """plotly.js as its Python package brings it.
+    """plotly.js from the Python package.
 
     Raises:
-        ConfigError: the package is not there.
+        ConfigError: plotly is not installed.
     """
     try:
         from plotly.offline import get_plotlyjs

@@ -1,4 +1,4 @@
-"""As many rows as a page can hold, and texts and numbers cut to what can be read."""
+"""Limits for a page: samples of rows, clipped texts and rounded numbers."""
 
 import json
 import zlib
@@ -6,18 +6,19 @@ from typing import Any
 
 from p2o_jax.tracking.record_rows import LARGEST
 
-MAX_CHARS = 20_000  # of a prompt, template or response
+MAX_CHARS = 20_000  # in a prompt, template or response
 
 
 def is_drawn(key: str, share: float) -> bool:
-    """Whether a key is among a share of all, drawn by its hash: what is drawn at a smaller share
-    is drawn at a larger one, too.
+    """Whether a key belongs to a sample of all keys, drawn by hash.
+
+    A key that is drawn with a smaller `share` is also drawn with a larger one.
     """
     return zlib.crc32(key.encode("utf-8", "replace")) < share * 2**32
 
 
 def clip(text: Any, limit: int = MAX_CHARS) -> str:
-    """The text, without its middle where it is longer than `limit` characters, which is told in it."""
+    """The text. If it has more than `limit` characters, a note replaces its middle."""
     text = text if isinstance(text, str) else json.dumps(text)
     if len(text) <= limit:
         return text
@@ -26,9 +27,7 @@ def clip(text: Any, limit: int = MAX_CHARS) -> str:
 
 
 def number(value: Any, digits: int = 5) -> float | None:
-    """A number to so many significant digits; None for what is none, or not finite, which JSON
-    cannot hold.
-    """
+    """The number rounded to `digits` significant digits; None if it is not a finite number."""
     if not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:
         return None
     rounded = float(f"{value:.{digits}g}")

@@ -1,5 +1,6 @@
-"""What a page tells of a run, from the files of its workdir. A run that is still going on, or
-was killed, has less of it.
+"""Collects the data of a page from the files of workdirs.
+
+Parts may be missing for runs that are still training or were killed.
 """
 
 from collections.abc import Sequence
@@ -18,27 +19,28 @@ FILES = ("metrics", "evaluations", "templates", "questions", "samples")
 
 
 def workdirs(paths: Sequence[str]) -> list[Path]:
-    """The workdirs of runs: each path itself, or the arms in it.
+    """The workdirs of runs: each path itself, or the arms inside it.
 
     Raises:
-        ConfigError: with a line for every path that holds no run.
+        ConfigError: one line per path that contains no run.
     """
-    found: list[Path] = []
+    dirs: list[Path] = []
     problems = []
     for path in map(Path, paths):
         inside = sorted(p.parent for p in path.glob("*/config.json"))
         runs = [path] if (path / "config.json").is_file() else inside
-        found += runs
+        dirs += runs
         if not runs:
             problems.append(f"{path}: no run in it (no config.json)")
     if problems:
         raise ConfigError(*problems)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(dirs))
 
 
 def page_data(paths: Sequence[Path], samples_bytes: int) -> dict[str, Any]:
-    """Everything that a page shows of these runs, as JSON. `samples_bytes`: of samples, over all
-    runs.
+    """All data of a page, as JSON values.
+
+    `samples_bytes` limits the size of the samples of all runs together.
     """
     names = _names(paths)
     runs = [
@@ -58,14 +60,14 @@ def page_data(paths: Sequence[Path], samples_bytes: int) -> dict[str, Any]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """As little of each path, from its end, as tells it from the others."""
+    """The shortest trailing parts that distinguish the paths."""
     parts = [path.resolve().parts for path in paths]
     length = next((n for n in range(1, 99) if len({p[-n:] for p in parts}) == len(parts)), 99)
     return [printable("/".join(p[-length:])) for p in parts]
 
 
 def read(workdir: Path, name: str, samples_bytes: int) -> dict[str, Any]:
-    """What the page shows of one run."""
+    """The data of one run."""
     notes: list[str] = []
     config = record_rows.read_json(workdir / "config.json", notes)
     versions = record_rows.read_json(workdir / "versions.json", notes)
@@ -97,7 +99,7 @@ def read(workdir: Path, name: str, samples_bytes: int) -> dict[str, Any]:
         "question_texts": samples.question_texts(workdir / "samples.jsonl", wanted),
         "ledger": _ledger(finite),
         "config": _flat(config),
-        "versions": {key: _told(value) for key, value in versions.items()},
+        "versions": {key: _text(value) for key, value in versions.items()},
         "notes": notes
         if len(notes) <= MAX_NOTES
         else [*notes[:MAX_NOTES], f"{len(notes) - MAX_NOTES} further notes"],
@@ -117,8 +119,16 @@ def _summary(
     evaluations: Sequence[dict[str, Any]],
     notes: list[str],
 ) -> dict[str, Any]:
-    """The run in a few numbers. `seconds` are of all its starts, without the pretraining of the
-    base model.
+    """The main figures of a run.
+
+    Its `seconds` include all starts of the run, but not the pretraining of the base model.
+
+    Args:
+        workdir: the run directory.
+        config: its settings.
+        metrics: its rows of metrics, without values that are not finite.
+        evaluations: the result of `curves.evaluations`.
+        notes: receives a line for every problem with a file.
     """
     result = record_rows.read_json(workdir / "result.json", notes)
     seconds = record_rows.read_seconds(workdir / "seconds.json", notes)
@@ -143,7 +153,7 @@ def _summary(
 
 
 def _method(config: dict[str, Any]) -> str:
-    """What the run did to the policy and its prompts, by its settings."""
+    """The training method, derived from the settings."""
     gepa, train = (
         part if isinstance(part := config.get(name), dict) else {} for name in ("gepa", "train")
     )
@@ -155,7 +165,7 @@ def _method(config: dict[str, Any]) -> str:
 
 
 def _seconds_by_phase(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The sums of time/NAME_s; compiling is inside the others."""
+    """The sums of time/NAME_s, without compilation, which is part of the others."""
     names = {
         name
         for row in metrics
@@ -171,7 +181,7 @@ def _seconds_by_phase(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _ledger(metrics: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """By phase, what it has cost since the run began: the amounts and `seconds`."""
+    """The total amounts and `seconds` of each phase."""
     last: dict[str, float] = {}
     for row in metrics:
         last |= row
@@ -194,10 +204,10 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
         flat |= (
             _flat(value, f"{prefix}{key}.")
             if isinstance(value, dict)
-            else {f"{prefix}{key}": _told(value)}
+            else {f"{prefix}{key}": _text(value)}
         )
     return flat
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     return rows.clip(value, 500)

@@ -1,6 +1,4 @@
-"""The rollouts that a page shows: all that were written down, or as many as fit, drawn evenly
-over the run; or a server's, page by page.
-"""
+"""The samples of a page: all recorded rollouts, a uniform sample of them, or pages for a server."""
 
 import json
 import re
@@ -15,17 +13,17 @@ from p2o_jax.report.rows import MAX_CHARS, clip, is_drawn, number
 from p2o_jax.tracking.record_rows import SAMPLES, checked, lines
 
 QUESTION_ID = re.compile(rb'"question_id": "([^"]*)"')
-QUESTION_CHARS = 600  # of a question that is shown beside a template or in a list
-SHARED = ("question", "answer", "template")  # texts that many samples have in common
+QUESTION_CHARS = 600  # in a question next to a template or in a list
+SHARED = ("question", "answer", "template")  # texts that are stored once for many samples
 SEARCHED = ("question", "template", "response", "answer", "question_id")
 PAGE_ROWS = 20
 
 
 def chosen(path: Path, max_bytes: int, notes: list[str]) -> dict[str, Any]:
-    """`rows` of samples.jsonl of about `max_bytes`, and how many there are in all; longer texts
-    lose their middle.
+    """A sample of samples.jsonl with about `max_bytes` bytes, with clipped texts.
 
-    A row has, in place of each text of SHARED, its place in `texts`.
+    Returns the `rows`, their `total` number in the file, and `texts`. Each text of SHARED is
+    replaced in a row by its index in `texts`.
     """
     sizes = [min(len(line), MAX_CHARS) for _, line in lines(path)]
     share = max_bytes / max(sum(sizes), 1)
@@ -38,13 +36,14 @@ def chosen(path: Path, max_bytes: int, notes: list[str]) -> dict[str, Any]:
         if problem:
             notes.append(f"{path.name}:{number_of_line}: {problem}; left out")
         else:
-            told = shown(row)
-            rows.append(told | {name: texts.setdefault(told[name], len(texts)) for name in SHARED})
+            sample = shown(row)
+            indices = {name: texts.setdefault(sample[name], len(texts)) for name in SHARED}
+            rows.append(sample | indices)
     return {"total": len(sizes), "rows": rows, "texts": list(texts)}
 
 
 def shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a page shows of a sample."""
+    """The fields of a sample that a page shows."""
     texts = {name: clip(row.get(name) or "") for name in (*SHARED, "response")}
     numbers = {name: number(row.get(name)) for name in ("step", "score", "tokens")}
     return {
@@ -57,7 +56,7 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def question_texts(path: Path, wanted: Collection[str]) -> dict[str, str]:
-    """What the questions with these ids ask, as far as some sample of them was written down."""
+    """The texts of the questions with these ids, if a sample of them was recorded."""
     texts: dict[str, str] = {}
     for _, line in lines(path):
         match = QUESTION_ID.search(line)
@@ -73,8 +72,9 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 class SampleFile:
-    """A samples.jsonl, searched and read page by page; held in memory is where its rows begin,
-    and where the last search found any.
+    """A samples.jsonl that is searched and read page by page.
+
+    Only the positions of its rows and the result of the last search are kept in memory.
     """
 
     def __init__(self, path: Path):
@@ -83,47 +83,45 @@ class SampleFile:
         self._begin()
 
     def _begin(self) -> None:
-        # a row's place; 2 * its status + is it templated
-        self._places, self._kinds, self._end, self._bad = (
-            array("Q"),
-            array("Q"),
-            0,
-            0,
-        )
+        self._places = array("Q")  # the position of each row
+        self._kinds = array("Q")  # for each row, 2 * status + whether it is templated
+        self._end, self._bad = 0, 0
         self._statuses: dict[str, int] = {}
         self._query: tuple[str, ...] = ()
-        self._found = array("Q")  # rows of the last query
+        self._hits = array("Q")  # rows of the last query
 
     def page(self, search: str, status: str, prompt: str, order: str, page: int) -> dict[str, Any]:
-        """The page's `rows`, how many were `found`, how many there are (`total`), lines that are
-        none (`bad`), and all `statuses`.
+        """Returns a page of the samples that match a query.
 
         Args:
-            search: a text, in any case, of a sample's question, template, response or answer, or
-                its question's id.
+            search: a text to search for in a sample's question, template, response, answer and
+                question id, ignoring case.
             status: a status, or "all".
             prompt: "plain", "templated" or "all".
             order: "first" or "last" step first.
+            page: the number of the page, from 0.
+
+        Returns:
+            The `rows` of the page, the number of rows `found`, the `total` number of rows, the
+            number of `bad` lines, and all `statuses`.
         """
         with self._lock:
             self._read_on()
             query = (search, status, prompt, str(self._end))
             if query != self._query:
-                self._query, self._found = (
-                    query,
-                    array("Q", self._search(search.lower(), status, prompt)),
-                )
-            found = self._found if order == "first" else self._found[::-1]
+                self._query = query
+                self._hits = array("Q", self._search(search.lower(), status, prompt))
+            hits = self._hits if order == "first" else self._hits[::-1]
             rows = [
-                shown(row)
-                for _, row in self._rows(found[page * PAGE_ROWS : (page + 1) * PAGE_ROWS])
+                shown(row) for _, row in self._rows(hits[page * PAGE_ROWS : (page + 1) * PAGE_ROWS])
             ]
-            counts = {"found": len(found), "total": len(self._places), "bad": self._bad}
+            counts = {"found": len(hits), "total": len(self._places), "bad": self._bad}
             return {"rows": rows, **counts, "statuses": sorted(self._statuses)}
 
     def _read_on(self) -> None:
-        """Takes in the whole lines that have come since the last time; a file that was cut, as a
-        resumed run's is, is read again.
+        """Reads the complete lines that were appended since the last call.
+
+        A file that has become shorter, as when a run resumes, is read again.
         """
         size = self.path.stat().st_size if self.path.exists() else 0
         if size < self._end:
@@ -168,7 +166,7 @@ class SampleFile:
     def _rows(
         self, which: Iterable[int], word: bytes = b""
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(number, row) of these rows; those whose line does not have the word are left out unread."""
+        """Yields number and row of the given rows, skipping lines that do not contain `word`."""
         with open(self.path, "rb") if self.path.exists() else BytesIO() as f:
             for i in which:
                 f.seek(self._places[i])

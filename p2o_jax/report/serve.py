@@ -1,5 +1,6 @@
-"""The page of a run that is still training, on this machine only; it asks for newer data now and
-then, for samples when they are read.
+"""Serves the page of runs that are still training, on this machine only.
+
+The page asks for newer data regularly, and for samples when they are shown.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ HOSTS = ("127.0.0.1", "localhost")
 
 
 class Source:
-    """The newest data of runs, read again when one of their files has changed."""
+    """The newest data of runs. It is read again when a file has changed."""
 
     def __init__(self, paths: Sequence[Path]):
         self.paths = paths
@@ -27,7 +28,7 @@ class Source:
         self._data: dict[str, Any] = {}
 
     def newest(self) -> tuple[str, dict[str, Any]]:
-        """(stamp, data); the stamp changes with the files."""
+        """Returns (stamp, data). The stamp changes with the files."""
         with self._lock:
             stamp = self._stamp_of_files()
             if stamp != self._stamp:
@@ -44,36 +45,40 @@ class Source:
         return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
     def samples_page(self, query: str) -> dict[str, Any] | None:
-        """The samples that a query asks for: `run` and the arguments of `SampleFile.page`; None
-        if it is none.
+        """The samples for a query string with `run` and the arguments of `SampleFile.page`.
+
+        None if the query is invalid.
         """
-        asked = {
+        query_args = {
             name: values[0] for name, values in parse_qs(query, keep_blank_values=True).items()
         }
         try:
-            samples, number = self.samples[int(asked["run"])], int(asked["page"])
-            return samples.page(
-                asked["search"], asked["status"], asked["prompt"], asked["order"], max(number, 0)
+            samples, number = self.samples[int(query_args["run"])], int(query_args["page"])
+            search, status, prompt, order = (
+                query_args[name] for name in ("search", "status", "prompt", "order")
             )
+            return samples.page(search, status, prompt, order, max(number, 0))
         except (KeyError, ValueError, IndexError):
             return None
 
 
 def server(paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
-    """A server on 127.0.0.1 of the page (/), its data (/data.json) and its samples (/samples.json).
-    Port 0: any that is free.
+    """A server on 127.0.0.1 for the page (/), its data (/data.json) and samples (/samples.json).
+
+    Port 0 chooses a free port.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is in use.
     """
     source = Source(paths)
     page.plotly_js()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            """Answers a request."""
             host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
             url = urlsplit(self.path)
-            # a page of another name that resolves to this machine may not read the run
+            # A page of another host name that resolves to this machine must not read the run.
             if host not in HOSTS:
                 self.send_error(403)
             elif self.path == "/":
@@ -83,9 +88,9 @@ def server(paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
                 self._send_data(*source.newest())
             elif (
                 url.path == "/samples.json"
-                and (found := source.samples_page(url.query)) is not None
+                and (samples := source.samples_page(url.query)) is not None
             ):
-                self._send("application/json", page.as_json(found).encode("ascii"))
+                self._send("application/json", page.as_json(samples).encode("ascii"))
             else:
                 self.send_error(404)
 
@@ -111,6 +116,6 @@ def server(paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Requests are not told."""
+            """Does not log requests."""
 
     return ThreadingHTTPServer(("127.0.0.1", port), Handler)

@@ -1,6 +1,4 @@
-"""The templates of each prompt phase as a tree: candidates with their parents and what they
-solve, and the proposals that were rejected.
-"""
+"""The templates of each prompt phase: a tree of candidates, and the rejected proposals."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -8,17 +6,16 @@ from typing import Any
 
 from p2o_jax.report.rows import clip, is_drawn, number
 
-# of all rejected templates of a run: there may be thousands, and each may have thousands of
-# characters
+# A limit for all rejected templates of a run: there may be thousands of thousands of characters.
 REJECTED_CHARS = 1_500_000
 
 
 def epochs(rows: Iterable[Mapping[str, Any]], success_above: float) -> list[dict[str, Any]]:
-    """A tree per epoch: `dev` question ids, `nodes` (candidates), `rejected` proposals, and their
-    number by reason.
+    """A tree per epoch: `dev` question ids, `nodes` (candidates), and `rejected` proposals.
 
-    A candidate's `solves` has a 0 or 1 for each dev question. Where rejected proposals have too
-    many characters, a share of them is drawn; `rejected_total` counts them all.
+    `solves` of a candidate has a 0 or 1 for each dev question. `reasons` counts the rejected
+    proposals by reason, and `rejected_total` counts all of them. If they have too many characters,
+    `rejected` is a sample.
     """
     by_epoch: dict[int, list[Mapping[str, Any]]] = {}
     for row in rows:

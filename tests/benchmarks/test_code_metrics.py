@@ -61,11 +61,11 @@ def test_a_clean_package():
     ],
 )
 def test_arrows(source, arrows):
-    """Those of rl/loss.py; a package's own and unknown rooms make none."""
+    """Those of rl/loss.py; imports within a package and of unknown modules are not counted."""
     trees = {"p2o_jax/rl/loss.py": source, "p2o_jax/rl/other.py": source}
     trees |= {"p2o_jax/low.py": "", "p2o_jax/mid.py": "", "p2o_jax/__init__.py": source}
-    found = code.arrows({path: ast.parse(text) for path, text in trees.items()})
-    assert len(found) == arrows and {a for a, _ in found} <= {"rl"}
+    pairs = code.arrows({path: ast.parse(text) for path, text in trees.items()})
+    assert len(pairs) == arrows and {a for a, _ in pairs} <= {"rl"}
 
 
 def test_long_lines_of_python():

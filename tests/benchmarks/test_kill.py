@@ -37,7 +37,7 @@ def whole(shared, settings):
     return shared / "whole"
 
 
-def told(workdir) -> str:
+def log_of(workdir) -> str:
     return workdir.with_suffix(".log").read_text()
 
 
@@ -81,14 +81,16 @@ def test_differences_are_found(whole, tmp_path):
 @pytest.mark.parametrize(
     ("phase", "number", "step"), [("rollout", 2, 1), ("update", 2, None), ("gepa", 3, 3)]
 )
-def test_sigterm_saves_and_the_next_start_goes_on(whole, settings, tmp_path, phase, number, step):
+def test_sigterm_saves_and_the_next_start_continues(whole, settings, tmp_path, phase, number, step):
     workdir = tmp_path / "stopped"
     code, seconds = Run(workdir, settings, phase, number, 0.02, signal.SIGTERM).stop()
-    assert code == 0, told(workdir)[-3000:]
-    assert seconds < 25.0 and "SIGTERM" in told(workdir) and not (workdir / "result.json").exists()
+    assert code == 0, log_of(workdir)[-3000:]
+    assert (
+        seconds < 25.0 and "SIGTERM" in log_of(workdir) and not (workdir / "result.json").exists()
+    )
     assert Run(workdir, settings).wait() == 0
     if step is not None:  # the step itself is done again, nothing before it
-        assert f"resuming {workdir} at step {step}" in told(workdir)
+        assert f"resuming {workdir} at step {step}" in log_of(workdir)
     assert kill.differences(whole, workdir) in ([], ["checkpoints"]), (
         "it may have one more checkpoint"
     )

@@ -15,11 +15,11 @@ from p2o_jax.toy_world import documents, families, phrases
 
 def test_settings_of_all_arms_are_valid_and_seeds_share_bases():
     for suite in arms.SUITES:
-        made = list(arms.runs(suite, 1))
-        assert len({r.overrides for r in made}) == len(made), (
+        runs = list(arms.runs(suite, 1))
+        assert len({r.overrides for r in runs}) == len(runs), (
             "two arms of a suite with the same settings"
         )
-        for r in made:
+        for r in runs:
             assert not rules.problems(config.resolve(run.settings(r)), 1), r.arm.name
     first, second, third = (run.settings(arms.Run(arms.GRPO, "1e-3", seed)) for seed in range(3))
     assert first.world == third.world != second.world and (first.train.seed, third.train.seed) == (
@@ -35,9 +35,9 @@ def test_settings_of_all_arms_are_valid_and_seeds_share_bases():
 
 
 def test_runs_take_the_first_seed_of_every_arm_first_and_seeds_of_some_arms_are_fewer():
-    made = [(r.arm.name, r.seed) for r in arms.runs("dial", 5) if r.dial == "1e-5"]
-    assert [seed for _, seed in made] == sorted(seed for _, seed in made)
-    assert made.count(("grpo", 4)) == 1 and ("dapo", 3) not in made and ("dapo", 2) in made
+    runs = [(r.arm.name, r.seed) for r in arms.runs("dial", 5) if r.dial == "1e-5"]
+    assert [seed for _, seed in runs] == sorted(seed for _, seed in runs)
+    assert runs.count(("grpo", 4)) == 1 and ("dapo", 3) not in runs and ("dapo", 2) in runs
 
 
 def test_what_has_a_row_is_not_run_again(tmp_path):
@@ -145,13 +145,13 @@ def test_the_page_is_made_from_rows_alone(tmp_path, monkeypatch):
         "same-template": 0.8,
         "r+bandit": 0.95,
     }
-    made = {
+    rows = {
         r.overrides: row(r, score.get(r.arm.name, 0.4) + r.seed / 100)
         for suite in arms.SUITES
         for r in arms.runs(suite, 3)
     }
     results = tmp_path / "results.jsonl"
-    results.write_text("".join(json.dumps(r) + "\n" for r in made.values()))
+    results.write_text("".join(json.dumps(r) + "\n" for r in rows.values()))
     report.write(results)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
@@ -166,7 +166,7 @@ def test_the_page_is_made_from_rows_alone(tmp_path, monkeypatch):
     )
     assert lines["one template per group"].endswith("| no: the other way round |")
     assert lines["templates chosen by an online bandit"].endswith("| helps |")
-    assert f"{len(made)} runs, {len(made) / 100:.1f} CPU hours" in text
+    assert f"{len(rows)} runs, {len(rows) / 100:.1f} CPU hours" in text
     assert (tmp_path / "d.png").stat().st_size > 10_000 and (tmp_path / "r.png").exists()
     report.write(results)
     assert page.read_text() == text

@@ -82,7 +82,7 @@ RECORD = r"""echo "$(basename "$0") $*" >> "$CLOUD/asked"; [[ ! -p /dev/stdin ]]
 
 
 def install(folder: Path, trainer: str) -> None:
-    """Puts the programs into folder/bin; what trains on the workers goes on with `trainer`."""
+    """Puts the programs into folder/bin; `trainer` continues what trains on the workers."""
     programs = {"gcloud": GCLOUD, "curl": CURL, "python3": PYTHON3, "sbatch": SBATCH, "srun": SRUN}
     programs |= dict.fromkeys(("kubectl", "xpk", "sky", "docker", "scontrol"), RECORD)
     paths = {folder / "bin" / name: text for name, text in programs.items()} | {

@@ -95,9 +95,9 @@ class Place:
         """What was done to the machine, a word each."""
         pattern = re.compile(r"queued-resources (create|delete)|worker.sh (install|start|stop)")
         return [
-            next(filter(None, found.groups()))
+            next(filter(None, actions.groups()))
             for line in self.asked()
-            if (found := pattern.search(line))
+            if (actions := pattern.search(line))
         ]
 
     def bucket(self, path: str) -> Path:
@@ -220,14 +220,14 @@ def test_what_is_asked_for_follows_the_settings(place):
     ],
 )
 def test_a_slice_is_as_large_as_its_name_says(place, kind, topology, hosts):
-    told = place.script("tpu/create.sh", "--dry-run", P2O_TYPE=kind).stderr
+    message = place.script("tpu/create.sh", "--dry-run", P2O_TYPE=kind).stderr
     number = math.prod(chips.parse(topology).shape)
-    assert f"({topology}): {number} chips on {hosts} hosts" in told
+    assert f"({topology}): {number} chips on {hosts} hosts" in message
     assert number == int(kind.split("-")[1]) // (2 if kind.startswith(("v4", "v5p")) else 1)
 
 
 @pytest.mark.parametrize("script", NEEDS)
-def test_all_that_is_missing_is_told_at_once(place, script):
+def test_everything_missing_is_reported_together(place, script):
     done = place.script(script, "--dry-run", **dict.fromkeys(SETTINGS, ""))
     assert done.returncode == 2 and done.stdout == ""
     assert set(re.findall(r"error: P2O_(\w+) is not set", done.stderr)) == set(
@@ -250,7 +250,7 @@ def test_every_script_is_tested():
     }
 
 
-def test_what_is_wrong_is_told_with_its_value(place):
+def test_problems_are_reported_with_their_values(place):
     wrong = {
         "P2O_NAME": "My run",
         "P2O_ZONE": "us-east5",
@@ -263,21 +263,21 @@ def test_what_is_wrong_is_told_with_its_value(place):
         "tpu/keep.sh", *TRAIN, "--workdir=elsewhere", "--config.checkpoint.path=x", **wrong
     )
     assert done.returncode == 2 and place.asked() == []
-    told = done.stderr.splitlines()
+    message = done.stderr.splitlines()
     assert [
         name
         for name, value in wrong.items()
-        if not any(line.startswith(f"error: {name}={value}: ") for line in told)
+        if not any(line.startswith(f"error: {name}={value}: ") for line in message)
     ] == []
     assert (
-        any("--workdir=elsewhere: the script sets this" in line for line in told)
-        and len(told) == len(wrong) + 2
+        any("--workdir=elsewhere: the script sets this" in line for line in message)
+        and len(message) == len(wrong) + 2
     )
     assert "v5e" in place.script("tpu/create.sh", P2O_TYPE="v5e-8").stderr
     assert "unknown arguments: 'a b'" in place.script("tpu/setup.sh", "a b").stderr
 
 
-def test_a_missing_program_is_told(place):
+def test_a_missing_program_is_reported(place):
     for program in ("gcloud", "kubectl"):
         (place.cloud / "bin" / program).unlink()
     for program in ("bash", "dirname", "env"):
@@ -302,7 +302,7 @@ def test_create_waits_until_the_machine_is_there_or_has_failed(place):
     )
 
 
-def test_a_preempted_run_goes_on_from_its_records_on_a_new_machine(place):
+def test_a_preempted_run_continues_from_its_records_on_a_new_machine(place):
     done = place.script("tpu/keep.sh", *TRAIN)
     assert done.returncode == 0, done.stderr
     assert place.deeds() == [
@@ -318,13 +318,13 @@ def test_a_preempted_run_goes_on_from_its_records_on_a_new_machine(place):
     assert (
         place.root / "runs" / "p2o-1" / "metrics.jsonl"
     ).read_text() == '{"step": 1}\n{"step": 2}\n'
-    told = (place.cloud / "trained").read_text().splitlines()
+    output = (place.cloud / "trained").read_text().splitlines()
     where = (
         "--workdir=runs/p2o-1 --config.checkpoint.path=gs://my-bucket/p2o-1/checkpoints"
         " --config.train.compile_cache=gs://my-bucket/compile_cache"
     )
     same = f"10.0.0.7:8476: -m p2o_jax.main {' '.join(TRAIN)} {where}"
-    assert sorted(told) == sorted(2 * [f"worker {i} {same}" for i in (0, 1)])
+    assert sorted(output) == sorted(2 * [f"worker {i} {same}" for i in (0, 1)])
     logs = sorted(
         path.name.split("-", 1)[1] for path in (place.root / "runs" / "p2o-1" / "logs").iterdir()
     )
@@ -379,7 +379,7 @@ def test_workers_that_cannot_be_reached_for_a_moment_are_asked_again(place):
     assert place.deeds() == ["create", "install", "start", "delete"]
 
 
-def test_a_worker_that_is_told_to_leave_saves_and_says_that_it_has_not_ended(tmp_path):
+def test_a_worker_asked_to_exit_saves_and_reports_that_it_has_not_ended(tmp_path):
     leaves = (
         "trap 'echo saved > $workdir/metrics.jsonl; exit 0' TERM\ntouch $CLOUD/ready\nwhile :; do"
         " sleep 0.02; done"
@@ -481,7 +481,7 @@ def test_xpk_and_skypilot_are_given_the_same_command(place):
     ]
 
 
-def test_slurm_is_asked_for_nodes_and_the_job_goes_on_until_there_is_a_result(place):
+def test_slurm_is_asked_for_nodes_and_the_job_is_repeated_until_there_is_a_result(place):
     make, submit = commands(place.script("gpu/slurm.sh", "--dry-run", *TRAIN, P2O_PARTITION="h100"))
     assert (
         make[0] == "mkdir"

@@ -78,7 +78,9 @@ def test_however_python_is_started(folder, path, flags):
     if not path:  # a clone without installation
         (folder / "p2o_jax").symlink_to(ROOT / "p2o_jax")
     done = run(folder, "p2o_jax.main", "--help", path=path, flags=flags)
-    assert done.returncode == 0 and done.stdout.startswith("usage: python -m p2o_jax.main"), done.stderr
+    assert done.returncode == 0 and done.stdout.startswith("usage: python -m p2o_jax.main"), (
+        done.stderr
+    )
     assert not (folder / "imported").exists()
 
 

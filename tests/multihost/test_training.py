@@ -232,8 +232,7 @@ def test_a_killed_process_ends_the_others_which_name_it(killed):
     for text in told[:3]:
         (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
         assert (
-            line
-            == f"error: process 3 ({socket.gethostname()}) is gone; the same command continues"
+            line == f"error: process 3 ({socket.gethostname()}) is gone; the same command continues"
             " from the last checkpoint"
         )
         assert "Traceback" not in text

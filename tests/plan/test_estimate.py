@@ -86,8 +86,8 @@ def test_a_config_s_programs_are_its_own(rank):
     """
     cfg = dataclasses.replace(small_config(), lora=config.LoraConfig(rank=rank))
     made = {
-        asked.name: asked.made
-        for asked in programs.lowered(programs.make(cfg, SPEC, Here("v5e", (2, 4), 1)), prompt=20)
+        program.name: program.lowered
+        for program in programs.lowered(programs.make(cfg, SPEC, Here("v5e", (2, 4), 1)), prompt=20)
     }
     assert list(made) == [
         "to_rollout_layout",
@@ -132,18 +132,18 @@ def test_what_two_depths_tell_of_a_third():
     )
 
 
-def test_loops_are_carried_on_too():
+def test_loops_are_extrapolated():
     """One turn costs 10 operations and a gather with two layers, 16 and two with four: 28 and
     four with eight.
     """
     gather = Collective("all-gather", 80, (tuple(range(8)),))
     a = Cost(flops=1, loops=((1.0, Cost(flops=10, collectives={gather: 1.0})),))
     b = Cost(flops=2, loops=((1.0, Cost(flops=16, collectives={gather: 2.0})),))
-    assert cost.carried_on(a, b, 3) == Cost(
+    assert cost.extrapolated(a, b, 3) == Cost(
         flops=4, loops=((1.0, Cost(flops=28, collectives={gather: 4.0})),)
     )
     many = Cost(loops=((1.0, Cost(flops=10)), (1.0, Cost(flops=10))))  # a loop for each layer
-    assert cost.carried_on(Cost(loops=many.loops[:1]), many, 3).total([2]).flops == 4 * 10 * 2
+    assert cost.extrapolated(Cost(loops=many.loops[:1]), many, 3).total([2]).flops == 4 * 10 * 2
 
 
 def test_a_quick_plan_compiles_the_sampler_for_small_depths():
@@ -474,7 +474,7 @@ def test_layouts_use_all_chips_and_obey_the_rules_of_rows():
     assert all(c.optim.micro_rows % (c.mesh.data * c.mesh.fsdp) == 0 for c in found.values())
     assert len(dict(sweep.layouts(small_config(), ("remat", "batch"), 8))) == 4
     with pytest.raises(ConfigError, match="sweep"):
-        sweep.run(None, ["colour"], print, programs.How())
+        sweep.run(None, ["colour"], print, programs.CompileOptions())
 
 
 def test_a_picture_is_drawn(tmp_path, parts):
@@ -508,7 +508,7 @@ def test_text_and_json_tell_the_same(parts):
         and "no collectives; 0 host transfers" in text
     )
     assert (
-        all(name in text for name in made) and "An iteration of GEPA lays 2 models out, in " in text
+        all(name in text for name in made) and "An iteration of GEPA reshards 2 models, in " in text
     )
     too_large = report.as_json(
         "tiny", parts, V5E, made, [load("update", temporaries=20)], None, work

@@ -80,8 +80,12 @@ def test_pack_refuses_a_sequence_longer_than_a_row():
 
 
 def test_minibatches_are_runs_in_order():
-    made = batch.examples([rollout("", 0.0)] * 5, np.arange(5.0)[None], DistillConfig())
-    assert [[e.advantage for e in m] for m in batch.minibatches(made, 2)] == [[0, 1], [2, 3], [4]]
+    examples = batch.examples([rollout("", 0.0)] * 5, np.arange(5.0)[None], DistillConfig())
+    assert [[e.advantage for e in m] for m in batch.minibatches(examples, 2)] == [
+        [0, 1],
+        [2, 3],
+        [4],
+    ]
     assert batch.minibatches([], 2) == []
 
 
@@ -105,8 +109,8 @@ def test_templated_rollouts_are_trained_on_the_plain_prompt_unless_distillation_
 
 def test_examples_keep_the_order_of_groups():
     rollouts = [rollout("", 0.0, plain=(q,)) for q in (1, 1, 2, 2)]
-    made = batch.examples(rollouts, np.array([[0.0, 1.0], [2.0, 3.0]]), DistillConfig())
-    assert [(e.prompt_ids, e.advantage) for e in made] == [
+    examples = batch.examples(rollouts, np.array([[0.0, 1.0], [2.0, 3.0]]), DistillConfig())
+    assert [(e.prompt_ids, e.advantage) for e in examples] == [
         ((1,), 0.0),
         ((1,), 1.0),
         ((2,), 2.0),

@@ -113,9 +113,11 @@ class EndUntrained(Learner):
 
 
 class RatioOnWrongPrompt(Learner):
-    def _score_on(self, params, made, which, prompt, row_tokens):
+    def _score_on(self, params, examples, which, prompt, row_tokens):
         other = {"prompt_ids": "sampled_on_ids", "sampled_on_ids": "prompt_ids"}[prompt]
-        return super()._score_on(params, made, which, other, config.templated_row_tokens(self.cfg))
+        return super()._score_on(
+            params, examples, which, other, config.templated_row_tokens(self.cfg)
+        )
 
 
 class WeightsIgnored(Learner):
@@ -228,10 +230,10 @@ def test_scores_are_log_probs_on_the_right_prompts():
     cfg = make_config(optim__row_tokens=40)
     rollouts = make_rollouts()
     learner = make_learner(cfg)
-    made = batch.examples(
+    examples = batch.examples(
         rollouts, advantages.group_advantages(reward_table(rollouts), cfg.adv), cfg.distill
     )
-    scored, stats = learner.score(OLD, None, made)
+    scored, stats = learner.score(OLD, None, examples)
     responses = [r.completion.token_ids for r in rollouts]
     on_x = response_logps(OLD, [r.plain_ids for r in rollouts], responses)
     on_Tx = response_logps(OLD, [r.prompt_ids for r in rollouts], responses)
@@ -262,12 +264,12 @@ def test_scores_are_log_probs_on_the_right_prompts():
 
 def test_reference_log_probs_are_the_reference_s():
     cfg = make_config(optim__row_tokens=40, loss__kl="k3")
-    made = batch.examples(
+    examples = batch.examples(
         make_rollouts(),
         advantages.group_advantages(reward_table(make_rollouts()), cfg.adv),
         cfg.distill,
     )
-    scored, _ = make_learner(cfg).score(OLD, REF, made)
+    scored, _ = make_learner(cfg).score(OLD, REF, examples)
     want = response_logps(
         REF,
         [r.plain_ids for r in make_rollouts()],
@@ -281,21 +283,21 @@ def test_reference_log_probs_are_the_reference_s():
 def test_updates_of_any_size_compile_once_and_an_empty_one_changes_nothing():
     cfg = make_config(optim__row_tokens=20, optim__weight_decay=0.0)
     learner = make_learner(cfg)
-    made = batch.examples(
+    examples = batch.examples(
         make_rollouts(),
         advantages.group_advantages(reward_table(make_rollouts()), cfg.adv),
         cfg.distill,
     )
     state = learner.init(jax.tree.map(jnp.copy, NEW))
-    for size in (len(made), 13, 1, len(made)):
-        scored, _ = learner.score(state.params, None, made[:size])
+    for size in (len(examples), 13, 1, len(examples)):
+        scored, _ = learner.score(state.params, None, examples[:size])
         state, stats = learner.update(state, scored)
         assert stats["train/trained_tokens"] == sum(
             len(e.response_ids) for e in scored if e.advantage != 0
         )
     before = jax.tree.map(np.asarray, state.params)
     fresh = learner.init(jax.tree.map(jnp.asarray, before))
-    without = [e for e in made if e.advantage == 0]
+    without = [e for e in examples if e.advantage == 0]
     scored, stats = learner.score(fresh.params, None, without)
     assert stats == {}
     fresh, stats = learner.update(fresh, scored)
@@ -312,12 +314,12 @@ def test_updates_of_any_size_compile_once_and_an_empty_one_changes_nothing():
 def test_an_update_that_is_not_finite_is_skipped_and_counted():
     cfg = make_config(optim__row_tokens=40)
     learner = make_learner(cfg)
-    made = batch.examples(
+    examples = batch.examples(
         make_rollouts(),
         advantages.group_advantages(reward_table(make_rollouts()), cfg.adv),
         cfg.distill,
     )
-    scored, _ = learner.score(NEW, None, made)
+    scored, _ = learner.score(NEW, None, examples)
     broken = [
         dataclasses.replace(e, advantage=float("nan")) if i == 0 else e
         for i, e in enumerate(scored)
@@ -355,14 +357,16 @@ def test_at_float32_sampler_and_learner_differ_by_rounding():
     cfg = make_config(optim__row_tokens=40)
     engine = Engine(SPEC, single_device_mesh(), cfg.rollout, [MAX_NEW], [3, 4], 0, jnp.float32)
     requests = [Request(r.prompt_ids, r.prompt.name) for r in make_rollouts()]
-    how = SamplingParams(TEMPERATURE, MAX_NEW)
-    completions = engine.generate(engine.to_rollout_layout(OLD), requests, how, rng.key(0, "gap"))
+    sampling = SamplingParams(TEMPERATURE, MAX_NEW)
+    completions = engine.generate(
+        engine.to_rollout_layout(OLD), requests, sampling, rng.key(0, "gap")
+    )
     rollouts = [
         dataclasses.replace(r, completion=c)
         for r, c in zip(make_rollouts(), completions, strict=True)
     ]
-    made = batch.examples(
+    examples = batch.examples(
         rollouts, advantages.group_advantages(reward_table(rollouts), cfg.adv), cfg.distill
     )
-    _, stats = make_learner(cfg).score(OLD, None, made)
+    _, stats = make_learner(cfg).score(OLD, None, examples)
     assert 0 < stats["train/logprob_gap_mean"] <= stats["train/logprob_gap_max"] < 1e-4

@@ -252,10 +252,10 @@ def test_a_learner_s_updates_in_bfloat16_are_measured_resumed_and_skipped_exactl
     learner = make_learner(reference.SPEC, "bfloat16")
     params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), reference.NEW)
     rollouts = reference.make_rollouts(empty_template=True)
-    made = batch.examples(
+    examples = batch.examples(
         rollouts, advantages.of_rollouts(rollouts, learner.cfg), learner.cfg.distill
     )
-    scored, _ = learner.score(params, None, made, len(made))
+    scored, _ = learner.score(params, None, examples, len(examples))
     broken = [
         dataclasses.replace(e, advantage=float("nan")) if i == 0 else e
         for i, e in enumerate(scored)
@@ -263,22 +263,22 @@ def test_a_learner_s_updates_in_bfloat16_are_measured_resumed_and_skipped_exactl
     on_host = lambda tree: jax.tree.map(np.asarray, tree)  # noqa: E731
     states, stats = [on_host(learner.init(params))], []
     for _ in range(3):
-        state, found = learner.update(jax.device_put(states[-1], learner.state_shardings), scored)
+        state, figures = learner.update(jax.device_put(states[-1], learner.state_shardings), scored)
         states.append(on_host(state))
-        stats.append(found)
-    for before, after, found in zip(states, states[1:], stats, strict=False):
+        stats.append(figures)
+    for before, after, figures in zip(states, states[1:], stats, strict=False):
         change = jax.tree.map(
             lambda a, b: a.astype(np.float64) - b.astype(np.float64), after.params, before.params
         )
         squares = sum((x**2).sum() for x in jax.tree.leaves(change))
-        assert found["train/update_norm"] == pytest.approx(squares**0.5, rel=1e-5)
+        assert figures["train/update_norm"] == pytest.approx(squares**0.5, rel=1e-5)
         size = sum((x.astype(np.float64) ** 2).sum() for x in jax.tree.leaves(after.params))
-        assert found["train/param_norm"] == pytest.approx(size**0.5, rel=1e-5)
+        assert figures["train/param_norm"] == pytest.approx(size**0.5, rel=1e-5)
     uninterrupted = learner.init(params)
     for _ in range(3):
         uninterrupted, _ = learner.update(uninterrupted, scored)
-    skipped, found = learner.update(jax.device_put(states[2], learner.state_shardings), broken)
-    assert found["train/bad_updates"] == 1 and found["train/update_norm"] == 0
+    skipped, figures = learner.update(jax.device_put(states[2], learner.state_shardings), broken)
+    assert figures["train/bad_updates"] == 1 and figures["train/update_norm"] == 0
     jax.tree.map(np.testing.assert_array_equal, on_host(skipped.params), states[2].params)
     skipped, _ = learner.update(skipped, scored)
     for other in (uninterrupted, skipped):

@@ -55,16 +55,16 @@ def nothing_trained():
 
 
 def test_an_update_by_hand():
-    found = stats.update_stats(SUMS, 40)
+    figures = stats.update_stats(SUMS, 40)
     assert (
-        found["train/entropy"] == 0.75
-        and found["train/approx_kl"] == 0.5
-        and found["train/kl_loss"] == 2.0
+        figures["train/entropy"] == 0.75
+        and figures["train/approx_kl"] == 0.5
+        and figures["train/kl_loss"] == 2.0
     )
-    assert found["train/frac_clipped"] == 0.25 and found["train/frac_dual_clipped"] == 0.125
-    assert found["perf/frac_row_tokens_real"] == 0.75
-    assert found["train/logprob_gap_mean"] == 0.25 and found["train/logprob_gap_max"] == 0.75
-    assert set(found) <= set(metric_names.METRICS)
+    assert figures["train/frac_clipped"] == 0.25 and figures["train/frac_dual_clipped"] == 0.125
+    assert figures["perf/frac_row_tokens_real"] == 0.75
+    assert figures["train/logprob_gap_mean"] == 0.25 and figures["train/logprob_gap_max"] == 0.75
+    assert set(figures) <= set(metric_names.METRICS)
     assert "train/kl_loss" not in stats.update_stats(
         {k: v for k, v in SUMS.items() if k != "kl_loss"}, 40
     )
@@ -72,8 +72,8 @@ def test_an_update_by_hand():
 
 def test_where_nothing_was_trained_there_is_no_mean_over_trained_tokens():
     """Loss and gradient are 0 then, but params may change (weight decay)."""
-    found = nothing_trained()
-    assert found == {
+    figures = nothing_trained()
+    assert figures == {
         "train/loss": 0,
         "train/policy_loss": 0,
         "train/grad_norm": 0,
@@ -101,7 +101,7 @@ def test_a_curve_has_a_gap_where_a_row_lacks_the_metric():
 
 def test_a_sampler_that_did_nothing_has_no_shares():
     assert Work().metrics() == {"perf/decode_steps": 0}
-    found = Work(
+    figures = Work(
         busy=3,
         computed=4,
         steps=2,
@@ -111,7 +111,7 @@ def test_a_sampler_that_did_nothing_has_no_shares():
         decode_seconds=3.0,
         tail_seconds=2.0,
     )
-    assert found.metrics() == pytest.approx(
+    assert figures.metrics() == pytest.approx(
         {
             "perf/frac_slots_busy": 0.75,
             "perf/decode_steps": 2,

@@ -138,13 +138,13 @@ def test_truncated_weights_by_hand():
     cfg = DistillConfig(mode="truncated", cap=3.0)
     weight = distill.token_weights(plain, templated, cfg)
     np.testing.assert_allclose(weight, [2.0, 0.5, 3.0], rtol=1e-5)
-    found = stats.distill_stats([distill.density_ratio(plain, templated)], [weight], 6, cfg)
+    figures = stats.distill_stats([distill.density_ratio(plain, templated)], [weight], 6, cfg)
     assert (
-        found["distill/frac_masked_high"] == pytest.approx(1 / 3)
-        and found["distill/frac_masked_low"] == 0
+        figures["distill/frac_masked_high"] == pytest.approx(1 / 3)
+        and figures["distill/frac_masked_low"] == 0
     )
-    assert found["distill/frac_templated_tokens"] == 0.5
-    assert found["distill/effective_sample_frac"] == pytest.approx(5.5**2 / (3 * 13.25))
+    assert figures["distill/frac_templated_tokens"] == 0.5
+    assert figures["distill/effective_sample_frac"] == pytest.approx(5.5**2 / (3 * 13.25))
 
 
 def test_rollout_weights_by_hand():
@@ -162,24 +162,27 @@ def test_rollout_weights_are_measured_on_the_prompt_sampled_on_and_multiply_the_
     cfg = reference.make_config(
         optim__row_tokens=40, train__rollout_is="token", train__rollout_is_cap=1.5
     )
-    made = examples_of(cfg)
-    scored, found = reference.make_learner(cfg).score(reference.OLD, None, made, len(made))
+    examples = examples_of(cfg)
+    scored, figures = reference.make_learner(cfg).score(
+        reference.OLD, None, examples, len(examples)
+    )
     plain, _ = reference.make_learner(reference.make_config(optim__row_tokens=40)).score(
-        reference.OLD, None, made
+        reference.OLD, None, examples
     )
     on_Tx = reference.response_logps(
-        reference.OLD, [e.sampled_on_ids for e in made], [e.response_ids for e in made]
+        reference.OLD, [e.sampled_on_ids for e in examples], [e.response_ids for e in examples]
     )
     weights = [
-        np.minimum(np.exp(Tx - e.logp_sampler_R), 1.5) for Tx, e in zip(on_Tx, made, strict=True)
+        np.minimum(np.exp(Tx - e.logp_sampler_R), 1.5)
+        for Tx, e in zip(on_Tx, examples, strict=True)
     ]
     for e, unweighted, weight in zip(scored, plain, weights, strict=True):
         assert not e.fresh
         if e.advantage != 0:
             np.testing.assert_allclose(e.weight_R, unweighted.weight_R * weight, rtol=1e-4)
-    used = np.concatenate([w for w, e in zip(weights, made, strict=True) if e.advantage != 0])
-    assert found["train/rollout_is_mean"] == pytest.approx(used.mean(), rel=1e-4)
-    assert 0 < found["train/frac_rollout_is_capped"] == pytest.approx((used >= 1.5).mean())
+    used = np.concatenate([w for w, e in zip(weights, examples, strict=True) if e.advantage != 0])
+    assert figures["train/rollout_is_mean"] == pytest.approx(used.mean(), rel=1e-4)
+    assert 0 < figures["train/frac_rollout_is_capped"] == pytest.approx((used >= 1.5).mean())
 
 
 def test_the_first_update_needs_no_scores_of_its_own():
@@ -188,14 +191,16 @@ def test_the_first_update_needs_no_scores_of_its_own():
     """
     cfg = reference.make_config(optim__row_tokens=40)
     learner = reference.make_learner(cfg)
-    made = examples_of(cfg)
+    examples = examples_of(cfg)
     outcomes = []
-    for first_update in (0, len(made)):
-        scored, found = learner.score(reference.NEW, None, made, first_update)
+    for first_update in (0, len(examples)):
+        scored, figures = learner.score(reference.NEW, None, examples, first_update)
         state, numbers = learner.update(learner.init(jax.tree.map(jnp.copy, reference.NEW)), scored)
-        outcomes.append((found | numbers, jax.tree.map(np.asarray, state.params)))
+        outcomes.append((figures | numbers, jax.tree.map(np.asarray, state.params)))
     assert (
-        sum(e.fresh for e in scored) == sum(e.advantage != 0 and not e.templated for e in made) > 0
+        sum(e.fresh for e in scored)
+        == sum(e.advantage != 0 and not e.templated for e in examples)
+        > 0
     )
     (whole, params), (fresh, same) = outcomes
     names = (
@@ -213,9 +218,9 @@ def test_the_first_update_needs_no_scores_of_its_own():
         np.abs(x - e.logp_sampler_R)
         for x, e in zip(
             reference.response_logps(
-                reference.NEW, [e.prompt_ids for e in made], [e.response_ids for e in made]
+                reference.NEW, [e.prompt_ids for e in examples], [e.response_ids for e in examples]
             ),
-            made,
+            examples,
             strict=True,
         )
         if e.advantage != 0 and not e.templated
@@ -236,17 +241,17 @@ def test_at_float32_the_gap_that_the_first_update_measures_is_rounding():
         jnp.float32,
     )
     requests = [Request(r.prompt_ids, r.prompt.name) for r in reference.make_rollouts()]
-    how = SamplingParams(reference.TEMPERATURE, reference.MAX_NEW)
+    sampling = SamplingParams(reference.TEMPERATURE, reference.MAX_NEW)
     completions = engine.generate(
-        engine.to_rollout_layout(reference.OLD), requests, how, rng.key(0, "gap")
+        engine.to_rollout_layout(reference.OLD), requests, sampling, rng.key(0, "gap")
     )
     rollouts = [
         dataclasses.replace(r, completion=c)
         for r, c in zip(reference.make_rollouts(), completions, strict=True)
     ]
-    made = examples_of(cfg, rollouts)
+    examples = examples_of(cfg, rollouts)
     learner = reference.make_learner(cfg)
-    scored, _ = learner.score(reference.OLD, None, made, len(made))
+    scored, _ = learner.score(reference.OLD, None, examples, len(examples))
     _, numbers = learner.update(learner.init(jax.tree.map(jnp.copy, reference.OLD)), scored)
     assert 0 < numbers["train/logprob_gap_mean"] <= numbers["train/logprob_gap_max"] < 1e-4
 
@@ -254,10 +259,10 @@ def test_at_float32_the_gap_that_the_first_update_measures_is_rounding():
 def test_the_share_of_real_tokens_is_that_of_the_rows_computed():
     cfg = reference.make_config(optim__row_tokens=40, optim__micro_rows=8)
     learner = reference.make_learner(cfg)
-    made = [e for e in examples_of(cfg) if e.advantage != 0][:5]
-    scored, _ = learner.score(reference.NEW, None, made)
+    examples = [e for e in examples_of(cfg) if e.advantage != 0][:5]
+    scored, _ = learner.score(reference.NEW, None, examples)
     _, numbers = learner.update(learner.init(jax.tree.map(jnp.copy, reference.NEW)), scored)
-    real = sum(len(e.prompt_ids) + len(e.response_ids) for e in made)
+    real = sum(len(e.prompt_ids) + len(e.response_ids) for e in examples)
     # all fit one micro-batch of 8 rows
     assert numbers["perf/frac_row_tokens_real"] == pytest.approx(real / (8 * 40))
 

@@ -50,7 +50,7 @@ def test_whether_there_are_other_processes(detected, expected, monkeypatch):
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_hosts_of_a_tpu_pod_know_each_other_by_the_metadata_server(workers, monkeypatch):
-    """As on a Cloud TPU VM, on which no variable tells of the other hosts."""
+    """As on a Cloud TPU VM, where no environment variable names the other hosts."""
     metadata = {
         "agent-worker-number": "2",
         "worker-network-endpoints": ",".join(f"a:b:10.0.0.{i}" for i in range(1, workers + 1)),
@@ -105,7 +105,7 @@ def test_where_this_process_stands(variables, expected, monkeypatch):
     assert address.startswith(expected[0]) and (count, index) == expected[1:]
 
 
-def test_what_nobody_tells_is_named(monkeypatch):
+def test_missing_variables_are_named(monkeypatch):
     for name in (*NAMES, "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234")

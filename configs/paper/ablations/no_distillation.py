@@ -1,10 +1,11 @@
-"""Without context distillation: the update is made on the templated prompts.
+"""Ablation: no context distillation. Updates are made on the templated prompts.
 
-Command: python -m p2o_jax.main --config configs/paper/ablations/no_distillation.py --workdir
-    runs/no_distillation
-Needs: as configs/paper/deepscaler_teacher.py. Hardware, data and evaluation: as
-    configs/paper/deepscaler_self.py.
-Time: as there. Score: the paper's average is 55.6 (with distillation 65.2).
+Command: python -m p2o_jax.main --config configs/paper/ablations/no_distillation.py
+    --workdir runs/no_distillation
+Requirements: as configs/paper/deepscaler_teacher.py.
+Hardware, data and evaluation: as configs/paper/deepscaler_self.py.
+Time: as there.
+Score: the paper's average is 55.6 (with distillation 65.2).
 """
 
 import runpy
@@ -16,5 +17,5 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = runpy.run_path(str(Path(__file__).parents[1] / "deepscaler_teacher.py"))["get_config"]()
     c.distill.mode = "off"
-    c.optim.row_tokens = 17408  # a longest template beside the longest question and response
+    c.optim.row_tokens = 17408  # the longest template, question and response
     return c

@@ -1,9 +1,12 @@
-"""One round of reflection in place of GEPA, on DeepMath-5K: as many proposals as heavy_4 has
-candidates, all from the empty template.
+"""Ablation: one round of reflection instead of GEPA, on DeepMath-5K.
 
-Command: python -m p2o_jax.main --config configs/paper/ablations/one_reflection.py --workdir
-runs/one_reflection Data, hardware and evaluation: as configs/paper/deepmath_self.py.
-Time: less than there. Score: the paper's average is 50.4 (GEPA: 64.2).
+It makes as many proposals as heavy_4 has candidates, all from the empty template.
+
+Command: python -m p2o_jax.main --config configs/paper/ablations/one_reflection.py
+    --workdir runs/one_reflection
+Data, hardware and evaluation: as configs/paper/deepmath_self.py.
+Time: less than there.
+Score: the paper's average is 50.4 (GEPA: 64.2).
 """
 
 import runpy

@@ -1,9 +1,12 @@
-"""Context distillation without the context ratio mask: every templated token counts, on
-DeepScaler-5K.
+"""Ablation: context distillation without the context ratio mask, on DeepScaler-5K.
 
-Command: python -m p2o_jax.main --config configs/paper/ablations/plain_ratio.py --workdir
-runs/plain_ratio Hardware, data and evaluation: as configs/paper/deepscaler_self.py.
-Time: as there. Score: unknown.
+Every templated token counts.
+
+Command: python -m p2o_jax.main --config configs/paper/ablations/plain_ratio.py
+    --workdir runs/plain_ratio
+Hardware, data and evaluation: as configs/paper/deepscaler_self.py.
+Time: as there.
+Score: unknown.
 """
 
 import runpy

@@ -1,10 +1,11 @@
-"""The same template for all rollouts of a question's group.
+"""Ablation: the same template for all rollouts of a question's group.
 
-Command: python -m p2o_jax.main --config configs/paper/ablations/same_template.py --workdir
-    runs/same_template
-Needs: as configs/paper/deepscaler_teacher.py. Hardware, data and evaluation: as
-    configs/paper/deepscaler_self.py.
-Time: as there. Score: the paper's average is 64.2 (templates drawn one by one: 65.2).
+Command: python -m p2o_jax.main --config configs/paper/ablations/same_template.py
+    --workdir runs/same_template
+Requirements: as configs/paper/deepscaler_teacher.py.
+Hardware, data and evaluation: as configs/paper/deepscaler_self.py.
+Time: as there.
+Score: the paper's average is 64.2 (with a template drawn per rollout: 65.2).
 """
 
 import runpy

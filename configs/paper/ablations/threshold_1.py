@@ -1,8 +1,10 @@
-"""Hard are only questions without any success (the paper's tau = 1), on DeepMath-5K.
+"""Ablation: only questions without any success are hard (the paper's tau = 1), on DeepMath-5K.
 
-Command: python -m p2o_jax.main --config configs/paper/ablations/threshold_1.py --workdir
-runs/threshold_1 Data, hardware and evaluation: as configs/paper/deepmath_self.py.
-Time: as there, or less. Score: the paper's average is 62.1 (at most one success: 64.2).
+Command: python -m p2o_jax.main --config configs/paper/ablations/threshold_1.py
+    --workdir runs/threshold_1
+Data, hardware and evaluation: as configs/paper/deepmath_self.py.
+Time: as there, or less.
+Score: the paper's average is 62.1 (at most one success: 64.2).
 """
 
 import runpy

@@ -1,8 +1,10 @@
-"""Hard are questions with at most three successes (the paper's tau = 4), on DeepMath-5K.
+"""Ablation: questions with at most three successes are hard (the paper's tau = 4), on DeepMath-5K.
 
-Command: python -m p2o_jax.main --config configs/paper/ablations/threshold_4.py --workdir
-runs/threshold_4 Data, hardware and evaluation: as configs/paper/deepmath_self.py.
-Time: as there. Score: the paper's average is 64.1 (at most one success: 64.2).
+Command: python -m p2o_jax.main --config configs/paper/ablations/threshold_4.py
+    --workdir runs/threshold_4
+Data, hardware and evaluation: as configs/paper/deepmath_self.py.
+Time: as there.
+Score: the paper's average is 64.1 (at most one success: 64.2).
 """
 
 import runpy
