@@ -59,6 +59,7 @@ NEEDS = {
     "xpk": "a cluster",
     "docker": "Docker",
     "tensorboard": "a package of its own",
+    ".venv/bin/mkdocs serve": "a browser",
     ".venv/bin/python trace.py": "is the reader's own file",
 }
 
