@@ -283,3 +283,15 @@ def test_messages_quoted_in_troubleshooting_are_those_of_the_code():
     ours = {part for part in parts if len(part) >= 12}
     ours -= {"JAX distributed service detected fatal errors"}  # JAX's own
     assert len(ours) >= 8 and {part for part in ours if part not in source} == set()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*(page for page in PAGES if page.name not in generate.pages()), ROOT / "CHANGELOG.md"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_prose_has_at_most_100_columns(page):
+    text = page.read_text(encoding="utf-8").partition("<!-- science")[0]
+    text = re.sub(r"(?ms)^```.*?^```$", "", text)
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("|")]
+    assert [line for line in lines if len(line) > 100] == []
