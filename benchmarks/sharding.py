@@ -185,7 +185,7 @@ def measure(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
     result["logps"] = learner.score_tokens(
         policy, [(e.prompt_ids, e.response_ids) for e in batch], config.trained_row_tokens(cfg)
     )
-    model = Model(Path(), SPEC, _NoChat(), mesh, jnp.float32)  # type: ignore[arg-type]
+    model = Model(Path(), SPEC, mesh, jnp.float32, _NoChat())  # type: ignore[arg-type]
     engine = components.make_engine(cfg, model, device_memory=2**32)
     weights, asks, how = (
         engine.to_rollout_layout(policy),

@@ -31,8 +31,8 @@ FLOORS = (
     ("tracking",),
     # 7: Config -> Parts
     ("startup",),
-    # 8: the loop
-    ("train",),
+    # 8: the loop; what is done with a model outside training
+    ("train", "offline"),
     # 9: one module per command; all but main use main's error handling
     ("main", "generate", "score", "export", "evaluate", "prepare", "plan", "report"),
 )
@@ -40,11 +40,6 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 COMMANDS = FLOORS[-1]
 # main.command: errors in one line each
 MAY_IMPORT_SIBLINGS = {(name, "main") for name in COMMANDS if name != "main"}
-# how to fit the sampler, and a run's policy
-MAY_IMPORT_SIBLINGS |= {
-    ("evaluate", "generate"),
-    ("evaluate", "export"),
-}
 WITHOUT_JAX = ("config", "types", "state", "data", "rewards", "gepa", "p2o")
 # the other modules of `runtime` are needed before JAX, or without it
 JAX_IN_RUNTIME = (

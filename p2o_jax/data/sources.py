@@ -20,6 +20,7 @@ from typing import Any
 from p2o_jax import config
 from p2o_jax.data import folder, tables
 from p2o_jax.data.tables import Record, Row
+from p2o_jax.runtime.listing import shortened
 from p2o_jax.types import Message, Question, question_id
 
 MAX_PROBLEMS_SHOWN = 20
@@ -84,11 +85,7 @@ def load(
             problems.append(f"{path}:{line}: {result}" if line else f"{path}: {result}")
     if num_rows == 0:
         problems.append(f"{path}: no questions in it")
-    if problems:
-        hidden = len(problems) - MAX_PROBLEMS_SHOWN
-        raise config.ConfigError(
-            *problems[:MAX_PROBLEMS_SHOWN], *([f"... and {hidden} more"] if hidden > 0 else [])
-        )
+    raise_problems(problems)
     lines, questions = zip(*by_id.values(), strict=True)
     return Loaded(str(path), questions, num_rows - len(questions), lines, num_conflicts)
 
@@ -117,10 +114,13 @@ def too_long(loaded: Loaded, count_tokens: Callable[[Question], int], limit: int
                 f"{loaded.path}:{line}: a prompt of {num_tokens} tokens;"
                 f" config.data.max_prompt_tokens={limit}"
             )
-    hidden = len(problems) - MAX_PROBLEMS_SHOWN
-    return problems[:MAX_PROBLEMS_SHOWN] + (
-        [f"{loaded.path}: ... and {hidden} more prompts that are too long"] if hidden > 0 else []
-    )
+    return shortened(problems, MAX_PROBLEMS_SHOWN, f"{loaded.path}: ", "prompts that are too long")
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raises a ConfigError with the first MAX_PROBLEMS_SHOWN problems, if there are any."""
+    if problems:
+        raise config.ConfigError(*shortened(problems, MAX_PROBLEMS_SHOWN))
 
 
 def records(path: str | Path, tfds_dir: str = "") -> Iterator[Row]:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from p2o_jax import config
 from p2o_jax.config import Config, ConfigError
-from p2o_jax.models import hf_config, lora, sharding
+from p2o_jax.models import hf_config, sharding
 from p2o_jax.models.spec import ModelSpec, Rope
 from p2o_jax.plan import cost
 from p2o_jax.plan.chips import GIB, Topology
@@ -24,7 +24,7 @@ from p2o_jax.rollout import memory, sampling_params
 from p2o_jax.rollout.engine import Engine
 from p2o_jax.rollout.engine import Program as EngineProgram
 from p2o_jax.startup import components
-from p2o_jax.startup.model import Model
+from p2o_jax.startup.model import Model, compute_dtype, place
 
 _QWEN3: dict[str, Any] = {
     "family": "qwen3",
@@ -126,18 +126,8 @@ def make(cfg: Config, spec: ModelSpec, topology: Topology) -> PlannedRun:
     """
     devices = topology.devices()
     mesh = sharding.make_mesh(config.mesh_shape(cfg.mesh, len(devices)), devices)
-    padding = -spec.vocab % mesh.shape["tensor"]
-    spec = dataclasses.replace(
-        spec, lora=lora.from_config(cfg.lora), padded_vocab=spec.vocab + padding if padding else 0
-    )
-    found = [
-        line
-        for rules in (sharding.LEARNER, sharding.ROLLOUT)
-        for line in sharding.problems(spec, mesh, rules)
-    ]
-    if found:
-        raise ConfigError(*dict.fromkeys(found))
-    dtype = jnp.float32 if cfg.model.compute_dtype == "float32" else jnp.bfloat16
+    spec = place(cfg, spec, mesh)
+    dtype = compute_dtype(cfg)
     model = _model(spec, mesh, dtype)
     learner = Learner(spec, mesh, cfg, NUM_UPDATES, dtype, model.chat.pad_id)
     # also compile what does not fit
@@ -152,7 +142,7 @@ def make(cfg: Config, spec: ModelSpec, topology: Topology) -> PlannedRun:
 
 
 def _model(spec: ModelSpec, mesh: Mesh, dtype: Any) -> Model:
-    return Model(Path(), spec, cast(Any, _Chat()), mesh, dtype)
+    return Model(Path(), spec, mesh, dtype, cast(Any, _Chat()))
 
 
 class LoweredProgram(NamedTuple):

@@ -12,23 +12,31 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 
-def write_whole(path: Path, contents: str | bytes) -> None:
-    """Writes the contents to a new file beside `path`, and renames that to `path` once it is on
-    disk.
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside `path`, to be written; at the end it is synced and renamed to `path`.
+
+    If the body raises, `path` stays as it was.
     """
     temporary = unused(path)
     try:
         with open(temporary, "xb") as f:
-            f.write(contents.encode() if isinstance(contents, str) else contents)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_whole(path: Path, contents: str | bytes) -> None:
+    """Writes the contents to `path`: all of it is on disk, or nothing."""
+    with replacing(path) as f:
+        f.write(contents.encode() if isinstance(contents, str) else contents)
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -10,6 +10,7 @@ from p2o_jax.config import Config, ConfigError
 from p2o_jax.data.chat import Chat
 from p2o_jax.models import hf_config
 from p2o_jax.models.spec import ModelSpec
+from p2o_jax.runtime.listing import shortened
 
 MAX_TOKENS_SHOWN = 5
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -34,15 +35,11 @@ def check_token_ids(
         f"the embedding has {vocab} rows (vocab_size in config.json), for the ids 0 to {vocab - 1}"
     )
     beyond = sorted((i, token) for token, i in tokens.items() if not 0 <= i < vocab)
-    hidden = len(beyond) - MAX_TOKENS_SHOWN
-    problems = [
-        f"{directory}: the tokenizer's {token!r} has id {i}; {rule}"
-        for i, token in beyond[:MAX_TOKENS_SHOWN]
-    ]
-    problems += (
-        [f"{directory}: ... and {hidden} more tokens of the tokenizer beyond the embedding"]
-        if hidden > 0
-        else []
+    problems = shortened(
+        [f"{directory}: the tokenizer's {token!r} has id {i}; {rule}" for i, token in beyond],
+        MAX_TOKENS_SHOWN,
+        f"{directory}: ",
+        "tokens of the tokenizer beyond the embedding",
     )
     for file in ("config.json", "generation_config.json"):
         problems += _special_id_problems(directory / file, vocab, rule)

@@ -25,18 +25,17 @@ WORLD = "world"  # config.model.path and config.data.path: the built-in world
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """A model directory, opened but not loaded: what it is, how it talks, and where it will run."""
+class Network:
+    """A model directory without its tokenizer, opened but not loaded."""
 
     directory: Path
-    spec: ModelSpec
-    chat: Chat
+    spec: ModelSpec  # with config.lora's adapters, and the vocabulary padded for the mesh
     mesh: Mesh
     dtype: Any  # of computation
 
     @cached_property
     def digests(self) -> identity.Digests:
-        """What tells the directory's files from another model's."""
+        """What distinguishes the directory's files from another model's."""
         return identity.digests(self.directory)
 
     def load(self, param_dtype: str) -> Any:
@@ -50,64 +49,149 @@ class Model:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Model(Network):
+    """A model directory, opened but not loaded, with its tokenizer and chat template."""
+
+    chat: Chat
+
+
 def open_model(
     cfg: Config, reporter: Reporter, date: str | None = None, revision: str | None = None
 ) -> Model:
-    """The model of `config.model.path`, on the mesh of `config.mesh`; pretrains the world's base if
-    that is asked for.
+    """The model of `config.model.path`, on the mesh of `config.mesh`.
 
-    `date` (ISO) is what a chat template with the date in it shows; None: today's, the same on all
-    processes. `revision` is the commit of a model from the hub; None: its newest.
+    The world's base is pretrained if it is asked for and not there yet.
+
+    Args:
+        date: shown by a chat template with the date in it (ISO); None: today's, the same on all
+            processes.
+        revision: the commit of a model from the hub; None: its newest.
 
     Raises:
         ConfigError: with a line for everything wrong with config, directory and mesh.
     """
-    num_devices = len(jax.devices())
-    found = rules.problems(cfg, num_devices)
-    if not cfg.model.path:
-        found.append("config.model.path is empty: name a model directory or a hub id")
-    if found and cfg.model.path in ("", WORLD):
-        raise ConfigError(*found)
-    with reporter.phase("pretraining"):
-        if cfg.model.path == WORLD:
-            directory = pretrain.ensure_base(cfg.world, reporter.line)
-        else:
-            directory = hf_config.locate(cfg.model.path, revision)
-    spec = collect(found, lambda: hf_config.read_spec(directory))
+    problems, directory = _open_directory(cfg, reporter, revision)
+    spec = _read_spec(directory, problems)
     date = date or distributed.broadcast_from_main(lambda: datetime.date.today().isoformat())
-    tokenizer = collect(found, lambda: load_tokenizer(directory))
-    chat = collect(found, lambda: Chat(tokenizer, cfg.chat, date)) if tokenizer else None
-    if spec:
-        collect(found, lambda: hf.check(directory, spec))
+    tokenizer = collect(problems, lambda: load_tokenizer(directory))
+    chat = collect(problems, lambda: Chat(tokenizer, cfg.chat, date)) if tokenizer else None
     if spec and tokenizer:
         ids = tokenizer.token_ids, tokenizer.stop_ids, tokenizer.pad_id
-        collect(found, lambda: limits.check_token_ids(directory, spec.vocab, *ids))
-    if found or not spec or not chat:
-        raise ConfigError(*found)
-    mesh = sharding.make_mesh(config.mesh_shape(cfg.mesh, num_devices))
+        collect(problems, lambda: limits.check_token_ids(directory, spec.vocab, *ids))
+    if problems or not spec or not chat:
+        raise ConfigError(*problems)
+    network = _on_mesh(cfg, directory, spec)
+    for line in chat.notices:
+        reporter.line(line)
+    return Model(network.directory, network.spec, network.mesh, network.dtype, chat)
+
+
+def open_network(
+    cfg: Config,
+    reporter: Reporter,
+    check: Callable[[ModelSpec], list[str]] = lambda spec: [],
+) -> Network:
+    """The model of `config.model.path` without its tokenizer, on the mesh of `config.mesh`.
+
+    Args:
+        check: finds what else is wrong with the model, a line each.
+
+    Raises:
+        ConfigError: with a line for everything wrong with config, directory and mesh.
+    """
+    problems, directory = _open_directory(cfg, reporter)
+    spec = _read_spec(directory, problems)
+    if spec:
+        problems += check(spec)
+    if problems or not spec:
+        raise ConfigError(*problems)
+    return _on_mesh(cfg, directory, spec)
+
+
+def find_directory(cfg: Config, revision: str | None = None) -> Path:
+    """The directory of `config.model.path`, which also holds the tokenizer. The world's base is
+    not pretrained for this.
+
+    Args:
+        revision: the commit of a model from the hub; None: its newest.
+
+    Raises:
+        ConfigError: it is not there (any more).
+    """
+    if cfg.model.path != WORLD:
+        return hf_config.locate(cfg.model.path, revision)
+    directory = pretrain.base_directory(cfg.world)
+    if not directory.is_dir():
+        raise ConfigError(
+            f"{directory}: the run's base model is not there; start this in the folder where the"
+            " run was started, or give its place with --config.world.cache_dir or"
+            " --config.model.path"
+        )
+    return directory
+
+
+def place(cfg: Config, spec: ModelSpec, mesh: Mesh) -> ModelSpec:
+    """The spec with config.lora's adapters, and a vocabulary that the mesh splits evenly.
+
+    Raises:
+        ConfigError: with a line for every weight that the mesh splits unevenly.
+    """
     padding = -spec.vocab % mesh.shape["tensor"]
     spec = dataclasses.replace(
         spec, lora=lora.from_config(cfg.lora), padded_vocab=spec.vocab + padding if padding else 0
     )
-    for layout in (sharding.LEARNER, sharding.ROLLOUT):
-        found += [line for line in sharding.problems(spec, mesh, layout) if line not in found]
-    if found:
-        raise ConfigError(*found)
-    for line in chat.notices:
-        reporter.line(line)
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    dtype = {
-        "auto": jnp.float32 if on_cpu else jnp.bfloat16,
-        "float32": jnp.float32,
-        "bfloat16": jnp.bfloat16,
-    }[cfg.model.compute_dtype]
-    return Model(directory, spec, chat, mesh, dtype)
+    problems = [
+        line
+        for layout in (sharding.LEARNER, sharding.ROLLOUT)
+        for line in sharding.problems(spec, mesh, layout)
+    ]
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    return spec
 
 
-def collect(found: list[str], make: Callable[[], Any]) -> Any:
-    """What `make` returns; None where it raises a ConfigError, whose lines are added to `found`."""
+def compute_dtype(cfg: Config, on_cpu: bool = False) -> Any:
+    """The dtype of computation: config.model.compute_dtype, or the device's usual one."""
+    usual = jnp.float32 if on_cpu else jnp.bfloat16
+    return {"auto": usual, "float32": jnp.float32, "bfloat16": jnp.bfloat16}[
+        cfg.model.compute_dtype
+    ]
+
+
+def collect(problems: list[str], make: Callable[[], Any]) -> Any:
+    """What `make` returns; None where it raises a ConfigError, whose lines are added."""
     try:
         return make()
     except ConfigError as e:
-        found += e.problems
+        problems += e.problems
         return None
+
+
+def _open_directory(
+    cfg: Config, reporter: Reporter, revision: str | None = None
+) -> tuple[list[str], Path]:
+    """(problems of the config, the model's directory)."""
+    problems = rules.problems(cfg, len(jax.devices()))
+    if not cfg.model.path:
+        problems.append("config.model.path is empty: name a model directory or a hub id")
+    if problems and cfg.model.path in ("", WORLD):
+        raise ConfigError(*problems)
+    with reporter.phase("pretraining"):
+        if cfg.model.path == WORLD:
+            return problems, pretrain.ensure_base(cfg.world, reporter.line)
+        return problems, hf_config.locate(cfg.model.path, revision)
+
+
+def _read_spec(directory: Path, problems: list[str]) -> ModelSpec | None:
+    """The directory's spec, compared with its tensors; None with a line for what is wrong."""
+    spec = collect(problems, lambda: hf_config.read_spec(directory))
+    if spec:
+        collect(problems, lambda: hf.check(directory, spec))
+    return spec
+
+
+def _on_mesh(cfg: Config, directory: Path, spec: ModelSpec) -> Network:
+    mesh = sharding.make_mesh(config.mesh_shape(cfg.mesh, len(jax.devices())))
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return Network(directory, place(cfg, spec, mesh), mesh, compute_dtype(cfg, on_cpu))

@@ -18,7 +18,9 @@ import pytest
 from p2o_jax import config, export, generate, score
 from p2o_jax.config import ConfigError, loading
 from p2o_jax.data.chat import Chat, load_tokenizer
+from p2o_jax.data.prompts import read_prompts
 from p2o_jax.models import hf, hf_config, sharding
+from p2o_jax.offline.settings import command_config
 from p2o_jax.rl.learner import Learner, TrainState
 from p2o_jax.runtime import distributed
 from p2o_jax.state import RunState
@@ -85,9 +87,9 @@ def test_jax_is_started_by_the_mesh_of_the_command_line(monkeypatch):
     """Its time limits, too, which the processes wait by before there is a config."""
     seen = []
     monkeypatch.setattr(distributed, "start", lambda mesh, compile_cache: seen.append(mesh) or 8)
-    cfg = generate.command_config(
-        "M", [("mesh.start_s", "7"), ("mesh.silent_s", "8"), ("rollout.slots", "16")]
-    )
+    overrides = [("mesh.start_s", "7"), ("mesh.silent_s", "8"), ("rollout.slots", "16")]
+    cfg = command_config(config.Config(), {"rollout.slots": "8"}, overrides)
+    assert (cfg.rollout.slots, cfg.optim.micro_rows) == (16, 8)
     assert (seen[0].start_s, seen[0].silent_s) == (7, 8) == (cfg.mesh.start_s, cfg.mesh.silent_s)
 
 
@@ -102,7 +104,7 @@ def test_generate_writes_k_completions_of_each_prompt(sampled):
 def test_generate_s_log_probs_are_those_of_score(sampled, tmp_path):
     prompts, rows = sampled
     chat = Chat(load_tokenizer(MODEL), config.ChatConfig())
-    read = generate.read_prompts(prompts)
+    read = read_prompts(prompts)
     sequences = [[*chat.render(read[r["index"]].question, "think"), *r["token_ids"]] for r in rows]
     ids, mask = np.zeros((2, 6, 160), np.int32)
     for b, sequence in enumerate(sequences):

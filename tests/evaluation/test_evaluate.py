@@ -15,7 +15,9 @@ import pytest
 from p2o_jax import config, evaluate
 from p2o_jax.config import ConfigError
 from p2o_jax.evaluation import report
+from p2o_jax.evaluation.benchmark import Protocol
 from p2o_jax.models import hf, hf_config, sharding
+from p2o_jax.offline.evaluate import EvaluateOptions, evaluation_config
 from p2o_jax.rewards.lenient import Grade
 from p2o_jax.rl.learner import Learner, TrainState
 from p2o_jax.state import RunState
@@ -181,26 +183,27 @@ def test_a_run_directory_runs_no_code_of_its_own(tmp_path, monkeypatch, fn):
     )
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(cfg)))
     folders = []
-    monkeypatch.setattr(evaluate.config_files, "override", lambda *_: None)
+    monkeypatch.setattr("p2o_jax.config.loading.override", lambda *_: None)
     monkeypatch.setattr(
         "p2o_jax.runtime.distributed.start",
         lambda mesh, compile_cache: folders.append(compile_cache) or 8,
     )
-    flags = {"workdir": str(tmp_path), "allow-reward-fn": ""}
+    options = EvaluateOptions(tmp_path / "out", "aime24", workdir=str(tmp_path))
     with pytest.raises(ConfigError) as error:
-        evaluate._config(flags, [("train.seed", "1")])
+        evaluation_config(options._replace(overrides=[("train.seed", "1")]))
     (line,) = error.value.problems
     assert line.startswith(
         f"{tmp_path}/config.json: config.reward.fn={fn} would run this code with the environment"
         " variables MY_KEY"
     )
     assert "--allow-reward-fn" in line and folders == []
-    assert evaluate._config({**flags, "allow-reward-fn": "yes"}, []).reward == reward
-    assert evaluate._config(flags, [("reward.fn", fn)]).reward == reward and folders == ["", ""]
+    assert evaluation_config(options._replace(allow_reward_fn=True)).reward == reward
+    own = options._replace(overrides=[("reward.fn", fn)])
+    assert evaluation_config(own).reward == reward and folders == ["", ""]
     (tmp_path / "config.json").write_text(
         json.dumps({"reward": {"fn": "p2o_jax.rewards.examples:pattern"}})
     )
-    assert evaluate._config(flags, []).reward.fn == "p2o_jax.rewards.examples:pattern"
+    assert evaluation_config(options).reward.fn == "p2o_jax.rewards.examples:pattern"
     assert (
         "unknown flag (did you mean --allow-reward-fn?)" in problems("--allow-reward", "--out=x")[0]
     )
@@ -210,14 +213,14 @@ def test_a_run_directory_runs_no_code_of_its_own(tmp_path, monkeypatch, fn):
 
 
 def test_larger_sets_are_asked_once_and_greedily():
-    protocol = evaluate.Protocol(16, 1, 0.6)
+    protocol = Protocol(16, 1, 0.6)
     assert [protocol.of(size) for size in (30, 99, 100, 1319)] == [
         (16, 0.6),
         (16, 0.6),
         (1, 0.0),
         (1, 0.0),
     ]
-    assert evaluate.Protocol(16, 4, 0.7).of(500) == (4, 0.7)
+    assert Protocol(16, 4, 0.7).of(500) == (4, 0.7)
 
 
 def test_it_says_what_is_wrong(tmp_path, evaluated):

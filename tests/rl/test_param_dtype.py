@@ -10,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from p2o_jax import config, export
+from p2o_jax import config
 from p2o_jax.models import lora, sharding, transformer
 from p2o_jax.models.spec import LoraSpec, Weight, weights
+from p2o_jax.offline import export
 from p2o_jax.rl import advantages, batch
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rl.optimizer import apply_updates, make_optimizer, round_stochastically
@@ -101,7 +102,7 @@ def test_one_table_has_the_dtype_of_every_param(spec, dtype):
     }
     for params in (
         jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0), dtype)),
-        export._abstract_params(spec, dtype),
+        export.abstract_params(spec, dtype),
         sharding.abstract_params(spec, single_device_mesh(), sharding.LEARNER, dtype),
     ):
         assert by_path(params, dtype_of) == named
@@ -124,7 +125,7 @@ def test_disk_and_memory_count_the_bytes_of_a_state(tmp_path, monkeypatch):
             "problems",
             lambda workdir, cfg, state_bytes, *_: asked.append(state_bytes) or [],
         )
-        model = Model(tmp_path, spec, None, single_device_mesh(), jnp.float32)  # type: ignore[arg-type]
+        model = Model(tmp_path, spec, single_device_mesh(), jnp.float32, None)  # type: ignore[arg-type]
         preflight.space_problems(learner.cfg, run_directory.read(tmp_path), model, 8)
         assert asked == [per_weight * size]
 

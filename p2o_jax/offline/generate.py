@@ -1,0 +1,196 @@
+"""Samples completions of the prompts in a file, with their log-probs and verdicts."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import jax.numpy as jnp
+
+from p2o_jax import config
+from p2o_jax.config import Config, ConfigError
+from p2o_jax.data import sources
+from p2o_jax.data.prompts import PromptRow, read_prompts
+from p2o_jax.offline import sampler_shapes, settings
+from p2o_jax.rewards.verify import Verifier
+from p2o_jax.rollout import sampling_params
+from p2o_jax.runtime import distributed, files, rng
+from p2o_jax.runtime.console import Reporter
+from p2o_jax.startup import components, limits
+from p2o_jax.startup.model import Model, open_model
+from p2o_jax.types import Completion, Question, Request, SamplingParams
+
+Ids = tuple[int, ...]  # token ids
+
+
+class GenerateOptions(NamedTuple):
+    """What is sampled from which model, and where it is written."""
+
+    model: str
+    prompts: Path
+    template: str = ""
+    n: int = 1  # completions of each prompt
+    out: str = ""  # empty: standard output
+    temperature: float | None = None  # None: config.rollout.temperature
+    overrides: settings.Overrides = ()
+
+
+def generate(options: GenerateOptions) -> None:
+    """Samples n completions of every prompt.
+
+    Raises:
+        ConfigError: anything wrong with options, prompts, config or model.
+    """
+    if options.out and (problems := files.conflicts("--out", Path(options.out))):
+        raise ConfigError(*problems)
+    exported = settings.exported_settings(options.model, settings.CHAT_SETTINGS)
+    cfg = settings.command_config(
+        Config(), DEFAULTS | {"model.path": options.model} | exported, options.overrides
+    )
+    prompts = read_prompts(options.prompts, cfg.data.prompt_template)
+    sources.raise_problems(distributed.broadcast_from_main(lambda: _out_problems(options.out)))
+    reporter = Reporter(enabled=distributed.is_main_process())
+    model = open_model(cfg, reporter)
+    ids = [model.chat.render(p.question, options.template) for p in prompts]
+    given = {key for key, _ in options.overrides}
+    cfg = sampler_shapes.fit(cfg, given, model, [len(i) for i in ids], options.n)
+    _check_lengths(options.prompts, cfg, model, prompts, ids)
+    temperature = options.temperature
+    params = sampling_params.at(
+        cfg, cfg.rollout.temperature if temperature is None else temperature
+    )
+    with ExitStack() as stack:
+        out = _open(options.out, distributed.is_main_process(), stack)
+        verifier = stack.enter_context(Verifier(cfg.reward))
+        jobs = [Job(p.question, i, options.n) for p, i in zip(prompts, ids, strict=True)]
+        sample(cfg, model, jobs, params, verifier, out, reporter)
+
+
+DEFAULTS = {
+    "data.prompt_template": "{question}",
+    "data.max_prompt_tokens": "1",  # the prompts are measured when they are known
+    "rollout.max_new_tokens": "512",
+}
+
+
+class Job(NamedTuple):
+    """A question, its rendered prompt, and how many completions of it are wanted."""
+
+    question: Question
+    prompt_ids: Ids
+    n: int
+
+
+def sample(
+    cfg: Config,
+    model: Model,
+    jobs: Sequence[Job],
+    params: SamplingParams,
+    verifier: Verifier,
+    out: TextIO,
+    reporter: Reporter,
+) -> None:
+    """Writes the completions of every prompt, in order, a few waves of the sampler at a time.
+
+    Args:
+        cfg: with the sampler's shapes, and the seed.
+        model: opened, not loaded.
+        jobs: the prompts.
+        params: temperature and limits of sampling.
+        verifier: judges completions of questions that have an answer.
+        out: gets a line of JSON for each completion, from process 0.
+        reporter: shows progress and speed.
+    """
+    engine = components.make_engine(cfg, model)
+    weights = engine.to_rollout_layout(model.load(str(jnp.dtype(model.dtype))))
+    key = rng.key(cfg.train.seed, "generate")
+    places = [(i, k) for i, job in enumerate(jobs) for k in range(job.n)]
+    at_once = engine.max_rollouts * engine.num_shards
+    compiles, start, tokens = distributed.CompileCounter(), time.monotonic(), 0
+    with reporter.phase("generate", len(places), "completions") as advance:
+        for first in range(0, len(places), at_once):
+            part = places[first : first + at_once]
+            requests = [Request(jobs[i].prompt_ids, f"{i}/{k}") for i, k in part]
+            completions = engine.generate(weights, requests, params, key, advance)
+            tokens += sum(len(c.token_ids) for c in completions)
+            if distributed.is_main_process():
+                texts = [model.chat.decode(c.token_ids.tolist()) for c in completions]
+                verdicts = _verdicts(verifier, [jobs[i].question for i, _ in part], texts)
+                rows = [_row(*row) for row in zip(part, completions, texts, verdicts, strict=True)]
+                out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                out.flush()
+    seconds = time.monotonic() - start
+    reporter.line(
+        f"{len(places)} completions, {tokens:,} tokens in {seconds:.1f} s, {compiles.seconds:.1f} s"
+        f" of them compiling: {tokens / max(seconds - compiles.seconds, 1e-9):,.0f} tokens/s"
+    )
+
+
+def _check_lengths(
+    path: Path, cfg: Config, model: Model, prompts: Sequence[PromptRow], ids: Sequence[Ids]
+) -> None:
+    """Raises a ConfigError if a prompt does not fit the sampler, or a response the model's context."""
+    limit = config.max_prompt_tokens(cfg)
+    sources.raise_problems(
+        [
+            f"{path}:{p.line}: a prompt of {len(i)} tokens;"
+            f" config.rollout.prompt_buckets end at {limit}"
+            for p, i in zip(prompts, ids, strict=True)
+            if len(i) > limit
+        ]
+    )
+    most, line = max(
+        ((len(i), p.line) for p, i in zip(prompts, ids, strict=True)), key=lambda pair: pair[0]
+    )
+    prompt = f"the prompt of {most:,} tokens in {path}:{line}"
+    sources.raise_problems(limits.response_problems(cfg, model.spec, prompt, most))
+
+
+def _out_problems(path: str) -> list[str]:
+    """A line if the output file cannot be there; checked before the model is opened."""
+    out = Path(path)
+    if path and out.is_dir():
+        return [f"--out={out}: is a directory"]
+    return [] if out.parent.is_dir() else [f"--out={out}: no such directory: {out.parent}"]
+
+
+def _open(path: str, writes: bool, stack: ExitStack) -> TextIO:
+    """The output file, opened before anything slow happens; without a path, standard output."""
+    if not path and writes:
+        return sys.stdout
+    try:
+        return stack.enter_context(files.create(Path(path if writes else os.devnull)))
+    except OSError as e:
+        raise ConfigError(f"--out={path}: {e.strerror}") from e
+
+
+def _verdicts(
+    verifier: Verifier, questions: Sequence[Question], texts: Sequence[str]
+) -> list[dict[str, Any]]:
+    """For each text its verdict as a field of a row; nothing where the question has no answer."""
+    judged = [i for i, q in enumerate(questions) if q.answer or verifier.cfg.fn]
+    verdicts = verifier.judge([texts[i] for i in judged], [questions[i] for i in judged])
+    fields: list[dict[str, Any]] = [{} for _ in texts]
+    for i, v in zip(judged, verdicts, strict=True):
+        fields[i] = {"verdict": dataclasses.asdict(v)}
+    return fields
+
+
+def _row(
+    place: tuple[int, int], completion: Completion, text: str, verdict: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "index": place[0],
+        "n": place[1],
+        "text": text,
+        "tokens": len(completion.token_ids),
+        "stopped": completion.stopped,
+        "logp": float(completion.logp_R.sum(dtype="float64")),
+        "token_ids": completion.token_ids.tolist(),
+        **verdict,
+    }

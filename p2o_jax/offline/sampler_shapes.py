@@ -1,0 +1,48 @@
+"""The sampler's shapes where no training run has chosen them: fitted to the prompts at hand."""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from p2o_jax.config import Config
+from p2o_jax.models import sharding
+from p2o_jax.startup.model import Model
+
+MAX_SLOTS = 128  # per shard of the mesh's data x fsdp
+# per shard, for the cache of the prompts, and again for that of the completions
+CACHE_BYTES = 2 * 2**30
+MIN_BUCKET = 32
+WAVES = 8  # completions written at a time, in multiples of the slots
+
+
+def fit(
+    cfg: Config, given: Collection[str], model: Model, lengths: Sequence[int], n: int
+) -> Config:
+    """The config with the sampler's shapes fitted to n completions of each prompt.
+
+    Prompts are padded to one of three powers of two, the last of which holds the longest. There are
+    as many slots, and as many prompts in the cache, as there is work for and as CACHE_BYTES hold.
+
+    Args:
+        given: the keys of the settings that the user has chosen; these stay.
+        lengths: tokens of each prompt.
+    """
+    spec, shards = model.spec, sharding.num_shards(model.mesh)
+    longest = max(1 << (max(lengths) - 1).bit_length(), MIN_BUCKET)
+    token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * jnp.dtype(model.dtype).itemsize
+    held = CACHE_BYTES // token_bytes
+    slots = max(
+        min(MAX_SLOTS, held // cfg.rollout.max_new_tokens, -(-len(lengths) * n // shards)), 1
+    )
+    rows = max(min(held // longest, -(-len(lengths) // shards)), 1)
+    fitted: dict[str, Any] = {
+        "prompt_buckets": tuple(sorted({max(longest >> shift, MIN_BUCKET) for shift in (4, 2, 0)})),
+        "slots": slots * shards,
+        "questions": WAVES * slots * shards,
+        "group_size": 1,
+        "prompt_cache_tokens": rows * longest * shards,
+    }
+    ours = {name: value for name, value in fitted.items() if f"rollout.{name}" not in given}
+    return dataclasses.replace(cfg, rollout=dataclasses.replace(cfg.rollout, **ours))
