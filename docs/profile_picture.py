@@ -18,6 +18,13 @@ from pathlib import Path
 
 PHASES = ("prefill", "decode", "score", "update")
 BLOCKS = ("embed", "attention", "mlp", "lm_head", "logprobs", "sample", "optimizer")
+# Programs and scopes that are part of a phase or block under another name.
+ALIASES = {
+    "extend": "prefill",
+    "decode_chunk": "decode",
+    "decode_step": "decode",
+    "sample_token": "sample",
+}
 CONTROL_FLOW = ("while", "call", "conditional")  # their time is that of what they call
 
 Scope = tuple[str, str]  # phase and block; "other" where there is none
@@ -103,7 +110,7 @@ def by_scope(
 
 def scope(op_name: str) -> Scope:
     """The innermost phase and block in an `op_name`, such as jit(f)/update/jvp(mlp)/dot."""
-    words = re.findall(r"\w+", op_name)
+    words = [ALIASES.get(word, word) for word in re.findall(r"\w+", op_name)]
     innermost = [
         next((word for word in reversed(words) if word in known), "other")
         for known in (PHASES, BLOCKS)

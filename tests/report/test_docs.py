@@ -263,6 +263,10 @@ def test_scopes_of_operations_by_hand():
         ("update", "other"): 4.0,
         ("other", "other"): 1.0,
     }
+    assert profile_picture.scope("jit(decode_chunk)/while/body/sample_token/sort") == (
+        "decode",
+        "sample",
+    )
 
 
 def test_the_picture_of_a_profile_has_a_bar_for_each_phase(tmp_path):
