@@ -1,6 +1,5 @@
-"""Benchmarks: `python -m benchmarks.NAME`. Progress goes to standard error; the last line of
-standard output is one JSON object.
+"""Benchmarks: `python -m benchmarks.NAME`.
 
-peers/ times the tools a user would otherwise pick (its README tells how); those scripts stand
-alone.
+Progress goes to standard error. The last line of standard output is a JSON object. The scripts in
+peers/ time comparable tools, and do not import this package (see their README).
 """

@@ -1,7 +1,6 @@
-"""A headless Chromium that looks at pages: playwright's package with a Chromium that is on the
-machine.
+"""A headless Chromium for checking pages: playwright's package with an installed Chromium.
 
-`python -m benchmarks.browser` says which one is found; the exit code is 1 if none is.
+`python -m benchmarks.browser` prints the browser that is used, or fails with exit code 1.
 """
 
 import os
@@ -19,15 +18,15 @@ HOW = (
 
 
 class NoBrowser(RuntimeError):
-    """There is no browser here; the message says how to get one."""
+    """No browser is available; the message says how to install one."""
 
 
 @contextmanager
 def opened() -> Iterator[Any]:
-    """A playwright Browser.
+    """Yields a playwright Browser.
 
     Raises:
-        NoBrowser: no playwright, or no Chromium.
+        NoBrowser: playwright or Chromium is missing.
     """
     try:
         from playwright import sync_api
@@ -44,7 +43,7 @@ def opened() -> Iterator[Any]:
 
 
 def main() -> None:
-    """Says which browser is found."""
+    """Prints the browser that is used."""
     try:
         with opened() as browser:
             print(f"Chromium {browser.version}")

@@ -1,8 +1,8 @@
-"""The shape of the code, by reading it: `python -m benchmarks.code [--folder FOLDER] [COMMIT ...]`.
+"""Metrics of the source code: `python -m benchmarks.code [--folder FOLDER] [COMMIT ...]`.
 
-A table with a column for each commit and a last one for the working tree, then the places in the
-working tree that the figures count. Sources are parsed and never imported. Figures are of the
-package's Python files unless they say otherwise.
+Prints a table with a column for each commit and one for the working tree, then the places in the
+working tree behind the figures. Sources are parsed and never imported. Figures cover the package's
+Python files unless stated otherwise.
 """
 
 import argparse
@@ -22,7 +22,7 @@ PACKAGE = "p2o_jax"
 ROWS = {
     "top_level_modules": "modules at the package's top level",
     "subpackages": "subpackages",
-    "arrows": "arrows between top-level rooms",
+    "arrows": "imports between top-level modules and subpackages",
     "long_lines_py": "lines over 100 columns, all .py files",
     "long_lines_md": "lines over 100 columns, all .md files",
     "long_functions": "functions over 60 lines",
@@ -49,14 +49,15 @@ FENCE = re.compile(r"\s*(`{3,}(?=[^`]*$)|~{3,})(.*)")
 
 
 def lines(text: str) -> list[str]:
-    """The lines of a text, which only a line feed ends."""
+    """The lines of a text, separated by line feeds only."""
     return text.removesuffix("\n").split("\n") if text else []
 
 
 def definitions(node: ast.AST, outer: str = "", seen: bool = True) -> Iterator[tuple]:
-    """Dotted name and node of each function and class, at any depth, and whether it is public.
+    """Yields name, node and visibility of each function and class, at any depth.
 
-    It is if no name on the way to it begins with an underscore, and no function surrounds it.
+    A definition is public if no part of its dotted name begins with an underscore and it is not
+    inside a function.
     """
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, Function | ast.ClassDef):
@@ -69,20 +70,20 @@ def definitions(node: ast.AST, outer: str = "", seen: bool = True) -> Iterator[t
 
 
 def num_parameters(node: Any) -> int:
-    """Parameters without self and cls; `*args` and `**kwargs` count as one each."""
+    """The number of parameters without self and cls; `*args` and `**kwargs` count as one each."""
     a = node.args
     names = [p.arg for p in (*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg) if p]
     return len(names) - (names[:1] in (["self"], ["cls"]))
 
 
 def num_any(tree: ast.AST) -> int:
-    """How often the name Any stands in annotations, quoted ones included."""
+    """The number of occurrences of `Any` in annotations, including quoted ones."""
     fields = [getattr(n, key, None) for n in ast.walk(tree) for key in ("annotation", "returns")]
     return sum(len(re.findall(r"\bAny\b", ast.unparse(field))) for field in fields if field)
 
 
 def imports(path: str, tree: ast.AST) -> Iterator[str]:
-    """Every dotted name that a file imports, wherever in it: `from a import b` is a.b."""
+    """The dotted names that a file imports, anywhere in it: `from a import b` is a.b."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -93,17 +94,20 @@ def imports(path: str, tree: ast.AST) -> Iterator[str]:
 
 
 def arrows(trees: Mapping[str, ast.AST]) -> set[tuple[str, str]]:
-    """Pairs of top-level modules or subpackages, of which the first imports the second."""
+    """Pairs of top-level modules or subpackages, the first of which imports the second."""
     home = {path: path.split("/")[1].removesuffix(".py") for path in trees}
-    rooms = {*home.values()} - {"__init__"}
+    packages = {*home.values()} - {"__init__"}
     named = {(home[p], *name.split(".")[:2]) for p, t in trees.items() for name in imports(p, t)}
     pairs = {(n[0], n[2]) for n in named if n[1] == PACKAGE and n[2:]}
-    return {(a, b) for a, b in pairs if a != b and {a, b} <= rooms}
+    return {(a, b) for a, b in pairs if a != b and {a, b} <= packages}
 
 
 def num_long_lines(path: str, text: str, columns: int = 100) -> int:
-    """Lines over so many columns; in Markdown without tables, fenced code and lines of one URL."""
-    found, fence = 0, ""
+    """The number of lines over `columns` columns.
+
+    In Markdown, tables, fenced code and lines that are a single URL do not count.
+    """
+    count, fence = 0, ""
     for line in (line.rstrip("\r") for line in lines(text)):
         match = FENCE.match(line) if path.endswith(".md") else None
         inside = fence
@@ -112,21 +116,21 @@ def num_long_lines(path: str, text: str, columns: int = 100) -> int:
         elif match and match[1].startswith(fence) and not match[2].strip():
             fence = ""
         prose = not (inside or fence or line.lstrip().startswith("|") or URL_ONLY.fullmatch(line))
-        found += len(line) > columns and (prose or path.endswith(".py"))
-    return found
+        count += len(line) > columns and (prose or path.endswith(".py"))
+    return count
 
 
 def measure(files: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Figures by the keys of ROWS, given the text of .py and .md files by path; places to mend."""
+    """Returns the figures of ROWS, and the places behind them, for .py and .md files by path."""
     trees = {p: ast.parse(t) for p, t in files.items() if re.match(rf"{PACKAGE}/.*\.py$", p)}
     heights = {path: len(lines(text)) for path, text in files.items() if path.endswith(".py")}
     wide = {path: n for path, text in files.items() if (n := num_long_lines(path, text))}
-    found = [(f"{path}: {d[0]}", *d[1:]) for path, t in trees.items() for d in definitions(t)]
-    functions = [(name, node) for name, node, _ in found if isinstance(node, Function)]
+    named = [(f"{path}: {d[0]}", *d[1:]) for path, t in trees.items() for d in definitions(t)]
+    functions = [(name, node) for name, node, _ in named if isinstance(node, Function)]
     sizes = [(node.end_lineno - node.lineno + 1, name) for name, node in functions]
     docs = [(name, ast.get_docstring(n) or "") for name, n in functions if num_parameters(n) >= 5]
     many = [(name, "\nArgs:\n" in doc) for name, doc in docs]
-    bare = [name for name, node, public in found if public and not ast.get_docstring(node)]
+    bare = [name for name, node, public in named if public and not ast.get_docstring(node)]
     bodies = [(path, node) for path, t in trees.items() for node in ast.iter_child_nodes(t)]
     classes = sorted({(n.name, path) for path, n in bodies if isinstance(n, ast.ClassDef)})
     homes = {name: [path for n, path in classes if n == name] for name, _ in classes}
@@ -155,14 +159,14 @@ def measure(files: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, list[st
 
 
 def table(columns: Mapping[str, Mapping[str, Any]]) -> str:
-    """Figures by version as Markdown: a row for each figure, a column for each version."""
+    """A Markdown table with a row for each figure and a column for each version."""
     rows = [["figure", *columns], ["---", *["---:"] * len(columns)]]
     rows += [[label, *(str(c[name]) for c in columns.values())] for name, label in ROWS.items()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def read(folder: Path, commit: str = "") -> dict[str, str]:
-    """.py and .md files, by path, of a commit or of the working tree, its new files included."""
+    """The .py and .md files of a commit or of the working tree, including untracked files."""
 
     def git(*args: str) -> bytes:
         return subprocess.run(["git", "-C", folder, *args], capture_output=True, check=True).stdout

@@ -1,10 +1,14 @@
-"""One decode step's attention on CPU, by how much of the caches is read: `python -m
-benchmarks.decode_attention`.
+"""Attention of a decode step on CPU, by the part of the caches that is read.
 
-`whole` reads every position; `one window` the shortest of five that holds the oldest row (grow as
-rows age, compact as they end); `tiers` is what the sampler does from attention_decode.WINDOWED_FROM
-positions on: rows sorted by age, in four tiers with a window each. Ages of the 64 rows: `geometric`
-of mean 46, `lognormal` around a sixteenth of the cache, `equal` at half of it. CPU milliseconds.
+Run it with `python -m benchmarks.decode_attention`. It compares three ways:
+
+- `whole` reads every position.
+- `one window` reads the shortest of five windows that covers the oldest row.
+- `tiers` is the sampler's way from attention_decode.WINDOWED_FROM positions on: rows are sorted by
+  age, in four tiers with a window each.
+
+The ages of the 64 rows are `geometric` with mean 46, `lognormal` around a sixteenth of the cache,
+or `equal` to half of it. Figures are CPU milliseconds.
 """
 
 import time
@@ -45,7 +49,7 @@ def draw_ages(positions: int) -> dict[str, np.ndarray]:
 
 
 def times(positions: int, ages: np.ndarray, repeats: int) -> dict[str, float]:
-    """CPU milliseconds of a step of LAYERS layers, each way."""
+    """CPU milliseconds of a step of LAYERS layers, for each way."""
     import jax
     import jax.numpy as jnp
 
@@ -76,7 +80,7 @@ def times(positions: int, ages: np.ndarray, repeats: int) -> dict[str, float]:
             jnp.searchsorted(jnp.array(windows), length_B.max()), [within(w) for w in windows]
         )
 
-    found = {}
+    seconds = {}
     before, decoding.WINDOWED_FROM = decoding.WINDOWED_FROM, 1
     for name, attend in (
         ("whole", reference.over_cache),
@@ -102,9 +106,9 @@ def times(positions: int, ages: np.ndarray, repeats: int) -> dict[str, float]:
             start = time.process_time()
             jax.block_until_ready(steps(*args))
             spent.append((time.process_time() - start) / STEPS * 1e3)
-        found[name] = round(median(spent), 2)
+        seconds[name] = round(median(spent), 2)
     decoding.WINDOWED_FROM = before
-    return found
+    return seconds
 
 
 if __name__ == "__main__":

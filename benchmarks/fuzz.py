@@ -1,9 +1,8 @@
-"""Random input for everything that reads text from outside: `python -m benchmarks.fuzz [--cases
-100000] [--seed 0]`.
+"""Random input for all code that reads external text: `python -m benchmarks.fuzz [--cases 100000]`.
 
-Flags and settings, question files, responses, replies and templates, records and the terminal. Only
-a ConfigError may be raised, and what comes out must hold what is promised of it. A case is a
-function of (seed, kind, number): a failure is printed with its number.
+Covers flags and settings, question files, responses, replies and templates, records, and the
+terminal. Only a ConfigError may be raised, and the output must keep its documented properties. A
+case is a function of (seed, kind, number); a failure is printed with its number.
 """
 
 import contextlib
@@ -110,7 +109,7 @@ PIECES = (
 
 
 def text(rng: random.Random, longest: int = 40) -> str:
-    """Characters and pieces that have a meaning to somebody."""
+    """Random characters, and pieces with a special meaning in some format."""
     parts = (
         rng.choice(PIECES) if rng.random() < 0.3 else rng.choice(CHARACTERS)
         for _ in range(rng.randint(0, longest))
@@ -119,7 +118,10 @@ def text(rng: random.Random, longest: int = 40) -> str:
 
 
 class Fuzz:
-    """The kinds of cases; each takes a generator, and raises where a promise is broken."""
+    """The kinds of cases.
+
+    Each method takes a random generator, and raises if a property is violated.
+    """
 
     def __init__(self, folder: Path):
         world_tokenizer.write_tokenizer(folder / "tokenizer", languages.SMALL)
@@ -128,7 +130,7 @@ class Fuzz:
         self.keys = list(_keys())
 
     def settings(self, rng: random.Random) -> None:
-        """Flags and overrides, to the list of everything that is wrong with them."""
+        """Flags and overrides: either valid settings or a list of all problems."""
         flags = [self._flag(rng) for _ in range(rng.randint(1, 4))]
         _, overrides = loading.parse_flags(flags, {"config": "x", "workdir": ""})
         values = loading.to_config_dict(config.Config())
@@ -174,7 +176,7 @@ class Fuzz:
         )
 
     def questions(self, rng: random.Random) -> None:
-        """A JSONL file, to questions with a text and an answer each, or a line for every bad one."""
+        """A JSONL file: either questions with text and answer, or a line for every bad one."""
         path = self.folder / "questions.jsonl"
         bad = rng.choice((0.0, 0.1, 1.0))
         path.write_bytes(
@@ -250,24 +252,25 @@ class Fuzz:
         )
 
     def boxes(self, rng: random.Random) -> None:
-        """A response, to the content of its last closed box; and plain equality of what is in it."""
+        """A response: the content of its last closed box, and plain equality of that content."""
         response = text(rng, 60)
-        found = last_boxed(response)
-        assert found == _last_boxed_slowly(response), found
-        normalize.equal(found or "", text(rng, 12))
+        box = last_boxed(response)
+        assert box == _last_boxed_slowly(response), box
+        normalize.equal(box or "", text(rng, 12))
         assert normalize.equal(response, response) in (True, False)
 
     def templates(self, rng: random.Random) -> None:
-        """A reply, to a template, to a prompt that holds it word for word and in which nothing
-        was run.
+        """The template extracted from a reply: the prompt contains it verbatim.
+
+        Nothing of it is run.
         """
         reply = text(rng, 30)
         gepa = config.resolve(config.Config()).gepa
-        found = filters.extract(
+        extracted = filters.extract(
             reply, gepa, self.chat.count_tokens, ("taken",), self.chat.spells_special
         )
-        assert found.problem or (found.text.strip() and found.text in reply)
-        template = found.text or text(rng, 20)
+        assert extracted.problem or (extracted.text.strip() and extracted.text in reply)
+        template = extracted.text or text(rng, 20)
         question = Question("id", ({"role": "user", "content": f"q {text(rng, 8)}"},), "1")
         whole = self.chat.prompt_text(question, template)
         assert whole == f"<user>{templated(question.messages, template)[-1]['content']}</user>"
@@ -275,9 +278,7 @@ class Fuzz:
         filters.leaks(template, [question])
 
     def records(self, rng: random.Random) -> None:
-        """A row of text, to a line of ASCII that gives it back; and to the terminal, without a
-        control character.
-        """
+        """A row of text: an ASCII line restores it. Terminal output has no control characters."""
         row = {"text": _paired(text(rng, 40)), _paired(text(rng, 4)): _paired(text(rng, 4))}
         line = json.dumps(row, ensure_ascii=True)
         assert line.isascii() and line.isprintable() and json.loads(line) == row
@@ -311,12 +312,12 @@ def _keys() -> Iterator[str]:
 
 
 def _paired(text: str) -> str:
-    """The text with two halves of a surrogate pair side by side made one character, as JSON does."""
+    """The text with adjacent halves of surrogate pairs joined to one character, as JSON does."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
 def _last_boxed_slowly(response: str) -> str | None:
-    """The rule of `last_boxed`, character by character."""
+    """The rule of `last_boxed`, applied character by character."""
     start = None
     for i in range(len(response)):
         rest = response[i:]
@@ -342,7 +343,7 @@ def measure(
     seed: str,
     log: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> dict[str, Any]:
-    """The figures of so many cases, the kinds in equal parts."""
+    """The figures of `cases` cases, divided equally among the kinds."""
     failures, refused, seconds = [], Counter[str](), {}
     with tempfile.TemporaryDirectory() as folder:
         fuzz = Fuzz(Path(folder))
@@ -375,7 +376,7 @@ def measure(
 
 
 def _megabytes() -> float:
-    """The longest that a megabyte of braces, boxes or backslashes takes to extract."""
+    """The longest time to extract from a megabyte of braces, boxes or backslashes, in seconds."""
     longest = 0.0
     for piece in (
         "{",
@@ -398,7 +399,7 @@ def run(argv: Sequence[str]) -> None:
     """Runs and reports.
 
     Raises:
-        ConfigError: wrong flags.
+        ConfigError: the flags are invalid.
     """
     flags, _ = loading.parse_flags(argv, {"cases": "100000", "seed": "0"})
     with contextlib.suppress(ValueError):

@@ -1,14 +1,13 @@
-"""GEPA alone: `python -m benchmarks.gepa [--config configs/world_p2o.py] [--seeds 3]
-[--config.a.b=value ...]`.
+"""GEPA alone: `python -m benchmarks.gepa [--config configs/world_p2o.py] [--seeds 3]`.
 
-On the built-in world, with its pretrained base model (made on first use): both presets on the
-questions that one pass of plain rollouts finds hard, at equal budget: `recommended` may generate as
-many rollouts as `faithful` did with the same seed. Rounds are iterations, which follow one another;
-within one, all rollouts of a stage are sampled together.
+On the toy world, with its pretrained base model, both presets search on the questions that are hard
+in one pass of plain rollouts. The budgets are equal: `recommended` may generate as many rollouts as
+`faithful` did with the same seed. Rounds are consecutive iterations. Within a round, all rollouts
+of a stage are sampled together.
 
-And the share of the sampler's rows that are in use in a phase at the paper's settings (k = 16, m =
-3, V = 300, heavy_4), with a tiny model of random weights, whose responses are of very different
-lengths, and scores by lot.
+Also measures the fraction of the sampler's rows in use during a phase with the paper's settings (k
+= 16, m = 3, V = 300, heavy_4). This uses a tiny model with random weights, whose responses differ
+widely in length, and random scores.
 """
 
 import dataclasses
@@ -38,14 +37,14 @@ TARGETS = {
     "rows in use at the paper's settings": Target("frac_rows_busy_paper", ">=", 0.8),
 }
 PRESETS = ("faithful", "recommended")
-ACCEPTANCE = 0.15  # share of proposals that beat their parent, in the run by lot
+ACCEPTANCE = 0.15  # fraction of proposals that beat their parent, in the run with random scores
 
 
 def run(argv: Sequence[str]) -> None:
     """Runs and reports.
 
     Raises:
-        ConfigError: anything wrong with flags, config or model.
+        ConfigError: the flags, config or model are invalid.
     """
     flags, overrides = loading.parse_flags(
         argv, {"config": "configs/world_p2o.py", "seeds": "3", "paper": "yes"}
@@ -92,7 +91,7 @@ def world_figures(cfg: Config, num_seeds: int) -> dict[str, Any]:
 
 
 class World:
-    """The base model, and the questions that it finds hard."""
+    """The base model, and the questions that are hard for it."""
 
     def __init__(self, cfg: Config):
         import numpy as np
@@ -115,8 +114,8 @@ class World:
         loaded = preflight.load_questions(cfg)
         r = cfg.rollout
         asks = prompts_for(loaded.questions, Assignment(), r.group_size, "bench")
-        how = sampling_params.training(cfg)
-        rollouts = self.pipeline.sample(self.weights, asks, how, rng.key(0, "bench"))
+        sampling = sampling_params.training(cfg)
+        rollouts = self.pipeline.sample(self.weights, asks, sampling, rng.key(0, "bench"))
         solved_QG = np.array([x.succeeded for x in rollouts]).reshape(-1, r.group_size)
         names = set(
             mining.find_hard(loaded.questions, solved_QG, np.zeros_like(solved_QG), cfg.mining)
@@ -124,13 +123,13 @@ class World:
         self.hard = [q for q in loaded.questions if q.id in names]
 
     def search(self, cfg: Config, seed: int) -> tuple[dict[str, float], int]:
-        """Figures of one phase, and the rollouts that it generated."""
+        """The figures of one phase, and the number of rollouts that it generated."""
         from p2o_jax.rollout.gepa_adapter import GepaAdapter
 
-        key, how = rng.key(seed, "bench/gepa"), sampling_params.reflection(cfg)
+        key, sampling = rng.key(seed, "bench/gepa"), sampling_params.reflection(cfg)
 
         def reply(prompts: Sequence[str], names: Sequence[str], spent: Any) -> Any:
-            return self.pipeline.reply(self.weights, prompts, names, how, key)
+            return self.pipeline.reply(self.weights, prompts, names, sampling, key)
 
         stages = GepaAdapter(self.pipeline, lambda: self.weights, reply, cfg, key, Ledger())
         self.engine.take_work()
@@ -156,8 +155,9 @@ class World:
 
 
 def search_figures(result: SearchResult) -> dict[str, float]:
-    """Rounds, calls and solved dev questions of a phase; the first call, the empty template on
-    dev, belongs to no iteration.
+    """Rounds, calls and solved dev questions of a phase.
+
+    The first call, the empty template on dev, does not belong to an iteration.
     """
     stats = result.stats
     calls = stats["evaluate_calls"] - 1 + stats["reflect_calls"]
@@ -173,8 +173,9 @@ def search_figures(result: SearchResult) -> dict[str, float]:
 def paper_figures(
     slots: int = 128, max_new_tokens: int = 256, num_questions: int = 600, budget: str = "heavy_4"
 ) -> dict[str, Any]:
-    """The share of rows in use over all sampling of one phase with the paper's k, m, V and
-    budget, its reflection left out.
+    """The fraction of rows in use over all sampling of a phase with the paper's k, m, V and budget.
+
+    Reflection is not included.
     """
     import jax.numpy as jnp
 
@@ -206,7 +207,12 @@ def paper_figures(
     )
     engine = Engine(spec, mesh, rollout, [max_new_tokens], (7,), 0, jnp.float32)
     weights = engine.to_rollout_layout(transformer.init(spec, rng.key(0, "bench")))
-    how, key, calls, lengths = SamplingParams(1.0, max_new_tokens), rng.key(0, "bench"), [0], []
+    sampling, key, calls, lengths = (
+        SamplingParams(1.0, max_new_tokens),
+        rng.key(0, "bench"),
+        [0],
+        [],
+    )
     lots = random.Random(0)
 
     def evaluate(pairs: Sequence[tuple[str, Question]]) -> list[Outcome]:
@@ -215,9 +221,9 @@ def paper_figures(
             Request(tuple(hash_words(f"{z}/{q.id}")), f"{calls[0]}/{i}")
             for i, (z, q) in enumerate(pairs)
         ]
-        completions = engine.generate(weights, requests, how, key)
+        completions = engine.generate(weights, requests, sampling, key)
         lengths.extend(len(c.token_ids) for c in completions)
-        # of one success in three, where the parent had none
+        # one success in three, for parents without a success
         chance = 1 - (1 - ACCEPTANCE) ** (1 / 3)
         return [Outcome(float(lots.random() < chance), 1.0, "") for _ in pairs]
 
@@ -252,7 +258,7 @@ def paper_figures(
 
 
 def hash_words(text: str, count: int = 8) -> list[int]:
-    """A prompt of random tokens named by the text."""
+    """A prompt of random tokens, seeded by the text."""
     rng = random.Random(text)
     return [rng.randrange(8, 64) for _ in range(count)]
 

@@ -1,8 +1,7 @@
-"""The two graders on pairs of our own: `python -m benchmarks.graders [--pairs
-tests/rewards/graded_pairs.tsv]`.
+"""Accuracy of both graders: `python -m benchmarks.graders [--pairs FILE.tsv]`.
 
-How often each is right, by kind of answer, how often they agree, and every pair that either gets
-wrong. The table goes to standard error.
+Reports how often each grader is right, by kind of answer, how often they agree, and every pair that
+one of them gets wrong. The table goes to standard error.
 """
 
 import csv
@@ -27,7 +26,7 @@ def run(argv: Sequence[str]) -> None:
     """Prints the table and the JSON line.
 
     Raises:
-        ConfigError: wrong flags, or no pairs.
+        ConfigError: the flags are invalid, or there are no pairs.
     """
     default = str(Path(__file__).parents[1] / "tests" / "rewards" / "graded_pairs.tsv")
     flags, _ = loading.parse_flags(argv, {"pairs": default})
@@ -38,7 +37,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The pairs of a tab-separated file: kind, verdict (right or wrong), reference, answer."""
+    """Reads pairs from a tab-separated file: kind, verdict (right or wrong), reference, answer."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             pairs = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -57,7 +56,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def judge(pairs: Sequence[dict[str, str]]) -> dict[str, Any]:
-    """How often the graders are right, and what they get wrong."""
+    """The accuracy of the graders, and the pairs that they get wrong."""
     cfg = config.RewardConfig(timeout_s=20.0)
     responses, references = (
         [rf"\boxed{{{p['answer']}}}" for p in pairs],

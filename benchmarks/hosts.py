@@ -1,15 +1,19 @@
-"""Seconds of a policy step outside device code: `python -m benchmarks.hosts [--sizes 16,32,64,128]
-[--steps 3] [--profile true]`.
+"""Host time of a step: `python -m benchmarks.hosts [--sizes 16,32,64,128] [--steps 3]`.
 
-The real `train.policy_step` on eight fake devices, with groups of six and responses of 1,024
-tokens, half of the questions under
-templates: assignment, chat template, waves, queues, packing, texts, verdicts' way back, advantages,
-statistics, records. Compiled programs are replaced by ones that hand out arrays of the right
-shapes, and their time is left out; transfers to and from the devices stay in. The verifier is
-replaced by one that is always done: it works beside the sampler (benchmarks.verifier has its
-figures). Checkpoints are left out. As a shared machine's clock says little, seconds are CPU seconds
-of the process. The share is that of the step times which docs/scale.md gives for real chips, as
-bounds; a TPU host's cores are taken to be as fast as this machine's.
+Runs the real rollout and update phases on eight fake devices, with groups of six and responses of
+1,024 tokens, half of the questions under templates. This covers assignment, the chat template,
+waves, queues, packing, decoding of texts, distribution of verdicts, advantages, statistics and
+records. With `--profile true`, also profiles the host code.
+
+- Compiled programs are replaced by ones that return arrays of the right shapes, and their time is
+  excluded. Transfers to and from the devices are included.
+- The verifier is replaced by one that is always done, because it works concurrently with the
+  sampler. For its figures, see benchmarks.verifier.
+- Checkpoints are excluded.
+
+Figures are CPU seconds of the process, because wall-clock time on a shared machine is unreliable.
+The share is relative to the lower bounds on step times in docs/scale.md, assuming that the cores of
+a TPU host are as fast as this machine's.
 """
 
 import cProfile
@@ -33,15 +37,15 @@ from benchmarks.report import Target
 from p2o_jax.config import loading
 from p2o_jax.main import command
 
-MODEL = Path(__file__).parent.parent / "tests/golden/hf/qwen3_tied"  # its tokenizer is what matters
-# a prompt is of about half as many tokens as it may have
+MODEL = Path(__file__).parent.parent / "tests/golden/hf/qwen3_tied"  # used for its tokenizer
+# Prompts have about half of the allowed tokens.
 DEVICES, GROUP, RESPONSE, PROMPT = (
     8,
     6,
     1024,
     320,
 )
-# of a step of 128 questions, docs/scale.md
+# Seconds of a step of 128 questions, from docs/scale.md.
 STEP_S = {
     "0.6B on v5e:2x4": 13.0,
     "4B on v5p:2x2x4": 165.0,
@@ -50,7 +54,7 @@ TARGETS = {"host's share of a step": Target("frac_of_0.6B on v5e:2x4", "<=", 0.0
 
 
 class Clock:
-    """CPU seconds spent in what stands for device code."""
+    """CPU seconds spent in code that replaces device code."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -67,8 +71,9 @@ class Clock:
 
 
 class FakePrograms:
-    """Stands for `rollout.programs.Programs`: every stretch of decoding ends the next eighth of
-    each queue.
+    """Replaces `rollout.programs.Programs`.
+
+    Every decode chunk ends the next eighth of each queue.
     """
 
     def __init__(self, engine: Any, clock: Clock):
@@ -90,22 +95,22 @@ class FakePrograms:
 
         size_S = np.asarray(queue.size).reshape(-1)
         shards, enough = len(size_S), -(-self.engine.max_rollouts // STRETCHES)
-        # of rollouts that a stretch may end
-        rooms = min(enough + self.engine.sizes[0], self.engine.max_rollouts)
+        # the number of rollouts that a chunk may end
+        size = min(enough + self.engine.sizes[0], self.engine.max_rollouts)
         first, self.at = self.at, self.at + enough
         number_S = np.clip(size_S - first, 0, enough)
-        rollout_SF = np.minimum(first + np.arange(rooms), self.engine.max_rollouts - 1)[
-            None
-        ].repeat(shards, 0)
+        rollout_SF = np.minimum(first + np.arange(size), self.engine.max_rollouts - 1)[None].repeat(
+            shards, 0
+        )
         left = int(max(size_S - self.at).clip(0))
-        shape = (shards * rooms, RESPONSE)
+        shape = (shards * size, RESPONSE)
         token_FS = np.random.default_rng(first).integers(10, 300, shape, np.int32)
         whole = np.ones(shards, np.int32)
         out = (
             rollout_SF.reshape(-1).astype(np.int32),
             token_FS,
             np.full(shape, -1.0, np.float32),
-            np.full(shards * rooms, RESPONSE, np.int32),
+            np.full(shards * size, RESPONSE, np.int32),
             number_S.astype(np.int32),
             *(whole * n for n in (left, 0, RESPONSE, RESPONSE, RESPONSE)),
         )
@@ -116,7 +121,7 @@ def run(argv: Sequence[str]) -> None:
     """Measures and reports.
 
     Raises:
-        ConfigError: wrong flags.
+        ConfigError: the flags are invalid.
     """
     flags, _ = loading.parse_flags(
         argv, {"sizes": "16,32,64,128", "steps": "3", "profile": "false"}
@@ -138,7 +143,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def measure(questions: int, steps: int, profile: cProfile.Profile | None) -> dict[str, float]:
-    """CPU seconds of the host in a step, by what it does, and its rollouts; medians."""
+    """Median CPU seconds of the host in a step, by activity, and the number of rollouts."""
     from p2o_jax import train
     from p2o_jax.rl.learner import TrainState
     from p2o_jax.runtime import distributed
@@ -195,7 +200,7 @@ def measure(questions: int, steps: int, profile: cProfile.Profile | None) -> dic
 
 
 def sums_of(learner: Any) -> list[str]:
-    """The names of what an update sums up."""
+    """The names of the sums that an update computes."""
     import jax
     import jax.numpy as jnp
 

@@ -1,11 +1,11 @@
-"""Kills a run at any moment and looks whether it ends as if nothing had happened: `python -m
-benchmarks.kill [--runs 60]`.
+"""Kills runs at random moments and checks their results: `python -m benchmarks.kill [--runs 60]`.
 
 A small but complete run (three epochs, two prompt phases, updates, evaluations, asynchronous
-checkpoints) is killed with SIGKILL, started again, killed again, and at last left to end. Then
-every record but times, and every bit of the last checkpoint, must be those of a run that nobody
-disturbed. Half of the moments are drawn uniformly over the run, the others aim at each phase in
-turn. Some runs pretrain a base model of their own and are killed in that. `--runs` counts kills.
+checkpoints) is killed with SIGKILL, restarted, killed again, and finally left to finish. Every
+record except times, and every bit of the last checkpoint, must equal those of an uninterrupted run.
+
+Half of the moments are uniform over the run; the others target each phase in turn. Some runs
+pretrain their own base model and are killed meanwhile. `--runs` is the number of kills.
 """
 
 import json
@@ -54,7 +54,7 @@ SETTINGS = {
     "checkpoint.every_steps": 2,
     "checkpoint.keep_every": 4,
 }
-PRETRAINING = {"world.steps": 40, "train.epochs": 1}  # of runs that are killed in pretraining
+PRETRAINING = {"world.steps": 40, "train.epochs": 1}  # settings of runs killed in pretraining
 PHASES = (
     "start",
     "rollout",
@@ -69,17 +69,17 @@ PHASES = (
     "end",
     "pretraining",
 )
-ONCE = ("start", "resume", "epoch", "end")  # phases that a process may come to but once
+ONCE = ("start", "resume", "epoch", "end")  # phases that a process may reach only once
 KILLS_PER_RUN = 4
-PAUSE_S = 0.005  # around what lasts no longer than a signal takes
-# environment variable: a blow that the run deals itself, exactly where it should fall
+PAUSE_S = 0.005  # around phases that are shorter than the delivery of a signal
+# Environment variable: the point at which the run signals itself.
 AIM = "P2O_BENCHMARK_AIM"
 SIGNALLED = "signalled"
 RECORDS = ("metrics", "samples", "templates", "evaluations", "questions")
 
 
 def child(argv: Sequence[str]) -> None:
-    """The training command, with a line on standard output wherever a phase begins or ends."""
+    """Runs the training command, and prints a line whenever a phase begins or ends."""
     from p2o_jax import main
     from p2o_jax.runtime import console
     from p2o_jax.toy_world import pretrain
@@ -130,8 +130,9 @@ def child(argv: Sequence[str]) -> None:
 
 
 class Run:
-    """A training process, and the phase that it is in. With an aim it is signalled `delay` after
-    the `number`-th beginning of `phase`.
+    """A training process and its current phase.
+
+    With a target, it is signalled `delay` seconds after the `number`-th beginning of `phase`.
     """
 
     def __init__(
@@ -164,7 +165,7 @@ class Run:
         self.process = subprocess.Popen(
             arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=self.log
         )
-        self.phase = self.last = "start"  # `last`: of the run's own, to its end
+        self.phase = self.last = "start"  # `last`: the last phase that the run has reported
         self._changed = threading.Condition()
         self._seen: Counter[str] = Counter()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -183,25 +184,30 @@ class Run:
             self._changed.notify_all()
 
     def kill_after(self, seconds: float) -> str:
-        """The phase that SIGKILL hits after so many seconds; "ended" if the run was faster."""
+        """Kills the run after `seconds`.
+
+        Returns the phase that is hit, or "ended" if the run was faster.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self.phase == "ended", seconds)
         self.process.kill()
         return self.hit()
 
     def stop(self) -> tuple[int, float]:
-        """Exit code, and the seconds that it took, after the run's own SIGTERM."""
+        """Waits for the exit after the run's own SIGTERM.
+
+        Returns the exit code and the seconds it took.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._seen[SIGNALLED] or self.phase == "ended", 600)
         begin = time.monotonic()
         return self.wait(), time.monotonic() - begin
 
     def hit(self) -> str:
-        """The phase that SIGKILL has hit, with "checkpoint" if one was half written; "ended" if the
-        run ended before.
+        """The phase that SIGKILL has hit, with "checkpoint" if one was being written; or "ended".
 
         Raises:
-            ConfigError: it failed.
+            ConfigError: the run failed.
         """
         code = self.wait()
         if code not in (0, -signal.SIGKILL):
@@ -214,7 +220,7 @@ class Run:
         return f"{self.last} + checkpoint" if half_written else self.last
 
     def wait(self) -> int:
-        """The exit code, at the end."""
+        """Waits for the end, and returns the exit code."""
         code = self.process.wait(timeout=600)
         self._reader.join()
         self.log.close()
@@ -225,7 +231,7 @@ def run(argv: Sequence[str]) -> None:
     """Runs and reports.
 
     Raises:
-        ConfigError: wrong flags, or an undisturbed run that fails.
+        ConfigError: the flags are invalid, or an uninterrupted run fails.
     """
     known = {
         "runs": "60",
@@ -251,7 +257,15 @@ def run(argv: Sequence[str]) -> None:
 def measure(
     folder: Path, settings: Mapping[str, Any], kills: int, per_run: int, rng: random.Random
 ) -> dict[str, Any]:
-    """The figures of so many kills."""
+    """The figures of a number of kills.
+
+    Args:
+        folder: where runs are written.
+        settings: settings of the runs.
+        kills: the number of kills.
+        per_run: kills per run.
+        rng: draws the moments.
+    """
     settings = {
         **settings,
         "train.compile_cache": folder / "compiled",
@@ -265,7 +279,9 @@ def measure(
     aims = [phase for phase in PHASES if phase != "pretraining"]
     begin = time.monotonic()
     while done < kills:
-        of_base = number % 6 == 5 or (kills < 6 * per_run and number == 1)  # a run in six pretrains
+        of_base = number % 6 == 5 or (
+            kills < 6 * per_run and number == 1
+        )  # one run in six pretrains
         workdir, own = folder / f"run{number}", pretraining if of_base else settings
         own = {**own, "world.cache_dir": workdir.with_suffix(".world")} if of_base else own
         phases, strikes = [], 0
@@ -289,7 +305,7 @@ def measure(
                 ).hit()
             else:
                 phase = Run(workdir, own).kill_after(rng.uniform(0, seconds))
-            if phase == "ended":  # before the blow fell
+            if phase == "ended":  # before the signal
                 break
             phases.append(phase)
             strikes += 1
@@ -324,40 +340,42 @@ def measure(
 
 
 def uninterrupted(folder: Path, name: str, settings: Mapping[str, Any]) -> tuple[Path, float]:
-    """The workdir of a run that nobody disturbs, and the seconds that a second one of the kind
-    takes: programs and base are there.
+    """Returns the workdir of an uninterrupted run, and the seconds that a second such run takes.
+
+    The second run finds compiled programs and base model in the cache.
     """
     for workdir in (folder / f"{name}_first", folder / name):
         begin = time.monotonic()
         if Run(workdir, settings).wait():
-            raise ConfigError(f"{workdir.with_suffix('.log')}: an undisturbed run failed")
+            raise ConfigError(f"{workdir.with_suffix('.log')}: an uninterrupted run failed")
     return folder / name, time.monotonic() - begin
 
 
 def differences(whole: Path, other: Path) -> list[str]:
-    """What differs between two finished runs, times aside: records, journals, results, and the
-    bits of the last checkpoint.
+    """The differences between two finished runs, except times.
+
+    Compares records, journals, results, and the bits of the last checkpoint.
     """
-    found = [
+    differing = [
         name for name in RECORDS if _rows(whole / f"{name}.jsonl") != _rows(other / f"{name}.jsonl")
     ]
     journals = _names(whole / "gepa")
     if journals != _names(other / "gepa"):
-        found.append("files of gepa/")
-    found += [
+        differing.append("files of gepa/")
+    differing += [
         f"gepa/{name}"
         for name in journals
         if _rows(whole / "gepa" / name) != _rows(other / "gepa" / name)
     ]
-    found += (
+    differing += (
         ["result.json"]
         if _untimed(_json(whole / "result.json")) != _untimed(_json(other / "result.json"))
         else []
     )
     mine, theirs = (_last_state(folder) for folder in (whole, other))
-    found += ["checkpoints"] if mine[0] != theirs[0] else []
-    found += ["host state"] if mine[1] != theirs[1] else []
-    return found + [
+    differing += ["checkpoints"] if mine[0] != theirs[0] else []
+    differing += ["host state"] if mine[1] != theirs[1] else []
+    return differing + [
         f"weight {name}" for name in mine[2] if mine[2][name].tobytes() != theirs[2][name].tobytes()
     ]
 
@@ -375,7 +393,7 @@ def _json(path: Path) -> Any:
 
 
 def _untimed(value: Any) -> Any:
-    """The value without what depends on the clock, and the digests over that."""
+    """The value without entries that depend on the clock, and without digests of such entries."""
     if not isinstance(value, dict):
         return [_untimed(v) for v in value] if isinstance(value, list) else value
     timed = ("time/", "perf/", "seconds")
@@ -387,7 +405,7 @@ def _untimed(value: Any) -> Any:
 
 
 def _last_state(workdir: Path) -> tuple[list[int], Any, dict[str, np.ndarray]]:
-    """The ticks that have a checkpoint, and host state and arrays of the newest one."""
+    """The ticks that have a checkpoint, and the host state and arrays of the newest one."""
     import jax
     import orbax.checkpoint as ocp
 

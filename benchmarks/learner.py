@@ -1,15 +1,19 @@
-"""Tokens per second of a full update: `python -m benchmarks.learner [--peers] [--sizes nano,small]
-[--rounds 2] [--steps 6]`.
+"""Tokens per second of a full update: `python -m benchmarks.learner [--peers]`.
 
-An update is everything from rollouts with their advantages to new weights: packing, scoring where
-that is needed, backward and optimizer. Models are random Qwen3 ones (peers/make_model.py), batches
-are 64 sequences with prompts of 64 tokens: `equal` responses of 128 tokens, `geometric` ones of
-mean 46 cut at 256. With --peers the same batches go through TRL's and Tunix' own loss and update
-(peers/trl_update.py, peers/tunix_update.py), each with micro-batches of 64 and of 16 sequences
-(--micro), the faster one counts. As a shared machine's clock says little, tokens are real ones
-(prompt and response) per CPU second of the process; all are pinned to one core and take turns.
-Environments of the peers (peers/README.md): --trl-python, --tunix-python. With --profile our own
-update's time by kind of operation is measured, and nothing else.
+Further flags: [--sizes nano,small] [--rounds 2] [--steps 6].
+
+An update covers everything from rollouts with advantages to new weights: packing, scoring where
+needed, the backward pass and the optimizer. Models are Qwen3 models with random weights
+(peers/make_model.py). Batches have 64 sequences with prompts of 64 tokens and responses of 128
+tokens (`equal`), or of mean 46 and at most 256 tokens (`geometric`).
+
+With --peers the same batches go through the loss and update of TRL and Tunix (peers/trl_update.py,
+peers/tunix_update.py), with micro-batches of 64 and of 16 sequences (--micro); the faster one
+counts. For their environments (--trl-python, --tunix-python), see peers/README.md.
+
+Figures are prompt and response tokens, without padding, per CPU second of the process, because
+wall-clock time on a shared machine is unreliable. All processes are pinned to one core and take
+turns. With --profile only the time of this package's update is measured, by kind of operation.
 """
 
 import json
@@ -34,7 +38,7 @@ from p2o_jax.main import command
 PEERS = Path(__file__).parent / "peers"
 CACHE = Path.home() / ".cache" / "p2o_jax" / "peers"
 NUM, PROMPT = 64, 64
-SHAPES = {"equal": 128, "geometric": 256}  # longest response
+SHAPES = {"equal": 128, "geometric": 256}  # the longest response
 SPEED = {
     ("nano", "equal"): 1.5,
     ("small", "equal"): 1.3,
@@ -47,7 +51,7 @@ def run(argv: Sequence[str]) -> None:
     """Measures and reports.
 
     Raises:
-        ConfigError: wrong flags, or a measurement that fails.
+        ConfigError: the flags are invalid, or a measurement fails.
     """
     known = {
         "peers": "false",
@@ -117,7 +121,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def write_batch(path: Path, shape: str, vocab: int) -> int:
-    """Writes a batch and returns its number of real tokens."""
+    """Writes a batch, and returns its number of tokens without padding."""
     rng, longest = np.random.default_rng(0), SHAPES[shape]
     length = (
         np.full(NUM, longest)
@@ -136,16 +140,16 @@ def write_batch(path: Path, shape: str, vocab: int) -> int:
 
 
 def commands(flags: dict[str, str], model: Path, batch: Path, shape: str) -> dict[str, list[str]]:
-    """The measurements to make, by name; the part before the colon is the tool."""
+    """The commands to run, by name. The part of a name before the colon is the tool."""
     own = [sys.executable, "-m", "benchmarks.learner", f"--steps={flags['steps']}"]
-    made = {
+    commands_by_name = {
         "ours:": [*own, f"--worker={model},{batch},{shape},first"],
         "ours_scored:": [*own, f"--worker={model},{batch},{shape},later"],
     }
     if flags["peers"] == "true":
         for tool in ("trl", "tunix"):
             for micro in flags["micro"].split(","):
-                made[f"{tool}:{micro}"] = [
+                commands_by_name[f"{tool}:{micro}"] = [
                     flags[f"{tool}-python"],
                     str(PEERS / f"{tool}_update.py"),
                     "--model",
@@ -159,14 +163,25 @@ def commands(flags: dict[str, str], model: Path, batch: Path, shape: str) -> dic
                     "--threads",
                     "1",
                 ]
-    return {name: ["taskset", "-c", flags["core"], *arguments] for name, arguments in made.items()}
+    return {
+        name: ["taskset", "-c", flags["core"], *arguments]
+        for name, arguments in commands_by_name.items()
+    }
 
 
 def compare(
     name: str, todo: dict[str, list[str]], tokens: int, rounds: int, figures: dict[str, Any]
 ) -> None:
-    """Adds the figures of one model and batch: medians over the rounds, in each of which all
-    take their turn.
+    """Adds the figures of one model and batch.
+
+    These are medians over rounds in which all commands take turns.
+
+    Args:
+        name: names the model and batch.
+        todo: the commands, by name.
+        tokens: tokens in the batch.
+        rounds: the number of rounds.
+        figures: receives the medians.
     """
     rows: dict[str, list[dict[str, Any]]] = {which: [] for which in todo}
     for _ in range(rounds):
@@ -196,10 +211,10 @@ def compare(
 
 
 def call(arguments: Sequence[str]) -> dict[str, Any]:
-    """The JSON line that a command ends with.
+    """Runs a command and returns its last line, which is JSON.
 
     Raises:
-        ConfigError: it fails.
+        ConfigError: the command fails.
     """
     done = subprocess.run(
         arguments,
@@ -219,8 +234,15 @@ def call(arguments: Sequence[str]) -> dict[str, Any]:
 def measure(
     model: str, path: str, shape: str, which: str, steps: int, profiled: bool = False
 ) -> dict[str, Any]:
-    """Seconds and peak memory of our update. `which` = first: the first since sampling; later:
-    old log-probs are scored.
+    """Seconds and peak memory of this package's update.
+
+    Args:
+        model: the model directory.
+        path: the batch file.
+        shape: the batch's shape.
+        which: "first" for the first update after sampling, or "later", which scores old log-probs.
+        steps: the number of updates.
+        profiled: whether to measure time by kind of operation.
     """
     import resource
 
@@ -247,11 +269,13 @@ def measure(
     )
     learner = Learner(spec, mesh, cfg, 100, jnp.float32, 0)
     state = learner.init(hf.load(Path(model), spec, learner.param_shardings, "float32"))
-    made = read_batch(path)
+    examples = read_batch(path)
 
     def once() -> dict[str, float]:
         nonlocal state
-        scored, _ = learner.score(state.params, None, made, len(made) if which == "first" else 0)
+        scored, _ = learner.score(
+            state.params, None, examples, len(examples) if which == "first" else 0
+        )
         state, stats = learner.update(state, scored)
         jax.block_until_ready(state)
         return stats
@@ -278,12 +302,12 @@ def read_batch(path: str) -> list[Any]:
     from p2o_jax.rl.batch import Example
 
     data = np.load(path)
-    made = []
+    examples = []
     for prompt, response, length, advantage in zip(
         data["prompt"], data["response"], data["length"], data["advantage"], strict=True
     ):
         ids = tuple(int(t) for t in prompt)
-        made.append(
+        examples.append(
             Example(
                 ids,
                 ids,
@@ -293,7 +317,7 @@ def read_batch(path: str) -> list[Any]:
                 np.zeros(length, np.float32),
             )
         )
-    return made
+    return examples
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Reading a Hugging Face checkpoint: `python -m benchmarks.load [--size tiny|0.6b|4b] [--dtype
-bfloat16|float32] [--folder DIR]`.
+"""Loading a Hugging Face checkpoint: `python -m benchmarks.load [--size tiny|0.6b|4b]`.
 
-Writes a random bfloat16 checkpoint of Qwen3's shapes in two or more files into a temporary folder
-(of DIR), loads it onto all devices and removes it. The files are dropped from the page cache in
-between, as far as the system lets that be done.
+Further flags: [--dtype bfloat16|float32] [--folder DIR].
+
+Writes a random bfloat16 checkpoint with Qwen3's shapes in two or more files to a temporary folder
+(in DIR), loads it onto all devices, and removes it. Before loading, the files are dropped from the
+page cache as far as the system allows.
 """
 
 import json
@@ -52,7 +53,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 MAX_FILE_BYTES = 5e9
-BLOCK_BYTES = 32 * 2**20  # of random numbers, from which every tensor is cut
+BLOCK_BYTES = 32 * 2**20  # random numbers from which all tensors are cut
 TARGETS = {"not twice in memory": Target("peak_rss_over_params", "<=", 1.25)}
 
 
@@ -60,7 +61,7 @@ def run(argv: Sequence[str]) -> None:
     """Writes, loads and reports.
 
     Raises:
-        ConfigError: wrong flags.
+        ConfigError: the flags are invalid.
     """
     flags, overrides = loading.parse_flags(
         argv, {"size": "4b", "dtype": "bfloat16", "folder": tempfile.gettempdir()}
@@ -80,9 +81,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def measure(size: str, dtype: str, folder: Path) -> dict[str, Any]:
-    """Seconds, GB/s (of the files) and the peak of this process's resident memory, for a
-    checkpoint written to the folder.
-    """
+    """Seconds, GB/s (of the files) and peak resident memory of loading a checkpoint."""
     import jax
 
     from p2o_jax.models import hf, hf_config, sharding
@@ -120,8 +119,9 @@ def measure(size: str, dtype: str, folder: Path) -> dict[str, Any]:
 
 
 def write_files(folder: Path, shapes: dict[str, tuple[int, ...]]) -> int:
-    """The bytes written: random bfloat16 tensors of these names and shapes, as two or more
-    safetensors files and their index.
+    """Writes random bfloat16 tensors as safetensors files with an index.
+
+    Returns the number of bytes.
     """
     import ml_dtypes
 

@@ -1,4 +1,4 @@
-"""Peak memory of processes, from /proc (Linux): standard library only."""
+"""Peak memory of processes, from /proc (Linux). Uses the standard library only."""
 
 import os
 import threading
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 class PeakMemory:
-    """A context manager whose `bytes` is the largest sum of resident memory of a process and its
-    descendants, sampled every `every_s`.
+    """A context manager that samples the resident memory of a process and its descendants.
 
-    Pages that processes share count once for each of them, so that the sum is an upper bound.
+    `bytes` is the largest sum. Pages shared between processes count once per process, so that it is
+    an upper bound.
     """
 
     def __init__(self, pid: int, every_s: float = 0.2):
@@ -32,7 +32,7 @@ class PeakMemory:
 
 
 def tree_bytes(pid: int) -> int:
-    """Resident bytes of a process and its descendants now; 0 if it has ended."""
+    """The current resident bytes of a process and its descendants; 0 if it has ended."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -50,7 +50,7 @@ def tree_bytes(pid: int) -> int:
 
 
 def own_peak_bytes() -> int:
-    """The most resident memory that this process has had, as the kernel counts it."""
+    """The peak resident memory of this process, from the kernel."""
     for line in _read(Path("/proc/self/status")).splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -58,7 +58,7 @@ def own_peak_bytes() -> int:
 
 
 def own_bytes() -> int:
-    """Resident memory of this process now."""
+    """The current resident memory of this process."""
     return os.sysconf("SC_PAGE_SIZE") * int(
         (_read(Path("/proc/self/statm")).split() or ["0", "0"])[1]
     )

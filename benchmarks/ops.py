@@ -1,11 +1,11 @@
-"""Where a jitted program's time goes, by kind of operation, from XLA's own trace (CPU)."""
+"""The time of a jitted program by kind of operation, from XLA's trace (CPU)."""
 
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-KINDS = {  # the first whose words are in an operation's name
+KINDS = {  # the first kind with a word in an operation's name counts
     "products": (
         "dot",
         "ynn",
@@ -19,12 +19,13 @@ CONTAINERS = ("while", "call", "conditional")  # their time is that of the opera
 
 
 def seconds_by_kind(run: Callable[[], None]) -> dict[str, float]:
-    """Seconds of all operations that `run`, warmed up before, executes on this process' CPU
-    devices, by kind; summed over threads.
+    """The seconds of all operations that `run` executes on this process's CPU devices, by kind.
+
+    Seconds are summed over threads. `run` must be compiled already.
     """
     import jax
 
-    found: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             run()
@@ -35,12 +36,12 @@ def seconds_by_kind(run: Callable[[], None]) -> dict[str, float]:
                     if any(
                         name == "hlo_op" for name, _ in event.stats
                     ) and not event.name.startswith(CONTAINERS):
-                        found[kind_of(event.name)] += event.duration_ns
-    return {kind: round(ns / 1e9, 3) for kind, ns in found.most_common()}
+                        seconds[kind_of(event.name)] += event.duration_ns
+    return {kind: round(ns / 1e9, 3) for kind, ns in seconds.most_common()}
 
 
 def kind_of(operation: str) -> str:
-    """The kind of an operation, by the name that XLA gave it."""
+    """The kind of an operation, from XLA's name for it."""
     return next(
         (kind for kind, words in KINDS.items() if any(word in operation for word in words)), OTHER
     )

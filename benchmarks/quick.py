@@ -1,8 +1,7 @@
-"""Time and memory of the main job: `python -m benchmarks.quick [--config configs/quickstart.py]
-[--workdir DIR]`.
+"""Time and memory of the quickstart: `python -m benchmarks.quick [--config configs/quickstart.py]`.
 
-Runs the config in a fresh workdir, nothing cached: neither the pretrained base model nor compiled
-programs.
+Runs the config in a new workdir (`--workdir DIR`) with empty caches, so that the base model is
+pretrained and all programs are compiled.
 """
 
 import json
@@ -31,7 +30,7 @@ def run(argv: Sequence[str]) -> None:
     """Runs and reports.
 
     Raises:
-        ConfigError: wrong flags, a workdir that is in use, or a run that fails.
+        ConfigError: the flags are invalid, the workdir is not empty, or the run fails.
     """
     flags, overrides = loading.parse_flags(argv, {"config": "configs/quickstart.py", "workdir": ""})
     loading.load_config_dict(flags["config"], overrides)
@@ -66,8 +65,9 @@ def run(argv: Sequence[str]) -> None:
 
 
 def timed(arguments: Sequence[str]) -> tuple[int, float, int]:
-    """Exit code, wall-clock seconds and peak resident bytes of a command and its children; what
-    it prints goes to standard error.
+    """Exit code, wall-clock seconds and peak resident bytes of a command and its children.
+
+    Its output goes to standard error.
     """
     start = time.monotonic()
     with subprocess.Popen(arguments, stdout=sys.stderr) as process, PeakMemory(process.pid) as peak:
@@ -76,8 +76,9 @@ def timed(arguments: Sequence[str]) -> tuple[int, float, int]:
 
 
 def figures_of(workdir: Path) -> dict[str, Any]:
-    """The figures in a finished workdir: accuracies, tokens, and for every arm (a lone run is
-    the arm "run") its time by phase.
+    """The figures of a finished workdir: accuracies, tokens, and seconds by phase for every arm.
+
+    A run without arms is the arm "run".
     """
     result = json.loads((workdir / "result.json").read_text(encoding="utf-8"))
     arms = {p.parent.name: p.parent for p in sorted(workdir.glob("*/metrics.jsonl"))} or {

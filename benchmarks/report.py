@@ -1,4 +1,4 @@
-"""How a benchmark ends: one JSON line with its figures, its targets, and where they were measured."""
+"""The end of a benchmark: a JSON line with its figures, targets, versions and machine."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from p2o_jax.config import ConfigError
 
 
 class Target(NamedTuple):
-    """What a figure should be."""
+    """A bound on a figure."""
 
     figure: str
     op: Literal[">=", "<="]
@@ -21,10 +21,10 @@ class Target(NamedTuple):
 def finish(
     bench: str, figures: Mapping[str, Any], targets: Mapping[str, Target]
 ) -> dict[str, bool]:
-    """Which targets are met, after printing the benchmark's JSON line: bench, figures, targets,
-    met, versions, machine.
+    """Prints the benchmark's JSON line and returns which targets are met.
 
-    A target whose figure is missing, None or not a number is not met.
+    The line has the keys bench, figures, targets, met, versions and machine. A target is not met if
+    its figure is missing or not a number.
     """
     from p2o_jax.startup import run_directory
 
@@ -42,18 +42,19 @@ def finish(
 
 
 def is_met(figure: Any, target: Target) -> bool:
-    """Whether the figure is what the target asks for."""
+    """Whether the figure meets the target."""
     if not isinstance(figure, int | float) or isinstance(figure, bool):
         return False
     return figure >= target.value if target.op == ">=" else figure <= target.value
 
 
 def own_folder(given: str, temporary: str) -> Path:
-    """The folder that a benchmark writes to and deletes in: the temporary one unless one is given,
-    which must be new or empty.
+    """The folder that a benchmark writes to and deletes in.
+
+    This is `temporary` unless a folder is given, which must be new or empty.
 
     Raises:
-        ConfigError: there is something in it.
+        ConfigError: the given folder is not empty.
     """
     folder = Path(given or temporary)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -63,7 +64,7 @@ def own_folder(given: str, temporary: str) -> Path:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory, and JAX's devices."""
+    """Processor, cores available to this process, memory, and JAX's devices."""
     import jax
 
     kinds = [d.device_kind for d in jax.devices()]

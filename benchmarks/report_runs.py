@@ -1,6 +1,4 @@
-"""Synthetic runs for the report: files as a run writes them, of any length, with texts as long
-as real ones and numbers by lot.
-"""
+"""Synthetic runs of any length for the report, with realistic texts and random numbers."""
 
 import json
 import random
@@ -20,7 +18,7 @@ SENTENCE = (
 
 
 class Shape(NamedTuple):
-    """How much of everything a run has."""
+    """The size of each part of a run."""
 
     steps: int
     samples_per_step: int
@@ -135,34 +133,34 @@ def _phase(epoch: int, names: list[str], shape: Shape, lot: random.Random) -> li
         )
     for i in range(shape.rejected):
         text, outcome = _text(shape.template_words, lot), lot.choice(list(REJECTIONS))
-        found = {
+        proposal = {
             "epoch": epoch,
             "iteration": i,
             "parent": lot.randrange(shape.candidates),
             "text": text,
             "outcome": outcome,
         }
-        rows.append({**found, "before": 1.0, "after": 1.0, "minibatch": lot.sample(dev, 3)})
+        rows.append({**proposal, "before": 1.0, "after": 1.0, "minibatch": lot.sample(dev, 3)})
     return rows
 
 
 def _questions(
     epoch: int, names: list[str], tree: list[dict[str, Any]], shape: Shape
 ) -> Iterable[dict[str, Any]]:
-    """Questions become hard in the first epoch, and one after the other internalised."""
+    """Questions that become proposal in the first epoch, and are then internalised one by one."""
     template = tree[1]["template_id"]
     for i, name in enumerate(names):
-        hard = i < shape.hard_per_epoch
-        internalised = 1 + i % 9 if hard and 1 + i % 9 <= epoch else None
-        solved = 4 if not hard or internalised else 0
+        proposal = i < shape.hard_per_epoch
+        internalised = 1 + i % 9 if proposal and 1 + i % 9 <= epoch else None
+        solved = 4 if not proposal or internalised else 0
         yield {
             "epoch": epoch,
             "question_id": name,
-            "hard": hard and not internalised,
+            "proposal": proposal and not internalised,
             "plain": [solved, 6],
-            "templated": [2, 4] if hard and epoch else [0, 0],
-            "templates": {template: [2, 4]} if hard and epoch else {},
-            "first_hard_epoch": 0 if hard else None,
+            "templated": [2, 4] if proposal and epoch else [0, 0],
+            "templates": {template: [2, 4]} if proposal and epoch else {},
+            "first_hard_epoch": 0 if proposal else None,
             "internalised_epoch": internalised,
             "relapsed_epoch": None,
         }

@@ -1,11 +1,10 @@
-"""Size and opening time of reports of synthetic runs: `python -m benchmarks.report_size [--only
-short|long]`.
+"""Size and opening time of reports: `python -m benchmarks.report_size [--only short|long]`.
 
-Two runs: 200 policy steps with 8 samples each, and 5,000 with 20 each. Opening, in headless
-Chromium: from asking for the file until all but the charts is there (`read_s`) and until the first
-chart is drawn (`open_s`), and the processor time of the page until then (`open_cpu_s`), which other
-jobs on the machine hardly change; the best of three. Without a browser the times are missing, and
-their targets not met.
+Uses two synthetic runs: 200 policy steps with 8 samples each, and 5,000 with 20 each. The page is
+opened in headless Chromium. `read_s` is the time until everything except charts is present,
+`open_s` the time until the first chart is drawn, and `open_cpu_s` the processor time until then,
+which depends little on other jobs. The best of three counts. Without a browser, times are missing
+and their targets are not met.
 """
 
 import tempfile
@@ -35,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs and reports.
 
     Raises:
-        ConfigError: wrong flags, or no plotly.
+        ConfigError: the flags are invalid, or plotly is missing.
     """
     flags, _ = loading.parse_flags(argv, {"only": ""})
     figures: dict[str, Any] = {}
@@ -49,12 +48,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measured(folder: Path, shape: report_runs.Shape) -> dict[str, Any]:
-    """Megabytes of the run's files and of its page, samples in it, seconds to make and to open it."""
+    """Megabytes of the run and its page, the page's samples, and seconds to write and open it."""
     report_runs.write(folder, shape)
     start = time.monotonic()
     data = run.page_data([folder], 3_000_000)
     html = page.render(data)
-    made = time.monotonic() - start
+    seconds = time.monotonic() - start
     path = folder.with_suffix(".html")
     path.write_text(html, encoding="utf-8")
     samples = data["runs"][0]["samples"]
@@ -63,7 +62,7 @@ def measured(folder: Path, shape: report_runs.Shape) -> dict[str, Any]:
         "mb": round(path.stat().st_size / 1e6, 2),
         "samples": samples["total"],
         "samples_shown": len(samples["rows"]),
-        "make_s": round(made, 2),
+        "make_s": round(seconds, 2),
     }
     try:
         best = map(min, zip(*(open_seconds(path) for _ in range(3)), strict=True))
@@ -77,8 +76,9 @@ def measured(folder: Path, shape: report_runs.Shape) -> dict[str, Any]:
 
 
 def open_seconds(path: Path) -> tuple[float, float, float]:
-    """From asking for the page until all but the charts is there, and until its first chart is
-    drawn; processor time until then.
+    """The seconds until the page shows everything but charts, and until its first chart is drawn.
+
+    Also the processor time until then.
     """
     with browser.opened() as chromium:
         view = chromium.new_page(viewport={"width": 1200, "height": 900})

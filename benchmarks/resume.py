@@ -1,16 +1,16 @@
 """Resumes runs under other settings and faults: `python -m benchmarks.resume [--pairs 200]`.
 
-A pair is a run that stops after a few steps, and a second start in a copy of its run directory.
-Drawn at random are, for both: devices and mesh (with a vocabulary that one of them must pad),
-epochs, dtype of the weights, adapters and evaluation. Some copies have a byte changed in one or
-more checkpoints, and in some starts restoring raises an exception. Each second start must
+A pair is a run that stops after a few steps, and a second start in a copy of its run directory. The
+settings of both are random: devices and mesh (with a vocabulary that one of them must pad), epochs,
+dtype of the weights, adapters and evaluation. In some copies a byte of one or more checkpoints is
+changed, and in some starts restoring raises an exception. Each second start must
 
-- continue from the newest checkpoint with its bits; under the same settings it must end
+- continue from the newest checkpoint with the same bits, and under the same settings end
   bit-identical to a run that was never stopped,
-- or end with exit code 2 and a message, every file as it was,
-- or report a damaged checkpoint and continue from the one before.
+- or end with exit code 2 and a message, and leave every file unchanged,
+- or report a damaged checkpoint and continue from the previous one.
 
-It must never begin again at step 0. The last line is JSON with the number of each outcome.
+It must never start again at step 0. The last line is JSON with the number of each outcome.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ TARGETS = {
     "every start ends as it should": Target("frac_right", ">=", 1.0),
     "none begins again": Target("restarted", "<=", 0),
 }
-FAULT = "P2O_BENCHMARK_FAULT"  # environment variable: "times message" of the exception to raise
+FAULT = "P2O_BENCHMARK_FAULT"  # environment variable: "COUNT MESSAGE" of the exception to raise
 RESTORED = "restored"
 EXCEPTIONS = {
     "out of memory": (
@@ -58,14 +58,14 @@ SETTINGS = {
 }
 STOP_TOKENS, END_TOKENS = 700, 1600  # of the first start, and of the second
 MESHES = ((1, 1), (2, 1), (2, 2))  # (CPU devices, tensor); two-way tensor pads the vocabulary
-EPOCHS = (4, 60)  # warm-ups of one update, and of several
+EPOCHS = (4, 60)  # with a warm-up of one update, and of several
 DTYPES = ("float32", "bfloat16")
 RANKS = (0, 2)
 EVALS = (2, 3)  # eval.every_steps
 
 
 class Start(NamedTuple):
-    """The settings of a start that are drawn."""
+    """The random settings of a start."""
 
     mesh: tuple[int, int]
     epochs: int
@@ -86,7 +86,7 @@ class Start(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A first and a second start, and what happens between them or in the second."""
+    """A first and a second start, and the fault between them or in the second."""
 
     first: Start
     second: Start
@@ -94,7 +94,7 @@ class Pair(NamedTuple):
 
     @property
     def expected(self) -> str:
-        """What the second start must do."""
+        """The expected outcome of the second start."""
         if (self.first.dtype, self.first.rank) != (self.second.dtype, self.second.rank):
             return "refused"
         damage = {"byte in the newest": "falls back", "byte in all": "refused"}
@@ -102,7 +102,7 @@ class Pair(NamedTuple):
 
 
 def draw(rng: random.Random, count: int) -> list[Pair]:
-    """So many pairs; each setting of the second start differs from the first's now and then."""
+    """Draws `count` pairs. Each setting of the second start sometimes differs from the first's."""
     faults = ("byte in the newest", "byte in all", *EXCEPTIONS)
     pairs = []
     for _ in range(count):
@@ -122,7 +122,7 @@ def draw(rng: random.Random, count: int) -> list[Pair]:
 
 
 def child(argv: Sequence[str]) -> None:
-    """The training command; it prints which state it restored, and raises what FAULT says."""
+    """Runs the training command. Prints the restored state, and raises the exception in FAULT."""
     import orbax.checkpoint as ocp
 
     from p2o_jax import main
@@ -154,7 +154,7 @@ def child(argv: Sequence[str]) -> None:
 def start(
     workdir: Path, settings: Mapping[str, Any], fault: str = ""
 ) -> tuple[int, str, dict[str, Any] | None]:
-    """Exit code, standard error, and the state that a start restored, if it came so far."""
+    """Exit code and standard error of a start, and the state that it restored, if any."""
     import subprocess
 
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
@@ -184,17 +184,17 @@ def start(
 
 
 def contents(workdir: Path) -> dict[str, str]:
-    """A digest of every file; a checkpoint that was moved aside counts as where it was."""
-    found = {}
+    """A digest of every file. A checkpoint that was moved away counts under its original name."""
+    digests = {}
     for path in sorted(workdir.rglob("*")):
         if path.is_file():
             name = str(path.relative_to(workdir)).replace("checkpoints_damaged/", "checkpoints/")
-            found[name] = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    return found
+            digests[name] = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return digests
 
 
 def ticks(workdir: Path) -> list[int]:
-    """The ticks that have a checkpoint, the newest first."""
+    """The ticks that have a checkpoint, newest first."""
     return sorted(
         (int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal()),
         reverse=True,
@@ -202,7 +202,7 @@ def ticks(workdir: Path) -> list[int]:
 
 
 def change_byte(workdir: Path, tick: int, rng: random.Random) -> None:
-    """Flips a bit of a file of a checkpoint that restoring depends on."""
+    """Flips a bit in a file of a checkpoint that is needed for restoring."""
     step = workdir / "checkpoints" / str(tick)
     files = [
         p
@@ -219,7 +219,15 @@ def change_byte(workdir: Path, tick: int, rng: random.Random) -> None:
 def outcome(
     workdir: Path, settings: Mapping[str, Any], pair: Pair, whole: Path | None, rng: random.Random
 ) -> tuple[str, str]:
-    """What the second start in the run directory did, and what is wrong with it."""
+    """Returns the outcome of the second start in the run directory, and what is wrong with it.
+
+    Args:
+        workdir: a copy of the first start's run directory.
+        settings: settings of all runs.
+        pair: the two starts.
+        whole: the run directory of a run that was never stopped.
+        rng: draws the byte to change.
+    """
     there = ticks(workdir)
     if pair.fault.startswith("byte"):
         for tick in there if pair.fault == "byte in all" else there[:1]:
@@ -260,13 +268,13 @@ def outcome(
 
 
 class Runs:
-    """First starts, and runs that were never stopped, each made once and copied."""
+    """First starts and uninterrupted runs. Each is run once and then copied."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
         self.folder, self.settings = folder, settings
 
     def path(self, start: Start, tokens: int) -> Path:
-        """The run directory of this start, stopped at so many tokens."""
+        """The run directory of a start that stops after `tokens` tokens."""
         name = "_".join(map(str, (*start.mesh, *start[1:], tokens)))
         return self.folder / name
 
@@ -274,7 +282,7 @@ class Runs:
         """Runs it.
 
         Raises:
-            ConfigError: it failed.
+            ConfigError: the run fails.
         """
         start_, tokens = which
         code, text, _ = start(
@@ -287,7 +295,7 @@ class Runs:
 
 
 def measure(folder: Path, count: int, rng: random.Random, jobs: int) -> dict[str, Any]:
-    """The figures of so many pairs."""
+    """The figures of `count` pairs."""
     begin = time.monotonic()
     runs = Runs(
         folder,
@@ -364,7 +372,7 @@ def run(argv: Sequence[str]) -> None:
     """Runs and reports.
 
     Raises:
-        ConfigError: wrong flags, or a first start that fails.
+        ConfigError: the flags are invalid, or a first start fails.
     """
     flags, _ = loading.parse_flags(argv, {"pairs": "200", "seed": "0", "folder": "", "jobs": "2"})
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,14 +1,20 @@
-"""Sampling against others: `python -m benchmarks.rollout [--peers] [--sizes nano,small] [--rounds
-2] [--repeats 3]`.
+"""Sampling speed compared with other tools: `python -m benchmarks.rollout [--peers]`.
 
-Random Qwen3 models (peers/make_model.py), float32. Cases: `equal`, 64 prompts of 64 tokens, 128
-tokens each; `group`, 8 prompts of 512 tokens, 8 rollouts of 128 tokens of each; `geometric`,
-lengths of mean 46 cut at 256, ours 256 rollouts in 64 slots, the others in batches of 64. With
---peers the same goes through Hugging Face's generate and Tunix' sampler (peers/README.md says how
-to make their
-environments: --trl-python, --tunix-python). As a shared machine's clock says little, what counts is
-tokens per CPU second of the process; all are pinned to one core (--core) and take turns. `floor` is
-the time of the matrix products alone.
+Further flags: [--sizes nano,small] [--rounds 2] [--repeats 3].
+
+Models are Qwen3 models with random weights (peers/make_model.py) in float32. The cases are
+
+- `equal`: 64 prompts of 64 tokens, with 128 new tokens each.
+- `group`: 8 prompts of 512 tokens, with 8 rollouts of 128 tokens each.
+- `geometric`: lengths of mean 46, at most 256. This package samples 256 rollouts in 64 slots, the
+  other tools use batches of 64.
+
+With --peers the same cases run with `generate` of Hugging Face and the sampler of Tunix. For their
+environments (--trl-python, --tunix-python), see peers/README.md.
+
+Figures are tokens per CPU second of the process, because wall-clock time on a shared machine is
+unreliable. All processes are pinned to one core (--core) and take turns. `floor` is the time of the
+matrix products alone.
 """
 
 import functools
@@ -53,7 +59,7 @@ def run(argv: Sequence[str]) -> None:
     """Measures and reports.
 
     Raises:
-        ConfigError: wrong flags, or a measurement that fails.
+        ConfigError: the flags are invalid, or a measurement fails.
     """
     known = {
         "peers": "false",
@@ -129,7 +135,7 @@ def run(argv: Sequence[str]) -> None:
 def compare(
     size: str, todo: dict[tuple[str, str], list[str]], rounds: int, figures: dict[str, Any]
 ) -> None:
-    """Adds a model's figures: medians over the rounds, in each of which all take their turn."""
+    """Adds a model's figures: medians over rounds in which all commands take turns."""
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {which: [] for which in todo}
     for _ in range(rounds):
         for which, arguments in todo.items():
@@ -161,9 +167,7 @@ _FIGURES = ("tokens_per_s", "cpu_s", "mean_len", "compile_s", "peak_rss_mb", "fr
 
 
 def floor(path: Path, rows: int = 64, prompt: int = 64, steps: int = 128) -> dict[str, float]:
-    """CPU seconds of the matrix products of `equal`, one after the other on the same data, and
-    of nothing else.
-    """
+    """CPU seconds of the matrix products of `equal` alone, one after the other on the same data."""
     import jax
     import jax.numpy as jnp
 

@@ -1,13 +1,16 @@
-"""The same update and the same sampling on every mesh of eight devices: `python -m
-benchmarks.sharding [--repeats 3] [--picture FILE]`.
+"""The same update and sampling on every mesh of eight devices: `python -m benchmarks.sharding`.
 
-Eight fake CPU devices, float32, a random model of two layers; data x fsdp x tensor in all ways that
-multiply to eight. Each mesh starts from the same params, makes two updates on the same 32 sequences
-and samples the same 32 rollouts; params, log-probs and texts are compared with those of one device.
-Seconds are of processor time of this process, the median of the repeats, once everything is
-compiled: they show what the host and XLA's collectives between threads cost, not what a pod does.
-For that, each mesh is planned for v5e:2x4 (p2o_jax/plan) where libtpu is installed; `--plan
-qwen3-0.6b` plans a model of that size in place of the small one, minutes for each mesh.
+Flags: [--repeats 3] [--picture FILE] [--plan MODEL].
+
+Uses eight fake CPU devices, float32, and a random model of two layers. The meshes are all
+factorizations data x fsdp x tensor of eight. Each mesh starts from the same parameters, makes two
+updates on the same 32 sequences, and samples the same 32 rollouts. Parameters, log-probs and texts
+are compared with those of one device.
+
+Seconds are processor time of this process, the median of the repeats, without compilation. They
+show the cost of the host and of XLA's collectives between threads, not the speed of a pod. If
+libtpu is installed, each mesh is also planned for v5e:2x4 (p2o_jax/plan). `--plan qwen3-0.6b` plans
+a model of that size instead of the small one, which takes minutes per mesh.
 """
 
 import dataclasses
@@ -76,7 +79,7 @@ def run(argv: Sequence[str]) -> None:
     """Measures and reports.
 
     Raises:
-        ConfigError: wrong flags.
+        ConfigError: the flags are invalid.
     """
     flags, _ = loading.parse_flags(argv, {"repeats": "3", "picture": "", "plan": ""})
     if not flags["repeats"].isdecimal() or not int(flags["repeats"]):
@@ -86,10 +89,10 @@ def run(argv: Sequence[str]) -> None:
     rows: dict[str, dict[str, Any]] = {}
     for shape in meshes(DEVICES):
         name = " x ".join(map(str, shape))
-        made = measure(shape, int(flags["repeats"]))
-        rows[name] = differences(made, alone) | {
-            "update_cpu_s": made["update_cpu_s"],
-            "sampling_cpu_s": made["sampling_cpu_s"],
+        measured = measure(shape, int(flags["repeats"]))
+        rows[name] = differences(measured, alone) | {
+            "update_cpu_s": measured["update_cpu_s"],
+            "sampling_cpu_s": measured["sampling_cpu_s"],
         }
         print(f"{name}: {rows[name]}", file=sys.stderr, flush=True)
     if importlib.util.find_spec("libtpu"):
@@ -116,8 +119,9 @@ def run(argv: Sequence[str]) -> None:
 
 
 def meshes(devices: int) -> list[tuple[int, int, int]]:
-    """Every (data, fsdp, tensor) of so many devices whose tensor axis divides the query heads;
-    fewer key/value heads stay whole.
+    """Every (data, fsdp, tensor) of the devices whose tensor axis divides the query heads.
+
+    Fewer key/value heads are replicated.
     """
     sizes = [n for n in range(1, devices + 1) if devices % n == 0]
     return [
@@ -129,7 +133,7 @@ def meshes(devices: int) -> list[tuple[int, int, int]]:
 
 
 def settings(shape: tuple[int, int, int]) -> Config:
-    """The benchmark's config on this mesh."""
+    """The benchmark's config on a mesh."""
     cfg = config.resolve(Config())
     data, fsdp, tensor = shape
     sizes: dict[str, dict[str, Any]] = {
@@ -169,9 +173,7 @@ def settings(shape: tuple[int, int, int]) -> Config:
 
 
 def measure(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
-    """Params and log-probs after two updates, texts sampled with those params, and processor
-    seconds of an update and of sampling.
-    """
+    """Parameters and log-probs after two updates, texts, and processor seconds of both."""
     cfg, devices = settings(shape), jax.devices()[: int(np.prod(shape))]
     mesh = sharding.make_mesh(shape, devices)
     learner = Learner(SPEC, mesh, cfg, 100, jnp.float32, pad_id=0)
@@ -187,14 +189,14 @@ def measure(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
     )
     model = Model(Path(), SPEC, mesh, jnp.float32, _NoChat())  # type: ignore[arg-type]
     engine = components.make_engine(cfg, model, device_memory=2**32)
-    weights, asks, how = (
+    weights, asks, sampling = (
         engine.to_rollout_layout(policy),
         [Request(e.prompt_ids, f"{i}") for i, e in enumerate(batch)],
         SamplingParams(1.0, RESPONSE),
     )
 
     def sample() -> list[Any]:
-        return engine.generate(weights, asks, how, jax.random.key(1))
+        return engine.generate(weights, asks, sampling, jax.random.key(1))
 
     def update() -> None:
         nonlocal state
@@ -212,13 +214,13 @@ class _NoChat:
 
 
 def examples() -> list[Example]:
-    """Random sequences of many lengths."""
+    """Random sequences of different lengths."""
     rng = np.random.default_rng(0)
-    made = []
+    sequences = []
     for _ in range(SEQUENCES):
         prompt = tuple(rng.integers(2, SPEC.vocab, rng.integers(8, PROMPT + 1)).tolist())
         response = rng.integers(2, SPEC.vocab, rng.integers(8, RESPONSE + 1)).astype(np.int32)
-        made.append(
+        sequences.append(
             Example(
                 prompt,
                 prompt,
@@ -228,7 +230,7 @@ def examples() -> list[Example]:
                 np.zeros(len(response), np.float32),
             )
         )
-    return made
+    return sequences
 
 
 def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
@@ -241,19 +243,22 @@ def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
     return round(median(taken), 3)
 
 
-def differences(made: dict[str, Any], alone: dict[str, Any]) -> dict[str, float]:
-    """How far the params are from those of one device, as a share of how far the updates moved
-    those; the largest difference of a token's log-prob; and the share of texts that are the
-    same."""
+def differences(measured: dict[str, Any], alone: dict[str, Any]) -> dict[str, float]:
+    """Compares parameters, log-probs and texts with those of one device.
+
+    Returns the difference of the parameters relative to the size of the updates, the largest
+    difference of a log-prob, and the fraction of texts that are equal.
+    """
     start = jax.tree.leaves(transformer.init(SPEC, jax.random.key(0)))
-    ours, theirs = jax.tree.leaves(made["params"]), jax.tree.leaves(alone["params"])
+    ours, theirs = jax.tree.leaves(measured["params"]), jax.tree.leaves(alone["params"])
     return {
         "params": _distance(ours, theirs) / _distance(theirs, start),
         "logps": max(
-            float(np.abs(a - b).max()) for a, b in zip(made["logps"], alone["logps"], strict=True)
+            float(np.abs(a - b).max())
+            for a, b in zip(measured["logps"], alone["logps"], strict=True)
         ),
         "texts": float(
-            np.mean([a == b for a, b in zip(made["texts"], alone["texts"], strict=True)])
+            np.mean([a == b for a, b in zip(measured["texts"], alone["texts"], strict=True)])
         ),
     }
 
@@ -267,7 +272,7 @@ def _distance(a: Sequence[Any], b: Sequence[Any]) -> float:
 
 
 def planned(shape: tuple[int, int, int], model: str) -> dict[str, float]:
-    """A plan's figures of this mesh on TPUs, of the small model or of a named one."""
+    """A plan's figures for a mesh on TPUs, for the small model or a named one."""
     spec = programs.model_spec(model) if model else SPEC
     case = planner.Case(
         model or "small",
@@ -295,7 +300,7 @@ def planned(shape: tuple[int, int, int], model: str) -> dict[str, float]:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """The rows as Markdown; planned figures are left empty where there is no plan."""
+    """The rows as Markdown. Planned figures are empty without a plan."""
     lines = [f"| {' | '.join((*HEAD, *PLANNED))} |", f"|{'---|' * (len(HEAD) + len(PLANNED))}"]
     for name, row in rows.items():
         measured = [
@@ -313,9 +318,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
-    """Bars for each mesh: processor seconds measured, and beside them what a plan says, if there
-    is one.
-    """
+    """Draws bars for each mesh: measured processor seconds, and planned ones if any."""
     import matplotlib
 
     matplotlib.use("Agg")

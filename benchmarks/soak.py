@@ -1,9 +1,8 @@
-"""A long run of a very small model, watched for what grows: `python -m benchmarks.soak [--steps
-2000]`.
+"""A long run of a very small model, to detect growth: `python -m benchmarks.soak [--steps 2000]`.
 
-Policy steps with a prompt phase, an evaluation and checkpoints every 50. Resident memory of the
-second and the last quarter of the steps, open files and threads are read from /proc (Linux) once a
-second, and programs compiled from the run's own metrics.
+The run has policy steps, with a prompt phase, an evaluation and checkpoints every 50 steps.
+Resident memory, open files and threads are read from /proc (Linux) once a second, and compilations
+from the run's metrics. The second and the last quarter of the steps are compared.
 """
 
 import os
@@ -52,7 +51,7 @@ TARGETS = {
 
 
 class Sample(NamedTuple):
-    """The run's process at one time."""
+    """The state of the run's process at one time."""
 
     step: int
     rss_bytes: int
@@ -64,7 +63,7 @@ def run(argv: Sequence[str]) -> None:
     """Runs and reports.
 
     Raises:
-        ConfigError: wrong flags, no /proc, or a run that fails.
+        ConfigError: the flags are invalid, /proc is missing, or the run fails.
     """
     flags, overrides = loading.parse_flags(argv, {"steps": "2000", "folder": ""})
     if not Path("/proc/self/statm").exists():
@@ -87,7 +86,10 @@ def run(argv: Sequence[str]) -> None:
 
 
 def watched(workdir: Path, settings: Mapping[str, Any]) -> tuple[list[Sample], float]:
-    """A sample a second of a run from its first row on, and the seconds it took."""
+    """Samples a run once per second, from its first row on.
+
+    Returns the samples and the run's seconds.
+    """
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     arguments = [
         sys.executable,
@@ -113,7 +115,7 @@ def watched(workdir: Path, settings: Mapping[str, Any]) -> tuple[list[Sample], f
 
 
 class Follower:
-    """Counts the policy steps in a metrics.jsonl that grows, reading every byte once."""
+    """Counts the policy steps in a growing metrics.jsonl, reading every byte once."""
 
     def __init__(self, path: Path):
         self.path, self.offset, self.steps = path, 0, 0
@@ -129,7 +131,7 @@ class Follower:
 
 
 def sample(pid: int, step: int) -> list[Sample]:
-    """One sample; none if the process has ended meanwhile."""
+    """One sample, or None if the process has ended."""
     folder = Path(f"/proc/{pid}")
     try:
         rss = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -148,8 +150,9 @@ def sample(pid: int, step: int) -> list[Sample]:
 def figures_of(
     samples: Sequence[Sample], rows: Sequence[Mapping[str, Any]], num_steps: int
 ) -> dict[str, Any]:
-    """Growth from the second quarter of the steps to the last: of the median memory (a share),
-    of the most files and threads.
+    """The growth from the second quarter of the steps to the last.
+
+    This covers median memory (as a fraction) and the largest numbers of files and threads.
     """
     quarters = [
         [s for s in samples if q * num_steps < 4 * s.step <= (q + 1) * num_steps] for q in range(4)

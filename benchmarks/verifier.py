@@ -1,10 +1,11 @@
-"""The verifier under fire: `python -m benchmarks.verifier [--answers 20000] [--workers 2]
-[--timeout_s 2]`.
+"""The verifier on hostile answers: `python -m benchmarks.verifier [--answers 20000]`.
 
-Easy answers (plain numbers, which no worker sees), answers for math-verify, and hostile ones,
-shuffled and judged in batches of a training step's size. None may hang, none may break the pool,
-every one gets a verdict, and the answers whose truth is known get the right one, whatever stands
-beside them (or none: on a busy machine math-verify may run into the deadline).
+Further flags: [--workers 2] [--timeout_s 2].
+
+Judges easy answers (plain numbers, which need no worker), answers for math-verify, and hostile
+ones, shuffled and in batches of a training step's size. No answer may hang or break the pool, and
+each must get a verdict. Answers with a known truth must get the right verdict, or none: on a busy
+machine math-verify may exceed the deadline.
 """
 
 import random
@@ -29,10 +30,10 @@ TARGETS = {
     "no batch waits for long": Target("longest_batch_s", "<=", 60),
 }
 BATCH = 500
-ALONE = 1000  # answers that are also judged one at a time, for their latencies
-DISTINCT_HANGING = 5  # of each kind that runs into the deadline: every one costs it in full
+ALONE = 1000  # answers that are also judged one at a time, to measure latencies
+DISTINCT_HANGING = 5  # distinct answers per hostile kind: each one may take the whole deadline
 
-# response, reference answer, the status that it must get (None: any)
+# Response, reference answer, and the status that it must get (None for any).
 Pair = tuple[str, str, str | None]
 
 
@@ -41,7 +42,7 @@ def boxed(content: str) -> str:
 
 
 def easy(rng: random.Random) -> Pair:
-    """A plain number against a plain number, right or wrong, in one of its spellings."""
+    """A plain number compared with a plain number, right or wrong, in one of its notations."""
     a, b = rng.randint(-9999, 9999), rng.randint(2, 99)
     right = rng.random() < 0.5
     spelling = rng.choice(
@@ -51,7 +52,7 @@ def easy(rng: random.Random) -> Pair:
 
 
 def symbolic(rng: random.Random) -> Pair:
-    """What math-verify has to decide."""
+    """An answer that math-verify has to decide."""
     n = rng.randint(2, 60)
     right = rng.random() < 0.5
     left, true, false = rng.choice(
@@ -102,21 +103,19 @@ HOSTILE: dict[str, Callable[[random.Random], str]] = {
 }
 
 
-def hostile(rng: random.Random, made: dict[str, list[str]], distinct: int) -> Pair:
-    """One of `distinct` hostile answers of a random kind; the reference is a plain or a symbolic
-    one.
-    """
+def hostile(rng: random.Random, drawn: dict[str, list[str]], distinct: int) -> Pair:
+    """A hostile answer, one of `distinct` of a random kind, with a plain or symbolic reference."""
     kind = rng.choice(sorted(HOSTILE))
-    if len(made.setdefault(kind, [])) < distinct:
-        made[kind].append(HOSTILE[kind](rng))
-    return boxed(rng.choice(made[kind])), rng.choice(("5", r"\sqrt{2}")), None
+    if len(drawn.setdefault(kind, [])) < distinct:
+        drawn[kind].append(HOSTILE[kind](rng))
+    return boxed(rng.choice(drawn[kind])), rng.choice(("5", r"\sqrt{2}")), None
 
 
 def run(argv: Sequence[str]) -> None:
     """Runs and reports.
 
     Raises:
-        ConfigError: wrong flags.
+        ConfigError: the flags are invalid.
     """
     known = {
         "answers": "20000",
@@ -144,13 +143,21 @@ def measure(
     cfg: config.RewardConfig,
     rng: random.Random,
 ) -> dict[str, Any]:
-    """The figures of so many answers."""
-    made: dict[str, list[str]] = {}
+    """The figures of a number of answers.
+
+    Args:
+        count: the number of answers.
+        frac_hostile: the fraction of hostile answers.
+        frac_symbolic: the fraction of answers for math-verify.
+        cfg: the verifier's settings.
+        rng: draws the answers.
+    """
+    drawn: dict[str, list[str]] = {}
     pairs: list[Pair] = []
     for _ in range(count):
         draw = rng.random()
         if draw < frac_hostile:
-            pairs.append(hostile(rng, made, DISTINCT_HANGING))
+            pairs.append(hostile(rng, drawn, DISTINCT_HANGING))
         else:
             pairs.append(symbolic(rng) if draw < frac_hostile + frac_symbolic else easy(rng))
     easy_pairs = [easy(rng) for _ in range(20_000)]

@@ -62,7 +62,7 @@ def model_config(path):
 
 
 def eos_ids(args, cfg):
-    """Token ids that end a sequence ([] = none)."""
+    """Token ids that end a sequence; [] for none."""
     if not args.eos_mean:
         return []
     rng = np.random.default_rng(1234)
@@ -88,7 +88,7 @@ def rss_mb():
 
 
 def lengths_until(tokens, stop):
-    """Length of each row counting the first stop id, if any."""
+    """The length of each row, including the first stop id, if any."""
     stop = set(stop)
     out = []
     for row in tokens:
@@ -106,9 +106,7 @@ def med(xs):
 
 
 def timed_calls(call, steps):
-    """Wall and process CPU seconds of each call but the first two (compilation, and what is left
-    of it).
-    """
+    """Wall-clock and CPU seconds of each call except the first two, which include compilation."""
     wall, cpu = [], []
     for _ in range(steps):
         w, c = time.perf_counter(), time.process_time()

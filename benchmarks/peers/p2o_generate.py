@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""p2o_jax's own sampler in the peers' terms.  Needs p2o_jax.
+"""Sampling throughput of p2o_jax, with the flags of the other scripts.  Needs p2o_jax.
 
 python p2o_generate.py --model models/nano
 python p2o_generate.py --model models/nano --eos-mean 48 --new-tokens 256 --batch 256 --slots 64
@@ -47,7 +47,7 @@ def main():
     weights = engine.to_rollout_layout(
         hf.load(args.model, spec, sharding.param_shardings(spec, mesh, sharding.LEARNER))
     )
-    how = SamplingParams(args.temperature, args.new_tokens)
+    sampling = SamplingParams(args.temperature, args.new_tokens)
 
     def once(seed):
         prompts = C.prompt_ids(args.batch // args.group, args.prompt_len, cfg["vocab_size"], seed)
@@ -57,7 +57,7 @@ def main():
             for g in range(args.group)
         ]
         t, c = time.perf_counter(), time.process_time()
-        out = engine.generate(weights, requests, how, jax.random.key(seed))
+        out = engine.generate(weights, requests, sampling, jax.random.key(seed))
         return time.perf_counter() - t, time.process_time() - c, [len(x.token_ids) for x in out]
 
     first, _, _ = once(args.seed)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Seconds per GRPO update with HF TRL: its loss on a given batch, backward, clip, AdamW.  Needs
-torch, trl.
+"""Seconds per GRPO update with HF TRL: loss on a given batch, backward, clip, AdamW.
+
+Needs torch, trl.
 
   python trl_update.py --model models/nano --batch batch.npz
 
-The trainer is built as in trl_grpo.py, then its `_compute_loss` is called on the batch's
-micro-batches.  Nothing is scored
-before: TRL takes the old log-probs from the update itself where there is one update per batch.
+The trainer is built as in trl_grpo.py.  Its `_compute_loss` is called on the batch's micro-batches.
+Nothing is scored before: with one update per batch, TRL takes the old log-probs from the update.
 """
 
 import os

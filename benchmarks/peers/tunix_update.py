@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Seconds per GRPO update with Tunix: `RLCluster.update_actor` on a given batch (loss, backward,
-AdamW).
+"""Seconds per GRPO update with Tunix: `RLCluster.update_actor` on a given batch.
+
+Covers loss, backward and AdamW.
 
   JAX_PLATFORMS=cpu python tunix_update.py --model models/nano --batch batch.npz
 
-The learner is built as in tunix_grpo.py.  Nothing is scored before: with one iteration Tunix takes
-the old log-probs from the update itself.  Completions are padded to R, as its rollouts are.
+The learner is built as in tunix_grpo.py.  Nothing is scored before: with one iteration, Tunix takes
+the old log-probs from the update.  Completions are padded to R, as its rollouts are.
 """
 
 import logging

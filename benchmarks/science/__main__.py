@@ -1,10 +1,11 @@
-"""`python -m benchmarks.science --suite dial|paper|recipe [--seeds 5] [--at-a-time 2]` runs what
-has no row yet; `--report` tabulates.
+"""Runs experiments: `python -m benchmarks.science --suite dial|paper|recipe [--seeds 5]`.
 
-Rows go to benchmarks/science/results.jsonl (`--results FILE`), which stays in the repository;
-`--report yes` writes the tables and plots of docs/results.md from it. Killed, the same command goes
-on. `--show ARM` prints the commands of an arm's runs, `--redo ARM` makes them again and compares
-(`--seeds 1`: the first seed alone).
+Further flags: [--at-a-time 2]. Runs everything that has no row yet; `--report` tabulates.
+
+Rows go to benchmarks/science/results.jsonl (`--results FILE`), which is part of the repository.
+`--report yes` writes the tables and plots of docs/results.md from it. After a kill, the same
+command continues. `--show ARM` prints the commands of an arm's runs. `--redo ARM` repeats them and
+compares the results (`--seeds 1`: the first seed alone).
 """
 
 import os
@@ -20,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs, shows or reports.
 
     Raises:
-        ConfigError: anything wrong with the flags, or runs that failed.
+        ConfigError: the flags are invalid, or a run failed.
     """
     flags, overrides = loading.parse_flags(
         argv,
@@ -34,20 +35,22 @@ def main(argv: Sequence[str]) -> None:
             "redo": "",
         },
     )
-    found = [
+    problems = [
         f"--{name}={flags[name]}: expected a positive number"
         for name in ("seeds", "at-a-time")
         if not flags[name].isdigit()
     ]
     suites = list(arms.SUITES) if flags["suite"] == "all" else [flags["suite"]]
     if suites[0] not in arms.SUITES:
-        found.append(f"--suite={flags['suite']}: expected one of {', '.join(arms.SUITES)} or all")
+        problems.append(
+            f"--suite={flags['suite']}: expected one of {', '.join(arms.SUITES)} or all"
+        )
     if overrides:
-        found.append(
+        problems.append(
             f"--config.{overrides[0][0]}: arms have their own settings (benchmarks/science/arms.py)"
         )
-    if found:
-        raise ConfigError(*found)
+    if problems:
+        raise ConfigError(*problems)
     wanted = [r for suite in suites for r in arms.runs(suite, int(flags["seeds"]))]
     results = Path(flags["results"])
     if flags["show"]:

@@ -1,11 +1,11 @@
-"""The arms of the three suites: settings over configs/science.py, and what they are compared for."""
+"""The arms of the three suites: settings over configs/science.py, and comparisons."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 DIALS = ("1e-2", "1e-3", "1e-4", "1e-5")  # world.p_chain_plain
-HEADLINE = "1e-5"  # the dial of the suites that do not turn it
-NUM_BASES = 2  # base models for each dial: a seed uses that of world.seed = seed mod 2
+HEADLINE = "1e-5"  # the dial of the suites that do not vary it
+NUM_BASES = 2  # base models per dial; a seed uses the one of world.seed = seed mod 2
 TEACHER_PORT = 18765
 
 # benchmarks/science/teacher.py reflects
@@ -19,27 +19,24 @@ TAUGHT = (
 
 @dataclass(frozen=True)
 class Arm:
-    """Settings over configs/science.py; `seeds` are as many as the suite runs at most, all of
-    them where 0.
-    """
+    """Settings over configs/science.py. `seeds` limits the suite's seeds unless it is 0."""
 
     name: str
     what: str
     settings: tuple[str, ...] = ()
     seeds: int = 0
-    claim: str = (
-        ""  # of the paper, where the arm is one of its ablations: its figures, without → with
-    )
+    claim: str = ""  # the paper's figures if the arm is one of its ablations: without → with
     against: str = ""  # the arm that a switch of the recipe is compared with
-    expected: int = (
-        0  # by that claim the arm is better (1) or worse (-1) than P²O as released; 0: no claim
-    )
+    # By that claim, the arm is better (1) or worse (-1) than P²O as released; 0: no claim.
+    expected: int = 0
 
 
 @dataclass(frozen=True)
 class Run:
-    """An arm at a dial with a seed. The seed fixes the order of questions, all sampling and,
-    modulo NUM_BASES, questions and base model.
+    """An arm at a dial with a seed.
+
+    The seed fixes the order of questions and all sampling. Modulo NUM_BASES, it also fixes
+    questions and base model.
     """
 
     arm: Arm
@@ -48,8 +45,9 @@ class Run:
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """`key=value` of each setting that differs from configs/science.py, sorted; it names the
-        run in the results.
+        """Sorted `key=value` of each setting that differs from configs/science.py.
+
+        They identify the run in the results.
         """
         fixed = (
             f"world.p_chain_plain={self.dial}",
@@ -78,7 +76,7 @@ DAPO = Arm(
 FAITHFUL = Arm("faithful", "P²O, as released", ("preset=faithful",))
 RECOMMENDED = Arm("recommended", "P²O, recommended", against="before")
 KEPT = "distill.drop_failed_templated=false"
-# what the preset was when the recipe was tried
+# the preset at the time of the recipe suite
 BEFORE = Arm("before", "P²O, recommended, failed templated rollouts kept", (KEPT,))
 
 
@@ -241,7 +239,7 @@ SUITES: dict[str, tuple[tuple[Arm, ...], tuple[str, ...]]] = {
 
 
 def runs(suite: str, seeds: int) -> Iterator[Run]:
-    """All runs of a suite, the first seed of every arm before the second of any."""
+    """All runs of a suite. The first seed of every arm comes before the second of any."""
     arms, dials = SUITES[suite]
     for seed in range(seeds):
         for dial in reversed(dials):

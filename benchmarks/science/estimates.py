@@ -1,18 +1,17 @@
-"""Means with bootstrap intervals over seeds, alone and paired; accuracy over generated tokens as
-one figure.
-"""
+"""Means over seeds with bootstrap intervals, alone and paired, and mean accuracies over tokens."""
 
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 RESAMPLES = 10_000
-ENOUGH = 3  # seeds, with fewer of which nothing is said of an interval
+ENOUGH = 3  # the fewest seeds for an interval
 
 
 class Estimate(NamedTuple):
-    """A mean over n seeds, and a percentile bootstrap's 95 % interval of it; with few seeds the
-    interval is too narrow.
+    """A mean over n seeds, and its 95 % interval from a percentile bootstrap.
+
+    With few seeds the interval is too narrow.
     """
 
     mean: float
@@ -22,27 +21,26 @@ class Estimate(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval has only positive or negative values, else 0; 0 with too
-        few seeds.
-        """
+        """1 or -1 if the interval is positive or negative; 0 otherwise, and with too few seeds."""
         return ((self.low > 0) - (self.high < 0)) * (self.n >= ENOUGH)
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Of the values of all seeds; always the same for the same values."""
+    """The estimate for the values of all seeds; deterministic."""
     rng, n = random.Random(0), len(values)
     means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(RESAMPLES))
     return Estimate(sum(values) / n, means[RESAMPLES // 40], means[-RESAMPLES // 40 - 1], n)
 
 
 def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate:
-    """Of ours - theirs over the seeds that both have, seed by seed."""
+    """The estimate of ours - theirs over the seeds that both have, paired by seed."""
     return estimate([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
 
 
 def mean_accuracy(curve: Sequence[Sequence[float]], budget: float) -> float:
-    """The mean over the budget's tokens of the accuracy at that many: evaluations joined by
-    lines, the last one held to the end.
+    """The mean accuracy over the tokens of the budget.
+
+    Evaluations are joined by lines; the last one is extended to the end.
     """
     points = [(min(tokens, budget), accuracy) for tokens, accuracy in curve]
     points.append((budget, points[-1][1]))
@@ -51,7 +49,7 @@ def mean_accuracy(curve: Sequence[Sequence[float]], budget: float) -> float:
 
 
 def at(curve: Sequence[Sequence[float]], tokens: float) -> float:
-    """The accuracy at so many tokens, on the line between the evaluations before and after."""
+    """The accuracy after `tokens` tokens, interpolated between evaluations."""
     before = max((p for p in curve if p[0] <= tokens), key=lambda p: p[0])
     after = min((p for p in curve if p[0] > tokens), key=lambda p: p[0], default=before)
     share = (tokens - before[0]) / (after[0] - before[0]) if after[0] > before[0] else 0.0
@@ -59,5 +57,5 @@ def at(curve: Sequence[Sequence[float]], tokens: float) -> float:
 
 
 def by_seed(rows: Sequence[Mapping[str, Any]], figure: str) -> dict[int, float]:
-    """A figure of each seed's row."""
+    """A figure of the row of each seed."""
     return {row["seed"]: row[figure] for row in rows}

@@ -1,4 +1,4 @@
-"""The tables and plots of docs/results.md, from the results' rows alone."""
+"""The tables and plots of docs/results.md, computed from the rows of the results alone."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ BEGIN, END = (
     "<!-- /science -->",
 )
 BUDGET = 80_000.0
-MOST_SEEDS = 100  # that rows are looked for
+MOST_SEEDS = 100  # the largest number of seeds to look for
 COLOURS = {
     "grpo": "C0",
     "grpo-16": "C9",
@@ -31,7 +31,7 @@ COLOURS = {
     "recommended": "C3",
 }
 
-Rows = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]  # (arm, dial): a row for each seed
+Rows = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]  # by (arm, dial): a row per seed
 
 
 def write(results: Path) -> None:
@@ -43,20 +43,21 @@ def write(results: Path) -> None:
     rows, page = read(results), PAGE.read_text(encoding="utf-8")
     if BEGIN not in page or END not in page:
         raise ConfigError(f"{PAGE}: no lines {BEGIN!r} and {END!r}")
-    made = "\n\n".join(
+    written = "\n\n".join(
         section for section in (dial(rows), paper(rows), recipe(rows), account(rows)) if section
     )
     before, after = page.split(BEGIN)[0], page.split(END)[1]
-    files.write_whole(PAGE, f"{before}{BEGIN}\n\n{made}\n\n{END}{after}")
+    files.write_whole(PAGE, f"{before}{BEGIN}\n\n{written}\n\n{END}{after}")
     plot_dial(rows)
     plot_recipe(rows)
 
 
 def read(results: Path) -> Rows:
-    """The rows of every arm and dial, by their settings: arms that several suites share are
-    there once, under each of their names.
+    """The rows of every arm and dial, by their settings.
+
+    Arms that several suites share appear under each of their names.
     """
-    found = {
+    by_settings = {
         tuple(row["overrides"]): row
         for row in map(json.loads, results.read_text(encoding="utf-8").splitlines())
     }
@@ -65,9 +66,9 @@ def read(results: Path) -> Rows:
     ] = {}  # by seed: an arm may be in several suites
     for suite in arms.SUITES:
         for run in arms.runs(suite, MOST_SEEDS):
-            if run.overrides in found:
+            if run.overrides in by_settings:
                 rows.setdefault((run.arm.name, run.dial), {})[run.seed] = _with_mean(
-                    found[run.overrides]
+                    by_settings[run.overrides]
                 )
     if not rows:
         raise ConfigError(f"{results}: no rows")
@@ -126,7 +127,7 @@ def dial(rows: Rows) -> str:
 
 
 def paper(rows: Rows) -> str:
-    """Each ablation of the paper beside ours."""
+    """Each ablation of the paper next to the one here."""
     base = "faithful", arms.HEADLINE
     text = [f"## The paper's ablations in miniature (dial {arms.HEADLINE})", ""]
     text += [
@@ -137,18 +138,18 @@ def paper(rows: Rows) -> str:
     for arm in arms.SUITES["paper"][0]:
         key = arm.name, arms.HEADLINE
         less = "" if key == base else _against(rows, key, base, "mean_accuracy")
-        told = (
+        agreement = (
             ""
             if key == base or key not in rows
             else _verdict(arm, _difference(rows, key, base, "mean_accuracy"))
         )
         end, mean = (_cell(rows.get(key), figure) for figure in ("accuracy", "mean_accuracy"))
-        text.append(f"| {arm.what} | {arm.claim or '–'} | {end} | {mean} | {less} | {told} |")
+        text.append(f"| {arm.what} | {arm.claim or '–'} | {end} | {mean} | {less} | {agreement} |")
     return "\n".join(text)
 
 
 def recipe(rows: Rows) -> str:
-    """One switch at a time, beside what it was turned in."""
+    """One switch at a time, compared with the preset that it was changed in."""
     text = [f"## From faithful to recommended, one switch at a time (dial {arms.HEADLINE})", ""]
     text += [f"![differences to what each switch was turned in](images/{RECIPE_PLOT.name})", ""]
     text += [
@@ -160,21 +161,21 @@ def recipe(rows: Rows) -> str:
     ]
     for arm in arms.SUITES["recipe"][0]:
         key, own = (arm.name, arms.HEADLINE), (arm.against, arms.HEADLINE)
-        less, told = "", ""
+        less, effect = "", ""
         if key in rows and own in rows:
-            told = {1: "helps", 0: "no difference shown", -1: "hurts"}[
+            effect = {1: "helps", 0: "no difference shown", -1: "hurts"}[
                 _difference(rows, key, own, "mean_accuracy").sign
             ]
             less = _against(rows, key, own, "mean_accuracy")
         text.append(
             f"| {arm.what} | {_cell(rows.get(key), 'accuracy')} |"
-            f" {_cell(rows.get(key), 'mean_accuracy')} | {less} | {told} |"
+            f" {_cell(rows.get(key), 'mean_accuracy')} | {less} | {effect} |"
         )
     return "\n".join(text)
 
 
 def account(rows: Rows) -> str:
-    """What it took."""
+    """The cost of the runs."""
     every = {tuple(row["overrides"]): row for several in rows.values() for row in several}.values()
     hours = sum(row["cpu_seconds"] for row in every) / 3600
     versions = sorted({f"jax {row['versions']['jax']}" for row in every})
@@ -185,9 +186,7 @@ def account(rows: Rows) -> str:
 
 
 def plot_dial(rows: Rows) -> None:
-    """Accuracy over generated tokens at each dial: means of seeds, and the range of seeds behind
-    them.
-    """
+    """Plots accuracy over generated tokens at each dial: means and ranges over seeds."""
     plt = _pyplot()
     several, dials = arms.SUITES["dial"]
     figure, panels = plt.subplots(
@@ -238,26 +237,30 @@ def plot_dial(rows: Rows) -> None:
 
 
 def plot_recipe(rows: Rows) -> None:
-    """Difference of each switch to its preset, with its interval."""
+    """Plots the difference of each switch to its preset, with its interval."""
     plt = _pyplot()
-    found = []
+    differences = []
     for arm in arms.SUITES["recipe"][0]:
         key, own = (arm.name, arms.HEADLINE), (arm.against, arms.HEADLINE)
         if key in rows and own in rows:
-            found.append((arm.what, arm.against, _difference(rows, key, own, "mean_accuracy")))
-    if not found:
+            differences.append(
+                (arm.what, arm.against, _difference(rows, key, own, "mean_accuracy"))
+            )
+    if not differences:
         return
-    figure, axes = plt.subplots(figsize=(8, 0.3 * len(found) + 1.6), constrained_layout=True)
-    for place, (_, base, d) in enumerate(reversed(found)):
+    figure, axes = plt.subplots(figsize=(8, 0.3 * len(differences) + 1.6), constrained_layout=True)
+    for place, (_, base, d) in enumerate(reversed(differences)):
         axes.plot([d.low, d.high], [place, place], color=COLOURS[base], lw=2)
         axes.plot([d.mean], [place], "o", color=COLOURS[base])
     axes.axvline(0, color="0.5", lw=0.8)
-    axes.set_yticks(range(len(found)), [label for label, _, _ in reversed(found)], fontsize=8)
+    axes.set_yticks(
+        range(len(differences)), [label for label, _, _ in reversed(differences)], fontsize=8
+    )
     axes.set_xlabel("mean accuracy over the budget, less that of what the switch was turned in")
     shown = [
         arm
         for arm in (arms.FAITHFUL, arms.BEFORE, arms.RECOMMENDED)
-        if any(base == arm.name for _, base, _ in found)
+        if any(base == arm.name for _, base, _ in differences)
     ]
     handles = [
         plt.Line2D([], [], color=COLOURS[arm.name], marker="o", label=arm.what) for arm in shown
@@ -309,8 +312,8 @@ def _against(rows: Rows, ours: tuple[str, str], theirs: tuple[str, str], figure:
     if not rows.get(ours) or not rows.get(theirs):
         return "–"
     d = _difference(rows, ours, theirs, figure)
-    told = f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-    return f"**{told}**" if d.sign else told
+    text = f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+    return f"**{text}**" if d.sign else text
 
 
 def _cell(rows: Sequence[Mapping[str, Any]] | None, figure: str) -> str:
@@ -321,11 +324,11 @@ def _cell(rows: Sequence[Mapping[str, Any]] | None, figure: str) -> str:
 
 
 def _range(values: Sequence[float]) -> str:
-    found = sorted(set(values))
+    distinct = sorted(set(values))
     return (
         "–"
-        if not found
-        else f"{found[0]:.1e}"
-        if len(found) == 1
-        else f"{found[0]:.1e} to {found[-1]:.1e}"
+        if not distinct
+        else f"{distinct[0]:.1e}"
+        if len(distinct) == 1
+        else f"{distinct[0]:.1e} to {distinct[-1]:.1e}"
     )

@@ -1,5 +1,6 @@
-"""Runs arms, two at a time at most, each by the real command on one core, and appends a row per
-run to the results.
+"""Runs arms and appends a row per run to the results.
+
+Each arm runs with the real command on one core, at most two at a time.
 """
 
 import json
@@ -27,7 +28,7 @@ VARY = ("cpu_seconds", "versions")  # what may differ in the rows of equal runs
 
 
 def command(run: Run, workdir: str) -> list[str]:
-    """The command that makes this run again."""
+    """The command that repeats a run."""
     return [
         "python",
         "-m",
@@ -49,12 +50,12 @@ def pending(runs: Iterable[Run], results: Path) -> list[Run]:
 
 
 def run_all(runs: Sequence[Run], results: Path, at_a_time: int) -> None:
-    """Makes the runs and appends their rows, in the order in which they end; base models first, one
-    after the other.
+    """Runs the arms and appends their rows, in the order in which they end.
+
+    Base models are pretrained first, one after the other.
 
     Raises:
-        ConfigError: runs that failed, each with the end of what it said; the others have their
-            rows.
+        ConfigError: runs failed; the message has the end of their output. The other runs have rows.
     """
     cores: Queue[int] = Queue()
     for core in sorted(os.sched_getaffinity(0))[:at_a_time]:
@@ -92,12 +93,12 @@ def run_all(runs: Sequence[Run], results: Path, at_a_time: int) -> None:
 
 
 def redo(runs: Iterable[Run], results: Path) -> None:
-    """Makes again those of the runs that have a row.
+    """Repeats those of the runs that have a row.
 
     Raises:
-        ConfigError: with a line for every figure that came out otherwise.
+        ConfigError: one line for every figure that differs.
     """
-    known, found = {tuple(row["overrides"]): row for row in read_rows(results)}, []
+    known, differing = {tuple(row["overrides"]): row for row in read_rows(results)}, []
     for run in runs:
         if (old := known.get(run.overrides)) is None:
             continue
@@ -109,18 +110,19 @@ def redo(runs: Iterable[Run], results: Path) -> None:
             f" {'differs' if differ else 'the same'}",
             flush=True,
         )
-        found += [
+        differing += [
             f"{run.arm.name}, dial {run.dial}, seed {run.seed}: {key} is {again.get(key)}, was"
             f" {old[key]}"
             for key in differ
         ]
-    if found:
-        raise ConfigError(*found)
+    if differing:
+        raise ConfigError(*differing)
 
 
 def make(run: Run, core: int) -> dict[str, Any] | str:
-    """The row of one run, which is made on this core alone: with one thread, sums have one
-    order. Or the end of what it said, failing.
+    """Runs one arm on one core. Returns its row, or the end of its output if it fails.
+
+    With one thread, sums have a fixed order.
     """
     folder = tempfile.mkdtemp(prefix="science-")
     words = [sys.executable, *command(run, f"{folder}/run")[1:]]
@@ -143,11 +145,10 @@ def make(run: Run, core: int) -> dict[str, Any] | str:
 
 
 def figures(run: Run, workdir: Path) -> dict[str, Any]:
-    """What is kept of a finished run: its settings, accuracy over generated tokens, hard questions
-    by epoch, what it took, a digest.
+    """The recorded figures of a finished run.
 
-    The digest is of all losses, evaluations and templates: equal digests are equal runs, bit for
-    bit.
+    These are its settings, accuracy over generated tokens, hard questions by epoch, cost, and a
+    digest of all losses, evaluations and templates. Runs with equal digests are equal bit for bit.
     """
     result = _read(workdir / "result.json")
     metrics, evaluations = (
@@ -182,7 +183,7 @@ def figures(run: Run, workdir: Path) -> dict[str, Any]:
 
 
 def settings(run: Run) -> config.Config:
-    """The config of a run, unresolved."""
+    """The config of a run, not resolved."""
     values = loading.load_config_dict(CONFIG, [tuple(o.split("=", 1)) for o in run.overrides])
     return loading.from_config_dict(values)
 

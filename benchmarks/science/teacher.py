@@ -1,8 +1,8 @@
-"""A scripted teacher behind an OpenAI-compatible endpoint: it knows which phrases help which
-family, as no part of the system does.
+"""A scripted teacher behind an OpenAI-compatible endpoint.
 
-It reads a compact reflection prompt and answers with the instruction that was there, without what
-does not help the examples that failed, and a strong phrase for one of their families. `python -m
+Unlike any part of the system, it knows which phrases help which family. It reads a compact
+reflection prompt. It replies with the prompt's instruction, without the phrases that do not help
+the failed examples, and with a strong phrase for one of their families. `python -m
 benchmarks.science.teacher [PORT]` serves it alone.
 """
 
@@ -27,7 +27,7 @@ FIRST_WORDS = {
 
 
 def reply(prompt: str) -> str:
-    """The fenced instruction for a compact reflection prompt; depends on nothing but its text."""
+    """The fenced instruction for a compact reflection prompt; depends only on its text."""
     rng = random.Random(prompt)
     instruction = prompt.split("```")[1].strip()
     helpful = {phrase for three in phrases.STRATEGIES.values() for phrase in three[:2]}
@@ -72,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(port: int) -> Iterator[None]:
-    """The teacher on this port of the loopback interface, in a thread."""
+    """Serves the teacher on a port of the loopback interface, in a thread."""
     server = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
     Thread(target=server.serve_forever, daemon=True).start()
     try:

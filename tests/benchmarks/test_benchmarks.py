@@ -102,7 +102,7 @@ def test_quick_wants_a_fresh_workdir(tmp_path):
 
 
 def test_gepa_keeps_the_sampler_s_rows_busy_and_needs_four_calls_an_iteration():
-    """The paper's k and m on a small dev set and few slots; the figure at its V is the benchmark's."""
+    """The paper's k and m, with a small dev set and few slots; the benchmark uses the paper's V."""
     figures = gepa_bench.paper_figures(slots=8, max_new_tokens=24, num_questions=60, budget="light")
     assert figures["frac_rows_busy_paper"] >= 0.7
     assert 0 < figures["paper"]["calls_per_iteration"] <= 4 and figures["paper"]["iterations"] > 1

@@ -13,11 +13,15 @@ GCLOUD = r"""
 echo "gcloud $*" | tr '\n' ' ' >> "$CLOUD/asked"; echo >> "$CLOUD/asked"
 bucket() { echo "$CLOUD/buckets/${1#gs://}"; }
 local_path() { [[ $1 == gs://* ]] && bucket "$1" || echo "$1"; }
-become() { echo "$1" > "$CLOUD/next.$$" && mv "$CLOUD/next.$$" "$CLOUD/state"; } # at once: the file is never seen empty
+# Atomic, so that the file is never seen empty.
+become() { echo "$1" > "$CLOUD/next.$$" && mv "$CLOUD/next.$$" "$CLOUD/state"; }
 state=$(cat "$CLOUD/state" 2> /dev/null)
 case "$*" in
   "storage ls"*) [[ -e $(bucket "$3") ]] ;;
-  "storage rsync"*) from=$(local_path "${@: -2:1}") to=$(local_path "${@: -1}"); mkdir -p "$to" && cp -a "$from/." "$to" ;;
+  "storage rsync"*)
+    from=$(local_path "${@: -2:1}") to=$(local_path "${@: -1}")
+    mkdir -p "$to" && cp -a "$from/." "$to"
+    ;;
   "storage cp"*)
     from=$(local_path "${@: -2:1}") to=$(local_path "${@: -1}")
     [[ $to != */ ]] || to=$to${from##*/}
@@ -28,13 +32,16 @@ case "$*" in
     [[ ! -e $CLOUD/offline ]] || { rm "$CLOUD/offline"; exit 1; }
     case $state in
       ACCEPTED) state=PROVISIONING && become "$state" ;;
-      PROVISIONING) state=ACTIVE && mkdir -p "$CLOUD/worker0" "$CLOUD/worker1" && become "$state" ;;
+      PROVISIONING)
+        state=ACTIVE && mkdir -p "$CLOUD/worker0" "$CLOUD/worker1" && become "$state"
+        ;;
     esac
     [[ -z $state ]] || echo "$state"
     ;;
   *"queued-resources describe"*) echo "what it says" ;;
   *"queued-resources delete"*)
-    until rm -rf "$CLOUD/state" "$CLOUD/worker0" "$CLOUD/worker1"; do sleep 0.02; done # what still runs there may write meanwhile
+    # Programs that still run there may write meanwhile.
+    until rm -rf "$CLOUD/state" "$CLOUD/worker0" "$CLOUD/worker1"; do sleep 0.02; done
     ;;
   *"queued-resources ssh"*)
     [[ $state == ACTIVE && ! -e $CLOUD/unreachable ]] || { rm -f "$CLOUD/unreachable"; exit 255; }
@@ -58,12 +65,15 @@ TRAINER_START = r"""
 echo "worker $WORKER $JAX_COORDINATOR_ADDRESS: $*" >> "$CLOUD/trained"
 for arg; do [[ $arg != --workdir=* ]] || workdir=${arg#--workdir=}; done
 """
-# The first start is preempted once its records are in the bucket; the second one, which finds them,
-# comes to the end.
+# The first start is preempted when its records are in the bucket. The second one reads them and
+# finishes.
 PREEMPTED_ONCE = r"""
 saved=$CLOUD/buckets/my-bucket/p2o-1/run/metrics.jsonl
 if [[ -e $workdir/metrics.jsonl ]]; then
-  [[ $WORKER != 0 ]] || { echo '{"step": 2}' >> "$workdir/metrics.jsonl"; echo {} > "$workdir/result.json"; }
+  if [[ $WORKER == 0 ]]; then
+    echo '{"step": 2}' >> "$workdir/metrics.jsonl"
+    echo {} > "$workdir/result.json"
+  fi
 else
   [[ $WORKER != 0 ]] || echo '{"step": 1}' >> "$workdir/metrics.jsonl"
   until [[ -e $saved ]]; do sleep 0.02; done

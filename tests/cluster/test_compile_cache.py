@@ -20,12 +20,15 @@ class Bucket(MemoryFileSystem):
 fsspec.register_implementation("gcs", Bucket)
 
 import jax
-from p2o_jax import config, runtime
+from p2o_jax import config
+from p2o_jax.runtime import distributed
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 hits = []
-jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)
-runtime.start(config.MeshConfig(), "gs://my-bucket/compile_cache")
+jax.monitoring.register_event_listener(
+    lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None
+)
+distributed.start(config.MeshConfig(), "gs://my-bucket/compile_cache")
 jax.jit(lambda x: x * 2 + 1)(1.0)
 assert not hits
 jax.clear_caches()  # as another process begins
