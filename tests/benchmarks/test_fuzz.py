@@ -1,4 +1,4 @@
-"""Some of the cases of `benchmarks.fuzz`, and that it would notice."""
+"""A sample of the cases of `benchmarks.fuzz`, and planted faults that it must detect."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from p2o_jax.rewards import boxed
 from p2o_jax.runtime import console
 
 
-def test_random_input_is_taken_or_refused():
+def test_random_input_is_accepted_or_refused():
     figures = fuzz.measure(3000, "tests", log=print)
     assert figures["failures"] == 0 and figures["cases"] == 3000
     assert (
@@ -17,9 +17,9 @@ def test_random_input_is_taken_or_refused():
 
 
 @pytest.mark.parametrize("fault", ["an exception", "a box too early", "a control character"])
-def test_planted_faults_are_found(monkeypatch, fault):
+def test_planted_faults_are_detected(monkeypatch, fault):
     if fault == "an exception":
-        monkeypatch.setattr(fuzz.config_rules, "problems", lambda cfg, n: [][n])
+        monkeypatch.setattr(fuzz.rules, "problems", lambda cfg, n: [][n])
     elif fault == "a box too early":
         monkeypatch.setattr(
             fuzz, "last_boxed", lambda text: boxed.last_boxed(text.replace(r"\}", "}"))
