@@ -1,23 +1,17 @@
 """Writes the pages that are made of the code: `python -m docs.generate`. A test holds that they are
 up to date.
 
-configuration.md is made of the dataclasses in p2o_jax/config/schema.py with the comments beside
-their fields, metrics.md of p2o_jax/tracking/metric_names.py, departures.md of every ▲ in the
-package.
+configuration.md is made of the declarations in p2o_jax/config/sections, metrics.md of
+p2o_jax/tracking/metric_names.py, departures.md of every ▲ in the package.
 """
 
-import ast
-import dataclasses
 import html
-import io
-import tokenize
-import typing
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
 
-from p2o_jax import config
-from p2o_jax.config import ranges
+from p2o_jax.config import Config, reference
+from p2o_jax.config.setting import Setting, settings
 from p2o_jax.tracking import metric_names
 
 DOCS = Path(__file__).parent
@@ -36,117 +30,40 @@ def pages() -> dict[str, str]:
 
 
 def configuration() -> str:
-    """Every setting with type, default, range and the comment beside it."""
-    comments = comments_of_fields((PACKAGE / "config" / "schema.py").read_text(encoding="utf-8"))
+    """Every setting with type, default, range and description."""
     text = (
-        "# Configuration\n\nEvery setting, as `--config.SECTION.NAME=VALUE` or in a config"
-        " file.\nDefaults are the paper's. "
+        "# Configuration\n\nEvery setting, as `--config.SECTION.NAME=VALUE` or in a config file."
+        " Every command that takes settings\nlists them with `--help-config [SECTION]`, too."
+        " Defaults are the paper's. Where a preset decides, both of its\nvalues are given;"
+        " `--config.preset=faithful` or `recommended` chooses. ↻ marks what may change when a run"
+        " is\nresumed.\n"
     )
-    text += (
-        "Where a preset decides, both of its values are given; `--config.preset=faithful` or"
-        " `recommended` chooses.\n"
-    )
-    top = [
-        field
-        for field in dataclasses.fields(config.Config)
-        if not dataclasses.is_dataclass(_hints(config.Config)[field.name])
-    ]
-    text += "\n## The run itself\n\n" + _settings(config.Config, top, "", comments)
-    for section in dataclasses.fields(config.Config):
-        cls: type = _hints(config.Config)[section.name]
-        if section in top:
-            continue
-        text += f"\n## {section.name}\n\n"
-        doc = cls.__doc__ or ""
-        # a dataclass without one gets its signature
-        text += "" if doc.startswith(f"{cls.__name__}(") else _cell(" ".join(doc.split())) + "\n\n"
-        text += _settings(cls, dataclasses.fields(cls), f"{section.name}.", comments)
+    for name, group in reference.by_section().items():
+        title = "The run itself" if name == reference.TOP else name
+        text += f"\n## {title}\n\n{_cell(reference.summary(name))}\n\n" + _table(group)
     return text
 
 
-def _settings(
-    cls: type,
-    fields: typing.Sequence[dataclasses.Field],
-    prefix: str,
-    comments: dict[tuple[str, str], str],
-) -> str:
+def _table(group: Iterable[Setting]) -> str:
     rows = ["| setting | type | default | range | |", "| --- | --- | --- | --- | --- |"]
-    for field in fields:
-        key, hint = f"{prefix}{field.name}", _hints(cls)[field.name]
-        comment = _cell(comments.get((cls.__name__, field.name), ""))
-        rows.append(
-            f"| `{key}` | {_type(hint)} | {_default(key, field)} | {_range(field)} | {comment} |"
+    for setting in group:
+        choices = ", ".join(f"`{choice}`" for choice in reference.choices(setting.hint))
+        cells = (
+            f"`{setting.key}`",
+            choices or reference.type_name(setting.hint),
+            _default(setting),
+            reference.bounds(setting),
+            _cell(setting.doc) + (" ↻" if setting.resumable else ""),
         )
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _type(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return ", ".join(f"`{choice}`" for choice in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return f"list of {typing.get_args(hint)[0].__name__}"
-    options = [option for option in typing.get_args(hint) if option is not type(None)]
-    return _type(options[0]) if options else hint.__name__
-
-
-def _default(key: str, field: dataclasses.Field) -> str:
-    if field.default is None:
-        return ", ".join(
-            f"{preset}: `{values[key]}`"
-            for preset, values in config.PRESETS.items()
-            if key in values
-        )
-    return _cell(f"`{field.default}`") if field.default != "" else "empty"
-
-
-def _range(field: dataclasses.Field) -> str:
-    within = ranges.of(field)
-    return str(within).removeprefix("in ") if within else ""
-
-
-def comments_of_fields(source: str) -> dict[tuple[str, str], str]:
-    """The comment of each (class, field): beside it, in the lines after it that a `;` or `,`
-    leads to, or in the lines before it.
-    """
-    comments = {
-        token.start[0]: token
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
-    lines = source.splitlines()
-
-    def alone(number: int) -> str:
-        """The comment that a line consists of."""
-        token = comments.get(number)
-        return (
-            token.string.lstrip("# ") if token and lines[number - 1].strip() == token.string else ""
-        )
-
-    found = {}
-    for cls in (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)):
-        continued = 0
-        for field in (
-            node
-            for node in cls.body
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-        ):
-            before, number = [], field.lineno - 1
-            while (text := alone(number)) and number > continued:
-                before.insert(0, text)
-                number -= 1
-            parts, number = [*before], field.end_lineno or field.lineno
-            if number in comments:
-                parts.append(comments[number].string.lstrip("# "))
-            while parts and parts[-1].endswith((";", ",")) and (text := alone(number + 1)):
-                parts.append(text)
-                number += 1
-            continued = number
-            found[cls.name, typing.cast(ast.Name, field.target).id] = " ".join(parts)
-    return found
+def _default(setting: Setting) -> str:
+    values = reference.defaults(setting)
+    if "" in values:
+        return _cell(f"`{values['']}`") if values[""] != "" else "empty"
+    return ", ".join(f"{preset}: `{value}`" for preset, value in values.items())
 
 
 def metrics_reference() -> str:
@@ -176,8 +93,14 @@ def departures() -> str:
         " [Algorithm](algorithm.md).\n\n"
     )
     text += "| file | departure |\n| --- | --- |\n"
+    declared: dict[Path, list[str]] = {}
+    for setting in settings(Config).values():
+        if "▲" in setting.doc:
+            path = Path(inspect.getfile(setting.owner))
+            declared.setdefault(path, []).append(f"`{setting.key}`: {setting.doc}")
     for path in sorted(PACKAGE.rglob("*.py")):
-        for sentence in marked_sentences(path.read_text(encoding="utf-8")):
+        source = path.read_text(encoding="utf-8")
+        for sentence in declared.get(path) or marked_sentences(source):
             text += f"| `{path.relative_to(DOCS.parent).as_posix()}` | {_cell(sentence)} |\n"
     return text
 

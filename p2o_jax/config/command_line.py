@@ -1,4 +1,5 @@
-"""Command lines: a command declares its flags once and gets parsing, `--help` and error lines.
+"""Command lines: a command declares its flags once and gets parsing, `--help`, `--help-config` and
+error lines.
 
 Besides its flags a command takes settings, as `--config.section.key=value`. All problems of a
 command line are reported together, in one ConfigError.
@@ -12,13 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from p2o_jax.config import reference
+from p2o_jax.config.errors import ConfigError
 from p2o_jax.config.ranges import Range
-from p2o_jax.config.schema import ConfigError
 
 BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
 _SETTINGS = """\
 settings:
-  Settings are given as --config.section.key=value, for example --config.optim.lr=1e-5."""
+  Settings are given as --config.section.key=value, for example --config.optim.lr=1e-5.
+  --help-config lists them all, --help-config SECTION those of a section."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +131,16 @@ class CommandLine:
         Raises:
             ConfigError: with a line for every flag that is unknown, missing or has a wrong value,
                 and for every broken rule.
-            SystemExit: after `--help`.
+            SystemExit: after `--help` and `--help-config`.
         """
         overrides, rest, problems = self._split(argv)
         parser = self._parser()
         namespace, unknown = parser.parse_known_args(rest)
         given = vars(namespace)
-        if given.pop("help"):
+        if given["help"]:
             _show(parser.format_help())
+        if (section := given.get("help-config")) is not None:
+            _show(reference.help_text(section))
         values = {flag.name: flag.default for flag in self.flags.values()}
         wrong = list(self._read(given, values, unknown))
         lines = [*map(self._unknown, unknown), *problems, *wrong, *check(values)]
@@ -212,7 +217,7 @@ class CommandLine:
 
     def _unknown(self, argument: str) -> str:
         head = argument.partition("=")[0]
-        close = difflib.get_close_matches(head.removeprefix("--"), self.flags, n=1)
+        close = difflib.get_close_matches(head.removeprefix("--"), [*self.flags, "help"], n=1)
         return f"{head}: unknown flag{f' (did you mean --{close[0]}?)' if close else ''}"
 
     def _parser(self) -> argparse.ArgumentParser:
@@ -247,7 +252,16 @@ class CommandLine:
                 group.add_argument(
                     f"--{flag.name}", dest=flag.name, metavar=_metavar(flag), help=_help(flag)
                 )
-        group.add_argument("-h", "--help", action="store_true", help="Show this text and exit.")
+        group.add_argument("-h", "--help", action="store_true", help="Show this text and exit")
+        if self.settings:
+            group.add_argument(
+                "--help-config",
+                dest="help-config",
+                nargs="?",
+                const="",
+                metavar="SECTION",
+                help="Show the settings (of a section), with types, defaults and ranges, and exit",
+            )
         return parser
 
 

@@ -5,9 +5,8 @@ documentation can show.
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import cast
 
-T = TypeVar("T")
 INT32_MAX = 2**31 - 1
 _VERBS = {"at least 0": "not be negative", "more than 0": "be positive"}
 _TECHNICAL = (
@@ -87,22 +86,9 @@ def _text(number: float) -> str:
     return f"{number:,}" if isinstance(number, int) else f"{number:g}"
 
 
-def bounded(default: T, within: Range | None = None, **ends: Any) -> T:
-    """A dataclass field with a range: `within`, or one with these ends; without an upper end it
-    reaches to INT32_MAX.
-    """
-    if within is None:
-        within = Range(**ends) if {"le", "lt"} & set(ends) else Range(**ends, le=INT32_MAX)
-    return cast(T, dataclasses.field(default=default, metadata={"range": within}))
-
-
-def of(field: dataclasses.Field) -> Range | None:
-    """The range of a field that `bounded` made."""
-    return field.metadata.get("range")
-
-
 _LONGEST_S = 1e6
 COUNT = Range(ge=1, le=INT32_MAX)
+TOKENS = Range(ge=0, le=10**15)  # of a whole run
 SEED = Range(
     ge=0,
     le=2**32 - 1,

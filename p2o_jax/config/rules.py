@@ -21,9 +21,10 @@ from p2o_jax.config import (
     max_prompt_tokens,
     mesh_shape,
     minibatch_questions,
-    ranges,
+    setting,
     trained_row_tokens,
 )
+from p2o_jax.config.ranges import Range
 
 # tokens of a question under the longest template, with its whole chain
 _LONGEST_WORLD_DOCUMENT = {
@@ -32,10 +33,10 @@ _LONGEST_WORLD_DOCUMENT = {
 }
 
 
-def numbers(part: Any, where: str = "config") -> Iterator[tuple[str, Any, ranges.Range]]:
+def numbers(part: Any, where: str = "config") -> Iterator[tuple[str, Any, Range]]:
     """(key, value, range) of every number in the config; the value of a list is a tuple of numbers."""
     for field in dataclasses.fields(part):
-        value, within = getattr(part, field.name), ranges.of(field)
+        value, within = getattr(part, field.name), setting.range_of(field)
         if dataclasses.is_dataclass(value):
             yield from numbers(value, f"{where}.{field.name}")
         elif within and value is not None:
@@ -43,7 +44,7 @@ def numbers(part: Any, where: str = "config") -> Iterator[tuple[str, Any, ranges
 
 
 def range_problems(config: Config) -> list[str]:
-    """A line for every number outside of the range that `config.py` gives for it."""
+    """A line for every number outside of the range that its declaration gives."""
     found = []
     for key, value, within in numbers(config):
         several = isinstance(value, tuple)

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from p2o_jax.config import Config, ConfigError, loading
+from p2o_jax.config import Config, ConfigError, loading, setting
 from p2o_jax.data import sources
 from p2o_jax.models import hf_config, identity
 from p2o_jax.runtime import distributed, files, run_lock
@@ -99,7 +99,7 @@ class RunDirectory:
         changed = [
             d
             for d in _differences(loading.current_names(self.records["config.json"]), _as_json(cfg))
-            if not d[0].startswith(MAY_CHANGE)
+            if not setting.may_change(Config, d[0])
         ]
         if unknown := [f"config.{key}" for key, there, now in changed if _ABSENT in (there, now)]:
             rule = f"one of the two does not have {', '.join(unknown)}; give another folder"
@@ -304,52 +304,18 @@ def fixed_settings(cfg: Config) -> dict[str, Any]:
     """The settings that may not change in a run, by key; where it keeps its states is not one
     that its results depend on.
     """
-    settings = {"preset": cfg.preset}
+    values = {"preset": cfg.preset}
     for section, part in _as_json(cfg).items():
-        settings |= (
+        values |= (
             {f"{section}.{name}": value for name, value in part.items()}
             if isinstance(part, dict)
             else {}
         )
     return {
         key: value
-        for key, value in settings.items()
-        if not key.startswith((*MAY_CHANGE, "checkpoint.path"))
+        for key, value in values.items()
+        if key != "checkpoint.path" and not setting.may_change(Config, key)
     }
-
-
-MAY_CHANGE = (
-    "mesh.",
-    "api.",
-    "optim.micro_rows",
-    "reward.workers",
-    "reward.env",
-    "reward.timeout_s",
-    "rollout.slots",
-    "rollout.min_slots",
-    "rollout.prompt_cache_tokens",
-    "rollout.prefill_tokens",
-    "rollout.share_prefixes",
-    # what a run that ran out of memory is advised to set; like the mesh it changes roundings
-    "rollout.cache_dtype",
-    "rollout.prompt_buckets",
-    "model.remat",
-    "model.logit_chunk",
-    "model.allow_long_context",
-    "train.num_samples_logged",
-    "train.epochs",
-    "train.max_bad_steps",
-    "train.max_generated_tokens",
-    "train.compile_cache",
-    "train.wandb_project",
-    "train.watchdog_s",
-    "train.flat_rewards_steps",
-    "checkpoint.every_steps",
-    "checkpoint.keep",
-    "checkpoint.grace_s",
-    "eval.",
-    "world.cache_dir",
-)
 
 
 def versions() -> dict[str, str]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from p2o_jax.config import ConfigError, ranges
+from p2o_jax.config import Config, ConfigError, ranges
 from p2o_jax.config.command_line import CommandLine, Flag, Switch
+from p2o_jax.config.setting import settings
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
@@ -151,3 +152,33 @@ def test_help_ends_with_exit_code_0(name):
     command = [sys.executable, "-m", f"p2o_jax.{name}", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0 and done.stderr == "" and "--help" in done.stdout
+
+
+@pytest.mark.parametrize("name", [n for n in COMMANDS if n not in ("prepare", "report.__main__")])
+def test_help_config_lists_every_setting_with_its_description(name, capsys):
+    run = getattr(importlib.import_module(f"p2o_jax.{name}"), COMMANDS[name])
+    with pytest.raises(SystemExit) as end:
+        run(["--help-config"])
+    assert end.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for setting in settings(Config).values():
+        assert f" --config.{setting.key} " in text and " ".join(setting.doc.split()) in text
+    with pytest.raises(SystemExit):
+        run(["--help-config", "optim"])
+    text = capsys.readouterr().out
+    assert "--config.optim.lr\n      float; default: 1e-06; [0, 1]\n      Peak learning" in text
+    assert "--config.loss" not in text and "--config.optim.micro_rows [resumable]\n" in text
+
+
+def test_help_config_of_no_section():
+    (line,) = problems_of(TRAIN.parse, ["--help-config=optm"])
+    assert line.startswith("--help-config=optm: no such section (did you mean optim?); there are ")
+
+
+def test_help_imports_no_jax_and_is_fast():
+    for flag in ("--help", "--help-config"):
+        command = [sys.executable, "-X", "importtime", "-m", "p2o_jax.main", flag]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        assert "p2o_jax.config.schema" in imported
+        assert not imported & {"jax", "numpy", "transformers", "datasets"}

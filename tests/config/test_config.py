@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from p2o_jax import config
-from p2o_jax.config import Config, ConfigError, loading, ranges, rules
+from p2o_jax.config import Config, ConfigError, loading, ranges, rules, setting
 
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(FOLDER.rglob("*.py"))
@@ -412,7 +412,10 @@ SECTIONS = [
     name for name, hint in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(hint)
 ]
 NUMBERS = [
-    (section, field) for section in SECTIONS for field in of_section(section) if ranges.of(field)
+    (section, field)
+    for section in SECTIONS
+    for field in of_section(section)
+    if setting.range_of(field)
 ]
 
 
@@ -425,13 +428,31 @@ def test_every_number_has_a_range():
     for section in SECTIONS:
         hints = typing.get_type_hints(typing.get_type_hints(Config)[section])
         for field in of_section(section):
-            assert (ranges.of(field) is not None) == is_number(hints[field.name]), (
+            assert (setting.range_of(field) is not None) == is_number(hints[field.name]), (
                 f"config.{section}.{field.name}"
             )
     assert len(NUMBERS) > 100
     assert not any(is_number(hint) for hint in typing.get_type_hints(Config).values()), (
         "a number outside of the sections"
     )
+
+
+def test_every_setting_has_a_description():
+    for known in setting.settings(Config).values():
+        assert known.doc.lstrip("▲ ")[0].isupper(), known.key
+        assert known.doc.endswith((".", "}.")) and len(known.doc) > 10, known.key
+    for name, cls in setting.sections(Config).items():
+        assert cls.__doc__ and not cls.__doc__.startswith(f"{cls.__name__}("), name
+
+
+def test_what_may_change_when_a_run_is_resumed():
+    """Beside each setting; and what an earlier version had in a section that may change."""
+    may = {key for key in setting.settings(Config) if setting.may_change(Config, key)}
+    assert may >= {"mesh.fsdp", "api.model", "eval.rollouts", "rollout.slots", "train.epochs"}
+    assert not may & {"preset", "arms", "optim.lr", "model.path", "checkpoint.path", "train.seed"}
+    assert setting.may_change(Config, "eval.of_an_earlier_version")
+    assert not setting.may_change(Config, "optim.of_an_earlier_version")
+    assert not setting.may_change(Config, "eval") and not setting.may_change(Config, "nothing.x")
 
 
 def put(section: str, field: dataclasses.Field, value: float) -> list[str]:
@@ -451,7 +472,7 @@ def test_the_ends_of_every_range(section, field):
     """An end is accepted where it belongs to the range, and refused where not; so is what lies
     just outside, and what is no number.
     """
-    within = ranges.of(field)
+    within = setting.range_of(field)
     whole = int in (
         hint := typing.get_type_hints(typing.get_type_hints(Config)[section])[field.name],
         *typing.get_args(hint),

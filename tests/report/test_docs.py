@@ -190,29 +190,6 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert (tmp_path / "configuration.html").is_file() and not list(tmp_path.glob("*.py"))
 
 
-def test_comments_of_fields_by_hand():
-    source = '''
-class A:
-    """Doc."""
-
-    x: int = 1  # beside; goes on,
-    # further
-    y: int = 2
-    # before
-    # twice
-    z: int = 3  # and beside
-    w: int = (
-        4
-    )  # at the end
-'''
-    assert generate.comments_of_fields(source) == {
-        ("A", "x"): "beside; goes on, further",
-        ("A", "y"): "",
-        ("A", "z"): "before twice and beside",
-        ("A", "w"): "at the end",
-    }
-
-
 def test_marked_sentences_by_hand():
     source = '''
     """Something. ▲ Done otherwise: the
@@ -236,17 +213,14 @@ def test_every_setting_is_in_the_reference():
     text = generate.configuration()
     assert "| `gepa.fill_width` | bool | faithful: `False`, recommended: `True` |" in text
     assert (
-        "| `mining.max_successes` | int | `1` | at least 0 | a question is hard with at most so"
-        " many successes, and not all, in its group |" in text
+        "| `mining.max_successes` | int | `1` | at least 0 | A question is hard if its group has"
+        " at most this many successes and at least one failure. |" in text
     )
     assert (
         "| `eval.temperature` | float | `0.0` | 0, or in [0.01, 100] |" in text
         and "| `loss.dual_clip` | float | `3.0` | more than 1 |" in text
     )
-    assert (
-        "{question} is where a question that is a text goes" in text
-        and "NAME=PATH,NAME=PATH for several sets" in text
-    )
+    assert "{question} is replaced by it" in text and "NAME=PATH,NAME=PATH for several sets" in text
 
 
 def test_scopes_of_operations_by_hand():
