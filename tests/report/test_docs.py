@@ -273,3 +273,11 @@ def test_prose_has_at_most_100_columns(page):
     text = re.sub(r"(?ms)^```.*?^```$", "", text)
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("|")]
     assert [line for line in lines if len(line) > 100] == []
+
+
+def test_the_scopes_on_the_page_about_profiling_are_those_of_the_code():
+    page = (ROOT / "docs" / "profiling.md").read_text(encoding="utf-8")
+    table = page.partition("| scope | contents |")[2].partition("\n\n")[0]
+    source = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("p2o_jax/**/*.py"))
+    named = re.findall(r"(?m)^\| `(\w+)` \|", table)
+    assert len(named) >= 5 and [s for s in named if f'named_scope("{s}")' not in source] == []
