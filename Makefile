@@ -1,5 +1,5 @@
-# Two commands do everything: `make quickstart` runs the main job, `make test` passes the tests. Both set up .venv first.
-# PYTHON picks the interpreter (3.11 to 3.13), EXTRAS adds extras of pyproject.toml (gpu, tpu, wandb, docs).
+# `make quickstart` runs the quickstart, and `make test` the tests. Both create .venv first.
+# PYTHON sets the interpreter (3.11 to 3.13), EXTRAS adds extras of pyproject.toml (gpu, tpu, wandb).
 
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)

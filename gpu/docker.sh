@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Trains in a container on the GPUs of this machine: gpu/docker.sh [--dry-run] --config configs/NAME.py [...]
+# Trains in a container on the GPUs of this machine:
+# gpu/docker.sh [--dry-run] --config configs/NAME.py [...]
 #
-# The arguments are those of p2o_jax.main; inputs/ (model, questions) and runs/ of the checkout are what the container sees.
-# Settings: P2O_NAME (docs/gpu.md). `docker stop NAME` has it save and leave.
+# The arguments are those of p2o_jax.main. The container only sees the checkout's inputs/ (model,
+# questions) and runs/.
+# Settings: P2O_NAME (docs/gpu.md). `docker stop NAME` makes it save and exit.
 
 # shellcheck source=tpu/lib.sh
 source "$(dirname "$0")/../tpu/lib.sh"

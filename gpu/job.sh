@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# The job that gpu/slurm.sh submits: gpu/job.sh NAME ARGS...: trains, one process a node, and queues itself again until there is a result.
+# The job that gpu/slurm.sh submits: gpu/job.sh NAME ARGS...
 #
-# Two minutes before its time is over Slurm sends SIGTERM to the processes: they save and leave. JAX finds the other processes by Slurm's
-# environment. A failure is tried again five times; settings that are not accepted (exit code 2) are not.
+# Trains with one process per node, and requeues itself until there is a result.
+# Two minutes before its time limit, Slurm sends SIGTERM to the processes, which save and exit. JAX
+# detects the other processes from Slurm's environment. Failures are retried five times, except
+# rejected settings (exit code 2).
 set -euo pipefail
 name=$1
 shift

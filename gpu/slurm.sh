@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Submits training to Slurm, on one or several nodes of GPUs: gpu/slurm.sh [--dry-run] --config configs/NAME.py [...]
+# Submits training to Slurm, on one or several nodes with GPUs:
+# gpu/slurm.sh [--dry-run] --config configs/NAME.py [...]
 #
-# The arguments are those of p2o_jax.main; the checkout must be on a file system that all nodes share, with .venv made there.
-# Settings: P2O_NAME, P2O_NODES, P2O_GPUS of a node, P2O_TIME; optional P2O_PARTITION, P2O_ACCOUNT (docs/gpu.md).
+# The arguments are those of p2o_jax.main. The checkout and its .venv must be on a file system that
+# all nodes share.
+# Settings: P2O_NAME, P2O_NODES, P2O_GPUS (per node), P2O_TIME; optional P2O_PARTITION, P2O_ACCOUNT
+# (docs/gpu.md).
 
 # shellcheck source=tpu/lib.sh
 source "$(dirname "$0")/../tpu/lib.sh"

@@ -1,4 +1,4 @@
-# TPU VMs of Google Cloud by queued resources: settings, kinds of slices, and the commands that the scripts are made of.
+# TPU VMs of Google Cloud as queued resources: settings, kinds of slices, and shared commands.
 # shellcheck shell=bash disable=SC2034 # what the scripts use
 # shellcheck source=tpu/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -14,8 +14,9 @@ check_bucket() { check P2O_BUCKET 'gs://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]' "a bu
 
 SET_BY_WORKER='--workdir|--config\.checkpoint\.path|--config\.train\.compile_cache'
 
-# P2O_TYPE, and what follows from it: chips and hosts of a slice, its topology (as p2o_jax.plan and GKE name it), image, GKE's name.
-# The number in v4-N and v5p-N counts cores, of which a chip has two; in v5litepod-N and v6e-N it counts chips.
+# P2O_TYPE, and what it determines: chips and hosts of a slice, its topology (in the notation of
+# p2o_jax.plan and GKE), its image, and its name on GKE.
+# The number counts cores in v4-N and v5p-N (two per chip), and chips in v5litepod-N and v6e-N.
 check_type() {
   local kind=${P2O_TYPE%-*} number=$((10#${P2O_TYPE##*-})) shapes
   local flat="1:1x1 4:2x2 8:2x4 16:4x4 32:4x8 64:8x8 128:8x16 256:16x16"
@@ -45,7 +46,7 @@ check_slice() {
 
 queued() { run gcloud compute tpus queued-resources "$@" --project="$P2O_PROJECT" --zone="$P2O_ZONE" --quiet; }
 
-# One of Google's states (ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...); nothing if there is no such machine.
+# Google's state of the machine (ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...), or nothing.
 state() { queued list --filter="name ~ /$P2O_NAME\$" --format="value(state.state)"; }
 
 create() {
@@ -62,14 +63,14 @@ delete() { queued delete "$P2O_NAME" --force; }
 
 on_workers() { queued ssh "$P2O_NAME" --node=all --worker=all --command="$1"; }
 
-# The checkout as it is on this machine (files that git knows), to the bucket.
+# Copies this checkout (the files tracked by git) to the bucket.
 upload() {
   local pack="cd \"\$1\" && mkdir -p build && git ls-files -z | tar --null --files-from=- -czf build/code.tar.gz"
   run bash -c "$pack" pack "$root"
   run gcloud storage cp "$root/build/code.tar.gz" "$P2O_BUCKET/$P2O_NAME/code.tar.gz"
 }
 
-# From the bucket to all workers, with an environment made there.
+# Copies the checkout from the bucket to all workers, and creates an environment there.
 install() {
   on_workers "mkdir -p p2o_jax && gcloud storage cp $P2O_BUCKET/$P2O_NAME/code.tar.gz - | tar xz -C p2o_jax \
 && p2o_jax/tpu/worker.sh install"

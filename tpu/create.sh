@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Asks for a TPU slice as a queued resource, and waits until it is there: tpu/create.sh [--dry-run]
+# Requests a TPU slice as a queued resource, and waits until it is ready: tpu/create.sh [--dry-run]
 #
-# Settings: P2O_NAME, P2O_PROJECT, P2O_ZONE, P2O_TYPE, P2O_SPOT; optional P2O_SLICES, P2O_SERVICE_ACCOUNT (tpu/README.md).
+# Settings: P2O_NAME, P2O_PROJECT, P2O_ZONE, P2O_TYPE, P2O_SPOT; optional P2O_SLICES,
+# P2O_SERVICE_ACCOUNT (tpu/README.md).
 
 # shellcheck source=tpu/cloud.sh
 source "$(dirname "$0")/cloud.sh"

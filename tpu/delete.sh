@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Has a run save its state, and gives its slice back: tpu/delete.sh [--dry-run]
+# Makes a run save its state, and deletes its slice: tpu/delete.sh [--dry-run]
 #
-# The bucket keeps the run; tpu/keep.sh goes on with it. Settings: P2O_NAME, P2O_PROJECT, P2O_ZONE (tpu/README.md).
+# The bucket keeps the run; tpu/keep.sh continues it. Settings: P2O_NAME, P2O_PROJECT, P2O_ZONE
+# (tpu/README.md).
 
 # shellcheck source=tpu/cloud.sh
 source "$(dirname "$0")/cloud.sh"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Brings a run's records and its workers' logs from the bucket to runs/NAME: tpu/fetch.sh [--dry-run] [--checkpoints]
+# Copies a run's records and its workers' logs from the bucket to runs/NAME:
+# tpu/fetch.sh [--dry-run] [--checkpoints]
 #
-# While it trains they are at most a minute old. Settings: P2O_NAME, P2O_BUCKET (tpu/README.md).
+# During training they are at most a minute old. Settings: P2O_NAME, P2O_BUCKET (tpu/README.md).
 
 # shellcheck source=tpu/cloud.sh
 source "$(dirname "$0")/cloud.sh"

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Trains on GKE, in the cluster that kubectl is set to: tpu/gke.sh [--dry-run] --config configs/NAME.py [...]
+# Trains on GKE, in the current cluster of kubectl:
+# tpu/gke.sh [--dry-run] --config configs/NAME.py [...]
 #
-# JobSet starts the run again after preemptions and failures. The arguments are those of p2o_jax.main.
-# Settings: P2O_NAME, P2O_TYPE, P2O_SPOT, P2O_BUCKET, P2O_IMAGE; optional P2O_SLICES, P2O_K8S_ACCOUNT (tpu/README.md).
+# JobSet restarts the run after preemptions and failures. The arguments are those of p2o_jax.main.
+# Settings: P2O_NAME, P2O_TYPE, P2O_SPOT, P2O_BUCKET, P2O_IMAGE; optional P2O_SLICES,
+# P2O_K8S_ACCOUNT (tpu/README.md).
 
 # shellcheck source=tpu/cloud.sh
 source "$(dirname "$0")/cloud.sh"
@@ -19,7 +21,7 @@ for arg in "${args[@]}"; do
 done
 settle
 
-# The words as a list of JSON.
+# The words as a JSON list.
 json_list() {
   local word words=()
   for word; do

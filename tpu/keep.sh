@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Trains to the end, however often the slice is taken away: tpu/keep.sh [--dry-run] --config configs/NAME.py [...]
+# Trains to the end, even if the slice is preempted:
+# tpu/keep.sh [--dry-run] --config configs/NAME.py [...]
 #
-# Looks at the slice again and again, and does what it lacks: creates it, sets it up, starts the run, starts it again after a failure,
-# replaces a slice that was preempted. A finished run is fetched and its slice given back. It may be interrupted and started again.
+# Checks the slice repeatedly, and does what is missing: creates it, sets it up, starts the run,
+# restarts it after a failure, replaces a preempted slice. When the run has finished, fetches it and
+# deletes the slice. The script can be interrupted and restarted.
 # The arguments are those of p2o_jax.main. Settings: all of tpu/README.md.
 
 # shellcheck source=tpu/cloud.sh
@@ -24,7 +26,7 @@ give_up() {
   exit 1
 }
 
-# What a slice that is there lacks.
+# The next step for an existing slice.
 look() {
   local said
   if ! said=$(status); then

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Starts training on all workers of a slice, in the background there: tpu/launch.sh [--dry-run] --config configs/NAME.py [...]
+# Starts training in the background on all workers of a slice:
+# tpu/launch.sh [--dry-run] --config configs/NAME.py [...]
 #
-# The arguments are those of p2o_jax.main. Settings: P2O_NAME, P2O_PROJECT, P2O_ZONE, P2O_BUCKET (tpu/README.md).
+# The arguments are those of p2o_jax.main. Settings: P2O_NAME, P2O_PROJECT, P2O_ZONE, P2O_BUCKET
+# (tpu/README.md).
 
 # shellcheck source=tpu/cloud.sh
 source "$(dirname "$0")/cloud.sh"

@@ -1,4 +1,4 @@
-# What every script of tpu/ and gpu/ does alike: read its arguments, check its settings, show its commands instead of running them.
+# Shared by the scripts of tpu/ and gpu/: reading arguments, checking settings, dry runs.
 # shellcheck shell=bash disable=SC2034 # what the scripts use
 set -euo pipefail
 ((BASH_VERSINFO[0] > 4 || (BASH_VERSINFO[0] == 4 && BASH_VERSINFO[1] >= 4))) || { echo "error: needs bash 4.4 or newer" >&2; exit 2; }
@@ -6,7 +6,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dry_run="" args=() problems=()
 
-# Sets `dry_run`, and `args` to all other arguments; --help prints the comment at the top of the script.
+# Sets `dry_run`, and `args` to all other arguments. --help prints the script's top comment.
 read_args() {
   local arg
   for arg; do
@@ -20,7 +20,7 @@ read_args() {
 
 problem() { problems+=("$*"); }
 
-# check VARIABLE PATTERN MEANING: a problem if the variable is not set or does not match.
+# check VARIABLE PATTERN MEANING: adds a problem if the variable is not set or does not match.
 check() {
   if [[ -z ${!1-} ]]; then
     problem "$1 is not set: $3"
@@ -29,10 +29,11 @@ check() {
   fi
 }
 
-# Without arguments: nothing was to be said after the flags.
+# Adds a problem if there are arguments after the flags.
 check_no_args() { ((${#args[@]} == 0)) || problem "unknown arguments: $(quoted "${args[@]}")"; }
 
-# check_train_args SETTINGS: the arguments are those of p2o_jax.main, without the settings (a pattern) that the scripts set themselves.
+# check_train_args SETTINGS: checks arguments for p2o_jax.main, which must not include the settings
+# (a pattern) that the scripts set.
 check_train_args() {
   local arg has_config=""
   for arg in "${args[@]}"; do
@@ -42,15 +43,15 @@ check_train_args() {
   [[ -n $has_config ]] || problem "arguments of p2o_jax.main are missing: --config configs/NAME.py [--config.section.name=value ...]"
 }
 
-# check_program NAME HOW: it must be there, unless nothing is run.
+# check_program NAME HOW: adds a problem if the program is missing, except in a dry run.
 check_program() { [[ -n $dry_run ]] || command -v "$1" > /dev/null || problem "$1 is not installed: $2"; }
 
-# Tells all problems and ends, if there are any.
+# Prints all problems and exits, if there are any.
 settle() {
   ((${#problems[@]} == 0)) || { printf 'error: %s\n' "${problems[@]}" >&2; exit 2; }
 }
 
-# The words as a shell would read them again.
+# The words quoted for a shell.
 quoted() {
   local word words=()
   for word; do

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Brings this checkout to all workers of a slice and installs it there: tpu/setup.sh [--dry-run]
+# Copies this checkout to all workers of a slice and installs it there: tpu/setup.sh [--dry-run]
 #
 # Settings: P2O_NAME, P2O_PROJECT, P2O_ZONE, P2O_BUCKET (tpu/README.md).
 

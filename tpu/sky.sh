@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains as a managed job of SkyPilot: tpu/sky.sh [--dry-run] --config configs/NAME.py [...]
 #
-# The arguments are those of p2o_jax.main. Settings: P2O_NAME, P2O_ZONE, P2O_TYPE, P2O_SPOT, P2O_BUCKET (tpu/README.md).
+# The arguments are those of p2o_jax.main. Settings: P2O_NAME, P2O_ZONE, P2O_TYPE, P2O_SPOT,
+# P2O_BUCKET (tpu/README.md).
 
 # shellcheck source=tpu/cloud.sh
 source "$(dirname "$0")/cloud.sh"

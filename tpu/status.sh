@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tells what a slice is doing, and shows the last lines of its workers' logs: tpu/status.sh [--dry-run]
+# Shows the state of a slice and the last lines of its workers' logs: tpu/status.sh [--dry-run]
 #
 # Settings: P2O_NAME, P2O_PROJECT, P2O_ZONE (tpu/README.md).
 

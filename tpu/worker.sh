@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# On a host of a slice: tpu/worker.sh install | start NAME BUCKET ARGS... | run NAME BUCKET ARGS... | status NAME | stop
+# Runs on a host of a slice:
+# tpu/worker.sh install | start NAME BUCKET ARGS... | run NAME BUCKET ARGS... | status NAME | stop
 #
-# `run` brings BUCKET/inputs and the run's records from BUCKET/NAME/run, trains with ARGS (those of p2o_jax.main), and brings log and
-# records back every minute and at the end; `start` does so in the background. The program itself keeps its states in
-# BUCKET/NAME/checkpoints.
+# `run` copies BUCKET/inputs and the run's records from BUCKET/NAME/run, trains with ARGS (those of
+# p2o_jax.main), and copies log and records back every minute and at the end. `start` does so in the
+# background. The program itself stores its state in BUCKET/NAME/checkpoints.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${P2O_PYTHON:-.venv/bin/python}
@@ -17,7 +18,7 @@ main() {
   esac
 }
 
-# Python by uv: the images of TPU VMs have an older one.
+# Python from uv, because the images of TPU VMs have an older one.
 install() {
   python3 -m pip install --quiet --user uv
   python3 -m uv venv --quiet --allow-existing --python 3.12 .venv
@@ -53,27 +54,28 @@ run() {
     wait "$trainer" || code=$?
   done
   kill "$saver" 2> /dev/null || true
-  [[ -z $asked || $code != 0 ]] || code=143 # it left because it was told to: it has not ended
+  [[ -z $asked || $code != 0 ]] || code=143 # it was asked to exit, and has not ended
   echo "ended with exit code $code"
   save || echo "not saved"
   echo "$code" > .run/exit
   exit "$code"
 }
 
-# bring FROM TO: a folder of the bucket, if it is there.
+# bring FROM TO: copies a folder of the bucket, if it exists.
 bring() {
   mkdir -p "$2"
   ! gcloud storage ls "$1/" > /dev/null 2>&1 || gcloud storage rsync --recursive "$1" "$2"
 }
 
-# The log, and from the host of process 0 the records, copied first, as they go on being written.
+# Copies the log, and on the host of process 0 the records. They are copied locally first, because
+# they are still being written.
 save() {
   gcloud storage cp --quiet "$log" "$bucket/$name/logs/" || return
   [[ -n $is_first ]] || return 0
   mkdir -p .run/records && cp -a "$workdir/." .run/records && gcloud storage rsync --quiet --recursive .run/records "$bucket/$name/run"
 }
 
-# SLICE-WORKER of this host: as GKE says in the environment, or the metadata server of a TPU VM.
+# SLICE-WORKER of this host, from GKE's environment or the metadata server of a TPU VM.
 place() {
   local worker=${TPU_WORKER_ID-} slice=${MEGASCALE_SLICE_ID-}
   if [[ -z $worker ]]; then
@@ -83,7 +85,7 @@ place() {
   echo "${slice:-0}-${worker:-0}"
 }
 
-# On TPU VMs, tells p2o_jax that there are several hosts, and where process 0 is; JAX finds out the rest.
+# On TPU VMs, names process 0 for p2o_jax if there are several hosts. JAX detects the rest.
 join() {
   local hosts first
   [[ -z ${TPU_WORKER_ID-}${JAX_COORDINATOR_ADDRESS-} ]] || return 0
@@ -115,7 +117,7 @@ status() {
   fi
 }
 
-# Has the run save its state and end, and waits until it has.
+# Makes the run save its state and exit, and waits for it.
 stop() {
   [[ -e .run/lock ]] && ! flock --nonblock .run/lock true || return 0
   kill -TERM "$(< .run/pid)"

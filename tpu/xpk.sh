@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains on a GKE cluster that xpk has made: tpu/xpk.sh [--dry-run] --config configs/NAME.py [...]
+# Trains on a GKE cluster created by xpk: tpu/xpk.sh [--dry-run] --config configs/NAME.py [...]
 #
-# The arguments are those of p2o_jax.main. Settings: P2O_NAME, P2O_PROJECT, P2O_ZONE, P2O_TYPE, P2O_SPOT, P2O_BUCKET, P2O_IMAGE,
-# P2O_CLUSTER; optional P2O_SLICES (tpu/README.md).
+# The arguments are those of p2o_jax.main. Settings: P2O_NAME, P2O_PROJECT, P2O_ZONE, P2O_TYPE,
+# P2O_SPOT, P2O_BUCKET, P2O_IMAGE, P2O_CLUSTER; optional P2O_SLICES (tpu/README.md).
 
 # shellcheck source=tpu/cloud.sh
 source "$(dirname "$0")/cloud.sh"

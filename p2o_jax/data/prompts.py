@@ -37,11 +37,11 @@ def read_prompts(path: Path, prompt_template: str = sources.QUESTION) -> list[Pr
         ) from e
     for number, line in enumerate(lines, 1):
         if line.strip():
-            found = _question(line, prompt_template)
-            if isinstance(found, str):
-                problems.append(f"{path}:{number}: {found}")
+            question = _question(line, prompt_template)
+            if isinstance(question, str):
+                problems.append(f"{path}:{number}: {question}")
             else:
-                prompts.append(PromptRow(number, found))
+                prompts.append(PromptRow(number, question))
     if not prompts and not problems:
         problems.append(f"{path}: no prompts in this file")
     sources.raise_problems(problems)

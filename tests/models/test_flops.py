@@ -8,19 +8,9 @@ from p2o_jax.models import flops, transformer
 from p2o_jax.models.spec import LoraSpec, ModelSpec, num_params
 from p2o_jax.rl.batch import Example
 from p2o_jax.rl.cost import cost
+from tests.factories import make_spec
 
-SPEC = ModelSpec(
-    "qwen3",
-    vocab=64,
-    width=32,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    mlp=64,
-    qk_norm=True,
-    tied=True,
-)
+SPEC = make_spec(vocab=64, mlp=64)
 N, A = num_params(SPEC), 4 * 2 * 4 * 8
 
 

@@ -11,7 +11,8 @@ from p2o_jax.config import Config
 from p2o_jax.p2o import bandit
 from p2o_jax.p2o.assign import assign, best_template, next_assignment
 from p2o_jax.state import Assignment, Bandit, RunState
-from p2o_jax.types import Completion, Question, Rollout, SearchResult, TemplatedQuestion, Verdict
+from p2o_jax.types import SearchResult
+from tests.factories import make_question, make_rollout
 
 CFG = config.AssignConfig(plain_rollouts=1, bandit=True, bandit_prior=8.0, bandit_discount=0.5)
 RESULT = SearchResult(
@@ -22,19 +23,12 @@ RESULT = SearchResult(
     score_ZN=((0, 0, 0, 0), (1, 1, 0, 0), (0, 0, 1, 0)),
     cover=(1, 2),
 )
-QUESTIONS = {
-    name: Question(name, ({"role": "user", "content": name},), "x")
-    for name in ("t0", "d0", "d2", "easy")
-}
+QUESTIONS = {name: make_question(name, name, "x") for name in ("t0", "d0", "d2", "easy")}
 ASSIGNMENT = assign(RESULT, ["t0", "d0", "d2"], 4, CFG, "s")
 
 
 def rollout(name, template, score):
-    completion = Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), True)
-    ask = TemplatedQuestion(QUESTIONS[name], template, "")
-    return Rollout(
-        ask, (1,), (1,), completion, "", Verdict(score, 1.0, "correct" if score else "wrong")
-    )
+    return make_rollout(QUESTIONS[name], template, score=score)
 
 
 def test_dev_scores_are_the_prior_and_dev_questions_get_what_solves_them():

@@ -43,13 +43,15 @@ def test_an_instruction_is_read():
 
 def test_a_kernel_s_attributes_may_run_over_several_lines():
     entry = """  %p = f32[4,8]{1,0} parameter(0)
-  %splash_fwd.3 = f32[4,8]{1,0} custom-call(%p), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+  %splash_fwd.3 = f32[4,8]{1,0} custom-call(%p), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
 "xprof_metadata":"{}"
 }}, metadata={op_name="x"}
-  ROOT %dot.1 = f32[4,4]{1,0} dot(%splash_fwd.3, %p), lhs_contracting_dims={1}, rhs_contracting_dims={1}"""
-    found = cost.cost(program(entry))
-    assert found.flops == 2 * 4 * 4 * 8
-    assert found.kernels == {cost.Kernel("splash_fwd", (hlo.Array("f32", (4, 8)),)): 1}
+  ROOT %dot.1 = f32[4,4]{1,0} dot(%splash_fwd.3, %p), lhs_contracting_dims={1}, \
+rhs_contracting_dims={1}"""
+    result = cost.cost(program(entry))
+    assert result.flops == 2 * 4 * 4 * 8
+    assert result.kernels == {cost.Kernel("splash_fwd", (hlo.Array("f32", (4, 8)),)): 1}
 
 
 @pytest.mark.parametrize(
@@ -142,17 +144,17 @@ ONE = 2 * 4 * 4 * 8
     ],
 )
 def test_a_counting_loop_counts_as_often_as_it_turns(condition, step, turns):
-    found = cost.cost(loop(condition, step, "constant(7)"))
-    assert found.flops == turns * ONE and found.loops == ()
+    result = cost.cost(loop(condition, step, "constant(7)"))
+    assert result.flops == turns * ONE and result.loops == ()
 
 
 @pytest.mark.parametrize("start", ["parameter(1)", "partition-id()"])
 def test_a_loop_of_unknown_length_is_kept_apart(start):
-    found = cost.cost(loop("compare(%i.1, %n.1), direction=LT", 1, start))
-    assert found.flops == 0 and [(begun, c.flops) for begun, c in found.loops] == [(1, ONE)]
-    assert found.total([3.5]).flops == 3.5 * ONE
+    result = cost.cost(loop("compare(%i.1, %n.1), direction=LT", 1, start))
+    assert result.flops == 0 and [(begun, c.flops) for begun, c in result.loops] == [(1, ONE)]
+    assert result.total([3.5]).flops == 3.5 * ONE
     with pytest.raises(ValueError, match="deeper"):
-        found.total([])
+        result.total([])
 
 
 def test_collectives_in_a_loop_count_with_it():
@@ -160,17 +162,19 @@ def test_collectives_in_a_loop_count_with_it():
         "  %all-gather.9 = f32[32,8]{1,0} all-gather(%w), channel_id=3, replica_groups=[1,8]<=[8],"
         ' dimensions={0}, metadata={op_name="x"}'
     )
-    found = cost.cost(loop("compare(%i.1, %five), direction=LT", 1, "constant(7)", inside))
-    assert found.collectives == {Collective("all-gather", 32 * 8 * 4, EIGHT): 5}
+    result = cost.cost(loop("compare(%i.1, %five), direction=LT", 1, "constant(7)", inside))
+    assert result.collectives == {Collective("all-gather", 32 * 8 * 4, EIGHT): 5}
 
 
 PIECES = """%piece.1 (x: f32[4,8]) -> f32[32,8] {
   %x = f32[4,8]{1,0} parameter(0)
-  ROOT %all-gather.1 = f32[32,8]{1,0} all-gather(%x), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  ROOT %all-gather.1 = f32[32,8]{1,0} all-gather(%x), channel_id=5, \
+replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
 }
 %piece.2 (y: f32[4,8]) -> f32[32,8] {
   %y = f32[4,8]{1,0} parameter(0)
-  ROOT %all-gather.2 = f32[32,8]{1,0} all-gather(%y), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  ROOT %all-gather.2 = f32[32,8]{1,0} all-gather(%y), channel_id=5, \
+replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
 }
 """  # of one gather
 
@@ -182,10 +186,10 @@ PIECES = """%piece.1 (x: f32[4,8]) -> f32[32,8] {
 def test_a_collective_done_in_pieces_by_a_loop_and_beside_it_counts_once(beside, times):
     """One that stands in a loop only is done at every turn."""
     inside = "  %f2 = f32[32,8]{1,0} fusion(%w), kind=kCustom, calls=%piece.2"
-    found = cost.cost(
+    result = cost.cost(
         loop("compare(%i.1, %five), direction=LT", 1, "constant(7)", inside, beside, PIECES)
     )
-    assert found.collectives == {Collective("all-gather", 1024, EIGHT): times}
+    assert result.collectives == {Collective("all-gather", 1024, EIGHT): times}
 
 
 def test_pieces_of_one_collective_count_once_and_others_each():
@@ -196,7 +200,8 @@ def test_pieces_of_one_collective_count_once_and_others_each():
         PIECES
         + """%all-reduce-scatter.4 (z: f32[4,8]) -> f32[1,8] {
   %z = f32[4,8]{1,0} parameter(0)
-  %all-reduce.3 = f32[4,8]{1,0} all-reduce(%z), channel_id=6, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%sum
+  %all-reduce.3 = f32[4,8]{1,0} all-reduce(%z), channel_id=6, \
+replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%sum
   ROOT %mine = f32[1,8]{1,0} slice(%all-reduce.3), slice={[0:1], [0:8]}
 }
 %sum (a: f32[], b: f32[]) -> f32[] {
@@ -212,9 +217,11 @@ def test_pieces_of_one_collective_count_once_and_others_each():
   %f3 = f32[1,8]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.4
   %f4 = f32[1,8]{1,0} fusion(%f3), kind=kCustom, calls=%all-reduce-scatter.4
   %pmax.1 = s32[] all-reduce(%p), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%sum
-  %permute = (f32[4,8]{1,0}, f32[4,8]{1,0}, u32[], u32[]) collective-permute-start(%p), channel_id=2, source_target_pairs={{0,1},{1,0}}
+  %permute = (f32[4,8]{1,0}, f32[4,8]{1,0}, u32[], u32[]) collective-permute-start(%p), \
+channel_id=2, source_target_pairs={{0,1},{1,0}}
   %done = f32[4,8]{1,0} collective-permute-done(%permute)
-  ROOT %pmax.2 = s32[] all-reduce(%p), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%sum"""
+  ROOT %pmax.2 = s32[] all-reduce(%p), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, \
+to_apply=%sum"""
     assert cost.cost(program(entry, others)).collectives == {
         Collective("all-gather", 1024, EIGHT): 1,
         Collective("reduce-scatter", 128, ((0, 1, 2, 3), (4, 5, 6, 7))): 2,
@@ -252,16 +259,19 @@ def test_what_slices_send_each_other_is_no_host_transfer():
     """As the compiler writes a sum over slices: every chip sends its part through its host, and
     gets the sum back.
     """
-    attributes = '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"'
-    how = f"is_host_transfer=true, frontend_attributes={{{attributes}}}"
+    attributes = (
+        '_xla_host_transfer_handler_name="xla_megascale_runtime"'
+        ',_xla_megascale_transfer_type="ALL_REDUCE"'
+    )
+    method = f"is_host_transfer=true, frontend_attributes={{{attributes}}}"
     entry = f"""  %p = f32[4,8]{{1,0}} parameter(0)
   %after = token[] after-all()
-  %send = (f32[4,8]{{1,0}}, u32[], token[]) send(%p, %after), channel_id=2, {how}
-  %recv = (f32[4,8]{{1,0}}, u32[], token[]) recv(%after), channel_id=1, {how}
+  %send = (f32[4,8]{{1,0}}, u32[], token[]) send(%p, %after), channel_id=2, {method}
+  %recv = (f32[4,8]{{1,0}}, u32[], token[]) recv(%after), channel_id=1, {method}
   ROOT %done = token[] send-done(%send), channel_id=2, is_host_transfer=true"""
-    found = cost.cost(program(entry))
+    result = cost.cost(program(entry))
     sent = Collective("between-slices-all-reduce", 128, ())
-    assert found.collectives == {sent: 1} and found.host_transfers == 0
+    assert result.collectives == {sent: 1} and result.host_transfers == 0
     assert sent.wire_bytes == 128 and sent.crosses([0] * 8)
 
 
@@ -279,8 +289,8 @@ def test_the_dearest_branch_and_host_transfers_count():
   %c = f32[4,8]{1,0} conditional(%which, %p, %p), branch_computations={%cheap, %dear}
   %out = (f32[4,8]{1,0:S(5)}, f32[4,8]{1,0}, u32[]) copy-start(%p)
   ROOT %o = token[] outfeed(%p, %p), outfeed_config="x\""""
-    found = cost.cost(program(entry, others))
-    assert found.flops == ONE and found.host_transfers == 2
+    result = cost.cost(program(entry, others))
+    assert result.flops == ONE and result.host_transfers == 2
 
 
 def test_text_that_is_no_module_is_refused():

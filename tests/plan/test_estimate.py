@@ -85,11 +85,11 @@ def test_a_config_s_programs_are_its_own(rank):
     rest) and rows of the config's lengths.
     """
     cfg = dataclasses.replace(small_config(), lora=config.LoraConfig(rank=rank))
-    made = {
+    built = {
         program.name: program.lowered
         for program in programs.lowered(programs.make(cfg, SPEC, Here("v5e", (2, 4), 1)), prompt=20)
     }
-    assert list(made) == [
+    assert list(built) == [
         "to_rollout_layout",
         "prefill 32 in groups of 4",
         "decode 32 in groups of 4",
@@ -99,25 +99,25 @@ def test_a_config_s_programs_are_its_own(rank):
         "score",
         "score templated",
     ]
-    state, frozen, rows, _ = made["update"].args_info[0]
-    assert rows.token.shape == (8, 8, 32 + 64) and made["score templated"].args_info[0][
+    state, frozen, rows, _ = built["update"].args_info[0]
+    assert rows.token.shape == (8, 8, 32 + 64) and built["score templated"].args_info[0][
         1
     ].token.shape == (16, 8, 64 + 64)
     assert bool(frozen) == bool(rank) and ("embed" in state.params) == (rank == 0)
 
 
-def test_what_two_depths_tell_of_a_third():
+def test_two_depths_predict_a_third():
     """The real prefill of models of one, two and four layers: what it does and holds of the last
     is on the line through the others.
     """
-    made = []
+    built = []
     for layers in (1, 2, 4):
         shallow = programs.make(
             small_config(), dataclasses.replace(SPEC, layers=layers), Here("v5e", (2, 4), 1)
         )
         asked = next(programs.sampler(shallow.engine, shallow.cfg, 20))
-        made.append(programs.compile_one(asked, lambda line: None))
-    one, two, four = made
+        built.append(programs.compile_one(asked, lambda line: None))
+    one, two, four = built
     carried = programs.deeper(one, two, 3)
     assert (
         carried.memory.arguments == four.memory.arguments
@@ -156,13 +156,13 @@ def test_a_quick_plan_compiles_the_sampler_for_small_depths():
         == ["prefill 32 in groups of 4, layers: 2", "decode 32 in groups of 4, layers: 2"]
         and len(names) == 1 + 2 * 4 + 3
     )
-    made = {
+    built = {
         name: CompiledProgram(name, Memory((int(name[-1]),), 0, 0, 0, 0), Cost(), (), 1.0)
         for name in names
         if name[-1] in "24"
     }
-    assert {p.memory.arguments for p in programs._deepened(made, 6).values()} == {(6,)}
-    assert list(programs._deepened(made, 6)) == [
+    assert {p.memory.arguments for p in programs._deepened(built, 6).values()} == {(6,)}
+    assert list(programs._deepened(built, 6)) == [
         "prefill 32 in groups of 4",
         "decode 32 in groups of 4",
         "prefill 64",
@@ -200,7 +200,7 @@ def test_gpus_need_their_own_compiler():
 
 
 def test_specs_have_their_names_sizes():
-    """Billions of parameters, as the model cards tell them."""
+    """Billions of parameters, as in the model cards."""
     sizes = {
         "qwen3-0.6b": 0.6,
         "qwen3-1.7b": 1.72,
@@ -218,7 +218,7 @@ def test_specs_have_their_names_sizes():
 
 def test_memory_while_each_program_runs():
     kept = ResidentBytes(params=10, optimizer=20, reference=10, weights=5)
-    made = {
+    built = {
         "to_rollout_layout": Memory((10,), 0, 5, 5, 1),  # its output is its temporary
         "prefill 32": Memory((4, 8, 1), 8, 2, 8, 1),  # a weight is not needed here, but stays
         "decode 32": Memory((5, 8, 1, 7), 15, 3, 8, 1),
@@ -226,7 +226,7 @@ def test_memory_while_each_program_runs():
         "score": Memory((10, 2), 0, 9, 2, 1),
     }
     loads = memory.loads(
-        {name: CompiledProgram(name, m, Cost(), (), 0.0) for name, m in made.items()}, kept
+        {name: CompiledProgram(name, m, Cost(), (), 0.0) for name, m in built.items()}, kept
     )
     assert [load.total for load in loads] == [
         10
@@ -237,18 +237,18 @@ def test_memory_while_each_program_runs():
         + 5,  # params, optimizer, reference, -, the weights in the making, code
         10 + 20 + 10 + 5 + 8 + 3 + 5,
         10 + 20 + 10 + 5 + 15 + 4 + 5,
-        10 + 20 + 10 + 42 + 5,  # the weights are let go of before
+        10 + 20 + 10 + 42 + 5,  # the weights are freed before
         10 + 20 + 10 + 11 + 5,
     ]
 
 
 def test_held_bytes_follow_the_shardings(parts):
     """Of a weight [.., width, ..] a chip of eight holds an eighth; norms are whole."""
-    made = {
+    built = {
         name: CompiledProgram(name, Memory((123,), 0, 0, 77, 0), Cost(), (), 0.0)
         for name in ("to_rollout_layout",)
     }
-    kept = memory.held(parts, made)
+    kept = memory.held(parts, built)
     norms = SPEC.layers * (2 * SPEC.width + 2 * SPEC.head_dim) + SPEC.width
     a_copy = 4 * ((num_params(SPEC) - norms) // 8 + norms)
     reference = 2 * ((num_params(SPEC) - norms) // 8 + norms)  # reflects: in bfloat16
@@ -276,7 +276,7 @@ def test_splash_kernels_count_half_of_all_pairs():
 
 
 def made_programs():
-    """A step's programs: 1e12 operations a turn of everything, gathers of 8e8 bytes a micro-batch."""
+    """A step's programs: 1e12 operations per iteration, gathers of 8e8 bytes per micro-batch."""
     everywhere = (tuple(range(8)),)
     gather = {Collective("all-gather", int(8e8), everywhere): 1.0}
     turn = Cost(flops=1e12, kernels={cost.Kernel("ragged_decode", ()): 2.0})
@@ -309,8 +309,8 @@ def test_a_step_by_hand(parts):
     tokens in 8 rows of 96, 90 % full.
     """
     kept, work = ResidentBytes(1000, 2000, 0, 500), Workload(20, 36, 320, 0.3)
-    made = estimate.estimate(parts, made_programs(), kept, V5E, work, price=1.0)
-    phase = {p.name: p for p in made.phases}
+    built = estimate.estimate(parts, made_programs(), kept, V5E, work, price=1.0)
+    phase = {p.name: p for p in built.phases}
     micro = 128 * 56 / (8 * 96) / 0.9
     heads = 1  # 96 * 0.9 * 36 / 56 wanted tokens a chip, in chunks of 1024
     assert phase["update"].flops == pytest.approx(micro * (1e12 + heads * 2e12))
@@ -329,16 +329,16 @@ def test_a_step_by_hand(parts):
     assert phase["gepa, a step's share"].flops == pytest.approx(
         share * (phase["decode"].flops + phase["prefill"].flops)
     )
-    seconds = sum(max(p.seconds(V5E).values()) for p in made.phases)
-    assert made.seconds == pytest.approx(seconds) and made.generated_tokens == pytest.approx(
+    seconds = sum(max(p.seconds(V5E).values()) for p in built.phases)
+    assert built.seconds == pytest.approx(seconds) and built.generated_tokens == pytest.approx(
         128 * 36 * (1 + share)
     )
     assert phase["decode"].seconds(V5E)["compute"] == pytest.approx(phase["decode"].flops / 197e12)
-    assert made.exchange.sent == {"all-gather": 7e8}
-    assert made.dollars_per_million == pytest.approx(
-        8 * seconds / 3600 / made.generated_tokens * 1e6
+    assert built.exchange.sent == {"all-gather": 7e8}
+    assert built.dollars_per_million == pytest.approx(
+        8 * seconds / 3600 / built.generated_tokens * 1e6
     )
-    assert 0 < made.mfu < 1
+    assert 0 < built.mfu < 1
 
 
 def mesh_config(data, fsdp, tensor, **sections):
@@ -390,19 +390,19 @@ def test_what_an_update_exchanges_is_counted_without_the_tensor_axis():
         }
     )
     update = Cost(loops=((1.0, dataclasses.replace(micro, loops=((1.0, head),))),))
-    made = minimum.exchange(SPEC, mesh, update, head_turns=2, itemsize=2)
-    assert made.sent == {"all-gather": 3 * 300 + 2 * 3000} and made.ratio == pytest.approx(
-        6900 / made.minimum
+    built = minimum.exchange(SPEC, mesh, update, head_turns=2, itemsize=2)
+    assert built.sent == {"all-gather": 3 * 300 + 2 * 3000} and built.ratio == pytest.approx(
+        6900 / built.minimum
     )
 
 
 def test_traffic_between_slices_is_counted_apart(parts):
     two = chips.parse("v5e:2x2,slices=2")
-    made = estimate.estimate(
+    built = estimate.estimate(
         parts, made_programs(), ResidentBytes(1000, 2000, 0, 500), two, Workload(20, 36, 320), None
     )
-    update = next(p for p in made.phases if p.name == "update")
-    assert update.dcn > 0 and update.ici == 0 and made.dollars_per_million is None
+    update = next(p for p in built.phases if p.name == "update")
+    assert update.dcn > 0 and update.ici == 0 and built.dollars_per_million is None
     assert update.seconds(two)["network"] == pytest.approx(update.dcn / two.chip.dcn_bytes)
 
 
@@ -412,7 +412,7 @@ def load(program, **kinds):
 
 
 @pytest.mark.parametrize(
-    ("kinds", "missing", "told", "not_told"),
+    ("kinds", "missing", "messages", "absent"),
     [
         # 19 of 15.75 GiB, 10 of them caches of 64 slots: 67 % of them are 43, in whole shards 40
         (
@@ -435,12 +435,12 @@ def load(program, **kinds):
         ),
     ],
 )
-def test_advice_for_sampling_that_does_not_fit(kinds, missing, told, not_told):
+def test_advice_for_sampling_that_does_not_fit(kinds, missing, messages, absent):
     line = advice.advice(load("decode 32", **kinds), small_config(slots=64), 8, 15.75)
     assert line.startswith(
         f"decode 32 needs {sum(kinds.values()):.2f} of 15.75 GiB, {missing} too much: "
     )
-    assert all(words in line for words in told) and not any(words in line for words in not_told)
+    assert all(words in line for words in messages) and not any(words in line for words in absent)
 
 
 def test_advice_for_an_update_that_does_not_fit():
@@ -462,8 +462,8 @@ def test_advice_for_an_update_that_does_not_fit():
 
 
 def test_layouts_use_all_chips_and_obey_the_rules_of_rows():
-    found = dict(sweep.layouts(small_config(), ("fsdp", "tensor"), 8))
-    meshes = {(c.mesh.data, c.mesh.fsdp, c.mesh.tensor) for c in found.values()}
+    result = dict(sweep.layouts(small_config(), ("fsdp", "tensor"), 8))
+    meshes = {(c.mesh.data, c.mesh.fsdp, c.mesh.tensor) for c in result.values()}
     assert meshes == {
         (d, f, t)
         for d in (1, 2, 4, 8)
@@ -471,19 +471,19 @@ def test_layouts_use_all_chips_and_obey_the_rules_of_rows():
         for t in (1, 2, 4, 8)
         if d * f * t == 8
     }
-    assert all(c.optim.micro_rows % (c.mesh.data * c.mesh.fsdp) == 0 for c in found.values())
+    assert all(c.optim.micro_rows % (c.mesh.data * c.mesh.fsdp) == 0 for c in result.values())
     assert len(dict(sweep.layouts(small_config(), ("remat", "batch"), 8))) == 4
     with pytest.raises(ConfigError, match="sweep"):
         sweep.run(None, ["colour"], print, programs.CompileOptions())
 
 
 def test_a_picture_is_drawn(tmp_path, parts):
-    made = made_programs()
+    built = made_programs()
     figures = report.as_json(
         "tiny",
         parts,
         V5E,
-        made,
+        built,
         [load("update", params=1, temporaries=2), load("score", params=1)],
         None,
         Workload(1, 1, 1),
@@ -493,10 +493,10 @@ def test_a_picture_is_drawn(tmp_path, parts):
     assert drawn.startswith("<?xml") and len(drawn) > 5000
 
 
-def test_text_and_json_tell_the_same(parts):
-    kept, work, made = ResidentBytes(1000, 2000, 0, 500), Workload(20, 36, 320), made_programs()
-    step = estimate.estimate(parts, made, kept, V5E, work, 1.0)
-    figures = report.as_json("tiny", parts, V5E, made, memory.loads(made, kept), step, work)
+def test_text_and_json_agree(parts):
+    kept, work, built = ResidentBytes(1000, 2000, 0, 500), Workload(20, 36, 320), made_programs()
+    step = estimate.estimate(parts, built, kept, V5E, work, 1.0)
+    figures = report.as_json("tiny", parts, V5E, built, memory.loads(built, kept), step, work)
     text = report.as_text(figures)
     assert (
         figures["fits"]
@@ -508,10 +508,11 @@ def test_text_and_json_tell_the_same(parts):
         and "no collectives; 0 host transfers" in text
     )
     assert (
-        all(name in text for name in made) and "An iteration of GEPA reshards 2 models, in " in text
+        all(name in text for name in built)
+        and "An iteration of GEPA reshards 2 models, in " in text
     )
     too_large = report.as_json(
-        "tiny", parts, V5E, made, [load("update", temporaries=20)], None, work
+        "tiny", parts, V5E, built, [load("update", temporaries=20)], None, work
     )
     assert (
         not too_large["fits"]

@@ -8,8 +8,8 @@ from benchmarks import sharding as compared
 
 
 def test_all_meshes_of_eight_are_compared():
-    found = compared.meshes(8)
-    assert len(found) == len(set(found)) == 10 and all(d * f * t == 8 for d, f, t in found)
+    result = compared.meshes(8)
+    assert len(result) == len(set(result)) == 10 and all(d * f * t == 8 for d, f, t in result)
 
 
 def test_differences_by_hand():

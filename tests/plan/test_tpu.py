@@ -75,8 +75,8 @@ def test_a_decoded_token_gathers_no_weights_visits_no_host_and_copies_no_cache(
     assert {p.group for p in decodes} == {1, 4}
     for program in decodes:
         text = engine.lower(program).compile().as_text()
-        found = cost.cost(text)
-        (turn,) = [loop.total([1.0] * 3) for _, loop in found.loops]
+        result = cost.cost(text)
+        (turn,) = [loop.total([1.0] * 3) for _, loop in result.loops]
         kernels = Counter({kernel.name: 0.0 for kernel in turn.kernels})
         for kernel, n in turn.kernels.items():
             kernels[kernel.name] += n
@@ -85,7 +85,7 @@ def test_a_decoded_token_gathers_no_weights_visits_no_host_and_copies_no_cache(
             "ragged_decode": 2 * SPEC.layers,
             "cache_append": SPEC.layers,
         }
-        assert turn.flops > 0 and turn.host_transfers == found.host_transfers == 0
+        assert turn.flops > 0 and turn.host_transfers == result.host_transfers == 0
         assert not re.search(rf"\w+\[{program.size},\d,64,128\]\S* copy", text), (
             "the slots' cache is copied"
         )
@@ -114,10 +114,10 @@ def test_a_token_decoded_on_fake_devices_gathers_no_weights_and_visits_no_host(m
     program = next(
         p for p in engine.needed(SamplingParams(1.0, 64), 64) if p.kind == "decode" and p.group == 4
     )
-    found = cost.cost(engine.lower(program).compile().as_text())
-    (turn,) = [loop.total([1.0] * 3) for _, loop in found.loops]
+    result = cost.cost(engine.lower(program).compile().as_text())
+    (turn,) = [loop.total([1.0] * 3) for _, loop in result.loops]
     smallest_weight = 2 * SPEC.width * SPEC.kv_heads * SPEC.head_dim // tensor
-    assert turn.flops > 0 and turn.host_transfers == found.host_transfers == 0
+    assert turn.flops > 0 and turn.host_transfers == result.host_transfers == 0
     assert (
         max((c.bytes for c in turn.collectives if c.kind == "all-gather"), default=0)
         < smallest_weight
@@ -149,13 +149,13 @@ def test_a_gather_of_weights_and_a_visit_to_the_host_in_a_loop_are_seen():
 
     matrix = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=split)
     left = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    found = cost.cost(
+    result = cost.cost(
         jax.jit(run, out_shardings=(whole, split, split))
         .lower(left, matrix, matrix)
         .compile()
         .as_text()
     )
-    (turn,) = [loop.total([]) for _, loop in found.loops]
+    (turn,) = [loop.total([]) for _, loop in result.loops]
     assert turn.host_transfers > 0 and ("all-gather", 64 * 64 * 4) in {
         (c.kind, c.bytes) for c in turn.collectives
     }
@@ -206,10 +206,10 @@ def test_slices_must_divide_the_data_axis():
         sharding.make_mesh((1, 8, 1), devices)
 
 
-def test_the_command_tells_what_is_wrong(tmp_path):
+def test_the_command_reports_problems(tmp_path):
     ask = ["--config=configs/smoke.py", "--model=qwen3-0.6b"]
     (tmp_path / "mine").write_text("mine")
-    for flags, told in (
+    for flags, messages in (
         ([*ask, "--topology=v5e"], "topology"),
         ([*ask, "--topology=v5e:2x4", "--prompt=no"], "--prompt"),
         ([*ask, "--topology=v5e:2x4", "--quick=yes"], "--quick=yes: expected true or false"),
@@ -217,7 +217,7 @@ def test_the_command_tells_what_is_wrong(tmp_path):
         ([*ask, "--topology=v5e:2x4", f"--picture={tmp_path / 'mine'}"], "never overwritten"),
         (["--config=configs/smoke.py", "--topology=v5e:2x4", "--model=qwen9"], "qwen3-4b"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=messages):
             command.run(flags)
 
 

@@ -76,15 +76,15 @@ class Command(NamedTuple):
 
 def commands(text: str, page: str = "") -> list[Command]:
     """The commands of a page, in order; `export` lines are in the `env` of those below."""
-    found, env = [], {}
+    result, env = [], {}
     text = re.sub(r"(?ms)^```bash\n(.*?)^```$", lambda block: indented(block[1]), text)
     for line in COMMAND.findall(re.sub(r" \\\n +", " ", text)):
         line = re.sub(r"\[.*?\]", "", re.sub(r" +# .*", "", line)) if "'" not in line else line
         if line.startswith("export "):
             env = env | dict(word.split("=", 1) for word in shlex.split(line)[1:])
         else:
-            found.append(Command(page, line.strip(), env))
-    return found
+            result.append(Command(page, line.strip(), env))
+    return result
 
 
 def indented(block: str) -> str:

@@ -143,10 +143,10 @@ def test_a_line_that_is_no_row_is_noted_and_the_others_are_shown(small, name):
     first, *rest = path.read_bytes().splitlines(keepends=True)
     for line, rule in LINES.items():
         path.write_bytes(first + line + b"\n" + b"".join(rest))
-        found = notes_of(small)
-        assert re.match(rf"{name}.jsonl:2: ({rule})", found[0]) and all(
-            note.endswith("; left out") for note in found
-        ), (line[:40], found)
+        result = notes_of(small)
+        assert re.match(rf"{name}.jsonl:2: ({rule})", result[0]) and all(
+            note.endswith("; left out") for note in result
+        ), (line[:40], result)
 
 
 @pytest.mark.parametrize(("name", "field", "value", "rule"), FIELDS)
@@ -176,12 +176,12 @@ def test_every_field_takes_every_value_or_is_noted(small):
                 for case in cases:
                     kinds += 1
                     write_rows(path, [*rows[:number], case, *rows[number + 1 :]])
-                    found = notes_of(small)
+                    result = notes_of(small)
                     check = record_rows.CHECKS[name]()
                     problems = [problem for row in rows_of(path) if (problem := check(row))]
                     assert bool(problems) == any(
                         note.startswith(f"{name}.jsonl:") and note.endswith("; left out")
-                        for note in found
+                        for note in result
                     ), case
         write_rows(path, rows)
     assert kinds > 200
@@ -217,8 +217,8 @@ def test_an_empty_file_a_torn_one_and_a_directory(small):
     (small / "evaluations.jsonl").mkdir()
     (small / "result.json").unlink()
     (small / "result.json").mkdir()
-    found = notes_of(small)
-    assert sorted(found) == [
+    result = notes_of(small)
+    assert sorted(result) == [
         f"{name}: cannot be read: Is a directory" for name in ("evaluations.jsonl", "result.json")
     ]
 

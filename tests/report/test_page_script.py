@@ -14,10 +14,12 @@ NODE = shutil.which("node")
 PAGE = """
 const nothing = () => {};
 const element = () => ({
-  textContent: '{"runs": []}', dataset: {}, append: nothing, setAttribute: nothing, addEventListener: nothing, replaceChildren: nothing,
+  textContent: '{"runs": []}', dataset: {}, append: nothing, setAttribute: nothing,
+  addEventListener: nothing, replaceChildren: nothing,
 });
 const document = {
-  getElementById: element, createElement: element, addEventListener: nothing, body: element(), querySelectorAll: () => [],
+  getElementById: element, createElement: element, addEventListener: nothing, body: element(),
+  querySelectorAll: () => [],
 };
 const window = { addEventListener: nothing, matchMedia: () => ({ addEventListener: nothing }) };
 class IntersectionObserver { observe() {} }
@@ -45,7 +47,8 @@ def test_orphans_are_in_the_tree_and_objects_have_no_keys_but_their_own(script, 
     asked = """
     const tree = { nodes: [{ id: 1, parent: 0 }, { id: 2, parent: 1 }], rejected: [] };
     const data = parsed('{"a": {"__proto__": 1}}');
-    console.log(JSON.stringify([treeRows(tree).map((row) => row.key), data.a["__proto__"], data.constructor === undefined,
+    console.log(JSON.stringify([
+      treeRows(tree).map((row) => row.key), data.a["__proto__"], data.constructor === undefined,
       promptsOf({ templated: true }), promptsOf({ templated: false })]));
     """
     definitions, _, _ = script.partition("\npage.view.smooth =")  # what follows renders the page

@@ -50,16 +50,16 @@ def test_a_long_curve_is_thinned_by_means_but_not_what_only_grows():
 
 
 def test_rows_of_different_kinds_are_kept_apart_and_what_is_not_finite_is_left_out():
-    made = [
+    built = [
         {"step": 0, "eval/accuracy": 0.25},
         {"step": 0, "train/bad_updates": 0, "train/loss": float("nan")},
         {"step": 1, "gepa/skipped": 0, "gepa/hard_questions": 3},
     ]
-    found = curves.of_rows(made)
-    assert found["evaluation"]["values"] == {"eval/accuracy": [0.25]} and found["prompts"][
+    result = curves.of_rows(built)
+    assert result["evaluation"]["values"] == {"eval/accuracy": [0.25]} and result["prompts"][
         "values"
     ]["gepa/hard_questions"] == [3]
-    assert found["policy"]["values"]["train/loss"] == [None] and curves.not_finite(made) == 1
+    assert result["policy"]["values"]["train/loss"] == [None] and curves.not_finite(built) == 1
 
 
 def test_a_clipped_text_tells_what_is_missing():
@@ -144,14 +144,14 @@ def test_the_life_of_a_question():
         "internalised_epoch": 1,
     }
     never = {**before, "question_id": "easy", "first_hard_epoch": None}
-    found = questions.lives([before, never, after, {**after, "epoch": 2}])
-    assert (found["num_ever_hard"], found["num_seen"], found["epochs"]) == (1, 2, [0, 1, 2])
-    life = found["questions"]["q"]
+    result = questions.lives([before, never, after, {**after, "epoch": 2}])
+    assert (result["num_ever_hard"], result["num_seen"], result["epochs"]) == (1, 2, [0, 1, 2])
+    life = result["questions"]["q"]
     assert life["epochs"][:2] == [[0, 1, 0, 4, 0, 0], [1, 0, 1, 2, 2, 3]] and (
         life["hard"],
         life["internalised"],
     ) == (0, 1)
-    assert life["templates"] == found["templates"] == {"z": [4, 6]}
+    assert life["templates"] == result["templates"] == {"z": [4, 6]}
 
 
 def test_samples_fit_their_budget_and_are_counted(run):
@@ -183,9 +183,9 @@ def test_a_server_s_samples_are_read_page_by_page_and_searched(run):
     path = run / "samples.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     file = samples.SampleFile(path)
-    found, told = read_pages(file)
-    assert found == 64 and [row["response"] for row in told] == [row["response"] for row in rows]
-    assert read_pages(file, order="last")[1] == told[::-1]
+    result, shown = read_pages(file)
+    assert result == 64 and [row["response"] for row in shown] == [row["response"] for row in rows]
+    assert read_pages(file, order="last")[1] == shown[::-1]
     right = [row for row in rows if row["status"] == "correct" and not row["template"]]
     assert [row["response"] for row in read_pages(file, status="correct", prompt="plain")[1]] == [
         row["response"] for row in right
@@ -230,8 +230,8 @@ def test_samples_that_come_are_found_and_those_of_a_resumed_run_are_read_again(t
         and file.page("", "all", "all", "first", 0)["bad"] == 1
     )
     path.write_text(json.dumps({**row, "status": "wrong"}) + "\n")
-    found, (told,) = read_pages(file)
-    assert found == 1 and told["status"] == "wrong" and len(told["response"]) < 21_000
+    result, (shown,) = read_pages(file)
+    assert result == 1 and shown["status"] == "wrong" and len(shown["response"]) < 21_000
     assert file.page("", "all", "all", "first", 0)["statuses"] == ["wrong"]
 
 
@@ -259,20 +259,20 @@ def test_searching_30_megabytes_takes_little_memory(tmp_path):
     assert path.stat().st_size > 30e6 and peak < 3e6
 
 
-def test_a_run_is_told_as_its_files_say(run):
-    (told,) = report_run.page_data([run], 10**9)["runs"]
-    assert told["name"] == "p2o" and told["notes"] == []
+def test_a_run_is_summarized_from_its_files(run):
+    (shown,) = report_run.page_data([run], 10**9)["runs"]
+    assert shown["name"] == "p2o" and shown["notes"] == []
     assert (
-        told["summary"]["steps"] == 16
-        and told["summary"]["generated_tokens"] == 15_000
-        and told["summary"]["finished"]
+        shown["summary"]["steps"] == 16
+        and shown["summary"]["generated_tokens"] == 15_000
+        and shown["summary"]["finished"]
     )
-    assert [tree["epoch"] for tree in told["templates"]] == [0, 1] and len(
-        told["templates"][0]["nodes"]
+    assert [tree["epoch"] for tree in shown["templates"]] == [0, 1] and len(
+        shown["templates"][0]["nodes"]
     ) == 8
-    assert told["config"]["gepa.enabled"] == "true"
-    assert set(told["question_texts"]) >= set(told["questions"]["questions"]) & {
-        row["question_id"] for row in told["samples"]["rows"]
+    assert shown["config"]["gepa.enabled"] == "true"
+    assert set(shown["question_texts"]) >= set(shown["questions"]["questions"]) & {
+        row["question_id"] for row in shown["samples"]["rows"]
     }
 
 
@@ -283,16 +283,16 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path):
     assert "<!doctype html>" in page.render(data)
 
 
-def test_damaged_files_are_told_of_and_the_rest_is_shown(run, tmp_path):
+def test_damaged_files_are_reported_and_the_rest_is_shown(run, tmp_path):
     for path in run.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "versions.json").write_text("{")
     (tmp_path / "questions.jsonl").write_text("{}\n" * 100)
-    (told,) = report_run.page_data([tmp_path], 1000)["runs"]
-    assert told["notes"][0] == "versions.json:1: not JSON; left out"
-    assert told["notes"][1] == "questions.jsonl:1: no `epoch`; left out"
-    assert told["notes"][-1] == "51 further notes" and len(told["notes"]) == 51
-    assert told["summary"]["steps"] == 16
+    (shown,) = report_run.page_data([tmp_path], 1000)["runs"]
+    assert shown["notes"][0] == "versions.json:1: not JSON; left out"
+    assert shown["notes"][1] == "questions.jsonl:1: no `epoch`; left out"
+    assert shown["notes"][-1] == "51 further notes" and len(shown["notes"]) == 51
+    assert shown["summary"]["steps"] == 16
 
 
 def test_a_taken_port_is_told_in_one_line(run, served):
@@ -304,11 +304,11 @@ def test_runs_of_one_folder_are_found_and_named_by_what_differs(tmp_path):
     for name in ("a/x", "b/x", "b/y"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text("{}")
-    found = report_run.workdirs(
+    result = report_run.workdirs(
         [str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "b" / "y")]
     )
-    assert found == [tmp_path / "a" / "x", tmp_path / "b" / "x", tmp_path / "b" / "y"]
-    assert [run["name"] for run in report_run.page_data(found, 0)["runs"]] == ["a/x", "b/x", "b/y"]
+    assert result == [tmp_path / "a" / "x", tmp_path / "b" / "x", tmp_path / "b" / "y"]
+    assert [run["name"] for run in report_run.page_data(result, 0)["runs"]] == ["a/x", "b/x", "b/y"]
     with pytest.raises(ConfigError, match=r"nowhere: no run in it \(no config.json\)"):
         report_run.workdirs([str(tmp_path / "nowhere")])
 
@@ -340,13 +340,16 @@ def test_hostile_text_is_data_only(hostile_run):
     assert "window.hacked" not in before + after and "<b>run" not in before + after
     assert html.count("</script>") == page.render({"runs": []}).count("</script>") == 3
     assert json.loads(page.embedded(data)) == json.loads(json.dumps(data))
-    (told,) = data["runs"]
-    assert told["notes"] == ["samples.jsonl:66: not a JSON object; left out"]
+    (shown,) = data["runs"]
+    assert shown["notes"] == ["samples.jsonl:66: not a JSON object; left out"]
     assert (
         max(
             map(
                 len,
-                (*told["samples"]["texts"], *(row["response"] for row in told["samples"]["rows"])),
+                (
+                    *shown["samples"]["texts"],
+                    *(row["response"] for row in shown["samples"]["rows"]),
+                ),
             )
         )
         < 21_000
@@ -423,9 +426,9 @@ def test_a_run_without_training_is_called_by_its_name_and_its_prompts(run, tmp_p
     (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, config in names.items():
         (tmp_path / "config.json").write_text(json.dumps(config))
-        (told,) = report_run.page_data([tmp_path], 1000)["runs"]
-        assert told["summary"]["method"] == name
-    assert [row["templated"] for row in told["evaluations"]] == [False, True]
+        (shown,) = report_run.page_data([tmp_path], 1000)["runs"]
+        assert shown["summary"]["method"] == name
+    assert [row["templated"] for row in shown["evaluations"]] == [False, True]
 
 
 def test_graded_scores_have_student_s_interval():

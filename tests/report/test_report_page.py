@@ -25,20 +25,20 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def view(chromium, tmp_path_factory):
-    """Opens the report of runs; at the end no error may have been told."""
+    """Opens the report of runs; fails if the page has logged an error."""
     path = tmp_path_factory.mktemp("page") / "report.html"
     context = chromium.new_context(viewport={"width": 1200, "height": 900})
-    told: list[str] = []
+    messages: list[str] = []
 
     def open_(*runs, url=None):
         tab = context.new_page()
         tab.on(
             "console",
             lambda message: (
-                told.append(message.text) if message.type in ("error", "warning") else None
+                messages.append(message.text) if message.type in ("error", "warning") else None
             ),
         )
-        tab.on("pageerror", lambda error: told.append(str(error)))
+        tab.on("pageerror", lambda error: messages.append(str(error)))
         if not url:
             path.write_text(page.render(report_run.page_data(runs, 10**9)), encoding="utf-8")
         tab.goto(url or path.as_uri())
@@ -47,7 +47,7 @@ def view(chromium, tmp_path_factory):
 
     yield open_
     context.close()
-    assert told == []
+    assert messages == []
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +123,8 @@ def test_search_finds_a_sample(tab, run):
     tab.wait_for_function(
         "() => !document.getElementById('sample-count').innerText.startsWith('64')"
     )
-    found = tab.inner_text("#sample-count")
-    assert found.split()[0] != "64" and int(found.split()[0]) >= 1
+    result = tab.inner_text("#sample-count")
+    assert result.split()[0] != "64" and int(result.split()[0]) >= 1
     tab.click("#sample-rows summary >> nth=0")
     tab.wait_for_selector("#sample-rows details[open] pre")
     assert wanted["question"] in tab.inner_text("#sample-rows details >> nth=0")
@@ -198,11 +198,11 @@ def test_a_served_page_follows_the_run(view, run):
         tab.select_option("#samples select >> nth=0", "all")
         wanted = json.loads((run / "samples.jsonl").read_text().splitlines()[37])
         tab.fill("#sample-search", wanted["question"])
-        found = (
+        result = (
             "id => [...document.querySelectorAll('#sample-rows summary')].every((line) =>"
             " line.innerText.includes(id))"
         )
-        tab.wait_for_function(found, arg=wanted["question_id"])
+        tab.wait_for_function(result, arg=wanted["question_id"])
         tab.click("#sample-rows summary >> nth=0")
         shown = "text => document.querySelector('#sample-rows details').innerText.includes(text)"
         tab.wait_for_function(shown, arg=wanted["question"])

@@ -7,22 +7,20 @@ from hypothesis import strategies as st
 
 from p2o_jax.config import DistillConfig
 from p2o_jax.rl import batch
-from p2o_jax.types import Completion, Question, Rollout, TemplatedQuestion, Verdict
+from p2o_jax.types import Rollout
+from tests.factories import make_completion, make_rollout
 
-QUESTION = Question("q", ({"role": "user", "content": "?"},), "1")
 SEQUENCES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 11)), max_size=30)
 
 
 def rollout(template: str, score: float, plain=(1, 2), response=(7, 8, 9)) -> Rollout:
     prompt = (5, 6, *plain) if template.strip() else plain
-    completion = Completion(np.array(response, np.int32), np.zeros(len(response), np.float32), True)
-    return Rollout(
-        TemplatedQuestion(QUESTION, template, "n"),
-        prompt,
-        plain,
-        completion,
-        "",
-        Verdict(score, 1.0, "correct" if score else "wrong"),
+    return make_rollout(
+        template=template,
+        prompt_ids=prompt,
+        plain_ids=plain,
+        completion=make_completion(response),
+        score=score,
     )
 
 

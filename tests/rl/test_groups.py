@@ -7,17 +7,17 @@ import pytest
 
 from p2o_jax.config import AdvConfig
 from p2o_jax.rl.advantages import assert_groups, group_advantages, zero_advantage
-from p2o_jax.types import Completion, Question, Rollout, TemplatedQuestion, Verdict
+from p2o_jax.types import Completion, Rollout
+from tests.factories import make_completion, make_question, make_rollout
 
 
 def rollout(question: str, number: int) -> Rollout:
-    ask = TemplatedQuestion(
-        Question(question, ({"role": "user", "content": question},), "1"),
-        "",
-        f"{question}/{number}",
-    )
-    return Rollout(
-        ask, (1,), (1,), Completion(np.arange(3), np.zeros(3), True), "", Verdict(0.0, 0.0, "wrong")
+    return make_rollout(
+        make_question(question),
+        name=f"{question}/{number}",
+        completion=make_completion((0, 1, 2)),
+        score=0.0,
+        format_score=0.0,
     )
 
 

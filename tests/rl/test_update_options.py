@@ -19,15 +19,11 @@ from p2o_jax.rl.optimizer import make_optimizer, make_rate
 from p2o_jax.rollout.engine import Engine
 from p2o_jax.runtime import rng
 from p2o_jax.types import (
-    Completion,
-    Question,
     Request,
     Rollout,
     SamplingParams,
-    TemplatedQuestion,
-    Verdict,
 )
-from tests.factories import single_device_mesh
+from tests.factories import make_completion, make_rollout, single_device_mesh
 from tests.rl import reference
 
 
@@ -39,16 +35,8 @@ def examples_of(cfg, rollouts=None):
 
 
 def rollout(length: int, stopped: bool, score: float = 1.0) -> Rollout:
-    completion = Completion(np.ones(length, np.int32), np.zeros(length, np.float32), stopped)
-    question = Question("q", ({"role": "user", "content": "?"},), "1")
-    return Rollout(
-        TemplatedQuestion(question, "", "n"),
-        (1,),
-        (1,),
-        completion,
-        "",
-        Verdict(score, 1.0, "correct"),
-    )
+    completion = make_completion(np.ones(length), stopped=stopped)
+    return make_rollout(completion=completion, score=score)
 
 
 def test_rloo_is_against_the_mean_of_the_others():

@@ -13,24 +13,13 @@ import pytest
 from p2o_jax.config import RolloutConfig
 from p2o_jax.models import sharding, transformer
 from p2o_jax.models.attention import decoding, pallas_decode, reference
-from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rollout import scheduler
 from p2o_jax.rollout.engine import Engine, Program, Work
 from p2o_jax.runtime import distributed, rng
 from p2o_jax.types import Request, SamplingParams
+from tests.factories import make_spec
 
-SPEC = ModelSpec(
-    "qwen3",
-    vocab=50,
-    width=32,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    mlp=48,
-    qk_norm=True,
-    tied=True,
-)
+SPEC = make_spec()
 STOPS = (7, 31)
 BUCKETS, CAPACITY, SLOTS = (8, 16), 40, 8
 HOW = SamplingParams(1.0, CAPACITY)

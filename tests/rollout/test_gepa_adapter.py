@@ -12,7 +12,6 @@ from p2o_jax import config, gepa
 from p2o_jax.config import Config
 from p2o_jax.data.chat import templated
 from p2o_jax.models import sharding, transformer
-from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rollout.engine import Engine
 from p2o_jax.rollout.gepa_adapter import GepaAdapter, PhaseJournals, num_set_aside, settings_digest
 from p2o_jax.rollout.pipeline import RolloutPipeline
@@ -20,19 +19,9 @@ from p2o_jax.runtime import distributed, rng
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.state import Ledger, RunState
 from p2o_jax.types import Question, SamplingParams, Verdict
+from tests.factories import make_spec
 
-SPEC = ModelSpec(
-    "qwen3",
-    vocab=32,
-    width=16,
-    layers=1,
-    heads=2,
-    kv_heads=1,
-    head_dim=8,
-    mlp=16,
-    qk_norm=True,
-    tied=True,
-)
+SPEC = make_spec(vocab=32, width=16, layers=1, heads=2, kv_heads=1, mlp=16)
 CFG = config.resolve(
     Config(
         rollout=config.RolloutConfig(

@@ -8,22 +8,12 @@ import pytest
 
 from p2o_jax.config import ConfigError, RolloutConfig
 from p2o_jax.models import sharding
-from p2o_jax.models.spec import ModelSpec, num_params
+from p2o_jax.models.spec import num_params
 from p2o_jax.rollout import memory
 from p2o_jax.rollout.engine import Engine
+from tests.factories import make_spec
 
-SPEC = ModelSpec(
-    "qwen3",
-    vocab=50,
-    width=32,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    mlp=48,
-    qk_norm=True,
-    tied=True,
-)
+SPEC = make_spec()
 
 
 def make_engine(slots=16, shape=(1, 1, 1), **settings):

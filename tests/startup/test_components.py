@@ -14,7 +14,7 @@ from p2o_jax import config, gepa
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data.sources import load
 from p2o_jax.models import hf_config, sharding
-from p2o_jax.models.spec import ModelSpec, num_params
+from p2o_jax.models.spec import num_params
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.startup import components, preflight, run_directory
 from p2o_jax.startup.model import WORLD
@@ -22,6 +22,7 @@ from p2o_jax.state import RunState
 from p2o_jax.tracking import disk_space
 from p2o_jax.tracking.checkpoint import Checkpoints
 from p2o_jax.types import Outcome, Question
+from tests.factories import make_spec
 
 CFG = config.resolve(Config(data=config.DataConfig(prompt_template="{question}")))
 
@@ -128,7 +129,7 @@ def test_the_initial_model_is_held_for_whoever_asks_for_it():
     """For a KL term in the params' dtype; where it only reflects, in that of computation."""
     mesh, spec = (
         sharding.make_mesh((1, 8, 1)),
-        ModelSpec("qwen3", 64, 32, 2, 4, 2, 8, 48, tied=True),
+        make_spec(vocab=64, qk_norm=False),
     )
 
     def held(kl="off", reflector="policy"):

@@ -11,24 +11,14 @@ import pytest
 from p2o_jax import config
 from p2o_jax.config import Config
 from p2o_jax.models import sharding
-from p2o_jax.models.spec import ModelSpec, num_params
+from p2o_jax.models.spec import num_params
 from p2o_jax.plan.programs import SPECS
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rollout.engine import Engine
 from p2o_jax.startup import memory_report
+from tests.factories import make_spec
 
-SPEC = ModelSpec(
-    "qwen3",
-    vocab=64,
-    width=32,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    mlp=48,
-    qk_norm=True,
-    tied=True,
-)
+SPEC = make_spec(vocab=64)
 GIB = 2**30
 
 
