@@ -147,20 +147,20 @@ def _phase(epoch: int, names: list[str], shape: Shape, lot: random.Random) -> li
 def _questions(
     epoch: int, names: list[str], tree: list[dict[str, Any]], shape: Shape
 ) -> Iterable[dict[str, Any]]:
-    """Questions that become proposal in the first epoch, and are then internalised one by one."""
+    """Questions that become hard in the first epoch, and are then internalised one by one."""
     template = tree[1]["template_id"]
     for i, name in enumerate(names):
-        proposal = i < shape.hard_per_epoch
-        internalised = 1 + i % 9 if proposal and 1 + i % 9 <= epoch else None
-        solved = 4 if not proposal or internalised else 0
+        hard = i < shape.hard_per_epoch
+        internalised = 1 + i % 9 if hard and 1 + i % 9 <= epoch else None
+        solved = 4 if not hard or internalised else 0
         yield {
             "epoch": epoch,
             "question_id": name,
-            "proposal": proposal and not internalised,
+            "hard": hard and not internalised,
             "plain": [solved, 6],
-            "templated": [2, 4] if proposal and epoch else [0, 0],
-            "templates": {template: [2, 4]} if proposal and epoch else {},
-            "first_hard_epoch": 0 if proposal else None,
+            "templated": [2, 4] if hard and epoch else [0, 0],
+            "templates": {template: [2, 4]} if hard and epoch else {},
+            "first_hard_epoch": 0 if hard else None,
             "internalised_epoch": internalised,
             "relapsed_epoch": None,
         }
