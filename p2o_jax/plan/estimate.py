@@ -163,7 +163,12 @@ def _rollout(
 ) -> tuple[PhaseCost, PhaseCost]:
     """The costs of prefilling a step's prompts, one per question, and of decoding all rollouts.
 
-    The arguments are those of `_learning`.
+    Args:
+        parts: the planned run.
+        programs: its compiled programs, by name.
+        kept: the bytes that stay in memory between programs.
+        slice_of: the slice of each device.
+        work: the assumed questions.
     """
     r, spec, shards = parts.engine.cfg, parts.spec, parts.engine.num_shards
     prefill, decode = (

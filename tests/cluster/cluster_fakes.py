@@ -87,7 +87,9 @@ echo "srun $* with devices $JAX_LOCAL_DEVICE_IDS" >> "$CLOUD/asked"
 [[ ! -e $CLOUD/code ]] || exit "$(< "$CLOUD/code")"
 [[ -e $CLOUD/unfinished ]] || echo {} > runs/p2o-1/result.json
 """
-RECORD = r"""echo "$(basename "$0") $*" >> "$CLOUD/asked"; [[ ! -p /dev/stdin ]] || cat > "$CLOUD/stdin"
+RECORD = r"""
+echo "$(basename "$0") $*" >> "$CLOUD/asked"
+[[ ! -p /dev/stdin ]] || cat > "$CLOUD/stdin"
 """
 
 
