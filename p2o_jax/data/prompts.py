@@ -1,13 +1,12 @@
 """Prompts of the `generate` command: a JSONL file of texts or chat messages."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from p2o_jax import types
 from p2o_jax.config import ConfigError
-from p2o_jax.data import sources
+from p2o_jax.data import sources, tables
 from p2o_jax.types import Message, Question
 
 
@@ -30,34 +29,23 @@ def read_prompts(path: Path, prompt_template: str = sources.QUESTION) -> list[Pr
     prompts: list[PromptRow] = []
     problems: list[str] = []
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(
-            f"--prompts={path}: {e.strerror if isinstance(e, OSError) else 'not UTF-8'}"
-        ) from e
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            question = _question(line, prompt_template)
-            if isinstance(question, str):
-                problems.append(f"{path}:{number}: {question}")
+        for line, record in tables.read_jsonl(path):
+            row = record if isinstance(record, str) else _question(record, prompt_template)
+            if isinstance(row, str):
+                problems.append(f"{path}:{line}: {row}")
             else:
-                prompts.append(PromptRow(number, question))
+                prompts.append(PromptRow(line, row))
+    except OSError as e:
+        raise ConfigError(f"--prompts={path}: {e.strerror}") from e
     if not prompts and not problems:
         problems.append(f"{path}: no prompts in this file")
     sources.raise_problems(problems)
     return prompts
 
 
-def _question(line: str, prompt_template: str) -> Question | str:
-    """The question in a line of JSON, or what is wrong with it."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as e:
-        return f"not JSON: {e}"
-    name = next(
-        (name for name in ("prompt", "question") if isinstance(record, Mapping) and name in record),
-        None,
-    )
+def _question(record: tables.Record, prompt_template: str) -> Question | str:
+    """The question in a row, or what is wrong with it."""
+    name = next((name for name in ("prompt", "question") if name in record), None)
     if name is None:
         return 'expected a JSON object with a "prompt" or a "question"'
     messages = _messages(record[name], prompt_template)

@@ -28,7 +28,8 @@ def read(path: Path, alone: bool = False) -> Iterator[Row]:
             yield 0, f"cannot be read: {e.strerror or e}"
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
+def read_jsonl(path: Path) -> Iterator[Row]:
+    """(line from 1, object or what is wrong with it) of each line that is not blank."""
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):
             if raw.strip():
@@ -93,7 +94,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         yield number, f"not Parquet: {e}"
 
 
-READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+READERS = {".jsonl": read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
 
 
 def kind(value: Any) -> str:

@@ -1,1 +1,1 @@
-"""How good a policy is: held-out questions during training, and what benchmarks' samples amount to."""
+"""How good a policy is: on held-out questions in training, and on benchmarks."""

@@ -27,7 +27,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def ks(num_samples: int) -> list[int]:
-    """The k of which pass@k is told: powers of two up to n, and n."""
+    """The k for which pass@k is reported: powers of two up to n, and n."""
     return sorted({1 << i for i in range(num_samples.bit_length())} | {num_samples})
 
 
@@ -79,10 +79,10 @@ def interval_of_mean(mean: float, error: float | None, count: int) -> tuple[floa
     where scores are graded, or are themselves means of several rollouts, the interval is Student's,
     cut to [0, 1].
     """
+    if count == 1 and mean not in (0.0, 1.0):  # a graded score, of which nothing else is known
+        return 0.0, 1.0
     if error is None or count == 0 or mean in (0.0, 1.0):
         return wilson(mean, count)
-    if count == 1:
-        return 0.0, 1.0
     if math.isclose(error, math.sqrt(mean * (1 - mean) / (count - 1)), rel_tol=1e-6):
         return wilson(mean, count)
     half = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * error
@@ -90,7 +90,7 @@ def interval_of_mean(mean: float, error: float | None, count: int) -> tuple[floa
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share among so many independent questions; never empty, at
+    """Wilson's 95 % interval of a share among `count` independent questions; never empty, at
     shares of 0 and 1 neither.
     """
     if count == 0:
@@ -101,6 +101,6 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
 
 
-def standard_error(value_Q: Shaped[np.ndarray, "Q"]) -> float:
-    """Of the mean over questions; 0 for a single one."""
-    return float(value_Q.std(ddof=1) / math.sqrt(len(value_Q))) if len(value_Q) > 1 else 0.0
+def standard_error(value_Q: Shaped[np.ndarray, "Q"]) -> float | None:
+    """Of the mean over questions; None for a single one, whose error is not known."""
+    return float(value_Q.std(ddof=1) / math.sqrt(len(value_Q))) if len(value_Q) > 1 else None

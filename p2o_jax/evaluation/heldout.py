@@ -11,7 +11,7 @@ import numpy as np
 
 from p2o_jax import config
 from p2o_jax.data.sources import Loaded
-from p2o_jax.evaluation import estimates
+from p2o_jax.evaluation import estimates, metrics
 from p2o_jax.rollout.pipeline import Cost, RolloutPipeline
 from p2o_jax.types import Rollout, SamplingParams, TemplatedQuestion
 
@@ -87,13 +87,8 @@ class Evaluation:
 
 
 def summary(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """eval/* of scored rollouts."""
-    return {
-        "eval/accuracy": float(np.mean([r.verdict.answer_score for r in rollouts])),
-        "eval/format": float(np.mean([r.verdict.format_score for r in rollouts])),
-        "eval/mean_tokens": float(np.mean([len(r.completion.token_ids) for r in rollouts])),
-        "eval/frac_truncated": float(np.mean([not r.completion.stopped for r in rollouts])),
-    }
+    """eval/* of graded rollouts."""
+    return {f"eval/{name}": value for name, value in metrics.means(rollouts).items()}
 
 
 def _row(rollouts: Sequence[Rollout], n: int) -> dict[str, Any]:
@@ -102,10 +97,9 @@ def _row(rollouts: Sequence[Rollout], n: int) -> dict[str, Any]:
     """
     by_family: dict[str, list[float]] = {}
     for r in rollouts:
-        by_family.setdefault(
-            str(r.prompt.question.meta.get("family", r.prompt.question.source)), []
-        ).append(r.verdict.answer_score)
-    score_Q = np.array([r.verdict.answer_score for r in rollouts]).reshape(-1, n).mean(axis=1)
+        family = str(r.prompt.question.meta.get("family", r.prompt.question.source))
+        by_family.setdefault(family, []).append(r.verdict.answer_score)
+    score_Q = metrics.question_means([r.verdict.answer_score for r in rollouts], n)
     return {
         "accuracy": float(score_Q.mean()),
         "standard_error": estimates.standard_error(score_Q),

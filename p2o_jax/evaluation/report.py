@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from p2o_jax.config import ConfigError
-from p2o_jax.evaluation import estimates
+from p2o_jax.evaluation import estimates, metrics
 from p2o_jax.rewards import normalize
 from p2o_jax.rewards.boxed import last_boxed
 from p2o_jax.rewards.lenient import Grade
@@ -39,6 +39,7 @@ def measure(samples: Sequence[Sample], n: int) -> dict[str, Any]:
     groups = [samples[i : i + n] for i in range(0, len(samples), n)]
     verdicts, grades = [s.rollout.verdict for s in samples], [s.grade for s in samples]
     scores = [[s.rollout.verdict.answer_score for s in g] for g in groups]
+    means = metrics.means([s.rollout for s in samples])
     correct = [[float(s.grade.status == "correct") for s in g] for g in groups]
     return {
         "questions": len(groups),
@@ -61,9 +62,9 @@ def measure(samples: Sequence[Sample], n: int) -> dict[str, Any]:
                 ]
             )
         ),
-        "frac_format": float(np.mean([v.format_score for v in verdicts])),
-        "frac_truncated": float(np.mean([not s.rollout.completion.stopped for s in samples])),
-        "mean_tokens": float(np.mean([len(s.rollout.completion.token_ids) for s in samples])),
+        "frac_format": means["format"],
+        "frac_truncated": means["frac_truncated"],
+        "mean_tokens": means["mean_tokens"],
         "time_outs": {
             "strict": [v.status for v in verdicts].count("time_out"),
             "lenient": [g.status for g in grades].count("time_out"),
@@ -82,8 +83,8 @@ def _grader(
     answer_QN: Sequence[Sequence[Hashable | None]],
 ) -> dict[str, Any]:
     """avg@n with its interval, pass@k, maj@n, and each question's mean score."""
-    mean_Q = np.array([np.mean(scores) for scores in score_QN])
     n = len(score_QN[0])
+    mean_Q = metrics.question_means([score for scores in score_QN for score in scores], n)
     return {
         "mean": float(mean_Q.mean()),
         "interval": estimates.interval(mean_Q),
@@ -115,7 +116,7 @@ def _boxed(sample: Sample) -> Hashable | None:
 
 
 def row(sample: Sample, number: int) -> dict[str, Any]:
-    """A line of a benchmark's samples: all of what the model said, and what each grader made of it."""
+    """A line of a benchmark's samples: the response and each grader's verdict."""
     rollout, grade = sample
     return {
         "question_id": rollout.prompt.question.id,
@@ -146,8 +147,8 @@ def table(results: Mapping[str, Any]) -> str:
                 asked,
                 v["questions"],
                 n,
-                _told(v["strict"]),
-                _told(v["lenient"]),
+                _with_interval(v["strict"]),
+                _with_interval(v["lenient"]),
                 _percent(v["strict"]["pass_at"][n]),
             ]
             cells += [
@@ -169,8 +170,8 @@ def table(results: Mapping[str, Any]) -> str:
                     asked,
                     "",
                     "",
-                    _told(average["strict"]),
-                    _told(average["lenient"]),
+                    _with_interval(average["strict"]),
+                    _with_interval(average["lenient"]),
                     *blanks,
                 ]
             )
@@ -179,15 +180,15 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def average(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean of the benchmarks' means with its interval, for each way of asking and each grader."""
-    found: dict[str, Any] = {}
+    """The mean of the benchmarks' means with its interval, by kind of prompt and grader."""
+    averages: dict[str, Any] = {}
     for asked in ("plain", "templated"):
         parts = [variants[asked] for variants in benchmarks.values() if asked in variants]
         if parts:
-            found[asked] = {
+            averages[asked] = {
                 g: _mean_of([np.array(p[g]["by_question"]) for p in parts]) for g in GRADERS
             }
-    return found
+    return averages
 
 
 def compare(folders: Sequence[Path], asked: Asked = "plain") -> tuple[dict[str, Any], str]:
@@ -226,41 +227,45 @@ def compare(folders: Sequence[Path], asked: Asked = "plain") -> tuple[dict[str, 
         ]
         for g in GRADERS
     }
-    found: dict[str, Any] = {"folders": [str(f) for f in folders], "asked": asked, "graders": {}}
+    differences: dict[str, Any] = {
+        "folders": [str(f) for f in folders],
+        "asked": asked,
+        "graders": {},
+    }
     lines: list[str] = []
     for grader, by_run in values.items():
         rows = {name: [[run[i]] for run in by_run] for i, name in enumerate(names)} | {
             "average": by_run
         }
-        found["graders"][grader] = {name: _compared(runs) for name, runs in rows.items()}
+        differences["graders"][grader] = {name: _compared(runs) for name, runs in rows.items()}
         lines += [
             f"{grader} grader, {asked} prompts",
             "",
             _line([""] + [str(f) for f in folders]),
             "|" + " --- |" * (len(folders) + 1),
         ]
-        for name, runs in found["graders"][grader].items():
-            told = [
+        for name, runs in differences["graders"][grader].items():
+            cells = [
                 (
-                    _told(run)
+                    _with_interval(run)
                     if "difference" not in run
                     else f"{_percent(run['mean'])}, {_difference(run)}"
                 )
                 for run in runs
             ]
-            lines.append(_line([name, *told]))
+            lines.append(_line([name, *cells]))
         lines.append("")
-    return found, "\n".join(lines)
+    return differences, "\n".join(lines)
 
 
 def _compared(runs: Sequence[Sequence[np.ndarray]]) -> list[dict[str, Any]]:
     """For each run, one array per set: mean and interval, and but for the first the difference
     from the first.
     """
-    made = [_mean_of(run) for run in runs]
-    for values, run in zip(made[1:], runs[1:], strict=True):
+    figures = [_mean_of(run) for run in runs]
+    for values, run in zip(figures[1:], runs[1:], strict=True):
         values["difference"] = _mean_of([b - a for a, b in zip(runs[0], run, strict=True)])
-    return made
+    return figures
 
 
 def _mean_of(sets: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -283,7 +288,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _told(figures: Mapping[str, Any]) -> str:
+def _with_interval(figures: Mapping[str, Any]) -> str:
     return f"{_percent(figures['mean'])} [{', '.join(map(_percent, figures['interval']))}]"
 
 

@@ -29,6 +29,7 @@ from p2o_jax.config import ConfigError
 from p2o_jax.models import hf_config
 from p2o_jax.models.spec import ModelSpec, Weight, weights
 from p2o_jax.runtime import files
+from p2o_jax.runtime.listing import shortened
 
 Bounds = Sequence[tuple[int, int]]  # [start, stop) along each axis
 # for each axis of the file's tensor, the axes of ours (without layer) that it fuses
@@ -535,11 +536,7 @@ def _move_into_place(partial: Path, target: Path, overwrite: bool) -> None:
 
 def _first(lines: list[str]) -> list[str]:
     """The first lines, and how many more there are."""
-    hidden = len(lines) - _LINES
-    return [
-        *lines[:_LINES],
-        *([f"... and {hidden} more tensors like the last"] if hidden > 0 else []),
-    ]
+    return shortened(lines, _LINES, what="tensors like the last")
 
 
 def _is_weight(x: Any) -> bool:

@@ -134,7 +134,7 @@ def sample(
 def _check_lengths(
     path: Path, cfg: Config, model: Model, prompts: Sequence[PromptRow], ids: Sequence[Ids]
 ) -> None:
-    """Raises a ConfigError if a prompt does not fit the sampler, or a response the model's context."""
+    """Raises a ConfigError if prompts do not fit the sampler, or responses the model's context."""
     limit = config.max_prompt_tokens(cfg)
     sources.raise_problems(
         [

@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-
 from p2o_jax.config import Config
 from p2o_jax.models import sharding
+from p2o_jax.models.device_memory import kv_bytes_per_token
 from p2o_jax.startup.model import Model
 
 MAX_SLOTS = 128  # per shard of the mesh's data x fsdp
@@ -31,8 +30,7 @@ def fit(
     """
     spec, shards = model.spec, sharding.num_shards(model.mesh)
     longest = max(1 << (max(lengths) - 1).bit_length(), MIN_BUCKET)
-    token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * jnp.dtype(model.dtype).itemsize
-    held = CACHE_BYTES // token_bytes
+    held = CACHE_BYTES // kv_bytes_per_token(spec, model.dtype)
     slots = max(
         min(MAX_SLOTS, held // cfg.rollout.max_new_tokens, -(-len(lengths) * n // shards)), 1
     )

@@ -2,11 +2,13 @@
 the end of an epoch).
 """
 
+import functools
 import random
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from p2o_jax import config
+from p2o_jax.p2o.group_draw import candidates, draw_group
 from p2o_jax.state import Assignment, RunState
 from p2o_jax.types import Question, SearchResult, TemplatedQuestion
 
@@ -30,24 +32,20 @@ def assign(
     assert cfg.plain_rollouts is not None, "config.assign must be resolved"
     if not result.cover:
         return Assignment()
-    num_plain = min(cfg.plain_rollouts, group_size)
     columns = {name: n for n, name in enumerate(result.dev_ids)}
-    weights = {
-        z: max(sum(result.score_ZN[z]) / len(result.score_ZN[z]), WEIGHT_FLOOR)
-        for z in result.cover
-    }
+    texts = [result.templates[z] for z in result.cover]
+    weights = [
+        max(sum(result.score_ZN[z]) / len(result.score_ZN[z]), WEIGHT_FLOOR) for z in result.cover
+    ]
     templates = {}
     for name in hard_ids:
-        members = list(result.cover)
-        if name in columns:
-            members = [z for z in members if result.solves(z, columns[name])] or members
-        num_draws = 1 if cfg.same_template_in_group else group_size - num_plain
-        drawn = random.Random(f"{seed}/assign/{name}").choices(
-            members, [weights[z] for z in members], k=num_draws
+        members = candidates(result, columns, name)
+        draw = functools.partial(
+            random.Random(f"{seed}/assign/{name}").choices,
+            [texts[i] for i in members],
+            [weights[i] for i in members],
         )
-        if cfg.same_template_in_group:
-            drawn *= group_size - num_plain
-        templates[name] = (*(result.templates[z] for z in drawn), *[""] * num_plain)
+        templates[name] = draw_group(group_size, cfg, lambda n, draw=draw: draw(k=n))
     return Assignment(templates)
 
 
@@ -98,7 +96,7 @@ def prompts_for(
         templates = plain if first else assignment.templates.get(question.id, plain)
         groups[question.id] = groups.get(question.id, 0) + 1
         assert len(templates) == group_size, (
-            f"{len(templates)} templates assigned to question {question.id}, group size {group_size}"
+            f"question {question.id}: {len(templates)} templates, group size {group_size}"
         )
         expected = tokens.get(question.id, 0.0)
         prompts += [

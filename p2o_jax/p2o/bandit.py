@@ -6,10 +6,12 @@ and the evidence so far. That starts as the dev score, with the weight of `bandi
 and fades by `bandit_discount` with every policy step, as the policy moves.
 """
 
+import functools
 import random
 from collections.abc import Sequence
 
 from p2o_jax import config
+from p2o_jax.p2o.group_draw import candidates, draw_group
 from p2o_jax.state import Assignment, Bandit
 from p2o_jax.types import Question, Rollout, SearchResult
 
@@ -33,15 +35,7 @@ def start(
         return before
     means = [sum(result.score_ZN[z]) / max(len(result.score_ZN[z]), 1) for z in result.cover]
     columns = {name: n for n, name in enumerate(result.dev_ids)}
-    everyone = tuple(range(len(result.cover)))
-    members = {}
-    for name in assignment.templates:
-        solving = tuple(
-            i
-            for i, z in enumerate(result.cover)
-            if name in columns and result.solves(z, columns[name])
-        )
-        members[name] = solving or everyone
+    members = {name: tuple(candidates(result, columns, name)) for name in assignment.templates}
     return Bandit(
         templates=tuple(result.templates[z] for z in result.cover),
         successes=tuple(cfg.bandit_prior * mean for mean in means),
@@ -69,16 +63,16 @@ def draw(
         if question.id not in assignment.templates:
             continue
         rng = random.Random(f"{seed}/bandit/{question.id}")
-        group = assignment.templates[question.id]
-        num_plain = min(cfg.plain_rollouts or 0, len(group))
-        num_draws = 1 if cfg.same_template_in_group else len(group) - num_plain
-        chosen = [
-            bandit.templates[_best(bandit, bandit.members[question.id], rng)]
-            for _ in range(num_draws)
-        ]
-        chosen = chosen * (len(group) - num_plain) if cfg.same_template_in_group else chosen
-        drawn[question.id] = (*chosen, *[""] * num_plain)
+        draw = functools.partial(_best_templates, bandit, bandit.members[question.id], rng)
+        group_size = len(assignment.templates[question.id])
+        drawn[question.id] = draw_group(group_size, cfg, draw)
     return Assignment(drawn)
+
+
+def _best_templates(
+    bandit: Bandit, members: Sequence[int], rng: random.Random, count: int
+) -> list[str]:
+    return [bandit.templates[_best(bandit, members, rng)] for _ in range(count)]
 
 
 def _best(bandit: Bandit, members: Sequence[int], rng: random.Random) -> int:

@@ -27,8 +27,9 @@ def find_hard(
 
     ▲ `judge_on="plain"` looks at untemplated rollouts only, as "solved with a crutch" is not
     solved; a question that has none is judged by all of its rollouts. "all" is what the released
-    code does. Where fewer than G are judged, so many fewer may
-    succeed: with 1 of 6 none of two, as otherwise a question solved half of the time stays hard. ▲
+    code does. Where fewer than G are judged, as many fewer
+    may succeed: with 1 of 6 none of two, as otherwise a question solved half of the time stays
+    hard. ▲
     With `sticky`, questions of `last_hard_ids`, hard in the last epoch, are hard unless a plain
     rollout succeeded, too.
     """

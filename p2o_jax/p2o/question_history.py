@@ -65,7 +65,7 @@ def _mean_tokens(rollouts: Sequence[Rollout]) -> dict[str, float]:
     lengths: dict[str, list[int]] = {}
     for rollout in rollouts:
         lengths.setdefault(rollout.prompt.question.id, []).append(len(rollout.completion.token_ids))
-    return {name: sum(found) / len(found) for name, found in lengths.items()}
+    return {name: sum(counts) / len(counts) for name, counts in lengths.items()}
 
 
 def _is_internalised(fate: LearningStatus) -> bool:
@@ -88,11 +88,11 @@ def rows(history: History, hard_ids: Collection[str]) -> list[dict[str, Any]]:
     """A row of questions.jsonl for each question of the epoch that ended: successes and
     rollouts, plain and by template, and its fate.
     """
-    made, hard = [], set(hard_ids)
+    rows, hard = [], set(hard_ids)
     for name, attempts in history.attempts.items():
         templated = {t: list(n) for t, n in attempts.by_template.items() if t}
         fate = history.fates.get(name)
-        made.append(
+        rows.append(
             {
                 "epoch": history.epoch,
                 "question_id": name,
@@ -107,4 +107,4 @@ def rows(history: History, hard_ids: Collection[str]) -> list[dict[str, Any]]:
                 "relapsed_epoch": fate.relapsed if fate and fate.relapsed >= 0 else None,
             }
         )
-    return made
+    return rows

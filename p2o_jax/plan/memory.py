@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-
-from p2o_jax.plan.programs import CompiledProgram, PlannedRun, shard_bytes
-from p2o_jax.startup import components
+from p2o_jax.models.device_memory import bytes_per_device, kv_bytes_per_token
+from p2o_jax.plan.programs import CompiledProgram, PlannedRun
+from p2o_jax.startup import memory_report
 
 
 class ResidentBytes(NamedTuple):
@@ -43,16 +41,13 @@ def held(parts: PlannedRun, programs: Mapping[str, CompiledProgram]) -> Resident
     """The bytes kept between programs, from the learner's shardings and the sampler's programs."""
     state, shardings = parts.learner.abstract_state(), parts.learner.state_shardings
 
-    def size(tree: object, split: object) -> int:
-        return sum(map(shard_bytes, jax.tree.leaves(tree), jax.tree.leaves(split)))
-
     first = {name.split()[0]: p.memory for name, p in programs.items()}
     reference = (
         0
         if parts.spec.lora
-        else components.reference_bytes(parts.cfg, parts.spec, parts.mesh, parts.learner.dtype)
+        else memory_report.reference_bytes(parts.cfg, parts.spec, parts.mesh, parts.learner.dtype)
     )
-    optimizer = size(state.opt_state, shardings.opt_state)
+    optimizer = bytes_per_device(state.opt_state, shardings.opt_state)
     return ResidentBytes(
         first["to_rollout_layout"].arguments[0],
         optimizer,
@@ -63,12 +58,8 @@ def held(parts: PlannedRun, programs: Mapping[str, CompiledProgram]) -> Resident
 
 def position_bytes(parts: PlannedRun) -> int:
     """Bytes per chip of the keys and values of one position in all layers."""
-    spec, split = parts.spec, parts.mesh.shape["tensor"]
-    heads = spec.kv_heads if spec.kv_heads % split else spec.kv_heads // split
-    vector = spec.head_dim * jnp.dtype(parts.engine.cache_dtype).itemsize + (
-        4 if parts.engine.cache_dtype == jnp.int8 else 0
-    )
-    return 2 * spec.layers * heads * vector
+    tensor = parts.mesh.shape["tensor"]
+    return kv_bytes_per_token(parts.spec, parts.engine.cache_dtype, tensor)
 
 
 def loads(programs: Mapping[str, CompiledProgram], kept: ResidentBytes) -> list[Load]:

@@ -1,7 +1,6 @@
 """Compiles a config's real programs, the learner's and the sampler's, for a topology."""
 
 import dataclasses
-import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -10,20 +9,20 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from p2o_jax import config
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.models import hf_config, sharding
+from p2o_jax.models.device_memory import bytes_per_device
 from p2o_jax.models.spec import ModelSpec, Rope
 from p2o_jax.plan import cost
 from p2o_jax.plan.chips import GIB, Topology
 from p2o_jax.rl.learner import Learner
-from p2o_jax.rollout import memory, sampling_params
+from p2o_jax.rollout import sampling_params
 from p2o_jax.rollout.engine import Engine
 from p2o_jax.rollout.engine import Program as EngineProgram
-from p2o_jax.startup import components
+from p2o_jax.startup import components, memory_report
 from p2o_jax.startup.model import Model, compute_dtype, place
 
 _QWEN3: dict[str, Any] = {
@@ -47,7 +46,6 @@ SPECS = {
     "qwen3-14b": ModelSpec(width=5120, layers=40, heads=40, kv_heads=8, mlp=17408, **_QWEN3),
     "qwen3-32b": ModelSpec(width=5120, layers=64, heads=64, kv_heads=8, mlp=25600, **_QWEN3),
 }
-KEY_BYTES = 8  # of a random key
 UNLIMITED = 2**62
 DEPTHS = (2, 4)  # layers of the models from which quick plans extrapolate
 OF_DEPTH = ", layers: "
@@ -137,7 +135,9 @@ def make(cfg: Config, spec: ModelSpec, topology: Topology) -> PlannedRun:
         spec,
         mesh,
         learner,
-        components.make_engine(cfg, model, components.held_bytes(cfg, spec, mesh, learner), enough),
+        components.make_engine(
+            cfg, model, memory_report.held_bytes(cfg, spec, mesh, learner), enough
+        ),
     )
 
 
@@ -200,11 +200,11 @@ def sampler(engine: Engine, cfg: Config, prompt: int) -> Iterator[LoweredProgram
 
 def _caches(engine: Engine, p: EngineProgram) -> int:
     """Bytes per chip of the prompt cache and, in decoding, of the slots."""
-    prompt_cache = memory.per_device(engine.abstract_prompt_cache(p))
+    prompt_cache = bytes_per_device(engine.abstract_prompt_cache(p))
     if p.kind == "prefill":
         return prompt_cache
     rows = engine.abstract_run(p._replace(bucket=engine.copied(p.bucket, p.group))).rows
-    return prompt_cache + memory.per_device((rows.slots, rows.prompts))
+    return prompt_cache + bytes_per_device((rows.slots, rows.prompts))
 
 
 def bucket_of(cfg: Config, prompt: int) -> int:
@@ -331,9 +331,7 @@ def _memory(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled, caches: 
     analysis = compiled.memory_analysis()
     assert analysis is not None
     pairs = zip(lowered.args_info[0], compiled.input_shardings[0], strict=True)
-    sizes = tuple(
-        sum(jax.tree.leaves(jax.tree.map(shard_bytes, arg, splits))) for arg, splits in pairs
-    )
+    sizes = tuple(bytes_per_device(arg, splits) for arg, splits in pairs)
     temporaries = max(analysis.peak_memory_in_bytes - sum(sizes), 0)
     return Memory(
         sizes,
@@ -342,15 +340,6 @@ def _memory(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled, caches: 
         analysis.output_size_in_bytes,
         analysis.generated_code_size_in_bytes,
     )
-
-
-def shard_bytes(x: Any, split: Any) -> int:
-    """Bytes of an array, or of its description, on one device.
-
-    0 for arguments that the program does not use, whose sharding is None.
-    """
-    item = KEY_BYTES if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
-    return math.prod(split.shard_shape(x.shape)) * item if split is not None else 0
 
 
 def _needed(message: str) -> int:

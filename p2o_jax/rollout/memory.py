@@ -1,17 +1,16 @@
-"""What sampling holds in a device's memory, reckoned before anything is compiled; and how many
+"""What sampling holds in a device's memory, computed before anything is compiled; and how many
 slots fit.
 """
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from p2o_jax.config import ConfigError
+from p2o_jax.models.device_memory import bytes_per_device
 from p2o_jax.rollout import prefill
 from p2o_jax.rollout.engine import Engine, Program
 from p2o_jax.runtime import distributed
@@ -45,7 +44,7 @@ class Plan:
             + self.others
         )
 
-    def told(self, engine: Engine) -> str:
+    def arithmetic(self, engine: Engine) -> str:
         """The arithmetic, in a line."""
         cfg, shards = engine.cfg, engine.num_shards
         kind = np.dtype(engine.cache_dtype).name
@@ -78,13 +77,13 @@ def plan(engine: Engine, others: int = 0) -> Plan:
     run = engine.abstract_run(Program("slots", copied, capacity=capacity, size=engine.sizes[0]))
     logits = engine.sizes[0] * spec.vocab_rows * 4 // mesh.shape["tensor"]
     return Plan(
-        weights=per_device(engine.abstract_weights),
+        weights=bytes_per_device(engine.abstract_weights),
         prompt_cache=max(
-            per_device(engine.abstract_prompt_cache(Program("prompt cache", bucket, rows)))
+            bytes_per_device(engine.abstract_prompt_cache(Program("prompt cache", bucket, rows)))
             for bucket, rows in shapes
         ),
-        slots=per_device(run.rows),
-        outputs=2 * per_device(run._replace(rows=())),
+        slots=bytes_per_device(run.rows),
+        outputs=2 * bytes_per_device(run._replace(rows=())),
         temporaries=max(
             4 * logits, *(_prefill_bytes(engine, bucket, rows) for bucket, rows in shapes)
         ),
@@ -122,7 +121,7 @@ def fitting(
     if needed.total > limit:
         missing = needed.total - limit
         raise ConfigError(
-            f"sampling does not fit into a device's memory: {needed.told(engine)}, of {_gib(limit)}"
+            f"sampling does not fit into a device's memory: {needed.arithmetic(engine)}, of {_gib(limit)}"
             f" usable, {_gib(missing)} too much; {_more_tensor(engine, needed, missing)}lower"
             " config.rollout.prompt_cache_tokens, slots or max_new_tokens, set"
             " config.rollout.cache_dtype=int8, or use more devices (config.mesh)"
@@ -143,14 +142,6 @@ def _more_tensor(engine: Engine, needed: Plan, missing: int) -> str:
         if needed.weights * (1 - 1 / more) >= missing:
             return f"set config.mesh.tensor={more * now} (now {now}), which splits the weights, "
     return ""
-
-
-def per_device(tree: Any) -> int:
-    """Bytes on one device of abstract arrays with shardings."""
-    return sum(
-        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
-        for x in jax.tree.leaves(tree)
-    )
 
 
 def device_bytes(mesh: Mesh) -> int:

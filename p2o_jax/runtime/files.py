@@ -53,10 +53,10 @@ def leftovers(path: Path) -> list[str]:
     """A line for each `unused(path)` that exists: a command was killed while it wrote `path`, or
     is writing it now.
     """
-    found = sorted(path.parent.glob(f"{glob.escape(path.name)}.partial-*"))
+    partial = sorted(path.parent.glob(f"{glob.escape(path.name)}.partial-*"))
     return [
         f"{p}: left by a command that was killed; delete it unless such a command is running"
-        for p in found
+        for p in partial
     ]
 
 

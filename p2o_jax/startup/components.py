@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from p2o_jax import config
 from p2o_jax.config import Config
@@ -21,7 +20,7 @@ from p2o_jax.data.questions import Questions
 from p2o_jax.evaluation.heldout import Evaluation
 from p2o_jax.gepa import api
 from p2o_jax.models import lora, sharding
-from p2o_jax.models.spec import ModelSpec, num_params
+from p2o_jax.models.spec import num_params
 from p2o_jax.rewards.verify import Verifier
 from p2o_jax.rl import advantages, cost
 from p2o_jax.rl.batch import Example
@@ -33,8 +32,9 @@ from p2o_jax.rollout.pipeline import RolloutPipeline
 from p2o_jax.runtime import distributed, rng
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.startup import memory_report, run_directory
-from p2o_jax.startup.model import WORLD, Model
-from p2o_jax.startup.preflight import model_reflects, open_run, reference_dtype
+from p2o_jax.startup.memory_report import held_bytes, reference_bytes
+from p2o_jax.startup.model import WORLD, Model, reference_dtype
+from p2o_jax.startup.preflight import model_reflects, open_run
 from p2o_jax.state import RunState
 from p2o_jax.tracking import checkpoint
 from p2o_jax.tracking.checkpoint import Checkpoints
@@ -305,29 +305,6 @@ def make_engine(
         )
 
     return memory.fitting(make, cfg.rollout.slots, held, device_memory)
-
-
-def held_bytes(cfg: Config, spec: ModelSpec, mesh: Mesh, learner: Learner) -> int:
-    """What training holds per device while it samples: the train state, and the whole initial
-    model where that is needed besides.
-    """
-    return memory.per_device(learner.abstract_state()) + reference_bytes(
-        cfg, spec, mesh, learner.dtype
-    )
-
-
-def reference_bytes(cfg: Config, spec: ModelSpec, mesh: Mesh, dtype: Any) -> int:
-    """The frozen initial model per device, as the learner lays it out; 0 where nothing asks for it.
-    Computation is in `dtype`.
-
-    A KL term does, reflection by it, and adapters, which are trained on it.
-    """
-    reflects = cfg.gepa.enabled and cfg.gepa.reflector == "reference"
-    if spec.lora is None and cfg.loss.kl == "off" and not reflects:
-        return 0
-    held = cfg.model.param_dtype if spec.lora else reference_dtype(cfg, dtype)
-    spec = dataclasses.replace(spec, lora=None)
-    return memory.per_device(sharding.abstract_params(spec, mesh, sharding.LEARNER, held))
 
 
 def sampling_programs(cfg: Config, engine: Engine) -> list[Program]:

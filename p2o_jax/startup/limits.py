@@ -62,15 +62,15 @@ def _special_id_problems(path: Path, vocab: int, rule: str) -> list[str]:
     -1 stands for none.
     """
     values = hf_config.read_json(path) if path.exists() else {}
-    found = []
+    problems = []
     for key in SPECIAL_IDS:
         value = values.get(key)
         for i in value if isinstance(value, list) else [] if value is None else [value]:
             if type(i) is not int:
-                found.append(f"{path}: {key}={value!r} must be a token id, or a list of them")
+                problems.append(f"{path}: {key}={value!r} must be a token id, or a list of them")
             elif not 0 <= i < vocab and (key, i) != ("pad_token_id", -1):
-                found.append(f"{path}: {key}={i}; {rule}")
-    return found
+                problems.append(f"{path}: {key}={i}; {rule}")
+    return problems
 
 
 def beyond_context(cfg: Config, spec: ModelSpec, tokens: int) -> str:
@@ -130,15 +130,15 @@ def training_problems(cfg: Config, spec: ModelSpec, chat: Chat, longest_plain: i
             f" config.data.max_prompt_tokens={cfg.data.max_prompt_tokens},"
             f" config.rollout.prompt_buckets={cfg.rollout.prompt_buckets})"
         )
-    found = response_problems(cfg, spec, prompt, tokens)
+    problems = response_problems(cfg, spec, prompt, tokens)
     if g.enabled and g.reflector != "api":
         around = len(chat.render_text(""))
         reflection = g.reflect_prompt_tokens + around + g.reflect_new_tokens
         if why := beyond_context(cfg, spec, reflection):
-            found.append(
+            problems.append(
                 f"config.gepa.reflect_prompt_tokens={g.reflect_prompt_tokens}, {around} tokens of"
                 " chat template around them and"
                 f" config.gepa.reflect_new_tokens={g.reflect_new_tokens} make {reflection:,}"
                 f" tokens: {why}"
             )
-    return found
+    return problems

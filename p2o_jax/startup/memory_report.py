@@ -1,19 +1,24 @@
-"""What a run holds in each chip's memory, by group, as it is told at the start.
+"""What a run holds in each chip's memory, by group, as it is reported at the start.
 
-What is kept is counted by the shardings; activations are reckoned, and only `p2o_jax.plan` has them
-from the compiler.
+What is kept is counted from shapes and shardings. Activations are estimated; only `p2o_jax.plan`
+has them from the compiler.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from p2o_jax import config
 from p2o_jax.models import sharding
+from p2o_jax.models.device_memory import bytes_per_device
+from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rollout import memory
 from p2o_jax.rollout.engine import Engine
+from p2o_jax.startup.model import reference_dtype
 
 # activations [.., D] that a layer keeps for the backward pass, about, by model.remat
 SAVED = {
@@ -74,11 +79,11 @@ def measure(cfg: config.Config, learner: Learner, engine: Engine, reference: int
     is held; with adapters a part of params.
     """
     state, plan = learner.abstract_state(), memory.plan(engine)
-    params = memory.per_device(state.params)
+    params = bytes_per_device(state.params)
     adapted = learner.spec.lora is not None
     return Footprint(
         params=params + reference * adapted,
-        optimizer=memory.per_device(state.opt_state),
+        optimizer=bytes_per_device(state.opt_state),
         reference=reference * (not adapted),
         sampling_params=plan.weights,
         kv_cache=plan.prompt_cache + plan.slots,
@@ -89,9 +94,34 @@ def measure(cfg: config.Config, learner: Learner, engine: Engine, reference: int
     )
 
 
+def held_bytes(cfg: config.Config, spec: ModelSpec, mesh: Mesh, learner: Learner) -> int:
+    """Bytes per device that training holds while it samples.
+
+    These are the train state, and the whole initial model where that is needed besides.
+    """
+    reference = reference_bytes(cfg, spec, mesh, learner.dtype)
+    return bytes_per_device(learner.abstract_state()) + reference
+
+
+def reference_bytes(cfg: config.Config, spec: ModelSpec, mesh: Mesh, dtype: Any) -> int:
+    """Bytes per device of the frozen initial model in the learner's layout; 0 if it is not needed.
+
+    A KL term needs it, reflection by it, and adapters, which are trained on it.
+
+    Args:
+        dtype: of computation.
+    """
+    reflects = cfg.gepa.enabled and cfg.gepa.reflector == "reference"
+    if spec.lora is None and cfg.loss.kl == "off" and not reflects:
+        return 0
+    held = cfg.model.param_dtype if spec.lora else reference_dtype(cfg, dtype)
+    spec = dataclasses.replace(spec, lora=None)
+    return bytes_per_device(sharding.abstract_params(spec, mesh, sharding.LEARNER, held))
+
+
 def _in_float32(abstract_params: Any) -> int:
     return sum(
-        memory.per_device(x) // x.dtype.itemsize * 4 for x in jax.tree.leaves(abstract_params)
+        bytes_per_device(x) // x.dtype.itemsize * 4 for x in jax.tree.leaves(abstract_params)
     )
 
 

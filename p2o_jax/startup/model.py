@@ -159,6 +159,11 @@ def compute_dtype(cfg: Config, on_cpu: bool = False) -> Any:
     ]
 
 
+def reference_dtype(cfg: Config, dtype: Any) -> str:
+    """The dtype of the frozen initial model: that of params for a KL term, else of computation."""
+    return cfg.model.param_dtype if cfg.loss.kl != "off" else str(jnp.dtype(dtype))
+
+
 def collect(problems: list[str], make: Callable[[], Any]) -> Any:
     """What `make` returns; None where it raises a ConfigError, whose lines are added."""
     try:

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,58 +35,58 @@ def open_run(
         ConfigError: with a line for everything wrong with config, workdir, mesh, model directory
             and data files.
     """
-    found = [
+    problems = [
         *rules.problems(cfg, len(jax.devices())),
         *directory.problems,
         *directory.changed_settings(cfg),
     ]
     train, heldout = (
-        collect(found, lambda: load_questions(cfg)),
-        collect(found, lambda: load_heldout(cfg)) or [],
+        collect(problems, lambda: load_questions(cfg)),
+        collect(problems, lambda: load_heldout(cfg)) or [],
     )
-    found += directory.changed_questions(cfg, train, *heldout)
+    problems += directory.changed_questions(cfg, train, *heldout)
     own = run_directory.question_digests(cfg, train, *heldout)
     if not distributed.all_processes(own == distributed.broadcast_from_main(lambda: own)):
-        found.append(
+        problems.append(
             "config.data: not all processes read the same questions; copy the files to every host,"
             " or give a path that all share"
         )
     if (cfg.data.path == WORLD) != (cfg.model.path == WORLD):
-        found.append(
+        problems.append(
             f"config.data.path={cfg.data.path} with config.model.path={cfg.model.path}: the"
             " built-in world's questions and its base model only go together; give both, or"
             " neither"
         )
     if cfg.gepa.enabled and cfg.gepa.reflector == "api":
-        found += distributed.broadcast_from_main(lambda: key_problems(cfg.api))
-    found += (
+        problems += distributed.broadcast_from_main(lambda: key_problems(cfg.api))
+    problems += (
         distributed.broadcast_from_main(lambda: reward_problems(cfg.reward))
         if cfg.reward.fn
         else []
     )
-    found += distributed.broadcast_from_main(lambda: writers.problems(cfg))
-    if found and cfg.model.path == WORLD:  # which would be pretrained first
-        raise ConfigError(*found)
+    problems += distributed.broadcast_from_main(lambda: writers.problems(cfg))
+    if problems and cfg.model.path == WORLD:  # which would be pretrained first
+        raise ConfigError(*problems)
     model = collect(
-        found, lambda: open_model(cfg, reporter, directory.date, directory.revision(cfg.model.path))
+        problems, lambda: open_model(cfg, reporter, directory.date, directory.revision(cfg.model.path))
     )
     digests = model.digests if model else {}
     if not distributed.all_processes(digests == distributed.broadcast_from_main(lambda: digests)):
-        found.append(
+        problems.append(
             f"config.model.path={cfg.model.path}: not all processes read the same files; copy them"
             " to every host"
         )
     if model:
-        found += directory.changed_model(model.directory, digests)
+        problems += directory.changed_model(model.directory, digests)
         for part in (train, *heldout):
-            found += (
+            problems += (
                 sources.too_long(
                     part, lambda q: len(model.chat.render(q)), cfg.data.max_prompt_tokens
                 )
                 if part
                 else []
             )
-        found += (
+        problems += (
             reflection_problems(cfg, model.chat, train.questions if train else ())
             if cfg.gepa.enabled
             else []
@@ -95,18 +94,18 @@ def open_run(
         lengths = [
             len(model.chat.render(q)) for part in (train, *heldout) if part for q in part.questions
         ]
-        found += limits.training_problems(cfg, model.spec, model.chat, max(lengths, default=0))
+        problems += limits.training_problems(cfg, model.spec, model.chat, max(lengths, default=0))
     num_steps = cfg.train.epochs * -(
         -len(train.questions if train else ()) // max(cfg.rollout.questions, 1)
     )
     space = (
         (lambda: space_problems(cfg, directory, model, num_steps)) if model and train else list[str]
     )
-    found += distributed.broadcast_from_main(space)
+    problems += distributed.broadcast_from_main(space)
     # what one process cannot open, none starts without
-    if not distributed.all_processes(not found) or not model or not train:
+    if not distributed.all_processes(not problems) or not model or not train:
         raise ConfigError(
-            *dict.fromkeys(found or ["another process cannot start; its own output says why"])
+            *dict.fromkeys(problems or ["another process cannot start; its own output says why"])
         )
     notices = [line for part in (train, *heldout) for line in part.notices]
     for line in [*rules.notices(cfg), *notices, *sources.shared(train, heldout)]:
@@ -114,16 +113,11 @@ def open_run(
     return model, train, heldout
 
 
-def reference_dtype(cfg: Config, dtype: Any) -> str:
-    """That of params where a KL term asks for the initial model, else that of computation."""
-    return cfg.model.param_dtype if cfg.loss.kl != "off" else str(jnp.dtype(dtype))
-
-
 def reflection_problems(cfg: Config, chat: Chat, questions: Sequence[Question] = ()) -> list[str]:
     """A line if no reflection prompt fits into its limit, and one if the longest, in its chat
     template, does not fit the sampler.
     """
-    g, found = cfg.gepa, []
+    g, problems = cfg.gepa, []
     comment = "." if cfg.reward.fn else ""  # the least that a reward function of one's own may say
 
     def least(question: Question) -> int:
@@ -134,19 +128,19 @@ def reflection_problems(cfg: Config, chat: Chat, questions: Sequence[Question] =
     # the first mostly fits, and no other is counted
     sizes = map(least, sorted(questions, key=lambda q: len(q.text)))
     if questions and not any(size <= g.reflect_prompt_tokens for size in sizes):
-        found.append(
+        problems.append(
             f"config.gepa.reflect_prompt_tokens={g.reflect_prompt_tokens} is less than any"
             f" reflection prompt takes, {min(map(least, questions))} tokens with one example and an"
             " empty response: every proposal would be rejected"
         )
     around, longest = len(chat.render_text("")), config.max_prompt_tokens(cfg)
     if model_reflects(cfg) and g.reflect_prompt_tokens + around > longest:
-        found.append(
+        problems.append(
             f"config.gepa.reflect_prompt_tokens={g.reflect_prompt_tokens} and {around} tokens of"
             " chat template and system prompt around them must fit into the last of"
             f" config.rollout.prompt_buckets={cfg.rollout.prompt_buckets}"
         )
-    return found
+    return problems
 
 
 def model_reflects(cfg: Config) -> bool:
@@ -182,9 +176,9 @@ def _of_world(made: Sequence[Question]) -> sources.Loaded:
 
 def key_problems(cfg: config.ApiConfig) -> list[str]:
     """A line for each of the endpoint's keys that is not in the environment."""
-    found: list[str] = []
-    collect(found, lambda: api.read_keys(cfg.key_env))
-    return found
+    problems: list[str] = []
+    collect(problems, lambda: api.read_keys(cfg.key_env))
+    return problems
 
 
 def reward_problems(cfg: config.RewardConfig) -> list[str]:

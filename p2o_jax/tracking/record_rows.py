@@ -103,7 +103,7 @@ METRICS = Schema({"step": COUNT}, others=MEASURED)
 EVALUATIONS = Schema(
     {"step": COUNT, "accuracy": SHARE},
     {
-        "standard_error": SHARE,
+        "standard_error": _or_null(SHARE),  # null: of a single question
         "questions": COUNT,
         "by_family": _mapping(SHARE),
         "sets": _mapping(SET),

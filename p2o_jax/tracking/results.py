@@ -150,7 +150,7 @@ def plot(workdir: Path, arms: Sequence[str], templated: Sequence[str] = ()) -> N
         ylabel="share",
         ylim=(-0.02, 1.02),
     )
-    hard.set(title="Hard questions found", xlabel="epoch", ylabel="questions", ylim=(0, None))
+    hard.set(title="Hard questions", xlabel="epoch", ylabel="questions", ylim=(0, None))
     seconds.set(
         title="Seconds by phase",
         xticks=[p + 0.4 - 0.4 / len(arms) for p in range(len(PHASES))],
@@ -175,7 +175,7 @@ def _print_table(workdir: Path, combined: dict[str, Any], arms: Sequence[str]) -
         *sorted(combined["by_family"][arms[0]] or {}),
         title="Held-out questions",
     )
-    table.add_row("base", _told(combined["base"]), "0")
+    table.add_row("base", _accuracy_text(combined["base"]), "0")
     for arm in arms:
         families = combined["by_family"][arm] or {}
         shares = (f"{families[f]:.2f}" for f in sorted(families))
@@ -184,7 +184,7 @@ def _print_table(workdir: Path, combined: dict[str, Any], arms: Sequence[str]) -
             if arm in combined["templated"] and len(combined["templated"]) < len(arms)
             else arm
         )
-        table.add_row(name, _told(combined[arm]), f"{combined[f'tokens_{arm}']:,.0f}", *shares)
+        table.add_row(name, _accuracy_text(combined[arm]), f"{combined[f'tokens_{arm}']:,.0f}", *shares)
     console.print(table)
     for arm in arms:
         for template in combined["best_templates"][arm]:
@@ -213,7 +213,7 @@ def _seconds(combined: dict[str, Any]) -> str:
     )
 
 
-def _told(accuracy: float | None) -> str:
+def _accuracy_text(accuracy: float | None) -> str:
     return "no held-out questions" if accuracy is None else f"{accuracy:.3f}"
 
 

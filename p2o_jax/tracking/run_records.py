@@ -55,20 +55,20 @@ _SHAPES: dict[str, Callable[[Any], bool]] = {
 
 def read(workdir: Path) -> tuple[dict[str, Any], list[str]]:
     """(JSON records by name, of those that are there; a line for each that is damaged)."""
-    found, problems = {}, []
+    records, problems = {}, []
     for name in _SHAPES:
         try:
-            found[name] = read_one(workdir, name)
+            records[name] = read_one(workdir, name)
         except FileNotFoundError:
             continue
         except ValueError as e:
             problems.append(f"{e}. Put the file back as it was, or {ANEW}")
     # which is written first
-    if "config.json" in found and not (workdir / "questions.json").exists():
+    if "config.json" in records and not (workdir / "questions.json").exists():
         problems.append(
             f"{workdir / 'questions.json'}: missing. Put the file back as it was, or {ANEW}"
         )
-    return found, problems
+    return records, problems
 
 
 def read_one(workdir: Path, name: str) -> Any:

@@ -120,7 +120,7 @@ def test_the_interval_of_a_mean_of_means_weighs_sets_alike():
 
 def test_standard_error_by_hand():
     assert estimates.standard_error(np.array([0.0, 1.0])) == pytest.approx(0.5)
-    assert estimates.standard_error(np.array([1.0])) == 0.0
+    assert estimates.standard_error(np.array([1.0])) is None
 
 
 def test_the_interval_of_a_mean_is_wilson_s_for_zeros_and_ones_and_student_s_for_others():
@@ -142,6 +142,8 @@ def test_the_interval_of_a_mean_is_wilson_s_for_zeros_and_ones_and_student_s_for
         and estimates.wilson(0.0, 8)[1] > 0.3
     )
     assert estimates.interval_of_mean(0.4, 0.0, 1) == (0.0, 1.0)
+    assert estimates.interval_of_mean(0.4, None, 1) == (0.0, 1.0)
+    assert estimates.interval_of_mean(1.0, None, 1) == estimates.wilson(1.0, 1)
     assert estimates.interval_of_mean(0.4, None, 50) == estimates.wilson(0.4, 50)
 
 

@@ -12,12 +12,13 @@ import pytest
 
 from p2o_jax import config
 from p2o_jax.models import lora, sharding, transformer
+from p2o_jax.models.device_memory import bytes_per_device
 from p2o_jax.models.spec import LoraSpec, Weight, weights
 from p2o_jax.offline import export
 from p2o_jax.rl import advantages, batch
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rl.optimizer import apply_updates, make_optimizer, round_stochastically
-from p2o_jax.startup import components, memory_report, preflight, run_directory
+from p2o_jax.startup import memory_report, preflight, run_directory
 from p2o_jax.startup.model import Model
 from p2o_jax.tracking import disk_space
 from tests.factories import single_device_mesh
@@ -116,7 +117,7 @@ def test_disk_and_memory_count_the_bytes_of_a_state(tmp_path, monkeypatch):
         learner = make_learner(spec, "bfloat16")
         state = learner.abstract_state()
         size = sum(x.size for x in jax.tree.leaves(state.params))
-        held = components.memory.per_device((state.params, state.opt_state))
+        held = bytes_per_device((state.params, state.opt_state))
         assert 0 <= held - per_weight * size < 64, "and counters"
         assert memory_report._in_float32(state.params) == 4 * size
         asked = []
