@@ -9,7 +9,7 @@ from p2o_jax.types import SearchResult
 def draw_group(
     group_size: int, cfg: config.AssignConfig, draw: Callable[[int], Sequence[str]]
 ) -> tuple[str, ...]:
-    """The templates of a question's group: the drawn ones, then "" for each plain rollout ▲.
+    """The templates of a question's group: the drawn ones, then "" for each plain rollout.
 
     Args:
         draw: returns that many templates; called once, for one template where the whole group

@@ -88,11 +88,11 @@ def rows(history: History, hard_ids: Collection[str]) -> list[dict[str, Any]]:
     """A row of questions.jsonl for each question of the epoch that ended: successes and
     rollouts, plain and by template, and its fate.
     """
-    rows, hard = [], set(hard_ids)
+    epoch_rows, hard = [], set(hard_ids)
     for name, attempts in history.attempts.items():
         templated = {t: list(n) for t, n in attempts.by_template.items() if t}
         fate = history.fates.get(name)
-        rows.append(
+        epoch_rows.append(
             {
                 "epoch": history.epoch,
                 "question_id": name,
@@ -107,4 +107,4 @@ def rows(history: History, hard_ids: Collection[str]) -> list[dict[str, Any]]:
                 "relapsed_epoch": fate.relapsed if fate and fate.relapsed >= 0 else None,
             }
         )
-    return rows
+    return epoch_rows

@@ -68,7 +68,8 @@ def open_run(
     if problems and cfg.model.path == WORLD:  # which would be pretrained first
         raise ConfigError(*problems)
     model = collect(
-        problems, lambda: open_model(cfg, reporter, directory.date, directory.revision(cfg.model.path))
+        problems,
+        lambda: open_model(cfg, reporter, directory.date, directory.revision(cfg.model.path)),
     )
     digests = model.digests if model else {}
     if not distributed.all_processes(digests == distributed.broadcast_from_main(lambda: digests)):

@@ -184,7 +184,9 @@ def _print_table(workdir: Path, combined: dict[str, Any], arms: Sequence[str]) -
             if arm in combined["templated"] and len(combined["templated"]) < len(arms)
             else arm
         )
-        table.add_row(name, _accuracy_text(combined[arm]), f"{combined[f'tokens_{arm}']:,.0f}", *shares)
+        table.add_row(
+            name, _accuracy_text(combined[arm]), f"{combined[f'tokens_{arm}']:,.0f}", *shares
+        )
     console.print(table)
     for arm in arms:
         for template in combined["best_templates"][arm]:
