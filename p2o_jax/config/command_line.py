@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from p2o_jax.config import reference
+from p2o_jax.config import names, reference
 from p2o_jax.config.errors import ConfigError
 from p2o_jax.config.ranges import Range
+from p2o_jax.config.values import BOOLEANS
 
-BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
 _SETTINGS = """\
 settings:
   Settings are given as --config.section.key=value, for example --config.optim.lr=1e-5.
@@ -218,7 +218,9 @@ class CommandLine:
     def _unknown(self, argument: str) -> str:
         head = argument.partition("=")[0]
         close = difflib.get_close_matches(head.removeprefix("--"), [*self.flags, "help"], n=1)
-        return f"{head}: unknown flag{f' (did you mean --{close[0]}?)' if close else ''}"
+        meant = names.same_setting(head.removeprefix("--")) if self.settings else ""
+        meant = close[0] if close else f"config.{meant}" if meant else ""
+        return f"{head}: unknown flag{f' (did you mean --{meant}?)' if meant else ''}"
 
     def _parser(self) -> argparse.ArgumentParser:
         usage = [f"python -m {self.program}"]

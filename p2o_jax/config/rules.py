@@ -92,7 +92,7 @@ def api_problems(api: ApiConfig) -> list[str]:
     if api.max_dollars and not (api.dollars_per_million_prompt and api.dollars_per_million_reply):
         found.append(
             "config.api.max_dollars needs config.api.dollars_per_million_prompt and"
-            " dollars_per_million_reply"
+            " config.api.dollars_per_million_reply"
         )
     try:
         if api.extra_body and not isinstance(json.loads(api.extra_body), dict):
@@ -115,13 +115,13 @@ def _cheapest_phase(gepa: GepaConfig) -> int:
     ) * gepa.rollouts_per_eval
 
 
-def problems(config: Config, num_devices: int) -> list[str]:
+def problems(config: Config, num_devices: int | None) -> list[str]:
     """A line for every number out of range, and for every rule between settings, that this
     (resolved) config breaks.
     """
     return [
         *range_problems(config),
-        *_mesh_problems(config.mesh, num_devices),
+        *(_mesh_problems(config.mesh, num_devices) if num_devices else []),
         *_broken(_data_rules(config)),
         *_broken(_world_rules(config.world)),
         *_broken(_training_rules(config, num_devices)),
@@ -196,15 +196,16 @@ def _world_rules(world: WorldConfig) -> Rules:
     )
 
 
-def _training_rules(config: Config, num_devices: int) -> Rules:
+def _training_rules(config: Config, num_devices: int | None) -> Rules:
     rollout, optim, loss, plain = (
         config.rollout,
         config.optim,
         config.loss,
         config.assign.plain_rollouts,
     )
-    mini, shape = minibatch_questions(config), mesh_shape(config.mesh, num_devices)
-    shards = num_devices // shape[2] if math.prod(shape) == num_devices else 1
+    mini = minibatch_questions(config)
+    shape = mesh_shape(config.mesh, num_devices or 1)
+    shards = num_devices // shape[2] if num_devices and math.prod(shape) == num_devices else 1
     yield (
         mini > 0 and rollout.questions % mini == 0,
         (

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from p2o_jax.config import Config, ConfigError, loading, setting
+from p2o_jax.config import Config, ConfigError, names, setting
 from p2o_jax.data import sources
 from p2o_jax.models import hf_config, identity
 from p2o_jax.runtime import distributed, files, run_lock
@@ -98,7 +98,7 @@ class RunDirectory:
             return []
         changed = [
             d
-            for d in _differences(loading.current_names(self.records["config.json"]), _as_json(cfg))
+            for d in _differences(names.current_names(self.records["config.json"]), _as_json(cfg))
             if not setting.may_change(Config, d[0])
         ]
         if unknown := [f"config.{key}" for key, there, now in changed if _ABSENT in (there, now)]:

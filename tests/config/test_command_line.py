@@ -81,6 +81,9 @@ def test_wrong_flags_are_reported_together():
         "a.py: unknown flag",
         "-x: unknown flag",
     ]
+    assert problems_of(TRAIN.parse, ["--config=a", "--learning_rate=1"]) == [
+        "--learning_rate: unknown flag (did you mean --config.optim.lr?)"
+    ]
 
 
 def test_values_have_types_ranges_and_choices():

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from p2o_jax import config
-from p2o_jax.config import Config, ConfigError, loading, ranges, rules, setting
+from p2o_jax.config import Config, ConfigError, loading, names, ranges, rules, setting
 
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(FOLDER.rglob("*.py"))
@@ -158,6 +158,20 @@ OVERRIDES = [
     ("rollout.prompt_buckets", "16", (16,)),
     ("rollout.prompt_buckets", "16,32", (16, 32)),
     ("preset", "faithful", "faithful"),
+    ("gepa.enabled", "no", False),
+    ("gepa.charge_all", "Yes", True),
+    ("mining.judge_on", "none", None),
+    ("train.max_generated_tokens", "1e6", 1_000_000),
+    ("train.max_generated_tokens", "2_000", 2000),
+    ("rollout.prompt_buckets", "1e2, 2e2", (100, 200)),
+    ("lora.targets", "q,k", ("q", "k")),
+    ("lora.targets", "(q, k)", ("q", "k")),
+    ("lora.targets", "['q', \"k\"]", ("q", "k")),
+    ("lora.targets", "q", ("q",)),
+    ("reward.env", "", ()),
+    ("api.key_env", "A_KEY, B_KEY", ("A_KEY", "B_KEY")),
+    ("data.path", "none", "none"),
+    ("data.path", "\udcff.jsonl", "\udcff.jsonl"),
 ]
 
 
@@ -177,8 +191,15 @@ def test_overrides_are_parsed_as_the_field_s_type(key, text, value):
         ("optim.lr", "fast", "config.optim.lr=fast: expected float"),
         ("optim.lr", "true", "config.optim.lr=true: expected float"),
         ("rollout.group_size", "4.0", "config.rollout.group_size=4.0: expected int"),
+        ("rollout.group_size", "1.5", "config.rollout.group_size=1.5: expected int"),
+        ("rollout.group_size", "15e-1", "config.rollout.group_size=15e-1: expected int"),
+        ("rollout.group_size", "true", "config.rollout.group_size=true: expected int"),
+        ("rollout.group_size", "none", "config.rollout.group_size=none: expected int"),
+        ("rollout.group_size", "1e999", "config.rollout.group_size=1e999: expected int"),
+        ("gepa.patience", "often", "config.gepa.patience=often: expected int or none"),
+        ("mining.judge_on", "some", "config.mining.judge_on=some: expected one of all, plain or n"),
         ("gepa.enabled", "1", "config.gepa.enabled=1: expected bool"),
-        ("gepa.enabled", "yes", "config.gepa.enabled=yes: expected bool"),
+        ("gepa.enabled", "maybe", "config.gepa.enabled=maybe: expected bool"),
         (
             "distill.mode",
             "none",
@@ -238,6 +259,75 @@ def test_all_problems_are_told_at_once():
         "config.rollout.slots='many': expected int" in lines
         and "config.nothing: no such key" in lines[0]
     )
+
+
+def test_types_ranges_and_rules_are_reported_together():
+    """A wrong choice hides neither the range nor the rules of other settings."""
+    wrong = [
+        ("loss.ratio", "tokens"),
+        ("rollout.questions", "many"),
+        ("optim.lrr", "1"),
+        ("rollout.top_p", "1.5"),
+        ("optim.minibatch_questions", "48"),
+        ("gepa.budget", "full_evals"),
+        ("mesh.data", "x"),
+    ]
+    assert problems_of(loading.load, SMOKE, wrong) == [
+        "config.loss.ratio=tokens: expected one of token, sequence, cispo",
+        "config.rollout.questions=many: expected int",
+        "config.optim.lrr: no such key (did you mean config.optim.lr?)",
+        "config.mesh.data=x: expected int",
+        "config.rollout.top_p=1.5 must lie in (0, 1]",
+        "config.gepa.budget=full_evals needs config.gepa.max_full_evals",
+    ], "the rule on minibatch_questions needs rollout.questions, which is not known"
+    values = loading.to_config_dict(Config())
+    with values.unlocked(), values.ignore_type():
+        values.loss.ratio = "tokens"
+        values.optim.b1 = True
+        values.rollout.prompt_buckets = [16, "x"]
+        values.mesh = 3
+        values.loss.nothing = 1
+        values.gepa.min_hard = 0
+        values.train.epochs = 0
+    assert problems_of(loading.from_config_dict, values) == [
+        "config.loss.nothing: no such key (did you mean config.loss.overlong?)",
+        "config.mesh=3: expected the settings of the section mesh",
+        "config.rollout.prompt_buckets=(16, 'x'): expected tuple",
+        "config.loss.ratio='tokens': expected one of token, sequence, cispo",
+        "config.optim.b1=True: expected float",
+        "config.gepa.min_hard=0 must be at least 1",
+        "config.train.epochs=0 needs config.gepa.enabled and config.gepa.schedule=first: there"
+        " would be nothing to do",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("optim.learning_rate", "optim.lr"),
+        ("learning_rate", "optim.lr"),
+        ("rollout.num_generations", "rollout.group_size"),
+        ("rollout.n", "rollout.group_size"),
+        ("max_completion_length", "rollout.max_new_tokens"),
+        ("rollout.max_tokens", "rollout.max_new_tokens"),
+        ("loss.beta", "loss.kl_coef"),
+        ("kl_coef", "loss.kl_coef"),
+        ("loss.epsilon", "loss.clip_low"),
+        ("clip_ratio_high", "loss.clip_high"),
+        ("model.group_size", "rollout.group_size"),
+        ("optim.wieght_decay", "optim.weight_decay"),
+        ("gepa.tempurature", "gepa.temperature"),
+    ],
+)
+def test_names_of_other_libraries_are_understood(key, meant):
+    (line,) = problems_of(loading.load, SMOKE, [(key, "1")])
+    assert line == f"config.{key}: no such key (did you mean config.{meant}?)"
+
+
+def test_aliases_name_settings():
+    known = setting.settings(Config)
+    assert set(names.ALIASES.values()) <= set(known)
+    assert len(names.ALIASES) == sum(len(v.split()) for v in names._ALIASES.values())
 
 
 RULES = [
@@ -702,7 +792,7 @@ def test_an_integer_too_large_for_a_float_is_out_of_range():
 
 def test_settings_of_an_earlier_run_have_their_current_names():
     values = {"preset": "faithful", "rollout": {"bank_tokens": 5, "slots": 2}}
-    assert loading.current_names(values) == {
+    assert names.current_names(values) == {
         "preset": "faithful",
         "rollout": {"prompt_cache_tokens": 5, "slots": 2},
     }
@@ -710,10 +800,5 @@ def test_settings_of_an_earlier_run_have_their_current_names():
         "bank_tokens": 5,
         "slots": 2,
     }, "the run's own record is not changed"
-    names = {
-        f"{section}.{name}"
-        for section, part in loading.to_config_dict(Config()).items()
-        if hasattr(part, "items")
-        for name in part
-    }
-    assert set(loading.RENAMED.values()) <= names and not set(loading.RENAMED) & names
+    known = set(setting.settings(Config))
+    assert set(names.RENAMED.values()) <= known and not set(names.RENAMED) & known
