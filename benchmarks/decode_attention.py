@@ -20,19 +20,27 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.report import Target
-from p2o_jax.config import loading
+from p2o_jax.config.command_line import CommandLine, Flag
+from p2o_jax.config.ranges import COUNT
 from p2o_jax.main import command
 
 ROWS, HEADS, KV_HEADS, CHANNELS, LAYERS, STEPS = 64, 4, 2, 32, 4, 10
+COMMAND_LINE = CommandLine(
+    "benchmarks.decode_attention",
+    __doc__,
+    Flag("positions", "Positions in the cache", [256, 2048], kind=int, within=COUNT, several=True),
+    Flag("repeats", "Measurements of which the median counts", 5, kind=int, within=COUNT),
+    settings=False,
+)
 
 
 def run(argv: Sequence[str]) -> None:
     """Measures and reports."""
-    flags, _ = loading.parse_flags(argv, {"positions": "256,2048", "repeats": "5"})
+    flags, _ = COMMAND_LINE.parse(argv)
     figures: dict[str, Any] = {}
-    for positions in map(int, flags["positions"].split(",")):
+    for positions in flags["positions"]:
         for name, ages in draw_ages(positions).items():
-            figures[f"{positions}_{name}"] = times(positions, ages, int(flags["repeats"]))
+            figures[f"{positions}_{name}"] = times(positions, ages, flags["repeats"])
     long = figures.get("2048_geometric", {})
     figures["tiers_over_whole"] = round(long["whole"] / long["tiers"], 2) if long else None
     report.finish("decode_attention", figures, {"tiers pay": Target("tiers_over_whole", ">=", 4.0)})

@@ -5,7 +5,6 @@ terminal. Only a ConfigError may be raised, and the output must keep its documen
 case is a function of (seed, kind, number); a failure is printed with its number.
 """
 
-import contextlib
 import json
 import random
 import string
@@ -22,6 +21,8 @@ from benchmarks import report
 from benchmarks.report import Target
 from p2o_jax import config
 from p2o_jax.config import ConfigError, loading, rules
+from p2o_jax.config.command_line import CommandLine, Flag
+from p2o_jax.config.ranges import COUNT
 from p2o_jax.data import sources
 from p2o_jax.data.chat import Chat, load_tokenizer, templated
 from p2o_jax.gepa import filters
@@ -117,6 +118,11 @@ def text(rng: random.Random, longest: int = 40) -> str:
     return "".join(parts)
 
 
+FUZZED = CommandLine(
+    "p2o_jax.main", "", Flag("config", "Config file", "x"), Flag("workdir", "Folder")
+)
+
+
 class Fuzz:
     """The kinds of cases.
 
@@ -132,7 +138,7 @@ class Fuzz:
     def settings(self, rng: random.Random) -> None:
         """Flags and overrides: either valid settings or a list of all problems."""
         flags = [self._flag(rng) for _ in range(rng.randint(1, 4))]
-        _, overrides = loading.parse_flags(flags, {"config": "x", "workdir": ""})
+        _, overrides = FUZZED.parse(flags)
         values = loading.to_config_dict(config.Config())
         loading.override(values, overrides)
         cfg = config.resolve(loading.from_config_dict(values))
@@ -395,17 +401,23 @@ def _megabytes() -> float:
     return round(longest, 3)
 
 
+COMMAND_LINE = CommandLine(
+    "benchmarks.fuzz",
+    __doc__,
+    Flag("cases", "Random inputs", 100000, kind=int, within=COUNT),
+    Flag("seed", "Seed of the inputs", "0"),
+    settings=False,
+)
+
+
 def run(argv: Sequence[str]) -> None:
     """Runs and reports.
 
     Raises:
         ConfigError: the flags are invalid.
     """
-    flags, _ = loading.parse_flags(argv, {"cases": "100000", "seed": "0"})
-    with contextlib.suppress(ValueError):
-        report.finish("fuzz", measure(int(flags["cases"]), flags["seed"]), TARGETS)
-        return
-    raise ConfigError(f"--cases={flags['cases']}: expected a number")
+    flags, _ = COMMAND_LINE.parse(argv)
+    report.finish("fuzz", measure(flags["cases"], flags["seed"]), TARGETS)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from typing import Any
 from benchmarks import report
 from benchmarks.report import Target
 from p2o_jax import config, gepa
-from p2o_jax.config import Config, ConfigError, loading
+from p2o_jax.config import Config, loading
+from p2o_jax.config.command_line import CommandLine, Flag
+from p2o_jax.config.ranges import COUNT
 from p2o_jax.main import command
 from p2o_jax.rollout import sampling_params
 from p2o_jax.runtime import rng
@@ -38,6 +40,13 @@ TARGETS = {
 }
 PRESETS = ("faithful", "recommended")
 ACCEPTANCE = 0.15  # fraction of proposals that beat their parent, in the run with random scores
+COMMAND_LINE = CommandLine(
+    "benchmarks.gepa",
+    __doc__,
+    Flag("config", "Config file", "configs/world_p2o.py", metavar="FILE.py"),
+    Flag("seeds", "Seeds", 3, kind=int, within=COUNT),
+    Flag("paper", "Also measure the paper's settings", True, kind=bool),
+)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -46,14 +55,10 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: the flags, config or model are invalid.
     """
-    flags, overrides = loading.parse_flags(
-        argv, {"config": "configs/world_p2o.py", "seeds": "3", "paper": "yes"}
-    )
-    if not flags["seeds"].isdigit() or int(flags["seeds"]) < 1:
-        raise ConfigError(f"--seeds={flags['seeds']}: expected a positive number")
+    flags, overrides = COMMAND_LINE.parse(argv)
     values = loading.load_config_dict(flags["config"], overrides)
-    figures = world_figures(loading.from_config_dict(values), int(flags["seeds"]))
-    if flags["paper"] == "yes":
+    figures = world_figures(loading.from_config_dict(values), flags["seeds"])
+    if flags["paper"]:
         figures |= paper_figures()
     report.finish("gepa", figures, TARGETS)
 

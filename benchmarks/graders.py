@@ -13,13 +13,25 @@ from typing import Any
 from benchmarks import report
 from benchmarks.report import Target
 from p2o_jax import config
-from p2o_jax.config import ConfigError, loading
+from p2o_jax.config import ConfigError
+from p2o_jax.config.command_line import CommandLine, Flag
 from p2o_jax.main import command
 from p2o_jax.rewards.lenient import LenientGrader
 from p2o_jax.rewards.verify import Verifier
 
 TARGETS = {"strict grader": Target("frac_strict_right", ">=", 0.99)}
 COLUMNS = ["kind", "verdict", "reference", "answer"]
+COMMAND_LINE = CommandLine(
+    "benchmarks.graders",
+    __doc__,
+    Flag(
+        "pairs",
+        "Tab-separated file of graded pairs",
+        str(Path(__file__).parents[1] / "tests" / "rewards" / "graded_pairs.tsv"),
+        metavar="FILE.tsv",
+    ),
+    settings=False,
+)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -28,8 +40,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: the flags are invalid, or there are no pairs.
     """
-    default = str(Path(__file__).parents[1] / "tests" / "rewards" / "graded_pairs.tsv")
-    flags, _ = loading.parse_flags(argv, {"pairs": default})
+    flags, _ = COMMAND_LINE.parse(argv)
     pairs = read(Path(flags["pairs"]))
     figures = judge(pairs)
     print(table(figures), file=sys.stderr)

@@ -34,7 +34,8 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.report import Target
-from p2o_jax.config import loading
+from p2o_jax.config.command_line import CommandLine, Flag
+from p2o_jax.config.ranges import COUNT
 from p2o_jax.main import command
 
 MODEL = Path(__file__).parent.parent / "tests/golden/hf/qwen3_tied"  # used for its tokenizer
@@ -117,19 +118,27 @@ class FakePrograms:
         return None, decode.DecodeChunk(*(distributed.put(x, self.engine.rows) for x in out))
 
 
+COMMAND_LINE = CommandLine(
+    "benchmarks.hosts",
+    __doc__,
+    Flag("sizes", "Questions per step", [16, 32, 64, 128], kind=int, within=COUNT, several=True),
+    Flag("steps", "Steps of each size", 3, kind=int, within=COUNT),
+    Flag("profile", "Also profile the host code", False, kind=bool),
+    settings=False,
+)
+
+
 def run(argv: Sequence[str]) -> None:
     """Measures and reports.
 
     Raises:
         ConfigError: the flags are invalid.
     """
-    flags, _ = loading.parse_flags(
-        argv, {"sizes": "16,32,64,128", "steps": "3", "profile": "false"}
-    )
-    profile = cProfile.Profile() if flags["profile"] == "true" else None
+    flags, _ = COMMAND_LINE.parse(argv)
+    profile = cProfile.Profile() if flags["profile"] else None
     sizes = {}
-    for questions in map(int, flags["sizes"].split(",")):
-        sizes[questions] = measure(questions, int(flags["steps"]), profile)
+    for questions in flags["sizes"]:
+        sizes[questions] = measure(questions, flags["steps"], profile)
         print(f"{questions} questions: {sizes[questions]}", file=sys.stderr, flush=True)
     if profile:
         text = io.StringIO()

@@ -27,7 +27,9 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.report import Target
-from p2o_jax.config import ConfigError, loading
+from p2o_jax.config import ConfigError
+from p2o_jax.config.command_line import CommandLine, Flag
+from p2o_jax.config.ranges import COUNT
 from p2o_jax.main import command
 
 ROOT = Path(__file__).parent.parent
@@ -227,28 +229,36 @@ class Run:
         return code
 
 
+COMMAND_LINE = CommandLine(
+    "benchmarks.kill",
+    __doc__,
+    Flag("runs", "Number of kills", 60, kind=int, within=COUNT),
+    Flag("kills-per-run", "Kills per run", KILLS_PER_RUN, kind=int, within=COUNT),
+    Flag("seed", "Seed of the moments", "0"),
+    Flag("folder", "Empty folder to keep the runs in (default: a temporary one)", metavar="DIR"),
+    Flag("dynamic", "Value of config.rollout.dynamic_sampling", False, kind=bool),
+)
+
+
 def run(argv: Sequence[str]) -> None:
     """Runs and reports.
 
     Raises:
         ConfigError: the flags are invalid, or an uninterrupted run fails.
     """
-    known = {
-        "runs": "60",
-        "kills-per-run": str(KILLS_PER_RUN),
-        "seed": "0",
-        "folder": "",
-        "dynamic": "false",
-    }
-    flags, overrides = loading.parse_flags(argv, known)
+    flags, overrides = COMMAND_LINE.parse(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = report.own_folder(flags["folder"], temporary)
-        settings = {**SETTINGS, "rollout.dynamic_sampling": flags["dynamic"], **dict(overrides)}
+        settings = {
+            **SETTINGS,
+            "rollout.dynamic_sampling": str(flags["dynamic"]).lower(),
+            **dict(overrides),
+        }
         figures = measure(
             folder,
             settings,
-            int(flags["runs"]),
-            int(flags["kills-per-run"]),
+            flags["runs"],
+            flags["kills-per-run"],
             random.Random(flags["seed"]),
         )
     report.finish("kill", figures, TARGETS)

@@ -1,7 +1,5 @@
 """Tokens per second of a full update: `python -m benchmarks.learner [--peers]`.
 
-Further flags: [--sizes nano,small] [--rounds 2] [--steps 6].
-
 An update covers everything from rollouts with advantages to new weights: packing, scoring where
 needed, the backward pass and the optimizer. Models are Qwen3 models with random weights
 (peers/make_model.py). Batches have 64 sequences with prompts of 64 tokens and responses of 128
@@ -32,7 +30,9 @@ import numpy as np
 from benchmarks import ops, report
 from benchmarks.report import Target
 from p2o_jax import config
-from p2o_jax.config import ConfigError, loading
+from p2o_jax.config import ConfigError
+from p2o_jax.config.command_line import CommandLine, Flag
+from p2o_jax.config.ranges import COUNT
 from p2o_jax.main import command
 
 PEERS = Path(__file__).parent / "peers"
@@ -45,6 +45,22 @@ SPEED = {
     ("nano", "geometric"): 3.0,
     ("small", "geometric"): 3.0,
 }
+COMMAND_LINE = CommandLine(
+    "benchmarks.learner",
+    __doc__,
+    Flag("peers", "Also measure TRL and Tunix", False, kind=bool),
+    Flag("sizes", "Models to measure", ["nano", "small"], several=True),
+    Flag("rounds", "Turns of each process", 2, kind=int, within=COUNT),
+    Flag("steps", "Updates per turn", 6, kind=int, within=COUNT),
+    Flag("models", "Folder of the models", str(CACHE / "models"), metavar="DIR"),
+    Flag("trl-python", "Python of TRL's environment", str(CACHE / "trlenv/bin/python")),
+    Flag("tunix-python", "Python of Tunix's environment", str(CACHE / "tunixenv/bin/python")),
+    Flag("core", "CPU core that all processes are pinned to", "0"),
+    Flag("micro", "Sequences per micro-batch of the peers", ["64", "16"], several=True),
+    Flag("profile", "Only measure this package's update, by kind of operation", False, kind=bool),
+    Flag("worker", "Used internally: MODEL,BATCH,SHAPE,KIND of a single measurement"),
+    settings=False,
+)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -53,27 +69,13 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: the flags are invalid, or a measurement fails.
     """
-    known = {
-        "peers": "false",
-        "sizes": "nano,small",
-        "rounds": "2",
-        "steps": "6",
-        "models": str(CACHE / "models"),
-        "worker": "",
-        "trl-python": str(CACHE / "trlenv/bin/python"),
-        "tunix-python": str(CACHE / "tunixenv/bin/python"),
-        "core": "0",
-        "micro": "64,16",
-        "profile": "false",
-    }
-    flags, _ = loading.parse_flags(
-        [f"{a}=true" if a in ("--peers", "--profile") else a for a in argv], known
-    )
+    flags, _ = COMMAND_LINE.parse(argv)
     if flags["worker"]:
-        profiled = flags["profile"] == "true"
         print(
             json.dumps(
-                measure(*flags["worker"].split(","), steps=int(flags["steps"]), profiled=profiled)
+                measure(
+                    *flags["worker"].split(","), steps=flags["steps"], profiled=flags["profile"]
+                )
             ),
             flush=True,
         )
@@ -81,7 +83,7 @@ def run(argv: Sequence[str]) -> None:
     figures: dict[str, Any] = {}
     targets: dict[str, Target] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for size in flags["sizes"].split(","):
+        for size in flags["sizes"]:
             model = Path(flags["models"]) / size
             if not (model / "config.json").exists():
                 call(
@@ -99,7 +101,7 @@ def run(argv: Sequence[str]) -> None:
                 tokens = write_batch(
                     path, shape, json.loads((model / "config.json").read_text())["vocab_size"]
                 )
-                if flags["profile"] == "true":
+                if flags["profile"]:
                     done = call([*commands(flags, model, path, shape)["ours:"], "--profile"])
                     figures[f"{size}_{shape}_seconds_by_kind"] = done["seconds_by_kind"]
                     continue
@@ -107,10 +109,10 @@ def run(argv: Sequence[str]) -> None:
                     f"{size}_{shape}",
                     commands(flags, model, path, shape),
                     tokens,
-                    int(flags["rounds"]),
+                    flags["rounds"],
                     figures,
                 )
-                if flags["peers"] == "true":
+                if flags["peers"]:
                     targets[f"{size}, {shape}: speed"] = Target(
                         f"{size}_{shape}_speedup", ">=", SPEED[size, shape]
                     )
@@ -139,16 +141,16 @@ def write_batch(path: Path, shape: str, vocab: int) -> int:
     return int(NUM * PROMPT + length.sum())
 
 
-def commands(flags: dict[str, str], model: Path, batch: Path, shape: str) -> dict[str, list[str]]:
+def commands(flags: dict[str, Any], model: Path, batch: Path, shape: str) -> dict[str, list[str]]:
     """The commands to run, by name. The part of a name before the colon is the tool."""
     own = [sys.executable, "-m", "benchmarks.learner", f"--steps={flags['steps']}"]
     commands_by_name = {
         "ours:": [*own, f"--worker={model},{batch},{shape},first"],
         "ours_scored:": [*own, f"--worker={model},{batch},{shape},later"],
     }
-    if flags["peers"] == "true":
+    if flags["peers"]:
         for tool in ("trl", "tunix"):
-            for micro in flags["micro"].split(","):
+            for micro in flags["micro"]:
                 commands_by_name[f"{tool}:{micro}"] = [
                     flags[f"{tool}-python"],
                     str(PEERS / f"{tool}_update.py"),
@@ -159,7 +161,7 @@ def commands(flags: dict[str, str], model: Path, batch: Path, shape: str) -> dic
                     "--micro-batch",
                     micro,
                     "--steps",
-                    flags["steps"],
+                    str(flags["steps"]),
                     "--threads",
                     "1",
                 ]

@@ -1,7 +1,5 @@
 """Loading a Hugging Face checkpoint: `python -m benchmarks.load [--size tiny|0.6b|4b]`.
 
-Further flags: [--dtype bfloat16|float32] [--folder DIR].
-
 Writes a random bfloat16 checkpoint with Qwen3's shapes in two or more files to a temporary folder
 (in DIR), loads it onto all devices, and removes it. Before loading, the files are dropped from the
 page cache as far as the system allows.
@@ -12,7 +10,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +18,7 @@ import numpy as np
 
 from benchmarks import memory, report
 from benchmarks.report import Target
-from p2o_jax.config import ConfigError, loading
+from p2o_jax.config.command_line import CommandLine, Flag
 from p2o_jax.main import command
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -55,6 +53,19 @@ SIZES: dict[str, dict[str, Any]] = {
 MAX_FILE_BYTES = 5e9
 BLOCK_BYTES = 32 * 2**20  # random numbers from which all tensors are cut
 TARGETS = {"not twice in memory": Target("peak_rss_over_params", "<=", 1.25)}
+COMMAND_LINE = CommandLine(
+    "benchmarks.load",
+    __doc__,
+    Flag("size", "Size of the checkpoint", "4b", choices=tuple(SIZES)),
+    Flag("dtype", "Dtype of the weights", "bfloat16", choices=("bfloat16", "float32")),
+    Flag("folder", "Folder to write the checkpoint to", tempfile.gettempdir(), metavar="DIR"),
+    settings=False,
+)
+
+
+def _problems(flags: dict[str, Any]) -> Iterator[str]:
+    if not Path(flags["folder"]).is_dir():
+        yield f"--folder={flags['folder']}: no such directory"
 
 
 def run(argv: Sequence[str]) -> None:
@@ -63,18 +74,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: the flags are invalid.
     """
-    flags, overrides = loading.parse_flags(
-        argv, {"size": "4b", "dtype": "bfloat16", "folder": tempfile.gettempdir()}
-    )
-    problems = [f"--config.{key}: this benchmark takes no config" for key, _ in overrides]
-    if flags["size"] not in SIZES:
-        problems.append(f"--size={flags['size']}: expected one of {', '.join(SIZES)}")
-    if flags["dtype"] not in ("bfloat16", "float32"):
-        problems.append(f"--dtype={flags['dtype']}: expected bfloat16 or float32")
-    if not Path(flags["folder"]).is_dir():
-        problems.append(f"--folder={flags['folder']}: no such directory")
-    if problems:
-        raise ConfigError(*problems)
+    flags, _ = COMMAND_LINE.parse(argv, _problems)
     with tempfile.TemporaryDirectory(dir=flags["folder"], prefix="p2o-load-") as folder:
         figures = measure(flags["size"], flags["dtype"], Path(folder))
     report.finish("load", figures, TARGETS)

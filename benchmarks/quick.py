@@ -17,6 +17,7 @@ from benchmarks import report
 from benchmarks.memory import PeakMemory
 from benchmarks.report import Target
 from p2o_jax.config import ConfigError, loading
+from p2o_jax.config.command_line import CommandLine, Flag
 from p2o_jax.main import command
 from p2o_jax.tracking.metric_names import read_rows
 
@@ -24,6 +25,12 @@ TARGETS = {
     "within eleven minutes": Target("seconds", "<=", 660),
     "p2o ahead of grpo": Target("p2o_minus_grpo", ">=", 0.2),
 }
+COMMAND_LINE = CommandLine(
+    "benchmarks.quick",
+    __doc__,
+    Flag("config", "Config file", "configs/quickstart.py", metavar="FILE.py"),
+    Flag("workdir", "New or empty run directory (default: a temporary one)", metavar="DIR"),
+)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -32,7 +39,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: the flags are invalid, the workdir is not empty, or the run fails.
     """
-    flags, overrides = loading.parse_flags(argv, {"config": "configs/quickstart.py", "workdir": ""})
+    flags, overrides = COMMAND_LINE.parse(argv)
     loading.load_config_dict(flags["config"], overrides)
     with tempfile.TemporaryDirectory() as temporary:
         workdir = Path(flags["workdir"] or temporary)

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks import browser, report, report_runs
 from benchmarks.report import Target
-from p2o_jax.config import loading
+from p2o_jax.config.command_line import CommandLine, Flag
 from p2o_jax.main import command
 from p2o_jax.report import page, run
 
@@ -28,6 +28,12 @@ TARGETS = {
     "200 steps: open within 3 s": Target("short_open_s", "<=", 3),
     "5,000 steps, 100,000 samples: at most 30 MB": Target("long_mb", "<=", 30),
 }
+COMMAND_LINE = CommandLine(
+    "benchmarks.report_size",
+    __doc__,
+    Flag("only", "The only run to measure (default: all)", choices=tuple(SHAPES)),
+    settings=False,
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -36,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: the flags are invalid, or plotly is missing.
     """
-    flags, _ = loading.parse_flags(argv, {"only": ""})
+    flags, _ = COMMAND_LINE.parse(argv)
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         for name in [flags["only"]] if flags["only"] else SHAPES:

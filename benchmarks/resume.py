@@ -29,7 +29,9 @@ from typing import Any, NamedTuple
 
 from benchmarks import kill, report
 from benchmarks.report import Target
-from p2o_jax.config import ConfigError, loading
+from p2o_jax.config import ConfigError
+from p2o_jax.config.command_line import CommandLine, Flag
+from p2o_jax.config.ranges import COUNT
 from p2o_jax.main import command
 
 ROOT = Path(__file__).parent.parent
@@ -368,18 +370,27 @@ def measure(folder: Path, count: int, rng: random.Random, jobs: int) -> dict[str
     }
 
 
+COMMAND_LINE = CommandLine(
+    "benchmarks.resume",
+    __doc__,
+    Flag("pairs", "Pairs of runs", 200, kind=int, within=COUNT),
+    Flag("seed", "Seed of the settings", "0"),
+    Flag("folder", "Empty folder to keep the runs in (default: a temporary one)", metavar="DIR"),
+    Flag("jobs", "Pairs at a time", 2, kind=int, within=COUNT),
+    settings=False,
+)
+
+
 def run(argv: Sequence[str]) -> None:
     """Runs and reports.
 
     Raises:
         ConfigError: the flags are invalid, or a first start fails.
     """
-    flags, _ = loading.parse_flags(argv, {"pairs": "200", "seed": "0", "folder": "", "jobs": "2"})
+    flags, _ = COMMAND_LINE.parse(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = report.own_folder(flags["folder"], temporary)
-        figures = measure(
-            folder, int(flags["pairs"]), random.Random(flags["seed"]), int(flags["jobs"])
-        )
+        figures = measure(folder, flags["pairs"], random.Random(flags["seed"]), flags["jobs"])
     report.finish("resume", figures, TARGETS)
 
 

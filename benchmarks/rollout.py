@@ -1,7 +1,5 @@
 """Sampling speed compared with other tools: `python -m benchmarks.rollout [--peers]`.
 
-Further flags: [--sizes nano,small] [--rounds 2] [--repeats 3].
-
 Models are Qwen3 models with random weights (peers/make_model.py) in float32. The cases are
 
 - `equal`: 64 prompts of 64 tokens, with 128 new tokens each.
@@ -28,7 +26,8 @@ from typing import Any
 
 from benchmarks import learner, report
 from benchmarks.report import Target
-from p2o_jax.config import loading
+from p2o_jax.config.command_line import CommandLine, Flag
+from p2o_jax.config.ranges import COUNT
 from p2o_jax.main import command
 
 PEERS = Path(__file__).parent / "peers"
@@ -53,6 +52,23 @@ SPEEDUP = {
     ("small", "geometric"): {"tunix": 4.0, "hf": 4.0},
 }
 OVER_FLOOR = {"nano": 2.5, "small": 1.6}
+COMMAND_LINE = CommandLine(
+    "benchmarks.rollout",
+    __doc__,
+    Flag("peers", "Also measure Hugging Face and Tunix", False, kind=bool),
+    Flag("sizes", "Models to measure", ["nano", "small"], several=True),
+    Flag("cases", "Cases to measure", list(CASES), several=True),
+    Flag("rounds", "Turns of each process", 2, kind=int, within=COUNT),
+    Flag("repeats", "Measurements per turn", 3, kind=int, within=COUNT),
+    Flag("models", "Folder of the models", str(learner.CACHE / "models"), metavar="DIR"),
+    Flag("trl-python", "Python of TRL's environment", str(learner.CACHE / "trlenv/bin/python")),
+    Flag(
+        "tunix-python", "Python of Tunix's environment", str(learner.CACHE / "tunixenv/bin/python")
+    ),
+    Flag("core", "CPU core that all processes are pinned to", "0"),
+    Flag("floor", "Used internally: the model whose matrix products are measured"),
+    settings=False,
+)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -61,30 +77,18 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: the flags are invalid, or a measurement fails.
     """
-    known = {
-        "peers": "false",
-        "sizes": "nano,small",
-        "cases": ",".join(CASES),
-        "rounds": "2",
-        "repeats": "3",
-        "floor": "",
-        "core": "0",
-        "models": str(learner.CACHE / "models"),
-        "trl-python": str(learner.CACHE / "trlenv/bin/python"),
-        "tunix-python": str(learner.CACHE / "tunixenv/bin/python"),
-    }
-    flags, _ = loading.parse_flags(["--peers=true" if a == "--peers" else a for a in argv], known)
+    flags, _ = COMMAND_LINE.parse(argv)
     if flags["floor"]:
         print(json.dumps(floor(Path(flags["floor"]))), flush=True)
         return
     tools = {"p2o": sys.executable}
-    if flags["peers"] == "true":
+    if flags["peers"]:
         tools |= {"hf": flags["trl-python"], "tunix": flags["tunix-python"]}
     figures: dict[str, Any] = {}
     targets: dict[str, Target] = {
         "slots in use": Target("nano_geometric_frac_slots_busy", ">=", 0.85)
     }
-    for size in flags["sizes"].split(","):
+    for size in flags["sizes"]:
         model = Path(flags["models"]) / size
         if not (model / "config.json").exists():
             learner.call(
@@ -100,13 +104,13 @@ def run(argv: Sequence[str]) -> None:
                 f"--floor={model}",
             ]
         }
-        for case in flags["cases"].split(","):
+        for case in flags["cases"]:
             for tool, python in tools.items():
                 common = [
                     "--model",
                     str(model),
                     "--repeats",
-                    flags["repeats"],
+                    str(flags["repeats"]),
                     "--threads",
                     "1",
                     "--cpus",
@@ -120,7 +124,7 @@ def run(argv: Sequence[str]) -> None:
                     *CASES[case],
                     *BATCHES.get(case, {}).get(tool, []),
                 ]
-        compare(size, todo, int(flags["rounds"]), figures)
+        compare(size, todo, flags["rounds"], figures)
         targets[f"{size}: over the floor"] = Target(
             f"{size}_over_floor", "<=", OVER_FLOOR.get(size, 2.0)
         )

@@ -1,7 +1,5 @@
 """The same update and sampling on every mesh of eight devices: `python -m benchmarks.sharding`.
 
-Flags: [--repeats 3] [--picture FILE] [--plan MODEL].
-
 Uses eight fake CPU devices, float32, and a random model of two layers. The meshes are all
 factorizations data x fsdp x tensor of eight. Each mesh starts from the same parameters, makes two
 updates on the same 32 sequences, and samples the same 32 rollouts. Parameters, log-probs and texts
@@ -35,7 +33,9 @@ import numpy as np
 from benchmarks import report
 from benchmarks.report import Target
 from p2o_jax import config
-from p2o_jax.config import Config, ConfigError, loading
+from p2o_jax.config import Config
+from p2o_jax.config.command_line import CommandLine, Flag
+from p2o_jax.config.ranges import COUNT
 from p2o_jax.main import command
 from p2o_jax.models import sharding, transformer
 from p2o_jax.models.spec import ModelSpec
@@ -73,6 +73,14 @@ HEAD = (
     "sampling, CPU s",
 )
 PLANNED = ("update: MB sent", "times the least", "update, ms", "decoding, ms", "MiB on a chip")
+COMMAND_LINE = CommandLine(
+    "benchmarks.sharding",
+    __doc__,
+    Flag("repeats", "Measurements of which the median counts", 3, kind=int, within=COUNT),
+    Flag("picture", "Picture to draw", metavar="FILE"),
+    Flag("plan", "Model to plan instead of the small one, e.g. qwen3-0.6b", metavar="MODEL"),
+    settings=False,
+)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -81,15 +89,13 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: the flags are invalid.
     """
-    flags, _ = loading.parse_flags(argv, {"repeats": "3", "picture": "", "plan": ""})
-    if not flags["repeats"].isdecimal() or not int(flags["repeats"]):
-        raise ConfigError(f"--repeats={flags['repeats']}: expected a positive number")
+    flags, _ = COMMAND_LINE.parse(argv)
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    alone = measure((1, 1, 1), int(flags["repeats"]))
+    alone = measure((1, 1, 1), flags["repeats"])
     rows: dict[str, dict[str, Any]] = {}
     for shape in meshes(DEVICES):
         name = " x ".join(map(str, shape))
-        measured = measure(shape, int(flags["repeats"]))
+        measured = measure(shape, flags["repeats"])
         rows[name] = differences(measured, alone) | {
             "update_cpu_s": measured["update_cpu_s"],
             "sampling_cpu_s": measured["sampling_cpu_s"],

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 from benchmarks import report
 from benchmarks.report import Target
-from p2o_jax.config import ConfigError, loading
+from p2o_jax.config import ConfigError
+from p2o_jax.config.command_line import CommandLine, Flag
+from p2o_jax.config.ranges import COUNT
 from p2o_jax.main import command
 from p2o_jax.tracking.metric_names import read_rows
 
@@ -59,18 +61,26 @@ class Sample(NamedTuple):
     threads: int
 
 
+COMMAND_LINE = CommandLine(
+    "benchmarks.soak",
+    __doc__,
+    Flag("steps", "Policy steps", 2000, kind=int, within=COUNT),
+    Flag("folder", "Empty folder to keep the run in (default: a temporary one)", metavar="DIR"),
+)
+
+
 def run(argv: Sequence[str]) -> None:
     """Runs and reports.
 
     Raises:
         ConfigError: the flags are invalid, /proc is missing, or the run fails.
     """
-    flags, overrides = loading.parse_flags(argv, {"steps": "2000", "folder": ""})
+    flags, overrides = COMMAND_LINE.parse(argv)
     if not Path("/proc/self/statm").exists():
         raise ConfigError("benchmarks.soak: needs /proc")
     with tempfile.TemporaryDirectory() as temporary:
         folder = report.own_folder(flags["folder"], temporary)
-        epochs = max(int(flags["steps"]) // STEPS_PER_EPOCH, 4)
+        epochs = max(flags["steps"] // STEPS_PER_EPOCH, 4)
         settings = {
             **SETTINGS,
             "train.epochs": epochs,

@@ -1,7 +1,5 @@
 """The verifier on hostile answers: `python -m benchmarks.verifier [--answers 20000]`.
 
-Further flags: [--workers 2] [--timeout_s 2].
-
 Judges easy answers (plain numbers, which need no worker), answers for math-verify, and hostile
 ones, shuffled and in batches of a training step's size. No answer may hang or break the pool, and
 each must get a verdict. Answers with a known truth must get the right verdict, or none: on a busy
@@ -19,7 +17,8 @@ from typing import Any
 from benchmarks import report
 from benchmarks.report import Target
 from p2o_jax import config
-from p2o_jax.config import loading
+from p2o_jax.config.command_line import CommandLine, Flag
+from p2o_jax.config.ranges import COUNT, SECONDS, Range
 from p2o_jax.main import command
 from p2o_jax.rewards.verify import Verifier
 
@@ -111,26 +110,32 @@ def hostile(rng: random.Random, drawn: dict[str, list[str]], distinct: int) -> P
     return boxed(rng.choice(drawn[kind])), rng.choice(("5", r"\sqrt{2}")), None
 
 
+_FRACTION = Range(ge=0, le=1)
+COMMAND_LINE = CommandLine(
+    "benchmarks.verifier",
+    __doc__,
+    Flag("answers", "Answers to judge", 20000, kind=int, within=COUNT),
+    Flag("workers", "Verifier processes", 2, kind=int, within=COUNT),
+    Flag("timeout_s", "Seconds per answer", 2.0, kind=float, within=SECONDS),
+    Flag("hostile", "Fraction of hostile answers", 0.05, kind=float, within=_FRACTION),
+    Flag("symbolic", "Fraction of answers for math-verify", 0.15, kind=float, within=_FRACTION),
+    Flag("seed", "Seed of the answers", "0"),
+    settings=False,
+)
+
+
 def run(argv: Sequence[str]) -> None:
     """Runs and reports.
 
     Raises:
         ConfigError: the flags are invalid.
     """
-    known = {
-        "answers": "20000",
-        "workers": "2",
-        "timeout_s": "2",
-        "hostile": "0.05",
-        "symbolic": "0.15",
-        "seed": "0",
-    }
-    flags, _ = loading.parse_flags(argv, known)
+    flags, _ = COMMAND_LINE.parse(argv)
     figures = measure(
-        int(flags["answers"]),
-        float(flags["hostile"]),
-        float(flags["symbolic"]),
-        config.RewardConfig(workers=int(flags["workers"]), timeout_s=float(flags["timeout_s"])),
+        flags["answers"],
+        flags["hostile"],
+        flags["symbolic"],
+        config.RewardConfig(workers=flags["workers"], timeout_s=flags["timeout_s"]),
         random.Random(flags["seed"]),
     )
     report.finish("verifier", figures, TARGETS)

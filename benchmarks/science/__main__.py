@@ -1,6 +1,6 @@
 """Runs experiments: `python -m benchmarks.science --suite dial|paper|recipe [--seeds 5]`.
 
-Further flags: [--at-a-time 2]. Runs everything that has no row yet; `--report` tabulates.
+Runs everything that has no row yet; `--report` tabulates.
 
 Rows go to benchmarks/science/results.jsonl (`--results FILE`), which is part of the repository.
 `--report yes` writes the tables and plots of docs/results.md from it. After a kill, the same
@@ -13,8 +13,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.science import arms, run, teacher
-from p2o_jax.config import ConfigError, loading
+from p2o_jax.config.command_line import CommandLine, Flag
+from p2o_jax.config.ranges import COUNT
 from p2o_jax.main import command
+
+COMMAND_LINE = CommandLine(
+    "benchmarks.science",
+    __doc__,
+    Flag("suite", "Suite of runs", "all", choices=(*arms.SUITES, "all")),
+    Flag("seeds", "Seeds per arm", 5, kind=int, within=COUNT),
+    Flag("at-a-time", "Runs at a time", 2, kind=int, within=COUNT),
+    Flag("results", "File of rows", str(run.RESULTS), metavar="FILE"),
+    Flag("report", "Write the tables and plots instead", False, kind=bool),
+    Flag("show", "Print the commands of this arm's runs instead", metavar="ARM"),
+    Flag("redo", "Repeat the runs of this arm and compare results instead", metavar="ARM"),
+    settings=False,
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -23,41 +37,15 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: the flags are invalid, or a run failed.
     """
-    flags, overrides = loading.parse_flags(
-        argv,
-        {
-            "suite": "all",
-            "seeds": "5",
-            "at-a-time": "2",
-            "results": str(run.RESULTS),
-            "report": "no",
-            "show": "",
-            "redo": "",
-        },
-    )
-    problems = [
-        f"--{name}={flags[name]}: expected a positive number"
-        for name in ("seeds", "at-a-time")
-        if not flags[name].isdigit()
-    ]
+    flags, _ = COMMAND_LINE.parse(argv)
     suites = list(arms.SUITES) if flags["suite"] == "all" else [flags["suite"]]
-    if suites[0] not in arms.SUITES:
-        problems.append(
-            f"--suite={flags['suite']}: expected one of {', '.join(arms.SUITES)} or all"
-        )
-    if overrides:
-        problems.append(
-            f"--config.{overrides[0][0]}: arms have their own settings (benchmarks/science/arms.py)"
-        )
-    if problems:
-        raise ConfigError(*problems)
-    wanted = [r for suite in suites for r in arms.runs(suite, int(flags["seeds"]))]
+    wanted = [r for suite in suites for r in arms.runs(suite, flags["seeds"])]
     results = Path(flags["results"])
     if flags["show"]:
         for r in {r.overrides: r for r in wanted if r.arm.name == flags["show"]}.values():
             print(" ".join(run.command(r, f"runs/science/{r.arm.name}-{r.dial}-{r.seed}")))
         return
-    if flags["report"] != "no":
+    if flags["report"]:
         from benchmarks.science import report
 
         report.write(results)
@@ -71,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     left = run.pending(wanted, results)
     print(f"{len(left)} runs to make", flush=True)
     with teacher.serving(arms.TEACHER_PORT):
-        run.run_all(left, results, min(int(flags["at-a-time"]), len(os.sched_getaffinity(0))))
+        run.run_all(left, results, min(flags["at-a-time"], len(os.sched_getaffinity(0))))
 
 
 if __name__ == "__main__":

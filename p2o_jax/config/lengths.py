@@ -20,14 +20,18 @@ def longest_template_tokens(config: Config) -> int:
 
 
 def max_templated_prompt_tokens(config: Config) -> int:
-    """The longest T(x, z): a longest plain prompt under a longest template, as far as the sampler takes it."""
+    """The longest T(x, z): a longest plain prompt under a longest template, up to the longest prompt
+    that the sampler takes.
+    """
     return min(
         max_prompt_tokens(config), config.data.max_prompt_tokens + config.gepa.max_template_tokens
     )
 
 
 def trained_row_tokens(config: Config) -> int:
-    """T of the update's rows: set, or long enough for any prompt that is trained on with any response."""
+    """T of the update's rows: as set, or long enough for every prompt that is trained on, with any
+    response.
+    """
     longest = (
         max_templated_prompt_tokens(config)
         if config.distill.mode == "off"

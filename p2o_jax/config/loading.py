@@ -24,7 +24,7 @@ from p2o_jax.config.values import parse, validated
 
 
 def to_config_dict(config: Any) -> ConfigDict:
-    """The dataclass as a ConfigDict with locked keys; `X | None` fields become typed placeholders."""
+    """The config as a ConfigDict with locked keys; `X | None` fields are typed placeholders."""
     values = ConfigDict()
     hints = typing.get_type_hints(type(config))
     for f in dataclasses.fields(config):
@@ -98,8 +98,9 @@ def _typed(values: ConfigDict) -> tuple[Config, dict[str, str]]:
             wrong[key] = f"config.{key}={value!r}: expected the settings of the section {key}"
         else:
             unknown[key] = f"config.{key}: no such key{names.did_you_mean(key)}"
-    made = {name: cls(**typed[name]) for name, cls in parts.items()}
-    return Config(**typed[""], **made), unknown | wrong
+    built = {name: cls(**typed[name]) for name, cls in parts.items()}
+    in_order = {key: wrong[key] for key in (*parts, *known) if key in wrong}
+    return Config(**typed[""], **built), unknown | in_order
 
 
 def _flat(values: Any) -> Iterator[tuple[str, Any]]:
@@ -113,7 +114,7 @@ def _flat(values: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _other_problems(config: Config, wrong: Iterable[str]) -> list[str]:
-    """A line for every range and rule that the config breaks, except those that name a wrong key."""
+    """A line for every broken range and rule, except those that name a wrong key."""
     keys = [re.compile(rf"config\.{re.escape(key)}\b") for key in wrong]
     lines = rules.problems(resolve(config), None)
     return [line for line in lines if not any(key.search(line) for key in keys)]

@@ -34,7 +34,7 @@ _LONGEST_WORLD_DOCUMENT = {
 
 
 def numbers(part: Any, where: str = "config") -> Iterator[tuple[str, Any, Range]]:
-    """(key, value, range) of every number in the config; the value of a list is a tuple of numbers."""
+    """(key, value, range) of every number in the config; a list is a tuple of numbers."""
     for field in dataclasses.fields(part):
         value, within = getattr(part, field.name), setting.range_of(field)
         if dataclasses.is_dataclass(value):

@@ -22,7 +22,7 @@ def setting(
 
     Args:
         default: its default value; None: the preset decides.
-        doc: what it means, with units; a triangle in front marks a departure from the released code.
+        doc: what it means, with units; a triangle marks a departure from the released code.
         within: the range of a number; alternatively give its `ends`.
         resumable: it may change when a run is resumed.
         ends: ends of the range (`ge`, `gt`, `le`, `lt`, `also`, `why`). Without an upper end it

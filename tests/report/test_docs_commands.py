@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from p2o_jax import config
+from p2o_jax import config, main
 from p2o_jax.config import loading, rules
 
 ROOT = Path(__file__).parents[2]
@@ -182,9 +182,7 @@ TRAINING = [command for command in SCRIPTS if "--config" in command.line]
     "command", TRAINING, ids=lambda c: f"{c.page}: {c.line.split()[0]} {c.env.get('P2O_NAME')}"
 )
 def test_what_scripts_train_keeps_the_rules_on_the_devices_that_the_page_asks_for(command):
-    flags, overrides = loading.parse_flags(
-        shlex.split(command.line)[1:], {"config": None, "workdir": ""}
-    )
+    flags, overrides = main.COMMAND_LINE.parse(shlex.split(command.line)[1:])
     cfg = config.resolve(
         loading.from_config_dict(loading.load_config_dict(str(ROOT / flags["config"]), overrides))
     )

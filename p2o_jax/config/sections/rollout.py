@@ -98,7 +98,7 @@ class MiningConfig:
     )
     extra_plain_groups: int = setting(
         0,
-        "▲ Additional plain groups of G rollouts for each question that was hard in the last epoch.",
+        "▲ Additional plain groups of G for each question that was hard in the last epoch.",
         ge=0,
     )
 

@@ -16,8 +16,8 @@ class AdvConfig:
 
     kind: Literal["grpo", "dr_grpo", "rloo"] = setting(
         "grpo",
-        "Advantage of a rollout. grpo: reward minus the group's mean, divided by its standard deviation; dr_grpo: not"
-        " divided; rloo: against the mean of the group's other rollouts.",
+        "Advantage of a rollout. grpo: reward minus the group's mean, divided by its standard"
+        " deviation; dr_grpo: not divided; rloo: against the mean of the group's other rollouts.",
     )
 
 
@@ -30,10 +30,10 @@ class DistillConfig:
 
     mode: Literal["ratio_mask", "truncated", "transfer", "plain", "importance", "off"] = setting(
         "ratio_mask",
-        "Weight of each templated token. ratio_mask: 1 where rho is within bounds; truncated: min(rho, cap);"
-        " transfer: one for the whole response, lower the more it relies on its template; plain: 1;"
-        " importance: the ratio is taken against the templated probability; off: no"
-        " distillation, train on the templated prompt.",
+        "Weight of each templated token. ratio_mask: 1 where rho is within bounds; truncated:"
+        " min(rho, cap); transfer: one for the whole response, lower the more it relies on its"
+        " template; plain: 1; importance: the ratio is taken against the templated probability;"
+        " off: no distillation, train on the templated prompt.",
     )
     clip: Literal["hard", "soft"] = setting(
         "hard",
@@ -66,8 +66,8 @@ class LossConfig:
 
     ratio: Literal["token", "sequence", "cispo"] = setting(
         "token",
-        "What is clipped. token: each token's ratio (PPO); sequence: the ratio of the whole response"
-        " (GSPO); cispo: the weight of the gradient, so that every token keeps one.",
+        "What is clipped. token: each token's ratio (PPO); sequence: the ratio of the whole"
+        " response (GSPO); cispo: the weight of the gradient, so that every token keeps one.",
     )
     clip_low: float = setting(
         0.2, "The ratio is clipped below 1 - clip_low.", ge=1e-6, le=1, why=_CLIP_WHY
