@@ -20,8 +20,8 @@ def longest_template_tokens(config: Config) -> int:
 
 
 def max_templated_prompt_tokens(config: Config) -> int:
-    """The longest T(x, z): a longest plain prompt under a longest template, up to the longest prompt
-    that the sampler takes.
+    """The longest T(x, z): a longest plain prompt under a longest template, at most the longest
+    prompt that the sampler takes.
     """
     return min(
         max_prompt_tokens(config), config.data.max_prompt_tokens + config.gepa.max_template_tokens

@@ -283,7 +283,7 @@ def test_types_ranges_and_rules_are_reported_together():
     values = loading.to_config_dict(Config())
     with values.unlocked(), values.ignore_type():
         values.loss.ratio = "tokens"
-        values.optim.b1 = True
+        values.optim.b1 = "high"
         values.rollout.prompt_buckets = [16, "x"]
         values.mesh = 3
         values.loss.nothing = 1
@@ -294,7 +294,7 @@ def test_types_ranges_and_rules_are_reported_together():
         "config.mesh=3: expected the settings of the section mesh",
         "config.rollout.prompt_buckets=(16, 'x'): expected tuple",
         "config.loss.ratio='tokens': expected one of token, sequence, cispo",
-        "config.optim.b1=True: expected float",
+        "config.optim.b1='high': expected float",
         "config.gepa.min_hard=0 must be at least 1",
         "config.train.epochs=0 needs config.gepa.enabled and config.gepa.schedule=first: there"
         " would be nothing to do",
