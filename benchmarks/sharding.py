@@ -191,13 +191,13 @@ def measure(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
     policy = learner.policy(state)
     result = {"params": jax.tree.map(distributed.to_host, policy)}
     result["logps"] = learner.score_tokens(
-        policy, [(e.prompt_ids, e.response_ids) for e in batch], config.trained_row_tokens(cfg)
+        policy, [(e.trained_on_ids, e.response_ids) for e in batch], config.trained_row_tokens(cfg)
     )
     model = Model(Path(), SPEC, mesh, jnp.float32, _NoChat())  # type: ignore[arg-type]
     engine = components.make_engine(cfg, model, device_memory=2**32)
     weights, asks, sampling = (
         engine.to_rollout_layout(policy),
-        [Request(e.prompt_ids, f"{i}") for i, e in enumerate(batch)],
+        [Request(e.trained_on_ids, f"{i}") for i, e in enumerate(batch)],
         SamplingParams(1.0, RESPONSE),
     )
 

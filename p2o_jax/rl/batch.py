@@ -18,12 +18,10 @@ def _empty() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Example:
-    """One response to train on. `prompt_ids` is the prompt of the update: the plain one, unless
-    distill.mode=off.
-    """
+    """One response to train on."""
 
-    prompt_ids: tuple[int, ...]
-    sampled_on_ids: tuple[int, ...]  # the prompt that the response was sampled on
+    trained_on_ids: tuple[int, ...]  # prompt of the update: the plain one, unless distill.mode=off
+    sampled_on_ids: tuple[int, ...]  # prompt that the response was sampled on
     response_ids: np.ndarray
     advantage: float
     # False: excluded from the loss and its denominator (distill.drop_failed_templated,
@@ -32,14 +30,16 @@ class Example:
     logp_sampler_R: np.ndarray
     logp_old_R: np.ndarray = field(default_factory=_empty)  # denominator of the PPO ratio
     logp_ref_R: np.ndarray = field(default_factory=_empty)
+    # Factor on the policy loss of each token: distillation x importance x `response_weight`.
+    # The KL term and the entropy bonus are not weighted.
     weight_R: np.ndarray = field(default_factory=_empty)
-    weight: float = 1.0  # factor on every token (distill.failed_weight); `weight_R` includes it
+    response_weight: float = 1.0  # distill.failed_weight for failed templated responses
     fresh: bool = False  # not scored: sampled from the very params that its update starts from
 
     @property
     def templated(self) -> bool:
         """Whether the response was sampled on another prompt than it is trained on."""
-        return self.sampled_on_ids != self.prompt_ids
+        return self.sampled_on_ids != self.trained_on_ids
 
 
 class PackedBatch(NamedTuple):
@@ -84,7 +84,7 @@ def examples(
         failed = rollout.templated and not rollout.succeeded
         result.append(
             Example(
-                prompt_ids=rollout.prompt_ids if cfg.mode == "off" else rollout.plain_ids,
+                trained_on_ids=rollout.prompt_ids if cfg.mode == "off" else rollout.plain_ids,
                 sampled_on_ids=rollout.prompt_ids,
                 response_ids=rollout.completion.token_ids,
                 advantage=float(advantage),
@@ -93,7 +93,7 @@ def examples(
                     or (overlong == "mask" and not rollout.completion.stopped)
                 ),
                 logp_sampler_R=rollout.completion.logp_R,
-                weight=cfg.failed_weight if failed else 1.0,
+                response_weight=cfg.failed_weight if failed else 1.0,
             )
         )
     return result

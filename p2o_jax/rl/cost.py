@@ -14,7 +14,7 @@ def cost(
     the learner skipped cost nothing.
     """
     used = [e for e in scored if len(e.weight_R)]
-    trained = [len(e.prompt_ids) + len(e.response_ids) for e in used]
+    trained = [len(e.trained_on_ids) + len(e.response_ids) for e in used]
     passes = [n for n, e in zip(trained, used, strict=True) if not e.fresh]
     passes += [len(e.sampled_on_ids) + len(e.response_ids) for e in used if e.templated] + (
         trained if with_reference else []

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from p2o_jax.config import DistillConfig
 
 
-def token_weights(
+def distill_weights(
     logp_old_plain_R: Float[np.ndarray, "R"],
     logp_old_templated_R: Float[np.ndarray, "R"],
     cfg: DistillConfig,
@@ -57,7 +57,7 @@ def density_ratio(
     return np.exp(np.clip(logp_old_plain_R - logp_old_templated_R, -20, 20)).astype(np.float32)
 
 
-def rollout_weights(
+def importance_weights(
     logp_learner_R: Float[np.ndarray, "R"],
     logp_sampler_R: Float[np.ndarray, "R"],
     level: str,

@@ -155,63 +155,70 @@ class Learner:
         """
         scored = list(examples)
         contributing = [i for i, e in enumerate(examples) if self._contributes(e)]
-        weighted = self.cfg.train.rollout_is != "none"
-        used = [i for i in contributing if i >= first_update or examples[i].templated or weighted]
-        plain = self._score_on(
-            params, examples, used, "prompt_ids", config.trained_row_tokens(self.cfg)
+        needs_importance = self.cfg.train.rollout_is != "none"
+        used = [
+            i
+            for i in contributing
+            if i >= first_update or examples[i].templated or needs_importance
+        ]
+        plain, templated, ref = self._score_prompts(
+            params, ref_params, examples, used, contributing
         )
-        templated_used = [i for i in used if examples[i].templated]
-        templated = self._score_on(
-            params,
-            examples,
-            templated_used,
-            "sampled_on_ids",
-            config.templated_row_tokens(self.cfg),
-        )
-        ref = plain
-        if self.cfg.loss.kl != "off":
-            ref = self._score_on(
-                ref_params,
-                examples,
-                contributing,
-                "prompt_ids",
-                config.trained_row_tokens(self.cfg),
-            )
-        rho, gap, weights, rollout_weights = [], [], [], []
         for i in set(contributing).difference(used):
-            weight = np.full(len(examples[i].response_ids), examples[i].weight, np.float32)
-            scored[i] = replace(
-                examples[i], logp_ref_R=ref.get(i, weight), weight_R=weight, fresh=True
+            weight_R = np.full(
+                len(examples[i].response_ids), examples[i].response_weight, np.float32
             )
+            logp_ref_R = ref.get(i, np.zeros_like(weight_R))  # read only with a KL term
+            scored[i] = replace(examples[i], logp_ref_R=logp_ref_R, weight_R=weight_R, fresh=True)
+        rho, gap, distill_weights, importance_weights = [], [], [], []
         for i in used:
             on_template = templated.get(i, plain[i])
             old = on_template if self.cfg.distill.mode == "importance" else plain[i]
-            weight = np.ones_like(old)
+            weight_R = np.ones_like(old)
             if examples[i].templated:
-                weight = distill.token_weights(plain[i], on_template, self.cfg.distill)
+                weight_R = distill.distill_weights(plain[i], on_template, self.cfg.distill)
                 rho.append(distill.density_ratio(plain[i], on_template))
-                weights.append(weight)
+                distill_weights.append(weight_R)
             gap.append(np.abs(on_template - examples[i].logp_sampler_R))
-            if weighted:
-                train = self.cfg.train
-                rollout_weights.append(
-                    distill.rollout_weights(
+            if needs_importance:
+                importance_weights.append(
+                    distill.importance_weights(
                         on_template,
                         examples[i].logp_sampler_R,
-                        train.rollout_is,
-                        train.rollout_is_cap,
+                        self.cfg.train.rollout_is,
+                        self.cfg.train.rollout_is_cap,
                     )
                 )
-                weight = weight * rollout_weights[-1]
-            scored[i] = replace(
-                examples[i],
-                logp_old_R=old,
-                logp_ref_R=ref[i],
-                weight_R=weight * np.float32(examples[i].weight),
-            )
+                weight_R = weight_R * importance_weights[-1]
+            weight_R = weight_R * np.float32(examples[i].response_weight)
+            scored[i] = replace(examples[i], logp_old_R=old, logp_ref_R=ref[i], weight_R=weight_R)
         num_tokens = sum(len(examples[i].response_ids) for i in contributing)
-        stats = distill_stats(rho, weights, num_tokens, self.cfg.distill) | gap_stats(gap)
-        return scored, stats | rollout_weight_stats(rollout_weights, self.cfg.train.rollout_is_cap)
+        stats = distill_stats(rho, distill_weights, num_tokens, self.cfg.distill) | gap_stats(gap)
+        cap = self.cfg.train.rollout_is_cap
+        return scored, stats | rollout_weight_stats(importance_weights, cap)
+
+    def _score_prompts(
+        self,
+        params: Any,
+        ref_params: Any,
+        examples: Sequence[Example],
+        used: Sequence[int],
+        contributing: Sequence[int],
+    ) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray], dict[int, np.ndarray]]:
+        """Returns log-probs by example index: on the plain prompt and on the template for `used`,
+        and under the reference for `contributing` (with a KL term; else those on the plain prompt).
+        """
+        trained, sampled = (
+            config.trained_row_tokens(self.cfg),
+            config.templated_row_tokens(self.cfg),
+        )
+        plain = self._score_on(params, examples, used, "trained_on_ids", trained)
+        on_template = [i for i in used if examples[i].templated]
+        templated = self._score_on(params, examples, on_template, "sampled_on_ids", sampled)
+        ref = plain
+        if self.cfg.loss.kl != "off":
+            ref = self._score_on(ref_params, examples, contributing, "trained_on_ids", trained)
+        return plain, templated, ref
 
     def update(self, state: TrainState, mini: Sequence[Example]) -> tuple[TrainState, Stats]:
         """Returns the state after one optimizer update on a mini-batch of scored examples, and
@@ -224,7 +231,7 @@ class Learner:
         used = [i for i, e in enumerate(mini) if self._contributes(e)]
         limit, row_tokens = config.minibatch_rollouts(self.cfg), config.trained_row_tokens(self.cfg)
         packed = self._pack(
-            [(mini[i].prompt_ids, mini[i].response_ids) for i in used], row_tokens, limit
+            [(mini[i].trained_on_ids, mini[i].response_ids) for i in used], row_tokens, limit
         )
         flat = PackedBatch(*(x.reshape(-1, x.shape[-1]) for x in packed.rows))
         for i, (r, a, b) in zip(used, packed.places, strict=True):

@@ -69,9 +69,9 @@ def log_ratio(
     tokens of the token's segment.
 
     The mean is the GSPO ratio (arXiv 2507.18071). It is a constant to the gradient; each token
-    contributes its own gradient instead. This equals GSPO's gradient where all tokens of a sequence
-    have the same weight, and otherwise leaves out tokens of weight 0 (masked by context
-    distillation).
+    contributes its own gradient instead. This equals GSPO's gradient if all tokens of a sequence
+    have the same weight. Tokens of weight 0 (masked by context distillation) are part of the mean
+    but contribute no gradient.
 
     Args:
         logp_new: log-probs under the current params.

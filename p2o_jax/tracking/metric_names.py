@@ -53,7 +53,7 @@ METRICS: dict[str, str] = {
     "train/frac_clipped": "share of trained tokens whose loss the PPO clip decided",
     "train/frac_dual_clipped": "share of trained tokens whose loss the dual clip decided",
     "train/bad_updates": "updates of this step skipped because loss or gradient was not finite",
-    "train/trained_tokens": "tokens with a gradient in this step, mean over its updates",
+    "train/trained_tokens": "response tokens in the loss and its denominator, mean over the updates of the step",
     "train/logprob_gap_mean": (
         "mean |sampler - learner| log-prob of the sampled tokens on the prompt they were sampled"
         " on, first update"

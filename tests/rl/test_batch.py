@@ -98,9 +98,9 @@ def test_templated_rollouts_are_trained_on_the_plain_prompt_unless_distillation_
     templated, plain = batch.examples(
         rollouts, np.array([[0.5, -0.5]], np.float32), DistillConfig(mode=mode)
     )
-    assert templated.prompt_ids == trained_on and templated.sampled_on_ids == (5, 6, 1, 2)
+    assert templated.trained_on_ids == trained_on and templated.sampled_on_ids == (5, 6, 1, 2)
     assert templated.templated == (mode != "off")
-    assert plain.prompt_ids == plain.sampled_on_ids == (1, 2) and not plain.templated
+    assert plain.trained_on_ids == plain.sampled_on_ids == (1, 2) and not plain.templated
     assert (templated.advantage, plain.advantage) == (0.5, -0.5)
     np.testing.assert_array_equal(templated.response_ids, [7, 8, 9])
 
@@ -108,7 +108,7 @@ def test_templated_rollouts_are_trained_on_the_plain_prompt_unless_distillation_
 def test_examples_keep_the_order_of_groups():
     rollouts = [rollout("", 0.0, plain=(q,)) for q in (1, 1, 2, 2)]
     examples = batch.examples(rollouts, np.array([[0.0, 1.0], [2.0, 3.0]]), DistillConfig())
-    assert [(e.prompt_ids, e.advantage) for e in examples] == [
+    assert [(e.trained_on_ids, e.advantage) for e in examples] == [
         ((1,), 0.0),
         ((1,), 1.0),
         ((2,), 2.0),

@@ -114,7 +114,7 @@ class EndUntrained(Learner):
 
 class RatioOnWrongPrompt(Learner):
     def _score_on(self, params, examples, which, prompt, row_tokens):
-        other = {"prompt_ids": "sampled_on_ids", "sampled_on_ids": "prompt_ids"}[prompt]
+        other = {"trained_on_ids": "sampled_on_ids", "sampled_on_ids": "trained_on_ids"}[prompt]
         return super()._score_on(
             params, examples, which, other, config.templated_row_tokens(self.cfg)
         )

@@ -124,7 +124,7 @@ def test_ratio_levels_do_not_depend_on_packing(ratio):
 def test_truncated_weights_by_hand():
     plain, templated = np.log(np.float32([0.5, 0.1, 0.9])), np.log(np.float32([0.25, 0.2, 0.1]))
     cfg = DistillConfig(mode="truncated", cap=3.0)
-    weight = distill.token_weights(plain, templated, cfg)
+    weight = distill.distill_weights(plain, templated, cfg)
     np.testing.assert_allclose(weight, [2.0, 0.5, 3.0], rtol=1e-5)
     figures = stats.distill_stats([distill.density_ratio(plain, templated)], [weight], 6, cfg)
     assert (
@@ -138,12 +138,12 @@ def test_truncated_weights_by_hand():
 def test_rollout_weights_by_hand():
     learner, sampler = np.log(np.float32([0.5, 0.2, 0.9])), np.log(np.float32([0.25, 0.4, 0.1]))
     np.testing.assert_allclose(
-        distill.rollout_weights(learner, sampler, "token", 4.0), [2, 0.5, 4], rtol=1e-5
+        distill.importance_weights(learner, sampler, "token", 4.0), [2, 0.5, 4], rtol=1e-5
     )
     np.testing.assert_allclose(
-        distill.rollout_weights(learner, sampler, "sequence", 10.0), [9, 9, 9], rtol=1e-5
+        distill.importance_weights(learner, sampler, "sequence", 10.0), [9, 9, 9], rtol=1e-5
     )
-    np.testing.assert_allclose(distill.rollout_weights(learner, sampler, "none", 4.0), [1, 1, 1])
+    np.testing.assert_allclose(distill.importance_weights(learner, sampler, "none", 4.0), [1, 1, 1])
 
 
 def test_rollout_weights_are_measured_on_the_prompt_sampled_on_and_multiply_the_loss_weights():
@@ -206,7 +206,9 @@ def test_the_first_update_needs_no_scores_of_its_own():
         np.abs(x - e.logp_sampler_R)
         for x, e in zip(
             reference.response_logps(
-                reference.NEW, [e.prompt_ids for e in examples], [e.response_ids for e in examples]
+                reference.NEW,
+                [e.trained_on_ids for e in examples],
+                [e.response_ids for e in examples],
             ),
             examples,
             strict=True,
@@ -250,7 +252,7 @@ def test_the_share_of_real_tokens_is_that_of_the_rows_computed():
     examples = [e for e in examples_of(cfg) if e.advantage != 0][:5]
     scored, _ = learner.score(reference.NEW, None, examples)
     _, numbers = learner.update(learner.init(jax.tree.map(jnp.copy, reference.NEW)), scored)
-    real = sum(len(e.prompt_ids) + len(e.response_ids) for e in examples)
+    real = sum(len(e.trained_on_ids) + len(e.response_ids) for e in examples)
     # all fit one micro-batch of 8 rows
     assert numbers["perf/frac_row_tokens_real"] == pytest.approx(real / (8 * 40))
 

@@ -87,8 +87,9 @@ class LossConfig:
         "token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"
     ] = setting(
         "token-mean",
-        "How token losses become the loss of a mini-batch: the mean over tokens, or the mean over"
-        " responses of their sum, of their mean, or of their sum / rollout.max_new_tokens.",
+        "How token losses become the loss of a mini-batch. token-mean: the mean over tokens."
+        " seq-mean-token-sum, seq-mean-token-mean: the mean over responses of their sum or mean."
+        " seq-mean-token-sum-norm: the sum of all, divided by rollout.max_new_tokens.",
     )
     kl: Literal["off", "k1", "k2", "k3"] = setting(
         "off", "Estimator of the KL divergence from the reference policy, the initial weights."
