@@ -72,7 +72,7 @@ class Clock:
 
 
 class FakePrograms:
-    """Replaces `rollout.programs.Programs`.
+    """Replaces `rollout.program_cache.ProgramCache`.
 
     Every decode chunk ends the next eighth of each queue.
     """
@@ -90,12 +90,12 @@ class FakePrograms:
         self.at = 0
 
     def decode(self, weights: Any, prompt_cache: Any, queue: Any, *rest: Any) -> Any:
-        from p2o_jax.rollout import decode
-        from p2o_jax.rollout.engine import STRETCHES
+        from p2o_jax.rollout.decode_state import DecodeChunk
+        from p2o_jax.rollout.programs import CHUNKS_PER_WAVE
         from p2o_jax.runtime import distributed
 
         size_S = np.asarray(queue.size).reshape(-1)
-        shards, enough = len(size_S), -(-self.engine.max_rollouts // STRETCHES)
+        shards, enough = len(size_S), -(-self.engine.max_rollouts // CHUNKS_PER_WAVE)
         # the number of rollouts that a chunk may end
         size = min(enough + self.engine.sizes[0], self.engine.max_rollouts)
         first, self.at = self.at, self.at + enough
@@ -115,7 +115,7 @@ class FakePrograms:
             number_S.astype(np.int32),
             *(whole * n for n in (left, 0, RESPONSE, RESPONSE, RESPONSE)),
         )
-        return None, decode.DecodeChunk(*(distributed.put(x, self.engine.rows) for x in out))
+        return None, DecodeChunk(*(distributed.put(x, self.engine.rows) for x in out))
 
 
 COMMAND_LINE = CommandLine(
@@ -169,7 +169,7 @@ def measure(questions: int, steps: int, profile: cProfile.Profile | None) -> dic
         parts: Any = components.Components(cfg, Path(folder) / "run", Reporter(enabled=False))
         engine, learner = parts.engine, parts.learner
         engine.programs = FakePrograms(engine, clock)
-        engine._lay_out = lambda params: params
+        engine._to_layout = lambda params: params
         parts.pipeline._judge.verify = lambda texts, asked: [
             Verdict(next(verdicts), 1.0, "correct") for _ in texts
         ]

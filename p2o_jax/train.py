@@ -108,7 +108,7 @@ def update_phase(
         step=step,
         phase="prompts" if epoch_ends else "policy",
         hard_ids=hard_ids,
-        ledger=state.ledger.plus(components.step_costs(filled.made, examples)),
+        ledger=state.ledger.plus(components.step_costs(filled.sampled, examples)),
         bandit=bandit.update(state.bandit, rollouts, cfg.assign),
         history=question_history.advanced(state.history, epoch, rollouts, hard_ids, epoch_ends),
     )
@@ -116,8 +116,8 @@ def update_phase(
     components.record.step(
         state,
         after,
-        filled.made,
-        rollout_metrics(filled.made)
+        filled.sampled,
+        rollout_metrics(filled.sampled)
         | filled.stats
         | of_updates(score_stats, update_stats)
         | mining.outcome_metrics(questions, solved_QG, templated_QG, zero_Q, state.last_hard_ids)

@@ -1,11 +1,11 @@
-"""GEPA, the evolution of prompt templates, as plain Python over two callables: `evaluate(pairs)`
-and `reflect(prompts)`.
+"""GEPA: evolution of prompt templates, as plain Python over two callables, `evaluate(pairs)` and
+`reflect(prompts)`.
 
-`search` runs one phase; `state` holds its pure steps (init, select, propose, gate, promote). Each
-other file is one rule of the algorithm: sampling (what is drawn), pareto (who may be a parent),
-reflection (what the reflecting model reads), filters (which replies become templates), budget (when
-it ends), cover (what comes out), journal (how a killed phase goes on), export (how others open the
-result) and api (replies of an endpoint elsewhere).
+`search` runs one phase, and `steps` holds its pure steps (init, select, propose, gate, promote).
+Each other module is one part of the algorithm: draws (what is random), pareto (who may be a
+parent), reflection (what the reflecting model reads), filters (which replies become templates),
+budget (when a phase ends), cover (its result), journal (how an interrupted phase resumes), export
+(the `gepa` package's format), api (replies from a remote endpoint).
 """
 
 from p2o_jax.gepa.export import to_gepa_result

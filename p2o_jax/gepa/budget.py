@@ -1,10 +1,10 @@
-"""How many rollouts a phase may spend (algorithm step 3f)."""
+"""Budget of a phase, in rollouts (algorithm step 3f)."""
 
 import math
 
 from p2o_jax import config
 
-# Number of candidates that each auto level is meant to try.
+# Candidates that each auto level aims to try.
 LEVELS = {
     "light": 6,
     "medium": 12,
@@ -17,7 +17,7 @@ LEVELS = {
 
 
 def auto(level: str, num_dev: int) -> int:
-    """The rollouts of an auto level: V + 5n + 35N + (⌊(N+1)/5⌋ + 1 + [N < 5])·V, with N =
+    """Returns the rollouts of an auto level: V + 5n + 35N + (⌊(N+1)/5⌋ + 1 + [N < 5])·V, with N =
     ⌊max(4·log2 n, 1.5n)⌋, V = `num_dev`.
     """
     candidates = LEVELS[level]
@@ -27,7 +27,9 @@ def auto(level: str, num_dev: int) -> int:
 
 
 def total(cfg: config.GepaConfig, num_train: int, num_dev: int) -> int:
-    """The rollouts of the phase: a count, so many passes over train and dev, or an auto level."""
+    """Returns the rollouts of a phase: a fixed count, a number of passes over train and dev, or an
+    auto level.
+    """
     if cfg.budget == "calls":
         return cfg.max_metric_calls
     if cfg.budget == "full_evals":

@@ -1,5 +1,5 @@
-"""Everything that a phase draws at random, from generators named by (seed, step): the split,
-parents and minibatches.
+"""All random draws of a phase, from generators named by (seed, step): the split, parents and
+minibatches.
 """
 
 import random
@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence, Set
 
 from p2o_jax.types import Question
 
-_REDRAWS = 32  # attempts to find a minibatch that a parent does not have yet
+_REDRAWS = 32  # attempts to draw a minibatch that the parent does not have yet
 
 
 def split(
     questions: Sequence[Question], dev_size: float, seed: str
 ) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
-    """(reflection-train, dev): the questions shuffled and parted (algorithm step 1); the same
-    whatever order they come in.
+    """Splits the shuffled questions into (reflection-train, dev) (algorithm step 1), independent of
+    their order.
 
-    Dev has `dev_size` questions if there are at least 1.5 times as many, else half of them; below
+    Dev has `dev_size` questions if there are at least 1.5 times as many, else half of them. Below
     1, `dev_size` is a fraction. A single question is a dev question. ▲ Seeded: the released code
-    draws from the global generator.
+    uses the global generator.
     """
     pool = [q for _, q in sorted({q.id: q for q in questions}.items())]
     random.Random(f"{seed}/split").shuffle(pool)
@@ -33,10 +33,10 @@ def split(
 
 
 def parents(rng: random.Random, weights: Mapping[int, int], width: int, fill: bool) -> list[int]:
-    """The parent of each proposal: all candidates if they are no more than `width`, else so many
-    distinct ones, by weight.
+    """Returns the parent of each proposal: all candidates if at most `width` exist, else `width`
+    distinct ones drawn by weight.
 
-    ▲ With `fill`, candidates fewer than `width` are followed by repetitions drawn by weight, up to
+    ▲ With `fill`, fewer candidates than `width` are followed by repetitions drawn by weight, up to
     `width`.
     """
     left = dict(sorted(weights.items()))
@@ -56,11 +56,15 @@ def parents(rng: random.Random, weights: Mapping[int, int], width: int, fill: bo
 def minibatch(
     rng: random.Random, used: Set[int], num_train: int, size: int, taken: Set[tuple[int, ...]]
 ) -> tuple[int, ...]:
-    """Train questions for one proposal: unused ones while there are enough, from then on any; all
-    of them if they are too few.
+    """Returns the train questions of one proposal: unused ones while enough are left, then any; all
+    if there are too few.
 
-    ▲ `taken` are minibatches that the same parent has already in this iteration; another one is
-    drawn if there is one.
+    Args:
+        rng: generator of the iteration.
+        used: train questions that were in a minibatch.
+        num_train: train questions.
+        size: questions of a minibatch.
+        taken: ▲ minibatches of the same parent in this iteration; another one is drawn if possible.
     """
     left = [i for i in range(num_train) if i not in used]
     if len(left) < size:

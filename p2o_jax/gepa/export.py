@@ -1,5 +1,5 @@
-"""The result of a phase in the form of the `gepa` package, whose tools then open it:
-`GEPAResult.from_dict`, the candidate tree.
+"""Conversion of a phase's result to the format of the `gepa` package, for `GEPAResult.from_dict`
+and its candidate tree.
 """
 
 from typing import Any
@@ -7,14 +7,14 @@ from typing import Any
 from p2o_jax.gepa import pareto
 from p2o_jax.types import SearchResult
 
-COMPONENT = "instruction"  # the one part of a candidate that evolves
+COMPONENT = "instruction"  # the only component of a candidate that evolves
 
 
 def to_gepa_result(result: SearchResult) -> dict[str, Any]:
-    """A dict that `json` writes and `gepa.core.result.GEPAResult.from_dict` reads (its schema
-    version 2).
+    """Returns a JSON dict that `gepa.core.result.GEPAResult.from_dict` reads (its schema version
+    2).
     """
-    found_at = {
+    accepted_at = {
         event["candidate"]: event["rollouts"]
         for event in result.events
         if event["outcome"] == "accepted"
@@ -29,7 +29,7 @@ def to_gepa_result(result: SearchResult) -> dict[str, Any]:
             name: list(front)
             for name, front in zip(result.dev_ids, pareto.fronts(result.score_ZN), strict=True)
         },
-        "discovery_eval_counts": [found_at.get(z, 0) for z in range(len(result.templates))],
+        "discovery_eval_counts": [accepted_at.get(z, 0) for z in range(len(result.templates))],
         "total_metric_calls": int(result.stats.get("rollouts_generated", 0)),
         "num_full_val_evals": len(result.templates),
         "_str_candidate_key": COMPONENT,

@@ -1,4 +1,4 @@
-"""Which replies of the reflecting model become templates, and why the others do not."""
+"""Which replies of the reflecting model become templates, and why others are rejected."""
 
 import re
 from collections import Counter
@@ -9,16 +9,18 @@ from p2o_jax import config
 from p2o_jax.types import Question
 
 Problem = Literal["", "no_fence", "think", "too_long", "special_token", "duplicate", "empty"]
-NGRAM = 8  # words in a row that a template may not share with a question of its minibatch
+NGRAM = 8  # consecutive words that a template may not share with a question of its minibatch
 
 _FENCE = re.compile(r"`{3,}")
 _TAG = re.compile(r"[^\s`]*[ \t]*\r?\n")
-_BOILERPLATE_QUESTIONS = 4  # in fewer questions than this, shared words say nothing
+_BOILERPLATE_QUESTIONS = 4  # in fewer questions, shared words are no sign of boilerplate
 
 
 class Extracted(NamedTuple):
+    """The text of a reply, and the reason why it may not become a template; empty if it may."""
+
     text: str
-    problem: Problem  # empty: the text may become a template
+    problem: Problem
 
 
 def extract(
@@ -28,15 +30,21 @@ def extract(
     taken: Collection[str] = (),
     spells_special: Callable[[str], bool] = lambda text: False,
 ) -> Extracted:
-    """The template in a reply, between its first and its last fence, with the reason if it may not
-    become one.
+    """Returns the template in a reply, between its first and last fence, and the reason if it is
+    rejected.
 
-    A word directly after the opening fence that ends its line is a language tag. ▲ Any is left out:
-    the released code knows "markdown" only. `taken` are the templates that exist; white space makes
-    no difference between two of them. ▲ With `filter_replies` monologues, unclosed fences,
-    over-long texts, duplicates and texts that spell a special token of the tokenizer, such as the
-    end of a turn, are rejected; without it only empty texts are, as in the released code, which
-    takes an unfenced reply whole.
+    A word directly after the opening fence that ends its line is a language tag. ▲ Any tag is
+    removed; the released code knows only "markdown". ▲ With `filter_replies`, monologues, unclosed
+    fences, long texts, duplicates, and texts that spell a special token of the tokenizer (such as
+    the end of a turn) are rejected. Without it only empty texts are, as in the released code, which
+    accepts an unfenced reply as it is.
+
+    Args:
+        reply: the reply.
+        cfg: settings of GEPA.
+        count_tokens: tokens of a text, as the reflecting model counts them.
+        taken: existing templates; white space is ignored in comparisons.
+        spells_special: whether a text spells a special token.
     """
     text, closed = fenced(reply)
     if not cfg.filter_replies:
@@ -58,8 +66,8 @@ def extract(
 
 
 def fenced(reply: str) -> tuple[str, bool]:
-    """The text between the first and the last fence and True; without two fences the stripped
-    reply, less a lone fence, and False.
+    """Returns the text between the first and last fence, and True. Without two fences: the stripped
+    reply without a single fence, and False.
     """
     fences = list(_FENCE.finditer(reply))
     if len(fences) > 1:
@@ -76,18 +84,18 @@ def _untagged(content: str) -> str:
 
 
 def normal(text: str) -> str:
-    """The text with every run of white space as one space."""
+    """Returns the text with every run of white space replaced by one space."""
     return " ".join(text.split())
 
 
 def leaks(
     template: str, minibatch: Sequence[Question], common: Set[tuple[str, ...]] = frozenset()
 ) -> bool:
-    """Whether the template gives away a question that it was written from.
+    """Whether the template reveals a question that it was written from.
 
-    It does if it holds a question's reference answer, boxed, or standing alone if that has three
-    characters or more (spaces and capitals make no difference), or eight words in a row of the
-    question that are not in `common`.
+    It does if it contains a question's reference answer, either boxed or, from three characters on,
+    standing alone (spaces and case are ignored), or eight consecutive words of the question that
+    are not in `common`.
     """
     grams = ngrams(template)
     return any(
@@ -111,14 +119,14 @@ def _holds_answer(template: str, answer: str) -> bool:
 
 
 def ngrams(text: str) -> set[tuple[str, ...]]:
-    """Every run of eight words in the text, without capitals and punctuation."""
+    """Returns every run of eight words in the text, without case and punctuation."""
     words = re.findall(r"\w+", text.casefold())
     return {tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)}
 
 
 def common_ngrams(questions: Sequence[Question]) -> frozenset[tuple[str, ...]]:
-    """The n-grams that more than half of the questions share: the wording of the data set, which
-    gives nothing away.
+    """Returns the n-grams that more than half of the questions share: the data set's wording, which
+    reveals nothing.
     """
     if len(questions) < _BOILERPLATE_QUESTIONS:
         return frozenset()

@@ -1,10 +1,9 @@
-"""A record of every evaluate and reflect call of a phase, so that a killed phase goes on where it
-stopped.
+"""A record of every evaluate and reflect call of a phase, from which an interrupted phase resumes.
 
-The search is run again from its start; calls that are on record are answered from it. Nothing is
-generated twice, and because a fresh answer is returned as it was written down, a resumed phase ends
-with the same bits as an uninterrupted one. What a call has cost is on record, too, so that a ledger
-counts every generated token once, however often the phase was killed.
+On resume the search is rerun from its start, and recorded calls are answered from the journal.
+Nothing is generated twice. Fresh answers are returned exactly as they are recorded, so a resumed
+phase ends with the same bits as an uninterrupted one. The cost of each call is recorded, too, so a
+ledger counts every generated token once, however often the phase was interrupted.
 """
 
 import base64
@@ -21,29 +20,30 @@ T = TypeVar("T")
 
 
 class JournalMismatch(RuntimeError):
-    """The journal belongs to another phase, other questions, other weights or other code, or is
-    damaged before its last line.
+    """The journal belongs to another phase, other questions, weights or code, or is damaged before
+    its last line.
     """
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's bytes; none if there is no file."""
+    """Returns the file's bytes; empty if there is no file."""
     return path.read_bytes() if path.exists() else b""
 
 
 class Journal:
-    """A JSONL file, one line per call: its number, kind, the digest of what was asked, the answer,
-    and a check digest of the line.
+    """A JSONL file with a line per call: number, kind, digest of the inputs, answer, and a check
+    digest of the line.
 
     Args:
-        path: the file, created with the first call.
-        phase: names what the answers depend on besides the inputs: run seed, epoch, training step.
-        write: off on all but one of several hosts.
-        load: gives the bytes of the file; on many hosts all must be given the same.
+        path: the file, created by the first call.
+        phase: everything that the answers depend on besides the inputs: run seed, epoch, training
+            step.
+        write: whether this process writes; exactly one of several hosts does.
+        load: returns the bytes of the file, the same on all hosts.
 
     Raises:
-        JournalMismatch: here for damage before the last line, and in a call that is not the one on
-            record.
+        JournalMismatch: on creation, for damage before the last line; in a call, if another one is
+            recorded.
     """
 
     def __init__(
@@ -60,20 +60,20 @@ class Journal:
         self._replayed: Callable[[Any], None] = lambda cost: None
 
     def account(self, spent: Callable[[], Any], replayed: Callable[[Any], None]) -> None:
-        """Has costs recorded: `spent` tells, as JSON, what a call just made has cost; `replayed`
-        is told that of a call on record.
+        """Sets how costs are recorded: `spent` returns the cost of the last call as JSON;
+        `replayed` receives that of a recorded call.
         """
         self._spent, self._replayed = spent, replayed
 
     @property
     def num_left(self) -> int:
-        """Recorded calls that have not been asked for again yet."""
+        """Recorded calls that have not been replayed yet."""
         return len(self._records) - self._next
 
     def evaluate(
         self, evaluate: Callable[[Sequence[tuple[str, Question]]], Sequence[Outcome]]
     ) -> Callable[..., list[Outcome]]:
-        """`evaluate`, recorded."""
+        """Returns `evaluate` with its calls recorded."""
 
         def recorded(pairs: Sequence[tuple[str, Question]]) -> list[Outcome]:
             inputs = [
@@ -88,7 +88,7 @@ class Journal:
     def reflect(
         self, reflect: Callable[[Sequence[str]], Sequence[str | None]]
     ) -> Callable[[Sequence[str]], list[str | None]]:
-        """`reflect`, recorded."""
+        """Returns `reflect` with its calls recorded."""
 
         def recorded(prompts: Sequence[str]) -> list[str | None]:
             return list(self._call("reflect", prompts, lambda: list(reflect(prompts))))
@@ -125,7 +125,7 @@ class Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "ab") as file:
             if file.tell() > self._size:
-                file.truncate(self._size)  # a line that was torn off by a kill
+                file.truncate(self._size)  # an incomplete line of an interrupted write
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
@@ -135,22 +135,22 @@ class Journal:
 def resume(
     open_journal: Callable[[], Journal],
     run: Callable[[Journal], T],
-    set_aside: Callable[[str], None],
+    retire: Callable[[str], None],
 ) -> T:
-    """What `run` returns with the journal; where that turns out to be of something else, it is set
-    aside and `run` starts afresh.
+    """Returns what `run` returns with the journal. If the journal does not match, it is retired and
+    `run` starts over.
 
-    `set_aside` is told why, and has to see to it that `open_journal` gives an empty one.
+    `retire` receives the reason, and must make `open_journal` return an empty journal.
     """
     try:
         return run(open_journal())
     except JournalMismatch as e:
-        set_aside(str(e))
+        retire(str(e))
     return run(open_journal())
 
 
 def _parse(path: Path, data: bytes) -> tuple[list[dict[str, Any]], int]:
-    """The records, and the bytes that they take up; a damaged last line is left out."""
+    """Returns the records and their size in bytes; a damaged last line is ignored."""
     lines = data.splitlines(keepends=True)
     records: list[dict[str, Any]] = []
     size = 0
@@ -177,8 +177,8 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def _pack(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Outcomes as a JSON value, the texts compressed: a phase generates hundreds of megabytes of
-    them.
+    """Returns outcomes as a JSON value with compressed texts: a phase generates hundreds of
+    megabytes of them.
     """
     texts = zlib.compress(json.dumps([[o.text, o.feedback] for o in outcomes]).encode("ascii"))
     return {

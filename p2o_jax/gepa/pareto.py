@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 
 def fronts(score_ZN: Sequence[Sequence[float]]) -> tuple[tuple[int, ...], ...]:
-    """For every dev question, the candidates that hold the best score seen on it, in order.
+    """Returns, for every dev question, the candidates with the best score on it, in order.
 
-    The same sets as adding candidates one by one, where a strictly better one replaces the set and
-    an equal one joins.
+    These are the sets that result from adding candidates one by one, where a strictly better one
+    replaces the set and an equal one joins it.
     """
     best = [max(column) for column in zip(*score_ZN, strict=True)]
     return tuple(
@@ -20,13 +20,13 @@ def weights(
     count_unsolved: bool,
     transfer_ZN: Sequence[Sequence[float]] = (),
 ) -> dict[int, int]:
-    """How often each candidate is drawn as a parent: the number of fronts that it is in; candidates
-    in none are left out.
+    """Returns how often each candidate is drawn as a parent: the number of fronts that it is in,
+    without candidates in none.
 
-    ▲ Without `count_unsolved`, questions on which every candidate scores 0 do not count: there all
-    tie, which makes the choice almost uniform. If that leaves nobody, they do count: everyone is as
-    good as everyone else. ▲ With transfers, each question has a second front, of the candidates of
-    the first whose responses are most likely without their template; where none is, there is none.
+    ▲ Without `count_unsolved`, questions on which every candidate scores 0 do not count: all
+    candidates tie there, which makes the choice almost uniform. If no other question is left, they
+    do count. ▲ With transfers, each question has a second front: the candidates of the first whose
+    responses are most likely without their template, if any is likely at all.
     """
     counts: dict[int, int] = {}
     for front, column in zip(fronts(score_ZN), zip(*score_ZN, strict=True), strict=True):

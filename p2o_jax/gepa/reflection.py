@@ -1,4 +1,4 @@
-"""What the reflecting model reads: the current template and a minibatch of answers with feedback
+"""The prompt of the reflecting model: the current template and a minibatch of answers with feedback
 (algorithm step 3c).
 """
 
@@ -11,7 +11,7 @@ from p2o_jax import config
 
 MARKER = "\n[... middle of the response left out ...]\n"
 COMPACT_OUTPUT_WORDS = 6
-FAILURE_TOKENS = 200  # kept of a response without an answer, once something has to be cut
+FAILURE_TOKENS = 200  # limit of a response without an answer, if cuts are needed
 MIN_TOKENS = 16  # with fewer per response, examples are dropped instead
 
 CountTokens = Callable[[str], int]
@@ -19,27 +19,32 @@ CountTokens = Callable[[str], int]
 
 @dataclass(frozen=True)
 class ReflectionExample:
+    """One response of a minibatch, as the reflecting model sees it."""
+
     question: str
     output: str
     score: float
     format_score: float
     answer: str
     right: bool
-    comment: str = ""  # what a reward function of one's own said, in place of our words
+    comment: str = ""  # message of a custom reward function; replaces the default feedback
 
     @property
     def unreadable(self) -> bool:
+        """Whether no final answer could be read from the response."""
         return not self.right and self.format_score <= 0.5
 
 
 @dataclass(frozen=True)
 class ReflectionPrompt:
+    """A reflection prompt, and what was cut to make it fit."""
+
     text: str  # empty: not even one example fits
     num_cut: int  # responses cut in the middle
     num_dropped: int  # examples left out
 
 
-SKIPPED = ReflectionPrompt("", 0, 0)  # none was built
+SKIPPED = ReflectionPrompt("", 0, 0)  # not built
 
 
 def build(
@@ -48,9 +53,10 @@ def build(
     cfg: config.GepaConfig,
     count_tokens: CountTokens,
 ) -> ReflectionPrompt:
-    """The reflection prompt in `cfg.prompt_style`, no longer than `cfg.reflect_prompt_tokens`.
+    """Returns the reflection prompt in `cfg.prompt_style`, at most `cfg.reflect_prompt_tokens`
+    long.
 
-    Responses are cut first (paper style); if that is not enough, trailing examples are left out.
+    Responses are cut first (paper style). If that is not enough, trailing examples are dropped.
     """
     shown = list(examples)
     while shown:
@@ -71,8 +77,15 @@ def build(
 def least_tokens(
     question: str, answer: str, cfg: config.GepaConfig, count_tokens: CountTokens, comment: str = ""
 ) -> int:
-    """Tokens of the shortest reflection prompt about a question: on the empty template, with an
-    empty response.
+    """Returns the tokens of the shortest reflection prompt about a question: with the empty
+    template and an empty response.
+
+    Args:
+        question: text of the question.
+        answer: reference answer.
+        cfg: settings of GEPA.
+        count_tokens: tokens of a text, as the reflecting model counts them.
+        comment: message of a custom reward function.
     """
     unlimited = replace(cfg, reflect_prompt_tokens=sys.maxsize)
     examples = [
@@ -85,11 +98,11 @@ def least_tokens(
 
 
 def compact_prompt(template: str, examples: Sequence[tuple[str, str, bool, str]]) -> str:
-    """A reflection prompt of a few words for very small models; an example is (question, output,
+    """Returns a very short reflection prompt, for tiny models. An example is (question, output,
     right, answer).
 
-    One line, one space between words, the template between fences, the last six words of each
-    output; an empty answer is not shown.
+    It is one line with single spaces: the template between fences, and the last six words of each
+    output. An empty answer is not shown.
     """
     words = ["instruction", "```", *template.split(), "```"]
     for question, output, right, answer in examples:
@@ -100,9 +113,10 @@ def compact_prompt(template: str, examples: Sequence[tuple[str, str, bool, str]]
 
 
 def paper_prompt(template: str, examples: Sequence[ReflectionExample], show_answer: bool) -> str:
-    """The reflection prompt of the paper: GEPA's own wording around the template and the examples.
+    """Returns the paper's reflection prompt: GEPA's own wording around the template and the
+    examples.
 
-    Both are put in at one go, so that a template that spells a placeholder changes nothing.
+    Both are inserted at once, so a template that contains a placeholder changes nothing.
     """
     blocks = []
     for i, e in enumerate(examples, 1):
@@ -122,14 +136,18 @@ def paper_prompt(template: str, examples: Sequence[ReflectionExample], show_answ
 
 @functools.cache
 def meta_prompt() -> str:
-    """The `gepa` package's default reflection prompt, with the places <curr_param> and <side_info>."""
+    """Returns the `gepa` package's default reflection prompt, with the placeholders <curr_param>
+    and <side_info>.
+    """
     from gepa.strategies.instruction_proposal import InstructionProposalSignature
 
     return InstructionProposalSignature.default_prompt_template
 
 
 def feedback(example: ReflectionExample, show_answer: bool) -> str:
-    """What is wrong with the response, the reference answer unless it is hidden, and the score."""
+    """Returns what is wrong with the response, the reference answer unless it is hidden, and the
+    score.
+    """
     reference = (
         f" The reference answer is {example.answer}." if show_answer and example.answer else ""
     )
@@ -156,8 +174,8 @@ def _fit(
     cfg: config.GepaConfig,
     count_tokens: CountTokens,
 ) -> tuple[str, int]:
-    """The paper's prompt with its responses cut until it fits, and how many were cut; too long a
-    prompt if they can't be cut enough.
+    """Returns the paper's prompt with responses cut until it fits, and how many were cut. It is too
+    long if they cannot be cut enough.
     """
 
     def render(outputs: Sequence[str]) -> str:
@@ -169,9 +187,9 @@ def _fit(
     if count_tokens(text) <= cfg.reflect_prompt_tokens:
         return text, 0
     sizes = [count_tokens(output) for output in whole]
-    room = cfg.reflect_prompt_tokens - count_tokens(render([""] * len(whole)))
-    while room >= sum(min(size, MIN_TOKENS) for size in sizes):
-        limits = _shares(sizes, [e.unreadable for e in examples], room)
+    available = cfg.reflect_prompt_tokens - count_tokens(render([""] * len(whole)))
+    while available >= sum(min(size, MIN_TOKENS) for size in sizes):
+        limits = _shares(sizes, [e.unreadable for e in examples], available)
         outputs = [
             cut_middle(output, limit, count_tokens)
             for output, limit in zip(whole, limits, strict=True)
@@ -179,31 +197,34 @@ def _fit(
         text = render(outputs)
         if count_tokens(text) <= cfg.reflect_prompt_tokens:
             return text, sum(a != b for a, b in zip(whole, outputs, strict=True))
-        room = room * 9 // 10  # tokens of parts do not quite add up to those of the whole
-        if room == 0:
+        available = (
+            available * 9 // 10
+        )  # tokens of the parts do not exactly add up to those of the whole
+        if available == 0:
             break
     return text, 0
 
 
-def _shares(sizes: Sequence[int], unreadable: Sequence[bool], room: int) -> list[int]:
-    """Tokens that each response may keep: short ones all, the others equal parts of what is left.
+def _shares(sizes: Sequence[int], unreadable: Sequence[bool], available: int) -> list[int]:
+    """Returns the tokens that each response may keep: all of short ones, equal parts of the rest
+    for the others.
 
     Responses without an answer keep at most 200 tokens and half an equal part.
     """
-    hard_cap = max(min(FAILURE_TOKENS, room // (2 * len(sizes))), 1)
+    hard_cap = max(min(FAILURE_TOKENS, available // (2 * len(sizes))), 1)
     wanted = [
         min(size, hard_cap) if bad else size for size, bad in zip(sizes, unreadable, strict=True)
     ]
     shares = [0] * len(sizes)
     for done, i in enumerate(sorted(range(len(sizes)), key=lambda i: (wanted[i], i))):
-        shares[i] = min(wanted[i], room // (len(sizes) - done))
-        room -= shares[i]
+        shares[i] = min(wanted[i], available // (len(sizes) - done))
+        available -= shares[i]
     return shares
 
 
 def cut_middle(text: str, limit: int, count_tokens: CountTokens) -> str:
-    """The text, or its head and its tail with a marker between them, in at most `limit` tokens;
-    empty if not even the marker fits.
+    """Returns the text, or its head and tail with a marker between, in at most `limit` tokens;
+    empty if the marker does not fit.
     """
     size = count_tokens(text)
     if size <= limit:

@@ -1,9 +1,9 @@
 """One GEPA phase: from hard questions to the templates that cover them (algorithm, end of an epoch,
 steps 1 to 4).
 
-All that happens outside is `evaluate` and `reflect`. Every stage of an iteration is one call with
-everything in it: the parents on their minibatches, all reflection prompts, the children on the same
-minibatches, the accepted ones on dev.
+`evaluate` and `reflect` are its only connections to the outside. Every stage of an iteration is one
+call with all of its inputs: parents on their minibatches, all reflection prompts, children on the
+same minibatches, accepted ones on dev.
 """
 
 from collections import Counter
@@ -16,33 +16,33 @@ from p2o_jax.gepa import steps as steps
 from p2o_jax.types import Outcome, Question, SearchResult
 
 Pair = tuple[str, Question]  # (template, question)
-Stage = Literal["seed", "parents", "children", "dev"]  # what an evaluation is for
+Stage = Literal["seed", "parents", "children", "dev"]  # purpose of an evaluation
 Evaluate = Callable[[Sequence[Pair]], Sequence[Outcome]]
 Reflect = Callable[[Sequence[str]], Sequence[str | None]]
 
 REJECTIONS = {
     "gate": "children that did not beat their parent on its minibatch",
-    "budget": "children that beat their parent when the budget paid for no more evaluations on dev",
+    "budget": "children that beat their parent, but the budget allows no more evaluations on dev",
     "no_fence": "replies without a closed fence",
     "think": "replies that contain <think>",
     "too_long": "templates of more than gepa.max_template_tokens tokens",
     "special_token": "templates that spell a special token of the tokenizer",
-    "duplicate": "templates that exist already",
+    "duplicate": "templates that already exist",
     "empty": "replies without a template",
     "leak": (
-        "templates that hold a reference answer or eight words in a row of a question of their"
-        " minibatch"
+        "templates that contain a reference answer or eight consecutive words of a question of"
+        " their minibatch"
     ),
-    "overlong_prompt": "templates under which a question would be too long a prompt",
+    "overlong_prompt": "templates under which some question exceeds the prompt limit",
     "overlong_reflection": (
-        "proposals whose reflection prompt is too long with only one example in it"
+        "proposals whose reflection prompt is too long even with a single example"
     ),
-    "no_reply": "proposals for which the reflecting endpoint gave no reply",
+    "no_reply": "proposals for which the reflecting endpoint returned no reply",
     "perfect": (
-        "proposals that were not reflected on, as no child could beat the parent on its minibatch"
+        "proposals that were skipped because no child could beat the parent on its minibatch"
     ),
 }
-IN_WORDS = {
+SHORT_REASONS = {
     "gate": "not better",
     "budget": "no budget left",
     "no_fence": "no closed fence",
@@ -51,7 +51,7 @@ IN_WORDS = {
     "special_token": "special token",
     "duplicate": "duplicate",
     "empty": "empty",
-    "leak": "answer or question in it",
+    "leak": "contains answer or question",
     "overlong_prompt": "prompt too long",
     "overlong_reflection": "reflection prompt too long",
     "no_reply": "no reply",
@@ -59,7 +59,7 @@ IN_WORDS = {
 }
 
 STATS = {
-    "iterations": "waves of proposals that were run",
+    "iterations": "waves of proposals",
     "proposals": "pairs of a parent and a minibatch",
     "accepted": "children that became candidates",
     **{
@@ -67,10 +67,10 @@ STATS = {
         for reason, meaning in REJECTIONS.items()
     },
     "examples_cut": "responses cut in the middle to fit a reflection prompt",
-    "examples_dropped": "examples left out to fit a reflection prompt",
+    "examples_dropped": "examples dropped to fit a reflection prompt",
     "rollouts_generated": "rollouts of candidate evaluation, all stages",
     "rollouts_charged": "rollouts as the budget counts them",
-    "budget": "rollouts that the phase may spend",
+    "budget": "rollouts that the phase may use",
     "evaluate_calls": "batches of rollouts",
     "reflect_calls": "batches of reflection prompts",
     "train_questions": "hard questions that reflection learns from",
@@ -83,16 +83,16 @@ STATS = {
 
 
 def reasons(fates: Iterable[str]) -> str:
-    """Why proposals were rejected, the main reason first: "9 not better, 4 no closed fence";
-    empty if none was.
+    """Returns why proposals were rejected, most frequent first, e.g. "9 not better, 4 no closed
+    fence"; empty if none was.
     """
-    counts = Counter(fate for fate in fates if fate in IN_WORDS)
-    return ", ".join(f"{count} {IN_WORDS[fate]}" for fate, count in counts.most_common())
+    counts = Counter(fate for fate in fates if fate in SHORT_REASONS)
+    return ", ".join(f"{count} {SHORT_REASONS[fate]}" for fate, count in counts.most_common())
 
 
 def is_due(step: int, num_hard: int, cfg: config.GepaConfig) -> bool:
-    """Whether prompts evolve after so many policy steps, an epoch having ended with so many hard
-    questions.
+    """Whether templates evolve after this many policy steps, at the end of an epoch with this many
+    hard questions.
     """
     on_schedule = {"every_epoch": step > 0, "first": step == 0}[cfg.schedule]
     return cfg.enabled and on_schedule and num_hard >= cfg.min_hard
@@ -111,56 +111,60 @@ def search(
     on_stage: Callable[[Stage], None] = lambda stage: None,
     success_above: float = 0.5,
 ) -> SearchResult:
-    """The templates found for these hard questions, their dev scores and the greedy cover.
+    """Searches templates for these hard questions; returns all accepted ones, their dev scores and
+    the greedy cover.
 
     Args:
-        questions: the hard questions, in any order; with fewer than two only the empty template is
-            looked at.
-        evaluate: one outcome per (template, question) pair, in order. With `cfg.rollouts_per_eval`
-            n > 1 each pair is there n times in a row, to be answered independently, and the scores
-            are averaged.
-        reflect: one reply per prompt, in order; an empty reply is no child. None where there was no
-            reply: if all are missing, the phase ends with what it has.
+        questions: the hard questions, in any order. With fewer than two, only the empty template is
+            evaluated.
+        evaluate: returns one outcome per (template, question) pair, in order. With
+            `cfg.rollouts_per_eval` n > 1, each pair is repeated n times in a row, to be answered
+            independently; the scores are averaged.
+        reflect: returns one reply per prompt, in order; None where there is none. If all are
+            missing, the phase ends with what it has. An empty reply is rejected.
         count_tokens: tokens of a text, as the reflecting model counts them.
-        cfg: resolved, so that none of its fields is None.
-        seed: names everything random in the phase.
-        progress: called after every iteration with `STATS` so far, and what became of each of its
-            proposals: "accepted" or one of `REJECTIONS`.
-        fits: whether a question can be asked under a template; a template that some question can't
-            be asked under is rejected.
+        cfg: settings of GEPA, resolved: no field is None.
+        seed: names all randomness of the phase.
+        progress: called after every iteration with `STATS` so far, and the outcome of each of its
+            proposals: "accepted" or a key of `REJECTIONS`.
+        fits: whether a question fits the prompt limit under a template; a template that fails for
+            any question is rejected.
         spells_special: whether a text spells a special token of the policy's tokenizer; such a
             template is rejected.
-        on_stage: told before each call of `evaluate` what it is for.
-        success_above: config.reward.success_above: a score above it is a success.
+        on_stage: called before each call of `evaluate` with its purpose.
+        success_above: config.reward.success_above: scores above it are successes.
     """
     train, dev = draws.split(questions, cfg.dev_size, seed)
     common = filters.common_ngrams((*train, *dev))
     phase = steps.SearchSetup(
         train, dev, cfg, seed, budget.total(cfg, len(train), len(dev)), common, success_above
     )
-    world = _World(phase, evaluate, reflect, count_tokens, on_stage)
+    evaluator = _Evaluator(phase, evaluate, reflect, count_tokens, on_stage)
     if not dev:
-        return _result(phase, steps.SearchState(("",), (None,), ((),), stage="done"), world)
+        return _result(phase, steps.SearchState(("",), (None,), ((),), stage="done"), evaluator)
 
-    scores, transfers = world.dev([""], "seed")
+    scores, transfers = evaluator.dev([""], "seed")
     state = steps.init(phase, scores[0], transfers[0])
     while (state := steps.select(phase, state)).stage != "done":
-        before, examples = world.parents(state)
-        replies = world.replies(state, before, examples)
+        before, examples = evaluator.parents(state)
+        replies = evaluator.replies(state, before, examples)
         state = steps.propose(phase, state, before, replies, count_tokens, fits, spells_special)
-        state = steps.gate(phase, state, world.children(state))
+        state = steps.gate(phase, state, evaluator.children(state))
         num_before = len(state.events)
         state = steps.promote(
-            phase, state, *world.dev([p.text for p in steps.racing(state)], "dev")
+            phase, state, *evaluator.dev([p.text for p in steps.undecided(state)], "dev")
         )
         progress(
-            _stats(phase, state, world), [event["outcome"] for event in state.events[num_before:]]
+            _stats(phase, state, evaluator),
+            [event["outcome"] for event in state.events[num_before:]],
         )
-    return _result(phase, state, world)
+    return _result(phase, state, evaluator)
 
 
-class _World:
-    """The two callables, one call per stage (none for an empty one), with everything counted."""
+class _Evaluator:
+    """Calls `evaluate` and `reflect` once per stage, not at all for an empty one, and counts
+    calls.
+    """
 
     def __init__(
         self,
@@ -182,25 +186,27 @@ class _World:
         )
 
     def outcomes(self, pairs: Sequence[Pair], stage: Stage) -> list[tuple[float, Outcome]]:
-        """For each pair the mean score of its rollouts, and the first of them."""
+        """Returns, for each pair, the mean score of its rollouts and the first outcome."""
         if not pairs:
             return []
         n = self._phase.cfg.rollouts_per_eval
         asked = [pair for pair in pairs for _ in range(n)]
         self._on_stage(stage)
-        got = self._evaluate(asked)
-        assert len(got) == len(asked), f"evaluate answered {len(got)} of {len(asked)} pairs"
+        results = self._evaluate(asked)
+        assert len(results) == len(asked), f"evaluate answered {len(results)} of {len(asked)} pairs"
         self.counts["evaluate_calls"] += 1
-        groups = [got[i : i + n] for i in range(0, len(got), n)]
+        groups = [results[i : i + n] for i in range(0, len(results), n)]
         return [(sum(float(o.score) for o in group) / n, group[0]) for group in groups]
 
     def dev(
         self, templates: Sequence[str], stage: Stage
     ) -> tuple[list[list[float]], list[list[float]]]:
-        """The scores of each template on all of dev, and the transfers of the first rollouts."""
+        """Returns the scores of each template on all of dev, and the transfers of the first
+        rollouts.
+        """
         dev = self._phase.dev
-        got = self.outcomes([(template, q) for template in templates for q in dev], stage)
-        rows = [got[i : i + len(dev)] for i in range(0, len(got), len(dev))]
+        results = self.outcomes([(template, q) for template in templates for q in dev], stage)
+        rows = [results[i : i + len(dev)] for i in range(0, len(results), len(dev))]
         return [[score for score, _ in row] for row in rows], [
             [first.transfer for _, first in row] for row in rows
         ]
@@ -208,8 +214,8 @@ class _World:
     def parents(
         self, state: steps.SearchState
     ) -> tuple[list[float], list[list[reflection.ReflectionExample]]]:
-        """The score of each proposal's parent, summed over its minibatch, and the examples to
-        reflect on.
+        """Returns the score of each proposal's parent, summed over its minibatch, and the examples
+        to reflect on.
         """
         groups = self._minibatches(
             [(state.templates[p.parent], p.minibatch) for p in state.wave], "parents"
@@ -224,8 +230,10 @@ class _World:
         )
 
     def children(self, state: steps.SearchState) -> list[float]:
-        """The score of each racing child, summed over its parent's minibatch."""
-        groups = self._minibatches([(p.text, p.minibatch) for p in steps.racing(state)], "children")
+        """Returns the score of each remaining child, summed over its parent's minibatch."""
+        groups = self._minibatches(
+            [(p.text, p.minibatch) for p in steps.undecided(state)], "children"
+        )
         return [sum(score for _, score, _ in group) for group in groups]
 
     def _minibatches(
@@ -245,10 +253,10 @@ class _World:
         before: Sequence[float],
         examples: Sequence[Sequence[reflection.ReflectionExample]],
     ) -> list[str | steps.NoReply]:
-        """The reply to each proposal's reflection prompt, or why there is none.
+        """Returns the reply to each proposal's reflection prompt, or why there is none.
 
-        Not even one example fits into it, nobody answered, or, ▲ with `skip_perfect`, no child
-        could beat the parent.
+        Reasons are: not even one example fits the prompt, the endpoint did not reply, or, ▲ with
+        `skip_perfect`, no child could beat the parent.
         """
         cfg = self._phase.cfg
         skipped = [
@@ -264,12 +272,12 @@ class _World:
             for p, group, skip in zip(state.wave, examples, skipped, strict=True)
         ]
         sent = [prompt.text for prompt in prompts if prompt.text]
-        got = list(self._reflect(sent)) if sent else []
-        assert len(got) == len(sent), f"reflect answered {len(got)} of {len(sent)} prompts"
+        results = list(self._reflect(sent)) if sent else []
+        assert len(results) == len(sent), f"reflect answered {len(results)} of {len(sent)} prompts"
         self.counts["reflect_calls"] += bool(sent)
         self.counts["examples_cut"] += sum(prompt.num_cut for prompt in prompts)
         self.counts["examples_dropped"] += sum(prompt.num_dropped for prompt in prompts)
-        answers = iter(got)
+        answers = iter(results)
         missing = [steps.NoReply("perfect" if skip else "overlong_reflection") for skip in skipped]
         given = [
             next(answers) if prompt.text else why
@@ -278,7 +286,9 @@ class _World:
         return [steps.NoReply("no_reply") if reply is None else reply for reply in given]
 
 
-def _stats(phase: steps.SearchSetup, state: steps.SearchState, world: _World) -> dict[str, float]:
+def _stats(
+    phase: steps.SearchSetup, state: steps.SearchState, evaluator: _Evaluator
+) -> dict[str, float]:
     fates = [event["outcome"] for event in state.events]
     num_dev = max(len(phase.dev), 1)
     stats: dict[str, float] = {
@@ -300,12 +310,14 @@ def _stats(phase: steps.SearchSetup, state: steps.SearchState, world: _World) ->
         "frac_dev_covered": len(cover.covered(state.score_ZN, phase.success_above)) / num_dev,
         "best_dev_score": max(sum(row) / num_dev for row in state.score_ZN),
         "num_cover": len(cover.greedy_cover(state.score_ZN, phase.success_above)),
-        **world.counts,
+        **evaluator.counts,
     }
     return {name: float(stats[name]) for name in STATS}
 
 
-def _result(phase: steps.SearchSetup, state: steps.SearchState, world: _World) -> SearchResult:
+def _result(
+    phase: steps.SearchSetup, state: steps.SearchState, evaluator: _Evaluator
+) -> SearchResult:
     return SearchResult(
         templates=state.templates,
         parents=state.parents,
@@ -313,7 +325,7 @@ def _result(phase: steps.SearchSetup, state: steps.SearchState, world: _World) -
         train_ids=tuple(q.id for q in phase.train),
         score_ZN=state.score_ZN,
         cover=cover.greedy_cover(state.score_ZN, phase.success_above),
-        stats=_stats(phase, state, world),
+        stats=_stats(phase, state, evaluator),
         events=state.events,
         success_above=phase.success_above,
     )

@@ -1,9 +1,8 @@
-"""The state of a GEPA phase and its pure steps, one iteration being select → propose → gate →
-promote (algorithm step 3).
+"""The state of a GEPA phase and its pure steps: select, propose, gate and promote make one
+iteration (algorithm step 3).
 
-A step takes the state and what the outside answered (outcomes, replies) and returns the next state.
-Nothing random is kept: the generator of an iteration is named by (seed, iteration), so `iteration`
-is its position.
+A step takes the state and the results of the outside world (outcomes, replies), and returns the
+next state. No random state is kept: the generator of an iteration is named by (seed, iteration).
 """
 
 import random
@@ -22,40 +21,46 @@ _EPS = 1e-9  # sums of means over rollouts are not exact
 
 @dataclass(frozen=True)
 class SearchSetup:
-    """What stays the same all through a phase."""
+    """What is constant during a phase."""
 
     train: tuple[Question, ...]
     dev: tuple[Question, ...]
     cfg: config.GepaConfig
     seed: str
     budget: int  # rollouts
-    common: frozenset[tuple[str, ...]] = frozenset()  # wording that the questions share: no leak
+    common: frozenset[tuple[str, ...]] = frozenset()  # wording shared by the questions, not a leak
     success_above: float = 0.5  # a score above it is a success
 
 
 @dataclass(frozen=True)
 class NoReply:
-    """In place of a reply: the prompt was not sent, or the reflecting endpoint gave none."""
+    """Takes the place of a reply: the prompt was not sent, or the reflecting endpoint did not
+    reply.
+    """
 
     reason: Missing
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A parent with a minibatch, and what became of it so far; `outcome` is empty while it is in
-    the race.
+    """A parent with a minibatch, and its result so far. `outcome` is empty while the proposal is
+    undecided.
     """
 
     parent: int
-    minibatch: tuple[int, ...]  # of train
+    minibatch: tuple[int, ...]  # indices into train
     before: float = 0.0  # the parent's score, summed over the minibatch
-    after: float = 0.0  # the child's
+    after: float = 0.0  # the child's score
     text: str = ""
     outcome: str = ""
 
 
 @dataclass(frozen=True)
 class SearchState:
+    """The state of a phase: candidates with their scores, the current iteration, and what was
+    spent.
+    """
+
     templates: tuple[str, ...]
     parents: tuple[int | None, ...]
     score_ZN: tuple[tuple[float, ...], ...]  # [candidate][dev question]
@@ -64,21 +69,21 @@ class SearchState:
     ] = ()  # likewise Outcome.transfer; empty without config.gepa.reliance
     iteration: int = 0
     stage: Stage = "select"
-    wave: tuple[Proposal, ...] = ()  # of this iteration
-    used: tuple[int, ...] = ()  # train questions that were in a minibatch, sorted
+    wave: tuple[Proposal, ...] = ()  # proposals of this iteration
+    used: tuple[int, ...] = ()  # train questions used in a minibatch, sorted
     generated: int = 0  # rollouts
-    charged: int = 0  # rollouts, as the budget sees them
+    charged: int = 0  # rollouts charged to the budget
     idle: int = 0  # iterations since a child was promoted
     events: tuple[Mapping[str, Any], ...] = ()  # one per proposal of finished iterations
 
 
 def to_json(state: SearchState) -> dict[str, Any]:
-    """The state as a value that `json` writes; `from_json` gives the same state back."""
+    """Returns the state as a JSON value; `from_json` inverts it."""
     return asdict(state)
 
 
 def from_json(value: Mapping[str, Any]) -> SearchState:
-    """The state that `to_json` was given."""
+    """Returns the state that `to_json` was given."""
     kept: dict[str, Any] = {f.name: value[f.name] for f in fields(SearchState)}
     kept |= {name: tuple(kept[name]) for name in ("templates", "parents", "used", "events")}
     kept |= {name: tuple(tuple(row) for row in kept[name]) for name in ("score_ZN", "transfer_ZN")}
@@ -91,9 +96,9 @@ def from_json(value: Mapping[str, Any]) -> SearchState:
 def init(
     phase: SearchSetup, dev_scores: Sequence[float], transfers: Sequence[float] = ()
 ) -> SearchState:
-    """The state with one candidate, the empty template, evaluated on dev (step 2).
+    """Returns the state with one candidate, the empty template, evaluated on dev (step 2).
 
-    ▲ With `charge_all` these rollouts are charged; the released code gives them away.
+    ▲ With `charge_all` these rollouts are charged; the released code does not charge them.
     """
     spent = len(dev_scores) * phase.cfg.rollouts_per_eval
     rows = (tuple(transfers),) if phase.cfg.reliance else ()
@@ -109,10 +114,10 @@ def init(
 
 
 def select(phase: SearchSetup, state: SearchState) -> SearchState:
-    """The state with a wave of parents, each with its own minibatch (steps 3a, 3b); done if the
-    budget pays for none.
+    """Draws a wave of parents, each with its own minibatch (steps 3a, 3b). The phase is done if the
+    budget allows none.
 
-    ▲ With `charge_all` the wave is as wide as the budget still pays for: both evaluations of every
+    ▲ With `charge_all` the wave is as wide as the budget allows, counting both evaluations of every
     minibatch and one promotion.
     """
     if state.stage == "done":
@@ -145,10 +150,16 @@ def propose(
     fits: Callable[[str, Question], bool] = lambda template, question: True,
     spells_special: Callable[[str], bool] = lambda text: False,
 ) -> SearchState:
-    """The state with a text, or the reason why not, in every proposal (step 3c).
+    """Sets the text of every proposal, or the reason why it has none (step 3c).
 
-    `before` is the parents' score, summed over each minibatch. `fits` says whether a question can
-    be asked under a template, `spells_special` whether a text spells a special token.
+    Args:
+        phase: constants of the phase.
+        state: the state after `select`.
+        before: score of each proposal's parent, summed over the minibatch.
+        replies: reply of the reflecting model to each proposal.
+        count_tokens: tokens of a text, as the reflecting model counts them.
+        fits: whether a question fits the prompt limit under a template.
+        spells_special: whether a text spells a special token.
     """
     assert state.stage == "propose", state.stage
     wave: list[Proposal] = []
@@ -168,7 +179,7 @@ def propose(
 def _misfit(
     phase: SearchSetup, proposal: Proposal, text: str, fits: Callable[[str, Question], bool]
 ) -> str:
-    """Why the text may not become a template of this phase, if there is a reason."""
+    """Returns why the text may not become a template of this phase; empty if it may."""
     if phase.cfg.leak_guard and filters.leaks(
         text, [phase.train[i] for i in proposal.minibatch], phase.common
     ):
@@ -180,31 +191,31 @@ def _misfit(
     )
 
 
-def racing(state: SearchState) -> list[Proposal]:
-    """The proposals whose fate is still open, in order: their outcomes are what `gate` and
-    `promote` are given.
+def undecided(state: SearchState) -> list[Proposal]:
+    """Returns the undecided proposals, in order. `gate` and `promote` take the outcomes of
+    these.
     """
     return [p for p in state.wave if not p.outcome]
 
 
 def is_unbeatable(phase: SearchSetup, proposal: Proposal, before: float) -> bool:
-    """Whether the gate would reject even a child with the best score, 1, on every question of
-    the minibatch.
+    """Whether the gate would reject even a child with the best score, 1, on every question of the
+    minibatch.
     """
     return not len(proposal.minibatch) - before >= _least_gain(phase.cfg)
 
 
 def _least_gain(cfg: config.GepaConfig) -> float:
-    """What a child's score must be above its parent's, summed over the minibatch."""
+    """Returns the required gain of a child's score over its parent's, summed over the minibatch."""
     return cfg.acceptance_margin - _EPS if cfg.acceptance == "margin" else _EPS
 
 
 def gate(phase: SearchSetup, state: SearchState, after: Sequence[float]) -> SearchState:
-    """The state with children rejected that do not beat their parent on its minibatch (step 3d).
+    """Rejects children that do not beat their parent on its minibatch (step 3d).
 
-    `after` is the racing children's score, summed over each minibatch; it must be strictly larger,
-    or larger by `acceptance_margin`. ▲ With `charge_all`, the children that improve most come first
-    when the budget does not pay for all.
+    `after` holds the undecided children's scores, summed over each minibatch. They must be strictly
+    larger, or larger by `acceptance_margin`. ▲ With `charge_all`, children with the largest gains
+    take precedence if the budget does not suffice for all.
     """
     assert state.stage == "gate", state.stage
     cfg, scores = phase.cfg, iter(after)
@@ -215,7 +226,7 @@ def gate(phase: SearchSetup, state: SearchState, after: Sequence[float]) -> Sear
         else p
         for p in wave
     ]
-    num_rollouts = sum(len(p.minibatch) for p in racing(state))
+    num_rollouts = sum(len(p.minibatch) for p in undecided(state))
     state = _spend(phase, replace(state, stage="promote"), num_rollouts, free=not cfg.charge_all)
     if cfg.charge_all:
         affordable = max(phase.budget - state.charged, 0) // (
@@ -233,15 +244,15 @@ def promote(
     dev_scores: Sequence[Sequence[float]],
     transfers: Sequence[Sequence[float]] = (),
 ) -> SearchState:
-    """The state after the iteration: accepted children are candidates, with their parent and their
-    dev scores (step 3e).
+    """Ends the iteration: accepted children become candidates, with their parent and dev scores
+    (step 3e).
 
-    Done where the reflecting endpoint answered none of the iteration's prompts: the phase ends with
-    what it has. An iteration in which all parents were perfect is one without an accepted child,
-    like any other: its rollouts are charged, and patience counts it.
+    The phase is done if the reflecting endpoint replied to none of the iteration's prompts. An
+    iteration in which all parents were perfect counts like any other without an accepted child: its
+    rollouts are charged, and patience counts it.
     """
     assert state.stage == "promote", state.stage
-    accepted, rows = racing(state), iter(dev_scores)
+    accepted, rows = undecided(state), iter(dev_scores)
     sent = [p for p in state.wave if p.outcome not in ("perfect", "overlong_reflection")]
     unanswered = bool(sent) and all(p.outcome == "no_reply" for p in sent)
     state = _spend(phase, state, len(accepted) * len(phase.dev))
@@ -286,8 +297,8 @@ def promote(
 def _spend(
     phase: SearchSetup, state: SearchState, num_pairs: int, free: bool = False
 ) -> SearchState:
-    """The state with these rollouts counted; without `charge_all` the first two iterations are
-    free (step 3f).
+    """Adds these rollouts to the counts. Without `charge_all` the first two iterations are free
+    (step 3f).
     """
     rollouts = num_pairs * phase.cfg.rollouts_per_eval
     free = free or (not phase.cfg.charge_all and state.iteration < 2)
@@ -299,20 +310,20 @@ def _spend(
 
 
 def _checked(phase: SearchSetup, state: SearchState) -> SearchState:
-    """The state, done if budget, iterations, patience or the questions are at an end; the faithful
-    budget binds from iteration 2 on.
+    """Marks the state as done if budget, iterations, patience or questions are exhausted. The
+    faithful budget applies from iteration 2 on.
 
-    ▲ `max_iterations`; `patience` iterations in a row without a promoted child, or the first so
-    many without a solved dev question.
+    ▲ `max_iterations`. ▲ `patience`: consecutive iterations without a promoted child, or initial
+    iterations without a solved dev question.
     """
     cfg = phase.cfg
-    fruitless = max(
+    unproductive = max(
         state.idle, 0 if cover.covered(state.score_ZN, phase.success_above) else state.iteration
     )
     done = (
         not phase.train
         or (state.charged >= phase.budget and (bool(cfg.charge_all) or state.iteration >= 2))
         or (bool(cfg.max_iterations) and state.iteration >= (cfg.max_iterations or 0))
-        or (bool(cfg.patience) and fruitless >= (cfg.patience or 0))
+        or (bool(cfg.patience) and unproductive >= (cfg.patience or 0))
     )
     return replace(state, stage="done") if done else state

@@ -1,9 +1,9 @@
-"""What stands beside the weights of a Hugging Face directory: above all config.json, read into a
+"""Everything beside the weights in a Hugging Face directory; above all config.json, read into a
 `ModelSpec` and written back.
 
-Both layouts in circulation: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and
-transformers 5 (`rope_parameters`, `dtype`) are read. What our model would compute differently is
-refused by name, never ignored.
+Both common layouts are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and
+transformers 5 (`rope_parameters`, `dtype`). Settings that are not implemented are rejected by name,
+never ignored.
 """
 
 import json
@@ -21,28 +21,30 @@ from p2o_jax.models.spec import Family, ModelSpec, Rope
 
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
 ROPE_KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
-MAX_POSITIONS = 32768  # exported for a spec without any
+MAX_POSITIONS = 32768  # written for a spec without max_positions
 
 _ROPE_KEYS = {
-    "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "beta_fast",
-    "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate", "partial_rotary_factor", "finetuned",
+    "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings",
+    "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "mscale",
+    "mscale_all_dim", "truncate", "partial_rotary_factor", "finetuned",
 }  # fmt: skip
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "*.model",
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "*.model",
 )  # fmt: skip
-PROMPTS = "p2o_jax.json"  # in an export: what the run's prompts had besides the chat template
+PROMPTS = "p2o_jax.json"  # in an export: parts of the run's prompts besides the chat template
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 def locate(path: str | Path, revision: str | None = None) -> Path:
-    """The directory of a checkpoint: the path itself, or the local copy of a hub id, downloaded if
-    there is a network.
+    """Returns the directory of a checkpoint: the path itself, or the local copy of a hub id,
+    downloaded if needed.
 
     `revision` is a commit of the hub's repository; None: its newest.
 
     Raises:
-        ConfigError: neither a directory nor a hub id that can be had.
+        ConfigError: neither a directory nor an available hub id.
     """
     directory = Path(path).expanduser()
     if directory.is_dir():
@@ -61,15 +63,15 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ConfigError(
-            f"{path}: no such directory, and it could not be had from the Hugging Face hub"
+            f"{path}: no such directory, and it could not be downloaded from the Hugging Face hub"
             f" ({reason}). Without a network, give the path of a directory that holds config.json,"
             " the *.safetensors files and the tokenizer"
         ) from e
 
 
 def revision(directory: Path) -> str | None:
-    """The commit of the hub's repository that a directory from `locate` is a snapshot of; None
-    for any other directory.
+    """Returns the hub commit of a snapshot directory from `locate`; None for any other
+    directory.
     """
     return (
         directory.name
@@ -79,10 +81,10 @@ def revision(directory: Path) -> str | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Returns the object in a JSON file.
 
     Raises:
-        ConfigError: no such file, no JSON, or no object.
+        ConfigError: the file is missing, not JSON, or not an object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -96,21 +98,22 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes the object as indented JSON."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def tokenizer_files(directory: Path | None) -> list[Path]:
-    """The files that make up the directory's tokenizer, chat template included.
+    """Returns the files of the directory's tokenizer, including its chat template.
 
     Raises:
         ConfigError: there is none.
     """
     if directory is None:
         return []
-    found = sorted({file for pattern in TOKENIZER_FILES for file in directory.glob(pattern)})
-    if not found:
+    files = sorted({file for pattern in TOKENIZER_FILES for file in directory.glob(pattern)})
+    if not files:
         raise ConfigError(f"{directory}: holds no tokenizer")
-    return found
+    return files
 
 
 def write_beside(
@@ -120,15 +123,15 @@ def write_beside(
     chat_template: str = "",
     prompts: dict[str, Any] | None = None,
 ) -> None:
-    """Writes what belongs beside a policy's weights and config.json.
+    """Writes the files that belong beside a policy's weights and config.json.
 
     Args:
         target: the directory to write into.
         tokenizer_dir: the directory whose tokenizer is copied.
-        generation_config: what generation_config.json holds.
+        generation_config: contents of generation_config.json.
         chat_template: replaces the tokenizer's own, in the file that transformers (and so vLLM)
             reads first.
-        prompts: what the run's prompts had besides the chat template, for p2o_jax.json.
+        prompts: parts of the run's prompts besides the chat template, for p2o_jax.json.
 
     Raises:
         ConfigError: `tokenizer_dir` holds no tokenizer.
@@ -137,7 +140,7 @@ def write_beside(
         shutil.copyfile(file, target / file.name)
     if chat_template:
         settings = target / "tokenizer_config.json"
-        if settings.exists():  # some programs read the template in it first
+        if settings.exists():  # some programs prefer the template in this file
             write_json(
                 settings,
                 {
@@ -154,12 +157,12 @@ def write_beside(
 
 
 def token_ids(directory: Path, stop_ids: Sequence[int], pad_id: int) -> dict[str, Any]:
-    """generation_config.json for a policy that was trained to end with `stop_ids`: otherwise the
-    one in its model's directory.
+    """Returns the model's generation_config.json for a policy that was trained to end with
+    `stop_ids`.
     """
     model = read_json(directory / "config.json")
     generation = {"bos_token_id": model.get("bos_token_id"), **generation_config(None, directory)}
-    # which lets transformers replace what this file says
+    # with this key, transformers overrides the file
     generation.pop("_from_model_config", None)
     return generation | {
         "eos_token_id": list(stop_ids) if len(stop_ids) > 1 else stop_ids[0],
@@ -168,8 +171,8 @@ def token_ids(directory: Path, stop_ids: Sequence[int], pad_id: int) -> dict[str
 
 
 def generation_config(given: dict[str, Any] | None, tokenizer_dir: Path | None) -> dict[str, Any]:
-    """generation_config.json of an export: the one given, else the one beside the tokenizer,
-    else an empty one.
+    """Returns generation_config.json of an export: the given one, else the one beside the
+    tokenizer, else an empty one.
     """
     if (
         given is None
@@ -181,7 +184,7 @@ def generation_config(given: dict[str, Any] | None, tokenizer_dir: Path | None) 
 
 
 def read_spec(directory: str | Path) -> ModelSpec:
-    """The model that config.json in the directory describes.
+    """Returns the model that config.json in the directory describes.
 
     Raises:
         ConfigError: with a line for everything that is missing, mistyped or not supported.
@@ -202,7 +205,7 @@ def read_spec(directory: str | Path) -> ModelSpec:
         )
     heads = fields.integer("num_attention_heads")
     width = fields.integer("hidden_size")
-    # what transformers takes where the key is absent
+    # default of transformers
     head_dim = 128 if family == "qwen3" else width // heads
     max_positions = fields.integer("max_position_embeddings", hf_keys.MAX_POSITIONS[family])
     rope = _rope(fields, max_positions)
@@ -236,13 +239,14 @@ def read_spec(directory: str | Path) -> ModelSpec:
 def write_config(
     spec: ModelSpec, dtype: str = "bfloat16", token_ids: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """config.json for the model, in the layout of transformers 4, which transformers 5 reads, too.
+    """Returns config.json for the model, in the layout of transformers 4, which transformers 5 also
+    reads.
 
-    `token_ids` may hold bos_token_id, eos_token_id (one id or a list) and pad_token_id; other keys
+    `token_ids` may hold bos_token_id, eos_token_id (an id or a list) and pad_token_id; other keys
     are ignored.
 
     Raises:
-        ConfigError: the family has no such variant (as biases in Qwen3).
+        ConfigError: the family has no such variant (such as biases in Qwen3).
     """
     if (spec.qk_norm, spec.qkv_bias) != (spec.family == "qwen3", spec.family == "qwen2"):
         raise ConfigError(
@@ -288,8 +292,8 @@ def write_config(
 
 
 class _Fields:
-    """Typed values of config.json; one that is missing or of another type becomes a problem, and
-    reads as 1.
+    """Typed values of config.json. A missing or mistyped value is recorded as a problem and read as
+    1.
     """
 
     def __init__(self, values: dict[str, Any], within: str = "", problems: list[str] | None = None):
@@ -297,7 +301,7 @@ class _Fields:
         self.problems: list[str] = [] if problems is None else problems
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 1, or the default where the key is absent or null."""
+        """Returns a whole number of at least 1, or the default if the key is absent or null."""
         value = self._get(key, default)
         if value is not default and (type(value) is not int or value < 1):
             self.problems.append(f"{self.within}{key}={value!r}: expected a positive whole number")
@@ -305,7 +309,7 @@ class _Fields:
         return 1 if value is None else value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A positive number, or the default where the key is absent or null."""
+        """Returns a positive number, or the default if the key is absent or null."""
         value = self._get(key, default)
         if value is not default and (type(value) not in (int, float) or not 0 < value < math.inf):
             self.problems.append(f"{self.within}{key}={value!r}: expected a positive number")
@@ -323,7 +327,7 @@ class _Fields:
 
 def _rope(fields: _Fields, max_positions: int) -> Rope:
     values = fields.values
-    # in transformers' order
+    # in the order of transformers
     given = values.get("rope_scaling") or values.get("rope_parameters") or {}
     within = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
     if not isinstance(given, dict):
@@ -359,8 +363,15 @@ def _rope(fields: _Fields, max_positions: int) -> Rope:
 def _rope_of_kind(
     kind: RopeKind, theta: float, given: _Fields, original: int | None, max_positions: int
 ) -> Rope:
-    """`original`: the model-wide original_max_position_embeddings, which goes before the one of
-    the rope itself.
+    """Returns the rope of this kind.
+
+    Args:
+        kind: kind of scaling.
+        theta: base of the frequencies.
+        given: settings of the rope.
+        original: the model's own original_max_position_embeddings, which overrides that of the
+            rope.
+        max_positions: max_position_embeddings.
     """
     if kind == "default":
         return Rope(theta=theta)
@@ -420,15 +431,15 @@ def _rope_scaling(rope: Rope) -> dict[str, Any] | None:
 
 
 def _impossible(spec: ModelSpec) -> list[str]:
-    """A line for every rule between sizes that the spec breaks."""
-    found = []
+    """Returns a line for every rule between sizes that the spec breaks."""
+    lines = []
     if spec.heads % spec.kv_heads:
-        found.append(
+        lines.append(
             f"num_key_value_heads={spec.kv_heads} must divide num_attention_heads={spec.heads}"
         )
     if spec.head_dim % 2 or spec.head_dim < 2:
-        found.append(f"head_dim={spec.head_dim} must be even and positive")
-    return found
+        lines.append(f"head_dim={spec.head_dim} must be even and positive")
+    return lines
 
 
 def _names(names: Any) -> str:

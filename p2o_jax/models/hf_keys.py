@@ -1,9 +1,9 @@
-"""Which keys of a Hugging Face config.json change a model's numbers, and which values of them our
-model computes.
+"""Which keys of a Hugging Face config.json change a model's results, and which of their values are
+implemented.
 
-A key is one that `hf_config` reads, one that is known to change nothing, or one of which only some
-values are computed. Any other key is refused by name unless its value is off (null, false, 0,
-empty): what it means for the numbers is unknown.
+A key is either read by `hf_config`, known to change nothing, or implemented for some of its values.
+Any other key is rejected by name unless its value is off (null, false, 0, empty), because its
+effect on the results is unknown.
 """
 
 from collections.abc import Mapping
@@ -15,52 +15,63 @@ ARCHITECTURES: dict[str, str] = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
 }
-# Where the key is absent, as transformers' config classes have it.
+# Defaults of transformers' config classes.
 MAX_POSITIONS = {"qwen3": 32768, "qwen2": 32768, "llama": 2048, "mistral": 131072}
 MISTRAL_WINDOW = 4096
 
 _READ = frozenset({
-    "architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "max_position_embeddings", "original_max_position_embeddings", "rms_norm_eps",
-    "tie_word_embeddings", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "quantization_config",
-    "sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "attention_bias", "mlp_bias",
-    "bos_token_id", "eos_token_id", "pad_token_id",
+    "architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size",
+    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "max_position_embeddings", "original_max_position_embeddings", "rms_norm_eps",
+    "tie_word_embeddings", "rope_theta", "rope_scaling", "rope_parameters",
+    "partial_rotary_factor", "quantization_config", "sliding_window", "use_sliding_window",
+    "max_window_layers", "layer_types", "attention_bias", "mlp_bias", "bos_token_id",
+    "eos_token_id", "pad_token_id",
 })  # fmt: skip
-# Training, dropout, class heads, outputs, caches, kernels, tensor types, and notes of the tools
-# that wrote the file. pretraining_tp only splits matrix products; auto_map names code, which is
-# never run: the built-in class serves.
+# Training, dropout, class heads, outputs, caches, kernels, tensor types, and notes of tools.
+# pretraining_tp only splits matrix products. auto_map names code, which is never run: the
+# built-in class is used.
 _NO_EFFECT = frozenset({
-    "_name_or_path", "name_or_path", "_commit_hash", "_from_model_config", "transformers_version", "torch_dtype", "dtype",
-    "use_cache", "cache_implementation", "auto_map", "tokenizer_class", "sep_token_id", "cls_token_id", "mask_token_id",
-    "unk_token_id", "decoder_start_token_id", "bos_token", "eos_token", "pad_token", "unk_token", "padding_side",
-    "id2label", "label2id", "num_labels", "problem_type", "task_specific_params", "finetuning_task", "classifier_dropout",
-    "output_attentions", "output_hidden_states", "output_scores", "output_logits", "output_router_logits", "return_dict",
-    "torchscript", "use_bfloat16", "is_decoder", "chunk_size_feed_forward", "pruned_heads", "tf_legacy_loss", "prefix",
-    "tie_last_hidden_states", "keys_to_ignore_at_inference", "gradient_checkpointing", "initializer_range",
-    "initializer_factor", "init_std", "attention_dropout", "attn_dropout", "attention_probs_dropout_prob", "hidden_dropout",
-    "hidden_dropout_prob", "embd_pdrop", "embedding_dropout", "resid_pdrop", "attn_pdrop", "dropout", "dropout_rate",
-    "pretraining_tp", "pad_vocab_size_multiple", "z_loss_weight", "z_loss_coefficient", "router_aux_loss_coef",
-    "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset",
-    "_experts_implementation", "_experts_implementation_internal", "_flash_attn_2_enabled", "use_flash_attn",
-    "use_flash_attention", "use_flash_attention_2", "flash_attention", "unsloth_fixed", "unsloth_version", "model_name",
-    "base_model", "base_model_name", "base_model_name_or_path", "is_llama_config", "transformers.js_config", "model_max_length",
-    "max_sequence_length", "max_seq_len", "max_seq_length", "seq_length", "seq_len", "n_ctx", "n_positions", "license", "tags",
-    "language", "library_name", "pipeline_tag", "author", "description", "version", "date", "datasets", "chat_template",
-    "add_bos_token", "add_eos_token", "ignore_index", "trust_remote_code", "neuron", "onnx", "torch_version",
+    "_name_or_path", "name_or_path", "_commit_hash", "_from_model_config", "transformers_version",
+    "torch_dtype", "dtype", "use_cache", "cache_implementation", "auto_map", "tokenizer_class",
+    "sep_token_id", "cls_token_id", "mask_token_id", "unk_token_id", "decoder_start_token_id",
+    "bos_token", "eos_token", "pad_token", "unk_token", "padding_side", "id2label", "label2id",
+    "num_labels", "problem_type", "task_specific_params", "finetuning_task", "classifier_dropout",
+    "output_attentions", "output_hidden_states", "output_scores", "output_logits",
+    "output_router_logits", "return_dict", "torchscript", "use_bfloat16", "is_decoder",
+    "chunk_size_feed_forward", "pruned_heads", "tf_legacy_loss", "prefix",
+    "tie_last_hidden_states", "keys_to_ignore_at_inference", "gradient_checkpointing",
+    "initializer_range", "initializer_factor", "init_std", "attention_dropout", "attn_dropout",
+    "attention_probs_dropout_prob", "hidden_dropout", "hidden_dropout_prob", "embd_pdrop",
+    "embedding_dropout", "resid_pdrop", "attn_pdrop", "dropout", "dropout_rate", "pretraining_tp",
+    "pad_vocab_size_multiple", "z_loss_weight", "z_loss_coefficient", "router_aux_loss_coef",
+    "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
+    "_attn_implementation_autoset", "_experts_implementation", "_experts_implementation_internal",
+    "_flash_attn_2_enabled", "use_flash_attn", "use_flash_attention", "use_flash_attention_2",
+    "flash_attention", "unsloth_fixed", "unsloth_version", "model_name", "base_model",
+    "base_model_name", "base_model_name_or_path", "is_llama_config", "transformers.js_config",
+    "model_max_length", "max_sequence_length", "max_seq_len", "max_seq_length", "seq_length",
+    "seq_len", "n_ctx", "n_positions", "license", "tags", "language", "library_name",
+    "pipeline_tag", "author", "description", "version", "date", "datasets", "chat_template",
+    "add_bos_token", "add_eos_token", "ignore_index", "trust_remote_code", "neuron", "onnx",
+    "torch_version",
 })  # fmt: skip
-# Settings of generation, which old files keep in config.json.
+# Generation settings, which old files keep in config.json.
 _GENERATION = frozenset({
-    "assistant_confidence_threshold", "assistant_lookbehind", "bad_words_ids", "begin_suppress_tokens", "diversity_penalty",
-    "do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff",
-    "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", "length_penalty", "max_length",
-    "max_new_tokens", "max_time", "min_length", "min_new_tokens", "min_p", "no_repeat_ngram_size", "num_assistant_tokens",
-    "num_assistant_tokens_schedule", "num_beam_groups", "num_beams", "num_return_sequences", "penalty_alpha",
-    "prompt_lookup_num_tokens", "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "stop_strings",
-    "suppress_tokens", "target_lookbehind", "temperature", "top_h", "top_k", "top_p", "typical_p",
+    "assistant_confidence_threshold", "assistant_lookbehind", "bad_words_ids",
+    "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping",
+    "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff",
+    "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id",
+    "length_penalty", "max_length", "max_new_tokens", "max_time", "min_length", "min_new_tokens",
+    "min_p", "no_repeat_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule",
+    "num_beam_groups", "num_beams", "num_return_sequences", "penalty_alpha",
+    "prompt_lookup_num_tokens", "remove_invalid_values", "repetition_penalty",
+    "return_dict_in_generate", "stop_strings", "suppress_tokens", "target_lookbehind",
+    "temperature", "top_h", "top_k", "top_p", "typical_p",
 })  # fmt: skip
-# Values that leave our numbers as they are. These keys are not off at null or false.
+# Implemented values of keys that are not off at null or false.
 _ON = {"is_causal": True, "causal": True, "use_rope": True, "scale_attn_weights": True}
-# The same, for keys that are off at null or false.
+# Implemented values of keys that are off at null or false.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "hidden_activation": ("silu",),
@@ -77,16 +88,16 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 
 
 def problems(values: Mapping[str, Any]) -> list[str]:
-    """A line for every setting, apart from sizes and positions, that our model does not have;
-    sliding windows: see `window`.
+    """Returns a line for every setting that is not implemented, apart from sizes and positions. For
+    sliding windows see `window`.
     """
     family = values.get("model_type")
     if family not in ARCHITECTURES:
         return []
-    found = []
+    lines = []
     architectures = values.get("architectures") or []
     if architectures and ARCHITECTURES[family] not in architectures:
-        found.append(
+        lines.append(
             f"architectures={architectures} is not supported; supported:"
             f" {_names(ARCHITECTURES.values())}"
         )
@@ -96,32 +107,31 @@ def problems(values: Mapping[str, Any]) -> list[str]:
             if isinstance(quantization, dict)
             else quantization
         )
-        found.append(
+        lines.append(
             f"quantization_config ({method}) is not supported; supported: float32, bfloat16 and"
             " float16 weights"
         )
     if family != "qwen2" and values.get("attention_bias"):
-        found.append(
+        lines.append(
             f"attention_bias=true is not supported for {family}; supported: no bias, or qwen2's on"
             " q, k and v"
         )
     if values.get("mlp_bias"):
-        found.append("mlp_bias=true is not supported; supported: no bias in the MLP")
+        lines.append("mlp_bias=true is not supported; supported: no bias in the MLP")
     if not isinstance(values.get("tie_word_embeddings", False), bool | None):
-        found.append(
+        lines.append(
             f"tie_word_embeddings={values['tie_word_embeddings']!r}: expected true or false"
         )
-    return found + [
+    return lines + [
         line for key, value in values.items() if (line := _key_problem(family, key, value))
     ]
 
 
 def window(values: Mapping[str, Any]) -> tuple[int, str]:
-    """The longest sequence that attention reaches across (0: any), and what limits it further in
+    """Returns the longest sequence that attention spans (0: any), and what restricts it further in
     some layer (empty: nothing).
 
-    A window that is not smaller than max_position_embeddings never limits a sequence of the length
-    that the model is made for.
+    A window of at least max_position_embeddings never restricts a sequence that the model supports.
     """
     if values.get("use_sliding_window"):
         return 0, f"use_sliding_window=true (sliding_window={values.get('sliding_window')})"
@@ -131,7 +141,7 @@ def window(values: Mapping[str, Any]) -> tuple[int, str]:
     if others := sorted({str(t) for t in layer_types} - {"full_attention"}):
         return 0, f"layer_types with {_names(others)}"
     family = values.get("model_type")
-    if family not in ("mistral", "llama"):  # Qwen's is off without use_sliding_window
+    if family not in ("mistral", "llama"):  # Qwen has no window without use_sliding_window
         return 0, ""
     size = values.get("sliding_window", MISTRAL_WINDOW if family == "mistral" else None)
     limit = values.get("max_position_embeddings", MAX_POSITIONS[family])
@@ -143,7 +153,7 @@ def window(values: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def _key_problem(family: str, key: str, value: Any) -> str:
-    """What is wrong with the value of a key; empty if nothing is."""
+    """Returns what is wrong with the value of a key; empty if nothing is."""
     if key in _ON:
         return "" if value is True else f"{key}={_short(value)} is not supported; supported: true"
     off = value is None or value is False or value in (0, "", [], {})

@@ -1,4 +1,4 @@
-"""What tells one model directory from another, without reading all of its weights."""
+"""Identity of a model directory, determined without reading all of its weights."""
 
 import hashlib
 import os
@@ -14,18 +14,18 @@ _PATTERNS = (
     "*.safetensors.index.json",
 )
 _BLOCK_BYTES = 4096
-# of a file of weights that are read: the first, the last, and between them at equal distances
+# blocks of a weight file that are read: first, last, and equally spaced ones between
 _NUM_BLOCKS = 66
 
 Digests = dict[str, list[int | str]]  # [size in bytes, digest] by name
 
 
 def digests(directory: Path) -> Digests:
-    """Size and digest of each file that a model is made of: its config, tokenizer, chat template
-    and weights.
+    """Returns size and digest of each of a model's files: config, tokenizer, chat template and
+    weights.
 
-    Of weights the digest is that of the header, which names every tensor, and of a sample of the
-    contents: every trained model differs from its base in nearly all blocks.
+    The digest of a weight file covers its header, which names every tensor, and a sample of its
+    contents: a trained model differs from its base in nearly all blocks.
     """
     names = sorted(
         {path.name for pattern in _PATTERNS for path in directory.glob(pattern) if path.is_file()}
@@ -34,28 +34,29 @@ def digests(directory: Path) -> Digests:
 
 
 def differing(before: Digests, now: Digests) -> list[str]:
-    """What differs, in a few words for each file."""
-    found = []
+    """Returns a short description of each file that differs."""
+    lines = []
     for name in sorted({*before, *now}):
         if name not in now or name not in before:
-            found.append(f"{name} {'is missing' if name in before else 'is new'}")
+            lines.append(f"{name} {'is missing' if name in before else 'is new'}")
         elif before[name] != now[name]:
             sizes = f"{before[name][0]:,} bytes then, {now[name][0]:,} now"
-            found.append(f"{name} has other contents ({sizes})")
-    return found
+            lines.append(f"{name} has other contents ({sizes})")
+    return lines
 
 
 def _digest(path: Path) -> str:
-    found = hashlib.blake2b(digest_size=16)
+    """Returns the digest of a file, or of the header and sampled blocks of a large weight file."""
+    digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as f:
         size = os.fstat(f.fileno()).st_size
         if path.suffix != ".safetensors" or size <= _NUM_BLOCKS * _BLOCK_BYTES:
-            found.update(f.read())
+            digest.update(f.read())
         else:
             f.seek(0)
             length = f.read(8)
-            found.update(length + f.read(min(int.from_bytes(length, "little"), size)))
+            digest.update(length + f.read(min(int.from_bytes(length, "little"), size)))
             for i in range(_NUM_BLOCKS):
                 f.seek((size - _BLOCK_BYTES) * i // (_NUM_BLOCKS - 1))
-                found.update(f.read(_BLOCK_BYTES))
-    return found.hexdigest()
+                digest.update(f.read(_BLOCK_BYTES))
+    return digest.hexdigest()

@@ -1,8 +1,8 @@
-"""Low-rank adapters: which weights are trained, adapters merged into their projections, and adapter
+"""Low-rank adapters: which weights are trained, merging adapters into projections, and adapter
 files for `peft`.
 
 With `spec.lora` set, a block's params hold NAME_lora_a and NAME_lora_b beside NAME. Training
-replaces only those; the frozen base is the reference policy, too, without a second copy.
+replaces only those. The frozen base also serves as the reference policy, without a second copy.
 """
 
 import json
@@ -27,7 +27,7 @@ _PEFT_NAMES = {
 
 
 def from_config(cfg: config.LoraConfig) -> LoraSpec | None:
-    """The adapters that the config asks for, if any."""
+    """Returns the adapters that the config asks for, if any."""
     return LoraSpec(cfg.rank, cfg.alpha, cfg.targets) if cfg.rank else None
 
 
@@ -37,16 +37,14 @@ def is_adapter(name: str) -> bool:
 
 
 def spec_of(spec: ModelSpec, params: Params) -> ModelSpec:
-    """The spec that describes these params: without `lora` where they hold no adapters (the
+    """Returns the spec that describes these params: without `lora` if they hold no adapters (the
     frozen base).
     """
     return spec if any(is_adapter(name) for name in params["blocks"]) else replace(spec, lora=None)
 
 
 def split(spec: ModelSpec, params: Params) -> tuple[Params, Params]:
-    """(what is trained, what is frozen): with adapters those alone are trained, without
-    everything is.
-    """
+    """Returns (trained, frozen) params: with adapters only those are trained, otherwise all."""
     if spec.lora is None:
         return params, {}
     blocks = params["blocks"]
@@ -56,14 +54,16 @@ def split(spec: ModelSpec, params: Params) -> tuple[Params, Params]:
 
 
 def join(trained: Params, frozen: Params) -> Params:
-    """The params that `split` took apart."""
+    """Inverts `split`."""
     if not frozen:
         return trained
     return {**frozen, "blocks": {**frozen["blocks"], **trained["blocks"]}}
 
 
 def add(spec: ModelSpec, base: Params, key: jax.Array, shardings: Any) -> Params:
-    """The base's params with fresh adapters: A random, B zero, so that the model is the base still."""
+    """Returns the base's params with new adapters: A random, B zero, so the model still equals the
+    base.
+    """
     if spec.lora is None:
         return base
     table = weights(spec)["blocks"]
@@ -84,10 +84,10 @@ def add(spec: ModelSpec, base: Params, key: jax.Array, shardings: Any) -> Params
 
 
 def merge(spec: ModelSpec, params: Params, dtype: str | None = None) -> Params:
-    """Params without adapters: each is added to its projection in float32. Params without any are
-    returned as they are.
+    """Returns params with each adapter added to its projection in float32. Params without adapters
+    are returned unchanged.
 
-    `dtype` is that of the projections with an adapter; None: as the base has them.
+    `dtype` is the dtype of projections that have an adapter; None: that of the base.
     """
     spec = spec_of(spec, params)
     if spec.lora is None:
@@ -98,7 +98,7 @@ def merge(spec: ModelSpec, params: Params, dtype: str | None = None) -> Params:
         w = blocks[name]
         layers, rank = w.shape[0], spec.lora.rank
         change = jnp.einsum(
-            "LIR,LRO->LIO", a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)
+            "LIJ,LJO->LIO", a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)
         ) * (spec.lora.alpha / rank)
         blocks[name] = (w.astype(jnp.float32) + change.reshape(w.shape)).astype(dtype or w.dtype)
     return {**params, "blocks": blocks}

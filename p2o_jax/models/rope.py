@@ -1,4 +1,4 @@
-"""Rotary position embedding, in the half-split layout of Hugging Face checkpoints; angles in
+"""Rotary position embeddings in the half-split layout of Hugging Face checkpoints; angles in
 float32.
 """
 
@@ -12,7 +12,7 @@ from p2o_jax.models.spec import Rope
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """Radians per position of each of the head_dim / 2 channel pairs, float64."""
+    """Returns the radians per position of each of the head_dim / 2 channel pairs, float64."""
     freq = 1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if rope.kind == "linear":
         return freq / rope.factor
@@ -24,7 +24,7 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
 
 
 def attention_scale(rope: Rope) -> float:
-    """The factor on cos and sin (YaRN's temperature), 1 for the other kinds."""
+    """Returns the factor on cos and sin (YaRN's attention temperature); 1 for other kinds."""
     if rope.kind != "yarn":
         return 1.0
     return rope.attention_factor or 0.1 * math.log(max(rope.factor, 1.0)) + 1.0
@@ -32,8 +32,8 @@ def attention_scale(rope: Rope) -> float:
 
 def angles(
     rope: Rope, head_dim: int, position_BT: Int[Array, "B T"]
-) -> tuple[Float[Array, "B T C2"], Float[Array, "B T C2"]]:
-    """cos and sin of every position's rotation, float32."""
+) -> tuple[Float[Array, "B T c"], Float[Array, "B T c"]]:
+    """Returns cos and sin of every position's rotation, float32, [B, T, C/2]."""
     freq = jnp.asarray(inverse_frequencies(rope, head_dim), jnp.float32)
     angle = position_BT[..., None].astype(jnp.float32) * freq[None, None]
     scale = attention_scale(rope)
@@ -43,13 +43,16 @@ def angles(
 def rotate(
     x_BTHC: Float[Array, "B T H C"], cos_BTc: Float[Array, "B T c"], sin_BTc: Float[Array, "B T c"]
 ) -> Float[Array, "B T H C"]:
-    """x turned to its position; channel i is paired with channel i + C/2."""
+    """Rotates x to its positions. Channel i is paired with channel i + C/2."""
     a, b = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos_BTc[:, :, None], sin_BTc[:, :, None]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHC.dtype)
 
 
 def _llama3(freq: np.ndarray, rope: Rope) -> np.ndarray:
+    """Scales frequencies as Llama 3.1 does: long wavelengths by the factor, short ones not, with a
+    smooth transition.
+    """
     wavelength = 2 * math.pi / freq
     low, high = (
         rope.original_max_positions / rope.low_freq_factor,
@@ -65,6 +68,10 @@ def _llama3(freq: np.ndarray, rope: Rope) -> np.ndarray:
 
 
 def _yarn(freq: np.ndarray, rope: Rope, head_dim: int) -> np.ndarray:
+    """Scales frequencies by YaRN (arXiv 2309.00071): channels with few rotations by the factor,
+    fast ones not.
+    """
+
     def dimension(rotations: float) -> float:
         return (
             head_dim

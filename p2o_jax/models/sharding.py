@@ -1,8 +1,8 @@
-"""Where each weight lives: logical axes to mesh axes, by one table for the learner and one for
+"""Placement of weights: maps logical axes to mesh axes, with one table for the learner and one for
 rollouts.
 
-The learner splits weights over fsdp and tensor. Rollouts split them over tensor only, so that
-decoding never gathers a weight; sequences are split over data x fsdp in both.
+The learner splits weights over fsdp and tensor. Rollouts split them over tensor only, so decoding
+never gathers a weight. Both split sequences over data x fsdp.
 """
 
 import math
@@ -36,22 +36,22 @@ LEARNER: Rules = {
     "rank": None,
 }
 ROLLOUT: Rules = {**LEARNER, "width": None}
-# fewer key/value heads than the tensor axis: every device holds all of them
+# replicated if there are fewer key/value heads than devices on the tensor axis
 REPLICATE_IF_UNEVEN = ("kv_head",)
 
 
 def make_mesh(shape: tuple[int, int, int], devices: Any = None) -> Mesh:
-    """The mesh (data, fsdp, tensor) over the given devices, or all. Slices of TPUs lie along data:
-    only gradients cross between them.
+    """Returns the mesh (data, fsdp, tensor) over the given devices, or all. TPU slices are placed
+    along data, so only gradients cross between slices.
 
     Raises:
-        ConfigError: data is no multiple of the number of slices.
+        ConfigError: data is not a multiple of the number of slices.
     """
     devices = jax.devices() if devices is None else devices
     slice_of = [getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices]
     numbers = sorted(set(slice_of))
     if len(numbers) == 1:
-        # an axis may be a part of one of a slice's: 2 of v6e:4x4
+        # a mesh axis may be part of a physical axis, e.g. 2 of 4 in v6e:4x4
         split = devices[0].platform == "tpu"
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
         return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
@@ -69,14 +69,14 @@ def make_mesh(shape: tuple[int, int, int], devices: Any = None) -> Mesh:
 
 
 def param_shardings(spec: ModelSpec, mesh: Mesh, rules: Rules) -> Any:
-    """A tree of NamedShardings of the shape of the params."""
+    """Returns a tree of NamedShardings with the structure of the params."""
     return jax.tree.map(
         lambda w: NamedSharding(mesh, partition(w, mesh, rules)), weights(spec), is_leaf=_is_weight
     )
 
 
 def abstract_params(spec: ModelSpec, mesh: Mesh, rules: Rules, param_dtype: str) -> Any:
-    """Shapes, dtypes and shardings of the params, with `model.param_dtype` as given."""
+    """Returns shapes, dtypes and shardings of the params. `param_dtype` is model.param_dtype."""
     return jax.tree.map(
         lambda w, s: jax.ShapeDtypeStruct(w.shape, w.dtype(param_dtype), sharding=s),
         weights(spec),
@@ -86,15 +86,17 @@ def abstract_params(spec: ModelSpec, mesh: Mesh, rules: Rules, param_dtype: str)
 
 
 def partition(w: Weight, mesh: Mesh, rules: Rules) -> PartitionSpec:
-    """The mesh axis of each dimension of a weight."""
+    """Returns the mesh axis of each dimension of a weight."""
     return PartitionSpec(
         *(_mesh_axis(axis, size, mesh, rules) for axis, size in zip(w.axes, w.shape, strict=True))
     )
 
 
 def problems(spec: ModelSpec, mesh: Mesh, rules: Rules) -> list[str]:
-    """A line for every weight that a rule splits unevenly, or over the same mesh axis twice."""
-    found = []
+    """Returns a line for every weight that a rule splits unevenly, or twice over the same mesh
+    axis.
+    """
+    lines = []
     for path, w in jax.tree.leaves_with_path(weights(spec), is_leaf=_is_weight):
         name = ".".join(str(k.key) for k in path)
         used: list[str] = []
@@ -103,46 +105,48 @@ def problems(spec: ModelSpec, mesh: Mesh, rules: Rules) -> list[str]:
             if mesh_axis is None:
                 continue
             if size % mesh.shape[mesh_axis]:
-                found.append(
+                lines.append(
                     f"weight {name}{list(w.shape)}: rule {axis} -> {mesh_axis} splits {size} over"
                     f" {mesh.shape[mesh_axis]} devices"
                 )
             if mesh_axis in used:
-                found.append(
+                lines.append(
                     f"weight {name}{list(w.shape)}: two of its axes {w.axes} go to the mesh axis"
                     f" {mesh_axis}"
                 )
             used.append(mesh_axis)
-    return found
+    return lines
 
 
 def batch_sharding(mesh: Mesh, *lead: None) -> NamedSharding:
-    """Rows over data x fsdp; `lead` adds unsharded leading dimensions."""
+    """Splits rows over data x fsdp; `lead` adds unsharded leading dimensions."""
     return NamedSharding(mesh, PartitionSpec(*lead, BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def gathered(w_VD: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """An embedding or output head with its width whole on every device."""
+    """Returns an embedding or output head with its width axis whole on every device."""
     if mesh is None:
         return w_VD
     return lax.with_sharding_constraint(w_VD, NamedSharding(mesh, PartitionSpec(LEARNER["vocab"])))
 
 
-def scattered(g_SVD: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """The sum over S of what the parts of a batch add to the gradient of a `gathered` weight, in
-    g's dtype, split as the weight is.
+def scattered(g_WVD: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Returns the sum over W (parts of a batch) of gradients of a `gathered` weight, in g's dtype,
+    split like the weight.
 
-    With S on data x fsdp an explicit reduce-scatter over rows, then an exchange of rows for
-    columns. TPUs reduce the whole on every chip, twice the bytes, where it is left to them; and
-    also over more than eight chips at once, or over the minor axis (docs/scale.md).
+    With W on data x fsdp this is an explicit reduce-scatter over rows, followed by an exchange of
+    rows for columns. Left to the compiler, TPUs reduce the whole array on every chip, which is
+    twice the bytes; the same happens over more than eight chips at once, or over the minor axis
+    (docs/scale.md).
     """
-    if mesh is None or g_SVD.shape[0] == 1:
-        return g_SVD.sum(axis=0)
-    V, n = g_SVD.shape[1] // mesh.shape["tensor"], mesh.shape["fsdp"]
+    if mesh is None or g_WVD.shape[0] == 1:
+        return g_WVD.sum(axis=0)
+    V, n = g_WVD.shape[1] // mesh.shape["tensor"], mesh.shape["fsdp"]
 
     def scatter(g_1VD: jax.Array) -> jax.Array:
         g_VD = jnp.pad(g_1VD[0], ((0, -V % n), (0, 0)))
@@ -152,12 +156,12 @@ def scattered(g_SVD: jax.Array, mesh: Mesh | None) -> jax.Array:
         return lax.all_to_all(lax.psum(g_VD, "data"), "fsdp", 1, 0, tiled=True)[:V]
 
     rows, split = PartitionSpec(BATCH_AXES, "tensor"), PartitionSpec("tensor", "fsdp")
-    return jax.shard_map(scatter, mesh=mesh, in_specs=rows, out_specs=split, check_vma=False)(g_SVD)
+    return jax.shard_map(scatter, mesh=mesh, in_specs=rows, out_specs=split, check_vma=False)(g_WVD)
 
 
 def _rounds(n: int) -> list[list[list[int]]]:
-    """Groups of neighbours, at most four where n allows it, in which n devices reduce and
-    scatter, round after round.
+    """Returns groups of neighbours, of at most four if n allows it, in which n devices reduce and
+    scatter in rounds.
     """
     sizes: list[int] = []
     while n > 1:
@@ -168,7 +172,7 @@ def _rounds(n: int) -> list[list[list[int]]]:
 
 
 def num_shards(mesh: Mesh) -> int:
-    """Parts that sequences are split into."""
+    """Returns the number of parts that sequences are split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 

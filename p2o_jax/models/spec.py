@@ -1,7 +1,6 @@
-"""What a model is: its sizes, and one description of every weight.
+"""Specification of a model: its sizes, and one table of all weights.
 
-`weights(spec)` serves initialisation, sharding, checkpoints in and out, and ahead-of-time
-compilation alike.
+`weights(spec)` serves initialization, sharding, checkpoints, and ahead-of-time compilation alike.
 """
 
 import functools
@@ -13,7 +12,7 @@ Family = Literal["qwen3", "qwen2", "llama", "mistral"]
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions: the base, and how its frequencies are stretched to longer contexts."""
+    """Rotary positions: the base, and how frequencies are scaled to longer contexts."""
 
     kind: Literal["default", "linear", "llama3", "yarn"] = "default"
     theta: float = 10000.0
@@ -29,8 +28,8 @@ class Rope:
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """Low-rank adapters (arXiv 2106.09685) on the named projections: W + alpha / rank · A B,
-    with W frozen.
+    """Low-rank adapters (arXiv 2106.09685) on the named projections: W + alpha / rank * A B, with W
+    frozen.
     """
 
     rank: int
@@ -54,12 +53,12 @@ class ModelSpec:
     rope: Rope = field(default_factory=Rope)
     qk_norm: bool = False
     qkv_bias: bool = False
-    tied: bool = False  # the embedding is the output head, too
+    tied: bool = False  # the embedding is also the output head
     max_positions: int = 0  # max_position_embeddings of config.json; 0: unknown. See `context`
-    # of the checkpoint's sliding-window attention, which we compute as full attention: longer
-    # sequences differ; 0: none
+    # sliding window of the checkpoint, computed as full attention: results differ for longer
+    # sequences; 0: none
     window: int = 0
-    # rows of embedding and head, where they must divide over devices; 0: vocab. Padding is never
+    # rows of embedding and head if they must divide over devices; 0: vocab. Padding is never
     # predicted
     padded_vocab: int = 0
     lora: LoraSpec | None = None
@@ -71,12 +70,11 @@ class ModelSpec:
 
     @property
     def context(self) -> int:
-        """Tokens of the longest sequence that the positions cover, with what rope scaling adds; 0:
-        unknown.
+        """Longest sequence, in tokens, that the positions cover after rope scaling; 0: unknown.
 
-        `max_positions` is what the model was trained on before scaling, except where rope itself
-        names a smaller number: Llama 3.1 has 131,072 of originally 8,192 (factor 8), Qwen's yarn
-        32,768 of originally 32,768 (factor 4: 131,072 in all).
+        `max_positions` is the length before scaling, except where rope itself names a smaller one:
+        Llama 3.1 has 131,072 with an original length of 8,192 (factor 8), Qwen's yarn 32,768 with
+        an original length of 32,768 (factor 4: 131,072 in all).
         """
         if not self.max_positions or self.rope.kind == "default":
             return self.max_positions
@@ -87,13 +85,13 @@ class ModelSpec:
 
     @property
     def base(self) -> "ModelSpec":
-        """The model as its checkpoint's files hold it: no padding, no adapters."""
+        """The model as stored in its checkpoint: without padding and adapters."""
         return replace(self, padded_vocab=0, lora=None)
 
 
 class Weight(NamedTuple):
-    """Shape, logical axis of each dimension (for sharding), and initialiser: normal with std
-    `scale`, or a constant.
+    """Shape, logical axes (for sharding), and initializer: normal with std `scale`, or a
+    constant.
     """
 
     shape: tuple[int, ...]
@@ -103,9 +101,10 @@ class Weight(NamedTuple):
     adapter: bool = False
 
     def dtype(self, param_dtype: str) -> str:
-        """The dtype that params hold this weight in, with `model.param_dtype` as given.
+        """Returns the dtype in which params hold this weight; `param_dtype` is model.param_dtype.
 
-        Adapters are always float32: they are small, and all that a run with adapters trains.
+        Adapters are always float32: they are small, and the only weights that a run with adapters
+        trains.
         """
         return "float32" if self.adapter else param_dtype
 
@@ -114,8 +113,8 @@ Weights = dict[str, "Weight | Weights"]
 
 
 def weights(spec: ModelSpec) -> Weights:
-    """Every weight of the model, as a tree of the same shape as the params; `blocks` have a
-    leading layer axis.
+    """Returns every weight of the model, as a tree with the structure of the params. `blocks` have
+    a leading layer axis.
     """
     V, D = spec.vocab_rows, spec.width
     tree: Weights = {
@@ -132,7 +131,7 @@ def weights(spec: ModelSpec) -> Weights:
 
 
 def block_weights(spec: ModelSpec) -> dict[str, Weight]:
-    """The weights of one layer."""
+    """Returns the weights of one layer."""
     D, H, K, C, F = spec.width, spec.heads, spec.kv_heads, spec.head_dim, spec.mlp
     residual_scale = 0.02 / (2 * spec.layers) ** 0.5
     block = {
@@ -164,8 +163,8 @@ def block_weights(spec: ModelSpec) -> dict[str, Weight]:
 
 
 def _adapter(name: str, w: Weight, rank: int) -> dict[str, Weight]:
-    """A [inputs, rank] and B [rank, outputs] of a projection: `o` sums over heads and channels,
-    the others over their first axis.
+    """Returns A [inputs, rank] and B [rank, outputs] of a projection. The inputs of `o` are heads
+    and channels.
     """
     num_inputs = 2 if name == "o" else 1
     inputs, outputs = w.shape[:num_inputs], w.shape[num_inputs:]
@@ -184,7 +183,7 @@ def _adapter(name: str, w: Weight, rank: int) -> dict[str, Weight]:
 
 @functools.cache
 def num_params(spec: ModelSpec) -> int:
-    """The number of weights."""
+    """Returns the number of parameters."""
 
     def count(tree: Weights) -> int:
         total = 0

@@ -1,13 +1,15 @@
-"""The policy: a decoder-only transformer as Flax NNX modules, used through plain functions over a
+"""The policy: a decoder-only transformer of Flax NNX modules, used through pure functions over a
 params tree.
 
-Every jit boundary takes params (a nested dict of arrays), never a module: `graphdef(spec)` is made
-once, and the functions below merge it with the params while they trace. Stacked blocks (arrays with
-a leading layer axis) run under one `lax.scan`; a tuple of per-layer trees, as the sampler holds
-them, is unrolled.
+Jitted functions take params (a nested dict of arrays), never a module. Graph definitions are
+created once per spec, and the functions below merge them with the params during tracing. Stacked
+blocks (arrays with a leading layer axis) run in one `lax.scan`; a tuple of per-layer trees, as in
+rollout layout, is unrolled.
 
-What attends to what is the caller's business: `attend(q, k, v, cache) -> (output, new cache)` is
-called once in each layer.
+The caller decides what attends to what: `attend(q, k, v, cache) -> (output, new cache)` is called
+once in each layer.
+
+Named scopes mark the parts in a profile: embed, layer (attention, mlp, norm), lm_head, logprobs.
 """
 
 import functools
@@ -27,13 +29,13 @@ from p2o_jax.models.spec import ModelSpec, Weight, Weights, block_weights, weigh
 
 Params = dict[str, Any]
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
-# what the backward pass makes again of a layer: nothing, all, all but its matrix products
+# what the backward pass recomputes: nothing, all, or all but matrix products
 Remat = Literal["none", "full", "dots"]
 
 
 class Block(nnx.Module):
-    """One layer: attention and SwiGLU, each behind an RMSNorm and added to the stream. Its
-    weights are `spec.block_weights`.
+    """One layer: attention and SwiGLU, each after an RMSNorm and added to the residual stream.
+    Weights: `spec.block_weights`.
     """
 
     attn_norm: nnx.Param
@@ -58,9 +60,34 @@ class Block(nnx.Module):
     def __call__(
         self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend, cache: Any
     ) -> tuple[jax.Array, Any]:
-        eps, dtype, (B, T, D) = self.spec.norm_eps, x_BTD.dtype, x_BTD.shape
+        """Returns the layer's output and its new cache.
+
+        Args:
+            x_BTD: residual stream.
+            cos: rope angles of the positions, [B, T, C/2].
+            sin: likewise.
+            attend: attention of the new queries, keys and values, given the cache.
+            cache: this layer's cache, passed to `attend`.
+        """
+        B, T, D = x_BTD.shape
         # flat rows: on CPU the weights' gradients are several times faster than with [B, T]
         x_ND = x_BTD.reshape(-1, D)
+        attended_ND, cache = self._attention(x_ND, (B, T), cos, sin, attend, cache)
+        x_ND = x_ND + attended_ND
+        return (x_ND + self._mlp(x_ND)).reshape(B, T, D), cache
+
+    @jax.named_scope("attention")
+    def _attention(
+        self,
+        x_ND: jax.Array,
+        shape: tuple[int, int],
+        cos: jax.Array,
+        sin: jax.Array,
+        attend: Attend,
+        cache: Any,
+    ) -> tuple[jax.Array, Any]:
+        """Returns the attention's contribution to the residual stream, and the new cache."""
+        (B, T), eps, dtype = shape, self.spec.norm_eps, x_ND.dtype
         h = rms_norm(x_ND, self.attn_norm[...], eps)
         q, k, v = (
             self._project(name, h).reshape(B * T, -1, self.spec.head_dim)
@@ -75,14 +102,18 @@ class Block(nnx.Module):
             q, k = rms_norm(q, self.q_norm[...], eps), rms_norm(k, self.k_norm[...], eps)
         q, k, v = (x.reshape(B, T, *x.shape[1:]) for x in (q, k, v))
         attended, cache = attend(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v, cache)
-        x_ND = x_ND + self._project("o", attended.astype(dtype).reshape(B * T, -1))
-        h = rms_norm(x_ND, self.mlp_norm[...], eps)
+        return self._project("o", attended.astype(dtype).reshape(B * T, -1)), cache
+
+    @jax.named_scope("mlp")
+    def _mlp(self, x_ND: jax.Array) -> jax.Array:
+        """Returns the MLP's contribution to the residual stream."""
+        h = rms_norm(x_ND, self.mlp_norm[...], self.spec.norm_eps)
         gated = jax.nn.silu(self._project("gate", h)) * self._project("up", h)
-        return (x_ND + self._project("down", gated)).reshape(B, T, D), cache
+        return self._project("down", gated)
 
     def _project(self, name: str, x_NI: jax.Array) -> jax.Array:
-        """x times the projection, [N, inputs] to [N, outputs], with its low-rank adapter if it
-        has one.
+        """Multiplies [N, inputs] by a projection, giving [N, outputs], and adds its low-rank
+        adapter if there is one.
         """
         inputs = x_NI.shape[1]
         y = x_NI @ getattr(self, name)[...].reshape(inputs, -1).astype(x_NI.dtype)
@@ -95,9 +126,7 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Embedding, blocks and final norm; the output head is applied by the caller, to the
-    positions it needs.
-    """
+    """Embedding and final norm. Callers apply the output head, only to the positions they need."""
 
     embed: nnx.Param
     final_norm: nnx.Param
@@ -107,15 +136,18 @@ class Transformer(nnx.Module):
         _declare(self, {name: w for name, w in weights(spec).items() if isinstance(w, Weight)})
 
 
+@jax.named_scope("norm")
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """x over the root of its mean square (float32), times the weight; in x's dtype."""
+    """Returns x divided by the root of its mean square (float32), times the weight, in x's
+    dtype.
+    """
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
     return (x32 * over_rows(weight.astype(jnp.float32), x)).astype(x.dtype)
 
 
 def over_rows(weight: jax.Array, x: jax.Array) -> jax.Array:
-    """The weight with leading axes of size 1, so that it broadcasts against x."""
+    """Adds leading axes of size 1 to the weight, so that it broadcasts against x."""
     return weight.reshape((1,) * (x.ndim - weight.ndim) + weight.shape)
 
 
@@ -129,11 +161,18 @@ def hidden(
     dtype: Any = jnp.float32,
     remat: Remat = "none",
 ) -> tuple[Float[Array, "B T D"], Any]:
-    """The normalised last hidden states in compute dtype, and what `attend` returned as each
-    layer's new cache.
+    """Returns the normalized last hidden states in the compute dtype, and each layer's new cache.
 
-    With stacked blocks `caches` (and what is returned) has a leading layer axis; with a tuple of
-    blocks it is a tuple.
+    Args:
+        spec: the model.
+        params: its params; blocks stacked or a tuple.
+        token_BT: token ids.
+        position_BT: position of each token in its sequence, for rope.
+        attend: attention of a layer, see the module's docstring.
+        caches: passed to `attend`: with a leading layer axis for stacked blocks, else a tuple. The
+            new caches have the same form.
+        dtype: compute dtype.
+        remat: what the backward pass recomputes.
     """
     block_graph, top_graph = _graphdefs(spec)
     top = nnx.merge(top_graph, {name: w for name, w in params.items() if name != "blocks"})
@@ -141,14 +180,16 @@ def hidden(
 
     def layer(x: jax.Array, weights_and_cache: tuple[Any, Any]) -> tuple[jax.Array, Any]:
         block_params, cache = weights_and_cache
-        return nnx.merge(block_graph, block_params)(x, cos, sin, attend, cache)
+        with jax.named_scope("layer"):
+            return nnx.merge(block_graph, block_params)(x, cos, sin, attend, cache)
 
     if remat != "none":
         policy = (
             jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
         )
         layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
-    x = jnp.take(top.embed[...], token_BT, axis=0).astype(dtype)
+    with jax.named_scope("embed"):
+        x = jnp.take(top.embed[...], token_BT, axis=0).astype(dtype)
     blocks = params["blocks"]
     if isinstance(blocks, tuple):
         cos, sin = _computed_once(cos), _computed_once(sin)
@@ -163,17 +204,18 @@ def hidden(
 
 
 def _computed_once(x: jax.Array) -> jax.Array:
-    """x itself. XLA on CPU fuses cos and sin into all their uses, up to a tenth of a decode
-    step's time, but not a product.
+    """Returns x. On CPU, XLA fuses cos and sin into all of their uses (up to 10 % of a decode
+    step), but not a product.
     """
     return jnp.matmul(x, jnp.eye(x.shape[-1]), precision=jax.lax.Precision.HIGHEST)
 
 
+@jax.named_scope("lm_head")
 def logits(
     spec: ModelSpec, params: Params, hidden_ND: Float[Array, "*N D"]
 ) -> Float[Array, "*N V"]:
-    """The output head, float32; tokens that only pad the vocabulary have a score that no other
-    is below.
+    """Returns the output head's scores, float32. Padding of the vocabulary gets a score below all
+    others.
     """
     head_VD = params["embed"] if spec.tied else params["lm_head"]
     z = jnp.einsum(
@@ -190,10 +232,10 @@ def logits(
 
 
 def attend_packed(
-    segment_BT: Int[Array, "B T"], how: packed.Attention = reference.packed
+    segment_BT: Int[Array, "B T"], attention: packed.Attention = reference.packed
 ) -> Attend:
-    """Causal attention inside the segments of each row, without a cache."""
-    return lambda q, k, v, cache: (how(q, k, v, segment_BT), cache)
+    """Returns causal attention within the segments of each row, without a cache."""
+    return lambda q, k, v, cache: (attention(q, k, v, segment_BT), cache)
 
 
 def token_logps(
@@ -210,21 +252,34 @@ def token_logps(
     entropy_gradient: bool = True,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """log p(token t | the tokens before it in its segment) at the temperature, and the entropy of
-    that prediction, float32.
+    """Returns log p(token t | earlier tokens of its segment) and the entropy of that prediction,
+    float32.
 
-    Both are 0 at a segment's first token, on padding and where not wanted; only wanted tokens cost
-    anything in the output head. At most `chunk` rows of [*, V] logits exist at one time in each of
-    the mesh's parts of the batch, in the backward pass too. Without a mesh: dense attention, one
-    device.
+    Both are 0 at a segment's first token, on padding, and where not wanted. Only wanted tokens cost
+    time in the output head. Without a mesh, attention is dense and everything runs on one device.
+
+    Args:
+        spec: the model.
+        params: its params.
+        token_BT: token ids.
+        position_BT: position of each token in its segment.
+        segment_BT: segment number of each token, from 1; 0 is padding.
+        temperature: divides the logits.
+        dtype: compute dtype.
+        remat: what the backward pass recomputes.
+        chunk: rows of logits [*, V] that exist at one time in each part of the batch, also in the
+            backward pass.
+        wanted_BT: tokens to score; None: all.
+        entropy_gradient: whether the entropy has a gradient.
+        mesh: the mesh of the batch.
     """
-    how = packed.for_mesh(mesh) if mesh else reference.packed
+    attention = packed.for_mesh(mesh) if mesh else reference.packed
     x_BTD, _ = hidden(
         spec,
         params,
         token_BT,
         position_BT,
-        attend_packed(segment_BT, how),
+        attend_packed(segment_BT, attention),
         dtype=dtype,
         remat=remat,
     )
@@ -254,17 +309,19 @@ def token_logps(
 
 
 def _to_own_token(predicted: jax.Array, B: int, T: int) -> jax.Array:
-    """[B, T] of what was computed at each token's predecessor."""
+    """Moves values computed at each token's predecessor to the token itself, as [B, T]."""
     return jnp.pad(predicted.reshape(B, T)[:, :-1], ((0, 0), (1, 0)))
 
 
 def segments(mask_BT: Bool[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
-    """Positions and segment ids of rows that hold one sequence each, padded on either side."""
+    """Returns positions and segment ids of rows that hold one sequence each, padded on either
+    side.
+    """
     return jnp.maximum(jnp.cumsum(mask_BT, axis=1) - 1, 0), mask_BT.astype(jnp.int32)
 
 
 def init(spec: ModelSpec, key: jax.Array, dtype: str = "float32") -> Params:
-    """Random params as `weights(spec)` describes them; `dtype` is the config's model.param_dtype."""
+    """Returns random params as described by `weights(spec)`. `dtype` is model.param_dtype."""
     tree = weights(spec)
     leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda w: isinstance(w, Weight))
 
@@ -279,6 +336,7 @@ def init(spec: ModelSpec, key: jax.Array, dtype: str = "float32") -> Params:
 
 
 def _declare(module: nnx.Module, table: dict[str, Weight] | Weights) -> None:
+    """Declares a module's params with their shapes."""
     for name, w in table.items():
         assert isinstance(w, Weight)
         setattr(module, name, nnx.Param(jax.ShapeDtypeStruct(w.shape, jnp.float32)))

@@ -21,7 +21,7 @@ from p2o_jax.plan.chips import GIB, Topology
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rollout import sampling_params
 from p2o_jax.rollout.engine import Engine
-from p2o_jax.rollout.engine import Program as EngineProgram
+from p2o_jax.rollout.programs import Program as EngineProgram
 from p2o_jax.startup import components, memory_report
 from p2o_jax.startup.model import Model, compute_dtype, place
 
@@ -203,8 +203,8 @@ def _caches(engine: Engine, p: EngineProgram) -> int:
     prompt_cache = bytes_per_device(engine.abstract_prompt_cache(p))
     if p.kind == "prefill":
         return prompt_cache
-    rows = engine.abstract_run(p._replace(bucket=engine.copied(p.bucket, p.group))).rows
-    return prompt_cache + bytes_per_device((rows.slots, rows.prompts))
+    slots = engine.abstract_state(p._replace(bucket=engine.copied(p.bucket, p.group))).slots
+    return prompt_cache + bytes_per_device((slots.spans, slots.prompts))
 
 
 def bucket_of(cfg: Config, prompt: int) -> int:

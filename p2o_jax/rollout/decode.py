@@ -1,21 +1,24 @@
-"""The device side of sampling: one jitted loop that decodes the rollouts of a prompt cache of
-prompts, a stretch at a time.
+"""The device side of sampling: a jitted loop that decodes the rollouts of a prompt cache, one chunk
+of steps per call.
 
-    prompt cache   k, v of each layer [M, K, P, C]   one row per distinct prompt, all but its last token (`prefill`)
-    slots  k, v of each layer [B, K, S, C]   generated tokens only, in spans of positions; row b writes at its age
-    row    token, age, rollout, active [B]; head of the queue; out tokens and log-probs [N, S], lengths [N]
+    prompt cache   k, v of each layer [M, K, P, C]: a row per distinct prompt, without its last
+                   token (`prefill`)
+    slots          k, v of each layer [B, K, S, C]: generated tokens only, in spans of positions;
+                   slot b writes at its age
+    slot state     token, age, rollout, active [B]
+    results        tokens and log-probs [N, R], lengths [N]
 
-A fresh slot feeds the prompt's last token, so that refilling a finished slot is index arithmetic
-inside the loop: no cache is copied, nothing compiles, the host is not visited, and each rollout
-runs exactly once. A stretch ends when so many rollouts have finished, which it hands out: the host
-works on those while the next stretch runs. It ends, too, when the queue is empty and the active
-slots fit into `few`, so that they can be packed into so many (`pack`). All of this is per shard of
-the mesh's data x fsdp
-axes: each shard owns its prompts, its queue and its slots.
+A new rollout starts by feeding the prompt's last token. Refilling a finished slot is thus index
+arithmetic inside the loop: no cache is copied, nothing is compiled, the host is not involved, and
+each rollout runs exactly once. A chunk ends when a given number of rollouts have finished; the host
+processes them while the next chunk runs. A chunk also ends when the queue is empty and the active
+slots fit into `next_slots`, so that `pack` can move them into a smaller program. All of this
+happens per shard of the mesh's data x fsdp axes: each shard owns its prompts, its queue and its
+slots.
 
-The prompt part of attention reads the prompt cache in one of two ways. With `group` > 1 every
-prompt's row is read once for up to that many of its rollouts (cells); else each slot reads its
-prompt's row, or on CPU a copy of it that is made when the slot is filled.
+Attention reads the prompt cache in one of two ways. With `group` > 1, each prompt's row is read
+once for up to that many of its rollouts (cells). Otherwise each slot reads its prompt's row; on CPU
+it reads a copy, which is made when the slot is filled.
 """
 
 from typing import Any, NamedTuple
@@ -30,131 +33,46 @@ from p2o_jax.models.attention.decoding import Spans
 from p2o_jax.models.attention.reference import Cache, Partial
 from p2o_jax.models.sharding import BATCH_AXES
 from p2o_jax.models.spec import ModelSpec
+from p2o_jax.rollout.decode_state import Caches, DecodeChunk, DecodeState, Queue, SlotState
 from p2o_jax.rollout.token_sampling import SamplingScalars, draw
 
-Caches = tuple[Cache, ...]  # of each layer
 
+class DecodeOptions(NamedTuple):
+    """Options that are compiled into a decode program.
 
-class Queue(NamedTuple):
-    """What a shard is to sample: N rollouts of M prompts, of which the first `size` are real."""
-
-    last_token_M: jax.Array
-    length_M: jax.Array  # prompt tokens, the last included
-    prompt_N: jax.Array  # row of the prompt cache
-    member_N: jax.Array  # place among the rollouts of the same prompt
-    name_N2: jax.Array  # uint32 words of the rollout's stable name
-    size: jax.Array  # [1]
-
-
-class SlotState(NamedTuple):
-    """What there is of each slot."""
-
-    token_B: jax.Array
-    age_B: jax.Array
-    rollout_B: jax.Array
-    active_B: jax.Array
-    slots: tuple[Spans, ...]  # of each layer
-    prompts: (
-        Caches  # copies of rows of the prompt cache; none where the prompt cache itself is read
-    )
-
-
-class DecodeState(NamedTuple):
-    """A shard's place in its queue, its slots, and what it has sampled; from one stretch to the
-    next.
+    Args:
+        chunk_rollouts: a chunk ends when a shard has finished this many rollouts.
+        next_slots: a chunk ends when no queue is left and at most this many slots are active; 0:
+            decode to the end.
+        group: rollouts that read a row of the prompt cache together; 1: each slot reads its own.
+        filtered: whether top-k, top-p or min-p may be on.
+        cache_ops: how this kind of device reads and writes caches.
     """
 
-    rows: SlotState
-    head: jax.Array  # [1]: rollouts begun
-    finished: jax.Array  # [1]
-    order_N: jax.Array  # rollouts as they finished
-    token_NS: jax.Array
-    logp_NS: jax.Array
-    length_N: jax.Array
+    chunk_rollouts: int
+    next_slots: int
+    group: int
+    filtered: bool
+    cache_ops: decoding.CacheOps
 
 
-class DecodeChunk(NamedTuple):
-    """What a shard finished in a stretch, up to F rollouts, of which the first `number` are
-    real; the rest is [1] each.
-    """
+class _Inputs(NamedTuple):
+    """The arguments of a decode call that stay the same in all of its steps."""
 
-    rollout_F: jax.Array
-    token_FS: jax.Array
-    logp_FS: jax.Array
-    length_F: jax.Array
-    number: jax.Array
-    left: jax.Array  # rollouts in the queue or in slots, of the fullest shard
-    waiting: jax.Array  # of these, in a queue
-    busy: jax.Array  # slots in use and slots computed, each summed over steps; and steps
-    computed: jax.Array
-    steps: jax.Array
+    weights: Any
+    prompt_cache: Caches
+    queue: Queue
+    key_N: jax.Array
+    stop_V: jax.Array
+    sampling: SamplingScalars
+    max_new: jax.Array
 
 
 class _Loop(NamedTuple):
-    run: DecodeState
-    going: jax.Array
+    state: DecodeState
+    continues: jax.Array
     busy: jax.Array
     steps: jax.Array
-
-
-def empty_caches(
-    spec: ModelSpec, rows: int, positions: int, dtype: Any, kind: type[Cache] = Cache
-) -> Caches:
-    """A cache for each layer."""
-    return tuple(
-        reference.empty_cache(rows, spec.kv_heads, positions, spec.head_dim, dtype, kind)
-        for _ in range(spec.layers)
-    )
-
-
-def begin(
-    spec: ModelSpec,
-    num_slots: int,
-    num_rollouts: int,
-    max_positions: int,
-    dtype: Any,
-    kept: decoding.Kind,
-    prompt_positions: int = 0,
-) -> DecodeState:
-    """Idle slots, nothing sampled; with room for copies of prompts of `prompt_positions`, if
-    there are to be any.
-    """
-    zeros_B, zero = jnp.zeros(num_slots, jnp.int32), jnp.zeros(1, jnp.int32)
-    positions = -(-max_positions // 8) * 8  # as kernels want them
-    prompts = (
-        empty_caches(spec, num_slots, prompt_positions, dtype, kept.cache)
-        if prompt_positions
-        else ()
-    )
-    spans = [
-        empty_caches(spec, num_slots, span, dtype, kept.cache)
-        for span in decoding.spans_of(kept, positions)
-    ]
-    rows = SlotState(
-        zeros_B, zeros_B, zeros_B, zeros_B > 0, tuple(zip(*spans, strict=True)), prompts
-    )
-    zeros_N = jnp.zeros(num_rollouts, jnp.int32)
-    tokens, logps = (
-        jnp.zeros((num_rollouts, max_positions), jnp.int32),
-        jnp.zeros((num_rollouts, max_positions)),
-    )
-    return DecodeState(rows, zero, zero, zeros_N, tokens, logps, zeros_N)
-
-
-def pack(rows: SlotState, num_slots: int) -> SlotState:
-    """The active slots, of which there are at most `num_slots`, as so many."""
-    row_b = jnp.argsort(~rows.active_B, stable=True)[:num_slots]
-    return jax.tree.map(lambda x: x[row_b], rows)
-
-
-def sizes(num_slots: int, min_slots: int) -> tuple[int, ...]:
-    """The numbers of slots that a shard decodes with: all at first, then halves down to
-    `min_slots` (0: never fewer).
-    """
-    found = [num_slots]
-    while min_slots and found[-1] % 2 == 0 and found[-1] // 2 >= min_slots:
-        found.append(found[-1] // 2)
-    return tuple(found)
 
 
 def decode_chunk(
@@ -162,124 +80,201 @@ def decode_chunk(
     weights: Any,
     prompt_cache: Caches,
     queue: Queue,
-    run: DecodeState,
+    state: DecodeState,
     stop_V: jax.Array,
     call_key: jax.Array,
-    how: SamplingScalars,
+    sampling: SamplingScalars,
     max_new: jax.Array,
     *,
-    enough: int,
-    few: int,
-    group: int,
-    filtered: bool,
-    kept: decoding.Kind,
+    options: DecodeOptions,
 ) -> tuple[DecodeState, DecodeChunk]:
-    """Samples on until a shard has finished `enough` rollouts more, or no shard has a queue or more
-    than `few` active slots.
+    """Decodes until a shard has finished `chunk_rollouts` more rollouts, or no shard has a queue or
+    more than `next_slots` active slots.
 
-    A rollout ends with its stop token (kept and scored) or after `max_new` <= S tokens.
+    A rollout ends with its stop token, which is kept and scored, or after `max_new` tokens.
+
+    Args:
+        spec: the model.
+        weights: params in rollout layout.
+        prompt_cache: keys and values of the prompts, of each layer.
+        queue: the rollouts to sample.
+        state: result of `begin`, `pack` or the previous chunk.
+        stop_V: which tokens end a rollout.
+        call_key: raw key data of the sampling call.
+        sampling: temperature and filters.
+        max_new: limit of response tokens, at most the allocated positions.
+        options: static options.
+
+    Returns:
+        The new state, and the rollouts that finished in this chunk.
     """
-    N, B = queue.prompt_N.size, run.rows.token_B.size
-    size = queue.size[0]
-    key = jax.random.wrap_key_data(call_key)
-    key_N = jax.vmap(lambda words: jax.random.fold_in(jax.random.fold_in(key, words[0]), words[1]))(
-        queue.name_N2
+    B, size = state.slots.token_B.size, queue.size[0]
+    call = _Inputs(
+        weights,
+        prompt_cache,
+        queue,
+        _rollout_keys(call_key, queue.name_N2),
+        stop_V,
+        sampling,
+        max_new,
     )
-    first = run.finished[0]
+    first = state.finished[0]
 
-    def goes_on(run: DecodeState) -> jax.Array:
-        """All shards leave the loop at the same step: with one of them gone, collectives inside
-        it would wait forever.
-        """
-        busy = (run.head[0] < size) | (run.rows.active_B.sum() > few)
-        full = run.finished[0] - first >= enough
-        any_busy, any_full = lax.pmax(jnp.stack([busy, full]).astype(jnp.int32), BATCH_AXES) > 0
-        return any_busy & ~any_full
+    def continues(state: DecodeState) -> jax.Array:
+        return _any_shard_continues(state, size, first, options)
 
-    def step(s: _Loop) -> _Loop:
-        run = _refilled(s.run, queue, prompt_cache)
-        rows = run.rows
-        row_B = jnp.minimum(rows.rollout_B, N - 1)
-        fed = _Fed(
-            rows.token_B, rows.age_B, rows.active_B, queue.prompt_N[row_B], queue.member_N[row_B]
+    def step(loop: _Loop) -> _Loop:
+        before, after = _step(spec, call, loop.state, options)
+        return _Loop(
+            after, continues(after), loop.busy + before.slots.active_B.sum(), loop.steps + 1
         )
-        logits_BV, slots = _forward_one(
-            spec, weights, prompt_cache, rows, fed, queue.length_M, group, kept
-        )
-        uniform_B = jax.vmap(lambda k, age: jax.random.uniform(jax.random.fold_in(k, age)))(
-            key_N[row_B], rows.age_B
-        )
-        token_B, logp_B = draw(logits_BV, uniform_B, how, filtered)
-        age_B = rows.age_B + 1
-        done_B = rows.active_B & (stop_V[token_B] | (age_B >= max_new))
-        into_B = jnp.where(rows.active_B, rows.rollout_B, N)  # what idle slots compute is dropped
-        rank_B = jnp.where(done_B, run.finished[0] + jnp.cumsum(done_B) - 1, N)
-        active_B = rows.active_B & ~done_B
-        after = DecodeState(
-            SlotState(
-                token_B,
-                jnp.where(active_B, age_B, 0),
-                rows.rollout_B,
-                active_B,
-                slots,
-                rows.prompts,
-            ),
-            run.head,
-            run.finished + done_B.sum(),
-            run.order_N.at[rank_B].set(rows.rollout_B, mode="drop"),
-            run.token_NS.at[into_B, rows.age_B].set(token_B, mode="drop"),
-            run.logp_NS.at[into_B, rows.age_B].set(logp_B, mode="drop"),
-            run.length_N.at[into_B].set(age_B, mode="drop"),
-        )
-        return _Loop(after, goes_on(after), s.busy + rows.active_B.sum(), s.steps + 1)
 
     zero = jnp.zeros(1, jnp.int32)
-    run, _, busy, steps = lax.while_loop(
-        lambda s: s.going, step, _Loop(run, goes_on(run), zero, zero)
+    state, _, busy, steps = lax.while_loop(
+        lambda loop: loop.continues, step, _Loop(state, continues(state), zero, zero)
     )
-    rollout_F = lax.dynamic_slice_in_dim(
-        jnp.pad(run.order_N, (0, min(enough + B, N))), first, min(enough + B, N)
-    )
-    waiting = lax.pmax(size - run.head, BATCH_AXES)
-    left = lax.pmax(size - run.finished, BATCH_AXES)
-    out = (
-        rollout_F,
-        run.token_NS[rollout_F],
-        run.logp_NS[rollout_F],
-        run.length_N[rollout_F],
-        run.finished - first,
-    )
-    return run, DecodeChunk(*out, left, waiting, busy, steps * B, steps)
+    limit = min(options.chunk_rollouts + B, queue.prompt_N.size)
+    return state, _chunk(state, size, first, limit, (busy, steps * B, steps))
 
 
-def _refilled(run: DecodeState, queue: Queue, prompt_cache: Caches) -> DecodeState:
-    """The run with the next rollouts of the queue, in order, in its free slots."""
-    rows = run.rows
-    free_B = ~rows.active_B
-    candidate_B = run.head + jnp.cumsum(free_B) - 1
+def _rollout_keys(call_key: jax.Array, name_N2: jax.Array) -> jax.Array:
+    """Returns a key per rollout that depends only on the call's key and the rollout's name."""
+    key = jax.random.wrap_key_data(call_key)
+    return jax.vmap(lambda words: jax.random.fold_in(jax.random.fold_in(key, words[0]), words[1]))(
+        name_N2
+    )
+
+
+def _any_shard_continues(
+    state: DecodeState, size: jax.Array, first: jax.Array, options: DecodeOptions
+) -> jax.Array:
+    """Whether the loop continues, the same on all shards.
+
+    All shards must leave the loop at the same step: its collectives would otherwise wait forever
+    for a shard that has left.
+    """
+    busy = (state.head[0] < size) | (state.slots.active_B.sum() > options.next_slots)
+    full = state.finished[0] - first >= options.chunk_rollouts
+    any_busy, any_full = lax.pmax(jnp.stack([busy, full]).astype(jnp.int32), BATCH_AXES) > 0
+    return any_busy & ~any_full
+
+
+@jax.named_scope("decode_step")
+def _step(
+    spec: ModelSpec, call: _Inputs, state: DecodeState, options: DecodeOptions
+) -> tuple[DecodeState, DecodeState]:
+    """Fills free slots and decodes one token in every slot. Returns the state before and after that
+    token.
+    """
+    queue, N = call.queue, call.queue.prompt_N.size
+    state = _refilled(state, queue, call.prompt_cache)
+    slots = state.slots
+    rollout_B = jnp.minimum(slots.rollout_B, N - 1)
+    fed = _Fed(
+        slots.token_B,
+        slots.age_B,
+        slots.active_B,
+        queue.prompt_N[rollout_B],
+        queue.member_N[rollout_B],
+    )
+    logits_BV, spans = _forward_one(spec, call, slots, fed, options)
+    with jax.named_scope("sample_token"):
+        uniform_B = jax.vmap(lambda k, age: jax.random.uniform(jax.random.fold_in(k, age)))(
+            call.key_N[rollout_B], slots.age_B
+        )
+        token_B, logp_B = draw(logits_BV, uniform_B, call.sampling, options.filtered)
+    return state, _advanced(state, call, spans, token_B, logp_B)
+
+
+@jax.named_scope("advance")
+def _advanced(
+    state: DecodeState,
+    call: _Inputs,
+    spans: tuple[Spans, ...],
+    token_B: jax.Array,
+    logp_B: jax.Array,
+) -> DecodeState:
+    """Returns the state with the sampled tokens recorded and finished slots freed."""
+    slots, N = state.slots, state.length_N.size
+    age_B = slots.age_B + 1
+    done_B = slots.active_B & (call.stop_V[token_B] | (age_B >= call.max_new))
+    # results of idle slots are dropped
+    into_B = jnp.where(slots.active_B, slots.rollout_B, N)
+    rank_B = jnp.where(done_B, state.finished[0] + jnp.cumsum(done_B) - 1, N)
+    active_B = slots.active_B & ~done_B
+    return DecodeState(
+        SlotState(
+            token_B,
+            jnp.where(active_B, age_B, 0),
+            slots.rollout_B,
+            active_B,
+            spans,
+            slots.prompts,
+        ),
+        state.head,
+        state.finished + done_B.sum(),
+        state.order_N.at[rank_B].set(slots.rollout_B, mode="drop"),
+        state.token_NR.at[into_B, slots.age_B].set(token_B, mode="drop"),
+        state.logp_NR.at[into_B, slots.age_B].set(logp_B, mode="drop"),
+        state.length_N.at[into_B].set(age_B, mode="drop"),
+    )
+
+
+@jax.named_scope("gather_finished")
+def _chunk(
+    state: DecodeState,
+    size: jax.Array,
+    first: jax.Array,
+    limit: int,
+    work: tuple[jax.Array, jax.Array, jax.Array],
+) -> DecodeChunk:
+    """Gathers up to `limit` rollouts that finished since number `first`; `work` is busy, computed
+    and steps.
+    """
+    rollout_n = lax.dynamic_slice_in_dim(jnp.pad(state.order_N, (0, limit)), first, limit)
+    waiting = lax.pmax(size - state.head, BATCH_AXES)
+    left = lax.pmax(size - state.finished, BATCH_AXES)
+    return DecodeChunk(
+        rollout_n,
+        state.token_NR[rollout_n],
+        state.logp_NR[rollout_n],
+        state.length_N[rollout_n],
+        state.finished - first,
+        left,
+        waiting,
+        *work,
+    )
+
+
+@jax.named_scope("refill")
+def _refilled(state: DecodeState, queue: Queue, prompt_cache: Caches) -> DecodeState:
+    """Returns the state with the next rollouts of the queue in its free slots, in order."""
+    slots = state.slots
+    free_B = ~slots.active_B
+    candidate_B = state.head + jnp.cumsum(free_B) - 1
     fill_B = free_B & (candidate_B < queue.size)
-    rollout_B = jnp.where(fill_B, candidate_B, rows.rollout_B)
+    rollout_B = jnp.where(fill_B, candidate_B, slots.rollout_B)
     first_B = queue.last_token_M[queue.prompt_N[jnp.minimum(rollout_B, queue.prompt_N.size - 1)]]
-    filled = rows._replace(
-        token_B=jnp.where(fill_B, first_B, rows.token_B),
-        age_B=jnp.where(fill_B, 0, rows.age_B),
+    filled = slots._replace(
+        token_B=jnp.where(fill_B, first_B, slots.token_B),
+        age_B=jnp.where(fill_B, 0, slots.age_B),
         rollout_B=rollout_B,
-        active_B=rows.active_B | fill_B,
+        active_B=slots.active_B | fill_B,
         prompts=_copied(
-            rows.prompts,
+            slots.prompts,
             prompt_cache,
             fill_B,
             queue.prompt_N[jnp.minimum(rollout_B, queue.prompt_N.size - 1)],
         ),
     )
-    return run._replace(rows=filled, head=run.head + fill_B.sum())
+    return state._replace(slots=filled, head=state.head + fill_B.sum())
 
 
 def _copied(
     prompts: Caches, prompt_cache: Caches, fill_B: jax.Array, prompt_B: jax.Array
 ) -> Caches:
-    """The slots' prompts with those of the slots to fill copied from the prompt cache, one at a
-    time: mostly there are few.
+    """Copies the prompts of the slots to fill from the prompt cache, one at a time: mostly there
+    are few.
     """
     if not prompts:
         return prompts
@@ -299,8 +294,8 @@ def _copied(
 
 
 class _Fed(NamedTuple):
-    """What is fed at a step: each slot's token, its age, whether it is in use, its prompt and
-    its place in the prompt's group.
+    """Inputs of a step: each slot's token, age, whether it is active, its prompt, and its index in
+    the prompt's group.
     """
 
     token_B: jax.Array
@@ -311,21 +306,16 @@ class _Fed(NamedTuple):
 
 
 def _forward_one(
-    spec: ModelSpec,
-    weights: Any,
-    prompt_cache: Caches,
-    rows: SlotState,
-    fed: _Fed,
-    length_M: jax.Array,
-    group: int,
-    kept: decoding.Kind,
+    spec: ModelSpec, call: _Inputs, slots: SlotState, fed: _Fed, options: DecodeOptions
 ) -> tuple[jax.Array, tuple[Spans, ...]]:
-    """Logits of each slot's next token, and the slots' caches with the fed token's k and v at
-    its age.
+    """Returns the logits of each slot's next token, and the slots' caches with the fed token's k
+    and v at its age.
     """
+    weights, length_M, cache_ops = call.weights, call.queue.length_M, options.cache_ops
+    group = options.group
     in_prompt_cache_M = length_M - 1
-    row_B = jnp.arange(fed.token_B.size)
-    in_bank_B, in_slot_B = (
+    slot_B = jnp.arange(fed.token_B.size)
+    in_prompt_B, in_slot_B = (
         jnp.where(fed.active_B, in_prompt_cache_M[fed.prompt_B], 0),
         jnp.where(fed.active_B, fed.age_B + 1, 1),
     )
@@ -334,32 +324,35 @@ def _forward_one(
     slot_of_cell = (
         jnp.zeros(num_cells, jnp.int32)
         .at[jnp.where(fed.active_B, cell_B, num_cells)]
-        .set(row_B, mode="drop")
+        .set(slot_B, mode="drop")
     )
 
     def over_prompts(q_BHC: jax.Array, prompts: Cache) -> Partial:
         if group > 1:
-            return _over_cells(q_BHC, prompts, in_prompt_cache_M, slot_of_cell, cell_B, kept)
-        return kept.attend(q_BHC, prompts, in_bank_B, None if rows.prompts else fed.prompt_B)
+            return _over_cells(q_BHC, prompts, in_prompt_cache_M, slot_of_cell, cell_B, cache_ops)
+        return cache_ops.attend(
+            q_BHC, prompts, in_prompt_B, None if slots.prompts else fed.prompt_B
+        )
 
     def attend_both(
         q: jax.Array, k: jax.Array, v: jax.Array, caches: tuple[Cache, Spans]
     ) -> tuple[jax.Array, Spans]:
-        prompts, slot = caches
+        prompts, generated = caches
         new = reference.stored(k.swapaxes(1, 2), v.swapaxes(1, 2), prompts)
-        slot = decoding.append(kept, slot, new, fed.age_B)
+        generated = decoding.append(cache_ops, generated, new, fed.age_B)
         both = reference.merge(
-            over_prompts(q[:, 0], prompts), decoding.over_spans(kept, q[:, 0], slot, in_slot_B)
+            over_prompts(q[:, 0], prompts),
+            decoding.over_spans(cache_ops, q[:, 0], generated, in_slot_B),
         )
-        return both.o_BHC[:, None], slot
+        return both.o_BHC[:, None], generated
 
     position_B1 = (in_prompt_cache_M[fed.prompt_B] + fed.age_B)[:, None]
     dtype = weights["final_norm"].dtype
-    caches = tuple(zip(rows.prompts or prompt_cache, rows.slots, strict=True))
-    x_B1D, slots = transformer.hidden(
+    caches = tuple(zip(slots.prompts or call.prompt_cache, slots.spans, strict=True))
+    x_B1D, spans = transformer.hidden(
         spec, weights, fed.token_B[:, None], position_B1, attend_both, caches=caches, dtype=dtype
     )
-    return transformer.logits(spec, weights, x_B1D[:, 0]), slots
+    return transformer.logits(spec, weights, x_B1D[:, 0]), spans
 
 
 def _over_cells(
@@ -368,13 +361,22 @@ def _over_cells(
     in_prompt_cache_M: jax.Array,
     slot_of_cell: jax.Array,
     cell_B: jax.Array,
-    kept: decoding.Kind,
+    cache_ops: decoding.CacheOps,
 ) -> Partial:
-    """Attention of each slot to its prompt, each row of the prompt cache read once: the group's
-    queries stand side by side as heads.
+    """Returns each slot's attention to its prompt, reading each row of the prompt cache once.
+
+    The queries of a group are arranged side by side, as additional heads of the prompt's row.
+
+    Args:
+        q_BHC: queries of the slots.
+        prompt_cache: one layer's cache of the M prompts.
+        in_prompt_cache_M: cached tokens of each prompt.
+        slot_of_cell: the slot in each of the M * group cells.
+        cell_B: the cell of each slot.
+        cache_ops: how this kind of device reads caches.
     """
     _, H, C = q_BHC.shape
-    M, K = prompt_cache.v_RKSC.shape[:2]
+    M, K = prompt_cache.v_AKSC.shape[:2]
 
     def to_cells(x: jax.Array) -> jax.Array:  # [B, H, C] -> [M, K * group * H/K, C]
         return x[slot_of_cell].reshape(M, -1, K, H // K, C).swapaxes(1, 2).reshape(M, -1, C)
@@ -385,5 +387,8 @@ def _over_cells(
         return cells[cell_B]
 
     return Partial(
-        *(to_slots(x) for x in kept.attend(to_cells(q_BHC), prompt_cache, in_prompt_cache_M, None))
+        *(
+            to_slots(x)
+            for x in cache_ops.attend(to_cells(q_BHC), prompt_cache, in_prompt_cache_M, None)
+        )
     )

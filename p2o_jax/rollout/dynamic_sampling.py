@@ -1,5 +1,5 @@
-"""Which groups a step is trained on: those that it asked, or, as DAPO does, further ones until
-all of them have an advantage.
+"""Selects the groups that a step trains on: those asked, or, as in DAPO, further ones until all
+have an advantage.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,35 +17,35 @@ from p2o_jax.types import Question, Rollout
 
 # (weights, prompts, key) -> a rollout for each prompt
 Answer = Callable[[Any, Sequence[Any], jax.Array], list[Rollout]]
-# which groups of these rollouts have an advantage: bool [Q]
+# rollouts -> whether each group has an advantage: bool [Q]
 Useful = Callable[[Sequence[Rollout]], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Filled:
-    """The rollouts to train on, group by group, everything that was sampled in the step, and
-    metrics.
-    """
+    """Rollouts to train on, group by group; all rollouts sampled in the step; metrics."""
 
     trained: list[Rollout]
-    made: list[Rollout]
+    sampled: list[Rollout]
     stats: dict[str, float] = field(default_factory=dict)
 
 
 def as_asked(
     weights: Any, rollouts: list[Rollout], assignment: Assignment, step: int, key: jax.Array
 ) -> Filled:
-    """The step's own groups, whatever they teach."""
+    """Returns the step's own groups, whether or not they have an advantage. The signature is that
+    of `DynamicSampling.__call__`.
+    """
     return Filled(rollouts, rollouts)
 
 
 class DynamicSampling:
     """DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): groups without advantage are
-    replaced by those of further questions.
+    replaced by groups of further questions.
 
-    ▲ Further questions are the epoch's others in an order of their own for every step, a function
-    of (seed, step): an epoch still asks each question once in its own turn, which is what mining
-    counts, and a resumed run asks the same ones.
+    ▲ Further questions are the epoch's other questions, in an order that is a function of (seed,
+    step). Each question is still asked once per epoch in its regular step, which is what mining
+    counts, and a resumed run asks the same questions.
     """
 
     def __init__(self, answer: Answer, questions: Questions, cfg: RolloutConfig, useful: Useful):
@@ -59,26 +59,33 @@ class DynamicSampling:
         step: int,
         key: jax.Array,
     ) -> Filled:
-        """As many groups as `rollouts` has: with an advantage as long as there are such, in the
-        order sampled, then others.
+        """Returns as many groups as `rollouts` holds: those with an advantage first, in the order
+        sampled, then others.
 
-        Ends after `max_sampling_rounds`, or when the epoch has no further questions.
+        Stops after `max_sampling_rounds`, or when the epoch has no further questions.
+
+        Args:
+            weights: params in rollout layout.
+            rollouts: the step's own groups.
+            assignment: templates of hard questions.
+            step: the policy step, which selects further questions.
+            key: key for sampling them.
         """
         G = self.cfg.group_size
-        made, needed, rounds = list(rollouts), len(rollouts) // G, 1
+        sampled, needed, rounds = list(rollouts), len(rollouts) // G, 1
         good = list(self.useful(rollouts))
         further = self.questions.further(step)
         while sum(good) < needed and further and rounds < self.cfg.max_sampling_rounds:
-            asked, further = further[: self.questions.per_step], further[self.questions.per_step :]
-            fresh = self._ask(weights, asked, assignment, key)
+            batch, further = further[: self.questions.per_step], further[self.questions.per_step :]
+            fresh = self._ask(weights, batch, assignment, key)
             good += list(self.useful(fresh))
-            made += fresh
+            sampled += fresh
             rounds += 1
         order = sorted(range(len(good)), key=lambda q: not good[q])[:needed]
-        trained = [rollout for q in order for rollout in made[q * G : (q + 1) * G]]
-        wasted = len(made) - sum(good[q] for q in order) * G
+        trained = [rollout for q in order for rollout in sampled[q * G : (q + 1) * G]]
+        wasted = len(sampled) - sum(good[q] for q in order) * G
         return Filled(
-            trained, made, {"rollout/sampling_rounds": rounds, "rollout/wasted_rollouts": wasted}
+            trained, sampled, {"rollout/sampling_rounds": rounds, "rollout/wasted_rollouts": wasted}
         )
 
     def _ask(

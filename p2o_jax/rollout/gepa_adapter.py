@@ -1,7 +1,7 @@
-"""What GEPA calls, on the sharded sampler: candidate evaluation by the policy, and reflection by
-whoever reflects.
+"""GEPA's two callables on the sharded sampler: evaluation of candidates by the policy, and
+reflection.
 
-And the journal of its calls, which a killed phase goes on from.
+Also the journals of a run's prompt phases, from which an interrupted phase resumes.
 """
 
 import base64
@@ -21,22 +21,29 @@ from p2o_jax.state import Ledger, RunState
 from p2o_jax.types import Outcome, Question, Rollout, TemplatedQuestion, digest
 
 T = TypeVar("T")
-REFLECT = "gepa_reflect"  # the ledger's name for reflection; evaluation's are "gepa_" and the stage
+REFLECT = "gepa_reflect"  # ledger phase of reflection; evaluation has "gepa_" + stage
 
-Transfers = Callable[[Sequence[Rollout]], Sequence[float]]  # Outcome.transfer of rollouts
+Transfers = Callable[[Sequence[Rollout]], Sequence[float]]  # -> Outcome.transfer of each rollout
 
-# (prompts, names, what reflection has cost so far) -> (replies, None for a missing one, and what
-# they cost)
+# (prompts, names, cost of reflection so far) -> (replies, None where missing; cost)
 Reply = Callable[[Sequence[str], Sequence[str], Cost], tuple[Sequence[str | None], Cost]]
 
 
 class GepaAdapter:
-    """`evaluate` and `reflect` of one prompt phase, and in `ledger` what they cost.
+    """`evaluate` and `reflect` of one prompt phase. `ledger` accumulates their cost.
 
-    Calls are numbered, so that no two rollouts of a phase share their randomness, and a phase run
-    again makes the same ones. `weights` is asked for the policy, laid out for decoding, at each
-    evaluation: reflection may have taken its place. `transfers` is asked about the rollouts that
-    succeed where `gepa.reliance` is on; it may be None otherwise.
+    Calls are numbered: no two rollouts of a phase share their randomness, and a repeated phase
+    makes the same calls.
+
+    Args:
+        pipeline: samples and scores rollouts.
+        weights: returns the policy in rollout layout. It is called at each evaluation, because
+            reflection may replace the weights.
+        reply: answers reflection prompts.
+        cfg: the whole config, resolved.
+        key: key of the phase.
+        ledger: costs so far.
+        transfers: scores successful rollouts where `gepa.reliance` is on; otherwise unused.
     """
 
     def __init__(
@@ -54,16 +61,16 @@ class GepaAdapter:
         self.ledger, self.transfers = ledger, transfers if cfg.gepa.reliance else None
         self.num_calls = 0
         self.stage = "seed"
-        self.last_costs: dict[str, Cost] = {}  # of the last call, by phase
+        self.last_costs: dict[str, Cost] = {}  # cost of the last call, by phase
         self.evaluation = sampling_params.candidates(cfg)
         self.max_prompt_tokens = config.max_templated_prompt_tokens(cfg)
 
     def enter(self, stage: str) -> None:
-        """Says what the evaluations that follow are for."""
+        """Sets the stage that the following evaluations belong to."""
         self.stage = stage
 
     def evaluate(self, pairs: Sequence[tuple[str, Question]]) -> list[Outcome]:
-        """An outcome for each (template, question), all sampled together."""
+        """Returns an outcome for each (template, question). All are sampled together."""
         start = time.monotonic()
         prompts = [
             TemplatedQuestion(question, template, self._name("evaluate", i))
@@ -89,7 +96,9 @@ class GepaAdapter:
         return [_outcome(r, transfers.get(r.prompt.name, 0.0)) for r in rollouts]
 
     def reflect(self, prompts: Sequence[str]) -> list[str | None]:
-        """A reply to each reflection prompt, all asked for together; None where there is none."""
+        """Returns a reply to each reflection prompt, None where there is none. All are requested
+        together.
+        """
         start = time.monotonic()
         names = [self._name("reflect", i) for i in range(len(prompts))]
         with self.pipeline.reporter.phase("gepa"):
@@ -98,12 +107,12 @@ class GepaAdapter:
         return list(replies)
 
     def fits(self, template: str, question: Question) -> bool:
-        """Whether the question can be asked under the template at all."""
+        """Whether the question fits the prompt limit under the template."""
         return len(self.pipeline.chat.render(question, template)) <= self.max_prompt_tokens
 
     def book(self, costs: dict[str, Cost]) -> None:
-        """Adds a call, made now or replayed from a journal, to the ledger and to the number of
-        calls.
+        """Counts a call, whether made now or replayed from a journal, and adds its cost to the
+        ledger.
         """
         self.num_calls += 1
         self.last_costs = costs
@@ -129,40 +138,46 @@ class PhaseJournals:
     0 and read by all.
 
     Args:
-        settings: a digest of every setting that the calls' answers depend on.
-        tell: says a line.
+        workdir: the run directory.
+        seed: seed of the run.
+        settings: digest of every setting that the calls' answers depend on.
+        log: prints a line.
     """
 
     def __init__(self, workdir: Path, seed: int, settings: str, log: Callable[[str], None]):
         self.directory, self.seed, self.settings, self.log = workdir / "gepa", seed, settings, log
 
     def resume(self, state: RunState, epoch: int, run: Callable[[gepa.Journal], T]) -> T:
-        """What `run` returns with the journal of this epoch's phase, which may hold its first
-        calls, or all.
+        """Returns what `run` returns with the journal of this epoch's phase, which may hold some or
+        all of its calls.
 
-        A journal of another seed, step, hard set or settings, or a damaged one, is set aside and
-        told: the phase starts afresh.
+        A damaged journal, or one of another seed, step, hard set or settings, is renamed and
+        logged, and the phase starts over.
         """
         path = self.directory / f"journal_epoch_{epoch}.jsonl"
         phase = (
             f"seed {self.seed}, step {state.step}, {digest(self.settings, *sorted(state.hard_ids))}"
         )
 
-        def set_aside(why: str) -> None:
+        def retire(reason: str) -> None:
             self.log(
-                f"prompt phase of epoch {epoch} starts afresh, its journal is set aside: {why}"
+                f"prompt phase of epoch {epoch} starts over; its journal was renamed: {reason}"
             )
             distributed.broadcast_from_main(lambda: path.rename(_free_name(path)) and None)
 
         return gepa.resume(
-            lambda: gepa.Journal(path, phase, distributed.is_main_process(), _read_everywhere),
+            lambda: gepa.Journal(
+                path, phase, distributed.is_main_process(), _read_on_all_processes
+            ),
             run,
-            set_aside,
+            retire,
         )
 
 
 def num_set_aside(workdir: Path, epoch: int) -> int:
-    """How many journals of this epoch's phase have been set aside."""
+    """Returns how many journals of this epoch's phase have been renamed because they did not
+    match.
+    """
     return len(list((workdir / "gepa").glob(f"journal_epoch_{epoch}.jsonl.*")))
 
 
@@ -173,7 +188,7 @@ def _free_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{number}")
 
 
-def _read_everywhere(path: Path) -> bytes:
+def _read_on_all_processes(path: Path) -> bytes:
     return base64.b64decode(
         distributed.broadcast_from_main(
             lambda: base64.b64encode(path.read_bytes() if path.exists() else b"").decode("ascii")
@@ -182,5 +197,5 @@ def _read_everywhere(path: Path) -> bytes:
 
 
 def settings_digest(values: Mapping[str, Any]) -> str:
-    """A digest of JSON settings, whatever the order of their keys."""
+    """Returns a digest of JSON settings, independent of the order of keys."""
     return digest(json.dumps(values, sort_keys=True))

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from p2o_jax.config import ConfigError
 from p2o_jax.models.device_memory import bytes_per_device
 from p2o_jax.rollout import prefill
-from p2o_jax.rollout.engine import Engine, Program
+from p2o_jax.rollout.engine import Engine
+from p2o_jax.rollout.programs import Program
 from p2o_jax.runtime import distributed
 
 GIB = 2**30
@@ -74,16 +75,16 @@ def plan(engine: Engine, others: int = 0) -> Plan:
         for bucket in engine.cfg.prompt_buckets
         for _, group in engine.shapes(bucket)
     )
-    run = engine.abstract_run(Program("slots", copied, capacity=capacity, size=engine.sizes[0]))
+    state = engine.abstract_state(Program("slots", copied, capacity=capacity, size=engine.sizes[0]))
     logits = engine.sizes[0] * spec.vocab_rows * 4 // mesh.shape["tensor"]
     return Plan(
         weights=bytes_per_device(engine.abstract_weights),
         prompt_cache=max(
-            bytes_per_device(engine.abstract_prompt_cache(Program("prompt cache", bucket, rows)))
+            bytes_per_device(engine.abstract_prompt_cache(Program("prompt_cache", bucket, rows)))
             for bucket, rows in shapes
         ),
-        slots=bytes_per_device(run.rows),
-        outputs=2 * bytes_per_device(run._replace(rows=())),
+        slots=bytes_per_device(state.slots),
+        outputs=2 * bytes_per_device(state._replace(slots=())),
         temporaries=max(
             4 * logits, *(_prefill_bytes(engine, bucket, rows) for bucket, rows in shapes)
         ),

@@ -1,4 +1,4 @@
-"""Questions asked, answered and judged: the one path of training, GEPA and evaluation."""
+"""Asks, answers and verifies questions: the one path of training, GEPA and evaluation."""
 
 import dataclasses
 import queue
@@ -17,18 +17,21 @@ from p2o_jax.runtime import distributed
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.types import Question, Request, Rollout, SamplingParams, TemplatedQuestion, Verdict
 
-# of responses to questions
+# (responses, questions) -> verdicts
 Verify = Callable[[Sequence[str], Sequence[Question]], Sequence[Verdict]]
 Cost = Mapping[str, float]
 
 
 class RolloutPipeline:
-    """Renders asks, samples responses and has them verified; the first are verified while the last
-    are sampled.
+    """Renders questions, samples responses and has them verified. The first responses are verified
+    while the last are sampled.
 
     Args:
-        verify: judges responses, called in a thread of process 0 alone: deadlines depend on the
-            machine, and no host may decide alone.
+        engine: the sampler.
+        chat: renders prompts and decodes responses.
+        verify: judges responses. It is called in a thread of process 0 only: time limits depend on
+            the machine, and no host may decide alone.
+        reporter: shows progress.
     """
 
     def __init__(self, engine: Engine, chat: Chat, verify: Verify, reporter: Reporter):
@@ -39,18 +42,26 @@ class RolloutPipeline:
         self,
         weights: Any,
         prompts: Sequence[TemplatedQuestion],
-        how: SamplingParams,
+        sampling: SamplingParams,
         key: jax.Array,
         phase: str = "rollout",
     ) -> list[Rollout]:
-        """A scored rollout for each ask, in order."""
+        """Returns a scored rollout for each templated question, in order.
+
+        Args:
+            weights: params in rollout layout.
+            prompts: questions with their templates and names.
+            sampling: how tokens are drawn.
+            key: key of the call.
+            phase: name of the phase in progress reports.
+        """
         requests = [
             Request(self.chat.render(a.question, a.template), a.name, a.expected_tokens)
             for a in prompts
         ]
         completions, texts, judged, start = {}, {}, [], time.monotonic()
         with self.reporter.phase(phase, len(prompts), "rollouts") as advance:
-            for finished in self.engine.stream(weights, requests, how, key):
+            for finished in self.engine.stream(weights, requests, sampling, key):
                 completions.update(finished)
                 texts |= {i: self.chat.decode(c.token_ids.tolist()) for i, c in finished}
                 order = [i for i, _ in finished]
@@ -88,14 +99,22 @@ class RolloutPipeline:
         weights: Any,
         prompts: Sequence[str],
         names: Sequence[str],
-        how: SamplingParams,
+        sampling: SamplingParams,
         key: jax.Array,
     ) -> tuple[list[str], Cost]:
-        """A reply to each lone user text (reflection), and what they cost."""
+        """Returns a reply to each user text (reflection), and the cost.
+
+        Args:
+            weights: params in rollout layout.
+            prompts: texts of the user.
+            names: a name per prompt, which seeds its randomness.
+            sampling: how tokens are drawn.
+            key: key of the call.
+        """
         requests = [
             Request(self.chat.render_text(p), n) for p, n in zip(prompts, names, strict=True)
         ]
-        completions = self.engine.generate(weights, requests, how, key)
+        completions = self.engine.generate(weights, requests, sampling, key)
         spent = self._cost(
             [(r.prompt_ids, len(c.token_ids)) for r, c in zip(requests, completions, strict=True)]
         )
@@ -109,7 +128,7 @@ class RolloutPipeline:
         )
 
     def cost(self, rollouts: Sequence[Rollout]) -> Cost:
-        """What rollouts, sampled in one call, cost: for the ledger."""
+        """Returns the cost of rollouts that were sampled in one call, for the ledger."""
         return self._cost([(r.prompt_ids, len(r.completion.token_ids)) for r in rollouts])
 
     def _cost(self, sequences: Sequence[flops.PromptAndLength]) -> Cost:
@@ -122,8 +141,8 @@ class RolloutPipeline:
 
 
 class _Judge:
-    """Calls `verify` in a thread of process 0, one call after the other, and tells all processes
-    what it said.
+    """Calls `verify` in a thread of process 0, one call after another, and broadcasts the verdicts
+    to all processes.
     """
 
     def __init__(self, verify: Verify):
@@ -132,13 +151,13 @@ class _Judge:
             queue.SimpleQueue()
         )
         if distributed.is_main_process():
-            # daemon: a run that is left does not wait for it
+            # daemon: an aborted run does not wait for it
             threading.Thread(target=self._work, daemon=True, name="verify").start()
 
     def begin(
         self, texts: Sequence[str], questions: Sequence[Question]
     ) -> "Future[Sequence[Verdict]]":
-        """The verdicts to come; nobody but process 0 makes any."""
+        """Returns a future of the verdicts. Only process 0 fulfils it."""
         future: Future[Sequence[Verdict]] = Future()
         if distributed.is_main_process():
             self._calls.put((future, texts, questions))
@@ -147,8 +166,8 @@ class _Judge:
     def end(
         self, calls: Sequence[tuple[Sequence[int], "Future[Sequence[Verdict]]"]]
     ) -> dict[int, Verdict]:
-        """The verdicts of calls, each with the indices of what it judged, by index; on every
-        process, whatever `verify` raised too.
+        """Returns all verdicts by index, on every process. An exception of `verify` is raised on
+        every process, too.
         """
 
         def collect() -> list[tuple[int, tuple[Any, ...]]]:

@@ -1,9 +1,9 @@
-"""Prompts into the prompt cache, all tokens but the last, a chunk at a time; chunks that prompts
-have in common are computed once.
+"""Prefill: writes all tokens of a prompt but the last into the prompt cache, chunk by chunk. Shared
+prefixes are computed once.
 
-GEPA asks hundreds of questions under one template, and chat templates open with the same header:
-`plan` finds, level by level, which prompts begin alike, and only the first of them is computed. The
-others go on from its row: `extend` copies the earlier chunks along.
+GEPA asks hundreds of questions under one template, and chat templates begin with the same header.
+`plan` determines, level by level, which prompts begin alike; only the first of them is computed.
+The others continue from its row: `extend` copies the earlier chunks.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from p2o_jax.models.attention.reference import Cache
 from p2o_jax.models.spec import ModelSpec
 
 MIN_CHUNK, MAX_CHUNK = 16, 512
-CHUNKS = 8  # of a bucket, between those two
+CHUNKS = 8  # chunks of a bucket, within these bounds
 
 
 class Piece(NamedTuple):
-    """A prompt's chunk that is to be computed: its row in the prompt cache, and the row that
-    holds what comes before.
+    """A chunk of a prompt to compute: its row in the prompt cache, and the row that holds the
+    chunks before it.
     """
 
     row: int
@@ -32,7 +32,9 @@ class Piece(NamedTuple):
 
 
 def chunk_of(bucket: int) -> int:
-    """Tokens in a chunk of prompts of this bucket: a multiple of 8, as kernels want positions."""
+    """Returns the tokens in a chunk of prompts of this bucket: a multiple of 8, as kernels
+    require.
+    """
     return (
         min(-(-bucket // 8), max(MIN_CHUNK // 8, min(-(-bucket // CHUNKS // 8), MAX_CHUNK // 8)))
         * 8
@@ -40,15 +42,15 @@ def chunk_of(bucket: int) -> int:
 
 
 def positions(bucket: int) -> int:
-    """Positions of a prompt cache for this bucket: whole chunks."""
+    """Returns the positions of a prompt cache for this bucket: whole chunks."""
     return -(-bucket // chunk_of(bucket)) * chunk_of(bucket)
 
 
 def plan(prompts: Sequence[tuple[int, ...]], chunk: int, share: bool) -> list[list[Piece]]:
-    """For each chunk number the pieces to compute, prompt i in row i.
+    """Returns, for each chunk number, the pieces to compute; prompt i has row i.
 
-    Its last chunk is every prompt's own; an earlier one is computed by the first prompt that begins
-    with the same tokens.
+    Every prompt computes its own last chunk. An earlier chunk is computed by the first prompt that
+    begins with the same tokens.
     """
     levels: list[list[Piece]] = []
     source = list(range(len(prompts)))
@@ -59,36 +61,45 @@ def plan(prompts: Sequence[tuple[int, ...]], chunk: int, share: bool) -> list[li
         first: dict[tuple[int, tuple[int, ...]], int] = {}
         for i in waiting:
             tokens = prompts[i][:-1][start : start + chunk]
-            begins_like = (source[i] if levels else 0, tokens)
+            prefix = (source[i] if levels else 0, tokens)
             ends = len(prompts[i]) - 1 <= start + chunk
-            if share and not ends and begins_like in first:
-                source[i] = first[begins_like]
+            if share and not ends and prefix in first:
+                source[i] = first[prefix]
                 continue
             pieces.append(Piece(i, source[i]))
             source[i] = i
             if len(tokens) == chunk:
-                first.setdefault(begins_like, i)
+                first.setdefault(prefix, i)
         levels.append(pieces)
         waiting = [i for i in waiting if len(prompts[i]) - 1 > start + chunk]
     return levels
 
 
+@jax.named_scope("prefill")
 def extend(
     spec: ModelSpec,
     weights: Any,
     prompt_cache: tuple[Cache, ...],
-    token_mQ: jax.Array,
+    token_mt: jax.Array,
     row_m: jax.Array,
     source_m: jax.Array,
     level: jax.Array,
 ) -> tuple[Any, ...]:
-    """The prompt cache with chunk number `level` of m prompts in their rows, and the chunks before
-    it copied there from `source`.
+    """Returns the prompt cache with chunk number `level` of m prompts, and the chunks before it
+    copied from their source rows.
 
-    A row beyond the prompt cache is nobody's: it is computed and dropped. Attention goes over the
-    earlier chunks one at a time.
+    Attention reads the earlier chunks one at a time.
+
+    Args:
+        spec: the model.
+        weights: params in rollout layout.
+        prompt_cache: the cache of each layer.
+        token_mt: tokens of the chunks.
+        row_m: row of each prompt; a row beyond the cache is padding, computed and dropped.
+        source_m: row that holds the chunks before.
+        level: number of the chunk.
     """
-    m, Q = token_mQ.shape
+    m, t = token_mt.shape
     dtype = weights["final_norm"].dtype
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -96,25 +107,25 @@ def extend(
             i: jax.Array, carry: tuple[reference.Partial, Cache]
         ) -> tuple[reference.Partial, Cache]:
             total, cache = carry
-            there = reference.by_position(lambda axis, x: _read(x, source_m, axis, i * Q, Q), cache)
-            part = reference.over_rows(q, there, jnp.ones((Q, Q), bool))
-            return reference.merge(total, part), _written(cache, there, row_m, i * Q)
+            chunk = reference.by_position(lambda axis, x: _read(x, source_m, axis, i * t, t), cache)
+            part = reference.over_rows(q, chunk, jnp.ones((t, t), bool))
+            return reference.merge(total, part), _written(cache, chunk, row_m, i * t)
 
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        own = reference.over_rows(q, Cache(k, v), jnp.tri(Q, dtype=bool))
+        own = reference.over_rows(q, Cache(k, v), jnp.tri(t, dtype=bool))
         total, cache = lax.fori_loop(0, level, earlier, (own, cache))
-        return total.o_BHC.reshape(m, Q, *q.shape[2:]), _written(
-            cache, reference.stored(k, v, cache), row_m, level * Q
+        return total.o_BHC.reshape(m, t, *q.shape[2:]), _written(
+            cache, reference.stored(k, v, cache), row_m, level * t
         )
 
-    position_mQ = jnp.broadcast_to(level * Q + jnp.arange(Q)[None], (m, Q))
+    position_mt = jnp.broadcast_to(level * t + jnp.arange(t)[None], (m, t))
     return transformer.hidden(
-        spec, weights, token_mQ, position_mQ, attend, caches=prompt_cache, dtype=dtype
+        spec, weights, token_mt, position_mt, attend, caches=prompt_cache, dtype=dtype
     )[1]
 
 
 def _read(x: jax.Array, row_m: jax.Array, axis: int, start: jax.Array, size: int) -> jax.Array:
-    """The rows of x, at positions start to start + size along the axis; without a copy of the rest."""
+    """Reads rows of x, from position `start` along the axis, without copying the rest."""
 
     def one(row: jax.Array) -> jax.Array:
         begin = [row] + [start if a == axis else 0 for a in range(1, x.ndim)]
@@ -126,8 +137,8 @@ def _read(x: jax.Array, row_m: jax.Array, axis: int, start: jax.Array, size: int
 
 
 def _written(cache: Cache, new: Cache, row_m: jax.Array, start: jax.Array) -> Cache:
-    """The cache with `new` in its rows, from position `start` on; rows beyond the cache are left
-    out.
+    """Returns the cache with `new` in its rows from position `start`. Rows beyond the cache are
+    dropped.
     """
     where = jnp.stack([row_m, jnp.broadcast_to(start, row_m.shape)], axis=1)
 

@@ -1,67 +1,354 @@
-"""Compiled programs by name: each for fixed shapes, made on first use or ahead of it, several at
-a time.
+"""The compiled programs of the sampler: their sizes, their keys, and how a key is lowered and
+compiled.
+
+A program exists for fixed shapes. There is one for each prompt bucket and response capacity of: an
+empty prompt cache, prefill, idle slots, and decoding, the last with all slots or fewer, with groups
+that read their prompt together or not, and with top-k, top-p and min-p or not. Everything else is
+an argument: weights, sampling settings, stop tokens, keys, and the numbers of prompts and rollouts.
 """
 
-import os
-import threading
-from collections.abc import Callable, Hashable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from p2o_jax.config import RolloutConfig
+from p2o_jax.models import lora, sharding, transformer
+from p2o_jax.models.attention import decoding
+from p2o_jax.models.spec import ModelSpec
+from p2o_jax.rollout import decode, decode_state, prefill, token_sampling
+from p2o_jax.types import SamplingParams
+
+CHUNKS_PER_WAVE = 8  # finished rollouts reach the host about this often
 
 
-class Programs:
-    """Executables by key. They take the shapes they were compiled for and nothing else: what is not
-    listed cannot run.
-
-    Args:
-        lower: a key's program, traced for abstract arguments (`jax.stages.Lowered`).
+class Program(NamedTuple):
+    """Key of a program: its kind and sizes per shard. Sizes that do not matter for the kind keep
+    their default.
     """
 
-    def __init__(self, lower: Callable[[Any], Any]):
-        self.lower = lower
-        self._lock = threading.Lock()
-        self._compiled: dict[Hashable, Future[Any]] = {}
-        self._threads = ThreadPoolExecutor(
-            max(os.cpu_count() or 1, 1), thread_name_prefix="compile"
+    kind: Literal["prompt_cache", "prefill", "slots", "decode", "pack"]
+    bucket: int = 0  # prompt tokens; for slots: of the prompts that they hold copies of
+    rows: int = 0  # rows of the prompt cache
+    capacity: int = 0  # response tokens
+    size: int = 0  # slots
+    group: int = 1  # rollouts that read a prompt cache row together; 1: each slot its own
+    filtered: bool = False
+
+
+class SamplerPrograms:
+    """The sizes of a sampler on a mesh, and the programs that follow from them.
+
+    Args:
+        spec: the model.
+        mesh: devices, with the axes of models.sharding. They need not exist to lower programs.
+        cfg: settings of rollouts; `slots` must be set.
+        capacities: response lengths to allocate; a call uses the smallest that holds its
+            `max_new_tokens`.
+        stop_ids: tokens that end a rollout.
+        dtype: compute dtype.
+        grouped_up_to: length in tokens of the longest prompt that whole groups share; None: any
+            length.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        mesh: Mesh,
+        cfg: RolloutConfig,
+        capacities: Sequence[int],
+        stop_ids: Sequence[int],
+        dtype: Any,
+        grouped_up_to: int | None = None,
+    ):
+        assert cfg.slots > 0, "rollout.memory.fitting finds the number of slots"
+        # adapters are merged when the params are converted to rollout layout
+        self.spec = replace(spec, lora=None)
+        self.mesh, self.cfg, self.dtype = mesh, cfg, dtype
+        self.cache_dtype = jnp.int8 if cfg.cache_dtype == "int8" else dtype
+        self.cache_ops = decoding.for_mesh(mesh, spec.kv_heads, spec.head_dim)
+        self.capacities = sorted(set(capacities))
+        self.grouped_up_to = max(cfg.prompt_buckets) if grouped_up_to is None else grouped_up_to
+        self.num_shards = sharding.num_shards(mesh)
+        # shards get equal numbers of expected tokens, so some get more rollouts than others
+        slack = 1.25 if self.num_shards > 1 else 1.0
+        # of a wave, per shard
+        self.max_rollouts = -(
+            -int(max(cfg.questions * cfg.group_size, cfg.slots) * slack) // self.num_shards
+        )
+        # fewer slots save time only on CPU: kernels skip idle slots, and reading weights dominates
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        self.sizes = decode_state.sizes(
+            cfg.slots // self.num_shards, cfg.min_slots if on_cpu else 0
+        )
+        self.whole, self.rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+        split = "tensor" if spec.kv_heads % mesh.shape["tensor"] == 0 else None
+        self.caches = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES, split))
+        self.stop_V = np.zeros(spec.vocab_rows, bool)
+        self.stop_V[list(stop_ids)] = True
+        self._to_layout = jax.jit(
+            functools.partial(_to_rollout_layout, spec, dtype),
+            out_shardings=_rollout_shardings(self.spec, mesh),
         )
 
-    def __getitem__(self, key: Hashable) -> Any:
-        """The executable; waits while it is being compiled, compiles it if nobody does."""
-        return self._future(key, lambda make, future: make(future)).result()
+    def max_prompts(self, bucket: int) -> int:
+        """Returns how many prompts of this bucket a shard holds in a wave."""
+        return min(
+            max(self.cfg.prompt_cache_tokens // self.num_shards // bucket, 1), self.max_rollouts
+        )
 
-    def compile(
-        self, keys: Iterable[Hashable], progress: Callable[[int], None] = lambda n: None
-    ) -> None:
-        """Has all of them compiled by the time it returns; `progress` is called with 1 for each.
+    def shared_rows(self, bucket: int) -> int:
+        """Returns the prompts of a shard's wave of whole groups; 0 if no groups are that long, or
+        the prompt cache is too small.
+        """
+        rows, previous = (
+            -(-self.max_rollouts // self.cfg.group_size),
+            max((b for b in self.cfg.prompt_buckets if b < bucket), default=0),
+        )
+        return (
+            rows
+            if self.cfg.group_size > 1
+            and previous < self.grouped_up_to
+            and rows <= self.max_prompts(bucket)
+            else 0
+        )
+
+    def pieces(self, bucket: int, rows: int) -> int:
+        """Returns how many prompts a shard prefills one chunk of at a time."""
+        return min(max(self.cfg.prefill_tokens // prefill.chunk_of(bucket), 1), rows)
+
+    def capacity(self, sampling: SamplingParams) -> int:
+        """Returns the response tokens to allocate for a call.
 
         Raises:
-            Exception: the first failure, after the others are done. What else is raised in
-                `progress` leaves at once.
+            ValueError: `max_new_tokens` exceeds every capacity.
         """
-        futures = [self._future(key, self._threads.submit) for key in keys]
-        try:
-            for future in futures:
-                future.exception()
-                progress(1)
-        except BaseException:  # the run is left: nothing is begun any more
-            self._threads.shutdown(wait=False, cancel_futures=True)
-            raise
-        for future in futures:
-            future.result()
+        capacity = min((c for c in self.capacities if c >= sampling.max_new_tokens), default=0)
+        if not capacity:
+            raise ValueError(
+                f"max_new_tokens={sampling.max_new_tokens} exceeds what the sampler was built for:"
+                f" {self.capacities}"
+            )
+        return capacity
 
-    def __len__(self) -> int:
-        return len(self._compiled)
+    def shapes(self, bucket: int) -> list[tuple[int, int]]:
+        """Returns (rows, group) of the prompt caches of this bucket: one for any prompts, and
+        possibly one for whole groups.
+        """
+        shared = self.shared_rows(bucket)
+        return [(self.max_prompts(bucket), 1)] + ([(shared, self.cfg.group_size)] if shared else [])
 
-    def _future(self, key: Hashable, run: Callable[..., Any]) -> "Future[Any]":
-        def make(future: Future[Any]) -> None:
-            try:
-                future.set_result(self.lower(key).compile())
-            except BaseException as e:
-                future.set_exception(e)
+    def needed(self, sampling: SamplingParams, longest_prompt: int) -> list[Program]:
+        """Returns the programs of requests with these sampling params and prompts up to this
+        length, in order of first use.
+        """
+        capacity = self.capacity(sampling)
+        last = min(
+            (b for b in self.cfg.prompt_buckets if b >= longest_prompt),
+            default=max(self.cfg.prompt_buckets),
+        )
+        programs: list[Program] = []
+        for bucket in sorted(b for b in self.cfg.prompt_buckets if b <= last):
+            for rows, group in self.shapes(bucket):
+                programs += [
+                    Program("prompt_cache", bucket, rows),
+                    Program("prefill", bucket, rows),
+                ]
+                programs += [
+                    Program(
+                        "decode",
+                        bucket,
+                        rows,
+                        capacity,
+                        size,
+                        group,
+                        token_sampling.filters(sampling),
+                    )
+                    for size in self.sizes
+                ]
+                copied = self.copied(bucket, group)
+                programs += [Program("slots", copied, capacity=capacity)]
+                programs += [
+                    Program("pack", copied, capacity=capacity, size=size)
+                    for size in self.sizes[:-1]
+                ]
+        return list(dict.fromkeys(programs))
 
-        with self._lock:
-            known = key in self._compiled
-            future = self._compiled.setdefault(key, Future())
-        if not known:
-            run(make, future)
-        return future
+    def copied(self, bucket: int, group: int) -> int:
+        """Returns the tokens of the prompts that slots hold copies of; 0 if they read the prompt
+        cache.
+        """
+        return bucket if group == 1 and self.cache_ops.copies_prompts else 0
+
+    def lower(self, p: Program) -> Any:
+        """Returns the program, traced and ready to be compiled for the devices of the mesh."""
+        lower = {
+            "prompt_cache": self._lower_prompt_cache,
+            "prefill": self._lower_prefill,
+            "slots": self._lower_slots,
+            "decode": self._lower_decode,
+            "pack": self._lower_pack,
+        }
+        return lower[p.kind](p)
+
+    def _lower_prompt_cache(self, p: Program) -> Any:
+        return jax.jit(lambda: self._empty_prompt_cache(p), out_shardings=self.caches).lower()
+
+    def _empty_prompt_cache(self, p: Program) -> decode_state.Caches:
+        return decode_state.empty_caches(
+            self.spec,
+            p.rows * self.num_shards,
+            prefill.positions(p.bucket),
+            self.cache_dtype,
+            self.cache_ops.cache,
+        )
+
+    def _lower_prefill(self, p: Program) -> Any:
+        run = self._over_shards(functools.partial(prefill.extend, self.spec), "wrrrrw", "r")
+        m = self.pieces(p.bucket, p.rows)
+        args = [
+            self._of_rows((m, prefill.chunk_of(p.bucket)), np.int32),
+            *[self._of_rows((m,), np.int32)] * 2,
+            self._scalar(np.int32),
+        ]
+        return jax.jit(run, donate_argnums=1, out_shardings=self.caches).lower(
+            self.abstract_weights, self.abstract_prompt_cache(p), *args
+        )
+
+    def _lower_slots(self, p: Program) -> Any:
+        begin = functools.partial(self._begin, p._replace(size=self.sizes[0]))
+        return jax.jit(
+            self._over_shards(begin, "", "r"), out_shardings=self._state_shardings
+        ).lower()
+
+    def _begin(self, p: Program) -> decode_state.DecodeState:
+        positions = prefill.positions(p.bucket) if p.bucket else 0
+        return decode_state.begin(
+            self.spec,
+            p.size,
+            self.max_rollouts,
+            p.capacity,
+            self.cache_dtype,
+            self.cache_ops,
+            positions,
+        )
+
+    def _lower_decode(self, p: Program) -> Any:
+        smaller = self.sizes[self.sizes.index(p.size) + 1 :]
+        options = decode.DecodeOptions(
+            chunk_rollouts=-(-self.max_rollouts // CHUNKS_PER_WAVE),
+            next_slots=smaller[0] if smaller else 0,
+            group=p.group,
+            filtered=p.filtered,
+            cache_ops=self.cache_ops,
+        )
+        run = functools.partial(decode.decode_chunk, self.spec, options=options)
+        N = self.max_rollouts
+        sizes = ((p.rows,), (p.rows,), (N,), (N,), (N, 2), (1,))
+        queue = decode_state.Queue(
+            *(self._of_rows(n, np.uint32 if len(n) > 1 else np.int32) for n in sizes)
+        )
+        args = (
+            self.abstract_prompt_cache(p),
+            queue,
+            self.abstract_state(p._replace(bucket=self.copied(p.bucket, p.group))),
+            self._scalar(bool, self.stop_V.shape),
+            self._scalar(np.uint32, (2,)),
+            token_sampling.abstract_scalars(),
+            self._scalar(np.int32),
+        )
+        jitted = jax.jit(
+            self._over_shards(run, "wrrrwwww", "rr"),
+            donate_argnums=3,
+            out_shardings=(self._state_shardings, self.rows),
+        )
+        return jitted.lower(self.abstract_weights, *args)
+
+    def _lower_pack(self, p: Program) -> Any:
+        smaller = self.sizes[self.sizes.index(p.size) + 1]
+        run = self._over_shards(functools.partial(decode_state.pack, num_slots=smaller), "r", "r")
+        return jax.jit(run, out_shardings=self._state_shardings.slots).lower(
+            self.abstract_state(p).slots
+        )
+
+    @functools.cached_property
+    def abstract_weights(self) -> Any:
+        """Shapes, dtypes and shardings of params in rollout layout."""
+        shapes = jax.eval_shape(
+            lambda: _to_rollout_layout(
+                self.spec, self.dtype, transformer.init(self.spec, jax.random.key(0))
+            )
+        )
+        shardings = _rollout_shardings(self.spec, self.mesh)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+        )
+
+    @functools.cached_property
+    def _state_shardings(self) -> Any:
+        rows: Any = self.rows
+        caches: Any = self.caches
+        slots = decode_state.SlotState(rows, rows, rows, rows, caches, caches)
+        return decode_state.DecodeState(slots, *[rows] * 6)
+
+    def abstract_prompt_cache(self, p: Program) -> Any:
+        """Returns shapes, dtypes and shardings of a prompt cache, over all shards."""
+        shapes = jax.eval_shape(lambda: self._empty_prompt_cache(p))
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.caches), shapes
+        )
+
+    def abstract_state(self, p: Program) -> Any:
+        """Returns shapes, dtypes and shardings of the decode state, over all shards."""
+        local = jax.eval_shape(lambda: self._begin(p))
+        whole = jax.tree.map(lambda x: self._of_rows(x.shape, x.dtype), local)
+        shapes = (whole.slots.spans, whole.slots.prompts)
+        spans, prompts = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.caches), shapes
+        )
+        return whole._replace(slots=whole.slots._replace(spans=spans, prompts=prompts))
+
+    def _of_rows(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Returns a global array of which every shard holds a part of this shape."""
+        return jax.ShapeDtypeStruct(
+            (shape[0] * self.num_shards, *shape[1:]), dtype, sharding=self.rows
+        )
+
+    def _scalar(self, dtype: Any, shape: tuple[int, ...] = ()) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.whole)
+
+    def _over_shards(self, run: Any, args: str, out: str) -> Any:
+        """Maps a function over shards. Arguments marked r are split by rows, those marked w are
+        whole; the compiler handles the tensor axis.
+        """
+        rows, whole = PartitionSpec(sharding.BATCH_AXES), PartitionSpec()
+        return jax.shard_map(
+            run,
+            mesh=self.mesh,
+            in_specs=tuple(rows if a == "r" else whole for a in args),
+            out_specs=rows if len(out) == 1 else tuple(rows for _ in out),
+            axis_names=set(sharding.BATCH_AXES),
+            check_vma=False,
+        )
+
+
+def _to_rollout_layout(spec: ModelSpec, dtype: Any, params: Any) -> Any:
+    """Merges adapters, casts to the compute dtype, and unstacks the layers."""
+    params = jax.tree.map(lambda w: w.astype(dtype), lora.merge(spec, params))
+    blocks = tuple(
+        jax.tree.map(lambda w: w[layer], params["blocks"]) for layer in range(spec.layers)
+    )
+    return params | {"blocks": blocks}
+
+
+def _rollout_shardings(spec: ModelSpec, mesh: Mesh) -> Any:
+    stacked = sharding.param_shardings(spec, mesh, sharding.ROLLOUT)
+    block = jax.tree.map(
+        lambda s: NamedSharding(mesh, PartitionSpec(*s.spec[1:])), stacked["blocks"]
+    )
+    return stacked | {"blocks": (block,) * spec.layers}

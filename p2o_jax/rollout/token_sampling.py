@@ -1,5 +1,5 @@
-"""Drawing the next token: temperature, top-k, top-p, min-p and greedy, exact, from one uniform
-number per row.
+"""Exact sampling of the next token, from one uniform number per row: temperature, top-k, top-p,
+min-p and greedy.
 """
 
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int
 from p2o_jax.types import SamplingParams
 
 NEG = -1e30
-Scalar = Any  # a number, of JAX, NumPy or Python
+Scalar = Any  # a JAX, NumPy or Python number
 
 
 class SamplingScalars(NamedTuple):
-    """The settings of `records.SamplingParams` as scalars, so that changing them compiles nothing."""
+    """`types.SamplingParams` as scalars, so that new values need no compilation."""
 
     temperature: Scalar
     top_k: Scalar
@@ -27,6 +27,7 @@ class SamplingScalars(NamedTuple):
 
 
 def to_scalars(sampling: SamplingParams) -> SamplingScalars:
+    """Converts the settings to scalars of fixed dtypes."""
     s = sampling
     return SamplingScalars(
         np.float32(s.temperature),
@@ -38,14 +39,14 @@ def to_scalars(sampling: SamplingParams) -> SamplingScalars:
 
 
 def abstract_scalars() -> SamplingScalars:
-    """Scalars of the types that `to_scalars` gives, to lower programs with."""
+    """Returns scalars with the dtypes of `to_scalars`, to lower programs with."""
     return SamplingScalars(
         np.float32(1), np.int32(0), np.float32(1), np.float32(0), np.bool_(False)
     )
 
 
 def filters(sampling: SamplingParams) -> bool:
-    """Whether any of top-k, top-p and min-p is on: those sort the vocabulary, so it is another
+    """Whether top-k, top-p or min-p is on. They sort the vocabulary, which takes another
     program.
     """
     return sampling.temperature > 0 and (
@@ -56,20 +57,21 @@ def filters(sampling: SamplingParams) -> bool:
 def draw(
     logits_BV: Float[Array, "B V"],
     uniform_B: Float[Array, "B"],
-    how: SamplingScalars,
+    sampling: SamplingScalars,
     filtered: bool,
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    """A token for each row and its log-prob under softmax(logits / temperature), before any filter;
-    or, if asked, under softmax(logits).
+    """Draws a token for each row, and returns it with its log-prob.
 
-    At temperature 0 the token is the most likely one and the log-prob that of the plain softmax.
+    The log-prob is under softmax(logits / temperature) before any filter, or under softmax(logits)
+    if `plain_logps` is set. At temperature 0 the token is the most likely one, with its log-prob
+    under softmax(logits).
     """
-    greedy = how.temperature == 0
-    z_BV = logits_BV / jnp.where(greedy, 1.0, how.temperature)
+    greedy = sampling.temperature == 0
+    z_BV = logits_BV / jnp.where(greedy, 1.0, sampling.temperature)
     z_BV = z_BV - z_BV.max(axis=-1, keepdims=True)
-    weight_BV = lax.optimization_barrier(jnp.exp(z_BV))  # computed once, though used twice
+    weight_BV = lax.optimization_barrier(jnp.exp(z_BV))  # used twice, computed once
     logz_B = jnp.log(weight_BV.sum(axis=-1))
-    kept_BV = jnp.exp(keep(z_BV, how)) if filtered else weight_BV
+    kept_BV = jnp.exp(keep(z_BV, sampling)) if filtered else weight_BV
     token_B = lax.cond(
         greedy,
         lambda: jnp.argmax(logits_BV, axis=-1).astype(jnp.int32),
@@ -82,31 +84,33 @@ def draw(
             logits_BV, axis=-1
         )
 
-    return token_B, lax.cond(how.plain_logps, plain, lambda: logp_B)
+    return token_B, lax.cond(sampling.plain_logps, plain, lambda: logp_B)
 
 
-def keep(z_BV: Float[Array, "B V"], how: SamplingScalars) -> Float[Array, "B V"]:
-    """The scores with the tokens that top-k, then top-p, then min-p exclude at a very low value;
-    the best always stays.
+def keep(z_BV: Float[Array, "B V"], sampling: SamplingScalars) -> Float[Array, "B V"]:
+    """Returns the scores, with tokens excluded by top-k, then top-p, then min-p at a very low
+    value. The best token always stays.
     """
     V = z_BV.shape[-1]
     sorted_BV = -jnp.sort(-z_BV, axis=-1)
-    k = jnp.where(how.top_k > 0, jnp.minimum(how.top_k, V), V)
+    k = jnp.where(sampling.top_k > 0, jnp.minimum(sampling.top_k, V), V)
     in_k_BV = jnp.arange(V)[None] < k
     probs_BV = jax.nn.softmax(jnp.where(in_k_BV, sorted_BV, NEG), axis=-1)
     mass_before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
-    stays_BV = in_k_BV & (mass_before_BV < how.top_p) & (probs_BV >= how.min_p * probs_BV[:, :1])
+    stays_BV = (
+        in_k_BV & (mass_before_BV < sampling.top_p) & (probs_BV >= sampling.min_p * probs_BV[:, :1])
+    )
     last_B = jnp.maximum(stays_BV.sum(axis=-1), 1) - 1
     threshold_B1 = jnp.take_along_axis(sorted_BV, last_B[:, None], axis=-1)
     return jnp.where(z_BV >= threshold_B1, z_BV, NEG)
 
 
 def inverse_cdf(weight_BV: Float[Array, "B V"], uniform_B: Float[Array, "B"]) -> Int[Array, "B"]:
-    """The token at which the cumulative weight passes uniform x total: first the block, then the
-    place inside it.
+    """Returns the token where the cumulative weight exceeds uniform x total: first the block, then
+    the place inside it.
 
-    Two short cumulative sums instead of one over the vocabulary; with a sharded vocabulary only
-    block sums travel.
+    Two short cumulative sums replace one over the vocabulary. With a sharded vocabulary only block
+    sums are communicated.
     """
     B, V = weight_BV.shape
     size = block_of(V)
@@ -124,11 +128,11 @@ def inverse_cdf(weight_BV: Float[Array, "B V"], uniform_B: Float[Array, "B"]) ->
 
 
 def block_of(V: int) -> int:
-    """Tokens in a block: near the root of V, a divisor of V where one is near, which saves a copy
-    of the weights.
+    """Returns the tokens in a block: near the square root of V, a divisor of V if one is near,
+    which saves a copy of the weights.
 
-    Best is one of which there are a multiple of 8 blocks: with a vocabulary split over chips none
-    of those straddles two of them.
+    A multiple of 8 blocks is preferred: no block then straddles two devices if the vocabulary is
+    sharded.
     """
     root = max(int(V**0.5), 1)
     near = [size for size in range(max(root // 4, 1), 4 * root + 1) if V % size == 0]
@@ -136,8 +140,8 @@ def block_of(V: int) -> int:
 
 
 def _first_above(cumulative: jax.Array, target_B: jax.Array, weight: jax.Array) -> jax.Array:
-    """The first index whose cumulative sum exceeds the target; rounding never leads to an index
-    of weight 0.
+    """Returns the first index whose cumulative sum exceeds the target. Rounding never selects an
+    index of weight 0.
     """
     last = weight.shape[-1] - 1 - jnp.argmax(weight[:, ::-1] > 0, axis=-1)
     index = jnp.minimum((cumulative <= target_B[:, None]).sum(axis=-1), last)

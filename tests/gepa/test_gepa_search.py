@@ -7,7 +7,7 @@ import pytest
 from gepa_toy import LETTERS, Toy, count_tokens, letter_of, make_question, questions, settings
 
 from p2o_jax.gepa import STATS, cover, pareto, reasons, search, steps
-from p2o_jax.gepa.search import IN_WORDS, REJECTIONS
+from p2o_jax.gepa.search import REJECTIONS, SHORT_REASONS
 from p2o_jax.types import digest
 
 HARD = questions(48)
@@ -470,7 +470,7 @@ def test_a_phase_ends_where_all_that_was_sent_was_left_unanswered(missing, stage
 
 
 def test_every_rejection_has_words_and_the_main_reason_comes_first():
-    assert set(IN_WORDS) == set(REJECTIONS)
+    assert set(SHORT_REASONS) == set(REJECTIONS)
     fates = ["gate", "no_fence", "gate", "accepted", "perfect", "gate", "no_fence"]
     assert (
         reasons(fates) == "3 not better, 2 no closed fence, 1 parent perfect"

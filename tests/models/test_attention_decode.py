@@ -37,7 +37,7 @@ def by_hand(q, cache, lengths, rows):
             if n:
                 k, v = (
                     np.asarray(x[row, h // (H // K), :n], np.float64)
-                    for x in (cache.k_RKSC, cache.v_RKSC)
+                    for x in (cache.k_AKSC, cache.v_AKSC)
                 )
                 scores = k @ np.asarray(q[b, h], np.float64) * C**-0.5
                 weights = np.exp(scores - scores.max())
@@ -101,7 +101,7 @@ def test_tiers_only_where_they_save(monkeypatch):
 
 
 SIZES = (16, 16, 8)
-KEPT = decoding.Kind(Transposed, reference.append, reference.over_cache, True, 3)
+CACHE_OPS = decoding.CacheOps(Transposed, reference.append, reference.over_cache, True, 3)
 
 
 def cut(cache):
@@ -123,7 +123,7 @@ def make_spans(dtype=jnp.float32):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
 def test_spans_are_one_cache(dtype):
     q, cache, lengths = make_spans(dtype)
-    got = jax.jit(decoding.over_spans, static_argnums=0)(KEPT, q, cut(cache), lengths)
+    got = jax.jit(decoding.over_spans, static_argnums=0)(CACHE_OPS, q, cut(cache), lengths)
     for a, b in zip(got, reference.over_cache(q, cache, lengths), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
@@ -135,12 +135,12 @@ def test_a_span_that_no_row_has_reached_is_not_read(longest):
     spans = list(cut(cache))
     unread = sum(longest > start for start in (0, 16, 32))
     spans[unread:] = jax.tree.map(lambda x: x * jnp.nan, spans[unread:])
-    got = decoding.over_spans(KEPT, q, tuple(spans), lengths)
+    got = decoding.over_spans(CACHE_OPS, q, tuple(spans), lengths)
     np.testing.assert_allclose(
         got.o_BHC, reference.over_cache(q, cache, lengths).o_BHC, rtol=1e-5, atol=1e-6
     )
     spans[unread - 1] = jax.tree.map(lambda x: x * jnp.nan, spans[unread - 1])
-    assert np.isnan(decoding.over_spans(KEPT, q, tuple(spans), lengths).o_BHC).any()
+    assert np.isnan(decoding.over_spans(CACHE_OPS, q, tuple(spans), lengths).o_BHC).any()
 
 
 def test_old_rows_change_nothing_for_young_ones():
@@ -150,7 +150,7 @@ def test_old_rows_change_nothing_for_young_ones():
     young = np.asarray(lengths) < 16
     assert 5 < young.sum() < B
     among_old, alone = (
-        attend(KEPT, q, cut(cache), n) for n in (lengths, jnp.where(young, lengths, 3))
+        attend(CACHE_OPS, q, cut(cache), n) for n in (lengths, jnp.where(young, lengths, 3))
     )
     for a, b in zip(among_old, alone, strict=True):
         assert np.array_equal(a[young], b[young])
@@ -165,7 +165,10 @@ def test_append_to_spans(dtype):
         reference.stored(k, v, cache),
         jnp.asarray([0, 15, 16, 31, 32, 39, *rng.integers(0, 40, B - 6)]),
     )
-    got, want = decoding.append(KEPT, cut(cache), new, at), cut(reference.append(cache, new, at))
+    got, want = (
+        decoding.append(CACHE_OPS, cut(cache), new, at),
+        cut(reference.append(cache, new, at)),
+    )
     assert all(
         np.array_equal(a, b)
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
@@ -184,8 +187,8 @@ def test_append_to_spans(dtype):
     ],
 )
 def test_positions_of_spans(positions, sizes):
-    assert decoding.spans_of(KEPT._replace(spans=4), positions) == sizes
-    assert decoding.spans_of(KEPT._replace(spans=1), positions) == (positions,)
+    assert decoding.spans_of(CACHE_OPS._replace(spans=4), positions) == sizes
+    assert decoding.spans_of(CACHE_OPS._replace(spans=1), positions) == (positions,)
 
 
 @pytest.mark.parametrize("kind", [Cache, Transposed])
@@ -195,8 +198,8 @@ def test_append_puts_a_vector_at_each_rows_position(kind, dtype):
     cache = reference.empty_cache(3, K, 6, C, dtype, kind)
     k, v = (jnp.asarray(rng.normal(size=(3, K, 1, C)), jnp.float32) for _ in range(2))
     after = reference.append(cache, reference.stored(k, v, cache), jnp.array([5, 0, 2]))
-    keys = after.k_RKSC if kind is Cache else after.k_RKSC.swapaxes(2, 3)
-    scale = 1.0 if dtype == jnp.float32 else after.k_scale_RKS[..., None]
+    keys = after.k_AKSC if kind is Cache else after.k_AKSC.swapaxes(2, 3)
+    scale = 1.0 if dtype == jnp.float32 else after.k_scale_AKS[..., None]
     for row, position in enumerate((5, 0, 2)):
         np.testing.assert_allclose(
             (keys * scale)[row, :, position],
@@ -207,10 +210,10 @@ def test_append_puts_a_vector_at_each_rows_position(kind, dtype):
         assert not others.any()
 
 
-def test_quantised_is_off_by_half_a_scale():
+def test_quantized_is_off_by_half_a_scale():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(50, C)), jnp.float32)
-    held, scale = reference.quantised(x)
+    held, scale = reference.quantized(x)
     assert held.dtype == jnp.int8 and np.abs(np.asarray(held)).max() == 127
     assert np.all(np.abs(held * scale[:, None] - x) <= scale[:, None] / 2 + 1e-6)
-    zero, scale = reference.quantised(jnp.zeros((2, C)))
+    zero, scale = reference.quantized(jnp.zeros((2, C)))
     assert not zero.any() and np.all(np.isfinite(scale))

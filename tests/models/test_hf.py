@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from p2o_jax.config import ConfigError
-from p2o_jax.models import hf, hf_config, rope, sharding, transformer
+from p2o_jax.models import hf, hf_config, hf_reader, rope, sharding, transformer
 from p2o_jax.models.spec import ModelSpec, Rope, num_params
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
@@ -407,9 +407,9 @@ def test_index_of_an_export_counts(tmp_path):
 def test_large_tensors_are_read_in_pieces(monkeypatch):
     spec = hf_config.read_spec(GOLDEN / "qwen3_untied")
     expected = load(GOLDEN / "qwen3_untied")
-    monkeypatch.setattr(hf, "_PIECE_BYTES", 1000)
-    monkeypatch.setattr(hf, "_MAPPED_BYTES", 3000)
-    monkeypatch.setattr(hf, "_TILE", 7)
+    monkeypatch.setattr(hf_reader, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(hf_reader, "_MAPPED_BYTES", 3000)
+    monkeypatch.setattr(hf_reader, "_TILE", 7)
     same(load(GOLDEN / "qwen3_untied"), expected)
     by_channel = {**sharding.ROLLOUT, "channel": "tensor", "head": None, "kv_head": None}
     same(
@@ -562,8 +562,8 @@ def test_missing_shard_and_wrong_index_are_named(tmp_path):
             " model.safetensors.index.json names it"
         ),
         (
-            f"{index}: places model.norm.weight in model-00001-of-00005.safetensors, which does not"
-            " hold it"
+            f"{index}: maps model.norm.weight to model-00001-of-00005.safetensors, which lacks"
+            " it"
         ),
     ]
 

@@ -25,11 +25,11 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(pallas_decode, "GPU_BLOCK", dict.fromkeys((1, 2, 4), BLOCK))
 
 
-def inputs(B, H, K, S, C=128, dtype=jnp.float32, rows=None, quantised=False):
+def inputs(B, H, K, S, C=128, dtype=jnp.float32, rows=None, quantized=False):
     keys = jax.random.split(jax.random.key(3), 5)
     q = jax.random.normal(keys[0], (B, H, C), dtype)
     shape = (rows or B, K, S, C)
-    if not quantised:
+    if not quantized:
         return q, reference.Cache(*(jax.random.normal(key, shape, dtype) for key in keys[1:3]))
     vectors = (jax.random.randint(key, shape, -127, 128, jnp.int8) for key in keys[1:3])
     return q, reference.Cache(
@@ -82,14 +82,14 @@ def test_bfloat16_differs_by_the_rounding_of_weights_only(kernel):
     """
     q, cache = inputs(4, 8, 2, 40, dtype=jnp.bfloat16)
     assert_same(
-        kernel, q, cache, [40, 23, 1, 0], tolerance=2**-8 * float(jnp.abs(cache.v_RKSC).max())
+        kernel, q, cache, [40, 23, 1, 0], tolerance=2**-8 * float(jnp.abs(cache.v_AKSC).max())
     )
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("K", [1, 2])
 def test_int8_with_scales(kernel, K):
-    q, cache = inputs(4, 4, K, 40, quantised=True)
+    q, cache = inputs(4, 4, K, 40, quantized=True)
     assert_same(kernel, q, cache, [40, 23, 16, 0], [3, 1, 0, 2])
 
 
@@ -148,10 +148,10 @@ def test_the_list_of_work_holds_only_blocks_that_hold_something():
     assert int(pallas_decode._work(jnp.array([0, 0]), 4, 2)[1]) == 1
 
 
-@pytest.mark.parametrize("quantised", [False, True])
-def test_append_writes_one_position_of_each_row(quantised):
-    _, cache = inputs(5, 4, 2, 40, quantised=quantised)
-    _, other = inputs(5, 4, 2, 40, quantised=quantised)
+@pytest.mark.parametrize("quantized", [False, True])
+def test_append_writes_one_position_of_each_row(quantized):
+    _, cache = inputs(5, 4, 2, 40, quantized=quantized)
+    _, other = inputs(5, 4, 2, 40, quantized=quantized)
     new = jax.tree.map(lambda x: -x[:, :, 7:8], other)
     position = jnp.array([0, 39, 15, 16, 33])
     want = reference.append(cache, new, position)

@@ -61,13 +61,13 @@ def test_asks_until_the_step_is_full_of_groups_that_teach():
     filled, toy = fill_step(useful)
     assert len(filled.trained) == PER_STEP * G and set(ids(filled.trained)) <= useful
     asked = [q for asked in toy.rounds for q in asked]
-    assert len(asked) == len(set(asked)) and len(filled.made) == len(asked) * G
+    assert len(asked) == len(set(asked)) and len(filled.sampled) == len(asked) * G
     assert ids(filled.trained) == [q for q in asked if q in useful][:PER_STEP]
     # no round too many
     assert sum(q in useful for q in [q for asked in toy.rounds[:-1] for q in asked]) < PER_STEP
     assert filled.stats == {
         "rollout/sampling_rounds": len(toy.rounds),
-        "rollout/wasted_rollouts": len(filled.made) - PER_STEP * G,
+        "rollout/wasted_rollouts": len(filled.sampled) - PER_STEP * G,
     }
 
 
@@ -77,7 +77,7 @@ def test_a_full_step_asks_nothing_more():
         "rollout/sampling_rounds": 1,
         "rollout/wasted_rollouts": 0,
     }
-    assert filled.trained == filled.made
+    assert filled.trained == filled.sampled
 
 
 @pytest.mark.parametrize(("rounds", "made"), [(2, 2), (10, 4)])
@@ -85,7 +85,7 @@ def test_ends_at_the_cap_or_when_the_epoch_has_no_more_and_keeps_its_size(rounds
     filled, toy = fill_step(set(), rounds=rounds)
     assert len(toy.rounds) == made and len(filled.trained) == PER_STEP * G
     assert ids(filled.trained) == toy.rounds[0]
-    assert filled.stats["rollout/wasted_rollouts"] == len(filled.made)
+    assert filled.stats["rollout/wasted_rollouts"] == len(filled.sampled)
 
 
 def test_further_questions_are_a_function_of_seed_and_step():
@@ -106,7 +106,7 @@ def test_further_questions_are_a_function_of_seed_and_step():
 def test_further_questions_are_asked_under_their_templates():
     templates = {q.id: ("z", "") for q in QUESTIONS}
     filled, _ = fill_step({q.id for q in QUESTIONS[::2]}, assignment=Assignment(templates))
-    assert [r.prompt.template for r in filled.made] == ["z", ""] * (len(filled.made) // G)
+    assert [r.prompt.template for r in filled.sampled] == ["z", ""] * (len(filled.sampled) // G)
 
 
 def test_as_asked_trains_on_what_was_asked():
@@ -114,4 +114,4 @@ def test_as_asked_trains_on_what_was_asked():
         None, assign.prompts_for(QUESTIONS[:2], Assignment(), G, "train"), KEY
     )
     filled = dynamic_sampling.as_asked(None, rollouts, Assignment(), 0, KEY)
-    assert filled.trained is rollouts and filled.made is rollouts and filled.stats == {}
+    assert filled.trained is rollouts and filled.sampled is rollouts and filled.stats == {}

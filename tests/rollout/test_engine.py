@@ -14,7 +14,8 @@ from p2o_jax.config import RolloutConfig
 from p2o_jax.models import sharding, transformer
 from p2o_jax.models.attention import decoding, pallas_decode, reference
 from p2o_jax.rollout import scheduler
-from p2o_jax.rollout.engine import Engine, Program, Work
+from p2o_jax.rollout.engine import Engine, Work
+from p2o_jax.rollout.programs import Program
 from p2o_jax.runtime import distributed, rng
 from p2o_jax.types import Request, SamplingParams
 from tests.factories import make_spec
@@ -327,7 +328,7 @@ def test_the_same_text_with_kernels(kernel, monkeypatch):
     )
     kinds = {
         "dense": decoding.for_mesh(mesh, 2, 8),
-        kernel: decoding.Kind(
+        kernel: decoding.CacheOps(
             reference.Cache,
             pallas_decode.append_over_tensor(append, mesh),
             pallas_decode.over_tensor(attend, mesh),

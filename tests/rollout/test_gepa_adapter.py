@@ -215,7 +215,7 @@ def test_another_phase_s_journal_is_set_aside_told_and_counted(pipeline, tmp_pat
         pipeline, tmp_path, **{"seed": {"seed": 1}, "settings": {"settings": "t"}}.get(changed, {})
     )
     result, ledger = phase.run(state)
-    assert len(phase.told) == 1 and "starts afresh" in phase.told[0] and "\n" not in phase.told[0]
+    assert len(phase.told) == 1 and "starts over" in phase.told[0] and "\n" not in phase.told[0]
     assert phase.calls and num_set_aside(tmp_path, 0) == 1
     assert changed == "step" or result == expected  # this toy's answers depend on the step alone
     assert untimed(ledger)["gepa_seed"]["rollouts"] == 4

@@ -8,7 +8,7 @@ import pytest
 from p2o_jax.models import transformer
 from p2o_jax.models.attention import reference
 from p2o_jax.models.spec import ModelSpec
-from p2o_jax.rollout import decode, prefill
+from p2o_jax.rollout import decode_state, prefill
 from p2o_jax.rollout.prefill import Piece
 
 SPEC = ModelSpec(
@@ -86,7 +86,7 @@ def make_prompts() -> list[tuple[int, ...]]:
 
 def fill(prompts, chunk, share, rows_at_a_time, kind=reference.Transposed, dtype=jnp.float32):
     """The bank as the engine fills it, and how many chunks were computed."""
-    prompt_cache = decode.empty_caches(SPEC, len(prompts), 64, dtype, kind)
+    prompt_cache = decode_state.empty_caches(SPEC, len(prompts), 64, dtype, kind)
     run = jax.jit(lambda *args: prefill.extend(SPEC, WEIGHTS, *args))
     levels = prefill.plan(prompts, chunk, share)
     for level, pieces in enumerate(levels):
@@ -126,26 +126,26 @@ def test_the_bank_holds_what_a_whole_forward_pass_gives(share, chunk, rows_at_a_
         if len(prompt) > 1:
             for cache, (k, v) in zip(prompt_cache, expected(prompt), strict=True):
                 held_k = (
-                    cache.k_RKSC[row]
+                    cache.k_AKSC[row]
                     if kind is reference.Cache
-                    else cache.k_RKSC[row].swapaxes(1, 2)
+                    else cache.k_AKSC[row].swapaxes(1, 2)
                 )
                 np.testing.assert_allclose(held_k[:, : len(prompt) - 1], k, rtol=1e-4, atol=2e-5)
                 np.testing.assert_allclose(
-                    cache.v_RKSC[row][:, : len(prompt) - 1], v, rtol=1e-4, atol=2e-5
+                    cache.v_AKSC[row][:, : len(prompt) - 1], v, rtol=1e-4, atol=2e-5
                 )
 
 
 def test_a_wrong_source_is_noticed():
     """What the test above would see if a prompt went on from another's row."""
     prompts = [(1, 2, 3, 4, 5), (6, 2, 3, 4, 5)]
-    prompt_cache = decode.empty_caches(SPEC, 2, 64, jnp.float32)
+    prompt_cache = decode_state.empty_caches(SPEC, 2, 64, jnp.float32)
     for level, source in ((0, [0, 1]), (1, [0, 0])):
         token = np.array([p[2 * level : 2 * level + 2] for p in prompts], np.int32)
         prompt_cache = prefill.extend(
             SPEC, WEIGHTS, prompt_cache, token, np.array([0, 1]), np.array(source), jnp.int32(level)
         )
-    assert np.abs(prompt_cache[0].k_RKSC[1, :, :4] - expected(prompts[1])[0][0]).max() > 1e-2
+    assert np.abs(prompt_cache[0].k_AKSC[1, :, :4] - expected(prompts[1])[0][0]).max() > 1e-2
 
 
 def test_an_int8_bank_is_off_by_its_rounding():
@@ -153,7 +153,7 @@ def test_an_int8_bank_is_off_by_its_rounding():
     prompt_cache, _ = fill(prompts, 16, True, 4, dtype=jnp.int8)
     k, v = expected(prompts[0])[0]
     cache, n = prompt_cache[0], len(prompts[0]) - 1
-    held_v = cache.v_RKSC[0, :, :n] * cache.v_scale_RKS[0, :, :n, None]
-    held_k = cache.k_RKSC[0, :, :, :n].swapaxes(1, 2) * cache.k_scale_RKS[0, :, :n, None]
+    held_v = cache.v_AKSC[0, :, :n] * cache.v_scale_AKS[0, :, :n, None]
+    held_k = cache.k_AKSC[0, :, :, :n].swapaxes(1, 2) * cache.k_scale_AKS[0, :, :n, None]
     for held, x in ((held_k, k), (held_v, v)):
         assert np.abs(held - x).max() <= np.abs(x).max() / 254 + 1e-5

@@ -107,6 +107,7 @@ def test_nothing_to_do_is_no_wave():
 
 def test_a_prompt_longer_than_the_largest_bucket_is_named():
     with pytest.raises(
-        ValueError, match=r"prompt of 17 tokens \(mine\); config\.rollout\.prompt_buckets end at 16"
+        ValueError,
+        match=r"prompt of 17 tokens \(mine\); the largest of config\.rollout\.prompt_buckets is 16",
     ):
         scheduler.plan([Request((1,) * 17, "mine")], {4: 1, 16: 1}, 1, 1)

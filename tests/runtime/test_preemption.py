@@ -115,10 +115,10 @@ def test_a_command_leaves_while_a_program_compiles():
         from types import SimpleNamespace
         from p2o_jax import main
         from p2o_jax.runtime.preemption import Preemption
-        from p2o_jax.rollout.programs import Programs
+        from p2o_jax.rollout.program_cache import ProgramCache
         def compiled(argv):
             with Preemption(20.0) as preemption:
-                programs = Programs(lambda key: SimpleNamespace(compile=lambda: time.sleep(key)))
+                programs = ProgramCache(lambda key: SimpleNamespace(compile=lambda: time.sleep(key)))
                 threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
                 programs.compile((1.0, 40.0), lambda n: preemption.poll())
         main.command(compiled)

@@ -1,11 +1,11 @@
-"""One decode step's attention to a cache whose rows are filled to different lengths: a function per
-kind of device, one signature.
+"""Attention of one decode step to a cache whose rows are filled to different lengths: a function
+per kind of device, with one signature.
 
 `for_mesh` chooses by the devices of the mesh: kernels that read each row up to its length on GPU
-and TPU, `windowed` on CPU. `attention.over_cache` is the reference that all of them equal.
+and TPU, `windowed` on CPU. All of them equal `reference.over_cache`.
 
-A slot's cache of generated tokens is a tuple of spans, one after the other: on CPU, where a span
-that no slot has reached is not read, there are several; a kernel has one.
+A slot's cache of generated tokens is a tuple of consecutive spans. On CPU there are several, and a
+span that no slot has reached is not read. Kernels use one span.
 """
 
 import functools
@@ -21,82 +21,83 @@ from jax.sharding import Mesh
 from p2o_jax.models.attention import pallas_decode, reference
 from p2o_jax.models.attention.reference import Cache, Partial
 
-Spans = tuple[Cache, ...]  # a slot's cache of one layer, by position
+Spans = tuple[Cache, ...]  # one layer's cache of generated tokens, in order of position
 
 
-class Kind(NamedTuple):
-    """How a kind of device holds, writes and reads its caches: signatures as of
-    `attention.append` and `attention.over_cache`.
+class CacheOps(NamedTuple):
+    """How a kind of device holds, writes and reads caches; signatures of `reference.append` and
+    `reference.over_cache`.
     """
 
     cache: type[Cache]
     append: Callable[[Cache, Cache, jax.Array], Cache]
     attend: Callable[[jax.Array, Cache, jax.Array, jax.Array | None], Partial]
-    # slots hold a copy of their prompt's cache: to read another row is to copy it, at every step
+    # slots hold a copy of their prompt's cache, because reading another row copies it at every step
     copies_prompts: bool
-    spans: int = 1  # of a slot's cache, at most
+    spans: int = 1  # maximum number of spans of a slot's cache
 
 
 TIERS = 4
-WINDOWS = 5  # of a tier: the whole cache, a half, … a sixteenth
+WINDOWS = 5  # window sizes: the whole cache, 1/2, ... 1/16
 WINDOWED_FROM = (
-    512  # positions of the cache; below, reading all of them is as fast and compiles sooner
+    512  # positions of the cache; reading a shorter one whole is as fast and compiles faster
 )
-COPY_COST = 2  # of a position in a tier, which is copied first, in positions read where they are
-SPANS, MIN_SPAN = 4, 32  # of caches too short for tiers; and the positions of a span
+COPY_COST = 2  # cost of a position in a tier, which is copied first, relative to one read in place
+SPANS, MIN_SPAN = 4, 32  # for caches too short for tiers: spans, and minimum positions of a span
 
 
-def for_mesh(mesh: Mesh, kv_heads: int, head_dim: int) -> Kind:
-    """For caches of these sizes that live on this mesh, inside a shard_map over its data and fsdp
-    axes.
+def for_mesh(mesh: Mesh, kv_heads: int, head_dim: int) -> CacheOps:
+    """Returns the operations for caches of these sizes on this mesh, for use inside a shard_map
+    over data and fsdp.
 
-    Sizes that the kernels do not take are read as on a CPU.
+    Sizes that the kernels do not support use the CPU's operations.
     """
     platform = mesh.devices.flat[0].platform
     if kv_heads % mesh.shape["tensor"]:
-        return Kind(Cache, reference.append, windowed, True)
+        return CacheOps(Cache, reference.append, windowed, True)
     if platform == "tpu" and head_dim % pallas_decode.LANES == 0:
         append = pallas_decode.append_over_tensor(pallas_decode.tpu_append, mesh)
-        return Kind(Cache, append, pallas_decode.over_tensor(pallas_decode.tpu, mesh), False)
+        return CacheOps(Cache, append, pallas_decode.over_tensor(pallas_decode.tpu, mesh), False)
     if platform in ("gpu", "cuda") and head_dim in (16, 32, 64, 128, 256):
-        return Kind(
+        return CacheOps(
             Cache, reference.append, pallas_decode.over_tensor(pallas_decode.gpu, mesh), False
         )
     if platform == "cpu":
-        return Kind(reference.Transposed, reference.append, windowed, True, SPANS)
-    return Kind(Cache, reference.append, windowed, True)
+        return CacheOps(reference.Transposed, reference.append, windowed, True, SPANS)
+    return CacheOps(Cache, reference.append, windowed, True)
 
 
-def spans_of(kept: Kind, positions: int) -> tuple[int, ...]:
-    """Positions of each span of a slot's cache of so many, a multiple of 8."""
-    if kept.spans == 1 or positions >= WINDOWED_FROM:
+def spans_of(cache_ops: CacheOps, positions: int) -> tuple[int, ...]:
+    """Returns the positions of each span of a slot's cache; `positions` is a multiple of 8."""
+    if cache_ops.spans == 1 or positions >= WINDOWED_FROM:
         return (positions,)
-    span = max(MIN_SPAN, -(-positions // kept.spans // 8) * 8)
+    span = max(MIN_SPAN, -(-positions // cache_ops.spans // 8) * 8)
     return tuple(min(span, positions - start) for start in range(0, positions, span))
 
 
-def append(kept: Kind, spans: Spans, new: Cache, position_B: jax.Array) -> Spans:
-    """The spans with `new`, one position of each row, at a position of each row."""
+def append(cache_ops: CacheOps, spans: Spans, new: Cache, position_B: jax.Array) -> Spans:
+    """Writes `new`, one position of each row, at a position of each row."""
     if len(spans) == 1:
-        return (kept.append(spans[0], new, position_B),)
+        return (cache_ops.append(spans[0], new, position_B),)
     put = []
     for start, end, span in _bounds(spans):
         mine_B = (position_B >= start) & (position_B < end)
-        # beyond the span: dropped
-        put.append(kept.append(span, new, jnp.where(mine_B, position_B - start, end - start)))
+        # positions beyond the span are dropped
+        put.append(cache_ops.append(span, new, jnp.where(mine_B, position_B - start, end - start)))
     return tuple(put)
 
 
-def over_spans(kept: Kind, q_BHC: jax.Array, spans: Spans, length_B: jax.Array) -> Partial:
-    """`attention.over_cache` of the spans as one; a span that no row has reached is not read.
+def over_spans(cache_ops: CacheOps, q_BHC: jax.Array, spans: Spans, length_B: jax.Array) -> Partial:
+    """Returns `reference.over_cache` of the concatenated spans. A span that no row has reached is
+    not read.
 
-    Whether it is read makes no difference, to the last bit, to a row that has not reached it: to
-    merge with nothing is exact.
+    Rows that have not reached a span are bit-identical whether or not it is read: merging with an
+    empty partial result is exact.
     """
     longest = length_B.max()
 
     def within(start: int, end: int, span: Cache) -> Partial:
-        return kept.attend(q_BHC, span, jnp.clip(length_B - start, 0, end - start), None)
+        return cache_ops.attend(q_BHC, span, jnp.clip(length_B - start, 0, end - start), None)
 
     def further(so_far: Partial, start: int, end: int, span: Cache) -> Partial:
         return lax.cond(
@@ -110,7 +111,7 @@ def over_spans(kept: Kind, q_BHC: jax.Array, spans: Spans, length_B: jax.Array) 
 
 
 def _bounds(spans: Spans) -> list[tuple[int, int, Cache]]:
-    """Each span with the positions where it starts and ends."""
+    """Returns (start, stop, span) of each span."""
     ends = list(itertools.accumulate(map(reference.num_positions, spans)))
     return list(zip([0, *ends], ends, spans, strict=False))
 
@@ -118,12 +119,12 @@ def _bounds(spans: Spans) -> list[tuple[int, int, Cache]]:
 def windowed(
     q_BHC: jax.Array, cache: Cache, length_B: jax.Array, row_B: jax.Array | None = None
 ) -> Partial:
-    """`attention.over_cache` by tiers of rows of similar length, each reading the shortest of a few
-    windows that holds its longest.
+    """`reference.over_cache` in tiers of rows of similar length; each tier reads the shortest of a
+    few windows that holds its longest row.
 
-    Rows are sorted by length at every call; nothing is moved or kept. With one old row among young
-    ones, a single window would make all of them read as far as the old one does. A tier's window is
-    copied out of the cache: where that costs more than it saves, the whole cache is read.
+    Rows are sorted by length at every call; nothing is moved permanently. With a single window, one
+    long row would make all rows read as far. A tier's window is copied out of the cache; where that
+    would cost more than it saves, the whole cache is read.
     """
     B, S = q_BHC.shape[0], reference.num_positions(cache)
     tiers = min(TIERS, B // 4)

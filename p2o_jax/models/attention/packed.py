@@ -1,9 +1,9 @@
-"""Attention over packed rows without [T, T] scores: one function of the signature of
-`attention.packed` per kind of device.
+"""Attention over packed rows without [T, T] scores: a function per kind of device, with the
+signature of `reference.packed`.
 
-`for_mesh` chooses by the devices of the mesh, never by what JAX's default backend is: programs are
-compiled for devices that are not there, too. Every path falls back to `chunked` for shapes that its
-kernel does not take.
+`for_mesh` chooses by the devices of the mesh, not by JAX's default backend, because programs are
+also compiled for devices that are not attached. Every path falls back to `chunked` for shapes that
+its kernel does not support.
 """
 
 import functools
@@ -22,20 +22,20 @@ from p2o_jax.models.sharding import BATCH_AXES
 Attention = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 DENSE_UP_TO = (
-    128  # tokens in a row; below, all scores at once are as fast and their memory does not matter
+    128  # tokens in a row; shorter rows are as fast with dense scores, whose memory is small
 )
 QUERY_CHUNK = 64
-# query chunks are grouped in so many spans with keys of their own static length: about half of the
-# scores are never made
+# groups of query chunks, each with keys of a static length: about half of the scores are skipped
 SPANS = 8
 SPLASH_BLOCKS = (512, 256, 128)
 
 
 def for_mesh(mesh: Mesh) -> Attention:
-    """The attention for rows that live on this mesh: flash kernels on GPU (cuDNN) and TPU (splash),
-    by length on CPU.
+    """Returns the attention for rows on this mesh: flash kernels on GPU (cuDNN) and TPU (splash),
+    by row length on CPU.
 
-    For GPUs that are not there, query chunks: cuDNN's kernel can't be traced without the library.
+    GPUs that are not attached get query chunks: cuDNN's kernel cannot be traced without the
+    library.
     """
     device = mesh.devices.flat[0]
     if device.platform == "tpu":
@@ -48,7 +48,7 @@ def for_mesh(mesh: Mesh) -> Attention:
 def by_length(
     q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, segment_BT: jax.Array
 ) -> jax.Array:
-    """The dense reference for short rows, query chunks for long ones."""
+    """Dense attention for short rows, query chunks for long ones."""
     path = reference.packed if q_BTHC.shape[1] <= DENSE_UP_TO else chunked
     return path(q_BTHC, k_BTKC, v_BTKC, segment_BT)
 
@@ -60,8 +60,15 @@ def chunked(
     segment_BT: Int[Array, "B T"],
     chunk: int = QUERY_CHUNK,
 ) -> Float[Array, "B T H C"]:
-    """`attention.packed`, a chunk of queries at a time against the keys up to the end of its
+    """`reference.packed`, one chunk of queries at a time against the keys up to the end of its
     span; recomputed in the backward pass.
+
+    Args:
+        q_BTHC: queries.
+        k_BTKC: keys.
+        v_BTKC: values.
+        segment_BT: segment number of each token; 0 is padding.
+        chunk: queries of a chunk.
     """
     T = q_BTHC.shape[1]
     num_chunks = -(-T // chunk)
@@ -85,39 +92,46 @@ def chunked(
             parts.append(one(jnp.int32(first)))
         else:
             # [chunk number, B, chunk, H, C]
-            made = lax.map(one, jnp.arange(first, last, dtype=jnp.int32))
-            parts.append(jnp.moveaxis(made, 0, 1).reshape(q.shape[0], -1, *q.shape[2:]))
+            outputs = lax.map(one, jnp.arange(first, last, dtype=jnp.int32))
+            parts.append(jnp.moveaxis(outputs, 0, 1).reshape(q.shape[0], -1, *q.shape[2:]))
     return jnp.concatenate(parts, axis=1)[:, :T]
 
 
 def _against(
-    q_BcHC: jax.Array,
-    segment_Bc: jax.Array,
+    q_BtHC: jax.Array,
+    segment_Bt: jax.Array,
     start: jax.Array,
     k_BSKC: jax.Array,
     v_BSKC: jax.Array,
     segment_BS: jax.Array,
 ) -> jax.Array:
-    """Causal attention of a chunk of queries that begins at `start` to the first S keys, inside
-    segments.
+    """Causal attention of a chunk of queries to the first S keys, within segments.
+
+    Args:
+        q_BtHC: queries of the chunk.
+        segment_Bt: their segments.
+        start: position of the chunk in the row.
+        k_BSKC: keys.
+        v_BSKC: values.
+        segment_BS: segments of the keys.
     """
-    B, c, H, C = q_BcHC.shape
+    B, t, H, C = q_BtHC.shape
     S, K = k_BSKC.shape[1:3]
     scores = (
         jnp.einsum(
-            "BcKGC,BSKC->BKGcS",
-            q_BcHC.reshape(B, c, K, H // K, C),
+            "BtKhC,BSKC->BKhtS",
+            q_BtHC.reshape(B, t, K, H // K, C),
             k_BSKC,
             preferred_element_type=jnp.float32,
         )
         * C**-0.5
     )
-    earlier = jnp.arange(S)[None] <= start + jnp.arange(c)[:, None]
-    visible = (segment_Bc[:, :, None] == segment_BS[:, None, :]) & earlier[None]
+    earlier = jnp.arange(S)[None] <= start + jnp.arange(t)[:, None]
+    visible = (segment_Bt[:, :, None] == segment_BS[:, None, :]) & earlier[None]
     probs = jax.nn.softmax(
         jnp.where(visible[:, None, None], scores, reference.NEG), axis=-1
     ).astype(v_BSKC.dtype)
-    return jnp.einsum("BKGcS,BSKC->BcKGC", probs, v_BSKC).reshape(B, c, H, C)
+    return jnp.einsum("BKhtS,BSKC->BtKhC", probs, v_BSKC).reshape(B, t, H, C)
 
 
 def cudnn(
@@ -127,8 +141,15 @@ def cudnn(
     segment_BT: jax.Array,
     kernel: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """cuDNN's flash attention, causal, with the segments as a [B, 1, T, T] mask (its public
-    interface knows no segment ids).
+    """cuDNN's flash attention, causal, with segments as a [B, 1, T, T] mask (its public interface
+    has no segment ids).
+
+    Args:
+        q_BTHC: queries.
+        k_BTKC: keys.
+        v_BTKC: values.
+        segment_BT: segment number of each token; 0 is padding.
+        kernel: implementation of `jax.nn.dot_product_attention`.
     """
     C = q_BTHC.shape[-1]
     if q_BTHC.dtype not in (jnp.bfloat16, jnp.float16) or C % 8 or C > 128:
@@ -147,8 +168,16 @@ def splash(
     mesh: Mesh,
     interpret: bool = False,
 ) -> jax.Array:
-    """TPU splash attention with segment ids, each device on its rows (data x fsdp) and heads
+    """TPU splash attention with segment ids; each device computes its rows (data x fsdp) and heads
     (tensor).
+
+    Args:
+        q_BTHC: queries.
+        k_BTKC: keys.
+        v_BTKC: values.
+        segment_BT: segment number of each token; 0 is padding.
+        mesh: the mesh of the rows.
+        interpret: run the kernel's interpreter, for tests on CPU.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -157,12 +186,18 @@ def splash(
     block = next((b for b in SPLASH_BLOCKS if T % b == 0), 0)
     if not block or C % 128:
         return chunked(q_BTHC, k_BTKC, v_BTKC, segment_BT)
-    if K % split:  # every device holds all key/value heads, but a part of the query heads
+    if K % split:  # every device holds all key/value heads, but only some query heads
         k_BTKC, v_BTKC = (jnp.repeat(x, H // K, axis=2) for x in (k_BTKC, v_BTKC))
     sizes = kernels.BlockSizes(
-        block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
-        block_q_dq=block, block_kv_dq=block,
-    )  # fmt: skip
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
     mask = masks.MultiHeadMask([masks.CausalMask((T, T))] * (H // split))
     attend: Any = kernels.make_splash_mha(
         mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret

@@ -1,16 +1,16 @@
-"""One decode step of attention that reads only what a row holds: `attention.over_cache` as Pallas
-kernels for GPU and TPU.
+"""One decode step of attention that reads only the filled part of each row: `reference.over_cache`
+as Pallas kernels for GPU and TPU.
 
-Both read the first `length` positions of each row's cache where it lies, in blocks of positions,
+Both kernels read the first `length` positions of each row's cache in place, in blocks of positions,
 and carry (weighted values, max, sum of exponentials) from block to block in float32. The query
-heads that share a key/value head are the rows of a block's products. A shape that a kernel does not
-take goes the dense way.
+heads that share a key/value head are the rows of a block's matrix products. Unsupported shapes use
+the dense reference.
 
-On GPU (Triton) a program takes a row, a head and one of `splits` equal parts of the row's blocks;
-the parts are merged outside. On TPU (Mosaic) the grid is as long as the list of all rows' blocks,
-which is made from the lengths before the kernel starts: no step is spent on a block that no row
-needs, and the next block is fetched during the present one, across rows too. There the cache must
-be written by `tpu_append`, or the compiler copies all of it before every call.
+On GPU (Triton), a program handles a row, a head and one of `splits` equal parts of the row's
+blocks; the parts are merged outside. On TPU (Mosaic), the grid enumerates all rows' blocks, listed
+from the lengths before the kernel starts: no step is spent on a block that no row needs, and the
+next block is fetched during the current one, also across rows. There the cache must be written by
+`tpu_append`; otherwise the compiler copies all of it before every call.
 """
 
 import functools
@@ -28,24 +28,23 @@ from jaxtyping import Array, Float, Int
 
 from p2o_jax.models.attention.reference import NEG, Cache, Partial, append, over_cache
 
-Decode = Callable[..., Partial]  # of the signature of `over_cache`
+Decode = Callable[..., Partial]  # signature of `over_cache`
 Carry = tuple[jax.Array, jax.Array, jax.Array]  # weighted values [..., C], max and sum [..., 1]
 
-GPU_BLOCK = {4: 64, 2: 128, 1: 128}  # positions of a block, by bytes of an element
-# of a product: the least that Triton takes, and heads of a program
+GPU_BLOCK = {4: 64, 2: 128, 1: 128}  # positions of a block, by element size in bytes
+# rows of a product: Triton's minimum, and the heads of a program
 GPU_MIN_ROWS, GPU_MAX_ROWS = (
     16,
     64,
 )
-# twice the multiprocessors of an H100 or H200: where rows x heads are fewer, the positions are
-# split
+# twice the multiprocessors of an H100 or H200; with fewer rows x heads, positions are split
 GPU_PROGRAMS = 264
 TPU_BLOCK = 512
-TPU_TILE = {4: 16, 2: 16, 1: 32}  # positions that are written together, by bytes of an element
-# the heads are dealt to the two cores of a v4 or v5p; a chip of one core takes both halves in turn
+TPU_TILE = {4: 16, 2: 16, 1: 32}  # positions that are written together, by element size in bytes
+# heads are split over the two cores of a v4 or v5p; a single core processes both halves in turn
 TPU_CORES = 2
-LANES = 128  # of a TPU's registers
-# of queries, cache and results; of lengths and rows
+LANES = 128  # lanes of a TPU register
+# partition of queries, cache and results; of lengths and rows
 HEADS, WHOLE = (
     PartitionSpec(None, "tensor"),
     PartitionSpec(),
@@ -59,32 +58,39 @@ def gpu(
     row_B: Int[Array, "B"] | None = None,
     interpret: bool = False,
 ) -> Partial:
-    """`attention.over_cache` by a Triton kernel, for head sizes that are a power of two from 16 to
+    """`reference.over_cache` as a Triton kernel, for head sizes that are powers of two from 16 to
     256.
 
+    Args:
+        q_BHC: one query per slot.
+        cache: cache of one layer.
+        length_B: positions to read of each slot's row.
+        row_B: cache row of each slot; None: row b.
+        interpret: run the kernel's interpreter, for tests on CPU.
+
     Raises:
-        ValueError: an int8 cache of a size that the kernel's offsets do not reach (Pallas counts
-            with 32 bits up to 4 GiB).
+        ValueError: an int8 cache of a size that the kernel's offsets cannot address (Pallas uses 32
+            bits up to 4 GiB).
     """
-    (B, H, C), (K, S) = q_BHC.shape, cache.k_RKSC.shape[1:3]
+    (B, H, C), (K, S) = q_BHC.shape, cache.k_AKSC.shape[1:3]
     if C & (C - 1) or not 16 <= C <= 256:
         return over_cache(q_BHC, cache, length_B, row_B)
-    if cache.k_RKSC.size > 2**31 and cache.k_RKSC.nbytes <= 2**32:
+    if cache.k_AKSC.size > 2**31 and cache.k_AKSC.nbytes <= 2**32:
         raise ValueError(
-            f"a layer's int8 cache {cache.k_RKSC.shape} has 2 to 4 GiB on a device: use fewer or"
+            f"a layer's int8 cache {cache.k_AKSC.shape} takes 2 to 4 GiB of a device: use fewer or"
             " shorter rows, or twice as many"
         )
-    G, block = H // K, GPU_BLOCK[cache.k_RKSC.dtype.itemsize]
-    rows = min(max(pl.next_power_of_2(G), GPU_MIN_ROWS), GPU_MAX_ROWS)
-    parts = pl.cdiv(G, rows)
+    h, block = H // K, GPU_BLOCK[cache.k_AKSC.dtype.itemsize]
+    rows = min(max(pl.next_power_of_2(h), GPU_MIN_ROWS), GPU_MAX_ROWS)
+    parts = pl.cdiv(h, rows)
     splits = max(1, min(GPU_PROGRAMS // (B * K * parts), pl.cdiv(S, block)))
-    outs = [jax.ShapeDtypeStruct((splits, B, K, G, *tail), jnp.float32) for tail in ((C,), (), ())]
+    outs = [jax.ShapeDtypeStruct((splits, B, K, h, *tail), jnp.float32) for tail in ((C,), (), ())]
     per_heads = [
         pl.BlockSpec((None, None, None, rows), lambda b, n, s: (s, b, n // parts, n % parts))
     ] * 2
     tensors = [x for x in cache if x is not None]
     o, m, total = pl.pallas_call(
-        functools.partial(_gpu_kernel, num_heads=G, parts=parts, splits=splits, block=block),
+        functools.partial(_gpu_kernel, num_heads=h, parts=parts, splits=splits, block=block),
         grid=(B, K * parts, splits),
         in_specs=[
             pl.BlockSpec(),
@@ -102,7 +108,7 @@ def gpu(
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
         interpret=interpret,
         name="ragged_decode",
-    )(length_B, jnp.arange(B) if row_B is None else row_B, q_BHC.reshape(B, K, G, C), *tensors)
+    )(length_B, jnp.arange(B) if row_B is None else row_B, q_BHC.reshape(B, K, h, C), *tensors)
     top = m.max(axis=0)
     w = jnp.exp(m - top[None])
     total = (total * w).sum(axis=0)
@@ -122,7 +128,7 @@ def _gpu_kernel(
     splits: int,
     block: int,
 ) -> None:
-    """One part of one row's blocks, for `rows` query heads of one key/value head."""
+    """Processes one part of one row's blocks, for `rows` query heads of one key/value head."""
     *scale_refs, o_ref, m_ref, total_ref = refs
     b, n, split = (pl.program_id(axis) for axis in range(3))
     length, row, head = length_ref[b], row_ref[b], n // parts
@@ -167,18 +173,25 @@ def tpu(
     row_B: Int[Array, "B"] | None = None,
     interpret: bool = False,
 ) -> Partial:
-    """`attention.over_cache` by a Mosaic kernel, for head sizes that are a multiple of 128.
+    """`reference.over_cache` as a Mosaic kernel, for head sizes that are multiples of 128.
 
-    A cache whose positions are no multiple of 8 is laid out otherwise by the compiler and copied
+    If the positions are not a multiple of 8, the compiler uses another layout and copies the cache
     before each call.
+
+    Args:
+        q_BHC: one query per slot.
+        cache: cache of one layer.
+        length_B: positions to read of each slot's row.
+        row_B: cache row of each slot; None: row b.
+        interpret: run the kernel's interpreter, for tests on CPU.
     """
-    (B, H, C), (K, S) = q_BHC.shape, cache.k_RKSC.shape[1:3]
+    (B, H, C), (K, S) = q_BHC.shape, cache.k_AKSC.shape[1:3]
     if C % LANES:
         return over_cache(q_BHC, cache, length_B, row_B)
-    G, block = H // K, min(TPU_BLOCK, S)
-    rows = -(-G // 16) * 16
+    h, block = H // K, min(TPU_BLOCK, S)
+    rows = -(-h // 16) * 16
     cores = TPU_CORES if K % TPU_CORES == 0 else 1
-    q = jnp.pad(q_BHC.reshape(B, K, G, C), ((0, 0), (0, 0), (0, rows - G), (0, 0)))
+    q = jnp.pad(q_BHC.reshape(B, K, h, C), ((0, 0), (0, 0), (0, rows - h), (0, 0)))
     work, num_items = _work(length_B, block, pl.cdiv(S, block))
     row_B = jnp.arange(B) if row_B is None else row_B
     tensors = [_in_hbm(x, interpret) for x in cache if x is not None]
@@ -222,17 +235,17 @@ def tpu(
     )(*work, length_B, row_B, q, *tensors)
     filled = (length_B > 0)[:, None, None]
     m, total = (
-        jnp.where(filled, stats[:, :, :G, i], empty).reshape(B, H)
+        jnp.where(filled, stats[:, :, :h, i], empty).reshape(B, H)
         for i, empty in enumerate((NEG, 0.0))
     )
-    return Partial(jnp.where(filled[..., None], o[:, :, :G], 0.0).reshape(B, H, C), m, total)
+    return Partial(jnp.where(filled[..., None], o[:, :, :h], 0.0).reshape(B, H, C), m, total)
 
 
 def _work(
     length_B: jax.Array, block: int, max_blocks: int
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """The blocks that hold anything, slot after slot: each one's slot and number in the slot's
-    row, and how many they are (1 at least).
+    """Returns slot and block number of every non-empty block, slot by slot, and their count (at
+    least 1).
     """
     num_blocks_B = -(-length_B // block)
     end_B = jnp.cumsum(num_blocks_B)
@@ -253,7 +266,7 @@ def _tpu_kernel(
     block: int,
     whole: bool,
 ) -> None:
-    """One block of one slot's row, for a core's share of the heads; the last one of a slot
+    """Processes one block of one slot's row, for a core's share of the heads. A slot's last block
     writes its result.
     """
     *scale_refs, o_ref, stats_ref, acc_ref, m_ref, total_ref = refs
@@ -269,7 +282,7 @@ def _tpu_kernel(
 
     q = q_ref[...]
     k, v = (x[...].astype(q.dtype) for x in (k_ref, v_ref))
-    if not whole:  # what lies behind the array's end may be nan
+    if not whole:  # values beyond the array's end may be NaN
         v = jnp.where(
             number * block + lax.broadcasted_iota(jnp.int32, (1, block, 1), 1) < length, v, 0
         )
@@ -308,8 +321,14 @@ def _add_block(
     scales: Any,
     weigh: Callable[[jax.Array], jax.Array],
 ) -> Carry:
-    """The carry with a block of scores [..., heads, positions] added, of which only those inside
-    count; `weigh` takes them to values.
+    """Adds a block to the carry.
+
+    Args:
+        carry: weighted values, max and sum so far.
+        scores: scores of the block, [..., heads, positions].
+        inside: which positions count.
+        scales: scales of keys and values of an int8 cache, or empty.
+        weigh: multiplies weights by the block's values.
     """
     acc, m, total = carry
     k_scale, v_scale = scales or (None, None)
@@ -322,31 +341,32 @@ def _add_block(
 
 
 def _precision(dtype: Any) -> lax.Precision | None:
+    """Returns the precision of products: exact for float32."""
     return lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 def tpu_append(
     cache: Cache, new: Cache, position_B: Int[Array, "B"], interpret: bool = False
 ) -> Cache:
-    """`attention.append` in the layout that `tpu` reads: the compiler gives a scatter another,
-    and copies all of the cache each time.
+    """`reference.append` in the layout that `tpu` reads. For a scatter the compiler picks another
+    layout and copies the whole cache each time.
     """
-    if cache.k_RKSC.shape[3] % LANES:
+    if cache.k_AKSC.shape[3] % LANES:
         return append(cache, new, position_B)
-    B, K = position_B.shape[0], cache.k_RKSC.shape[1]
+    B, K = position_B.shape[0], cache.k_AKSC.shape[1]
     tensors = [_in_hbm(x, interpret) for x in cache if x is not None]
     placed = [y.reshape(B, K, 1, -1) for y in new if y is not None]
 
     def spec(x: jax.Array) -> pl.BlockSpec:
-        """The tile that holds the position: positions are next to last where there are channels,
-        else last.
+        """The tile that holds the position. Positions are the next-to-last axis of keys and values,
+        the last of scales.
         """
         if x.ndim == 4:
             tile = TPU_TILE[x.dtype.itemsize]
             return pl.BlockSpec((None, K, tile, x.shape[3]), lambda b, at: (b, 0, at[b] // tile, 0))
         return pl.BlockSpec((None, K, LANES), lambda b, at: (b, 0, at[b] // LANES))
 
-    made = pl.pallas_call(
+    written = pl.pallas_call(
         _append_kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
@@ -361,12 +381,12 @@ def tpu_append(
         interpret=interpret,
         name="cache_append",
     )(position_B, *tensors, *placed)
-    return Cache(*made)
+    return Cache(*written)
 
 
 def _in_hbm(x: jax.Array, interpret: bool) -> jax.Array:
-    """The array, which the compiler may not copy whole into faster memory before a kernel that
-    reads parts of it.
+    """Keeps the compiler from copying the array into faster memory before a kernel that reads parts
+    of it.
     """
     return x if interpret else pltpu.with_memory_space_constraint(x, pltpu.HBM)
 
@@ -383,17 +403,17 @@ def _append_kernel(position_ref: Any, *refs: Any) -> None:
 
 
 def over_tensor(attend: Decode, mesh: Mesh) -> Decode:
-    """`gpu` or `tpu` for use inside a shard_map over the mesh's other axes: each device of the
-    tensor axis takes its own heads.
+    """Wraps `gpu` or `tpu` for use in a shard_map over the mesh's other axes: each device of the
+    tensor axis processes its heads.
 
-    A kernel cannot be split by the compiler, which refuses even an axis of size 1 that is left to
-    it. Where the heads do not divide the dense reference takes over, which the compiler does split.
+    The compiler cannot partition a kernel, and rejects even an axis of size 1 that is left to it.
+    If the heads do not divide, the dense reference is used, which the compiler can partition.
     """
 
     def split(
         q_BHC: jax.Array, cache: Cache, length_B: jax.Array, row_B: jax.Array | None = None
     ) -> Partial:
-        if cache.k_RKSC.shape[1] % mesh.shape["tensor"]:
+        if cache.k_AKSC.shape[1] % mesh.shape["tensor"]:
             return over_cache(q_BHC, cache, length_B, row_B)
         run = jax.shard_map(
             attend,
@@ -410,10 +430,10 @@ def over_tensor(attend: Decode, mesh: Mesh) -> Decode:
 def append_over_tensor(
     write: Callable[[Cache, Cache, jax.Array], Cache], mesh: Mesh
 ) -> Callable[[Cache, Cache, jax.Array], Cache]:
-    """`tpu_append` for use inside a shard_map over the mesh's other axes, as `over_tensor`."""
+    """Wraps `tpu_append` for use in a shard_map over the mesh's other axes, like `over_tensor`."""
 
     def split(cache: Cache, new: Cache, position_B: jax.Array) -> Cache:
-        if cache.k_RKSC.shape[1] % mesh.shape["tensor"]:
+        if cache.k_AKSC.shape[1] % mesh.shape["tensor"]:
             return append(cache, new, position_B)
         run = jax.shard_map(
             write,

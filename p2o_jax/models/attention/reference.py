@@ -1,8 +1,8 @@
-"""Attention, behind one idea: a piece of attention is (output, max, sum of exponentials), and
-pieces merge exactly.
+"""Reference attention, built on partial results: attention over some of the keys is (output, max,
+sum of exponentials), and partial results merge exactly.
 
-`packed` is the dense reference for rows that hold several segments; `over_cache` that of one decode
-step against a part of the cache. Scores and sums are float32 whatever the inputs are.
+`packed` attends within the segments of packed rows; `over_cache` is one decode step against a part
+of the cache. Scores and sums are float32 for any input dtype.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-NEG = -1e30  # below any score; finite, so that a row without any key gives 0 and not nan
+NEG = -1e30  # below any score; finite, so that a row without keys gives 0 and not NaN
 
 
 class Partial(NamedTuple):
-    """Attention over a part of the keys: normalised output, and the max and sum of exponentials
+    """Attention over some of the keys: normalized output, and the max and sum of exponentials
     needed to merge it.
     """
 
@@ -31,35 +31,37 @@ def packed(
     v_BTKC: Float[Array, "B T K C"],
     segment_BT: Int[Array, "B T"],
 ) -> Float[Array, "B T H C"]:
-    """Causal attention inside each segment of a row; segment 0 is padding, and its output is
+    """Causal attention within each segment of a row. Segment 0 is padding; its output is
     meaningless.
     """
     B, T, H, C = q_BTHC.shape
     K = k_BTKC.shape[2]
     q = q_BTHC.reshape(B, T, K, H // K, C)
     scores = (
-        jnp.einsum("BTKGC,BSKC->BKGTS", q, k_BTKC, preferred_element_type=jnp.float32) * C**-0.5
+        jnp.einsum("BTKhC,BSKC->BKhTS", q, k_BTKC, preferred_element_type=jnp.float32) * C**-0.5
     )
     visible = (segment_BT[:, :, None] == segment_BT[:, None, :]) & jnp.tri(T, dtype=bool)[None]
     probs = jax.nn.softmax(jnp.where(visible[:, None, None], scores, NEG), axis=-1).astype(
         v_BTKC.dtype
     )
-    return jnp.einsum("BKGTS,BSKC->BTKGC", probs, v_BTKC).reshape(B, T, H, C)
+    return jnp.einsum("BKhTS,BSKC->BTKhC", probs, v_BTKC).reshape(B, T, H, C)
 
 
 class Cache(NamedTuple):
-    """Keys and values of one layer, a row per sequence; of type int8 with a scale for each
-    vector, else without.
+    """Keys and values of one layer, a row per sequence. int8 caches also have a scale per
+    vector.
     """
 
-    k_RKSC: jax.Array
-    v_RKSC: jax.Array
-    k_scale_RKS: jax.Array | None = None
-    v_scale_RKS: jax.Array | None = None
+    k_AKSC: jax.Array
+    v_AKSC: jax.Array
+    k_scale_AKS: jax.Array | None = None
+    v_scale_AKS: jax.Array | None = None
 
 
 class Transposed(Cache):
-    """A cache with keys as [R, K, C, S]: on CPU products with them are up to three times as fast."""
+    """A cache with keys as [A, K, C, S], which makes products with them up to three times as fast
+    on CPU.
+    """
 
     __slots__ = ()
 
@@ -67,7 +69,16 @@ class Transposed(Cache):
 def empty_cache(
     rows: int, kv_heads: int, positions: int, channels: int, dtype: Any, kind: type[Cache] = Cache
 ) -> Cache:
-    """Zeros; int8 has scales."""
+    """Returns a cache of zeros.
+
+    Args:
+        rows: rows A.
+        kv_heads: key/value heads K.
+        positions: positions S.
+        channels: channels per head C.
+        dtype: dtype of keys and values; int8 adds scales.
+        kind: the layout.
+    """
     shape = (rows, kv_heads, positions, channels)
     k_shape = shape if kind is Cache else (rows, kv_heads, channels, positions)
     scales = [jnp.zeros(shape[:3])] * 2 if dtype == jnp.int8 else []
@@ -75,12 +86,13 @@ def empty_cache(
 
 
 def num_positions(cache: Cache) -> int:
-    return cache.v_RKSC.shape[2]
+    """Returns the positions S of the cache."""
+    return cache.v_AKSC.shape[2]
 
 
 def by_position(change: Callable[..., jax.Array], cache: Cache, *others: Cache) -> Cache:
-    """`change(axis of positions, array of the cache, array of each other)` for all that the
-    cache has.
+    """Returns the cache with `change(position axis, array, arrays of the others)` applied to each
+    of its arrays.
     """
     axes = (3 if isinstance(cache, Transposed) else 2, 2, 2, 2)
     columns = zip(axes, cache, *others, strict=True)
@@ -88,25 +100,23 @@ def by_position(change: Callable[..., jax.Array], cache: Cache, *others: Cache) 
     return type(cache)(*changed)
 
 
-def stored(k_RKSC: jax.Array, v_RKSC: jax.Array, cache: Cache) -> Cache:
-    """Keys and values of any positions as the cache holds them: its kind and type, quantised if
-    that is int8.
-    """
-    if cache.k_scale_RKS is None:
-        natural = Cache(k_RKSC.astype(cache.k_RKSC.dtype), v_RKSC.astype(cache.v_RKSC.dtype))
+def stored(k_AKSC: jax.Array, v_AKSC: jax.Array, cache: Cache) -> Cache:
+    """Converts keys and values to the cache's layout and dtype, quantizing for int8."""
+    if cache.k_scale_AKS is None:
+        natural = Cache(k_AKSC.astype(cache.k_AKSC.dtype), v_AKSC.astype(cache.v_AKSC.dtype))
     else:
-        (k, k_scale), (v, v_scale) = quantised(k_RKSC), quantised(v_RKSC)
+        (k, k_scale), (v, v_scale) = quantized(k_AKSC), quantized(v_AKSC)
         natural = Cache(k, v, k_scale, v_scale)
     return (
-        Transposed(natural.k_RKSC.swapaxes(2, 3), *natural[1:])
+        Transposed(natural.k_AKSC.swapaxes(2, 3), *natural[1:])
         if isinstance(cache, Transposed)
         else natural
     )
 
 
 def append(cache: Cache, new: Cache, position_B: Int[Array, "B"]) -> Cache:
-    """The cache with `new`, made by `stored` of one position, at a position of each row; beyond
-    the cache's, it is dropped.
+    """Writes `new` (one position, from `stored`) at a position of each row; positions beyond the
+    cache are dropped.
     """
     row_B = jnp.arange(position_B.shape[0])
 
@@ -117,9 +127,9 @@ def append(cache: Cache, new: Cache, position_B: Int[Array, "B"]) -> Cache:
     return by_position(put, cache, new)
 
 
-def quantised(x: Float[Array, "... C"]) -> tuple[Int[Array, "... C"], Float[Array, "..."]]:
-    """x as int8 and the float32 scale of each vector: x ≈ int8 x scale, off by at most half a
-    scale = max|x| / 254.
+def quantized(x: Float[Array, "... C"]) -> tuple[Int[Array, "... C"], Float[Array, "..."]]:
+    """Returns x as int8 and a float32 scale per vector: x = int8 * scale, within half a scale =
+    max|x| / 254.
     """
     scale = jnp.maximum(jnp.abs(x.astype(jnp.float32)).max(axis=-1), 1e-30) / 127
     return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
@@ -131,32 +141,32 @@ def over_cache(
     length_B: Int[Array, "B"],
     row_B: Int[Array, "B"] | None = None,
 ) -> Partial:
-    """One query per row against the first `length` positions of its cache row (its own, or
-    `row_B`); length 0 gives o = 0, l = 0.
+    """Attends with one query per row to the first `length` positions of its cache row (row b, or
+    `row_B`). Length 0 gives o = 0, l = 0.
     """
     B, H, C = q_BHC.shape
     if row_B is not None:
         cache = jax.tree.map(lambda x: x[row_B], cache)
-    K, S = cache.v_RKSC.shape[1:3]
+    K, S = cache.v_AKSC.shape[1:3]
     visible = (jnp.arange(S)[None] < length_B[:, None])[:, None, None]
     q = q_BHC.reshape(B, K, H // K, C)
-    product = "BKGC,BKCS->BKGS" if isinstance(cache, Transposed) else "BKGC,BKSC->BKGS"
+    product = "BKhC,BKCS->BKhS" if isinstance(cache, Transposed) else "BKhC,BKSC->BKhS"
     scores = (
-        jnp.einsum(product, q, cache.k_RKSC.astype(q.dtype), preferred_element_type=jnp.float32)
+        jnp.einsum(product, q, cache.k_AKSC.astype(q.dtype), preferred_element_type=jnp.float32)
         * C**-0.5
     )
-    if cache.k_scale_RKS is not None:
-        scores *= cache.k_scale_RKS[:, :, None]
+    if cache.k_scale_AKS is not None:
+        scores *= cache.k_scale_AKS[:, :, None]
     scores = jnp.where(visible, scores, NEG)
     m = scores.max(axis=-1)
     e = jnp.where(visible, jnp.exp(scores - m[..., None]), 0.0)
     total = e.sum(axis=-1)
-    if cache.v_scale_RKS is not None:
-        e *= cache.v_scale_RKS[:, :, None]
+    if cache.v_scale_AKS is not None:
+        e *= cache.v_scale_AKS[:, :, None]
     o = jnp.einsum(
-        "BKGS,BKSC->BKGC",
+        "BKhS,BKSC->BKhC",
         e.astype(q.dtype),
-        cache.v_RKSC.astype(q.dtype),
+        cache.v_AKSC.astype(q.dtype),
         preferred_element_type=jnp.float32,
     )
     o = o / jnp.maximum(total, 1e-30)[..., None]
@@ -166,29 +176,29 @@ def over_cache(
 def over_rows(
     q_BTHC: Float[Array, "B T H C"], cache: Cache, visible_TS: Bool[Array, "T S"]
 ) -> Partial:
-    """T queries per row against the same S positions of its cache row; the parts have the rows
+    """Attends with T queries per row to the same S positions of its cache row. Results have rows
     and queries as one axis, B * T.
     """
     B, T, H, C = q_BTHC.shape
-    K, S = cache.v_RKSC.shape[1:3]
+    K, S = cache.v_AKSC.shape[1:3]
     q = q_BTHC.reshape(B, T, K, H // K, C)
-    product = "BTKGC,BKCS->BTKGS" if isinstance(cache, Transposed) else "BTKGC,BKSC->BTKGS"
+    product = "BTKhC,BKCS->BTKhS" if isinstance(cache, Transposed) else "BTKhC,BKSC->BTKhS"
     scores = (
-        jnp.einsum(product, q, cache.k_RKSC.astype(q.dtype), preferred_element_type=jnp.float32)
+        jnp.einsum(product, q, cache.k_AKSC.astype(q.dtype), preferred_element_type=jnp.float32)
         * C**-0.5
     )
-    if cache.k_scale_RKS is not None:
-        scores *= cache.k_scale_RKS[:, None, :, None]
+    if cache.k_scale_AKS is not None:
+        scores *= cache.k_scale_AKS[:, None, :, None]
     scores = jnp.where(visible_TS.reshape(1, T, 1, 1, S), scores, NEG)
     m = scores.max(axis=-1)
     e = jnp.exp(scores - m[..., None])
     total = e.sum(axis=-1)
-    if cache.v_scale_RKS is not None:
-        e *= cache.v_scale_RKS[:, None, :, None]
+    if cache.v_scale_AKS is not None:
+        e *= cache.v_scale_AKS[:, None, :, None]
     o = jnp.einsum(
-        "BTKGS,BKSC->BTKGC",
+        "BTKhS,BKSC->BTKhC",
         e.astype(q.dtype),
-        cache.v_RKSC.astype(q.dtype),
+        cache.v_AKSC.astype(q.dtype),
         preferred_element_type=jnp.float32,
     )
     return Partial(
@@ -197,8 +207,8 @@ def over_rows(
 
 
 def merge(a: Partial, b: Partial) -> Partial:
-    """Attention over the keys of both parts; exactly that of one where the other has no key; o =
-    0, l = 0 where neither has.
+    """Merges attention over two sets of keys. If one is empty, the result is exactly the other; if
+    both are, o = 0 and l = 0.
     """
     m = jnp.maximum(a.m_BH, b.m_BH)
     wa, wb = a.l_BH * jnp.exp(a.m_BH - m), b.l_BH * jnp.exp(b.m_BH - m)

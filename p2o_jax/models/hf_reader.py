@@ -1,0 +1,287 @@
+"""Reading of safetensors files: which tensors they hold, and parts of tensors into arrays on
+devices.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors needs
+import numpy as np
+from jax.sharding import Sharding
+from safetensors import SafetensorError, safe_open
+
+from p2o_jax.config import ConfigError
+from p2o_jax.models import hf_config
+from p2o_jax.models.hf_tensors import INDEX_FILE, SINGLE_FILE, TOP_TENSORS, Stored
+from p2o_jax.models.spec import ModelSpec
+from p2o_jax.runtime.listing import shortened
+
+Bounds = Sequence[tuple[int, int]]  # [start, stop) along each axis
+
+_DTYPES = ("F32", "BF16", "F16", "F64")
+_BY_TOKEN = (TOP_TENSORS["embed"][0], TOP_TENSORS["lm_head"][0])  # tensors with a row per token
+# if present, transformers adds adapters to the weights
+_ADAPTERS = "adapter_config.json"
+_LINES = 10  # reported lines per kind of problem
+_PIECE_BYTES = 32 * 2**20  # bytes read at a time
+# mapped bytes before files are closed: mapped pages count as resident memory
+_MAPPED_BYTES = 64 * 2**20
+_TILE = 256  # rows and columns transposed at a time, to fit the processor's cache
+
+
+class TensorFiles:
+    """The safetensors files of a directory: which tensors they hold, and access to them."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.file_of: dict[str, Path] = {}
+        self.shape_of: dict[str, tuple[int, ...]] = {}
+        self.dtype_of: dict[str, str] = {}
+        self._open: dict[Path, Any] = {}
+        self._mapped_bytes = 0
+        problems: list[str] = []
+        index = self._read_index()
+        for file in sorted(set(index.values())) if index else [directory / SINGLE_FILE]:
+            problems += self._read_header(file)
+        broken = {file for file in set(index.values()) if file not in self.file_of.values()}
+        for name, file in index.items():
+            if file not in broken and self.file_of.get(name) != file:
+                problems.append(
+                    f"{directory / INDEX_FILE}: maps {name} to {file.name}, which lacks it"
+                )
+        if problems:
+            raise ConfigError(*problems)
+
+    def check(self, table: list[Stored], spec: ModelSpec) -> None:
+        """Checks that the files hold exactly the tensors of the table.
+
+        Raises:
+            ConfigError: with a line for every mismatch.
+        """
+        problems, other_types = [], []
+        expected = {t.name: t.shape for t in table}
+        for name, shape in expected.items():
+            if name not in self.file_of:
+                problems.append(f"{self.directory}: tensor {name} is missing")
+                continue
+            where, actual = f"{self.file_of[name]}: tensor {name}", self.shape_of[name]
+            if actual != shape:
+                rule = f"expected {list(shape)}"
+                if name in _BY_TOKEN and actual[1:] == shape[1:]:
+                    rule = f"expected {shape[0]} rows, which is vocab_size in config.json"
+                problems.append(f"{where} has shape {list(actual)}, {rule}")
+            elif self.dtype_of[name] not in _DTYPES:
+                other_types.append(
+                    f"{where} is {self.dtype_of[name]}; supported: {', '.join(_DTYPES)}"
+                )
+        unknown = [
+            f"{self.file_of[name]}: tensor {name} {list(self.shape_of[name])} is not part of this"
+            " model"
+            for name in sorted(set(self.file_of) - set(expected))
+            if not name.endswith("rotary_emb.inv_freq")
+            and not (name == TOP_TENSORS["lm_head"][0] and spec.tied)
+        ]
+        problems = [line for lines in (other_types, problems, unknown) for line in _first(lines)]
+        if problems:
+            raise ConfigError(*problems)
+
+    def check_tied_head(self, spec: ModelSpec) -> None:
+        """Checks that a tied output head, if stored, equals the embedding.
+
+        Raises:
+            ConfigError: it differs.
+        """
+        head = TOP_TENSORS["lm_head"][0]
+        if spec.tied and head in self.file_of and not self._equal(head, TOP_TENSORS["embed"][0]):
+            raise ConfigError(
+                f"{self.file_of[head]}: {head} differs from the embedding that config.json ties"
+                " it to"
+            )
+
+    def tensor(self, name: str) -> Any:
+        """Returns the tensor, to be sliced; only slices are read."""
+        file = self.file_of[name]
+        if self._mapped_bytes > _MAPPED_BYTES:
+            self._open.clear()
+            self._mapped_bytes = 0
+        self._mapped_bytes += 4 * math.prod(self.shape_of[name])
+        if file not in self._open:
+            self._open[file] = safe_open(file, "numpy")
+        return self._open[file].get_slice(name)
+
+    def _equal(self, a: str, b: str) -> bool:
+        if self.shape_of[a] != self.shape_of[b] or self.dtype_of[a] != self.dtype_of[b]:
+            return False
+        rows, columns = self.shape_of[a]
+        step = max(1, _PIECE_BYTES // (4 * columns))
+        pieces = [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
+        return all(np.array_equal(self.tensor(a)[piece], self.tensor(b)[piece]) for piece in pieces)
+
+    def _read_index(self) -> dict[str, Path]:
+        """Returns the file of each tensor by the index; empty for a single file.
+
+        As in transformers, model.safetensors takes precedence over an index: saving a model as one
+        file leaves the index of earlier shards in place.
+        """
+        if (self.directory / _ADAPTERS).exists():
+            raise ConfigError(
+                f"{self.directory / _ADAPTERS}: adapters beside a model are not read; merge them"
+                " into its weights"
+            )
+        if (self.directory / SINGLE_FILE).exists():
+            return {}
+        if (self.directory / INDEX_FILE).exists():
+            weight_map = hf_config.read_json(self.directory / INDEX_FILE).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise ConfigError(f"{self.directory / INDEX_FILE}: holds no weight_map")
+            return {name: self.directory / str(file) for name, file in weight_map.items()}
+        names = sorted(
+            p.name
+            for p in self.directory.glob("*")
+            if p.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+        )
+        instead = f" (it holds {', '.join(names)})" if names else ""
+        raise ConfigError(
+            f"{self.directory}: holds no weights: neither {SINGLE_FILE} nor {INDEX_FILE}{instead}"
+        )
+
+    def _read_header(self, file: Path) -> list[str]:
+        try:
+            with safe_open(file, "numpy") as opened:
+                for name in opened.keys():  # noqa: SIM118  not a mapping
+                    part = opened.get_slice(name)
+                    self.file_of[name], self.shape_of[name], self.dtype_of[name] = (
+                        file,
+                        tuple(part.get_shape()),
+                        part.get_dtype(),
+                    )
+        except FileNotFoundError:
+            return [f"{file}: missing, but {INDEX_FILE} names it"]
+        except (SafetensorError, OSError) as e:
+            return [f"{file}: truncated, or not a safetensors file ({e})"]
+        return []
+
+
+def load_leaf(
+    files: TensorFiles,
+    stored: list[Stored],
+    shape: tuple[int, ...],
+    sharding: Sharding,
+    dtype: np.dtype,
+) -> jax.Array:
+    """Reads one leaf of the params onto the devices of its sharding.
+
+    Args:
+        files: the checkpoint's files.
+        stored: the tensors that make up the leaf, one per layer if it is stacked.
+        shape: global shape of the leaf.
+        sharding: its sharding.
+        dtype: its dtype.
+    """
+    devices_of: dict[tuple[tuple[int, int], ...], list[Any]] = defaultdict(list)
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        assert index is not None
+        devices_of[tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))].append(
+            device
+        )
+    arrays: list[jax.Array] = []
+    for bounds, devices in devices_of.items():
+        part = _read_part(files, stored, shape, bounds, dtype)
+        arrays += [jax.device_put(part, device) for device in devices]
+        jax.block_until_ready(arrays)
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _read_part(
+    files: TensorFiles,
+    stored: list[Stored],
+    shape: tuple[int, ...],
+    bounds: Bounds,
+    dtype: np.dtype,
+) -> np.ndarray:
+    """Reads the part of a leaf within the bounds, layer by layer if it is stacked."""
+    out = _aligned_empty(tuple(stop - start for start, stop in bounds), dtype)
+    if stored[0].layer is None:
+        start, stop = bounds[0]
+        # rows beyond pad the vocabulary
+        end = min(max(stored[0].shape[0], start), stop)
+        out[end - start :] = 0
+        _read_tensor(files, stored[0], shape, ((start, end), *bounds[1:]), out[: end - start])
+    else:
+        for i, t in enumerate(stored[slice(*bounds[0])]):
+            _read_tensor(files, t, shape[1:], bounds[1:], out[i])
+    return out
+
+
+def _read_tensor(
+    files: TensorFiles, t: Stored, shape: tuple[int, ...], bounds: Bounds, out: np.ndarray
+) -> None:
+    """Fills `out` with our tensor of this shape, within the bounds, in pieces along the file's
+    rows.
+    """
+    rows = t.axes[0][0]
+    # entries of the file per index of our leading axis
+    units = [math.prod(shape[i] for i in group[1:]) for group in t.axes]
+    leading = [group[0] for group in t.axes]
+    order = [i for group in t.axes for i in group]
+    row_bytes = 4 * units[0] * math.prod(t.shape[1:])
+    start, end = bounds[rows]
+    step = max(1, _PIECE_BYTES // row_bytes)
+    for first in range(start, end, step):
+        part = list(bounds)
+        part[rows] = (first, min(first + step, end))
+        cut = tuple(
+            slice(part[i][0] * unit, part[i][1] * unit)
+            for i, unit in zip(leading, units, strict=True)
+        )
+        block = files.tensor(t.name)[cut].reshape(
+            [part[i][1] - part[i][0] if i in leading else shape[i] for i in order]
+        )
+        ours = block.transpose(np.argsort(order))[
+            tuple(slice(None) if i in leading else slice(*part[i]) for i in range(len(shape)))
+        ]
+        target = out[(slice(None),) * rows + (slice(first - start, part[rows][1] - start),)]
+        for tile in _tiles(ours.shape, leading, units) if order != sorted(order) else [...]:
+            _copy(ours[tile], target[tile])
+
+
+def _tiles(
+    shape: tuple[int, ...], axes: list[int], units: list[int]
+) -> Iterator[tuple[slice, ...]]:
+    """Yields indices that cut an array into tiles of about _TILE x _TILE along two axes."""
+    a, b = axes
+    step_a, step_b = (max(1, _TILE // unit) for unit in units)
+    for i in range(0, shape[a], step_a):
+        for j in range(0, shape[b], step_b):
+            tile = [slice(None)] * len(shape)
+            tile[a], tile[b] = slice(i, i + step_a), slice(j, j + step_b)
+            yield tuple(tile)
+
+
+def _copy(source: np.ndarray, target: np.ndarray) -> None:
+    """Copies source to target. bfloat16 becomes float32 by its bits, many times faster than NumPy's
+    cast.
+    """
+    if source.dtype == jnp.bfloat16 and target.dtype == np.float32:
+        halves = target.view(np.uint16).reshape(*target.shape, 2)
+        halves[..., 0], halves[..., 1] = 0, source.view(np.uint16)
+    else:
+        target[...] = source
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Returns an uninitialized array aligned to 64 bytes, which JAX uses on CPU without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(size + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def _first(lines: list[str]) -> list[str]:
+    """Returns the first lines, and how many more there are."""
+    return shortened(lines, _LINES, what="tensors like the last")

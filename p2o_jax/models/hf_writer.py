@@ -1,0 +1,123 @@
+"""Writing of safetensors files, and of a directory of them as a whole."""
+
+import functools
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from p2o_jax.config import ConfigError
+from p2o_jax.models.hf_tensors import SINGLE_FILE, Axes, Stored
+from p2o_jax.runtime import files
+
+
+def pieces(table: list[Stored], itemsize: int, max_bytes: float) -> dict[str, list[Stored]]:
+    """Returns the tensors of each file to write. A tensor above the limit has a file of its own."""
+    groups: list[list[Stored]] = [[]]
+    filled = 0
+    for t in table:
+        size = math.prod(t.shape) * itemsize
+        if groups[-1] and filled + size > max_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(t)
+        filled += size
+    if len(groups) == 1:
+        return {SINGLE_FILE: groups[0]}
+    return {
+        f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)
+    }
+
+
+def index(content_of: dict[str, list[Stored]], itemsize: int) -> dict[str, Any]:
+    """Returns the contents of model.safetensors.index.json."""
+    count = sum(math.prod(t.shape) for content in content_of.values() for t in content)
+    weight_map = {t.name: file for file, content in content_of.items() for t in content}
+    return {
+        "metadata": {"total_parameters": count, "total_size": count * itemsize},
+        "weight_map": weight_map,
+    }
+
+
+def write_piece(
+    out: BinaryIO | None, content: list[Stored], params: dict[str, Any], dtype: str
+) -> None:
+    """Writes one safetensors file: the length and text of its header, then its tensors. `out` is
+    None on processes that do not write.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    name = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
+    for t in content:
+        start, end = end, end + math.prod(t.shape) * jnp.dtype(dtype).itemsize
+        header[t.name] = {"dtype": name, "shape": list(t.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if out is not None:
+        out.write(len(text).to_bytes(8, "little") + text)
+    for t in content:
+        leaf: Any = params
+        for key in t.path:
+            leaf = leaf[key]
+        theirs = np.asarray(_gatherer(_replicated(leaf), dtype, t.axes, t.shape)(leaf, t.layer))
+        if out is not None:
+            out.write(np.ascontiguousarray(theirs).reshape(-1).view(np.uint8).data)
+
+
+@functools.cache
+def _gatherer(sharding: Sharding | None, dtype: str, axes: Axes, shape: tuple[int, ...]) -> Any:
+    """Returns a jitted function from (leaf, layer or None) to the tensor as the file stores it, on
+    every device.
+    """
+    order = [i for group in axes for i in group]
+
+    def gather(leaf: jax.Array, layer: jax.Array | None) -> jax.Array:
+        ours = (
+            leaf[: shape[0]]
+            if layer is None
+            else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+        )
+        return ours.astype(dtype).transpose(order).reshape(shape)
+
+    return jax.jit(gather, out_shardings=sharding)
+
+
+def _replicated(leaf: Any) -> Sharding | None:
+    sharding = getattr(leaf, "sharding", None)
+    return (
+        NamedSharding(sharding.mesh, PartitionSpec())
+        if isinstance(sharding, NamedSharding)
+        else sharding
+    )
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Checks that a directory may be written.
+
+    Raises:
+        ConfigError: it is a file, or not empty and `overwrite` is not set.
+    """
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target}: is a file, not a directory")
+    if target.exists() and any(target.iterdir()) and not overwrite:
+        raise ConfigError(
+            f"{target}: exists and is not empty; give another directory, or ask to overwrite it"
+        )
+
+
+def move_into_place(partial: Path, target: Path, overwrite: bool) -> None:
+    """Renames `partial` to `target`. The rename replaces an empty target, never one with
+    contents.
+    """
+    old = files.unused(target)
+    if overwrite and target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
