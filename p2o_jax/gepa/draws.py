@@ -59,12 +59,15 @@ def minibatch(
     """Returns the train questions of one proposal: unused ones while enough are left, then any; all
     if there are too few.
 
+    ▲ A minibatch that the same parent already has in this iteration is replaced by another draw, if
+    possible.
+
     Args:
         rng: generator of the iteration.
         used: train questions that were in a minibatch.
-        num_train: train questions.
+        num_train: number of train questions.
         size: questions of a minibatch.
-        taken: ▲ minibatches of the same parent in this iteration; another one is drawn if possible.
+        taken: minibatches of the same parent in this iteration.
     """
     left = [i for i in range(num_train) if i not in used]
     if len(left) < size:

@@ -36,7 +36,7 @@ def extract(
     A word directly after the opening fence that ends its line is a language tag. ▲ Any tag is
     removed; the released code knows only "markdown". ▲ With `filter_replies`, monologues, unclosed
     fences, long texts, duplicates, and texts that spell a special token of the tokenizer (such as
-    the end of a turn) are rejected. Without it only empty texts are, as in the released code, which
+    the end of a turn) are rejected; without it only empty texts are, as in the released code, which
     accepts an unfenced reply as it is.
 
     Args:

@@ -313,8 +313,8 @@ def _checked(phase: SearchSetup, state: SearchState) -> SearchState:
     """Marks the state as done if budget, iterations, patience or questions are exhausted. The
     faithful budget applies from iteration 2 on.
 
-    ▲ `max_iterations`. ▲ `patience`: consecutive iterations without a promoted child, or initial
-    iterations without a solved dev question.
+    ▲ A phase also ends after `max_iterations`, and after `patience` consecutive iterations without
+    a promoted child, or initial ones without a solved dev question.
     """
     cfg = phase.cfg
     unproductive = max(

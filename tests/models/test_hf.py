@@ -561,10 +561,7 @@ def test_missing_shard_and_wrong_index_are_named(tmp_path):
             f"{directory / 'model-00003-of-00005.safetensors'}: missing, but"
             " model.safetensors.index.json names it"
         ),
-        (
-            f"{index}: maps model.norm.weight to model-00001-of-00005.safetensors, which lacks"
-            " it"
-        ),
+        (f"{index}: maps model.norm.weight to model-00001-of-00005.safetensors, which lacks it"),
     ]
 
 
