@@ -212,7 +212,7 @@ def test_the_command_reports_problems(tmp_path):
     for flags, messages in (
         ([*ask, "--topology=v5e"], "topology"),
         ([*ask, "--topology=v5e:2x4", "--prompt=no"], "--prompt"),
-        ([*ask, "--topology=v5e:2x4", "--quick=yes"], "--quick=yes: expected true or false"),
+        ([*ask, "--topology=v5e:2x4", "--quick=maybe"], "--quick=maybe: expected true or false"),
         ([*ask, "--topology=v5e:2x4", f"--out={tmp_path}"], "is a directory"),
         ([*ask, "--topology=v5e:2x4", f"--picture={tmp_path / 'mine'}"], "never overwritten"),
         (["--config=configs/smoke.py", "--topology=v5e:2x4", "--model=qwen9"], "qwen3-4b"),
