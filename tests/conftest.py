@@ -1,15 +1,71 @@
-"""Eight fake CPU devices for every test, and no silent broadcasting between ranks."""
+"""Eight fake CPU devices, no silent broadcasting between ranks, and what tests share.
 
+Most of the time of a test goes into compiling, so XLA does little of it (XLA_FLAGS). Commands that
+tests start inherit these flags.
+"""
+
+import functools
+import gc
 import os
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# most of the time goes into compiling; this halves it
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-# threads of XLA's pool: with fewer, collectives of eight devices can wait forever
+# Without optimization, and with few memory maps for each program. Without the emitters of fusions,
+# too, in the versions that have this flag: the others end on a flag that they do not know.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    + " --xla_cpu_use_fusion_emitters=false"
+    * metadata.version("jaxlib").startswith(("0.10.", "0.11.")),
+)
+# Threads of XLA's pool: with fewer, collectives of eight devices can wait forever.
 os.environ.setdefault("NPROC", "32")
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Linux allows a process 65,530 memory maps, and a compiled program takes up to 100. Beyond the
+# limit XLA's compiler ends with a segmentation fault.
+MAX_MAPS = 10_000
+
+
+def memory_maps() -> int:
+    """The memory maps of this process; MAX_MAPS where they cannot be counted."""
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return MAX_MAPS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_dropped(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Drops a module's compiled programs when there are many, with the objects that it caches."""
+    yield
+    if memory_maps() < MAX_MAPS:
+        return
+    for value in vars(request.module).values():
+        if isinstance(value, functools._lru_cache_wrapper):
+            value.cache_clear()
+    jax.clear_caches()
+    gc.collect()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this test run share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compiled(shared: Path) -> Path:
+    """The compilation cache of all commands that tests start."""
+    return shared / "compiled"

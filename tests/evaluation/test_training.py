@@ -28,11 +28,9 @@ SETTINGS = {
 
 
 def run(folder, module, *argv):
-    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
-    flags = "--xla_backend_optimization_level=0"
+    kept = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
     environment = {
         **kept,
-        "XLA_FLAGS": flags,
         "JAX_PLATFORMS": "cpu",
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(folder),

@@ -31,13 +31,8 @@ def start(tmp_path, key, **more):
     fixed = {
         "JAX_PLATFORMS": "cpu",
         "HF_HUB_OFFLINE": "1",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
-    kept = {
-        k: v
-        for k, v in os.environ.items()
-        if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "MY_KEY")
-    }
+    kept = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "MY_KEY")}
     return subprocess.run(
         [sys.executable, "-m", "p2o_jax.main", "--config", "configs/smoke.py", "--workdir", str(tmp_path / "run"), *flags],
         cwd=ROOT, env={**kept, **fixed, **key}, capture_output=True, text=True, timeout=600,

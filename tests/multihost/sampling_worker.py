@@ -10,7 +10,6 @@ from pathlib import Path
 
 def main(coordinator: str, num_processes: int, index: int, devices_each: int, out: str) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     os.environ["NPROC"] = "32"
     import jax
 

@@ -62,7 +62,6 @@ class Group:
             "JAX_PLATFORMS": "cpu",
             "HF_HUB_OFFLINE": "1",
             "NPROC": "32",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
         }
         if count > 1:
             env |= {
