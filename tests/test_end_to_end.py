@@ -1,68 +1,22 @@
 """The real command in processes of its own: records, repeats, kills, meshes, user data, and what a
 new user gets wrong.
-
-A small world in which a few rollouts are rewarded, and a prompt phase that accepts templates
-freely, so that updates, templates and distillation all take part.
 """
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from p2o_jax.tracking.metric_names import METRICS
+from tests import toy_runs
+from tests.toy_runs import start, succeed
 
-ROOT = Path(__file__).parent.parent
+ROOT = toy_runs.ROOT
 GOLDEN = ROOT / "tests" / "golden" / "hf"
-STEPS, STEPS_PER_EPOCH = 6, 3
-SETTINGS = {
-    "world.steps": 150, "world.hard_per_family": 1, "world.easy_per_family": 10, "world.heldout_per_family": 4,
-    "rollout.questions": 8, "optim.minibatch_questions": 4, "loss.entropy_coef": 0.01,
-    "gepa.min_hard": 4, "gepa.max_metric_calls": 120, "gepa.acceptance": "margin", "gepa.acceptance_margin": 0, "gepa.temperature": 1.0,
-    "gepa.filter_replies": "false", "distill.drop_failed_templated": "false", "eval.every_steps": 0, "checkpoint.every_steps": 2,
-}  # fmt: skip
-
-
-def arguments(config: str, workdir: Path, settings: dict) -> list[str]:
-    flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    return [
-        sys.executable,
-        "-m",
-        "p2o_jax.main",
-        "--config",
-        config,
-        "--workdir",
-        str(workdir),
-        *flags,
-    ]
-
-
-def environment() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
-    return {**kept, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "COLUMNS": "300"}
-
-
-def start(config: str, workdir: Path, settings: dict) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        arguments(config, workdir, settings),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def succeed(config: str, workdir: Path, settings: dict) -> str:
-    """What the run tells on standard error."""
-    done = start(config, workdir, settings)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
+STEPS, STEPS_PER_EPOCH = toy_runs.STEPS, toy_runs.STEPS_PER_EPOCH
 
 
 def kill_at(workdir: Path, settings: dict, text: str) -> str:
@@ -70,9 +24,13 @@ def kill_at(workdir: Path, settings: dict, text: str) -> str:
     then.
     """
     process = subprocess.Popen(
-        arguments("configs/smoke.py", workdir, settings), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        toy_runs.arguments("configs/smoke.py", workdir, settings),
+        cwd=ROOT,
+        env=toy_runs.environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         text=True,
-    )  # fmt: skip
+    )
     lines = []
     for line in process.stderr:
         lines.append(line)
@@ -118,22 +76,15 @@ def result(workdir: Path) -> dict:
 
 
 @pytest.fixture(scope="session")
-def settings(tmp_path_factory):
-    """The settings of all smoke runs, with a base model and compiled programs that they share."""
-    shared = tmp_path_factory.mktemp("shared")
-    return {
-        **SETTINGS,
-        "world.cache_dir": shared / "world",
-        "train.compile_cache": shared / "compiled",
-    }
+def settings(shared):
+    """The settings of all smoke runs."""
+    return toy_runs.settings(shared)
 
 
 @pytest.fixture(scope="session")
-def finished(settings, tmp_path_factory):
-    """The workdir of a run from start to end."""
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-    assert "pretrain" in succeed("configs/smoke.py", workdir, settings)
-    return workdir
+def finished(shared):
+    """The run directory of an undisturbed run."""
+    return toy_runs.finished(shared)
 
 
 def test_a_run_leaves_its_records(finished):
@@ -207,27 +158,20 @@ def test_result_json(finished):
     assert found["generated_tokens"] == rows(finished)[-1]["ledger/generated_tokens"] > 0
 
 
-def test_a_second_start_does_nothing_new(finished, settings):
-    before = (
-        untimed(finished),
-        rows(finished, "samples"),
-        rows(finished, "templates"),
-        result(finished),
-    )
-    told = succeed("configs/smoke.py", finished, settings)
+def test_a_second_start_does_nothing_new(finished, settings, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    names = ("samples", "templates", "evaluations", "questions")
+    told = succeed("configs/smoke.py", workdir, settings)
     assert (
-        f"resuming {finished} at step {STEPS}" in told
+        f"resuming {workdir} at step {STEPS}" in told
         and "step 1/" not in told
         and "gepa iteration" not in told
     )
-    assert (
-        untimed(finished),
-        rows(finished, "samples"),
-        rows(finished, "templates"),
-        result(finished),
-    ) == before
+    assert untimed(workdir) == untimed(finished) and result(workdir) == result(finished)
+    assert all(rows(workdir, name) == rows(finished, name) for name in names)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(finished, settings, tmp_path):
     succeed("configs/smoke.py", tmp_path / "again", settings)
     assert untimed(tmp_path / "again") == untimed(finished)
@@ -235,6 +179,7 @@ def test_the_same_seed_gives_the_same_run(finished, settings, tmp_path):
     assert result(tmp_path / "again") == result(finished)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_and_ends_the_same(finished, settings, tmp_path):
     """Killed in a policy step, then twice in the prompt phase. Checkpoints are written while the
     run goes on: the one before is there.

@@ -10,31 +10,21 @@ import pytest
 
 from benchmarks import kill
 from benchmarks.kill import Run
+from tests import toy_runs
 
-SETTINGS = {**kill.SETTINGS, "world.steps": 40, "train.epochs": 2}
 DYNAMIC = {"rollout.dynamic_sampling": "true", "train.epochs": 1, "gepa.enabled": "false"}
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """Where base model and compiled programs of all runs are."""
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(scope="module")
 def settings(shared):
-    return {
-        **SETTINGS,
-        "world.cache_dir": shared / "world",
-        "train.compile_cache": shared / "compiled",
-    }
+    """The settings of all runs, whose base model and compiled programs are shared."""
+    return toy_runs.settings(shared)
 
 
 @pytest.fixture(scope="module")
-def whole(shared, settings):
-    """The workdir of a run that nobody disturbed."""
-    assert Run(shared / "whole", settings).wait() == 0
-    return shared / "whole"
+def whole(shared):
+    """The run directory of a run that nobody disturbed."""
+    return toy_runs.finished(shared)
 
 
 def log_of(workdir) -> str:
@@ -79,7 +69,12 @@ def test_differences_are_found(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("phase", "number", "step"), [("rollout", 2, 1), ("update", 2, None), ("gepa", 3, 3)]
+    ("phase", "number", "step"),
+    [
+        ("rollout", 2, 1),
+        pytest.param("update", 2, None, marks=pytest.mark.slow),
+        pytest.param("gepa", 3, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_sigterm_saves_and_the_next_start_continues(whole, settings, tmp_path, phase, number, step):
     workdir = tmp_path / "stopped"

@@ -22,7 +22,7 @@ SETTINGS = {
     "rollout.slots": 8, "rollout.prompt_cache_tokens": 8192, "optim.micro_rows": 4, "optim.minibatch_questions": 3, "optim.row_tokens": 0,
     "gepa.min_hard": 2, "gepa.max_metric_calls": 40, "gepa.minibatch": 1, "gepa.reflect_prompt_tokens": 800,
     "gepa.reflect_new_tokens": 16, "gepa.temperature": 1.0, "gepa.filter_replies": "false", "gepa.acceptance": "margin",
-    "gepa.acceptance_margin": 0, "gepa.prompt_style": "compact", "train.epochs": 2, "train.compile_cache": "", "reward.workers": 1,
+    "gepa.acceptance_margin": 0, "gepa.prompt_style": "compact", "train.epochs": 2, "reward.workers": 1,
     "reward.fn": "my_reward:lower_case", "reward.success_above": 0.6, "model.allow_long_context": "true",
 }  # fmt: skip
 
@@ -48,7 +48,7 @@ def lines(path):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, compiled):
     folder = tmp_path_factory.mktemp("graded")
     (folder / "my_reward.py").write_text(REWARD)
     for name, numbers in (("train", range(6)), ("dev", range(10, 14)), ("other", range(20, 22))):
@@ -57,6 +57,7 @@ def folder(tmp_path_factory):
     settings = {
         **SETTINGS,
         "data.path": folder / "train.jsonl",
+        "train.compile_cache": compiled,
         "data.eval_path": f"{folder / 'dev.jsonl'},second={folder / 'other.jsonl'}",
     }
     flags = [f"--config.{key}={value}" for key, value in settings.items()]

@@ -10,23 +10,20 @@ from pathlib import Path
 
 from fake_endpoint import Endpoint
 
+from tests import toy_runs
+
 ROOT = Path(__file__).parent.parent.parent
 KEY = "sk-of-the-command-12345"
 SETTINGS = {
-    "world.steps": 20, "train.epochs": 0, "gepa.schedule": "first", "eval.template": "best", "gepa.reflector": "api", "gepa.min_hard": 4,
+    "train.epochs": 0, "gepa.schedule": "first", "eval.template": "best", "gepa.reflector": "api", "gepa.min_hard": 4,
     "gepa.max_metric_calls": 60, "gepa.acceptance": "margin", "gepa.acceptance_margin": 0,
     "api.model": "teacher", "api.key_env": "('MY_KEY',)",
     "api.backoff_s": 0.01, "api.retries": 1,
 }  # fmt: skip
 
 
-def start(tmp_path, key, **more):
-    settings = {
-        **SETTINGS,
-        "world.cache_dir": tmp_path / "world",
-        "train.compile_cache": tmp_path / "compiled",
-        **more,
-    }
+def start(tmp_path, shared, key, url):
+    settings = {**toy_runs.settings(shared), **SETTINGS, "api.base_url": url}
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     fixed = {
         "JAX_PLATFORMS": "cpu",
@@ -39,11 +36,12 @@ def start(tmp_path, key, **more):
     )  # fmt: skip
 
 
-def test_gepa_alone_with_an_endpoint_that_fails_half_of_the_time(tmp_path):
+def test_gepa_alone_with_an_endpoint_that_fails_half_of_the_time(tmp_path, shared):
+    toy_runs.finished(shared)  # whose base model this run uses
     with Endpoint(
         "500", rate=0.5, reply=lambda prompt: f"```\nadd the numbers {len(prompt)} {KEY}\n```"
     ) as endpoint:
-        done = start(tmp_path, {"MY_KEY": KEY}, **{"api.base_url": endpoint.url})
+        done = start(tmp_path, shared, {"MY_KEY": KEY}, endpoint.url)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -74,15 +72,16 @@ def test_gepa_alone_with_an_endpoint_that_fails_half_of_the_time(tmp_path):
         and result["ledger"]["gepa_reflect"]["api_calls"] == phase["gepa/proposals"]
     )
     assert set(endpoint.keys) == {f"Bearer {KEY}"}
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    folders = tmp_path, shared / "compiled"
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert (
         not [path for path in files if KEY.encode() in path.read_bytes()]
         and KEY not in done.stdout + done.stderr
     )
 
 
-def test_a_key_that_is_not_there_is_told_before_anything_starts(tmp_path):
-    done = start(tmp_path, {}, **{"api.base_url": "http://127.0.0.1:9/v1"})
+def test_a_key_that_is_not_there_is_told_before_anything_starts(tmp_path, shared):
+    done = start(tmp_path, shared, {}, "http://127.0.0.1:9/v1")
     assert done.returncode == 2 and not (tmp_path / "run").exists()
     assert [line for line in done.stderr.splitlines() if line.startswith("error")] == [
         "error: config.api.key_env: the environment variable MY_KEY is not set"

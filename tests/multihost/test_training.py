@@ -1,9 +1,9 @@
-"""The real command as four processes of one mesh, with a reflecting endpoint: killed, asked to
-leave, resumed by four, by two and by one.
+"""The real command as two or four processes of one mesh, with a reflecting endpoint: killed, asked
+to leave, resumed by as many and by fewer.
 
-The chain: process 3 is killed in the second step; the next start leaves on SIGTERM in the prompt
-phase, with a checkpoint that four processes wrote; from there four, two and one process go on. In
-the end all must be what one undisturbed process with eight devices did.
+The chain: the last process is killed in the second step; the next start leaves on SIGTERM in the
+prompt phase, with a checkpoint that all processes wrote; as many processes and fewer resume it. In
+the end all must be what one undisturbed process with eight devices did. Four processes are slow.
 """
 
 import json
@@ -161,7 +161,7 @@ def endpoint():
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory, endpoint):
+def settings(tmp_path_factory, endpoint, compiled):
     shared = tmp_path_factory.mktemp("shared")
     letters = "abpdhnbpadpbhapd"
     questions = [
@@ -171,7 +171,7 @@ def settings(tmp_path_factory, endpoint):
     (shared / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
     more = {
         "data.path": shared / "questions.jsonl",
-        "train.compile_cache": shared / "compiled",
+        "train.compile_cache": compiled,
         "api.base_url": endpoint.url,
     }
     return {**SETTINGS, **more}
@@ -186,29 +186,35 @@ def alone(tmp_path_factory, settings, endpoint):
     return workdir, sorted(body["messages"][0]["content"] for body in endpoint.requests)
 
 
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def count(request):
+    """The number of processes."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory, settings, alone):
-    """A run of four processes, of which the last was killed in the second step; and how long the
+def killed(tmp_path_factory, settings, alone, count):
+    """A run of several processes, of which the last was killed in the second step; and how long the
     others took to end.
     """
     workdir = tmp_path_factory.mktemp("together") / "run"
-    group = Group(workdir, 4, settings, {3: aim("rollout", 2, signal.SIGKILL)})
-    group.processes[3].wait(1200)
+    group = Group(workdir, count, settings, {count - 1: aim("rollout", 2, signal.SIGKILL)})
+    group.processes[-1].wait(1200)
     begin = time.monotonic()
     codes = group.wait()
     return workdir, codes, time.monotonic() - begin, group.told()
 
 
 @pytest.fixture(scope="module")
-def left(killed, settings, endpoint):
-    """The same run, gone on with and left in the prompt phase, after SIGTERM to one process; and
-    copies of it.
+def left(killed, settings, endpoint, count):
+    """The same run, resumed and left in the prompt phase, after SIGTERM to one process; and copies
+    of it.
     """
     endpoint.requests.clear()
-    group = Group(killed[0], 4, settings, {2: aim("gepa", 3, signal.SIGTERM)})
+    group = Group(killed[0], count, settings, {count // 2: aim("gepa", 3, signal.SIGTERM)})
     codes = group.wait()
     copies = {
-        count: shutil.copytree(killed[0], killed[0].with_name(f"by_{count}")) for count in (2, 1)
+        fewer: shutil.copytree(killed[0], killed[0].with_name(f"by_{fewer}")) for fewer in (2, 1)
     }
     return killed[0], codes, group.told(), copies
 
@@ -222,36 +228,38 @@ def go_on(workdir: Path, count: int, settings: dict) -> None:
     assert all("step 4/4" not in text for text in group.told()[1:]), "only process 0 tells"
 
 
-def test_a_killed_process_ends_the_others_which_name_it(killed):
+def test_a_killed_process_ends_the_others_which_name_it(killed, count):
     workdir, codes, seconds, told = killed
-    assert codes == [liveness.GONE] * 3 + [-signal.SIGKILL], "\n".join(
+    assert codes == [liveness.GONE] * (count - 1) + [-signal.SIGKILL], "\n".join(
         text[-2000:] for text in told
     )
     assert seconds < TIME_OUT_S
-    for text in told[:3]:
+    for text in told[:-1]:
         (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
         assert (
-            line == f"error: process 3 ({socket.gethostname()}) is gone; the same command continues"
+            line
+            == f"error: process {count - 1} ({socket.gethostname()}) is gone; the same command continues"
             " from the last checkpoint"
         )
         assert "Traceback" not in text
 
 
-def test_sigterm_to_one_process_makes_all_leave_with_a_checkpoint(left):
+def test_sigterm_to_one_process_makes_all_leave_with_a_checkpoint(left, count):
     workdir, codes, told, _ = left
-    assert codes == [0] * 4, "\n".join(text[-2000:] for text in told)
+    assert codes == [0] * count, "\n".join(text[-2000:] for text in told)
     assert all("left on SIGTERM" in text for text in told)
-    assert ["SIGTERM: saving" in text for text in told] == [False, False, True, False]
+    saving = ["SIGTERM: saving" in text for text in told]
+    assert saving == [i == count // 2 for i in range(count)]
     assert (workdir / "checkpoints" / "2").exists() and "gepa iteration 2" not in told[0]
 
 
-def test_four_processes_go_on_to_what_one_does_and_process_0_alone_asks_the_endpoint(
-    alone, left, settings, endpoint
+def test_they_go_on_to_what_one_does_and_process_0_alone_asks_the_endpoint(
+    alone, left, settings, endpoint, count
 ):
     """The key is in its environment only: who asked without it would have been told of it, and
     ended. No reply is asked for twice.
     """
-    go_on(left[0], 4, settings)
+    go_on(left[0], count, settings)
     same_run(alone[0], left[0])
     assert (
         sorted(body["messages"][0]["content"] for body in endpoint.requests) == alone[1]
@@ -260,10 +268,10 @@ def test_four_processes_go_on_to_what_one_does_and_process_0_alone_asks_the_endp
     assert set(endpoint.keys) == {f"Bearer {KEY}"}
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_fewer_processes_go_on_from_a_checkpoint_of_four(alone, left, settings, count):
-    go_on(left[3][count], count, settings)
-    same_run(alone[0], left[3][count])
+@pytest.mark.parametrize("fewer", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_fewer_processes_go_on_from_a_checkpoint_of_more(alone, left, settings, fewer):
+    go_on(left[3][fewer], fewer, settings)
+    same_run(alone[0], left[3][fewer])
 
 
 def test_a_process_that_never_comes_is_told_by_the_one_that_has(tmp_path, settings):

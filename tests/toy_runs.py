@@ -1,0 +1,74 @@
+"""One small but complete run of the real command, which the tests of several files share.
+
+A small world in which a few rollouts are rewarded, and a prompt phase that accepts templates
+freely, so that updates, templates and distillation all take part. All runs use the same base model
+and compiled programs.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from filelock import FileLock
+
+ROOT = Path(__file__).parent.parent
+STEPS, STEPS_PER_EPOCH = 6, 3
+SETTINGS = {
+    "world.steps": 150, "world.hard_per_family": 1, "world.easy_per_family": 10, "world.heldout_per_family": 4,
+    "rollout.questions": 8, "optim.minibatch_questions": 4, "loss.entropy_coef": 0.01,
+    "gepa.min_hard": 4, "gepa.max_metric_calls": 120, "gepa.acceptance": "margin", "gepa.acceptance_margin": 0, "gepa.temperature": 1.0,
+    "gepa.filter_replies": "false", "distill.drop_failed_templated": "false", "eval.every_steps": 3, "checkpoint.every_steps": 2,
+    "checkpoint.keep_every": 4,
+}  # fmt: skip
+
+
+def settings(shared: Path) -> dict:
+    """The settings of a run; `shared` is the folder that all workers of this test run share."""
+    return {
+        **SETTINGS,
+        "world.cache_dir": shared / "world",
+        "train.compile_cache": shared / "compiled",
+    }
+
+
+def environment() -> dict[str, str]:
+    """The environment of a command: one device, and lines that do not wrap."""
+    kept = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    return {**kept, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "COLUMNS": "300"}
+
+
+def arguments(config: str, workdir: Path, settings: dict) -> list[str]:
+    """The command line of a training run."""
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    command = [sys.executable, "-m", "p2o_jax.main", "--config", config]
+    return [*command, "--workdir", str(workdir), *flags]
+
+
+def start(config: str, workdir: Path, settings: dict) -> subprocess.CompletedProcess:
+    """A training run that has ended, with its output."""
+    return subprocess.run(
+        arguments(config, workdir, settings),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def succeed(config: str, workdir: Path, settings: dict) -> str:
+    """What a run that succeeds prints on standard error."""
+    done = start(config, workdir, settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def finished(shared: Path) -> Path:
+    """The run directory of an undisturbed run. The first caller runs it; nobody may change it."""
+    workdir = shared / "whole"
+    with FileLock(shared / "whole.lock"):
+        if not workdir.exists():
+            assert "pretrain" in succeed("configs/smoke.py", workdir, settings(shared))
+    assert (workdir / "result.json").exists(), "the run failed in another worker"
+    return workdir
