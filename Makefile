@@ -1,21 +1,28 @@
-# `make quickstart` runs the quickstart, and `make test` the tests. Both create .venv first.
-# PYTHON sets the interpreter (3.11 to 3.13), EXTRAS adds extras of pyproject.toml (gpu, tpu, wandb).
+# `make quickstart` runs the quickstart, `make test` the tests, `make test-all` also the slow ones.
+# They create .venv first. PYTHON sets the interpreter (3.11 to 3.13), EXTRAS adds extras of
+# pyproject.toml (gpu, tpu, wandb).
 
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 EXTRAS ?=
 COMMA := ,
 BIN := .venv/bin
+# Modules are compiled when they are first imported: most never are.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable
+TEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test lint docs venv clean
+.PHONY: quickstart test test-all lint docs venv clean
 
 quickstart: venv
 	$(BIN)/python -m p2o_jax.main --config configs/quickstart.py
 
 test: .venv/test-$(EXTRAS)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(TEST)
 
-lint: .venv/test-$(EXTRAS)
+test-all: .venv/test-$(EXTRAS)
+	$(TEST) -m "slow or not slow"
+
+lint: .venv/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -31,15 +38,19 @@ venv: .venv/base-$(EXTRAS)
 	$(PYTHON) -m venv .venv
 
 .venv/base-$(EXTRAS): .venv/bin/python pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
+	$(INSTALL) '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@touch $@
 
 .venv/test-$(EXTRAS): .venv/bin/python pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test$(if $(EXTRAS),$(COMMA)$(EXTRAS))]'
+	$(INSTALL) '.[test$(if $(EXTRAS),$(COMMA)$(EXTRAS))]'
+	@touch $@
+
+.venv/lint: .venv/bin/python pyproject.toml
+	$(INSTALL) '.[lint]'
 	@touch $@
 
 .venv/docs: .venv/bin/python pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(INSTALL) '.[docs]'
 	@touch $@
 
 clean:

@@ -34,6 +34,33 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # limit XLA's compiler ends with a segmentation fault.
 MAX_MAPS = 10_000
 
+# The files that take longest start first, so that no worker is left with one at the end.
+LONGEST = (
+    "tests/multihost/test_training.py",
+    "tests/test_end_to_end.py",
+    "tests/benchmarks/test_kill.py",
+    "tests/rollout/test_engine.py",
+    "tests/rl/test_learner.py",
+    "tests/evaluation/test_training.py",
+    "tests/gepa/test_gepa_command.py",
+    "tests/rl/test_update_options.py",
+    "tests/models/test_lora.py",
+    "tests/evaluation/test_evaluate.py",
+    "tests/commands/test_commands.py",
+    "tests/toy_world/test_pretrain.py",
+    "tests/plan/test_estimate.py",
+    "tests/benchmarks/test_benchmarks.py",
+    "tests/rollout/test_prefill.py",
+    "tests/models/test_pallas_decode.py",
+    "tests/models/test_attention_decode.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the files by LONGEST; the others keep their order."""
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
 
 def memory_maps() -> int:
     """The memory maps of this process; MAX_MAPS where they cannot be counted."""

@@ -58,7 +58,15 @@ def assert_same(path, rows, **tolerance):
         )
 
 
-@pytest.mark.parametrize(("T", "chunk"), [(48, 16), (50, 16), (33, 64), (200, 8)])
+@pytest.mark.parametrize(
+    ("T", "chunk"),
+    [
+        pytest.param(48, 16, marks=pytest.mark.slow),
+        (50, 16),
+        (33, 64),
+        pytest.param(200, 8, marks=pytest.mark.slow),
+    ],
+)
 def test_chunked_attention_is_the_dense_one(T, chunk):
     assert_same(
         functools.partial(packed.chunked, chunk=chunk),

@@ -16,9 +16,9 @@ V, D, ROWS, N = 60, 16, 8, 12  # 60 rows over eight devices are padded to 64
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [
-        ((1, 8, 1), "float32"),
+        pytest.param((1, 8, 1), "float32", marks=pytest.mark.slow),
         ((2, 2, 2), "float32"),
-        ((2, 1, 4), "float32"),
+        pytest.param((2, 1, 4), "float32", marks=pytest.mark.slow),
         ((1, 8, 1), "bfloat16"),
     ],
 )

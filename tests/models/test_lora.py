@@ -145,7 +145,7 @@ def test_frozen_base_is_the_reference():
     assert np.abs(reference - lrn.score_tokens(lrn.policy(state), sequences, 32)[0]).max() > 1e-3
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [pytest.param((1, 8, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_sharded_adapters_equal_single_device(shape):
     mesh = sharding.make_mesh(shape)
     one, many = learner(SPEC), learner(replace(SPEC, padded_vocab=50 + -50 % shape[2]), mesh)

@@ -167,7 +167,14 @@ def test_an_update_does_not_depend_on(changes):
     check(learn(make_config(**changes)), outcome("default"))
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 2, 2),
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ((8, 1, 1), (1, 8, 1), (1, 4, 2))),
+    ],
+    ids=str,
+)
 def test_a_sharded_update_is_the_single_device_s(shape):
     check(learn(make_config(optim__row_tokens=40), sharding.make_mesh(shape)), outcome("default"))
 

@@ -115,7 +115,9 @@ def expected(prompt):
 
 
 @pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize(("chunk", "rows_at_a_time"), [(8, 4), (16, 13), (16, 1)])
+@pytest.mark.parametrize(
+    ("chunk", "rows_at_a_time"), [(8, 4), pytest.param(16, 13, marks=pytest.mark.slow), (16, 1)]
+)
 @pytest.mark.parametrize("kind", [reference.Cache, reference.Transposed])
 def test_the_bank_holds_what_a_whole_forward_pass_gives(share, chunk, rows_at_a_time, kind):
     prompts = make_prompts()
