@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable
 TEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-all lint docs venv clean
+.PHONY: quickstart test test-all test-venv lint docs venv clean
 
 quickstart: venv
 	$(BIN)/python -m p2o_jax.main --config configs/quickstart.py
@@ -32,6 +32,8 @@ docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 venv: .venv/base-$(EXTRAS)
+
+test-venv: .venv/test-$(EXTRAS)
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one, or name it: make PYTHON=/path/to/python"; exit 2; }

@@ -124,6 +124,17 @@ def test_a_run_leaves_its_records(finished):
     assert {"jax", "python"} <= set(json.loads((finished / "versions.json").read_text()))
 
 
+def test_a_longer_run_compiles_nothing_more(finished):
+    """All programs are compiled by the first step that needs them, so that the memory maps of a
+    process, of which a compiled program takes up to 100, do not grow with steps, epochs,
+    evaluations or templates.
+    """
+    compiles = [row["perf/compiles"] for row in rows(finished) if "train/loss" in row]
+    assert len(set(compiles[:STEPS_PER_EPOCH])) == 1 and compiles[0] < 150
+    assert len(set(compiles[STEPS_PER_EPOCH:])) == 1, "the first templates need a program or two"
+    assert len(compiles) == STEPS and compiles[-1] <= compiles[0] + 4
+
+
 def test_result_json(finished):
     found = json.loads((finished / "result.json").read_text())
     expected = {
