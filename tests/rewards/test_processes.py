@@ -139,9 +139,11 @@ def test_without_its_guardian_a_worker_ends_and_the_pool_kills_the_group(file, t
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_or_interrupted_parent_leaves_nothing(file, tmp_path, number):
     code = f"""
+        import signal
         from p2o_jax import config
         from p2o_jax.types import Question
         from p2o_jax.rewards.verify import Verifier
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
         cfg = config.RewardConfig(fn="{file}:reward", workers=1, timeout_s=60.0)
         with Verifier(cfg) as verifier:
             verifier.judge(["hang"], [Question("q", (), "", "", {{"file": "{tmp_path / "pids"}"}})])
