@@ -15,12 +15,27 @@ from filelock import FileLock
 ROOT = Path(__file__).parent.parent
 STEPS, STEPS_PER_EPOCH = 6, 3
 SETTINGS = {
-    "world.steps": 150, "world.hard_per_family": 1, "world.easy_per_family": 10, "world.heldout_per_family": 4,
-    "rollout.questions": 8, "optim.minibatch_questions": 4, "loss.entropy_coef": 0.01,
-    "gepa.min_hard": 4, "gepa.max_metric_calls": 120, "gepa.acceptance": "margin", "gepa.acceptance_margin": 0, "gepa.temperature": 1.0,
-    "gepa.filter_replies": "false", "distill.drop_failed_templated": "false", "eval.every_steps": 3, "checkpoint.every_steps": 2,
+    "world.steps": 150,
+    "world.hard_per_family": 1,
+    "world.easy_per_family": 10,
+    "world.heldout_per_family": 4,
+    "rollout.questions": 8,
+    "rollout.prompt_buckets": "(64, 160)",
+    "rollout.slots": 16,
+    "rollout.min_slots": 0,
+    "optim.minibatch_questions": 4,
+    "loss.entropy_coef": 0.01,
+    "gepa.min_hard": 4,
+    "gepa.max_metric_calls": 120,
+    "gepa.acceptance": "margin",
+    "gepa.acceptance_margin": 0,
+    "gepa.temperature": 1.0,
+    "gepa.filter_replies": "false",
+    "distill.drop_failed_templated": "false",
+    "eval.every_steps": 3,
+    "checkpoint.every_steps": 2,
     "checkpoint.keep_every": 4,
-}  # fmt: skip
+}
 
 
 def settings(shared: Path) -> dict:

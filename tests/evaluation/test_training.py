@@ -23,6 +23,7 @@ SETTINGS = {
     "gepa.min_hard": 2, "gepa.max_metric_calls": 40, "gepa.minibatch": 1, "gepa.reflect_prompt_tokens": 800,
     "gepa.reflect_new_tokens": 16, "gepa.temperature": 1.0, "gepa.filter_replies": "false", "gepa.acceptance": "margin",
     "gepa.acceptance_margin": 0, "gepa.prompt_style": "compact", "train.epochs": 2, "reward.workers": 1,
+    "loss.entropy_coef": 0.01,
     "reward.fn": "my_reward:lower_case", "reward.success_above": 0.6, "model.allow_long_context": "true",
 }  # fmt: skip
 
