@@ -27,6 +27,7 @@ os.environ.setdefault("NPROC", "32")
 import jax
 import pytest
 
+gc.set_threshold(50_000)  # tracing makes many objects, few of them garbage
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

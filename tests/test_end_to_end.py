@@ -221,11 +221,12 @@ def test_a_killed_run_resumes_and_ends_the_same(finished, settings, tmp_path):
 @pytest.mark.parametrize(
     "mesh",
     [
-        pytest.param({"mesh.fsdp": 8}, marks=pytest.mark.slow),
+        {"mesh.fsdp": 8},
         {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
     ],
     ids=["fsdp 8", "2 x 2 x 2"],
 )
+@pytest.mark.slow
 def test_eight_devices_do_as_one(finished, settings, tmp_path, mesh):
     """An epoch on eight fake devices: the same tokens, the same metrics to 1e-4."""
     workdir = tmp_path / "eight"

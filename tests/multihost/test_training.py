@@ -3,7 +3,8 @@ to leave, resumed by as many and by fewer.
 
 The chain: the last process is killed in the second step; the next start leaves on SIGTERM in the
 prompt phase, with a checkpoint that all processes wrote; as many processes and fewer resume it. In
-the end all must be what one undisturbed process with eight devices did. Four processes are slow.
+the end all must be what one undisturbed process with one device did; several processes have eight
+together. Four processes are slow.
 """
 
 import json
@@ -30,20 +31,46 @@ from fake_endpoint import Endpoint  # noqa: E402  # tests are no package
 KEY = "sk-of-process-0"
 # The learning rate is next to nothing: sums have another order on other meshes, and moved params
 # would turn a sampled token now and then.
+ONE_DEVICE = {0: {"mesh.cpu_devices": 1}}
 TIME_OUT_S = 20.0  # within which the others of a process that is killed have ended
 SETTINGS = {
-    "model.path": ROOT / "tests/golden/hf/qwen3_tied", "data.prompt_template": "{question}", "data.max_prompt_tokens": 120,
-    "rollout.questions": 8, "rollout.group_size": 4, "rollout.max_new_tokens": 16, "rollout.prompt_buckets": "(160,)", "rollout.slots": 16,
-    "rollout.min_slots": 0, "rollout.prompt_cache_tokens": 8192, "rollout.prefill_tokens": 512, "optim.micro_rows": 8, "optim.row_tokens": 192,
-    "optim.minibatch_questions": 8, "optim.lr": 1e-8, "loss.entropy_coef": 0.01, "reward.fn": "p2o_jax.rewards.examples:pattern",
-    "reward.workers": 1, "gepa.min_hard": 4, "gepa.dev_size": 4, "gepa.max_metric_calls": 80, "gepa.temperature": 1.0,
-    "gepa.acceptance": "margin", "gepa.acceptance_margin": 0, "gepa.reflector": "api", "api.model": "teacher", "api.key_env": "('MY_KEY',)",
-    "train.seed": 3, "train.epochs": 2, "train.num_samples_logged": 32, "eval.every_steps": 0, "checkpoint.every_steps": 1,
-}  # fmt: skip
+    "model.path": ROOT / "tests/golden/hf/qwen3_tied",
+    "data.prompt_template": "{question}",
+    "data.max_prompt_tokens": 120,
+    "rollout.questions": 8,
+    "rollout.group_size": 4,
+    "rollout.max_new_tokens": 16,
+    "rollout.prompt_buckets": "(160,)",
+    "rollout.slots": 16,
+    "rollout.min_slots": 0,
+    "rollout.prompt_cache_tokens": 8192,
+    "rollout.prefill_tokens": 512,
+    "optim.micro_rows": 8,
+    "optim.row_tokens": 192,
+    "optim.minibatch_questions": 8,
+    "optim.lr": 1e-8,
+    "loss.entropy_coef": 0.01,
+    "reward.fn": "p2o_jax.rewards.examples:pattern",
+    "reward.workers": 1,
+    "gepa.min_hard": 4,
+    "gepa.dev_size": 4,
+    "gepa.max_metric_calls": 80,
+    "gepa.temperature": 1.0,
+    "gepa.acceptance": "margin",
+    "gepa.acceptance_margin": 0,
+    "gepa.reflector": "api",
+    "api.model": "teacher",
+    "api.key_env": "('MY_KEY',)",
+    "train.seed": 3,
+    "train.epochs": 2,
+    "train.num_samples_logged": 32,
+    "eval.every_steps": 0,
+    "checkpoint.every_steps": 1,
+}
 
 
 class Group:
-    """Training by so many processes, or those of them that are named, with eight devices together.
+    """Training by `count` processes, or those of them in `only`, with eight devices together.
 
     A process with an aim is signalled as `benchmarks.kill` says; one may have settings of its own.
     """
@@ -72,7 +99,11 @@ class Group:
         for i in only or range(count):
             flags = [
                 f"--config.{k}={v}"
-                for k, v in {**settings, "mesh.cpu_devices": 8 // count, **own.get(i, {})}.items()
+                for k, v in {
+                    **settings,
+                    "mesh.cpu_devices": 8 // count,
+                    **own.get(i, {}),
+                }.items()
             ]
             arguments = [
                 sys.executable,
@@ -181,7 +212,7 @@ def settings(tmp_path_factory, endpoint, compiled):
 def alone(tmp_path_factory, settings, endpoint):
     """The workdir of one process, and the requests that it made."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    group = Group(workdir, 1, settings)
+    group = Group(workdir, 1, settings, own=ONE_DEVICE)
     assert group.wait() == [0], group.told()[0][-3000:]
     return workdir, sorted(body["messages"][0]["content"] for body in endpoint.requests)
 
@@ -220,8 +251,8 @@ def left(killed, settings, endpoint, count):
 
 
 def go_on(workdir: Path, count: int, settings: dict) -> None:
-    """Brings the run that was left to its end, by so many processes."""
-    group = Group(workdir, count, settings)
+    """Brings the run that was left to its end, by `count` processes."""
+    group = Group(workdir, count, settings, own=ONE_DEVICE if count == 1 else {})
     codes = group.wait()
     assert codes == [0] * count, "\n".join(text[-2000:] for text in group.told())
     assert f"resuming {workdir} at step 2, next: prompts" in group.told()[0]
