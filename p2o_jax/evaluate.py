@@ -1,22 +1,24 @@
-"""Evaluates on benchmarks: `python -m p2o_jax.evaluate --model DIR|--workdir RUN --benchmarks NAMES
---out OUT`.
+"""Evaluates models: `python -m p2o_jax.evaluate --model DIR --benchmarks NAMES --out OUT`.
 
-NAMES is a list like `aime24,math500,gsm8k=DIR@test,mine=held_out.jsonl`: benchmarks from the hub
-(p2o_jax/data/benchmarks.py has their ids), local sources in their place, or questions of one's own.
-As in the paper, sets under 100 questions are sampled `--k` times (16) at `--temperature` (0.6),
-larger ones answered once, greedily; `--k-large N` samples those N times, too. A `--workdir` is
-evaluated with its own prompts, chat settings and reward; with `--template TEXT` (or `best`, the
-run's) everything is asked under it as well. A run directory may be somebody else's: the code that
-its `config.reward.fn` names runs only with `--allow-reward-fn`, or if you name a function yourself
-with `--config.reward.fn`. OUT gets:
+NAMES is a list such as `aime24,math500,gsm8k=DIR@test,mine=held_out.jsonl`: benchmarks from the hub
+(their ids are in p2o_jax/data/benchmarks.py), local sources in their place, or your own questions.
+As in the paper, sets of fewer than 100 questions are sampled `--k` times (16) at `--temperature`
+(0.6); larger ones are answered once, greedily, or `--k-large` times.
 
-    results.json    figures of the strict grader (training's) and of the lenient one, config, prompts, versions
-    results.md      the same as a table: mean [95 % bootstrap interval over questions], pass@n, maj@n, format, truncation, time-outs
+`--workdir RUN` evaluates a run's policy with its prompts, chat settings and reward. `--template
+TEXT` (or `best`, the run's best template) evaluates everything under the template as well. A run
+directory may come from somebody else: the code that its `config.reward.fn` names runs only with
+`--allow-reward-fn`, or if you name a function yourself with `--config.reward.fn`. OUT gets:
+
+    results.json    figures of the strict grader (the one used in training) and of the lenient one,
+                    with config, prompts and versions
+    results.md      the same as a table: mean [95 % bootstrap interval over questions], pass@n,
+                    maj@n, format, truncation, time-outs
     samples/        every sample, NAME.plain.jsonl and NAME.templated.jsonl
 
-`python -m p2o_jax.evaluate --compare OUT,OUT,... --out DIR` puts evaluations side by side:
-differences from the first, paired by question. Any `--config.a.b=value` may follow;
-`--config.rollout.max_new_tokens` is 12,288 unless given, or the run's.
+`python -m p2o_jax.evaluate --compare OUT,OUT,... --out DIR` compares evaluations: differences from
+the first, paired by question. Settings follow as `--config.section.name=value`; responses have at
+most `--config.rollout.max_new_tokens` tokens (12,288, or the run's).
 """
 
 from collections.abc import Iterator, Sequence

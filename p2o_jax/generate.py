@@ -1,15 +1,18 @@
-"""Samples: `python -m p2o_jax.generate --model DIR --prompts FILE.jsonl [--template TEXT] [--n K]
-[--out OUT.jsonl]`.
+"""Samples: `python -m p2o_jax.generate --model DIR --prompts FILE.jsonl [--out OUT.jsonl]`.
 
-A line of FILE has a `prompt` or a `question`: a
-text, or a list of chat messages. It is asked as it stands (training puts a question that is a text
-into config.data.prompt_template; here nothing is added unless that is given), under the template if
-there is one. Each completion is a line of OUT, or of standard output:
+A line of FILE has a `prompt` or a `question`: a text, or a list of chat messages. It is used as it
+is: unlike in training, config.data.prompt_template adds nothing unless you set it. `--template
+TEXT` puts a template before it, `--n K` samples K responses to each. Each response is a line of
+OUT, or of standard output:
 
-    index        which prompt, from 0            logp       sum of the tokens' log-probs at the sampling temperature
-    n            which of its K completions      token_ids  of the response, the stop token included
-    text         the response                    verdict    where the prompt's line has an `answer`: what config.reward makes of it
-    tokens       its length                      stopped    false: cut at config.rollout.max_new_tokens (512 unless given)
+    index      number of the prompt, from 0
+    n          number of the response to this prompt, from 0
+    text       the response
+    tokens     its length
+    token_ids  its tokens, the stop token included
+    logp       sum of the tokens' log-probs at the sampling temperature
+    stopped    false: cut at config.rollout.max_new_tokens (512 unless set)
+    verdict    if the prompt's line has an `answer`: the verdict of config.reward
 
 What is sampled depends on the model, the prompt, its index, n and config.train.seed, not on the
 rest of the file.

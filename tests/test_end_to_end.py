@@ -245,12 +245,29 @@ def test_eight_devices_do_as_one(finished, settings, tmp_path, mesh):
 
 # The shapes are those of tests/evaluation/test_training.py, so that programs are compiled once.
 USER_SETTINGS = {
-    "model.path": GOLDEN / "qwen3_tied", "data.max_prompt_tokens": 128, "rollout.questions": 3, "rollout.group_size": 4,
-    "rollout.max_new_tokens": 12, "rollout.prompt_buckets": "(128, 900)", "rollout.slots": 8, "rollout.prompt_cache_tokens": 8192,
-    "model.allow_long_context": "true", "optim.micro_rows": 4, "optim.minibatch_questions": 3, "optim.row_tokens": 0, "gepa.min_hard": 2,
-    "gepa.max_metric_calls": 12, "gepa.minibatch": 1, "gepa.reflect_prompt_tokens": 800, "gepa.reflect_new_tokens": 16,
-    "loss.entropy_coef": 0.01, "train.epochs": 2, "reward.kind": "math", "reward.workers": 1, "train.num_samples_logged": 12,
-}  # fmt: skip
+    "model.path": GOLDEN / "qwen3_tied",
+    "data.max_prompt_tokens": 128,
+    "rollout.questions": 3,
+    "rollout.group_size": 4,
+    "rollout.max_new_tokens": 12,
+    "rollout.prompt_buckets": "(128, 900)",
+    "rollout.slots": 8,
+    "rollout.prompt_cache_tokens": 8192,
+    "model.allow_long_context": "true",
+    "optim.micro_rows": 4,
+    "optim.minibatch_questions": 3,
+    "optim.row_tokens": 0,
+    "gepa.min_hard": 2,
+    "gepa.max_metric_calls": 12,
+    "gepa.minibatch": 1,
+    "gepa.reflect_prompt_tokens": 800,
+    "gepa.reflect_new_tokens": 16,
+    "loss.entropy_coef": 0.01,
+    "train.epochs": 2,
+    "reward.kind": "math",
+    "reward.workers": 1,
+    "train.num_samples_logged": 12,
+}
 
 
 def write_questions(path: Path, count: int = 6) -> Path:

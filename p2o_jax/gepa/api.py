@@ -241,7 +241,8 @@ class Endpoint:
                 if isinstance(e.reason, TimeoutError)
                 else Failed("connection")
             )
-        except Exception:  # the edge: whatever the HTTP library makes of a broken answer (its texts could hold headers)
+        # The edge: any error of the HTTP library. Its texts could hold headers, so none is shown.
+        except Exception:
             return Failed("connection")
 
     def _post(self, prompt: str, key: str) -> bytes:

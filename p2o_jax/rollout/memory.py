@@ -122,7 +122,8 @@ def fitting(
     if needed.total > limit:
         missing = needed.total - limit
         raise ConfigError(
-            f"sampling does not fit into a device's memory: {needed.arithmetic(engine)}, of {_gib(limit)}"
+            "sampling does not fit into a device's memory:"
+            f" {needed.arithmetic(engine)}, of {_gib(limit)}"
             f" usable, {_gib(missing)} too much; {_more_tensor(engine, needed, missing)}lower"
             " config.rollout.prompt_cache_tokens, slots or max_new_tokens, set"
             " config.rollout.cache_dtype=int8, or use more devices (config.mesh)"

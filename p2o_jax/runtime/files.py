@@ -45,7 +45,9 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def unused(path: Path) -> Path:
-    """A name beside `path` that nothing has: for what is written first and then renamed to `path`."""
+    """A name beside `path` that nothing has: for what is written first and then renamed to
+    `path`.
+    """
     return path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
 
 

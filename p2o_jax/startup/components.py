@@ -168,7 +168,9 @@ class Components:
         )
 
     def _initial_state(self, fresh: Any) -> RunState:
-        """With `gepa.schedule=first` a prompt phase on all questions comes before the first step."""
+        """With `gepa.schedule=first` a prompt phase on all questions comes before the first
+        step.
+        """
         if not (self.cfg.gepa.enabled and self.cfg.gepa.schedule == "first"):
             return RunState(fresh)
         return RunState(

@@ -1,4 +1,6 @@
-"""Opens all that a run needs, and reports together what is wrong with it, before anything compiles."""
+"""Opens all that a run needs, and reports together what is wrong with it, before anything
+compiles.
+"""
 
 import dataclasses
 import math

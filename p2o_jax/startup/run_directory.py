@@ -141,7 +141,9 @@ class RunDirectory:
         return [f"{directory}: {what}: {rule}" for what in identity.differing(before["files"], now)]
 
     def notices(self, cfg: Config, *parts: sources.Loaded | None) -> list[str]:
-        """A line for what a run of an earlier version has no record of, and so cannot be compared."""
+        """A line for what a run of an earlier version has no record of, and so cannot be
+        compared.
+        """
         if "config.json" not in self.records:
             return []
         found = []

@@ -29,8 +29,8 @@ def read_best(where: epath.Path) -> Best | None:
 
 
 class Note(NamedTuple):
-    """What the file holds: the best state, what its score was measured by, and the ticks of the best
-    states by other measures.
+    """What the file holds: the best state, what its score was measured by, and the ticks of the
+    best states by other measures.
     """
 
     tick: int

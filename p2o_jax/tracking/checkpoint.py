@@ -211,7 +211,9 @@ class Checkpoints(Generic[S]):
         self._guarded(write)
 
     def close(self) -> None:
-        """Waits until everything is written, and deletes what a kill has kept from being deleted."""
+        """Waits until everything is written, and deletes what a kill has kept from being
+        deleted.
+        """
 
         def finish() -> None:
             self._manager.wait_until_finished()

@@ -14,7 +14,8 @@ def problems(
     num_steps: int,
     restart: bool = False,
 ) -> list[str]:
-    """A line if the disk has no space for the checkpoints that are planned, one in writing included.
+    """A line if the disk has no space for the checkpoints that are planned, one in writing
+    included.
 
     Args:
         workdir: the run directory.

@@ -53,7 +53,9 @@ METRICS: dict[str, str] = {
     "train/frac_clipped": "share of trained tokens whose loss the PPO clip decided",
     "train/frac_dual_clipped": "share of trained tokens whose loss the dual clip decided",
     "train/bad_updates": "updates of this step skipped because loss or gradient was not finite",
-    "train/trained_tokens": "response tokens in the loss and its denominator, mean over the updates of the step",
+    "train/trained_tokens": (
+        "response tokens in the loss and its denominator, mean over the updates of the step"
+    ),
     "train/logprob_gap_mean": (
         "mean |sampler - learner| log-prob of the sampled tokens on the prompt they were sampled"
         " on, first update"
@@ -165,7 +167,9 @@ METRICS: dict[str, str] = {
 
 
 def is_known(name: str) -> bool:
-    """Whether METRICS has the name; eval/SET/x of one among several evaluation sets goes by eval/x."""
+    """Whether METRICS has the name; eval/SET/x of one among several evaluation sets goes by
+    eval/x.
+    """
     kind, _, rest = name.partition("/")
     return name in METRICS or (
         kind == "eval" and rest.count("/") == 1 and f"eval/{rest.partition('/')[2]}" in METRICS

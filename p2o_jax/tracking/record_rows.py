@@ -220,7 +220,9 @@ def lines(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int, byt
 
 
 def read(path: Path, notes: list[str]) -> Iterator[Row]:
-    """The file's rows; what is none is left out, with a note that says what is wrong in which line."""
+    """The file's rows; what is none is left out, with a note that says what is wrong in which
+    line.
+    """
     check = CHECKS[path.stem]()
     for number, line in lines(path, notes):
         row, problem = checked(line, check)
@@ -277,7 +279,9 @@ def field(
 
 
 def _json(path: Path, notes: list[str]) -> Any:
-    """What is in a JSON file; None where there is no file, or none that can be read, with a note."""
+    """What is in a JSON file; None where there is no file, or none that can be read, with a
+    note.
+    """
     if not path.exists():
         return None
     try:

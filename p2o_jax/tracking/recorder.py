@@ -1,4 +1,6 @@
-"""What a loop records: metrics, rows and the lines of the terminal. Where they go is `run_log`'s."""
+"""What a loop records: metrics, rows and the lines of the terminal. Where they go is
+`run_log`'s.
+"""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -220,7 +220,9 @@ def _accuracy_text(accuracy: float | None) -> str:
 
 
 def _by_epoch(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
-    """The mean of a metric over each epoch's steps; an epoch ends with the row of its prompt phase."""
+    """The mean of a metric over each epoch's steps; an epoch ends with the row of its prompt
+    phase.
+    """
     means, current = [], []
     for row in rows:
         if name in row:

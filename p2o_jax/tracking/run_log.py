@@ -13,8 +13,8 @@ from p2o_jax.tracking.writers import JsonlWriter, Rows, TensorboardWriter, Write
 class RunLog:
     """Hands records to JSONL files, TensorBoard and further writers. Only the main process has one.
 
-    `tick` says which rows a checkpoint has seen: on resume later rows are cut off, so that no row is
-    there twice or missing.
+    `tick` says which rows a checkpoint has seen: on resume later rows are cut off, so that no row
+    is there twice or missing.
     """
 
     def __init__(

@@ -1,4 +1,6 @@
-"""So that the tests here find the fixtures of tests/data, which pytest's importlib mode does not."""
+"""So that the tests here find the fixtures of tests/data, which pytest's importlib mode does
+not.
+"""
 
 import sys
 from pathlib import Path

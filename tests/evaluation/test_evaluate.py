@@ -40,7 +40,13 @@ def evaluated(tmp_path_factory):
     template.
     """
     folder = tmp_path_factory.mktemp("evaluated")
-    sets = f"aime24={fixtures.aime24(folder / 'a')},amc23={fixtures.amc23(folder / 'b')}@test,gsm8k={fixtures.gsm8k(folder / 'c')}@test"
+    sets = ",".join(
+        (
+            f"aime24={fixtures.aime24(folder / 'a')}",
+            f"amc23={fixtures.amc23(folder / 'b')}@test",
+            f"gsm8k={fixtures.gsm8k(folder / 'c')}@test",
+        )
+    )
     argv = [
         f"--model={MODEL}",
         f"--benchmarks={sets}",

@@ -17,15 +17,35 @@ def lower_case(messages, response, answer, meta):
     return share, f"Only {share:.2f} of the characters are lower-case letters."
 """
 SETTINGS = {
-    "model.path": ROOT / "tests/golden/hf/qwen3_tied", "data.max_prompt_tokens": 128, "data.prompt_template": "{question}",
-    "rollout.questions": 3, "rollout.group_size": 4, "rollout.max_new_tokens": 12, "rollout.prompt_buckets": "(128, 900)",
-    "rollout.slots": 8, "rollout.prompt_cache_tokens": 8192, "optim.micro_rows": 4, "optim.minibatch_questions": 3, "optim.row_tokens": 0,
-    "gepa.min_hard": 2, "gepa.max_metric_calls": 40, "gepa.minibatch": 1, "gepa.reflect_prompt_tokens": 800,
-    "gepa.reflect_new_tokens": 16, "gepa.temperature": 1.0, "gepa.filter_replies": "false", "gepa.acceptance": "margin",
-    "gepa.acceptance_margin": 0, "gepa.prompt_style": "compact", "train.epochs": 2, "reward.workers": 1,
+    "model.path": ROOT / "tests/golden/hf/qwen3_tied",
+    "data.max_prompt_tokens": 128,
+    "data.prompt_template": "{question}",
+    "rollout.questions": 3,
+    "rollout.group_size": 4,
+    "rollout.max_new_tokens": 12,
+    "rollout.prompt_buckets": "(128, 900)",
+    "rollout.slots": 8,
+    "rollout.prompt_cache_tokens": 8192,
+    "optim.micro_rows": 4,
+    "optim.minibatch_questions": 3,
+    "optim.row_tokens": 0,
+    "gepa.min_hard": 2,
+    "gepa.max_metric_calls": 40,
+    "gepa.minibatch": 1,
+    "gepa.reflect_prompt_tokens": 800,
+    "gepa.reflect_new_tokens": 16,
+    "gepa.temperature": 1.0,
+    "gepa.filter_replies": "false",
+    "gepa.acceptance": "margin",
+    "gepa.acceptance_margin": 0,
+    "gepa.prompt_style": "compact",
+    "train.epochs": 2,
+    "reward.workers": 1,
     "loss.entropy_coef": 0.01,
-    "reward.fn": "my_reward:lower_case", "reward.success_above": 0.6, "model.allow_long_context": "true",
-}  # fmt: skip
+    "reward.fn": "my_reward:lower_case",
+    "reward.success_above": 0.6,
+    "model.allow_long_context": "true",
+}
 
 
 def run(folder, module, *argv):

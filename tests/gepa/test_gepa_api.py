@@ -23,10 +23,20 @@ KEYS = ("sk-first-0123456789", "sk-second-987654321")
 GEPA = settings(reflect_new_tokens=32)
 FAST = config.ApiConfig(model="m", timeout_s=10.0, retries=2, backoff_s=0.001, concurrency=4)
 REASONS = {
-    "slow": "timeout", "trickle": "timeout", "429": "rate_limit", "500": "server", "400": "refused", "empty": "no_content",
-    "null": "no_content", "garbage": "garbage", "html": "garbage", "endless": "garbage", "cut": "garbage", "reset": "connection",
+    "slow": "timeout",
+    "trickle": "timeout",
+    "429": "rate_limit",
+    "500": "server",
+    "400": "refused",
+    "empty": "no_content",
+    "null": "no_content",
+    "garbage": "garbage",
+    "html": "garbage",
+    "endless": "garbage",
+    "cut": "garbage",
+    "reset": "connection",
     "redirect": "refused",
-}  # fmt: skip
+}
 SILENT = ("slow", "trickle")  # faults that only a time-out ends
 
 
@@ -224,8 +234,12 @@ def test_wrong_settings_are_told_without_what_could_be_a_key():
     )
     lines = rules.api_problems(wrong)
     assert [line.split(":")[0].split()[0] for line in lines] == [
-        "config.api.base_url", "config.api.model", "config.api.key_env", "config.api.max_dollars", "config.api.extra_body",
-    ]  # fmt: skip
+        "config.api.base_url",
+        "config.api.model",
+        "config.api.key_env",
+        "config.api.max_dollars",
+        "config.api.extra_body",
+    ]
     assert "sk-" not in "".join(lines)
     good = config.ApiConfig(
         base_url="http://localhost:8000/v1",

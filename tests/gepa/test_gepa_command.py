@@ -15,11 +15,19 @@ from tests import toy_runs
 ROOT = Path(__file__).parent.parent.parent
 KEY = "sk-of-the-command-12345"
 SETTINGS = {
-    "train.epochs": 0, "gepa.schedule": "first", "eval.template": "best", "gepa.reflector": "api", "gepa.min_hard": 4,
-    "gepa.max_metric_calls": 60, "gepa.acceptance": "margin", "gepa.acceptance_margin": 0,
-    "api.model": "teacher", "api.key_env": "('MY_KEY',)",
-    "api.backoff_s": 0.01, "api.retries": 1,
-}  # fmt: skip
+    "train.epochs": 0,
+    "gepa.schedule": "first",
+    "eval.template": "best",
+    "gepa.reflector": "api",
+    "gepa.min_hard": 4,
+    "gepa.max_metric_calls": 60,
+    "gepa.acceptance": "margin",
+    "gepa.acceptance_margin": 0,
+    "api.model": "teacher",
+    "api.key_env": "('MY_KEY',)",
+    "api.backoff_s": 0.01,
+    "api.retries": 1,
+}
 
 
 def start(tmp_path, shared, key, url):
@@ -31,9 +39,22 @@ def start(tmp_path, shared, key, url):
     }
     kept = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "MY_KEY")}
     return subprocess.run(
-        [sys.executable, "-m", "p2o_jax.main", "--config", "configs/smoke.py", "--workdir", str(tmp_path / "run"), *flags],
-        cwd=ROOT, env={**kept, **fixed, **key}, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "p2o_jax.main",
+            "--config",
+            "configs/smoke.py",
+            "--workdir",
+            str(tmp_path / "run"),
+            *flags,
+        ],
+        cwd=ROOT,
+        env={**kept, **fixed, **key},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
 
 
 def test_gepa_alone_with_an_endpoint_that_fails_half_of_the_time(tmp_path, shared):

@@ -73,39 +73,103 @@ def problems(call, *args, **kwargs):
         (
             {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
             1.0,
-            [0.25, 0.079056941, 0.025, 0.0079056947, 0.0024999999, 0.00079056947, 0.00025000001, 7.9056947e-05],
+            [
+                0.25,
+                0.079056941,
+                0.025,
+                0.0079056947,
+                0.0024999999,
+                0.00079056947,
+                0.00025000001,
+                7.9056947e-05,
+            ],
         ),
         (
             {
-                "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64, "rope_theta": 500000.0,
+                "rope_type": "llama3",
+                "factor": 32.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "rope_theta": 500000.0,
             },
             1.0,
-            [1.0, 0.067133039, 0.0011751885, 0.00022789578, 4.419417e-05, 8.5702559e-06, 1.6619674e-06, 3.2229329e-07],
-        ),
-        (
-            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "rope_theta": 1000000.0},
-            1.138629436111989,
-            [1.0, 0.13337095, 0.015811389, 0.0014058533, 0.00025000001, 4.4456985e-05, 7.9056936e-06, 1.4058534e-06],
+            [
+                1.0,
+                0.067133039,
+                0.0011751885,
+                0.00022789578,
+                4.419417e-05,
+                8.5702559e-06,
+                1.6619674e-06,
+                3.2229329e-07,
+            ],
         ),
         (
             {
-                "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512, "beta_fast": 16.0, "beta_slow": 2.0,
-                "truncate": False, "attention_factor": 1.25, "rope_theta": 10000.0,
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 256,
+                "rope_theta": 1000000.0,
+            },
+            1.138629436111989,
+            [
+                1.0,
+                0.13337095,
+                0.015811389,
+                0.0014058533,
+                0.00025000001,
+                4.4456985e-05,
+                7.9056936e-06,
+                1.4058534e-06,
+            ],
+        ),
+        (
+            {
+                "rope_type": "yarn",
+                "factor": 8.0,
+                "original_max_position_embeddings": 512,
+                "beta_fast": 16.0,
+                "beta_slow": 2.0,
+                "truncate": False,
+                "attention_factor": 1.25,
+                "rope_theta": 10000.0,
             },
             1.25,
-            [1.0, 0.31622776, 0.071608461, 0.0073249983, 0.00125, 0.00039528473, 0.00012500001, 3.9528473e-05],
+            [
+                1.0,
+                0.31622776,
+                0.071608461,
+                0.0073249983,
+                0.00125,
+                0.00039528473,
+                0.00012500001,
+                3.9528473e-05,
+            ],
         ),
         (
             {
-                "rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 0.707,
+                "rope_type": "yarn",
+                "factor": 40.0,
+                "original_max_position_embeddings": 4096,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.707,
                 "rope_theta": 10000.0,
             },
             1.0857263992561355,
-            [1.0, 0.31622776, 0.1, 0.023914725, 0.0051249997, 0.00084986218, 2.4999999e-05, 7.9056945e-06],
+            [
+                1.0,
+                0.31622776,
+                0.1,
+                0.023914725,
+                0.0051249997,
+                0.00084986218,
+                2.4999999e-05,
+                7.9056945e-06,
+            ],
         ),
     ),
-)  # fmt: skip
+)
 @pytest.mark.parametrize("layout", ("transformers 4", "transformers 4, type", "transformers 5"))
 def test_rope_kinds_equal_transformers(given, scale, expected, layout, tmp_path):
     path = copy("llama3_rope", tmp_path) / "config.json"
@@ -151,10 +215,16 @@ def test_config_of_an_export_reads_as_the_same_spec(name, tmp_path):
 def test_config_names_everything_unsupported_at_once(tmp_path):
     path = copy("qwen3_tied", tmp_path) / "config.json"
     edit(
-        path, hidden_act="gelu", use_sliding_window=True, sliding_window=64, quantization_config={"quant_method": "awq"},
-        attention_bias=True, rope_parameters={"rope_type": "dynamic", "factor": 2.0}, hidden_size="wide",
+        path,
+        hidden_act="gelu",
+        use_sliding_window=True,
+        sliding_window=64,
+        quantization_config={"quant_method": "awq"},
+        attention_bias=True,
+        rope_parameters={"rope_type": "dynamic", "factor": 2.0},
+        hidden_size="wide",
         architectures=["Qwen3ForSequenceClassification"],
-    )  # fmt: skip
+    )
     found = problems(hf_config.read_spec, path.parent)
     assert all(p.startswith(f"{path}: ") for p in found)
     for word in (
@@ -291,13 +361,34 @@ def test_keys_without_effect_do_not_hinder(name, tmp_path):
     )
     whole.pop("rope_parameters")  # which would go before a rope_theta
     hub = {
-        "_name_or_path": "a/b", "transformers_version": "4.40.1", "torch_dtype": "bfloat16", "unsloth_fixed": True, "pretraining_tp": 2,
-        "is_llama_config": True, "rope_interleaved": False, "use_mrope": False, "transformers.js_config": {"dtype": "q4"},
-        "task_specific_params": {"x": {"max_length": 5}}, "do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20,
-        "max_length": 4096, "repetition_penalty": 1.1, "id2label": {"0": "LABEL_0"}, "gradient_checkpointing": True, "is_causal": True,
-        "auto_map": {"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"}, "num_experts": 0, "final_logit_softcapping": None,
-        "logits_scaling": 1.0, "attention_dropout": 0.1, "quantization_config": None, "mlp_only_layers": [], "max_sequence_length": 2048,
-    }  # fmt: skip
+        "_name_or_path": "a/b",
+        "transformers_version": "4.40.1",
+        "torch_dtype": "bfloat16",
+        "unsloth_fixed": True,
+        "pretraining_tp": 2,
+        "is_llama_config": True,
+        "rope_interleaved": False,
+        "use_mrope": False,
+        "transformers.js_config": {"dtype": "q4"},
+        "task_specific_params": {"x": {"max_length": 5}},
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "top_k": 20,
+        "max_length": 4096,
+        "repetition_penalty": 1.1,
+        "id2label": {"0": "LABEL_0"},
+        "gradient_checkpointing": True,
+        "is_causal": True,
+        "auto_map": {"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"},
+        "num_experts": 0,
+        "final_logit_softcapping": None,
+        "logits_scaling": 1.0,
+        "attention_dropout": 0.1,
+        "quantization_config": None,
+        "mlp_only_layers": [],
+        "max_sequence_length": 2048,
+    }
     path.write_text(json.dumps(whole | hub | values))
     assert hf_config.read_spec(path.parent) == spec
 
@@ -589,7 +680,9 @@ def test_adapters_beside_the_weights_are_not_ignored(tmp_path):
 
 
 def test_float8_tensors_are_refused_by_name(tmp_path):
-    """A line for the first ten of all projections, with their scales, and how many more there are."""
+    """A line for the first ten of all projections, with their scales, and how many more there
+    are.
+    """
     directory = copy("qwen3_tied", tmp_path)
     file = directory / "model.safetensors"
     tensors = load_file(file)

@@ -1,4 +1,6 @@
-"""Sampling and judging by two processes of one mesh: the same as by one, and only process 0 judges."""
+"""Sampling and judging by two processes of one mesh: the same as by one, and only process 0
+judges.
+"""
 
 import json
 import os

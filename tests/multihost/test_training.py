@@ -268,8 +268,8 @@ def test_a_killed_process_ends_the_others_which_name_it(killed, count):
     for text in told[:-1]:
         (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
         assert (
-            line
-            == f"error: process {count - 1} ({socket.gethostname()}) is gone; the same command continues"
+            line == f"error: process {count - 1} ({socket.gethostname()}) is gone;"
+            " the same command continues"
             " from the last checkpoint"
         )
         assert "Traceback" not in text
@@ -325,7 +325,9 @@ def test_a_checkpoint_folder_that_is_not_shared(tmp_path, settings):
 
 @pytest.mark.slow
 def test_a_process_killed_in_the_prompt_phase_and_sigterm_to_all(alone, tmp_path, settings):
-    """Killed in GEPA; then all are asked to leave in an update; then the run ends as it would have."""
+    """Killed in GEPA; then all are asked to leave in an update; then the run ends as it would
+    have.
+    """
     workdir = tmp_path / "run"
     group = Group(workdir, 4, settings, {3: aim("gepa", 3, signal.SIGKILL)})
     assert group.wait() == [liveness.GONE] * 3 + [-signal.SIGKILL]
@@ -341,9 +343,13 @@ def test_a_process_killed_in_the_prompt_phase_and_sigterm_to_all(alone, tmp_path
 def test_two_processes_pretrain_reflect_and_evaluate_as_one_does(tmp_path):
     """The built-in world, whose base model two processes make together; and its export."""
     settings = {
-        "world.steps": 30, "world.cache_dir": tmp_path / "world", "train.compile_cache": tmp_path / "compiled", "gepa.max_metric_calls": 30,
-        "eval.every_steps": 4, "rollout.min_slots": 0,
-    }  # fmt: skip
+        "world.steps": 30,
+        "world.cache_dir": tmp_path / "world",
+        "train.compile_cache": tmp_path / "compiled",
+        "gepa.max_metric_calls": 30,
+        "eval.every_steps": 4,
+        "rollout.min_slots": 0,
+    }
     workdirs = tmp_path / "by_2", tmp_path / "by_1"
     for count, workdir in zip((2, 1), workdirs, strict=True):
         group = Group(workdir, count, settings)

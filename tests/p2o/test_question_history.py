@@ -89,14 +89,28 @@ def test_steps_of_an_epoch_add_up_and_the_next_epoch_starts_anew():
     }
     assert question_history.rows(state, {"b"}) == [
         {
-            "epoch": 3, "question_id": "a", "hard": False, "plain": [2, 3], "templated": [1, 2], "templates": {template_id("A"): [1, 2]},
-            "first_hard_epoch": None, "internalised_epoch": None, "relapsed_epoch": None,
+            "epoch": 3,
+            "question_id": "a",
+            "hard": False,
+            "plain": [2, 3],
+            "templated": [1, 2],
+            "templates": {template_id("A"): [1, 2]},
+            "first_hard_epoch": None,
+            "internalised_epoch": None,
+            "relapsed_epoch": None,
         },
         {
-            "epoch": 3, "question_id": "b", "hard": True, "plain": [0, 1], "templated": [0, 0], "templates": {},
-            "first_hard_epoch": 3, "internalised_epoch": None, "relapsed_epoch": None,
+            "epoch": 3,
+            "question_id": "b",
+            "hard": True,
+            "plain": [0, 1],
+            "templated": [0, 0],
+            "templates": {},
+            "first_hard_epoch": 3,
+            "internalised_epoch": None,
+            "relapsed_epoch": None,
         },
-    ]  # fmt: skip
+    ]
     later = question_history.advanced(state, 4, rollouts("c", "0"), (), False)
     assert later.attempts == {"c": Attempts({"": (0, 1)})}
     assert later.tokens == {"a": 1.0, "b": 1.0, "c": 1.0}

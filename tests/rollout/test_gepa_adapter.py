@@ -25,16 +25,34 @@ SPEC = make_spec(vocab=32, width=16, layers=1, heads=2, kv_heads=1, mlp=16)
 CFG = config.resolve(
     Config(
         rollout=config.RolloutConfig(
-            questions=8, group_size=2, max_new_tokens=6, prompt_buckets=(32,), slots=8, prompt_cache_tokens=512, prefill_tokens=256
+            questions=8,
+            group_size=2,
+            max_new_tokens=6,
+            prompt_buckets=(32,),
+            slots=8,
+            prompt_cache_tokens=512,
+            prefill_tokens=256,
         ),
         data=config.DataConfig(max_prompt_tokens=8),
         gepa=config.GepaConfig(
-            parents=3, minibatch=2, dev_size=4.0, budget="calls", max_metric_calls=70, reflect_new_tokens=6, reflect_prompt_tokens=200,
-            prompt_style="compact", temperature=1.0, acceptance="margin", acceptance_margin=0.0, filter_replies=False, leak_guard=False,
-            max_template_tokens=8, patience=0,
+            parents=3,
+            minibatch=2,
+            dev_size=4.0,
+            budget="calls",
+            max_metric_calls=70,
+            reflect_new_tokens=6,
+            reflect_prompt_tokens=200,
+            prompt_style="compact",
+            temperature=1.0,
+            acceptance="margin",
+            acceptance_margin=0.0,
+            filter_replies=False,
+            leak_guard=False,
+            max_template_tokens=8,
+            patience=0,
         ),
     )
-)  # fmt: skip
+)
 HARD = [Question(f"q{i}", ({"role": "user", "content": f"n{i}"},), str(i % 3)) for i in range(10)]
 
 
@@ -110,7 +128,9 @@ def pipeline():
 
 
 class Phase:
-    """The prompt phase of a state as the loop runs it; `kill_at` raises before that call is made."""
+    """The prompt phase of a state as the loop runs it; `kill_at` raises before that call is
+    made.
+    """
 
     def __init__(self, pipeline, workdir, kill_at=None, seed=0, settings="s"):
         self.pipeline, self.weights = pipeline

@@ -1,4 +1,6 @@
-"""The path from question to verdict, with a sampler made of plain Python: order, overlap, errors."""
+"""The path from question to verdict, with a sampler made of plain Python: order, overlap,
+errors.
+"""
 
 import threading
 from dataclasses import replace

@@ -118,7 +118,8 @@ def test_a_command_leaves_while_a_program_compiles():
         from p2o_jax.rollout.program_cache import ProgramCache
         def compiled(argv):
             with Preemption(20.0) as preemption:
-                programs = ProgramCache(lambda key: SimpleNamespace(compile=lambda: time.sleep(key)))
+                lowered = lambda key: SimpleNamespace(compile=lambda: time.sleep(key))
+                programs = ProgramCache(lowered)
                 threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
                 programs.compile((1.0, 40.0), lambda n: preemption.poll())
         main.command(compiled)

@@ -210,8 +210,13 @@ def test_what_is_computed_again_after_a_kill_is_not_drawn_twice(tmp_path, monkey
     second.metrics(3, 3, {"eval/accuracy": 0.3})
     second.metrics(3, 3, {"reward/mean": 3})
     assert [(p["step"], *p.keys() - {"step"}) for p in wandb.points] == [
-        (0, "eval/accuracy"), (0, "reward/mean"), (1, "reward/mean"), (2, "reward/mean"), (3, "eval/accuracy"), (3, "reward/mean"),
-    ]  # fmt: skip
+        (0, "eval/accuracy"),
+        (0, "reward/mean"),
+        (1, "reward/mean"),
+        (2, "reward/mean"),
+        (3, "eval/accuracy"),
+        (3, "reward/mean"),
+    ]
 
 
 def test_weights_and_biases_that_refuses_or_is_not_there_is_told(tmp_path, monkeypatch):
