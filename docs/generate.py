@@ -21,12 +21,12 @@ MADE = "<!-- Made by docs/generate.py; edits here are lost. -->\n\n"
 
 def pages() -> dict[str, str]:
     """The generated pages by file name."""
-    made = {
+    texts = {
         "configuration.md": configuration(),
         "metrics.md": metrics_reference(),
         "departures.md": departures(),
     }
-    return {name: MADE + text for name, text in made.items()}
+    return {name: MADE + text for name, text in texts.items()}
 
 
 def configuration() -> str:

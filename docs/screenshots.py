@@ -16,7 +16,7 @@ IMAGES = Path(__file__).parent / "images"
 
 
 class Shot(NamedTuple):
-    """A window of so many pixels, in a colour scheme, scrolled to a section."""
+    """A window of this size in pixels, in a colour scheme, scrolled to a section."""
 
     width: int
     height: int

@@ -97,7 +97,7 @@ def run(argv: Sequence[str]) -> None:
         else []
     )
     if flags["overlaps"] == "drop":
-        _drop(by_split, left_out, {row["id"] for _, found in overlaps for row in found})
+        _drop(by_split, left_out, {row["id"] for _, rows in overlaps for row in rows})
     sets = _drawn(recipe, by_split["train"], flags) if recipe.drawn else by_split
     shared = _shared(sets)
 
@@ -108,7 +108,7 @@ def run(argv: Sequence[str]) -> None:
             "".join(json.dumps(r.record(recipe.name), ensure_ascii=False) + "\n" for r in rows),
         )
     if names:
-        everything = [row for _, found in overlaps for row in found]
+        everything = [row for _, rows in overlaps for row in rows]
         files.write_whole(
             out / "overlaps.jsonl", "".join(json.dumps(row) + "\n" for row in everything)
         )

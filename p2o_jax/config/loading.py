@@ -145,7 +145,7 @@ def load_config_dict(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Co
     try:
         spec.loader.exec_module(module)
         values = module.get_config()
-    except Exception as e:  # whatever a user's file raises, it is told in one line
+    except Exception as e:  # whatever a user's file raises is reported in one line
         line = next(
             (
                 f.lineno
@@ -188,7 +188,7 @@ def arms(values: ConfigDict) -> dict[str, Config]:
     Raises:
         ConfigError: with a line for every wrong setting of every arm.
     """
-    found: dict[str, Config] = {}
+    arms_by_name: dict[str, Config] = {}
     problems: list[str] = []
     names = [arm.split()[0] if arm.split() else "" for arm in values.arms]  # type: ignore[union-attr]  # a tuple of texts
     if len(set(names)) < len(names) or not all(_is_arm_name(name) for name in names):
@@ -203,12 +203,12 @@ def arms(values: ConfigDict) -> dict[str, Config]:
         try:
             override(own, [(key, value) for key, _, value in (s.partition("=") for s in settings)])
             own.arms = ()
-            found[name] = from_config_dict(own)
+            arms_by_name[name] = from_config_dict(own)
         except ConfigError as e:
             problems += [f"config.arms, {name}: {line}" for line in e.problems]
     if problems:
         raise ConfigError(*problems)
-    return found
+    return arms_by_name
 
 
 def read_config(workdir: Path, overrides: Sequence[tuple[str, str]] = ()) -> Config:

@@ -45,13 +45,13 @@ def numbers(part: Any, where: str = "config") -> Iterator[tuple[str, Any, Range]
 
 def range_problems(config: Config) -> list[str]:
     """A line for every number outside of the range that its declaration gives."""
-    found = []
+    lines = []
     for key, value, within in numbers(config):
         several = isinstance(value, tuple)
         broken = next(filter(None, map(within.problem, value if several else (value,))), "")
         if broken:
-            found.append(f"{key}={value}{': each' if several else ''} {broken}")
-    return found
+            lines.append(f"{key}={value}{': each' if several else ''} {broken}")
+    return lines
 
 
 def _mesh_problems(mesh: MeshConfig, num_devices: int) -> list[str]:
@@ -75,22 +75,22 @@ def api_problems(api: ApiConfig) -> list[str]:
     """A line for everything wrong with the endpoint's settings. What could be a key put in the
     wrong place is not repeated.
     """
-    found = []
+    lines = []
     url = urlsplit(api.base_url)
     if url.scheme not in ("http", "https") or not url.netloc or "@" in url.netloc or url.query:
-        found.append(
+        lines.append(
             "config.api.base_url: expected http(s)://host/path, without a user, a password or a"
             " query"
         )
     if not api.model:
-        found.append("config.api.model: config.gepa.reflector=api needs the name of a model")
+        lines.append("config.api.model: config.gepa.reflector=api needs the name of a model")
     if not all(re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) for name in api.key_env):
-        found.append(
+        lines.append(
             "config.api.key_env: expected names of environment variables (capitals, digits and _),"
             " not keys"
         )
     if api.max_dollars and not (api.dollars_per_million_prompt and api.dollars_per_million_reply):
-        found.append(
+        lines.append(
             "config.api.max_dollars needs config.api.dollars_per_million_prompt and"
             " config.api.dollars_per_million_reply"
         )
@@ -98,8 +98,8 @@ def api_problems(api: ApiConfig) -> list[str]:
         if api.extra_body and not isinstance(json.loads(api.extra_body), dict):
             raise ValueError
     except ValueError:
-        found.append("config.api.extra_body: expected a JSON object")
-    return found
+        lines.append("config.api.extra_body: expected a JSON object")
+    return lines
 
 
 def _cheapest_phase(gepa: GepaConfig) -> int:

@@ -40,7 +40,7 @@ STATS = {
         f"api_failures_{reason}": f"of those, last for: {meaning}"
         for reason, meaning in FAILURES.items()
     },
-    "api_retries": "requests to the endpoint that failed and were made again",
+    "api_retries": "requests to the endpoint that failed and were repeated",
     "api_tokens": "prompt and reply tokens of the endpoint",
     "api_dollars": "what they cost, by the prices given",
 }
@@ -71,24 +71,24 @@ def read_keys(names: Sequence[str]) -> tuple[str, ...]:
         config.ConfigError: a variable is not set, or holds what can't be a key.
     """
     values = {name: os.environ.get(name, "").strip() for name in names}
-    found = [
+    problems = [
         f"config.api.key_env: the environment variable {name} is not set"
         for name, value in values.items()
         if not value
     ]
-    found += [
+    problems += [
         f"config.api.key_env: what the environment variable {name} holds is no key"
         for name, value in values.items()
         if value and not (value.isascii() and value.isprintable() and " " not in value)
     ]
-    if found:
-        raise config.ConfigError(*found)
+    if problems:
+        raise config.ConfigError(*problems)
     return tuple(values.values())
 
 
 @dataclass
 class _Budget:
-    """What may still be spent: an attempt sets aside the most that it could cost, and pays what
+    """What may still be spent: an attempt reserves the most that it could cost, and pays what
     it did.
     """
 

@@ -95,7 +95,7 @@ def plan(engine: Engine, others: int = 0) -> Plan:
 def fitting(
     make: Callable[[int], Engine], slots: int, others: int = 0, memory: int | None = None
 ) -> Engine:
-    """The engine with so many slots, or, where that is 0, with as many per shard, up to MAX_SLOTS,
+    """The engine with this many slots, or, if that is 0, with as many per shard, up to MAX_SLOTS,
     as there is memory for.
 
     Tried are one, three, five and seven times the powers of two: at least four fifths of the most

@@ -74,7 +74,7 @@ def _special_id_problems(path: Path, vocab: int, rule: str) -> list[str]:
 
 
 def beyond_context(cfg: Config, spec: ModelSpec, tokens: int) -> str:
-    """Why a sequence of so many tokens is longer than the model takes; empty where it is not."""
+    """Why a sequence of this many tokens is longer than the model takes; empty where it is not."""
     if spec.window and tokens > spec.window:
         return (
             f"the model's attention has a window of {spec.window:,} tokens (sliding_window in"
@@ -90,7 +90,7 @@ def beyond_context(cfg: Config, spec: ModelSpec, tokens: int) -> str:
 
 
 def response_problems(cfg: Config, spec: ModelSpec, prompt: str, prompt_tokens: int) -> list[str]:
-    """A line if a prompt of so many tokens and its longest response are longer than the model
+    """A line if a prompt of this many tokens and its longest response are longer than the model
     takes; `prompt` describes it.
     """
     most = cfg.rollout.max_new_tokens

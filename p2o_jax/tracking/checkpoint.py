@@ -66,7 +66,7 @@ class Checkpoints(Generic[S]):
     Args:
         workdir: the run directory.
         cfg: `config.checkpoint`.
-        tell: receives a line for every step that is damaged.
+        log: receives a line for every step that is damaged.
         settings: a digest of the run's settings; steps saved under another one are refused.
         unpadded: shapes and dtypes of the learner's state without vocabulary padding, which
             depends on the mesh; None: the states that are saved have no padding.
@@ -175,7 +175,7 @@ class Checkpoints(Generic[S]):
             self.save(state)
 
     def save_last(self) -> None:
-        """Saves the state that the loop told of last, unless an update that was broken off has
+        """Saves the state that the loop reported last, unless an update that was broken off has
         used it up.
         """
         if self.last and not any(
@@ -243,8 +243,8 @@ class Checkpoints(Generic[S]):
                 f" {checkpoint_reader.one_line(e)}"
             )
             raise config.ConfigError(
-                f"{reason}; those of ticks {good} are whole, and the same command goes on from the"
-                " last"
+                f"{reason}; those of ticks {good} are whole, and the same command continues from"
+                " the last"
             ) from e
 
     def _write_digests(self) -> None:

@@ -111,7 +111,7 @@ METRICS: dict[str, str] = {
     **{f"gepa/{name}": meaning for name, meaning in STATS.items()},
     **{f"gepa/{name}": meaning for name, meaning in api.STATS.items()},
     "gepa/journals_set_aside": (
-        "journals of this phase that did not belong to it and were set aside"
+        "journals of this phase that did not belong to it and were ignored"
     ),
     "gepa/skipped": "1 where the prompt phase was skipped: fewer hard questions than gepa.min_hard",
     "gepa/hard_questions": "hard questions of the epoch that ended",
