@@ -29,7 +29,7 @@ FLOORS = (
     ("evaluation",),
     # 6: metrics, records and checkpoints of a run
     ("tracking",),
-    # 7: Config -> Parts
+    # 7: from a Config to the components of a run
     ("startup",),
     # 8: the loop; what is done with a model outside training
     ("train", "offline"),

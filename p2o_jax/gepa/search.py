@@ -16,7 +16,7 @@ from p2o_jax.gepa import steps as steps
 from p2o_jax.types import Outcome, Question, SearchResult
 
 Pair = tuple[str, Question]  # (template, question)
-Stage = Literal["seed", "parents", "children", "dev"]  # purpose of an evaluation
+EvaluationStage = Literal["seed", "parents", "children", "dev"]  # purpose of an evaluation
 Evaluate = Callable[[Sequence[Pair]], Sequence[Outcome]]
 Reflect = Callable[[Sequence[str]], Sequence[str | None]]
 
@@ -108,7 +108,7 @@ def search(
     progress: Callable[[Mapping[str, float], Sequence[str]], None] = lambda stats, fates: None,
     fits: Callable[[str, Question], bool] = lambda template, question: True,
     spells_special: Callable[[str], bool] = lambda text: False,
-    on_stage: Callable[[Stage], None] = lambda stage: None,
+    on_stage: Callable[[EvaluationStage], None] = lambda stage: None,
     success_above: float = 0.5,
 ) -> SearchResult:
     """Searches templates for these hard questions; returns all accepted ones, their dev scores and
@@ -122,7 +122,7 @@ def search(
             independently; the scores are averaged.
         reflect: returns one reply per prompt, in order; None where there is none. If all are
             missing, the phase ends with what it has. An empty reply is rejected.
-        count_tokens: tokens of a text, as the reflecting model counts them.
+        count_tokens: tokens of a text, counted by the policy's tokenizer.
         cfg: settings of GEPA, resolved: no field is None.
         seed: names all randomness of the phase.
         progress: called after every iteration with `STATS` so far, and the outcome of each of its
@@ -172,7 +172,7 @@ class _Evaluator:
         evaluate: Evaluate,
         reflect: Reflect,
         count_tokens: Callable[[str], int],
-        on_stage: Callable[[Stage], None],
+        on_stage: Callable[[EvaluationStage], None],
     ):
         self._phase, self._evaluate, self._reflect, self._count_tokens = (
             phase,
@@ -185,7 +185,9 @@ class _Evaluator:
             ("evaluate_calls", "reflect_calls", "examples_cut", "examples_dropped"), 0
         )
 
-    def outcomes(self, pairs: Sequence[Pair], stage: Stage) -> list[tuple[float, Outcome]]:
+    def outcomes(
+        self, pairs: Sequence[Pair], stage: EvaluationStage
+    ) -> list[tuple[float, Outcome]]:
         """Returns, for each pair, the mean score of its rollouts and the first outcome."""
         if not pairs:
             return []
@@ -199,7 +201,7 @@ class _Evaluator:
         return [(sum(float(o.score) for o in group) / n, group[0]) for group in groups]
 
     def dev(
-        self, templates: Sequence[str], stage: Stage
+        self, templates: Sequence[str], stage: EvaluationStage
     ) -> tuple[list[list[float]], list[list[float]]]:
         """Returns the scores of each template on all of dev, and the transfers of the first
         rollouts.
@@ -237,7 +239,7 @@ class _Evaluator:
         return [sum(score for _, score, _ in group) for group in groups]
 
     def _minibatches(
-        self, items: Sequence[tuple[str, Sequence[int]]], stage: Stage
+        self, items: Sequence[tuple[str, Sequence[int]]], stage: EvaluationStage
     ) -> list[list[tuple[Question, float, Outcome]]]:
         train = self._phase.train
         outcomes = iter(

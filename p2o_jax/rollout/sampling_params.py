@@ -1,5 +1,5 @@
 """How tokens are drawn, for each use of the sampler: the only place that makes a
-`records.SamplingParams` of settings.
+`types.SamplingParams` of settings.
 
 `rollout.top_k`, `top_p` and `min_p` hold for all that the model writes, whatever its temperature:
 rollouts that are trained on, evaluation, candidates of GEPA, and reflection, which would otherwise

@@ -26,7 +26,7 @@ PHASES: dict[str, str] = {
     "gepa_parents": "GEPA: parents on their minibatches",
     "gepa_children": "GEPA: children on their parents' minibatches",
     "gepa_dev": "GEPA: accepted children on dev",
-    "gepa_reflect": "GEPA: reflection (by the policy or its frozen start)",
+    "gepa_reflect": "GEPA: reflection (by the policy, the initial model or an endpoint)",
     "eval": "evaluation, which no total holds",
 }
 AMOUNTS: dict[str, str] = {

@@ -12,7 +12,7 @@ from p2o_jax.data.questions import Questions
 from p2o_jax.gepa import api, reasons, to_gepa_result
 from p2o_jax.p2o import question_history
 from p2o_jax.rollout.engine import Engine
-from p2o_jax.rollout.gepa_adapter import num_set_aside
+from p2o_jax.rollout.gepa_adapter import REFLECT, num_set_aside
 from p2o_jax.runtime import distributed, files, preemption
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.state import RunState
@@ -248,7 +248,7 @@ class Recorder(LoopRecorder):
 
 def _api_metrics(before: RunState, after: RunState) -> dict[str, float]:
     """What a prompt phase met with at the endpoint."""
-    then, now = (state.ledger.costs.get("gepa_reflect", {}) for state in (before, after))
+    then, now = (state.ledger.costs.get(REFLECT, {}) for state in (before, after))
     return {f"gepa/{name}": now.get(name, 0) - then.get(name, 0) for name in api.STATS}
 
 
