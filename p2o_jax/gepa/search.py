@@ -111,8 +111,7 @@ def search(
     on_stage: Callable[[EvaluationStage], None] = lambda stage: None,
     success_above: float = 0.5,
 ) -> SearchResult:
-    """Searches templates for these hard questions; returns all accepted ones, their dev scores and
-    the greedy cover.
+    """Returns templates for these hard questions, their dev scores and the greedy cover.
 
     Args:
         questions: the hard questions, in any order. With fewer than two, only the empty template is
@@ -125,14 +124,14 @@ def search(
         count_tokens: tokens of a text, counted by the policy's tokenizer.
         cfg: settings of GEPA, resolved: no field is None.
         seed: names all randomness of the phase.
-        progress: called after every iteration with `STATS` so far, and the outcome of each of its
-            proposals: "accepted" or a key of `REJECTIONS`.
+        progress: called after every iteration with `STATS` so far, and its proposals' outcomes:
+            "accepted" or a key of `REJECTIONS`.
         fits: whether a question fits the prompt limit under a template; a template that fails for
             any question is rejected.
         spells_special: whether a text spells a special token of the policy's tokenizer; such a
             template is rejected.
         on_stage: called before each call of `evaluate` with its purpose.
-        success_above: config.reward.success_above: scores above it are successes.
+        success_above: config.reward.success_above.
     """
     train, dev = draws.split(questions, cfg.dev_size, seed)
     common = filters.common_ngrams((*train, *dev))

@@ -274,20 +274,10 @@ def token_logps(
         mesh: the mesh of the batch.
     """
     attention = packed.for_mesh(mesh) if mesh else reference.packed
-    x_BTD, _ = hidden(
-        spec,
-        params,
-        token_BT,
-        position_BT,
-        attend_packed(segment_BT, attention),
-        dtype=dtype,
-        remat=remat,
-    )
+    attend = attend_packed(segment_BT, attention)
+    x_BTD, _ = hidden(spec, params, token_BT, position_BT, attend, dtype=dtype, remat=remat)
     B, T, D = x_BTD.shape
-    inside = (segment_BT[:, 1:] == segment_BT[:, :-1]) & (segment_BT[:, 1:] > 0)
-    if wanted_BT is not None:
-        inside &= wanted_BT[:, 1:]
-    predicts_BT = jnp.pad(inside, ((0, 0), (0, 1)))
+    predicts_BT = _predicts_wanted(segment_BT, wanted_BT)
     head_VD = params["embed"] if spec.tied else params["lm_head"]
     parts = sharding.num_shards(mesh) if mesh and B % sharding.num_shards(mesh) == 0 else 1
     by_part = tuple(
@@ -306,6 +296,14 @@ def token_logps(
         mesh,
     )
     return _to_own_token(logp, B, T), _to_own_token(entropy, B, T)
+
+
+def _predicts_wanted(segment_BT: jax.Array, wanted_BT: jax.Array | None) -> jax.Array:
+    """Returns the positions whose next token is in the same segment and wanted."""
+    inside = (segment_BT[:, 1:] == segment_BT[:, :-1]) & (segment_BT[:, 1:] > 0)
+    if wanted_BT is not None:
+        inside &= wanted_BT[:, 1:]
+    return jnp.pad(inside, ((0, 0), (0, 1)))
 
 
 def _to_own_token(predicted: jax.Array, B: int, T: int) -> jax.Array:

@@ -186,7 +186,7 @@ def test_heads_are_split_over_the_tensor_axis(kernel, K):
     mesh = sharding.make_mesh((1, 2, 2), jax.devices()[:4])
     q, cache = inputs(4, 4, K, 32)
     length, row = jnp.array([32, 1, 0, 17]), jnp.array([1, 0, 0, 1])  # rows are a shard's own
-    attend = pallas_decode.over_tensor(functools.partial(kernel, interpret=True), mesh)
+    attend = decoding.over_tensor(functools.partial(kernel, interpret=True), mesh)
     got = under_shards(attend, mesh)(q, cache, length, row)
     want = reference.over_cache(q, cache, length, row + jnp.array([0, 0, 2, 2]))
     np.testing.assert_allclose(got.o_BHC, want.o_BHC, rtol=0, atol=1e-5)
@@ -212,8 +212,8 @@ def compile_steps(kernel, write, devices, tensor, dtype, cached):
         return jax.lax.fori_loop(0, 8, step, (q, cache))
 
     attend, write = (
-        pallas_decode.over_tensor(kernel, mesh),
-        pallas_decode.append_over_tensor(write, mesh),
+        decoding.over_tensor(kernel, mesh),
+        decoding.append_over_tensor(write, mesh),
     )
     q, vectors, numbers = (
         rows((16, 16, 128), dtype, "tensor"),

@@ -330,8 +330,8 @@ def test_the_same_text_with_kernels(kernel, monkeypatch):
         "dense": decoding.for_mesh(mesh, 2, 8),
         kernel: decoding.CacheOps(
             reference.Cache,
-            pallas_decode.append_over_tensor(append, mesh),
-            pallas_decode.over_tensor(attend, mesh),
+            decoding.append_over_tensor(append, mesh),
+            decoding.over_tensor(attend, mesh),
             False,
         ),
     }

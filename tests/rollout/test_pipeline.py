@@ -14,12 +14,12 @@ from p2o_jax.runtime.console import Reporter
 from p2o_jax.types import Completion, Question, SamplingParams, TemplatedQuestion, Verdict
 
 QUESTIONS = [Question(f"q{i}", ({"role": "user", "content": f"n{i}"},), str(i)) for i in range(6)]
-ASKS = [
+PROMPTS = [
     TemplatedQuestion(question, "", f"{question.id}/{g}")
     for question in QUESTIONS
     for g in range(2)
 ]
-HOW = SamplingParams(1.0, 50)
+SAMPLING = SamplingParams(1.0, 50)
 
 
 class Sampler:
@@ -30,7 +30,7 @@ class Sampler:
     def __init__(self, between=lambda: None):
         self.between, self.asked, self.work = between, [], Work()
 
-    def stream(self, weights, requests, how, key):
+    def stream(self, weights, requests, sampling, key):
         self.asked.append(requests)
         for last in reversed(range(1, len(requests), 2)):
             yield [
@@ -61,8 +61,8 @@ def pipeline(sampler, judge=verify):
 
 
 def test_rollouts_come_in_the_order_of_the_asks_whatever_finishes_first():
-    rollouts = pipeline(Sampler()).answer(None, ASKS, HOW, None)
-    assert [r.prompt for r in rollouts] == ASKS
+    rollouts = pipeline(Sampler()).sample(None, PROMPTS, SAMPLING, None)
+    assert [r.prompt for r in rollouts] == PROMPTS
     assert [r.text for r in rollouts] == [str(i) for i in range(12)]
     assert [len(r.completion.token_ids) for r in rollouts] == list(range(1, 13))
     assert all(r.verdict.answer_score == 1.0 for r in rollouts)
@@ -83,7 +83,7 @@ def test_what_is_finished_is_judged_while_the_rest_is_sampled():
         judged.set()
         return verify(texts, questions)
 
-    rollouts = pipeline(Sampler(wait), judge).answer(None, ASKS, HOW, None)
+    rollouts = pipeline(Sampler(wait), judge).sample(None, PROMPTS, SAMPLING, None)
     assert len(rollouts) == 12 and len(threads) == 1 and threading.main_thread() not in threads
 
 
@@ -97,14 +97,17 @@ def test_what_the_verifier_raises_ends_the_call_and_not_the_next_one():
 
     asker = pipeline(Sampler(), judge)
     with pytest.raises(RuntimeError, match="do not start"):
-        asker.answer(None, ASKS, HOW, None)
+        asker.sample(None, PROMPTS, SAMPLING, None)
     broken[0] = False
-    assert len(asker.answer(None, ASKS, HOW, None)) == 12
+    assert len(asker.sample(None, PROMPTS, SAMPLING, None)) == 12
 
 
 def test_expected_lengths_reach_the_sampler():
     sampler = Sampler()
-    pipeline(sampler).answer(
-        None, [replace(ask, expected_tokens=float(i)) for i, ask in enumerate(ASKS)], HOW, None
+    pipeline(sampler).sample(
+        None,
+        [replace(ask, expected_tokens=float(i)) for i, ask in enumerate(PROMPTS)],
+        SAMPLING,
+        None,
     )
     assert [r.expected_tokens for r in sampler.asked[0]] == [float(i) for i in range(12)]

@@ -16,12 +16,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from p2o_jax.models.attention import pallas_decode, reference
 from p2o_jax.models.attention.reference import Cache, Partial
 
 Spans = tuple[Cache, ...]  # one layer's cache of generated tokens, in order of position
+
+Decode = Callable[..., Partial]  # signature of `reference.over_cache`
+# partition of queries, cache and results; of lengths and rows
+HEADS, WHOLE = PartitionSpec(None, "tensor"), PartitionSpec()
 
 
 class CacheOps(NamedTuple):
@@ -56,15 +60,60 @@ def for_mesh(mesh: Mesh, kv_heads: int, head_dim: int) -> CacheOps:
     if kv_heads % mesh.shape["tensor"]:
         return CacheOps(Cache, reference.append, windowed, True)
     if platform == "tpu" and head_dim % pallas_decode.LANES == 0:
-        append = pallas_decode.append_over_tensor(pallas_decode.tpu_append, mesh)
-        return CacheOps(Cache, append, pallas_decode.over_tensor(pallas_decode.tpu, mesh), False)
+        append = append_over_tensor(pallas_decode.tpu_append, mesh)
+        return CacheOps(Cache, append, over_tensor(pallas_decode.tpu, mesh), False)
     if platform in ("gpu", "cuda") and head_dim in (16, 32, 64, 128, 256):
-        return CacheOps(
-            Cache, reference.append, pallas_decode.over_tensor(pallas_decode.gpu, mesh), False
-        )
+        return CacheOps(Cache, reference.append, over_tensor(pallas_decode.gpu, mesh), False)
     if platform == "cpu":
         return CacheOps(reference.Transposed, reference.append, windowed, True, SPANS)
     return CacheOps(Cache, reference.append, windowed, True)
+
+
+def over_tensor(attend: Decode, mesh: Mesh) -> Decode:
+    """Wraps a kernel for use in a shard_map over the mesh's other axes: each device of the tensor
+    axis processes its heads.
+
+    The compiler cannot partition a kernel, and rejects even an axis of size 1 that is left to it.
+    If the heads do not divide, the dense reference is used, which the compiler can partition.
+    """
+
+    def split(
+        q_BHC: jax.Array, cache: Cache, length_B: jax.Array, row_B: jax.Array | None = None
+    ) -> Partial:
+        if cache.k_AKSC.shape[1] % mesh.shape["tensor"]:
+            return reference.over_cache(q_BHC, cache, length_B, row_B)
+        run = jax.shard_map(
+            attend,
+            in_specs=(HEADS, HEADS, WHOLE, WHOLE),
+            out_specs=HEADS,
+            axis_names={"tensor"},
+            check_vma=False,
+        )
+        return run(q_BHC, cache, length_B, row_B)
+
+    return split
+
+
+def append_over_tensor(
+    write: Callable[[Cache, Cache, jax.Array], Cache], mesh: Mesh
+) -> Callable[[Cache, Cache, jax.Array], Cache]:
+    """Wraps `pallas_decode.tpu_append` for a shard_map over the mesh's other axes, like
+    `over_tensor`.
+    """
+
+    def split(cache: Cache, new: Cache, position_B: jax.Array) -> Cache:
+        if cache.k_AKSC.shape[1] % mesh.shape["tensor"]:
+            return reference.append(cache, new, position_B)
+        run = jax.shard_map(
+            write,
+            in_specs=(HEADS, HEADS, WHOLE),
+            out_specs=HEADS,
+            axis_names={"tensor"},
+            check_vma=False,
+        )
+        return run(cache, new, position_B)
+
+    return split
 
 
 def spans_of(cache_ops: CacheOps, positions: int) -> tuple[int, ...]:

@@ -23,20 +23,15 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
-from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from p2o_jax.models.attention.reference import NEG, Cache, Partial, append, over_cache
 
-Decode = Callable[..., Partial]  # signature of `over_cache`
 Carry = tuple[jax.Array, jax.Array, jax.Array]  # weighted values [..., C], max and sum [..., 1]
 
 GPU_BLOCK = {4: 64, 2: 128, 1: 128}  # positions of a block, by element size in bytes
 # rows of a product: Triton's minimum, and the heads of a program
-GPU_MIN_ROWS, GPU_MAX_ROWS = (
-    16,
-    64,
-)
+GPU_MIN_ROWS, GPU_MAX_ROWS = 16, 64
 # twice the multiprocessors of an H100 or H200; with fewer rows x heads, positions are split
 GPU_PROGRAMS = 264
 TPU_BLOCK = 512
@@ -44,11 +39,6 @@ TPU_TILE = {4: 16, 2: 16, 1: 32}  # positions that are written together, by elem
 # heads are split over the two cores of a v4 or v5p; a single core processes both halves in turn
 TPU_CORES = 2
 LANES = 128  # lanes of a TPU register
-# partition of queries, cache and results; of lengths and rows
-HEADS, WHOLE = (
-    PartitionSpec(None, "tensor"),
-    PartitionSpec(),
-)
 
 
 def gpu(
@@ -109,11 +99,16 @@ def gpu(
         interpret=interpret,
         name="ragged_decode",
     )(length_B, jnp.arange(B) if row_B is None else row_B, q_BHC.reshape(B, K, h, C), *tensors)
+    return _merged(o.reshape(splits, B, H, C), m.reshape(splits, B, H), total.reshape(splits, B, H))
+
+
+def _merged(o: jax.Array, m: jax.Array, total: jax.Array) -> Partial:
+    """Merges the partial results of a row's splits, the leading axis."""
     top = m.max(axis=0)
     w = jnp.exp(m - top[None])
     total = (total * w).sum(axis=0)
     mean = (o * w[..., None]).sum(axis=0) / jnp.maximum(total, 1e-30)[..., None]
-    return Partial(mean.reshape(B, H, C), top.reshape(B, H), total.reshape(B, H))
+    return Partial(mean, top, total)
 
 
 def _gpu_kernel(
@@ -193,24 +188,11 @@ def tpu(
     cores = TPU_CORES if K % TPU_CORES == 0 else 1
     q = jnp.pad(q_BHC.reshape(B, K, h, C), ((0, 0), (0, 0), (0, rows - h), (0, 0)))
     work, num_items = _work(length_B, block, pl.cdiv(S, block))
-    row_B = jnp.arange(B) if row_B is None else row_B
     tensors = [_in_hbm(x, interpret) for x in cache if x is not None]
 
-    def of_slot(*tail: int) -> pl.BlockSpec:
-        return pl.BlockSpec(
-            (None, K // cores, rows, *tail),
-            lambda core, i, slot, *_: (slot[i], core, 0, *(0 for _ in tail)),
-        )
-
-    def vectors(
-        core: jax.Array, i: jax.Array, slot: Any, number: Any, length: Any, row: Any
-    ) -> tuple[Any, ...]:
-        return row[slot[i]], core, number[i], 0
-
-    def scales(
-        core: jax.Array, i: jax.Array, slot: Any, number: Any, length: Any, row: Any
-    ) -> tuple[Any, ...]:
-        return row[slot[i]], 0, number[i]
+    def per_slot(lanes: int) -> pl.BlockSpec:
+        shape = (None, K // cores, rows, lanes)
+        return pl.BlockSpec(shape, lambda core, i, slot, *_: (slot[i], core, 0, 0))
 
     outs = [jax.ShapeDtypeStruct((B, K, rows, lanes), jnp.float32) for lanes in (C, LANES)]
     o, stats = pl.pallas_call(
@@ -219,11 +201,11 @@ def tpu(
             num_scalar_prefetch=4,
             grid=(cores, num_items),
             in_specs=[
-                of_slot(C),
-                *[pl.BlockSpec((None, K // cores, block, C), vectors)] * 2,
-                *[pl.BlockSpec((None, K, block), scales)] * (len(tensors) - 2),
+                per_slot(C),
+                *[pl.BlockSpec((None, K // cores, block, C), _vectors)] * 2,
+                *[pl.BlockSpec((None, K, block), _scales)] * (len(tensors) - 2),
             ],
-            out_specs=[of_slot(C), of_slot(LANES)],
+            out_specs=[per_slot(C), per_slot(LANES)],
             scratch_shapes=[
                 pltpu.VMEM((K // cores, rows, lanes), jnp.float32) for lanes in (C, LANES, LANES)
             ],
@@ -232,13 +214,27 @@ def tpu(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
         name="ragged_decode",
-    )(*work, length_B, row_B, q, *tensors)
+    )(*work, length_B, jnp.arange(B) if row_B is None else row_B, q, *tensors)
     filled = (length_B > 0)[:, None, None]
     m, total = (
         jnp.where(filled, stats[:, :, :h, i], empty).reshape(B, H)
         for i, empty in enumerate((NEG, 0.0))
     )
     return Partial(jnp.where(filled[..., None], o[:, :, :h], 0.0).reshape(B, H, C), m, total)
+
+
+def _vectors(
+    core: jax.Array, i: jax.Array, slot: Any, number: Any, length: Any, row: Any
+) -> tuple[Any, ...]:
+    """Index map of keys and values: the block of work item i."""
+    return row[slot[i]], core, number[i], 0
+
+
+def _scales(
+    core: jax.Array, i: jax.Array, slot: Any, number: Any, length: Any, row: Any
+) -> tuple[Any, ...]:
+    """Index map of the scales: the block of work item i, for all heads."""
+    return row[slot[i]], 0, number[i]
 
 
 def _work(
@@ -400,48 +396,3 @@ def _append_kernel(position_ref: Any, *refs: Any) -> None:
         here = lax.broadcasted_iota(jnp.int32, out_ref.shape, 1) == position % out_ref.shape[1]
         new = new_ref[...] if len(out_ref.shape) == 3 else new_ref[...][:, :, 0]
         out_ref[...] = jnp.where(here, new, old_ref[...])
-
-
-def over_tensor(attend: Decode, mesh: Mesh) -> Decode:
-    """Wraps `gpu` or `tpu` for use in a shard_map over the mesh's other axes: each device of the
-    tensor axis processes its heads.
-
-    The compiler cannot partition a kernel, and rejects even an axis of size 1 that is left to it.
-    If the heads do not divide, the dense reference is used, which the compiler can partition.
-    """
-
-    def split(
-        q_BHC: jax.Array, cache: Cache, length_B: jax.Array, row_B: jax.Array | None = None
-    ) -> Partial:
-        if cache.k_AKSC.shape[1] % mesh.shape["tensor"]:
-            return over_cache(q_BHC, cache, length_B, row_B)
-        run = jax.shard_map(
-            attend,
-            in_specs=(HEADS, HEADS, WHOLE, WHOLE),
-            out_specs=HEADS,
-            axis_names={"tensor"},
-            check_vma=False,
-        )
-        return run(q_BHC, cache, length_B, row_B)
-
-    return split
-
-
-def append_over_tensor(
-    write: Callable[[Cache, Cache, jax.Array], Cache], mesh: Mesh
-) -> Callable[[Cache, Cache, jax.Array], Cache]:
-    """Wraps `tpu_append` for use in a shard_map over the mesh's other axes, like `over_tensor`."""
-
-    def split(cache: Cache, new: Cache, position_B: jax.Array) -> Cache:
-        if cache.k_AKSC.shape[1] % mesh.shape["tensor"]:
-            return append(cache, new, position_B)
-        run = jax.shard_map(
-            write,
-            in_specs=(HEADS, HEADS, WHOLE),
-            out_specs=HEADS,
-            axis_names={"tensor"},
-            check_vma=False,
-        )
-        return run(cache, new, position_B)
-
-    return split
