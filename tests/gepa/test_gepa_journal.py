@@ -1,4 +1,4 @@
-"""A killed phase goes on where it stopped: nothing twice, the same bits."""
+"""An interrupted phase resumes where it stopped: nothing twice, the same bits."""
 
 import numpy as np
 import pytest
@@ -144,12 +144,12 @@ def test_costs_are_booked_once_however_often_the_phase_is_killed(tmp_path):
     assert last.run(tmp_path / "j") == expected and last.booked == whole.booked
 
 
-def test_a_journal_of_something_else_is_set_aside_and_told(tmp_path):
-    path, told = tmp_path / "j", []
+def test_a_journal_of_another_phase_is_retired(tmp_path):
+    path, reasons = tmp_path / "j", []
     run(Toy(), path, phase="epoch 1")
 
-    def set_aside(why):
-        told.append(why)
+    def retire(reason):
+        reasons.append(reason)
         path.rename(tmp_path / "aside")
 
     toy = Toy()
@@ -163,13 +163,13 @@ def test_a_journal_of_something_else_is_set_aside_and_told(tmp_path):
             CFG,
             "s",
         ),
-        set_aside,
+        retire,
     )
     assert (
         fresh == run(Toy(), tmp_path / "other")
-        and len(told) == 1
-        and "call 0" in told[0]
-        and "\n" not in told[0]
+        and len(reasons) == 1
+        and "call 0" in reasons[0]
+        and "\n" not in reasons[0]
     )
     assert (tmp_path / "aside").exists() and path.read_bytes() == (tmp_path / "j").read_bytes()
     run(Toy(), path, phase="epoch 2")  # the new one answers

@@ -1,4 +1,4 @@
-"""The `gepa` package as the judge: its engine, told to draw as we do, goes the same way; its
+"""The `gepa` package as the judge: its engine, with our random draws, takes the same steps; its
 tools open our result.
 """
 

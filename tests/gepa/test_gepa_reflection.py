@@ -56,13 +56,13 @@ def test_feedback_says_what_is_wrong_with_answer_and_score():
 
 
 def test_a_reward_function_s_own_words_take_the_place_of_ours():
-    told = dataclasses.replace(WRONG, comment=" Two fields are missing.\n", score=0.25)
+    commented = dataclasses.replace(WRONG, comment=" Two fields are missing.\n", score=0.25)
     assert (
-        reflection.feedback(told, True)
+        reflection.feedback(commented, True)
         == "Two fields are missing. The reference answer is 43.\nScore: 0.25"
     )
     assert (
-        reflection.feedback(dataclasses.replace(told, answer=""), True)
+        reflection.feedback(dataclasses.replace(commented, answer=""), True)
         == "Two fields are missing.\nScore: 0.25"
     )
 
@@ -136,8 +136,8 @@ def test_build_drops_trailing_examples_when_nothing_is_left_to_cut():
     st.integers(0, 400),
     st.lists(st.tuples(st.integers(0, 300), st.booleans()), min_size=1, max_size=4),
 )
-def test_build_never_exceeds_the_limit(room, shapes):
-    cfg = settings(reflect_prompt_tokens=150 + room)
+def test_build_never_exceeds_the_limit(limit, shapes):
+    cfg = settings(reflect_prompt_tokens=150 + limit)
     examples = [long(MUTE if mute else WRONG, num) for num, mute in shapes]
     prompt = reflection.build("Add.", examples, cfg, count_tokens)
     assert count_tokens(prompt.text) <= cfg.reflect_prompt_tokens

@@ -1,7 +1,7 @@
-"""Every fast path of attention against the dense reference, on packed rows: values and gradients.
+"""Every fast path of attention against the dense reference on packed rows: values and gradients.
 
-The chunked path runs here, splash in Pallas' interpreter, sharded over rows and heads; of cuDNN
-only what it is asked for can be checked without a GPU.
+The chunked path runs here; splash runs in Pallas' interpreter, sharded over rows and heads. Of
+cuDNN only the request can be checked without a GPU.
 """
 
 import functools
@@ -16,8 +16,8 @@ from p2o_jax.models.attention import packed, reference
 
 
 def packed_rows(B, T, H, K, C, dtype=jnp.float32):
-    """q, k, v, segments: rows of several segments, one row without padding, one almost only
-    padding.
+    """Returns q, k, v and segments: rows of several segments, one row without padding, one almost
+    only padding.
     """
     keys = jax.random.split(jax.random.key(3), 3)
     q, k, v = (
@@ -34,7 +34,7 @@ def packed_rows(B, T, H, K, C, dtype=jnp.float32):
 
 
 def output_and_gradients(path, q, k, v, segment):
-    """Of the real tokens only: what padding gives is meaningless."""
+    """Returns values of the real tokens only: those of padding are meaningless."""
     real = (segment > 0)[..., None, None]
 
     def loss(q, k, v):
@@ -97,13 +97,13 @@ def test_splash_attention_is_the_dense_one(shape, kv_heads):
 
 
 def test_splash_takes_any_shape():
-    """Lengths and head sizes that its kernel does not take go the chunked way."""
+    """Lengths and head sizes that its kernel does not support use the chunked path."""
     path = functools.partial(packed.splash, mesh=sharding.make_mesh((1, 1, 1), jax.devices()[:1]))
     assert_same(path, packed_rows(2, 40, 4, 2, 8), rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_asked_of_cudnn_is_the_dense_attention():
-    """Mask and causality as cuDNN is given them, computed by XLA."""
+    """Mask and causality as given to cuDNN, computed by XLA."""
     rows = packed_rows(2, 128, 4, 2, 64, jnp.bfloat16)
     assert_same(functools.partial(packed.cudnn, kernel="xla"), rows, rtol=0.05, atol=0.05)
 

@@ -12,7 +12,7 @@ B, H, K, C, R = 17, 4, 2, 8, 20
 
 
 def make(positions, dtype=jnp.float32, seed=0):
-    """Queries, the same cache in both kinds, ragged lengths and rows out of order."""
+    """Returns queries, the same cache in both layouts, ragged lengths, and rows out of order."""
     rng = np.random.default_rng(seed)
     k, v = (jnp.asarray(rng.normal(size=(R, K, positions, C)), jnp.float32) for _ in range(2))
     empty = [reference.empty_cache(R, K, positions, C, dtype, kind) for kind in (Cache, Transposed)]
@@ -29,7 +29,7 @@ def make(positions, dtype=jnp.float32, seed=0):
 
 
 def by_hand(q, cache, lengths, rows):
-    """A loop over rows and heads in float64."""
+    """Computes attention with a loop over rows and heads in float64."""
     out = np.zeros((B, H, C))
     for b in range(B):
         for h in range(H):
@@ -84,8 +84,8 @@ def test_a_window_that_is_too_short_is_noticed(monkeypatch):
 
 
 def test_tiers_only_where_they_save(monkeypatch):
-    """To copy windows that hold nearly all of the cache would cost more than to read it: only
-    ragged rows are put into tiers.
+    """Copying windows that hold nearly all of the cache costs more than reading it: only ragged
+    rows use tiers.
     """
     q, _, cache, ragged, rows = make(512)
     monkeypatch.setattr(
@@ -105,7 +105,7 @@ CACHE_OPS = decoding.CacheOps(Transposed, reference.append, reference.over_cache
 
 
 def cut(cache):
-    """The cache as spans of these sizes."""
+    """Returns the cache as spans of these sizes."""
     starts = np.cumsum((0, *SIZES))
     return tuple(
         reference.by_position(
@@ -144,7 +144,7 @@ def test_a_span_that_no_row_has_reached_is_not_read(longest):
 
 
 def test_old_rows_change_nothing_for_young_ones():
-    """To the last bit: a rollout's text depends on no other."""
+    """To the last bit: a rollout's text does not depend on any other."""
     q, cache, lengths = make_spans()
     attend = jax.jit(decoding.over_spans, static_argnums=0)
     young = np.asarray(lengths) < 16

@@ -1,5 +1,5 @@
-"""The output head on meshes: the same numbers as on one device, its gradient split as the weight
-is.
+"""The output head on meshes: the same numbers as on one device, with its gradient split like the
+weight.
 """
 
 import jax
@@ -58,7 +58,7 @@ def test_a_split_head_has_the_plain_log_probs_and_gradients(shape, dtype):
 
 
 def test_rounds_of_groups_by_hand():
-    """Device 5 of 8 gets the second half first, then the second quarter of that: part 5."""
+    """Device 5 of 8 first gets the second half, then the second quarter of that: part 5."""
     assert sharding._rounds(8) == [[[0, 4], [1, 5], [2, 6], [3, 7]], [[0, 1, 2, 3], [4, 5, 6, 7]]]
     assert (
         sharding._rounds(1) == []

@@ -1,4 +1,4 @@
-"""Estimated FLOPs against sums by hand, and against what XLA counts."""
+"""Estimated FLOPs against sums by hand and XLA's count."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def test_xla_counts_about_as_much():
 
 
 def test_the_learner_s_cost_counts_what_was_scored():
-    """A fresh example is trained on and not scored; one without weights was left out of both."""
+    """A fresh example is trained but not scored; one without weights was left out of both."""
 
     def example(plain, sampled_on, length, used, fresh=False):
         logp = np.zeros(length, np.float32)

@@ -1,6 +1,4 @@
-"""Our model against what transformers' own models (PyTorch, float32) computed from the same
-checkpoints.
-"""
+"""Our model against transformers' models (PyTorch, float32) on the same checkpoints."""
 
 from pathlib import Path
 
@@ -18,7 +16,7 @@ STEPS = 16
 
 
 def load(name, mesh_shape=(1, 1, 1), rules=sharding.LEARNER, dtype="float32"):
-    """Spec, params on the mesh and golden arrays of a checkpoint."""
+    """Returns spec, params on the mesh and golden arrays of a checkpoint."""
     directory = GOLDEN / name
     spec = hf_config.read_spec(directory)
     mesh = sharding.make_mesh(mesh_shape, devices=jax.devices()[: int(np.prod(mesh_shape))])
@@ -44,7 +42,7 @@ def all_logps(spec, params, token_BT, mask_BT, chunk):
 
 
 def to_right_padded(values_BT, mask_BT):
-    """Each row's real entries first, zeros after them."""
+    """Moves each row's real entries to the front, with zeros after them."""
     out = np.zeros_like(values_BT)
     for row, (values, mask) in enumerate(zip(values_BT, mask_BT, strict=True)):
         out[row, : mask.sum()] = values[mask]

@@ -1,5 +1,5 @@
-"""Hugging Face checkpoints: configs, round trips, bad input, and what transformers makes of our
-exports.
+"""Hugging Face checkpoints: configs, round trips, bad input, and our exports as transformers reads
+them.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ def copy(name, tmp_path):
 
 
 def edit(path, **changes):
-    """Changes keys of a JSON file; None deletes."""
+    """Changes keys of a JSON file; None deletes a key."""
     values = {k: v for k, v in (json.loads(path.read_text()) | changes).items() if v is not None}
     path.write_text(json.dumps(values))
 
@@ -288,7 +288,7 @@ def test_mistral_window_is_refused_where_it_limits(window, refused, tmp_path):
 
 
 def test_a_window_is_kept_as_a_limit_on_lengths(tmp_path):
-    """Attention across it is full attention in our model; see `limits`."""
+    """Our model computes it as full attention; see `limits`."""
     spec = dataclasses.replace(SPEC, family="mistral", qk_norm=False, max_positions=512, window=512)
     (tmp_path / "config.json").write_text(json.dumps(hf_config.write_config(spec)))
     assert hf_config.read_spec(tmp_path) == spec
@@ -351,8 +351,8 @@ def test_a_key_that_is_null_where_transformers_asks_for_truth_is_refused(tmp_pat
 
 @pytest.mark.parametrize("name", NAMES)
 def test_keys_without_effect_do_not_hinder(name, tmp_path):
-    """What transformers writes for a family, what files on the hub carry besides, and unknown
-    settings that are off.
+    """Keys that transformers writes for a family, keys of hub files, and unknown settings that are
+    off.
     """
     path = copy(name, tmp_path) / "config.json"
     spec, values = hf_config.read_spec(path.parent), json.loads(path.read_text())
@@ -680,7 +680,7 @@ def test_adapters_beside_the_weights_are_not_ignored(tmp_path):
 
 
 def test_float8_tensors_are_refused_by_name(tmp_path):
-    """A line for the first ten of all projections, with their scales, and how many more there
+    """A line for each of the first ten projections with their scales, and how many more there
     are.
     """
     directory = copy("qwen3_tied", tmp_path)

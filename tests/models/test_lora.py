@@ -1,5 +1,5 @@
-"""Adapters: the base at first, alone in training, exact when merged; and a padded vocabulary
-that changes nothing.
+"""Adapters: equal to the base at first, trained alone, exact when merged; and a padded vocabulary
+changes nothing.
 """
 
 from dataclasses import replace
@@ -51,7 +51,7 @@ def logps(spec, params):
 
 
 def shaken(params):
-    """The params with every adapter's B no longer zero."""
+    """Returns the params with nonzero B of every adapter."""
     blocks = {
         n: w + 0.05 * jax.random.normal(jax.random.key(3), w.shape) if n.endswith("_b") else w
         for n, w in params["blocks"].items()

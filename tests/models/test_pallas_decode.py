@@ -1,5 +1,5 @@
-"""The decode kernels for GPU and TPU against the dense reference, in Pallas' interpreter; and by
-the TPU compiler where it is installed.
+"""The decode kernels for GPU and TPU against the dense reference, in Pallas' interpreter and
+compiled by the TPU compiler where it is installed.
 """
 
 import functools
@@ -39,7 +39,9 @@ def inputs(B, H, K, S, C=128, dtype=jnp.float32, rows=None, quantized=False):
 
 
 def assert_same(kernel, q, cache, length, row=None, tolerance=1e-5):
-    """Output to the tolerance, m and l relatively; exact where there is nothing to attend to."""
+    """Compares outputs within the tolerance, m and l relatively; exactly where there is nothing to
+    attend to.
+    """
     length, row = jnp.array(length), row if row is None else jnp.array(row)
     got, want = (
         jax.jit(functools.partial(kernel, interpret=True))(q, cache, length, row),
@@ -62,8 +64,8 @@ def assert_same(kernel, q, cache, length, row=None, tolerance=1e-5):
     ("H", "K", "S"), [(4, 4, 40), (8, 2, 32), (7, 1, 40), (64, 1, 32), (130, 1, 32)]
 )
 def test_equals_the_dense_reference(kernel, H, K, S):
-    """Ragged lengths with block edges; groups of 1, 4, 7, 64 and 130 query heads; rows of whole
-    blocks, and not.
+    """Ragged lengths with block edges; groups of 1, 4, 7, 64 and 130 query heads; rows of whole and
+    partial blocks.
     """
     q, cache = inputs(7, H, K, S)
     assert_same(kernel, q, cache, [0, 1, S, BLOCK, BLOCK + 1, BLOCK - 1, 2])
@@ -77,7 +79,7 @@ def test_rows_may_be_shared_and_out_of_order(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_bfloat16_differs_by_the_rounding_of_weights_only(kernel):
-    """Weights are rounded to 8 bits against each block's own maximum: a mean of values moves by
+    """Weights are rounded to 8 bits relative to each block's maximum: a mean of values changes by
     less than 2^-8 of the largest.
     """
     q, cache = inputs(4, 8, 2, 40, dtype=jnp.bfloat16)
@@ -166,7 +168,9 @@ def test_append_writes_one_position_of_each_row(quantized):
 
 
 def under_shards(attend, mesh):
-    """As the sampler calls it: manual over data and fsdp, tensor left to the compiler."""
+    """Wraps it as the sampler calls it: manual over data and fsdp, with tensor left to the
+    compiler.
+    """
     rows = PartitionSpec(sharding.BATCH_AXES)
     return jax.jit(
         jax.shard_map(
@@ -193,8 +197,8 @@ def test_heads_are_split_over_the_tensor_axis(kernel, K):
 
 
 def compile_steps(kernel, write, devices, tensor, dtype, cached):
-    """A loop that writes and attends, as decoding does, compiled for a mesh of these devices; 16
-    rows, 8 key/value heads a shard.
+    """Compiles a loop that writes and attends, as decoding does, for a mesh of these devices; 16
+    rows, 8 key/value heads per shard.
     """
     shards = len(devices) // tensor
     mesh = sharding.make_mesh((1, shards, tensor), devices)
@@ -282,7 +286,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
     [(1, "bfloat16", "bfloat16"), (2, "bfloat16", "int8"), (1, "float32", "float32")],
 )
 def test_compiles_for_gpus_that_are_not_there(tensor, dtype, cached, monkeypatch):
-    """To machine code of an H100, with its shared memory as the limit."""
+    """To machine code of an H100, limited by its shared memory."""
     pytest.importorskip("jax_plugins.xla_cuda13")
     from jax.experimental import topologies
 

@@ -1,4 +1,4 @@
-"""Dynamic sampling against a toy that knows which questions teach something."""
+"""Dynamic sampling with a toy sampler that determines which questions have an advantage."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ KEY = jax.random.key(0)
 
 
 class Toy:
-    """Answers asks, and remembers the questions of each round; those in `useful` get one success
+    """Answers prompts and records the questions of each round. Those in `useful` get one success
     and one failure.
     """
 

@@ -1,5 +1,5 @@
-"""The sampler: teacher forcing, every rollout once, and texts that depend on weights, prompt,
-key and name alone.
+"""The sampler: teacher forcing, every rollout once, and texts that depend only on weights, prompt,
+key and name.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from tests.factories import make_spec
 SPEC = make_spec()
 STOPS = (7, 31)
 BUCKETS, CAPACITY, SLOTS = (8, 16), 40, 8
-HOW = SamplingParams(1.0, CAPACITY)
+SAMPLING = SamplingParams(1.0, CAPACITY)
 KEY = rng.key(0, "test")
 
 
@@ -37,7 +37,7 @@ PARAMS = init_params()
 
 @functools.cache
 def make_engine(shape=(1, 1, 1), capacities=(CAPACITY,), **settings):
-    """An engine on a mesh of this shape, and the weights laid out for it."""
+    """Returns an engine on a mesh of this shape, and its weights in rollout layout."""
     num_devices = shape[0] * shape[1] * shape[2]
     mesh = sharding.make_mesh(shape, devices=jax.devices()[:num_devices])
     usual = {
@@ -70,15 +70,15 @@ def texts(completions) -> list[list[int]]:
 
 @functools.cache
 def baseline():
-    """Completions of one device and SLOTS slots."""
+    """Returns the completions of one device with SLOTS slots."""
     engine, weights = make_engine()
-    return engine.generate(weights, make_requests(), HOW, KEY)
+    return engine.generate(weights, make_requests(), SAMPLING, KEY)
 
 
 def test_log_probs_are_those_of_teacher_forcing():
     filtered = SamplingParams(1.3, 20, top_k=10, top_p=0.9, min_p=0.02)
-    for how in (
-        HOW,
+    for sampling in (
+        SAMPLING,
         SamplingParams(0.7, CAPACITY),
         filtered,
         SamplingParams(0.0, 12),
@@ -86,7 +86,9 @@ def test_log_probs_are_those_of_teacher_forcing():
     ):
         engine, weights = make_engine()
         completions = (
-            baseline() if how is HOW else engine.generate(weights, make_requests(), how, KEY)
+            baseline()
+            if sampling is SAMPLING
+            else engine.generate(weights, make_requests(), sampling, KEY)
         )
         token = np.zeros((len(completions), 16 + CAPACITY), np.int32)
         segment = np.zeros_like(token)
@@ -95,7 +97,11 @@ def test_log_probs_are_those_of_teacher_forcing():
             token[n, : len(whole)], segment[n, : len(whole)] = whole, 1
         position = np.broadcast_to(np.arange(token.shape[1]), token.shape)
         forced, _ = _token_logps(
-            PARAMS, token, position, segment, 1.0 if how.plain_logps else how.temperature or 1.0
+            PARAMS,
+            token,
+            position,
+            segment,
+            1.0 if sampling.plain_logps else sampling.temperature or 1.0,
         )
         for request, c, row in zip(make_requests(), completions, np.asarray(forced), strict=True):
             start = len(request.prompt_ids)
@@ -129,7 +135,7 @@ def test_every_request_is_answered_once_and_in_order():
     engine, weights = make_engine()
     engine.take_work()
     seen = []
-    engine.generate(weights, make_requests(), HOW, KEY, seen.append)
+    engine.generate(weights, make_requests(), SAMPLING, KEY, seen.append)
     assert sum(seen) == len(make_requests())
     work = engine.take_work()
     # a slot step for each token: nothing is decoded twice, the stop token is counted
@@ -137,7 +143,7 @@ def test_every_request_is_answered_once_and_in_order():
     assert work.busy / SLOTS <= work.steps < work.busy / SLOTS + 2 * CAPACITY
     assert work.computed == SLOTS * work.steps
     assert engine.take_work() == Work()
-    assert engine.generate(weights, [], HOW, KEY) == []
+    assert engine.generate(weights, [], SAMPLING, KEY) == []
 
 
 def test_the_stop_token_ends_a_rollout_and_is_kept_and_scored():
@@ -184,7 +190,7 @@ def test_max_new_tokens_is_honoured_and_a_shorter_text_is_the_beginning_of_a_lon
 )
 def test_the_same_text_whatever(changes):
     engine, weights = make_engine(**changes)
-    got = engine.generate(weights, make_requests(), HOW, KEY)
+    got = engine.generate(weights, make_requests(), SAMPLING, KEY)
     assert texts(got) == texts(baseline())
     for a, b in zip(got, baseline(), strict=True):
         np.testing.assert_allclose(a.logp_R, b.logp_R, rtol=1e-4, atol=1e-5)
@@ -194,23 +200,25 @@ def test_the_same_text_in_any_order_and_company():
     engine, weights = make_engine()
     want = texts(baseline())
     order = np.random.default_rng(1).permutation(len(want))
-    shuffled = engine.generate(weights, [make_requests()[i] for i in order], HOW, KEY)
+    shuffled = engine.generate(weights, [make_requests()[i] for i in order], SAMPLING, KEY)
     assert texts(shuffled) == [want[i] for i in order]
     for some in ([17], [0, 39, 20]):
-        assert texts(engine.generate(weights, [make_requests()[i] for i in some], HOW, KEY)) == [
-            want[i] for i in some
-        ]
+        assert texts(
+            engine.generate(weights, [make_requests()[i] for i in some], SAMPLING, KEY)
+        ) == [want[i] for i in some]
 
 
 def test_key_and_name_make_the_text():
     engine, weights = make_engine()
     prompt = make_requests()[8].prompt_ids
     twice = engine.generate(
-        weights, [Request(prompt, "a"), Request(prompt, "b"), Request(prompt, "a")], HOW, KEY
+        weights, [Request(prompt, "a"), Request(prompt, "b"), Request(prompt, "a")], SAMPLING, KEY
     )
     a, b, again = texts(twice)
     assert a == again and a != b
-    (other,) = texts(engine.generate(weights, [Request(prompt, "a")], HOW, rng.key(0, "other")))
+    (other,) = texts(
+        engine.generate(weights, [Request(prompt, "a")], SAMPLING, rng.key(0, "other"))
+    )
     assert other != a
 
 
@@ -236,23 +244,23 @@ def test_keys_of_two_phases_or_steps_differ():
 def test_what_is_listed_and_compiled_ahead_is_all_that_runs():
     engine, _ = make_engine(capacities=(20, 24))
     plain, filtered = SamplingParams(1.0, 20), SamplingParams(1.0, 20, top_k=2)
-    listed = [program for how in (plain, filtered) for program in engine.needed(how, 16)]
+    listed = [program for sampling in (plain, filtered) for program in engine.needed(sampling, 16)]
     engine.programs.compile(listed)
-    # any prompts or whole groups; bank and prefill, decoding twice
+    # any prompts or whole groups; prompt cache and prefill, decoding twice
     assert len(engine.programs) == 1 + len(BUCKETS) * (1 + 2 * (2 + 2))
     params = engine.to_rollout_layout(PARAMS)
     keys = [rng.key(epoch, "again") for epoch in range(3)]
     counter = distributed.CompileCounter()
     for key in keys:
-        for how in (
+        for sampling in (
             SamplingParams(0.3, 3),
             SamplingParams(0.0, 17),
             SamplingParams(2.0, 20, plain_logps=True),
             SamplingParams(0.5, 9, top_p=0.4, min_p=0.1),
         ):
             for count in (1, 40, 90):
-                engine.generate(params, make_requests(count), how, key)
-            engine.generate(params, make_requests()[::4], how, key)  # no prompt shared
+                engine.generate(params, make_requests(count), sampling, key)
+            engine.generate(params, make_requests()[::4], sampling, key)  # no prompt shared
     assert counter.count == 0
 
 
@@ -274,16 +282,17 @@ def test_a_program_takes_the_shapes_it_was_made_for_and_no_others():
 def test_rollouts_come_out_while_others_still_run():
     engine, weights = make_engine()
     seen = [
-        [i for i, _ in finished] for finished in engine.stream(weights, make_requests(), HOW, KEY)
+        [i for i, _ in finished]
+        for finished in engine.stream(weights, make_requests(), SAMPLING, KEY)
     ]
     assert len(seen) >= 4
     assert sorted(i for some in seen for i in some) == list(range(40))
-    stream = engine.stream(weights, make_requests(), HOW, KEY)
+    stream = engine.stream(weights, make_requests(), SAMPLING, KEY)
     assert texts(c for _, c in next(stream)) == [texts(baseline())[i] for i in seen[0]]
 
 
 def long_requests():
-    """Forty questions under two templates that fill most of the prompt."""
+    """Returns forty questions under two templates that fill most of the prompt."""
     rng = np.random.default_rng(3)
 
     def draw(n):
@@ -298,7 +307,7 @@ def test_prefixes_in_common_are_computed_once_and_change_nothing():
     for share in (True, False):
         engine, weights = make_engine(prompt_buckets=(80,), share_prefixes=share, prefill_tokens=64)
         engine.take_work()
-        got[share] = engine.generate(weights, long_requests(), HOW, KEY), engine.take_work()
+        got[share] = engine.generate(weights, long_requests(), SAMPLING, KEY), engine.take_work()
     assert texts(got[True][0]) == texts(got[False][0])
     for a, b in zip(got[True][0], got[False][0], strict=True):
         np.testing.assert_allclose(a.logp_R, b.logp_R, rtol=1e-4, atol=1e-5)
@@ -308,12 +317,12 @@ def test_prefixes_in_common_are_computed_once_and_change_nothing():
 def test_windows_over_long_caches_change_nothing(monkeypatch):
     monkeypatch.setattr(decoding, "WINDOWED_FROM", 16)
     engine, weights = make_engine(slots=16, group_size=1, questions=40, min_slots=0)
-    assert texts(engine.generate(weights, make_requests(), HOW, KEY)) == texts(baseline())
+    assert texts(engine.generate(weights, make_requests(), SAMPLING, KEY)) == texts(baseline())
 
 
 @pytest.mark.parametrize("kernel", ["gpu", "tpu"])
 def test_the_same_text_with_kernels(kernel, monkeypatch):
-    """The kernels run in an interpreter, on heads of the sizes that they take."""
+    """The kernels run in the interpreter, on head sizes that they support."""
     spec = dataclasses.replace(SPEC, head_dim={"gpu": 16, "tpu": 128}[kernel])
     params = jax.tree.map(lambda w: w * 3, transformer.init(spec, jax.random.key(0)))
     mesh = sharding.make_mesh((1, 1, 1), devices=jax.devices()[:1])
@@ -348,12 +357,14 @@ def test_the_same_text_with_kernels(kernel, monkeypatch):
 
 
 def test_an_int8_cache_is_close():
-    """Measured here: log-probs off by .004 on average, .07 at most, as long as the texts are the
-    same; 34 of the 40 are to the end.
+    """Measured: log-probs differ by .004 on average and .07 at most while texts agree; 34 of 40
+    agree to the end.
     """
     engine, weights = make_engine(cache_dtype="int8")
     gaps = []
-    for a, b in zip(engine.generate(weights, make_requests(), HOW, KEY), baseline(), strict=True):
+    for a, b in zip(
+        engine.generate(weights, make_requests(), SAMPLING, KEY), baseline(), strict=True
+    ):
         same = (
             len(a.token_ids)
             if np.array_equal(a.token_ids, b.token_ids)
@@ -371,13 +382,13 @@ def _differ(a, b):
 def test_what_does_not_fit_is_refused():
     engine, weights = make_engine()
     with pytest.raises(ValueError, match=r"prompt of 17 tokens \(long\)"):
-        engine.generate(weights, [Request((1,) * 17, "long")], HOW, KEY)
+        engine.generate(weights, [Request((1,) * 17, "long")], SAMPLING, KEY)
     with pytest.raises(ValueError, match=r"max_new_tokens=41 .* built for: \[40\]"):
         engine.generate(weights, make_requests(), SamplingParams(1.0, CAPACITY + 1), KEY)
 
 
 def test_long_tails_keep_the_slots_busy():
-    """256 rollouts of near-geometric length in 64 slots take less than twice the steps of a
+    """256 rollouts of nearly geometric length in 64 slots take less than twice the steps of a
     perfect packing.
     """
     engine, weights = make_engine(slots=64, questions=64, capacities=(160,), prompt_buckets=(16,))
@@ -393,8 +404,8 @@ def test_long_tails_keep_the_slots_busy():
 
 
 def test_whole_groups_read_their_prompt_together():
-    """Forty rollouts of ten prompts share the bank's rows, four prompts asked once do not; see
-    also the texts above.
+    """Forty rollouts of ten prompts share the rows of the prompt cache; four prompts asked once do
+    not. See also the texts above.
     """
     engine, weights = make_engine(prompt_buckets=(16,))
     (wave,) = scheduler.plan(make_requests(), {16: 64}, 1, engine.max_rollouts)

@@ -1,5 +1,5 @@
-"""A prompt phase on the sampler, killed and resumed: the same templates, and every generated
-token on the ledger once.
+"""A prompt phase on the sampler, interrupted and resumed: the same templates, and every generated
+token in the ledger once.
 """
 
 import dataclasses
@@ -78,12 +78,14 @@ class LetterChat:
 
 def test_what_a_reward_function_says_is_feedback_unless_it_failed(pipeline):
     made, weights = pipeline
-    told = [
+    verdicts = [
         Verdict(0.2, 1.0, "wrong", "Shorter."),
         Verdict(0.0, 1.0, "error", "KeyError"),
         Verdict(1.0, 1.0, "correct"),
     ]
-    judged = RolloutPipeline(made.engine, made.chat, lambda texts, questions: told, made.reporter)
+    judged = RolloutPipeline(
+        made.engine, made.chat, lambda texts, questions: verdicts, made.reporter
+    )
     stages = GepaAdapter(
         judged, lambda: weights, lambda *_: ([], {}), CFG, rng.key(0, "gepa"), Ledger()
     )
@@ -93,8 +95,14 @@ def test_what_a_reward_function_says_is_feedback_unless_it_failed(pipeline):
 
 def test_transfers_of_successes_alone_are_asked_for_with_reliance(pipeline):
     made, weights = pipeline
-    told = [Verdict(1.0, 1.0, "correct"), Verdict(0.0, 1.0, "wrong"), Verdict(1.0, 1.0, "correct")]
-    judged = RolloutPipeline(made.engine, made.chat, lambda texts, questions: told, made.reporter)
+    verdicts = [
+        Verdict(1.0, 1.0, "correct"),
+        Verdict(0.0, 1.0, "wrong"),
+        Verdict(1.0, 1.0, "correct"),
+    ]
+    judged = RolloutPipeline(
+        made.engine, made.chat, lambda texts, questions: verdicts, made.reporter
+    )
     asked = []
     on = dataclasses.replace(CFG, gepa=dataclasses.replace(CFG.gepa, reliance=True))
 
@@ -128,24 +136,22 @@ def pipeline():
 
 
 class Phase:
-    """The prompt phase of a state as the loop runs it; `kill_at` raises before that call is
-    made.
-    """
+    """The prompt phase of a state, as the loop runs it. `kill_at` raises before that call."""
 
     def __init__(self, pipeline, workdir, kill_at=None, seed=0, settings="s"):
         self.pipeline, self.weights = pipeline
-        self.calls, self.kill_at, self.told = [], kill_at, []
-        self.journals = PhaseJournals(workdir, seed, settings, self.told.append)
+        self.calls, self.kill_at, self.verdicts = [], kill_at, []
+        self.journals = PhaseJournals(workdir, seed, settings, self.logged.append)
 
     def run(self, state):
         return self.journals.resume(state, 0, lambda journal: self.search(state, journal))
 
     def search(self, state, journal):
-        how = SamplingParams(1.0, 6)
+        sampling = SamplingParams(1.0, 6)
         key = rng.key(0, "gepa", state.step)
 
         def reply(prompts, names, spent):
-            return self.pipeline.reply(self.weights, prompts, names, how, key)
+            return self.pipeline.reply(self.weights, prompts, names, sampling, key)
 
         stages = GepaAdapter(self.pipeline, lambda: self.weights, reply, CFG, key, state.ledger)
         journal.account(lambda: stages.last_costs, stages.book)
@@ -220,11 +226,11 @@ def test_killed_at_every_call_it_ends_the_same_and_counts_every_token_once(pipel
             first.run(STATE)
         again, ledger_again = second.run(STATE)
         assert again == result and untimed(ledger_again) == untimed(ledger)
-        assert first.calls + second.calls == whole.calls and second.told == []
+        assert first.calls + second.calls == whole.calls and second.logged == []
 
 
 @pytest.mark.parametrize("changed", ["seed", "settings", "step", "hard_ids"])
-def test_another_phase_s_journal_is_set_aside_told_and_counted(pipeline, tmp_path, changed):
+def test_another_phase_s_journal_is_renamed_logged_and_counted(pipeline, tmp_path, changed):
     before = Phase(pipeline, tmp_path)
     expected, _ = before.run(STATE)
     state = dataclasses.replace(
@@ -235,19 +241,21 @@ def test_another_phase_s_journal_is_set_aside_told_and_counted(pipeline, tmp_pat
         pipeline, tmp_path, **{"seed": {"seed": 1}, "settings": {"settings": "t"}}.get(changed, {})
     )
     result, ledger = phase.run(state)
-    assert len(phase.told) == 1 and "starts over" in phase.told[0] and "\n" not in phase.told[0]
+    assert (
+        len(phase.logged) == 1 and "starts over" in phase.logged[0] and "\n" not in phase.logged[0]
+    )
     assert phase.calls and num_set_aside(tmp_path, 0) == 1
     assert changed == "step" or result == expected  # this toy's answers depend on the step alone
     assert untimed(ledger)["gepa_seed"]["rollouts"] == 4
 
 
-def test_a_damaged_journal_is_set_aside(pipeline, tmp_path):
+def test_a_damaged_journal_is_renamed(pipeline, tmp_path):
     expected, _ = Phase(pipeline, tmp_path).run(STATE)
     path = tmp_path / "gepa" / "journal_epoch_0.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([lines[0], "damaged\n", *lines[2:]]))
     phase = Phase(pipeline, tmp_path)
-    assert phase.run(STATE)[0] == expected and "line 2 of" in phase.told[0]
+    assert phase.run(STATE)[0] == expected and "line 2 of" in phase.logged[0]
 
 
 def test_the_digest_of_settings_is_of_their_values():

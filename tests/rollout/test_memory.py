@@ -1,6 +1,4 @@
-"""What sampling needs of a device's memory: by hand, and refused with the arithmetic where it
-does not fit.
-"""
+"""Memory of sampling: computed by hand, and rejected with the arithmetic where it does not fit."""
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,4 @@
-"""The path from question to verdict, with a sampler made of plain Python: order, overlap,
-errors.
-"""
+"""The path from question to verdict with a sampler in plain Python: order, overlap, errors."""
 
 import threading
 from dataclasses import replace
@@ -23,8 +21,8 @@ SAMPLING = SamplingParams(1.0, 50)
 
 
 class Sampler:
-    """Finishes the requests backwards, two at a time; request i has i + 1 tokens. `between` is
-    called after each two.
+    """Finishes requests in reverse order, two at a time; request i has i + 1 tokens. `between` is
+    called after each pair.
     """
 
     def __init__(self, between=lambda: None):
@@ -49,7 +47,7 @@ class Words:
 
 
 def verify(texts, questions):
-    """Right where the rollout's number, halved, is the question's."""
+    """Accepts a response if the rollout's number, halved, is the question's."""
     return [
         Verdict(float(int(t) // 2 == int(q.answer)), 1.0, "correct")
         for t, q in zip(texts, questions, strict=True)
@@ -69,13 +67,11 @@ def test_rollouts_come_in_the_order_of_the_asks_whatever_finishes_first():
 
 
 def test_what_is_finished_is_judged_while_the_rest_is_sampled():
-    """The sampler goes on only after the verifier has seen what it gave out, and the other way
-    round.
-    """
+    """The sampler continues only after the verifier has seen its first results, and vice versa."""
     judged, threads = threading.Event(), set()
 
     def wait():
-        assert judged.wait(10), "nobody judges while sampling goes on"
+        assert judged.wait(10), "nothing is judged during sampling"
         judged.clear()
 
     def judge(texts, questions):

@@ -1,4 +1,4 @@
-"""Prompts into the bank: chunks in common computed once, and the bank the same as without."""
+"""Prefill: shared chunks are computed once, and the prompt cache is the same as without sharing."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,9 @@ def test_chunks_by_hand():
 
 
 def test_plan_by_hand():
-    """Chunks of 2; the last token of a prompt is never cached, and its last chunk is its own."""
+    """Chunks of 2. The last token of a prompt is never cached, and every prompt computes its own
+    last chunk.
+    """
     prompts = [
         (1, 2, 3, 4, 5),
         (1, 2, 3, 4, 6),
@@ -57,7 +59,7 @@ def test_plan_by_hand():
     ]
     assert prefill.plan(prompts, 2, share=True) == [
         [Piece(0, 0), Piece(4, 4)],  # 4 ends here; 1, 2 and 5 begin as 0 does
-        [Piece(0, 0), Piece(1, 0), Piece(2, 0)],  # 0 and 1 end here; 5 goes on from 0
+        [Piece(0, 0), Piece(1, 0), Piece(2, 0)],  # 0 and 1 end here; 5 continues from 0
         [Piece(2, 2), Piece(5, 0)],
     ]
     alone = prefill.plan(prompts, 2, share=False)
@@ -71,7 +73,9 @@ def test_plan_by_hand():
 
 
 def make_prompts() -> list[tuple[int, ...]]:
-    """A header that all have, two templates, questions of their own, of several lengths."""
+    """Returns prompts with a common header, two templates and different questions, of several
+    lengths.
+    """
     rng = np.random.default_rng(0)
 
     def draw(n):
@@ -85,7 +89,7 @@ def make_prompts() -> list[tuple[int, ...]]:
 
 
 def fill(prompts, chunk, share, rows_at_a_time, kind=reference.Transposed, dtype=jnp.float32):
-    """The bank as the engine fills it, and how many chunks were computed."""
+    """Returns the prompt cache as the engine fills it, and the number of chunks computed."""
     prompt_cache = decode_state.empty_caches(SPEC, len(prompts), 64, dtype, kind)
     run = jax.jit(lambda *args: prefill.extend(SPEC, WEIGHTS, *args))
     levels = prefill.plan(prompts, chunk, share)
@@ -104,7 +108,7 @@ def fill(prompts, chunk, share, rows_at_a_time, kind=reference.Transposed, dtype
 
 
 def expected(prompt):
-    """k and v of each layer, [K, n - 1, C], by the packed forward pass."""
+    """Returns k and v of each layer, [K, n - 1, C], from the packed forward pass."""
     ids = jnp.asarray([prompt[:-1]])
 
     def attend(q, k, v, cache):
@@ -139,7 +143,7 @@ def test_the_bank_holds_what_a_whole_forward_pass_gives(share, chunk, rows_at_a_
 
 
 def test_a_wrong_source_is_noticed():
-    """What the test above would see if a prompt went on from another's row."""
+    """The comparison above fails if a prompt continues from another prompt's row."""
     prompts = [(1, 2, 3, 4, 5), (6, 2, 3, 4, 5)]
     prompt_cache = decode_state.empty_caches(SPEC, 2, 64, jnp.float32)
     for level, source in ((0, [0, 1]), (1, [0, 0])):

@@ -1,4 +1,4 @@
-"""Which requests run together: every request once, capacities kept, shards balanced."""
+"""Which requests run together: every request once, within capacity, with balanced shards."""
 
 import pytest
 from hypothesis import given, settings
@@ -49,7 +49,7 @@ def test_every_request_runs_once_within_capacity(drawn, num_shards, max_prompts,
     num_shards=st.sampled_from([1, 2, 4, 8]),
 )
 def test_shards_get_equal_numbers_of_rollouts(groups, group_size, num_shards):
-    """Where nothing is known of lengths and prompts fit: all in one wave."""
+    """With unknown lengths and few prompts, everything fits one wave."""
     requests = make_requests(
         [(g % 13, 1 + g // 13) for g in range(groups) for _ in range(group_size)]
     )

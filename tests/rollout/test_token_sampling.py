@@ -1,4 +1,4 @@
-"""Drawn tokens against the exact distribution, and the edges of the inverse-CDF search."""
+"""Sampled tokens against the exact distribution, and edge cases of the inverse-CDF search."""
 
 import jax
 import jax.numpy as jnp
@@ -13,41 +13,41 @@ LOGITS = np.random.default_rng(0).normal(size=23).astype(np.float32) * 1.5
 DRAWS = 20000
 
 
-def draws(how: SamplingParams, logits=LOGITS, count=DRAWS, seed=0):
-    """Tokens and log-probs of that many independent draws."""
+def draws(sampling: SamplingParams, logits=LOGITS, count=DRAWS, seed=0):
+    """Returns tokens and log-probs of `count` independent draws."""
     uniform = jax.random.uniform(jax.random.key(seed), (count,))
     one = jax.jit(
         lambda u: token_sampling.draw(
             jnp.asarray(logits)[None],
             u[None],
-            token_sampling.to_scalars(how),
-            token_sampling.filters(how),
+            token_sampling.to_scalars(sampling),
+            token_sampling.filters(sampling),
         )
     )
     token, logp = jax.vmap(one)(uniform)
     return np.asarray(token)[:, 0], np.asarray(logp)[:, 0]
 
 
-def exact(how: SamplingParams, logits=LOGITS) -> np.ndarray:
-    """The distribution as its definition reads: top-k, then top-p among those, then min-p."""
-    p = np.exp(logits.astype(np.float64) / how.temperature)
+def exact(sampling: SamplingParams, logits=LOGITS) -> np.ndarray:
+    """Returns the distribution by definition: top-k, then top-p among those, then min-p."""
+    p = np.exp(logits.astype(np.float64) / sampling.temperature)
     p /= p.sum()
     order = np.argsort(-p)
-    kept = list(order[: how.top_k] if how.top_k else order)
+    kept = list(order[: sampling.top_k] if sampling.top_k else order)
     mass, nucleus = 0.0, []
     for token in kept:
-        if nucleus and mass >= how.top_p:
+        if nucleus and mass >= sampling.top_p:
             break
         nucleus.append(token)
         mass += p[token] / p[kept].sum()
-    kept = [t for t in nucleus if p[t] >= how.min_p * p.max()]
+    kept = [t for t in nucleus if p[t] >= sampling.min_p * p.max()]
     out = np.zeros_like(p)
     out[kept] = p[kept] / p[kept].sum()
     return out
 
 
 def chi_square(token: np.ndarray, p: np.ndarray) -> float:
-    """The p-value of the counts; rare tokens are pooled, impossible ones must not occur."""
+    """Returns the p-value of the counts. Rare tokens are pooled; impossible ones must not occur."""
     counts = np.bincount(token, minlength=len(p))
     assert counts[p == 0].sum() == 0
     counts, expected = counts[p > 0], p[p > 0] * len(token)
@@ -59,7 +59,7 @@ def chi_square(token: np.ndarray, p: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    "how",
+    "sampling",
     [
         SamplingParams(1.0, 1),
         SamplingParams(0.6, 1),
@@ -74,10 +74,10 @@ def chi_square(token: np.ndarray, p: np.ndarray) -> float:
     ],
     ids=str,
 )
-def test_draws_have_the_exact_distribution(how):
-    token, logp = draws(how)
-    assert chi_square(token, exact(how)) > 1e-3
-    want = jax.nn.log_softmax(jnp.asarray(LOGITS) / how.temperature)
+def test_draws_have_the_exact_distribution(sampling):
+    token, logp = draws(sampling)
+    assert chi_square(token, exact(sampling)) > 1e-3
+    want = jax.nn.log_softmax(jnp.asarray(LOGITS) / sampling.temperature)
     # before the filters
     np.testing.assert_allclose(logp, np.asarray(want)[token], rtol=1e-5, atol=1e-6)
 
@@ -115,15 +115,15 @@ def test_settings_that_filter_nothing_need_no_filter():
         SamplingParams(0.0, 1, top_k=5)
     )
     assert all(
-        token_sampling.filters(SamplingParams(1.0, 1, **how))
-        for how in ({"top_k": 1}, {"top_p": 0.9}, {"min_p": 0.1})
+        token_sampling.filters(SamplingParams(1.0, 1, **sampling))
+        for sampling in ({"top_k": 1}, {"top_p": 0.9}, {"min_p": 0.1})
     )
-    how = token_sampling.to_scalars(SamplingParams(0.7, 1))
+    sampling = token_sampling.to_scalars(SamplingParams(0.7, 1))
     uniform = jax.random.uniform(jax.random.key(1), (500,))
     logits = jnp.broadcast_to(jnp.asarray(LOGITS)[None], (500, LOGITS.size))
     for a, b in zip(
-        token_sampling.draw(logits, uniform, how, False),
-        token_sampling.draw(logits, uniform, how, True),
+        token_sampling.draw(logits, uniform, sampling, False),
+        token_sampling.draw(logits, uniform, sampling, True),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
@@ -134,8 +134,8 @@ BELOW_1 = np.nextafter(np.float32(1), np.float32(0))
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 9, 16, 50, 101])
 def test_inverse_cdf_is_the_plain_search(size):
-    """Sizes that are squares and others; every uniform finds the token that a plain cumulative
-    sum finds.
+    """Square sizes and others: every uniform selects the token that a plain cumulative sum
+    selects.
     """
     # sums of small integers are exact
     weight = np.random.default_rng(size).integers(0, 4, size).astype(np.float32)
@@ -149,8 +149,8 @@ def test_inverse_cdf_is_the_plain_search(size):
 
 @pytest.mark.parametrize("size", [2, 10, 49, 151])
 def test_tokens_of_no_weight_are_never_drawn(size):
-    """Weights of very different size, so that sums round; zeros first, last, in whole blocks and
-    alone.
+    """Weights of very different size, so that sums are rounded; zeros first, last, in whole blocks
+    and isolated.
     """
     rng = np.random.default_rng(size)
     for _ in range(20):
@@ -177,8 +177,8 @@ def test_the_only_token_is_drawn_whatever_the_uniform():
 
 
 def test_ties_at_a_threshold_all_stay():
-    """Equal scores cannot be told apart by a threshold: top-k keeps them all rather than some by
-    their index.
+    """A threshold cannot separate equal scores: top-k keeps all of them rather than some by
+    index.
     """
     z = jnp.float32([[1.0, 0.0, 0.0, -1.0]])
     kept = token_sampling.keep(z, token_sampling.to_scalars(SamplingParams(1.0, 1, top_k=2)))
