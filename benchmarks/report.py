@@ -26,7 +26,7 @@ def finish(
     The line has the keys bench, figures, targets, met, versions and machine. A target is not met if
     its figure is missing or not a number.
     """
-    from p2o_jax.startup import run_directory
+    from p2o_jax.startup import versions
 
     met = {name: is_met(figures.get(target.figure), target) for name, target in targets.items()}
     line = {
@@ -34,7 +34,7 @@ def finish(
         "figures": dict(figures),
         "targets": {name: target._asdict() for name, target in targets.items()},
         "met": met,
-        "versions": run_directory.versions(),
+        "versions": versions.installed(),
         "machine": machine(),
     }
     print(json.dumps(line), flush=True)

@@ -32,6 +32,10 @@ Glossary.
 
 import os
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from p2o_jax.run import Run as Run
 
 __version__ = "0.1.0"
 
@@ -58,3 +62,12 @@ def _leave_current_folder() -> None:
 
 
 _leave_current_folder()
+
+
+def __getattr__(name: str) -> Any:
+    """`Run`, imported when it is first asked for: the package itself imports nothing heavy."""
+    if name != "Run":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from p2o_jax.run import Run
+
+    return Run

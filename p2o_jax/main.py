@@ -4,7 +4,6 @@ A run directory that holds a checkpoint is resumed. A config with `arms` runs ea
 folder of its own and compares them.
 """
 
-import contextlib
 import errno
 import os
 import sys
@@ -19,7 +18,7 @@ from p2o_jax import config
 from p2o_jax.config import Config, ConfigError, loading
 from p2o_jax.config.command_line import CommandLine, Flag, Switch
 from p2o_jax.runtime import liveness, preemption
-from p2o_jax.runtime.console import Reporter, printable
+from p2o_jax.runtime.console import printable
 
 COMMAND_LINE = CommandLine(
     "p2o_jax.main",
@@ -44,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     workdir = Path(flags["workdir"] or Path("runs") / Path(flags["config"]).stem)
     restart = flags["restart"]
     with preemption.Preemption(
-        cfg.checkpoint.grace_s, _any_process
+        cfg.checkpoint.grace_s, any_process
     ) as watch:  # before JAX, whose import takes seconds
         if not cfg.arms:
             train_one(cfg, workdir, watch.poll, restart)
@@ -62,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
             results.write(workdir, list(arms))
 
 
-def _any_process(holds: bool) -> bool:
+def any_process(holds: bool) -> bool:
     from p2o_jax.runtime import distributed
 
     return distributed.any_process(holds)
@@ -89,40 +88,21 @@ def check_arms(arms: Mapping[str, Config]) -> None:
 
 
 def train_one(cfg: Config, workdir: Path, poll: Callable[[], None], restart: bool = False) -> None:
-    """Trains one run to its end and writes its result.json. `poll` raises Preempted where the run
-    is to be left.
+    """Trains one run to its end and writes its result.json.
 
-    With `restart` it begins anew, and the records of the run in `workdir` are moved away.
+    Args:
+        cfg: its resolved config.
+        workdir: its directory.
+        poll: raises Preempted where the run is to be left.
+        restart: begin anew, and move the records of the run in `workdir` away.
 
     Raises:
         Preempted: with the state of the run saved.
     """
-    from p2o_jax import train
-    from p2o_jax.runtime import distributed
-    from p2o_jax.startup import run_directory
-    from p2o_jax.startup.components import Components, describe
-    from p2o_jax.tracking import results
+    from p2o_jax.run import Run
 
-    distributed.start(cfg.mesh, cfg.train.compile_cache)
-    reporter = Reporter(enabled=distributed.is_main_process(), poll=poll)
-    reporter.line(f"--- {workdir}")
-    with run_directory.claim(workdir, cfg.checkpoint.path):
-        components = Components(cfg, workdir, reporter, restart)
-        reporter.line(describe(components))
-        with contextlib.ExitStack() as stack:
-            stack.callback(components.close)
-            try:
-                state = train.run(cfg, components)
-            except preemption.Preempted:
-                components.checkpoints.save_last()
-                raise
-            except Exception:
-                if liveness.joined():
-                    # the others may not come to where checkpoints are closed together
-                    stack.pop_all()
-                raise
-        if distributed.is_main_process():
-            results.write_one(workdir, components.model.directory, state.ledger)
+    with Run(cfg, workdir, restart=restart, poll=poll) as run:
+        run.train()
 
 
 def command(run: Callable[[Sequence[str]], None]) -> None:

@@ -151,6 +151,30 @@ class RunState:
         )
 
 
+@dataclass(frozen=True)
+class SftState:
+    """The state of supervised training. Every step is a tick."""
+
+    learner: Any
+    step: int = 0
+    ledger: Ledger = field(default_factory=Ledger)
+    phase: str = "train"
+
+    @property
+    def tick(self) -> int:
+        """The number of the state."""
+        return self.step
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the device part."""
+        return {"step": self.step, "ledger": {k: dict(v) for k, v in self.ledger.costs.items()}}
+
+    @staticmethod
+    def from_json(learner: Any, host: Mapping[str, Any]) -> "SftState":
+        """The state that `to_json` returned `host` for, with its device part."""
+        return SftState(learner, host["step"], Ledger(host["ledger"]))
+
+
 def _deduplicated(groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Stores each distinct text once: thousands of questions share a few templates of thousands of
     characters.

@@ -33,8 +33,10 @@ FLOORS = (
     ("startup",),
     # 8: the loop; what is done with a model outside training
     ("train", "offline"),
-    # 9: one module per command; all but main use main's error handling
-    ("main", "generate", "score", "export", "evaluate", "prepare", "plan", "report"),
+    # 9: a training run as an object
+    ("run",),
+    # 10: one module per command; all but main use main's error handling
+    ("main", "sft", "generate", "score", "export", "evaluate", "prepare", "plan", "report"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 COMMANDS = FLOORS[-1]

@@ -22,7 +22,7 @@ from p2o_jax.config.sections.model import (
     ModelConfig,
 )
 from p2o_jax.config.sections.rollout import AssignConfig, MiningConfig, RolloutConfig
-from p2o_jax.config.sections.run import CheckpointConfig, EvalConfig, TrainConfig
+from p2o_jax.config.sections.run import CheckpointConfig, EvalConfig, SftConfig, TrainConfig
 from p2o_jax.config.sections.update import AdvConfig, DistillConfig, LossConfig, OptimConfig
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "PRESETS",
     "RewardConfig",
     "RolloutConfig",
+    "SftConfig",
     "TrainConfig",
     "WorldConfig",
     "longest_template_tokens",

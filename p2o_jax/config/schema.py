@@ -14,7 +14,7 @@ from p2o_jax.config.sections.data import DataConfig, RewardConfig, WorldConfig
 from p2o_jax.config.sections.gepa import ApiConfig, GepaConfig
 from p2o_jax.config.sections.model import ChatConfig, LoraConfig, MeshConfig, ModelConfig
 from p2o_jax.config.sections.rollout import AssignConfig, MiningConfig, RolloutConfig
-from p2o_jax.config.sections.run import CheckpointConfig, EvalConfig, TrainConfig
+from p2o_jax.config.sections.run import CheckpointConfig, EvalConfig, SftConfig, TrainConfig
 from p2o_jax.config.sections.update import AdvConfig, DistillConfig, LossConfig, OptimConfig
 from p2o_jax.config.setting import section, setting
 
@@ -47,6 +47,7 @@ class Config:
     eval: EvalConfig = section(EvalConfig, resumable=True)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     train: TrainConfig = section(TrainConfig)
+    sft: SftConfig = section(SftConfig)
     arms: tuple[str, ...] = setting(
         (),
         'Runs to compare, each as "name section.key=value section.key=value". Empty: a single run.',

@@ -197,6 +197,20 @@ class Chat:
         self._ids = functools.lru_cache(CACHED_PROMPTS)(self._encode_messages)
         self.notices = _bos_notices(tokenizer, cfg, self.render_text("?"))
 
+    @functools.cached_property
+    def end_of_turn(self) -> int:
+        """The stop token that ends an assistant's message: the one that the chat template puts
+        after it, else the model's first.
+        """
+        probe = "PROBE"
+        turns = [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": probe},
+            {"role": "user", "content": "?"},
+        ]
+        after = self.tokenizer.encode(self._text(turns).rpartition(probe)[2])
+        return next((i for i in after if i in self.stop_ids), self.stop_ids[0])
+
     def render(self, question: Question, template: str = "") -> tuple[int, ...]:
         """The ids of T(x, z), including the opening of the assistant's turn."""
         return self._ids(_frozen(templated(question.messages, template)))

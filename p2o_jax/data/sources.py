@@ -70,24 +70,36 @@ def load(
         config.ConfigError: one line per problem, as `FILE:LINE: rule`. LINE counts from 1: lines of
             JSONL and CSV files, records of other sources.
     """
-    problems: list[str] = []
+    lines, questions = read(path, cfg, convert)
     by_id: dict[str, tuple[int, Question]] = {}
-    num_rows = num_conflicts = 0
+    num_conflicts = 0
+    for line, question in zip(lines, questions, strict=True):
+        kept = by_id.setdefault(question.id, (line, question))[1]
+        num_conflicts += kept.answer != question.answer
+    kept_lines, kept_questions = zip(*by_id.values(), strict=True)
+    num_duplicates = len(questions) - len(by_id)
+    return Loaded(str(path), kept_questions, num_duplicates, kept_lines, num_conflicts)
+
+
+def read(
+    path: str | Path, cfg: config.DataConfig, convert: Convert = lambda record: record
+) -> tuple[tuple[int, ...], tuple[Question, ...]]:
+    """The line and the question of every record, duplicates included; see `load`."""
+    problems: list[str] = []
+    rows: list[tuple[int, Question]] = []
     name = str(path) if _is_remote(str(path)) else Path(path).name
     for line, record in records(path, cfg.tfds_dir):
-        num_rows += 1
         converted = record if isinstance(record, str) else convert(record)
         result = converted if isinstance(converted, str) else _question(converted, name, cfg)
         if isinstance(result, Question):
-            kept = by_id.setdefault(result.id, (line, result))[1]
-            num_conflicts += kept.answer != result.answer
+            rows.append((line, result))
         else:
             problems.append(f"{path}:{line}: {result}" if line else f"{path}: {result}")
-    if num_rows == 0:
+    if not rows and not problems:
         problems.append(f"{path}: no questions in it")
     raise_problems(problems)
-    lines, questions = zip(*by_id.values(), strict=True)
-    return Loaded(str(path), questions, num_rows - len(questions), lines, num_conflicts)
+    lines, questions = zip(*rows, strict=True)
+    return lines, questions
 
 
 def shared(train: Loaded, heldout: Sequence[Loaded]) -> list[str]:

@@ -27,7 +27,7 @@ from p2o_jax.rewards.verify import Verifier
 from p2o_jax.rollout.pipeline import RolloutPipeline
 from p2o_jax.runtime import distributed, files, rng
 from p2o_jax.runtime.console import Reporter
-from p2o_jax.startup import components, limits, run_directory
+from p2o_jax.startup import components, limits, run_directory, versions
 from p2o_jax.startup.model import Model, open_model
 from p2o_jax.tracking.metric_names import read_rows
 
@@ -85,7 +85,7 @@ def evaluate(options: EvaluateOptions) -> None:
                 "average": report.average(benchmark_figures),
                 "seconds": round(time.monotonic() - start, 1),
                 "config": dataclasses.asdict(cfg),
-                "versions": run_directory.versions(),
+                "versions": versions.installed(),
             }
             files.write_json(options.out / report.RESULTS, results)
             _write_table(options.out / TABLE, report.table(results))

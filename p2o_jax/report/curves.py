@@ -8,11 +8,11 @@ from p2o_jax.evaluation.estimates import interval_of_mean
 from p2o_jax.report.rows import number
 
 MAX_POINTS = 1000  # per curve
-# Kinds of rows, each with a metric that only this kind has.
+# Kinds of rows, each with the metrics that only this kind has.
 KINDS = {
-    "policy": "train/bad_updates",
-    "evaluation": "eval/accuracy",
-    "prompts": "gepa/skipped",
+    "policy": ("train/bad_updates",),
+    "evaluation": ("eval/accuracy", "eval/nll"),
+    "prompts": ("gepa/skipped",),
 }
 AXES = {"step": "step", "tokens": "ledger/generated_tokens"}
 
@@ -25,7 +25,9 @@ def of_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """
     by_kind: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        kind = next((kind for kind, mark in KINDS.items() if mark in row), "policy")
+        kind = next(
+            (kind for kind, marks in KINDS.items() if not row.keys().isdisjoint(marks)), "policy"
+        )
         by_kind.setdefault(kind, []).append(row)
     return {kind: _columns(part) for kind, part in by_kind.items()}
 

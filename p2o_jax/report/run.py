@@ -140,7 +140,7 @@ def _summary(
         for name in ("generated_tokens", "rollouts", "flops")
     }
     return {
-        "method": _method(config),
+        "method": _method(config, record_rows.read_json(workdir / "run.json", notes)),
         "finished": bool(result),
         "steps": sum("train/bad_updates" in row for row in metrics),
         "seconds": of_result if seconds is None else seconds,
@@ -152,8 +152,10 @@ def _summary(
     }
 
 
-def _method(config: dict[str, Any]) -> str:
+def _method(config: dict[str, Any], run: dict[str, Any]) -> str:
     """The training method, derived from the settings."""
+    if run.get("loop") == "sft":
+        return "Supervised training"
     gepa, train = (
         part if isinstance(part := config.get(name), dict) else {} for name in ("gepa", "train")
     )

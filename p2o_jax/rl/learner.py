@@ -41,6 +41,8 @@ class Learner:
         bad_batch: file for the first batch whose loss or gradient is not finite; None: not written.
     """
 
+    step_class: type[TrainStep] = TrainStep
+
     def __init__(
         self,
         spec: ModelSpec,
@@ -73,7 +75,7 @@ class Learner:
             self.param_shardings,
             transform_non_params=lambda _: whole,
         )
-        self._step = TrainStep(spec, mesh, cfg, dtype, self.optimizer, self.param_shardings)
+        self._step = self.step_class(spec, mesh, cfg, dtype, self.optimizer, self.param_shardings)
         self.state_shardings = TrainState(self.param_shardings, opt_shardings, whole)
         self._init = jax.jit(self._step.init, out_shardings=self.state_shardings)
         self._update = jax.jit(

@@ -1,14 +1,12 @@
-"""From a Config to the parts that the loop uses: the only place that picks an implementation by
+"""From a Config to the parts that the P²O loop uses: the only place that picks an implementation by
 name.
 
 All that can be known to be wrong is collected and raised together, before anything compiles.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,10 +14,8 @@ import jax
 from p2o_jax import config
 from p2o_jax.config import Config
 from p2o_jax.data import sources
-from p2o_jax.data.questions import Questions
 from p2o_jax.evaluation.heldout import Evaluation
 from p2o_jax.gepa import api
-from p2o_jax.models import lora, sharding
 from p2o_jax.models.spec import num_params
 from p2o_jax.rewards.verify import Verifier
 from p2o_jax.rl import advantages, cost
@@ -29,85 +25,111 @@ from p2o_jax.rollout import dynamic_sampling, memory, sampling_params
 from p2o_jax.rollout.engine import Engine, Program
 from p2o_jax.rollout.gepa_adapter import GepaAdapter, PhaseJournals, Reply, settings_digest
 from p2o_jax.rollout.pipeline import RolloutPipeline
-from p2o_jax.runtime import distributed, rng
-from p2o_jax.runtime.console import Reporter
-from p2o_jax.startup import memory_report, run_directory
+from p2o_jax.runtime import distributed
+from p2o_jax.startup import memory_report
+from p2o_jax.startup.loop_components import LoopComponents, Opened
 from p2o_jax.startup.memory_report import held_bytes, reference_bytes
 from p2o_jax.startup.model import WORLD, Model, reference_dtype
 from p2o_jax.startup.preflight import model_reflects, open_run
 from p2o_jax.state import RunState
-from p2o_jax.tracking import checkpoint
-from p2o_jax.tracking.checkpoint import Checkpoints
 from p2o_jax.tracking.recorder import Recorder
-from p2o_jax.types import Rollout
+from p2o_jax.types import Rollout, SamplingParams
 
 
-class Components:
-    """Everything of a run that is not its state, and the writing of its records."""
+class Components(LoopComponents[RunState]):
+    """The parts of a P²O run."""
 
-    def __init__(self, cfg: Config, workdir: Path, reporter: Reporter, restart: bool = False):
-        """With `restart` the run begins anew, and the records of the one in `workdir` are moved
-        away.
+    PARTS = ("record", "verifier", "checkpoints")
+
+    def _preflight(self) -> Opened:
+        return open_run(self.cfg, self.directory, self.reporter)
+
+    @property
+    def per_step(self) -> int:
+        return self.cfg.rollout.questions
+
+    @property
+    def from_json(self) -> Callable[[Any, Mapping[str, Any]], RunState]:
+        return RunState.from_json
+
+    def initial_state(self, learner: Any) -> RunState:
+        """With `gepa.schedule=first` a prompt phase on all questions comes before the first
+        step.
         """
-        self.cfg, self.workdir, self.reporter = cfg, workdir, reporter
-        compiles = distributed.CompileCounter()
-        self.directory = run_directory.read(
-            workdir, checkpoint.directory(workdir, cfg.checkpoint), restart
+        if not (self.cfg.gepa.enabled and self.cfg.gepa.schedule == "first"):
+            return RunState(learner)
+        return RunState(
+            learner, phase="prompts", hard_ids=tuple(q.id for q in self.questions.questions)
         )
-        self.model, train, heldout = open_run(cfg, self.directory, reporter)
-        self.chat = self.model.chat
-        self.questions = Questions(train.questions, cfg.rollout.questions, cfg.train.seed)
-        num_updates = (
-            cfg.train.epochs
-            * self.questions.steps_per_epoch
-            * (cfg.rollout.questions // config.minibatch_questions(cfg))
-        )
-        bad_batch = workdir / "bad_batch.npz"
-        self.learner = Learner(
-            self.model.spec,
-            self.model.mesh,
-            cfg,
-            num_updates,
-            self.model.dtype,
-            self.chat.pad_id,
-            bad_batch,
-        )
-        self.engine = make_engine(
-            cfg, self.model, held_bytes(cfg, self.model.spec, self.model.mesh, self.learner)
-        )
-        self.verifier = Verifier(cfg.reward)
-        self._check_answers(train, *heldout)
-        self.pipeline = RolloutPipeline(self.engine, self.chat, self.verifier.judge, reporter)
-        self.sampling = sampling_params.training(cfg)
-        self.fill = (
-            self._dynamic_sampling() if cfg.rollout.dynamic_sampling else dynamic_sampling.as_asked
-        )
-        self.evaluation = Evaluation(
-            heldout, self.pipeline, cfg.eval, sampling_params.evaluation(cfg), self.key("eval")
-        )
-        settings = run_directory.fixed_settings(cfg)
-        in_phases = settings_digest({**settings, "model": self.model.digests})
-        self.journals = PhaseJournals(workdir, cfg.train.seed, in_phases, reporter.line)
-        self._write_run_files = lambda: self.directory.write(
-            cfg, self.model.directory, self.model.digests, train, *heldout
-        )
-        if restart:
-            reporter.line(self.directory.put_away())
-        self.checkpoints = Checkpoints(
-            workdir,
-            cfg.checkpoint,
-            reporter.line,
-            settings_digest(settings),
-            self.learner.unpadded_state(),
-            run_directory.evaluation_digest(cfg, heldout),
-            self.directory.note_checkpoint,
-        )
-        self.record = Recorder(cfg, workdir, self.questions, self.engine, reporter, compiles)
 
-    def _check_answers(self, *components: sources.Loaded | None) -> None:
+    def _make_parts(self) -> None:
+        _ = self.engine, self.verifier
+        self._check_answers(self.train_set, *self.heldout_sets)
+
+    @cached_property
+    def learner(self) -> Learner:
+        """Scores and updates."""
+        updates_per_step = self.per_step // config.minibatch_questions(self.cfg)
+        num_updates = self.cfg.train.epochs * self.questions.steps_per_epoch * updates_per_step
+        return self.make_learner(Learner, num_updates)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Samples."""
+        held = held_bytes(self.cfg, self.model.spec, self.model.mesh, self.learner)
+        return make_engine(self.cfg, self.model, held)
+
+    @cached_property
+    def verifier(self) -> Verifier:
+        """Judges responses, in processes of its own."""
+        return Verifier(self.cfg.reward)
+
+    @cached_property
+    def pipeline(self) -> RolloutPipeline:
+        """From questions to judged rollouts."""
+        return RolloutPipeline(self.engine, self.chat, self.verifier.judge, self.reporter)
+
+    @cached_property
+    def sampling(self) -> SamplingParams:
+        """How training samples."""
+        return sampling_params.training(self.cfg)
+
+    @cached_property
+    def fill(self) -> Callable[..., dynamic_sampling.Filled]:
+        """Chooses the rollouts to train on; with dynamic sampling it asks further questions."""
+        if not self.cfg.rollout.dynamic_sampling:
+            return dynamic_sampling.as_asked
+        return self._dynamic_sampling()
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """Evaluation on the held-out questions."""
+        params = sampling_params.evaluation(self.cfg)
+        return Evaluation(self.heldout_sets, self.pipeline, self.cfg.eval, params, self.key("eval"))
+
+    @cached_property
+    def journals(self) -> PhaseJournals:
+        """What prompt phases have asked so far."""
+        in_phases = settings_digest({**self.settings, "model": self.model.digests})
+        return PhaseJournals(self.workdir, self.cfg.train.seed, in_phases, self.reporter.line)
+
+    @cached_property
+    def record(self) -> Recorder:
+        """The records of the run."""
+        return Recorder(
+            self.cfg,
+            self.workdir,
+            self.questions,
+            self.engine,
+            self.reporter,
+            self.compiles,
+            self.writers,
+        )
+
+    def _check_answers(self, *parts: sources.Loaded | None) -> None:
         """Tells of reference answers that not even a response with the same text would match."""
         answers = [
-            q.answer for part in components if part and part.path != WORLD for q in part.questions
+            q.answer for part in parts if part and part.path != WORLD for q in part.questions
         ]
         bad = (
             distributed.broadcast_from_main(lambda: self.verifier.self_check(answers))
@@ -120,37 +142,6 @@ class Components:
                 f"{len(bad)} reference answers do not verify against themselves, e.g. {shown}: no"
                 " response will be right"
             )
-
-    def key(self, *names: str | int) -> jax.Array:
-        """The run's key of this name."""
-        return rng.key(self.cfg.train.seed, *names)
-
-    def open_state(self) -> RunState:
-        """The newest checkpoint's state, or the initial one; the run's records are cut to it.
-
-        Nothing is written, and nothing compiled, before a checkpoint that is there was restored.
-        """
-        state = self.checkpoints.latest(self.learner.abstract_state(), RunState.from_json)
-        if state is None:
-            self.directory.check_begin()
-        self._write_run_files()
-        self._compile_ahead()
-        if state is None or self.model.spec.lora:
-            shardings = sharding.param_shardings(self.model.spec, self.model.mesh, sharding.LEARNER)
-            params = lora.add(
-                self.model.spec,
-                self.model.load(self.cfg.model.param_dtype),
-                self.key("lora"),
-                shardings,
-            )
-            fresh = self.learner.init(params)
-            state = state or self._initial_state(fresh)
-        if state.tick == 0:
-            self.checkpoints.save(state)
-        else:
-            self.reporter.line(f"resuming {self.workdir} at step {state.step}, next: {state.phase}")
-        self.record.open(state.tick, state.step)
-        return state
 
     def _compile_ahead(self) -> None:
         programs = sampling_programs(self.cfg, self.engine)
@@ -167,15 +158,22 @@ class Components:
             lambda rollouts: ~advantages.zero_advantage(advantages.of_rollouts(rollouts, self.cfg)),
         )
 
-    def _initial_state(self, fresh: Any) -> RunState:
-        """With `gepa.schedule=first` a prompt phase on all questions comes before the first
-        step.
-        """
-        if not (self.cfg.gepa.enabled and self.cfg.gepa.schedule == "first"):
-            return RunState(fresh)
-        return RunState(
-            fresh, phase="prompts", hard_ids=tuple(q.id for q in self.questions.questions)
-        )
+    def describe(self) -> str:
+        """What runs where, and what it takes of each chip's memory, a line for each group."""
+        spec, mesh = self.model.spec, self.model.mesh
+        shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+        device = mesh.devices.flat[0]
+        reference = reference_bytes(self.cfg, spec, mesh, self.model.dtype)
+        lines = [
+            (
+                f"{self.model.directory}: {spec.family}, {num_params(spec):,} parameters;"
+                f" {device.device_kind} mesh {shape}, processes: {jax.process_count()};"
+                f" {len(self.questions)} questions, {len(self.evaluation.questions)}"
+                " held out"
+            ),
+            *memory_report.measure(self.cfg, self.learner, self.engine, reference).table(),
+        ]
+        return "\n".join(lines)
 
     def weights(self, state: RunState) -> Any:
         """The policy of a state, laid out for decoding."""
@@ -249,12 +247,6 @@ class Components:
             for phase, amounts in costs.items()
         }
 
-    def close(self) -> None:
-        """Writes what is pending and stops the workers."""
-        with contextlib.ExitStack() as stack:  # in reverse; whichever fails, the others are closed
-            for part in (self.record, self.verifier, self.checkpoints):
-                stack.callback(part.close)
-
 
 class RolloutWeights:
     """One model at a time, laid out for decoding: the last is let go of before another is made.
@@ -321,23 +313,3 @@ def sampling_programs(cfg: Config, engine: Engine) -> list[Program]:
     return list(
         dict.fromkeys(program for how, prompt in uses for program in engine.needed(how, prompt))
     )
-
-
-def describe(components: Components) -> str:
-    """What runs where, and what it takes of each chip's memory, a line for each group."""
-    spec, mesh = components.model.spec, components.model.mesh
-    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    device = mesh.devices.flat[0]
-    reference = reference_bytes(components.cfg, spec, mesh, components.model.dtype)
-    lines = [
-        (
-            f"{components.model.directory}: {spec.family}, {num_params(spec):,} parameters;"
-            f" {device.device_kind} mesh {shape}, processes: {jax.process_count()};"
-            f" {len(components.questions)} questions, {len(components.evaluation.questions)}"
-            " held out"
-        ),
-        *memory_report.measure(
-            components.cfg, components.learner, components.engine, reference
-        ).table(),
-    ]
-    return "\n".join(lines)

@@ -46,13 +46,7 @@ def open_run(
         collect(problems, lambda: load_questions(cfg)),
         collect(problems, lambda: load_heldout(cfg)) or [],
     )
-    problems += directory.changed_questions(cfg, train, *heldout)
-    own = run_directory.question_digests(cfg, train, *heldout)
-    if not distributed.all_processes(own == distributed.broadcast_from_main(lambda: own)):
-        problems.append(
-            "config.data: not all processes read the same questions; copy the files to every host,"
-            " or give a path that all share"
-        )
+    problems += changed_data(cfg, directory, train, heldout)
     if (cfg.data.path == WORLD) != (cfg.model.path == WORLD):
         problems.append(
             f"config.data.path={cfg.data.path} with config.model.path={cfg.model.path}: the"
@@ -69,18 +63,8 @@ def open_run(
     problems += distributed.broadcast_from_main(lambda: writers.problems(cfg))
     if problems and cfg.model.path == WORLD:  # which would be pretrained first
         raise ConfigError(*problems)
-    model = collect(
-        problems,
-        lambda: open_model(cfg, reporter, directory.date, directory.revision(cfg.model.path)),
-    )
-    digests = model.digests if model else {}
-    if not distributed.all_processes(digests == distributed.broadcast_from_main(lambda: digests)):
-        problems.append(
-            f"config.model.path={cfg.model.path}: not all processes read the same files; copy them"
-            " to every host"
-        )
+    model = checked_model(problems, cfg, reporter, directory)
     if model:
-        problems += directory.changed_model(model.directory, digests)
         for part in (train, *heldout):
             problems += (
                 sources.too_long(
@@ -105,15 +89,64 @@ def open_run(
         (lambda: space_problems(cfg, directory, model, num_steps)) if model and train else list[str]
     )
     problems += distributed.broadcast_from_main(space)
-    # what one process cannot open, none starts without
+    opened, questions = require(problems, model, train)
+    notices = [line for part in (questions, *heldout) for line in part.notices]
+    for line in [*rules.notices(cfg), *notices, *sources.shared(questions, heldout)]:
+        reporter.line(line)
+    return opened, questions, heldout
+
+
+def changed_data(
+    cfg: Config,
+    directory: RunDirectory,
+    train: sources.Loaded | None,
+    heldout: Sequence[sources.Loaded],
+) -> list[str]:
+    """A line for each data file that is not what it was when the run began, and one if not all
+    processes read the same.
+    """
+    problems = directory.changed_questions(cfg, train, *heldout)
+    own = run_directory.question_digests(cfg, train, *heldout)
+    if not distributed.all_processes(own == distributed.broadcast_from_main(lambda: own)):
+        problems.append(
+            "config.data: not all processes read the same questions; copy the files to every host,"
+            " or give a path that all share"
+        )
+    return problems
+
+
+def checked_model(
+    problems: list[str], cfg: Config, reporter: Reporter, directory: RunDirectory
+) -> Model | None:
+    """The model, if it is the one that the run began with and the same on all processes; else None,
+    or lines in `problems`.
+    """
+    revision = directory.revision(cfg.model.path)
+    model = collect(problems, lambda: open_model(cfg, reporter, directory.date, revision))
+    digests = model.digests if model else {}
+    if not distributed.all_processes(digests == distributed.broadcast_from_main(lambda: digests)):
+        problems.append(
+            f"config.model.path={cfg.model.path}: not all processes read the same files; copy them"
+            " to every host"
+        )
+    if model:
+        problems += directory.changed_model(model.directory, digests)
+    return model
+
+
+def require(
+    problems: Sequence[str], model: Model | None, train: sources.Loaded | None
+) -> tuple[Model, sources.Loaded]:
+    """The model and the training data, where no process has a problem.
+
+    Raises:
+        ConfigError: with the lines of `problems`; if one process has any, none starts.
+    """
     if not distributed.all_processes(not problems) or not model or not train:
         raise ConfigError(
             *dict.fromkeys(problems or ["another process cannot start; its own output says why"])
         )
-    notices = [line for part in (train, *heldout) for line in part.notices]
-    for line in [*rules.notices(cfg), *notices, *sources.shared(train, heldout)]:
-        reporter.line(line)
-    return model, train, heldout
+    return model, train
 
 
 def reflection_problems(cfg: Config, chat: Chat, questions: Sequence[Question] = ()) -> list[str]:

@@ -7,28 +7,25 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import platform
 import re
 import secrets
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 from etils import epath
 
 from p2o_jax.config import Config, ConfigError, names, setting
 from p2o_jax.data import sources
 from p2o_jax.models import hf_config, identity
 from p2o_jax.runtime import distributed, files, run_lock
-from p2o_jax.runtime.subprocesses import environment
+from p2o_jax.startup import versions
 from p2o_jax.tracking import run_records
 from p2o_jax.tracking.run_records import ANEW, OWNER, ROWS, RUN
 from p2o_jax.types import Question, digest
 
+P2O, SFT = "p2o", "sft"  # the loops; a run directory belongs to one of them
+COMMANDS = {P2O: "p2o_jax.main", SFT: "p2o_jax.sft"}
 _ABSENT = "(no such setting)"
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the text of an object, another one in every process
 
@@ -73,6 +70,7 @@ class RunDirectory:
         run: the values of RUN: those on record, else new ones, without a model.
         problems: a line for every reason not to start here that the directory itself gives.
         no_folder: there is no checkpoint folder.
+        loop: P2O or SFT.
     """
 
     path: Path
@@ -82,6 +80,7 @@ class RunDirectory:
     run: Mapping[str, Any]
     problems: Sequence[str]
     no_folder: bool
+    loop: str = P2O
 
     @property
     def date(self) -> str:
@@ -99,7 +98,7 @@ class RunDirectory:
         changed = [
             d
             for d in _differences(names.current_names(self.records["config.json"]), _as_json(cfg))
-            if not setting.may_change(Config, d[0])
+            if not may_change(d[0], self.loop)
         ]
         if unknown := [f"config.{key}" for key, there, now in changed if _ABSENT in (there, now)]:
             rule = f"one of the two does not have {', '.join(unknown)}; give another folder"
@@ -188,7 +187,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             files.write_json(self.path / "questions.json", question_digests(cfg, *parts))
-            files.write_json(self.path / "versions.json", versions())
+            files.write_json(self.path / "versions.json", versions.installed())
             files.write_json(self.path / RUN, run)
             files.write_json(self.path / "config.json", _as_json(cfg))
             if self.is_elsewhere:
@@ -225,13 +224,17 @@ class RunDirectory:
 
 
 def read(
-    workdir: Path, checkpoints: epath.Path | None = None, restart: bool = False
+    workdir: Path,
+    checkpoints: epath.Path | None = None,
+    restart: bool = False,
+    loop: str | None = None,
 ) -> RunDirectory:
     """The run directory as it is now.
 
     Args:
         checkpoints: the folder of its checkpoints; None: the one in it.
         restart: the run is to begin anew; what the records say does not count.
+        loop: which the run is of, P2O or SFT; None: any.
     """
     inside = epath.Path(workdir.absolute() / "checkpoints")
     where = inside if checkpoints is None else checkpoints
@@ -240,6 +243,7 @@ def read(
         "date": datetime.date.today().isoformat(),
         "model": None,
         "checkpoints": False,
+        **({"loop": loop} if loop == SFT else {}),
     }
 
     def look() -> dict[str, Any]:
@@ -253,6 +257,13 @@ def read(
         )
         if restart:
             records, run, owner, damaged = {}, None, None, []
+        there = (run or owner or new).get("loop", P2O)
+        if loop and there != loop:
+            wrong = [
+                *wrong,
+                f"--workdir={workdir} holds a run of {COMMANDS[there]}, and this is"
+                f" {COMMANDS[loop]}; give another folder",
+            ]
         return {
             "records": records,
             "run": run or owner or new,
@@ -260,7 +271,8 @@ def read(
             "no_folder": not where.exists(),
         }
 
-    return RunDirectory(workdir, where, restart, **distributed.broadcast_from_main(look))
+    seen = distributed.broadcast_from_main(look)
+    return RunDirectory(workdir, where, restart, **seen, loop=loop or P2O)
 
 
 def put_away_comparison(workdir: Path) -> None:
@@ -302,11 +314,11 @@ def _as_json(cfg: Config) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(cfg)))
 
 
-def fixed_settings(cfg: Config) -> dict[str, Any]:
+def fixed_settings(cfg: Config, loop: str = P2O) -> dict[str, Any]:
     """The settings that may not change in a run, by key; where it keeps its states is not one
     that its results depend on.
     """
-    values = {"preset": cfg.preset}
+    values = {"preset": cfg.preset, **({"loop": loop} if loop != P2O else {})}
     for section, part in _as_json(cfg).items():
         values |= (
             {f"{section}.{name}": value for name, value in part.items()}
@@ -316,42 +328,13 @@ def fixed_settings(cfg: Config) -> dict[str, Any]:
     return {
         key: value
         for key, value in values.items()
-        if key != "checkpoint.path" and not setting.may_change(Config, key)
+        if key != "checkpoint.path" and not may_change(key, loop)
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the figures depend on, and the commit where there is one."""
-    root = Path(__file__).parents[2]
-    names = (
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "transformers",
-        "numpy",
-        "gepa",
-        "math-verify",
-        "p2o-jax",
-    )
-    found = {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "devices": str(jax.devices()[:1]),
-    }
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    if (root / ".git").exists():
-        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        head = subprocess.run(
-            command, env=environment(), capture_output=True, text=True, check=False
-        )
-        found["commit"] = head.stdout.strip()
-    return found
+def may_change(key: str, loop: str) -> bool:
+    """Whether a setting may change when a run of this loop is resumed."""
+    return (loop == P2O and key.partition(".")[0] == "sft") or setting.may_change(Config, key)
 
 
 def _differences(before: Any, now: Any, where: str = "") -> list[tuple[str, Any, Any]]:

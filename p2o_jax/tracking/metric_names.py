@@ -120,6 +120,10 @@ METRICS: dict[str, str] = {
         "mean answer score on the held-out questions (of several sets: the first), on plain prompts"
         " unless eval.template=best; eval/SET/... are by set"
     ),
+    "eval/nll": (
+        "mean negative log-likelihood of the response tokens of the held-out rows, nats, in"
+        " supervised training"
+    ),
     "eval/format": "share of held-out responses with a closed final box",
     "eval/mean_tokens": "mean response length in evaluation",
     "eval/frac_truncated": "share of evaluation responses cut at max_new_tokens",

@@ -46,6 +46,8 @@ def write_one(workdir: Path, model_directory: Path, ledger: Ledger) -> None:
             if "seconds" in row
         },
     }
+    if losses := [row["eval/nll"] for row in metrics if "eval/nll" in row]:  # supervised training
+        result |= {"nll_before": losses[0], "nll": losses[-1]}
     if world.exists():
         result["p_chain_plain"] = json.loads(world.read_text(encoding="utf-8"))["p_chain_plain"]
     files.write_json(workdir / "result.json", result)

@@ -34,6 +34,7 @@ def is_run(value: Any) -> bool:
     return (
         isinstance(value["id"], str)
         and isinstance(value["checkpoints"], bool)
+        and value.get("loop", "p2o") in ("p2o", "sft")
         and isinstance(model["path"], str)
         and isinstance(model["revision"], str | None)
         and all(

@@ -118,3 +118,16 @@ class TrainConfig:
         " WANDB_API_KEY). Empty: none.",
         resumable=True,
     )
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Supervised training with `p2o_jax.sft`, which also reads data, chat, model, lora, mesh,
+    optim, eval, checkpoint and train.
+    """
+
+    examples: int = setting(64, "Rows of the data per optimizer update.", ge=1)
+    messages_field: str = setting(
+        "messages",
+        "Field of a row that is a chat: a list of messages, the last of which is the response.",
+    )
