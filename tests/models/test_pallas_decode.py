@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from p2o_jax.models import sharding
-from p2o_jax.models.attention import pallas_decode, reference
+from p2o_jax.models.attention import decoding, pallas_decode, reference
 
 BLOCK = 16  # positions, so that a few make several blocks
 KERNELS = [pallas_decode.gpu, pallas_decode.tpu]
