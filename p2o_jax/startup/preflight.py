@@ -90,8 +90,13 @@ def open_run(
     )
     problems += distributed.broadcast_from_main(space)
     opened, questions = require(problems, model, train)
-    notices = [line for part in (questions, *heldout) for line in part.notices]
-    for line in [*rules.notices(cfg), *notices, *sources.shared(questions, heldout)]:
+    notices = [
+        *rules.notices(cfg),
+        *directory.notices(cfg, questions, *heldout),
+        *(line for part in (questions, *heldout) for line in part.notices),
+        *sources.shared(questions, heldout),
+    ]
+    for line in notices:
         reporter.line(line)
     return opened, questions, heldout
 

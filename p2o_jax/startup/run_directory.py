@@ -145,19 +145,19 @@ class RunDirectory:
         """
         if "config.json" not in self.records:
             return []
-        found = []
+        lines = []
         if not self.run["model"]:
-            found.append(
+            lines.append(
                 f"{self.path}: the run has no record of its model (an earlier version wrote it);"
                 " recorded now"
             )
         before, now = self.records.get("questions.json", {}), question_digests(cfg, *parts)
         if cfg.reward.fn and any(now.get(name, there) != there for name, there in before.items()):
-            found.append(
+            lines.append(
                 f"{self.path}: the run has no record of the columns that config.reward.fn is given;"
                 " recorded now"
             )
-        return found
+        return lines
 
     def check_begin(self) -> None:
         """To be called where there is no checkpoint.

@@ -227,7 +227,7 @@ def test_the_least_reflection_prompt_is_checked_at_the_start(tmp_path):
         )
 
 
-def test_unusual_settings_are_noticed_when_a_run_opens(tmp_path):
+def test_unusual_settings_are_noticed_when_a_run_opens(tmp_path, monkeypatch):
     questions(tmp_path / "q.jsonl", "12")
     golden, lines = Path(__file__).parents[1] / "golden/hf/qwen3_tied", []
     cfg = replace(
@@ -244,6 +244,13 @@ def test_unusual_settings_are_noticed_when_a_run_opens(tmp_path):
     reporter.line = lines.append  # type: ignore[method-assign]
     preflight.open_run(cfg, run_directory.read(tmp_path / "run"), reporter)
     assert lines == ["unusual: config.optim.lr=0: no weight changes"]
+    (tmp_path / "run").mkdir()
+    directory = run_directory.read(tmp_path / "run")
+    monkeypatch.setattr(
+        run_directory.RunDirectory, "notices", lambda self, cfg, *parts: ["no record"]
+    )
+    preflight.open_run(cfg, directory, reporter)
+    assert lines[1:] == [lines[0], "no record"]
 
 
 def test_the_chat_template_around_a_reflection_prompt_counts():
