@@ -1,6 +1,7 @@
 """Exports the policy of a run as a Hugging Face directory, or its adapters for `peft`."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax
 
 from p2o_jax.config import Config, ConfigError, loading
 from p2o_jax.data.chat import load_tokenizer
-from p2o_jax.models import hf, hf_config, identity, lora, sharding
+from p2o_jax.models import hf, hf_config, hf_writer, identity, lora, sharding
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.offline import settings
 from p2o_jax.runtime import distributed, files
@@ -61,8 +62,12 @@ def export(options: ExportOptions) -> None:
     }
     try:
         if options.adapter:
-            lora.save_peft(out, policy.spec, policy.trained, str(policy.directory))
-            hf_config.write_beside(out, **beside)
+            target = Path(os.path.realpath(out))
+            partial = files.unused(target)
+            with files.removed_on_failure(partial):
+                lora.save_peft(partial, policy.spec, policy.trained, str(policy.directory))
+                hf_config.write_beside(partial, **beside)
+                hf_writer.move_into_place(partial, target, overwrite=False)
         else:
             params = _merged(cfg, policy, options.dtype)
             hf.save(out, policy.spec, params, dtype=options.dtype, **beside)

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from p2o_jax import config, export, generate
+from p2o_jax.config import ConfigError
 from p2o_jax.data.chat import Chat, load_tokenizer
 from p2o_jax.models import hf, hf_config, lora, sharding
 from p2o_jax.rl.learner import Learner
@@ -188,7 +189,7 @@ def test_transformers_renders_and_stops_where_we_do(exported, tmp_path):
     assert len({row["tokens"] for row in ours}) > 1
 
 
-def test_adapters_keep_the_float32_they_were_trained_in(tmp_path):
+def test_adapters_keep_the_float32_they_were_trained_in(tmp_path, monkeypatch):
     directory, chat = chat_model(tmp_path / "model")
     settings = {
         "lora": config.LoraConfig(rank=4, targets=("q", "down")),
@@ -196,6 +197,12 @@ def test_adapters_keep_the_float32_they_were_trained_in(tmp_path):
     }
     state, spec = finished(tmp_path / "run", directory, chat, **settings)
     flags = [f"--workdir={tmp_path / 'run'}", f"--config.model.path={directory}"]
+    write_beside, before = hf_config.write_beside, sorted(tmp_path.iterdir())
+    monkeypatch.setattr(hf_config, "write_beside", lambda *_, **__: open("/dev/full/x"))
+    with pytest.raises(ConfigError):
+        export.run([*flags, f"--out={tmp_path / 'peft'}", "--adapter=peft"])
+    assert sorted(tmp_path.iterdir()) == before, "a failed export leaves nothing"
+    monkeypatch.setattr(hf_config, "write_beside", write_beside)
     export.run([*flags, f"--out={tmp_path / 'peft'}", "--adapter=peft"])
     adapters = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     trained = np.asarray(state.params["blocks"]["down_lora_a"])
