@@ -198,7 +198,7 @@ def test_adapters_keep_the_float32_they_were_trained_in(tmp_path, monkeypatch):
     state, spec = finished(tmp_path / "run", directory, chat, **settings)
     flags = [f"--workdir={tmp_path / 'run'}", f"--config.model.path={directory}"]
     write_beside, before = hf_config.write_beside, sorted(tmp_path.iterdir())
-    monkeypatch.setattr(hf_config, "write_beside", lambda *_, **__: open("/dev/full/x"))
+    monkeypatch.setattr(hf_config, "write_beside", lambda *_, **__: Path("/dev/full/x").read_text())
     with pytest.raises(ConfigError):
         export.run([*flags, f"--out={tmp_path / 'peft'}", "--adapter=peft"])
     assert sorted(tmp_path.iterdir()) == before, "a failed export leaves nothing"
