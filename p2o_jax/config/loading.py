@@ -190,15 +190,16 @@ def arms(values: ConfigDict) -> dict[str, Config]:
     """
     arms_by_name: dict[str, Config] = {}
     problems: list[str] = []
-    names = [arm.split()[0] if arm.split() else "" for arm in values.arms]  # type: ignore[union-attr]  # a tuple of texts
-    if len(set(names)) < len(names) or not all(_is_arm_name(name) for name in names):
+    texts = typing.cast(tuple[str, ...], values.arms)
+    arm_names = [text.split()[0] if text.split() else "" for text in texts]
+    if len(set(arm_names)) < len(arm_names) or not all(map(_is_arm_name, arm_names)):
         rule = (
             "every arm needs a name of its own, of letters, digits and _; not"
             f" {', '.join(RESERVED)}"
         )
         raise ConfigError(f"config.arms={values.arms}: {rule}")
-    for arm in typing.cast(tuple[str, ...], values.arms):
-        name, *settings = arm.split()
+    for text in texts:
+        name, *settings = text.split()
         own = values.copy_and_resolve_references().lock()
         try:
             override(own, [(key, value) for key, _, value in (s.partition("=") for s in settings)])

@@ -238,24 +238,28 @@ def compare(folders: Sequence[Path], asked: Asked = "plain") -> tuple[dict[str, 
             "average": by_run
         }
         differences["graders"][grader] = {name: _compared(runs) for name, runs in rows.items()}
-        lines += [
-            f"{grader} grader, {asked} prompts",
-            "",
-            _line([""] + [str(f) for f in folders]),
-            "|" + " --- |" * (len(folders) + 1),
-        ]
-        for name, runs in differences["graders"][grader].items():
-            cells = [
-                (
-                    _with_interval(run)
-                    if "difference" not in run
-                    else f"{_percent(run['mean'])}, {_difference(run)}"
-                )
-                for run in runs
-            ]
-            lines.append(_line([name, *cells]))
-        lines.append("")
+        title = f"{grader} grader, {asked} prompts"
+        lines += _comparison_lines(title, folders, differences["graders"][grader])
     return differences, "\n".join(lines)
+
+
+def _comparison_lines(
+    title: str, folders: Sequence[Path], compared: Mapping[str, list[dict[str, Any]]]
+) -> list[str]:
+    """The Markdown table of one grader: a row for each benchmark, a column for each folder."""
+    header = _line([""] + [str(f) for f in folders])
+    lines = [title, "", header, "|" + " --- |" * (len(folders) + 1)]
+    for name, runs in compared.items():
+        cells = [
+            (
+                f"{_percent(run['mean'])}, {_difference(run)}"
+                if "difference" in run
+                else _with_interval(run)
+            )
+            for run in runs
+        ]
+        lines.append(_line([name, *cells]))
+    return [*lines, ""]
 
 
 def _compared(runs: Sequence[Sequence[np.ndarray]]) -> list[dict[str, Any]]:

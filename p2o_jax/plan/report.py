@@ -42,58 +42,65 @@ def as_text(figures: Mapping[str, Any]) -> str:
             f"A decode step, all slots together: {sent or 'no collectives'};"
             f" {decode['host_transfers']:g} host transfers.",
         ]
-    step = figures["step"]
-    if step:
-        lines += [
-            "",
-            "Lower bound on the time of a step, per chip (compute, memory and network at peak"
-            " speed; the longest counts):",
-        ]
-        lines += _table(
-            [
-                "phase",
-                "TFLOP",
-                "compute s",
-                "memory s",
-                "network s",
-                "seconds",
-                "bound by",
-                "collectives (GB)",
-            ],
-            [
-                [
-                    p["name"],
-                    p["flops"] / 1e12,
-                    *p["resources"].values(),
-                    p["seconds"],
-                    p["bound"],
-                    _shown(p["collectives"]),
-                ]
-                for p in step["phases"]
-            ],
-        )
-        lines += ["", _exchanged(step["update_exchange"])]
-        if step["lay_outs"]:
-            seconds = step["lay_outs"] * step["phases"][0]["seconds"]
-            lines.append(
-                f"An iteration of GEPA reshards {step['lay_outs']} models, in {seconds:.2g} s. This"
-                " is not included in its share."
-            )
-        work = figures["workload"]
-        lines += [
-            "",
-            f"{step['seconds']:.1f} s a step, {step['tokens_per_s']:,.0f} generated tokens/s, MFU"
-            f" {step['mfu']:.1%}"
-            + (
-                f", ${step['dollars_per_million']:.3f} for a million generated tokens"
-                if step["dollars_per_million"]
-                else ""
-            ),
-            f"Assumptions: prompts of {work['prompt']} and responses of {work['response']} tokens"
-            f" on average, {work['questions']} questions per epoch, {work['frac_hard']:.0%} of"
-            " them hard. Real runs are slower than this bound.",
-        ]
+    lines += _step_lines(figures)
     return "\n".join(lines + [f"\n{note}" for note in figures.get("notes", ())])
+
+
+def _step_lines(figures: Mapping[str, Any]) -> list[str]:
+    """The lower bound on the time of a step as lines; none where it is not estimated."""
+    step = figures["step"]
+    if not step:
+        return []
+    lines = [
+        "",
+        "Lower bound on the time of a step, per chip (compute, memory and network at peak"
+        " speed; the longest counts):",
+    ]
+    lines += _table(
+        [
+            "phase",
+            "TFLOP",
+            "compute s",
+            "memory s",
+            "network s",
+            "seconds",
+            "bound by",
+            "collectives (GB)",
+        ],
+        [
+            [
+                p["name"],
+                p["flops"] / 1e12,
+                *p["resources"].values(),
+                p["seconds"],
+                p["bound"],
+                _shown(p["collectives"]),
+            ]
+            for p in step["phases"]
+        ],
+    )
+    lines += ["", _exchanged(step["update_exchange"])]
+    if step["lay_outs"]:
+        seconds = step["lay_outs"] * step["phases"][0]["seconds"]
+        lines.append(
+            f"An iteration of GEPA reshards {step['lay_outs']} models, in {seconds:.2g} s. This"
+            " is not included in its share."
+        )
+    work = figures["workload"]
+    lines += [
+        "",
+        f"{step['seconds']:.1f} s a step, {step['tokens_per_s']:,.0f} generated tokens/s, MFU"
+        f" {step['mfu']:.1%}"
+        + (
+            f", ${step['dollars_per_million']:.3f} for a million generated tokens"
+            if step["dollars_per_million"]
+            else ""
+        ),
+        f"Assumptions: prompts of {work['prompt']} and responses of {work['response']} tokens"
+        f" on average, {work['questions']} questions per epoch, {work['frac_hard']:.0%} of"
+        " them hard. Real runs are slower than this bound.",
+    ]
+    return lines
 
 
 def as_json(

@@ -29,7 +29,8 @@ def math_equal(box: str, answer: str) -> str:
 
 
 def _read(content: str) -> list[Any]:
-    return parse(rf"\boxed{{{content}}}", _LATEX, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+    boxed = rf"\boxed{{{content}}}"
+    return parse(boxed, _LATEX, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
 
 
 _reference = functools.lru_cache(maxsize=1024)(_read)

@@ -22,7 +22,8 @@ _EDITS = tuple(
 )
 _WORDS = re.compile(r"\\(?:text|textbf|mathrm)\{([^{}]*)\}")
 _NUMBER = re.compile(
-    r"([+-]?)(?:(?P<decimal>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)|\\frac\{([0-9]+)\}\{([0-9]+)\}|([0-9]+)/([0-9]+))"
+    r"([+-]?)(?:(?P<decimal>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+    r"|\\frac\{([0-9]+)\}\{([0-9]+)\}|([0-9]+)/([0-9]+))"
 )
 _REPEATING = re.compile(r"([+-]?)([0-9]*)\.([0-9]*)\\(?:overline|bar)\{([0-9]+)\}")
 _PERCENT = re.compile(r"\\?%$")

@@ -65,23 +65,7 @@ def open_run(
         raise ConfigError(*problems)
     model = checked_model(problems, cfg, reporter, directory)
     if model:
-        for part in (train, *heldout):
-            problems += (
-                sources.too_long(
-                    part, lambda q: len(model.chat.render(q)), cfg.data.max_prompt_tokens
-                )
-                if part
-                else []
-            )
-        problems += (
-            reflection_problems(cfg, model.chat, train.questions if train else ())
-            if cfg.gepa.enabled
-            else []
-        )
-        lengths = [
-            len(model.chat.render(q)) for part in (train, *heldout) if part for q in part.questions
-        ]
-        problems += limits.training_problems(cfg, model.spec, model.chat, max(lengths, default=0))
+        problems += length_problems(cfg, model, train, heldout)
     num_steps = cfg.train.epochs * -(
         -len(train.questions if train else ()) // max(cfg.rollout.questions, 1)
     )
@@ -99,6 +83,28 @@ def open_run(
     for line in notices:
         reporter.line(line)
     return opened, questions, heldout
+
+
+def length_problems(
+    cfg: Config,
+    model: Model,
+    train: sources.Loaded | None,
+    heldout: Sequence[sources.Loaded],
+) -> list[str]:
+    """A line for each prompt, reflection prompt or row that is too long for the model or the
+    settings.
+    """
+    problems = []
+    parts = [part for part in (train, *heldout) if part]
+    for part in parts:
+        problems += sources.too_long(
+            part, lambda q: len(model.chat.render(q)), cfg.data.max_prompt_tokens
+        )
+    if cfg.gepa.enabled:
+        problems += reflection_problems(cfg, model.chat, train.questions if train else ())
+    lengths = [len(model.chat.render(q)) for part in parts for q in part.questions]
+    longest = max(lengths, default=0)
+    return problems + limits.training_problems(cfg, model.spec, model.chat, longest)
 
 
 def changed_data(

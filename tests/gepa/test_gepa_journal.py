@@ -92,7 +92,7 @@ def test_another_phase_or_other_inputs_are_an_error(tmp_path):
 
 
 def test_fresh_and_replayed_answers_are_the_same_value(tmp_path):
-    outcome = Outcome(np.float32(1 / 3), 1, "a\ud800\u2028\n\x00ü", "Shorter\n.")  # type: ignore[arg-type]
+    outcome = Outcome(np.float32(1 / 3), 1, "a\ud800\u2028\n\x00ü", "Shorter\n.")
     fresh = Journal(tmp_path / "j", "p").evaluate(lambda pairs: [outcome])([("t", HARD[0])])
     journal = Journal(tmp_path / "j", "p")
     assert journal.num_left == 1

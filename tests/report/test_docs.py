@@ -18,7 +18,8 @@ PAGES = sorted(ROOT.glob("docs/*.md")) + [
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"`((?:p2o_jax|benchmarks|configs|docs|tests|tpu|gpu)/[\w./-]*)`")
 PATH = re.compile(
-    r"(?<![\w./-])((?:p2o_jax|benchmarks|configs|docs|tests|tpu|gpu)/[\w./-]*\.(?:py|sh|md|npz|tsv))\b"
+    r"(?<![\w./-])((?:p2o_jax|benchmarks|configs|docs|tests|tpu|gpu)/"
+    r"[\w./-]*\.(?:py|sh|md|npz|tsv))\b"
 )
 NAME = re.compile(r"(?<![\w/])p2o_jax(?:\.[A-Za-z_]\w*)+")
 NO_NAMES = {"p2o_jax.json", "p2o_jax.COMMAND"}

@@ -31,7 +31,8 @@ RUN_BY = {  # what a command begins with, after `python -m`: the test that runs 
     "p2o_jax.main": "tests/test_end_to_end.py::test_own_questions_on_a_hugging_face_model",
     "p2o_jax.sft": "tests/test_sft.py::test_the_loss_falls_and_the_run_leaves_its_records",
     "p2o_jax.evaluate": (
-        "tests/evaluation/test_evaluate.py::test_a_run_s_policy_is_evaluated_with_the_run_s_prompts_and_leaves_no_copy"
+        "tests/evaluation/test_evaluate.py::"
+        "test_a_run_s_policy_is_evaluated_with_the_run_s_prompts_and_leaves_no_copy"
     ),
     "p2o_jax.prepare": "tests/data/test_prepare.py::test_the_command_and_its_exit_code",
     "p2o_jax.generate": (

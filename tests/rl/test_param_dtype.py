@@ -126,7 +126,7 @@ def test_disk_and_memory_count_the_bytes_of_a_state(tmp_path, monkeypatch):
             "problems",
             lambda workdir, cfg, state_bytes, *_: asked.append(state_bytes) or [],
         )
-        model = Model(tmp_path, spec, single_device_mesh(), jnp.float32, None)  # type: ignore[arg-type]
+        model = Model(tmp_path, spec, single_device_mesh(), jnp.float32, None)
         preflight.space_problems(learner.cfg, run_directory.read(tmp_path), model, 8)
         assert asked == [per_weight * size]
 

@@ -107,5 +107,5 @@ def test_an_update_takes_about_what_the_tpu_compiler_says(model, rows, chips, pe
     mesh = SimpleNamespace(shape={"data": 1, "fsdp": chips, "tensor": 1})
     learner = SimpleNamespace(spec=SPECS[model], mesh=mesh, dtype=jnp.bfloat16)
     state = 16 * num_params(SPECS[model]) / chips  # params, moments, gradients
-    reckoned = (state + memory_report._update_activations(cfg, learner)) / GIB  # type: ignore[arg-type]
+    reckoned = (state + memory_report._update_activations(cfg, learner)) / GIB
     assert reckoned == pytest.approx(peak_gib, rel=0.25)

@@ -332,7 +332,7 @@ def recording(tmp_path, **gepa):
     questions = types.SimpleNamespace(epoch=lambda step: step)
     engine = types.SimpleNamespace(take_work=lambda: types.SimpleNamespace(metrics=dict))
     compiles = types.SimpleNamespace(count=0, seconds=0.0)
-    return recorder.Recorder(cfg, tmp_path, questions, engine, RecordingReporter(), compiles)  # type: ignore[arg-type]
+    return recorder.Recorder(cfg, tmp_path, questions, engine, RecordingReporter(), compiles)
 
 
 def test_an_iteration_of_gepa_says_why_proposals_were_rejected(tmp_path):
