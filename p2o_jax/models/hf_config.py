@@ -11,13 +11,13 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from p2o_jax.config import ConfigError
 from p2o_jax.models import hf_keys
-from p2o_jax.models.hf_keys import ARCHITECTURES
+from p2o_jax.models.families import FAMILIES
 from p2o_jax.models.hf_rope import Fields, read_rope, write_rope
-from p2o_jax.models.spec import Family, ModelSpec
+from p2o_jax.models.spec import ModelSpec
 
 MAX_POSITIONS = 32768  # written for a spec without max_positions
 
@@ -185,11 +185,12 @@ def read_spec(directory: str | Path) -> ModelSpec:
     path = Path(directory) / "config.json"
     values = read_json(path)
     fields = Fields(values)
-    family = values.get("model_type")
-    if family not in ARCHITECTURES:
+    name = values.get("model_type")
+    if name not in FAMILIES:
         raise ConfigError(
-            f"{path}: model_type={family!r} is not supported; supported: {_names(ARCHITECTURES)}"
+            f"{path}: model_type={name!r} is not supported; supported: {_names(FAMILIES)}"
         )
+    family = FAMILIES[name]
     fields.problems += hf_keys.problems(values)
     window, too_narrow = hf_keys.window(values)
     if too_narrow:
@@ -198,26 +199,24 @@ def read_spec(directory: str | Path) -> ModelSpec:
         )
     heads = fields.integer("num_attention_heads")
     width = fields.integer("hidden_size")
-    # default of transformers
-    head_dim = 128 if family == "qwen3" else width // heads
-    max_positions = fields.integer("max_position_embeddings", hf_keys.MAX_POSITIONS[family])
+    max_positions = fields.integer("max_position_embeddings", family.max_positions)
     rope = read_rope(fields, max_positions)
     spec = ModelSpec(
-        family=cast(Family, family),
+        family=family.name,
         vocab=fields.integer("vocab_size"),
         width=width,
         layers=fields.integer("num_hidden_layers"),
         heads=heads,
         kv_heads=fields.integer(
             "num_key_value_heads",
-            heads if family == "llama" or "num_key_value_heads" in values else None,
+            heads if family.kv_heads_default or "num_key_value_heads" in values else None,
         ),
-        head_dim=fields.integer("head_dim", head_dim),
+        head_dim=fields.integer("head_dim", family.head_dim or width // heads),
         mlp=fields.integer("intermediate_size"),
         norm_eps=fields.number("rms_norm_eps", 1e-6),
         rope=rope,
-        qk_norm=family == "qwen3",
-        qkv_bias=family == "qwen2",
+        qk_norm=family.qk_norm,
+        qkv_bias=family.qkv_bias,
         tied=bool(values.get("tie_word_embeddings", False)),
         max_positions=max_positions,
         window=window,
@@ -241,14 +240,15 @@ def write_config(
     Raises:
         ConfigError: the family has no such variant (such as biases in Qwen3).
     """
-    if (spec.qk_norm, spec.qkv_bias) != (spec.family == "qwen3", spec.family == "qwen2"):
+    family = FAMILIES[spec.family]
+    if (spec.qk_norm, spec.qkv_bias) != (family.qk_norm, family.qkv_bias):
         raise ConfigError(
             f"a {spec.family} model with qk_norm={spec.qk_norm}, qkv_bias={spec.qkv_bias} has no"
             " Hugging Face architecture"
         )
     ids = token_ids or {}
-    config = {
-        "architectures": [ARCHITECTURES[spec.family]],
+    return {
+        "architectures": [family.architecture],
         "attention_dropout": 0.0,
         "bos_token_id": ids.get("bos_token_id"),
         "eos_token_id": ids.get("eos_token_id"),
@@ -269,19 +269,8 @@ def write_config(
         "torch_dtype": dtype,
         "use_cache": True,
         "vocab_size": spec.vocab,
+        **family.extra_config(spec),
     }
-    if spec.family != "qwen2" or spec.head_dim * spec.heads != spec.width:
-        config["head_dim"] = spec.head_dim
-    if spec.family in ("qwen3", "llama"):
-        config["attention_bias"] = False
-    if spec.family == "llama":
-        config["mlp_bias"] = False
-    if spec.family != "llama" or spec.window:
-        config["sliding_window"] = spec.window or None
-    if spec.family in ("qwen3", "qwen2"):
-        config["use_sliding_window"] = False
-        config["max_window_layers"] = spec.layers
-    return config
 
 
 def _impossible(spec: ModelSpec) -> list[str]:

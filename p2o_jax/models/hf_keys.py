@@ -9,15 +9,8 @@ effect on the results is unknown.
 from collections.abc import Mapping
 from typing import Any
 
-ARCHITECTURES: dict[str, str] = {
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-}
-# Defaults of transformers' config classes.
-MAX_POSITIONS = {"qwen3": 32768, "qwen2": 32768, "llama": 2048, "mistral": 131072}
-MISTRAL_WINDOW = 4096
+from p2o_jax.models.families import FAMILIES
+from p2o_jax.models.families.family import ModelFamily
 
 _READ = frozenset({
     "architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size",
@@ -91,15 +84,15 @@ def problems(values: Mapping[str, Any]) -> list[str]:
     """Returns a line for every setting that is not implemented, apart from sizes and positions. For
     sliding windows see `window`.
     """
-    family = values.get("model_type")
-    if family not in ARCHITECTURES:
+    if values.get("model_type") not in FAMILIES:
         return []
+    family = FAMILIES[values["model_type"]]
     lines = []
     architectures = values.get("architectures") or []
-    if architectures and ARCHITECTURES[family] not in architectures:
+    if architectures and family.architecture not in architectures:
         lines.append(
             f"architectures={architectures} is not supported; supported:"
-            f" {_names(ARCHITECTURES.values())}"
+            f" {_names(known.architecture for known in FAMILIES.values())}"
         )
     if quantization := values.get("quantization_config"):
         method = (
@@ -111,10 +104,10 @@ def problems(values: Mapping[str, Any]) -> list[str]:
             f"quantization_config ({method}) is not supported; supported: float32, bfloat16 and"
             " float16 weights"
         )
-    if family != "qwen2" and values.get("attention_bias"):
+    if not family.qkv_bias and values.get("attention_bias"):
         lines.append(
-            f"attention_bias=true is not supported for {family}; supported: no bias, or qwen2's on"
-            " q, k and v"
+            f"attention_bias=true is not supported for {family.name}; supported: no bias, or"
+            " qwen2's on q, k and v"
         )
     if values.get("mlp_bias"):
         lines.append("mlp_bias=true is not supported; supported: no bias in the MLP")
@@ -140,11 +133,11 @@ def window(values: Mapping[str, Any]) -> tuple[int, str]:
         return 0, f"layer_types={layer_types!r}"
     if others := sorted({str(t) for t in layer_types} - {"full_attention"}):
         return 0, f"layer_types with {_names(others)}"
-    family = values.get("model_type")
-    if family not in ("mistral", "llama"):  # Qwen has no window without use_sliding_window
+    family = FAMILIES.get(values.get("model_type", ""))
+    if family is None or not family.has_window:
         return 0, ""
-    size = values.get("sliding_window", MISTRAL_WINDOW if family == "mistral" else None)
-    limit = values.get("max_position_embeddings", MAX_POSITIONS[family])
+    size = values.get("sliding_window", family.window)
+    limit = values.get("max_position_embeddings", family.max_positions)
     if size is None:
         return 0, ""
     if type(size) is type(limit) is int and size >= limit:
@@ -152,7 +145,7 @@ def window(values: Mapping[str, Any]) -> tuple[int, str]:
     return 0, f"sliding_window={size}, smaller than max_position_embeddings,"
 
 
-def _key_problem(family: str, key: str, value: Any) -> str:
+def _key_problem(family: ModelFamily, key: str, value: Any) -> str:
     """Returns what is wrong with the value of a key; empty if nothing is."""
     if key in _ON:
         return "" if value is True else f"{key}={_short(value)} is not supported; supported: true"
@@ -165,11 +158,11 @@ def _key_problem(family: str, key: str, value: Any) -> str:
             if value in _ONLY[key]
             else f"{key}={_short(value)} is not supported; supported: {_names(_ONLY[key])}"
         )
-    if key == "qkv_bias" and family == "qwen2":
+    if key == "qkv_bias" and family.qkv_bias:
         return ""
     return (
-        f"{key}={_short(value)} is not a known setting of {family}, and may change what the model"
-        f" computes; remove {key} from config.json if it does not"
+        f"{key}={_short(value)} is not a known setting of {family.name}, and may change what the"
+        f" model computes; remove {key} from config.json if it does not"
     )
 
 

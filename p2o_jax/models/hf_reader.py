@@ -17,14 +17,14 @@ from safetensors import SafetensorError, safe_open
 
 from p2o_jax.config import ConfigError
 from p2o_jax.models import hf_config
-from p2o_jax.models.hf_tensors import INDEX_FILE, SINGLE_FILE, TOP_TENSORS, Stored
+from p2o_jax.models.families import FAMILIES
+from p2o_jax.models.hf_tensors import INDEX_FILE, SINGLE_FILE, Stored
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.runtime.listing import shortened
 
 Bounds = Sequence[tuple[int, int]]  # [start, stop) along each axis
 
 _DTYPES = ("F32", "BF16", "F16", "F64")
-_BY_TOKEN = (TOP_TENSORS["embed"][0], TOP_TENSORS["lm_head"][0])  # tensors with a row per token
 # if present, transformers adds adapters to the weights
 _ADAPTERS = "adapter_config.json"
 _LINES = 10  # reported lines per kind of problem
@@ -64,6 +64,7 @@ class TensorFiles:
             ConfigError: with a line for every mismatch.
         """
         problems, other_types = [], []
+        embed, head = _token_tensors(spec)
         expected = {t.name: t.shape for t in table}
         for name, shape in expected.items():
             if name not in self.file_of:
@@ -72,7 +73,7 @@ class TensorFiles:
             where, actual = f"{self.file_of[name]}: tensor {name}", self.shape_of[name]
             if actual != shape:
                 rule = f"expected {list(shape)}"
-                if name in _BY_TOKEN and actual[1:] == shape[1:]:
+                if name in (embed, head) and actual[1:] == shape[1:]:
                     rule = f"expected {shape[0]} rows, which is vocab_size in config.json"
                 problems.append(f"{where} has shape {list(actual)}, {rule}")
             elif self.dtype_of[name] not in _DTYPES:
@@ -83,8 +84,7 @@ class TensorFiles:
             f"{self.file_of[name]}: tensor {name} {list(self.shape_of[name])} is not part of this"
             " model"
             for name in sorted(set(self.file_of) - set(expected))
-            if not name.endswith("rotary_emb.inv_freq")
-            and not (name == TOP_TENSORS["lm_head"][0] and spec.tied)
+            if not name.endswith("rotary_emb.inv_freq") and not (name == head and spec.tied)
         ]
         problems = [line for lines in (other_types, problems, unknown) for line in _first(lines)]
         if problems:
@@ -96,8 +96,8 @@ class TensorFiles:
         Raises:
             ConfigError: it differs.
         """
-        head = TOP_TENSORS["lm_head"][0]
-        if spec.tied and head in self.file_of and not self._equal(head, TOP_TENSORS["embed"][0]):
+        embed, head = _token_tensors(spec)
+        if spec.tied and head in self.file_of and not self._equal(head, embed):
             raise ConfigError(
                 f"{self.file_of[head]}: {head} differs from the embedding that config.json ties"
                 " it to"
@@ -280,6 +280,12 @@ def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     buffer = np.empty(size + 64, np.uint8)
     start = -buffer.ctypes.data % 64
     return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def _token_tensors(spec: ModelSpec) -> tuple[str, str]:
+    """Returns the names of embedding and output head, which have a row per token."""
+    names = FAMILIES[spec.family].top_tensors
+    return names["embed"][0], names["lm_head"][0]
 
 
 def _first(lines: list[str]) -> list[str]:

@@ -7,8 +7,6 @@ import functools
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
-Family = Literal["qwen3", "qwen2", "llama", "mistral"]
-
 
 @dataclass(frozen=True)
 class Rope:
@@ -41,7 +39,7 @@ class LoraSpec:
 class ModelSpec:
     """A decoder-only transformer with grouped-query attention, SwiGLU and RMSNorm."""
 
-    family: Family
+    family: str  # a key of models.families.FAMILIES
     vocab: int
     width: int
     layers: int
