@@ -33,8 +33,15 @@ class Filled:
 def as_asked(
     weights: Any, rollouts: list[Rollout], assignment: Assignment, step: int, key: jax.Array
 ) -> Filled:
-    """Returns the step's own groups, whether or not they have an advantage. The signature is that
-    of `DynamicSampling.__call__`.
+    """Returns the step's own groups, whether or not they have an advantage.
+
+    Args:
+        weights: unused, as are the arguments after `rollouts`; the signature is that of
+            `DynamicSampling.__call__`.
+        rollouts: the step's own groups.
+        assignment: unused.
+        step: unused.
+        key: unused.
     """
     return Filled(rollouts, rollouts)
 
