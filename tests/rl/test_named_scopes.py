@@ -24,7 +24,6 @@ def test_the_learner_s_programs_name_their_phases_and_blocks():
     programs = dict(make_learner(make_config()).programs())
     update = scopes(programs["update"])
     assert update >= {*BLOCKS, "update", "forward_backward", "logprobs", "accumulate", "optimizer"}
-    assert "score" not in update
     assert scopes(programs["score"]) >= {*BLOCKS, "score", "logprobs"}
 
 

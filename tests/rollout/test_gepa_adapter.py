@@ -140,7 +140,7 @@ class Phase:
 
     def __init__(self, pipeline, workdir, kill_at=None, seed=0, settings="s"):
         self.pipeline, self.weights = pipeline
-        self.calls, self.kill_at, self.verdicts = [], kill_at, []
+        self.calls, self.kill_at, self.logged = [], kill_at, []
         self.journals = PhaseJournals(workdir, seed, settings, self.logged.append)
 
     def run(self, state):
