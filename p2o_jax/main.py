@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would tell that there is no PyTorch
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would report that there is no PyTorch
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from p2o_jax import config
@@ -74,17 +74,17 @@ def check_arms(arms: Mapping[str, Config]) -> None:
     from p2o_jax.config import rules
     from p2o_jax.runtime import distributed
 
-    found = []
+    problems = []
     for name, arm in arms.items():
         num_devices = distributed.start(arm.mesh, arm.train.compile_cache)
         if arm.checkpoint.path:
-            found.append(
+            problems.append(
                 f"config.arms, {name}: config.checkpoint.path must be empty: arms would share one"
                 " folder"
             )
-        found += [f"config.arms, {name}: {line}" for line in rules.problems(arm, num_devices)]
-    if found:
-        raise ConfigError(*found)
+        problems += [f"config.arms, {name}: {line}" for line in rules.problems(arm, num_devices)]
+    if problems:
+        raise ConfigError(*problems)
 
 
 def train_one(cfg: Config, workdir: Path, poll: Callable[[], None], restart: bool = False) -> None:
@@ -106,10 +106,11 @@ def train_one(cfg: Config, workdir: Path, poll: Callable[[], None], restart: boo
 
 
 def command(run: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command; what the user can mend is told in one line each, with exit code 2 and no
-    traceback.
+    """Runs a command. Errors that the user can fix are printed in one line each, without a
+    traceback, and end it with exit code 2.
 
-    One of several processes that fails ends at once, without clean-up, and tells the others why.
+    One of several processes that fails ends at once, without clean-up, and reports the reason to
+    the others.
     """
     again = (
         "the same command without --restart" if "--restart" in sys.argv[1:] else "the same command"
@@ -117,11 +118,11 @@ def command(run: Callable[[Sequence[str]], None]) -> None:
     try:
         run(sys.argv[1:])
     except preemption.Preempted:
-        print(f"left on SIGTERM; {again} goes on", file=sys.stderr)
+        print(f"left on SIGTERM; {again} continues", file=sys.stderr)
         liveness.leave_at_once(0)
     except KeyboardInterrupt:
         print(
-            f"interrupted (a training run goes on from its last checkpoint by {again})",
+            f"interrupted ({again} continues a training run from its last checkpoint)",
             file=sys.stderr,
         )
         liveness.leave_at_once(130)
@@ -131,7 +132,7 @@ def command(run: Callable[[Sequence[str]], None]) -> None:
         sys.exit(liveness.GONE)
     except Exception as e:
         liveness.wait_for_news()
-        lines = mendable(e)
+        lines = fixable(e)
         if not lines and not liveness.joined():
             raise
         for line in lines or traceback.format_exception(e):
@@ -139,14 +140,14 @@ def command(run: Callable[[Sequence[str]], None]) -> None:
         liveness.stop(2 if lines else 1, lines[0] if lines else f"{type(e).__name__}: {e}")
 
 
-def mendable(e: Exception) -> list[str]:
-    """What the user can mend, a line each; nothing if the fault is ours."""
+def fixable(e: Exception) -> list[str]:
+    """What the user can fix, a line each; nothing if the fault is ours."""
     if isinstance(e, ConfigError):
         return list(e.problems)
     if isinstance(e, OSError) and e.errno in DISK_ERRORS:
         return [
             f"{e.filename or 'a file'} could not be written: {e.strerror} (the same command"
-            " goes on)"
+            " continues)"
         ]
     return []
 

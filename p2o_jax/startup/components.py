@@ -127,7 +127,7 @@ class Components(LoopComponents[RunState]):
         )
 
     def _check_answers(self, *parts: sources.Loaded | None) -> None:
-        """Tells of reference answers that not even a response with the same text would match."""
+        """Reports reference answers that not even a response with the same text would match."""
         answers = [
             q.answer for part in parts if part and part.path != WORLD for q in part.questions
         ]
@@ -211,7 +211,7 @@ class Components(LoopComponents[RunState]):
             self.cfg,
             key,
             state.ledger,
-            lambda made: self.learner.transfers(policy, made),
+            lambda rollouts: self.learner.transfers(policy, rollouts),
         )
 
     def reflector(
@@ -228,9 +228,9 @@ class Components(LoopComponents[RunState]):
                 lambda: endpoint.complete(prompts, names, spent)
             )
         params = policy if g.reflector == "policy" else self.reference_params
-        how = sampling_params.reflection(self.cfg)
+        sampling = sampling_params.reflection(self.cfg)
         return lambda prompts, names, spent: self.pipeline.reply(
-            rollout_weights.of(params), prompts, names, how, key
+            rollout_weights.of(params), prompts, names, sampling, key
         )
 
     def step_costs(
@@ -249,17 +249,17 @@ class Components(LoopComponents[RunState]):
 
 
 class RolloutWeights:
-    """One model at a time, laid out for decoding: the last is let go of before another is made.
+    """Holds at most one parameter tree in rollout layout.
 
-    Where the frozen model reflects, that is two lay-outs in each iteration of GEPA: it, and the
-    policy again.
+    Frees it before building the next, to bound peak memory. If the frozen model reflects, each
+    iteration of GEPA builds two: the frozen model's, and the policy's after it.
     """
 
     def __init__(self, to_rollout_layout: Callable[[Any], Any]):
         self._lay_out, self._params, self._weights = to_rollout_layout, None, None
 
     def of(self, params: Any) -> Any:
-        """These params laid out; whoever calls must not keep them."""
+        """These params in rollout layout. The caller must not keep them."""
         if params is not self._params:
             self._weights = None
             self._params, self._weights = params, self._lay_out(params)
@@ -311,5 +311,5 @@ def sampling_programs(cfg: Config, engine: Engine) -> list[Program]:
     if model_reflects(cfg):
         uses.append((sampling_params.reflection(cfg), config.max_prompt_tokens(cfg)))
     return list(
-        dict.fromkeys(program for how, prompt in uses for program in engine.needed(how, prompt))
+        dict.fromkeys(p for sampling, prompt in uses for p in engine.needed(sampling, prompt))
     )

@@ -217,8 +217,8 @@ def load_heldout(cfg: Config) -> list[sources.Loaded]:
     )
 
 
-def _of_world(made: Sequence[Question]) -> sources.Loaded:
-    return sources.Loaded(WORLD, tuple(made), 0, tuple(range(1, len(made) + 1)))
+def _of_world(questions: Sequence[Question]) -> sources.Loaded:
+    return sources.Loaded(WORLD, tuple(questions), 0, tuple(range(1, len(questions) + 1)))
 
 
 def key_problems(cfg: config.ApiConfig) -> list[str]:

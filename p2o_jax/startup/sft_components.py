@@ -120,30 +120,30 @@ def open_sft(cfg: Config, directory: RunDirectory, reporter: Reporter) -> Opened
         ConfigError: with a line for everything wrong with config, workdir, mesh, model directory
             and data files.
     """
-    found = [
+    problems = [
         *rules.problems(cfg, len(jax.devices())),
         *directory.problems,
         *directory.changed_settings(cfg),
     ]
-    train = collect(found, lambda: _load(cfg))
+    train = collect(problems, lambda: _load(cfg))
     field, paths = cfg.sft.messages_field, cfg.data.eval_path
-    heldout = collect(found, lambda: sft_rows.load_sets(paths, cfg.data, field)) or []
-    found += preflight.changed_data(cfg, directory, train, heldout)
-    found += distributed.broadcast_from_main(lambda: writers.problems(cfg))
-    if found and cfg.model.path == WORLD:  # which would be pretrained first
-        raise ConfigError(*found)
-    model = preflight.checked_model(found, cfg, reporter, directory)
+    heldout = collect(problems, lambda: sft_rows.load_sets(paths, cfg.data, field)) or []
+    problems += preflight.changed_data(cfg, directory, train, heldout)
+    problems += distributed.broadcast_from_main(lambda: writers.problems(cfg))
+    if problems and cfg.model.path == WORLD:  # which would be pretrained first
+        raise ConfigError(*problems)
+    model = preflight.checked_model(problems, cfg, reporter, directory)
     parts = [part for part in (train, *heldout) if part]
     if model:
-        found += _length_problems(cfg, model, parts)
+        problems += _length_problems(cfg, model, parts)
     num_steps = cfg.train.epochs * math.ceil(
         len(train.questions if train else ()) / cfg.sft.examples
     )
     if model and train:
-        found += distributed.broadcast_from_main(
+        problems += distributed.broadcast_from_main(
             lambda: preflight.space_problems(cfg, directory, model, num_steps)
         )
-    opened, rows = preflight.require(found, model, train)
+    opened, rows = preflight.require(problems, model, train)
     for line in rules.notices(cfg):
         reporter.line(line)
     return opened, rows, heldout
@@ -162,15 +162,15 @@ def _length_problems(cfg: Config, model: Model, parts: Sequence[sources.Loaded])
     """A line for every prompt and response that is too long, and one if the longest row is longer
     than the model's context.
     """
-    found, longest = [], 0
+    problems, longest = [], 0
     for part in parts:
-        found += sources.too_long(
+        problems += sources.too_long(
             part, lambda row: len(model.chat.render(row)), cfg.data.max_prompt_tokens
         )
-        found += sft_rows.too_long(part, model.chat, cfg.rollout.max_new_tokens)
+        problems += sft_rows.too_long(part, model.chat, cfg.rollout.max_new_tokens)
         for row in part.questions:
             response = sft_rows.response_ids(model.chat, row)
             longest = max(longest, len(model.chat.render(row)) + len(response))
     if why := limits.beyond_context(cfg, model.spec, longest):
-        found.append(f"config.data.path: the longest row has {longest:,} tokens: {why}")
-    return found
+        problems.append(f"config.data.path: the longest row has {longest:,} tokens: {why}")
+    return problems

@@ -26,20 +26,20 @@ def installed() -> dict[str, str]:
         "math-verify",
         "p2o-jax",
     )
-    found = {
+    recorded = {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "devices": str(jax.devices()[:1]),
     }
     for name in names:
         try:
-            found[name] = metadata.version(name)
+            recorded[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
+            recorded[name] = "not installed"
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "rev-parse", "HEAD"]
         head = subprocess.run(
             command, env=environment(), capture_output=True, text=True, check=False
         )
-        found["commit"] = head.stdout.strip()
-    return found
+        recorded["commit"] = head.stdout.strip()
+    return recorded
