@@ -101,14 +101,8 @@ def _grader(
 
 
 def _key(answer: str | None) -> Hashable | None:
-    """The same for answers that are plainly the same: a number's value, or the tidied text; None
-    for no answer.
-    """
-    if not answer:
-        return None
-    tidied = normalize.normalize(answer)
-    value = normalize.number(tidied)
-    return tidied if value is None else value
+    """The same for answers that are plainly the same; None for no answer."""
+    return normalize.canonical(answer) if answer else None
 
 
 def _boxed(sample: Sample) -> Hashable | None:
