@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from p2o_jax.models.families import FAMILIES
 from p2o_jax.models.families.family import Axes
-from p2o_jax.models.spec import ModelSpec, Weight, weights
+from p2o_jax.models.spec import ModelSpec, Weight, block_weights, weights
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -18,7 +18,7 @@ class Stored(NamedTuple):
 
     name: str
     path: tuple[str, ...]  # in the params tree
-    layer: int | None  # along the leading axis of a stacked leaf
+    layer: int | None  # index along the leading axis of a stacked leaf
     shape: tuple[int, ...]  # in the file
     axes: Axes
 
@@ -27,8 +27,6 @@ def tensors(spec: ModelSpec) -> list[Stored]:
     """Returns every tensor of the model's checkpoint, in the order in which it is written."""
     table, family = weights(spec.base), FAMILIES[spec.family]
     top_tensors, block_tensors = family.top_tensors, family.block_tensors
-    blocks = table["blocks"]
-    assert isinstance(blocks, dict)
 
     def stored(
         name: str, path: tuple[str, ...], layer: int | None, shape: tuple[int, ...], axes: Axes
@@ -42,16 +40,18 @@ def tensors(spec: ModelSpec) -> list[Stored]:
         for name, w in table.items()
         if isinstance(w, Weight)
     }
+    places = {
+        layer: (stack.key, i) for stack in spec.stacks for i, layer in enumerate(stack.layers)
+    }
     layers = [
         stored(
-            f"model.layers.{i}.{block_tensors[name][0]}",
-            ("blocks", name),
-            i,
-            w.shape[1:],
+            f"model.layers.{layer}.{block_tensors[name][0]}",
+            (places[layer][0], name),
+            places[layer][1],
+            w.shape,
             block_tensors[name][1],
         )
-        for i in range(spec.layers)
-        for name, w in blocks.items()
-        if isinstance(w, Weight)
+        for layer, type in enumerate(spec.layer_types)
+        for name, w in block_weights(spec.base, type).items()
     ]
     return [top.pop("embed"), *layers, *top.values()]

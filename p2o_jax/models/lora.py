@@ -1,10 +1,11 @@
 """Low-rank adapters: which weights are trained, merging adapters into projections, and adapter
 files for `peft`.
 
-With `spec.lora` set, a block's params hold NAME_lora_a and NAME_lora_b beside NAME. Training
+With `spec.lora` set, a layer's params hold NAME_lora_a and NAME_lora_b beside NAME. Training
 replaces only those. The frozen base also serves as the reference policy, without a second copy.
 """
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from p2o_jax import config
-from p2o_jax.models.spec import LoraSpec, ModelSpec, Weight, weights
+from p2o_jax.models.spec import LoraSpec, ModelSpec, weights
 
 Params = dict[str, Any]
 
@@ -32,7 +33,7 @@ def from_config(cfg: config.LoraConfig) -> LoraSpec | None:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a block's weight of this name belongs to an adapter."""
+    """Whether a layer's weight of this name belongs to an adapter."""
     return name.endswith(("_lora_a", "_lora_b"))
 
 
@@ -40,24 +41,26 @@ def spec_of(spec: ModelSpec, params: Params) -> ModelSpec:
     """Returns the spec that describes these params: without `lora` if they hold no adapters (the
     frozen base).
     """
-    return spec if any(is_adapter(name) for name in params["blocks"]) else replace(spec, lora=None)
+    first = params[spec.stacks[0].key]
+    return spec if any(is_adapter(name) for name in first) else replace(spec, lora=None)
 
 
 def split(spec: ModelSpec, params: Params) -> tuple[Params, Params]:
     """Returns (trained, frozen) params: with adapters only those are trained, otherwise all."""
     if spec.lora is None:
         return params, {}
-    blocks = params["blocks"]
-    frozen = {name: w for name, w in params.items() if name != "blocks"}
-    frozen["blocks"] = {name: w for name, w in blocks.items() if not is_adapter(name)}
-    return {"blocks": {name: w for name, w in blocks.items() if is_adapter(name)}}, frozen
+    trained, frozen = {}, dict(params)
+    for key in _keys(spec):
+        trained[key] = {name: w for name, w in params[key].items() if is_adapter(name)}
+        frozen[key] = {name: w for name, w in params[key].items() if not is_adapter(name)}
+    return trained, frozen
 
 
 def join(trained: Params, frozen: Params) -> Params:
     """Inverts `split`."""
     if not frozen:
         return trained
-    return {**frozen, "blocks": {**frozen["blocks"], **trained["blocks"]}}
+    return {**frozen, **{key: {**frozen[key], **adapters} for key, adapters in trained.items()}}
 
 
 def add(spec: ModelSpec, base: Params, key: jax.Array, shardings: Any) -> Params:
@@ -66,21 +69,21 @@ def add(spec: ModelSpec, base: Params, key: jax.Array, shardings: Any) -> Params
     """
     if spec.lora is None:
         return base
-    table = weights(spec)["blocks"]
-    assert isinstance(table, dict)
-    fresh = {}
-    for i, (name, w) in enumerate(sorted(table.items())):
-        assert isinstance(w, Weight)
+    table = weights(spec)
+    names = [(stack, name) for stack in _keys(spec) for name in sorted(table[stack])]
+    fresh: Params = {stack: {} for stack in _keys(spec)}
+    for i, (stack, name) in enumerate(names):
+        w = table[stack][name]
         if is_adapter(name):
             value = (
                 jnp.zeros(w.shape)
                 if w.init == "zeros"
                 else jax.random.normal(jax.random.fold_in(key, i), w.shape) * w.scale
             )
-            fresh[name] = jax.device_put(
-                value.astype(w.dtype(base["embed"].dtype.name)), shardings["blocks"][name]
+            fresh[stack][name] = jax.device_put(
+                value.astype(w.dtype(base["embed"].dtype.name)), shardings[stack][name]
             )
-    return join({"blocks": fresh}, base)
+    return join(fresh, base)
 
 
 def merge(spec: ModelSpec, params: Params, dtype: str | None = None) -> Params:
@@ -92,16 +95,26 @@ def merge(spec: ModelSpec, params: Params, dtype: str | None = None) -> Params:
     spec = spec_of(spec, params)
     if spec.lora is None:
         return params
-    blocks = {name: w for name, w in params["blocks"].items() if not is_adapter(name)}
-    for name in spec.lora.targets:
-        a, b = (params["blocks"][f"{name}_lora_{part}"].astype(jnp.float32) for part in "ab")
+    return {**params, **{key: _merged(spec.lora, params[key], dtype) for key in _keys(spec)}}
+
+
+def _merged(lora: LoraSpec, blocks: Params, dtype: str | None) -> Params:
+    """Returns the params of a stack with its adapters added."""
+    merged = {name: w for name, w in blocks.items() if not is_adapter(name)}
+    for name in lora.targets:
+        a, b = (blocks[f"{name}_lora_{part}"].astype(jnp.float32) for part in "ab")
         w = blocks[name]
-        layers, rank = w.shape[0], spec.lora.rank
+        layers, rank = w.shape[0], lora.rank
         change = jnp.einsum(
             "LIJ,LJO->LIO", a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)
-        ) * (spec.lora.alpha / rank)
-        blocks[name] = (w.astype(jnp.float32) + change.reshape(w.shape)).astype(dtype or w.dtype)
-    return {**params, "blocks": blocks}
+        ) * (lora.alpha / rank)
+        merged[name] = (w.astype(jnp.float32) + change.reshape(w.shape)).astype(dtype or w.dtype)
+    return merged
+
+
+def _keys(spec: ModelSpec) -> list[str]:
+    """Returns the keys of the stacks of layers in the params."""
+    return [stack.key for stack in spec.stacks]
 
 
 def save_peft(directory: str | Path, spec: ModelSpec, trained: Params, base_path: str) -> None:
@@ -110,15 +123,16 @@ def save_peft(directory: str | Path, spec: ModelSpec, trained: Params, base_path
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     tensors = {}
-    for name in spec.lora.targets:
-        a, b = (np.asarray(trained["blocks"][f"{name}_lora_{part}"], np.float32) for part in "ab")
-        for layer in range(spec.layers):
+    for stack, name in itertools.product(spec.stacks, spec.lora.targets):
+        blocks = trained[stack.key]
+        a, b = (np.asarray(blocks[f"{name}_lora_{part}"], np.float32) for part in "ab")
+        for i, layer in enumerate(stack.layers):
             prefix = f"base_model.model.model.layers.{layer}.{_PEFT_NAMES[name]}"
             tensors[f"{prefix}.lora_A.weight"] = np.ascontiguousarray(
-                a[layer].reshape(-1, spec.lora.rank).T
+                a[i].reshape(-1, spec.lora.rank).T
             )
             tensors[f"{prefix}.lora_B.weight"] = np.ascontiguousarray(
-                b[layer].reshape(spec.lora.rank, -1).T
+                b[i].reshape(spec.lora.rank, -1).T
             )
     save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
     values = {

@@ -1,6 +1,8 @@
-"""Specification of a model: its sizes, and one table of all weights.
+"""Specification of a model: its sizes, the types of its layers, and one table of all weights.
 
 `weights(spec)` serves initialization, sharding, checkpoints, and ahead-of-time compilation alike.
+Layers of different types follow each other in a pattern that repeats. The weights of the layers at
+one place of the pattern are stacked, so that the repeats run in one loop (`ModelSpec.stacks`).
 """
 
 import functools
@@ -22,6 +24,25 @@ class Rope:
     beta_slow: float = 1.0  # yarn
     attention_factor: float = 0.0  # yarn; 0: 0.1 ln(factor) + 1
     truncate: bool = True  # yarn: round the correction range to whole dimensions
+
+
+@dataclass(frozen=True)
+class LayerType:
+    """What distinguishes a layer from other layers of its model. What they have in common is in
+    `ModelSpec`.
+    """
+
+    rope: Rope | None = None  # None: that of the model
+    positions: bool = True  # whether queries and keys are rotated to their positions
+
+
+class Stack(NamedTuple):
+    """Layers of one type whose weights are stacked."""
+
+    key: str  # in the params
+    type: LayerType
+    layers: tuple[int, ...]  # numbers of the layers, from 0
+    repeats: bool  # whether it is a place of the pattern; otherwise one of the layers that remain
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,39 @@ class ModelSpec:
     # predicted
     padded_vocab: int = 0
     lora: LoraSpec | None = None
+    # types of the first layers; the layers after them repeat these
+    pattern: tuple[LayerType, ...] = (LayerType(),)
+
+    @property
+    def layer_types(self) -> tuple[LayerType, ...]:
+        """The type of each layer."""
+        return tuple(self.pattern[i % len(self.pattern)] for i in range(self.layers))
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The stacks of layers: one per place of the pattern, then one for each layer that remains
+        after its whole repeats.
+
+        Gemma 3 has five layers with a sliding window before each full one. Of 26 layers, the stacks
+        blocks_0 to blocks_5 hold four each, and tail_0 and tail_1 the last two.
+        """
+        period = len(self.pattern)
+        whole = self.layers // period * period
+        names = [f"blocks_{i}" for i in range(period)] if period > 1 else ["blocks"]
+        repeated = [
+            Stack(name, type, tuple(range(i, whole, period)), True)
+            for i, (name, type) in enumerate(zip(names, self.pattern, strict=True))
+            if whole
+        ]
+        remaining = [
+            Stack(f"tail_{i - whole}", self.pattern[i - whole], (i,), False)
+            for i in range(whole, self.layers)
+        ]
+        return (*repeated, *remaining)
+
+    def rope_of(self, layer: LayerType) -> Rope | None:
+        """Returns the rope of a layer; None if it has no positions."""
+        return (layer.rope or self.rope) if layer.positions else None
 
     @property
     def vocab_rows(self) -> int:
@@ -111,25 +165,26 @@ Weights = dict[str, "Weight | Weights"]
 
 
 def weights(spec: ModelSpec) -> Weights:
-    """Returns every weight of the model, as a tree with the structure of the params. `blocks` have
-    a leading layer axis.
+    """Returns every weight of the model, as a tree with the structure of the params. Stacks have a
+    leading layer axis.
     """
     V, D = spec.vocab_rows, spec.width
     tree: Weights = {
         "embed": Weight((V, D), ("vocab", "width")),
-        "blocks": {
-            n: w._replace(shape=(spec.layers, *w.shape), axes=("layer", *w.axes))
-            for n, w in block_weights(spec).items()
-        },
         "final_norm": Weight((D,), ("norm",), "ones"),
     }
+    for stack in spec.stacks:
+        tree[stack.key] = {
+            n: w._replace(shape=(len(stack.layers), *w.shape), axes=("layer", *w.axes))
+            for n, w in block_weights(spec, stack.type).items()
+        }
     if not spec.tied:
         tree["lm_head"] = Weight((V, D), ("vocab", "width"))
     return tree
 
 
-def block_weights(spec: ModelSpec) -> dict[str, Weight]:
-    """Returns the weights of one layer."""
+def block_weights(spec: ModelSpec, layer: LayerType) -> dict[str, Weight]:
+    """Returns the weights of one layer of this type."""
     D, H, K, C, F = spec.width, spec.heads, spec.kv_heads, spec.head_dim, spec.mlp
     residual_scale = 0.02 / (2 * spec.layers) ** 0.5
     block = {

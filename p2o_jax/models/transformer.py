@@ -2,12 +2,12 @@
 params tree.
 
 Jitted functions take params (a nested dict of arrays), never a module. Graph definitions are
-created once per spec, and the functions below merge them with the params during tracing. Stacked
-blocks (arrays with a leading layer axis) run in one `lax.scan`; a tuple of per-layer trees, as in
-rollout layout, is unrolled.
+created once per spec, and the functions below merge them with the params during tracing. The
+learner's params hold stacks of layers (`ModelSpec.stacks`): one `lax.scan` runs over the repeats of
+the pattern. In rollout layout `blocks` is a tuple with a tree for each layer, which is unrolled.
 
-The caller decides what attends to what: `attend(q, k, v, cache) -> (output, new cache)` is called
-once in each layer.
+The caller decides what attends to what: `attend(layer type, q, k, v, cache) -> (output, new cache)`
+is called once in each layer.
 
 Named scopes mark the parts in a profile: embed, layer (attention, mlp, norm), lm_head, logprobs.
 """
@@ -25,104 +25,12 @@ from jaxtyping import Array, Bool, Float, Int
 from p2o_jax.models import chunked_logprobs, rope, sharding
 from p2o_jax.models.attention import packed, reference
 from p2o_jax.models.chunked_logprobs import PADDING_LOGIT
-from p2o_jax.models.spec import ModelSpec, Weight, Weights, block_weights, weights
+from p2o_jax.models.layer import Attend, Rotation, block_graph, declare, over_rows, rms_norm
+from p2o_jax.models.spec import LayerType, ModelSpec, Rope, Stack, Weight, weights
 
 Params = dict[str, Any]
-Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 # what the backward pass recomputes: nothing, all, or all but matrix products
 Remat = Literal["none", "full", "dots"]
-
-
-class Block(nnx.Module):
-    """One layer: attention and SwiGLU, each after an RMSNorm and added to the residual stream.
-    Weights: `spec.block_weights`.
-    """
-
-    attn_norm: nnx.Param
-    q: nnx.Param
-    k: nnx.Param
-    v: nnx.Param
-    o: nnx.Param
-    mlp_norm: nnx.Param
-    gate: nnx.Param
-    up: nnx.Param
-    down: nnx.Param
-    q_norm: nnx.Param
-    k_norm: nnx.Param
-    q_bias: nnx.Param
-    k_bias: nnx.Param
-    v_bias: nnx.Param
-
-    def __init__(self, spec: ModelSpec):
-        self.spec = spec
-        _declare(self, block_weights(spec))
-
-    def __call__(
-        self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend, cache: Any
-    ) -> tuple[jax.Array, Any]:
-        """Returns the layer's output and its new cache.
-
-        Args:
-            x_BTD: residual stream.
-            cos: rope angles of the positions, [B, T, C/2].
-            sin: likewise.
-            attend: attention of the new queries, keys and values, given the cache.
-            cache: this layer's cache, passed to `attend`.
-        """
-        B, T, D = x_BTD.shape
-        # flat rows: on CPU the weights' gradients are several times faster than with [B, T]
-        x_ND = x_BTD.reshape(-1, D)
-        attended_ND, cache = self._attention(x_ND, (B, T), cos, sin, attend, cache)
-        x_ND = x_ND + attended_ND
-        return (x_ND + self._mlp(x_ND)).reshape(B, T, D), cache
-
-    @jax.named_scope("attention")
-    def _attention(
-        self,
-        x_ND: jax.Array,
-        shape: tuple[int, int],
-        cos: jax.Array,
-        sin: jax.Array,
-        attend: Attend,
-        cache: Any,
-    ) -> tuple[jax.Array, Any]:
-        """Returns the attention's contribution to the residual stream, and the new cache."""
-        (B, T), eps, dtype = shape, self.spec.norm_eps, x_ND.dtype
-        h = rms_norm(x_ND, self.attn_norm[...], eps)
-        q, k, v = (
-            self._project(name, h).reshape(B * T, -1, self.spec.head_dim)
-            for name in ("q", "k", "v")
-        )
-        if self.spec.qkv_bias:
-            q, k, v = (
-                x + over_rows(b[...].astype(dtype), x)
-                for x, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias))
-            )
-        if self.spec.qk_norm:
-            q, k = rms_norm(q, self.q_norm[...], eps), rms_norm(k, self.k_norm[...], eps)
-        q, k, v = (x.reshape(B, T, *x.shape[1:]) for x in (q, k, v))
-        attended, cache = attend(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v, cache)
-        return self._project("o", attended.astype(dtype).reshape(B * T, -1)), cache
-
-    @jax.named_scope("mlp")
-    def _mlp(self, x_ND: jax.Array) -> jax.Array:
-        """Returns the MLP's contribution to the residual stream."""
-        h = rms_norm(x_ND, self.mlp_norm[...], self.spec.norm_eps)
-        gated = jax.nn.silu(self._project("gate", h)) * self._project("up", h)
-        return self._project("down", gated)
-
-    def _project(self, name: str, x_NI: jax.Array) -> jax.Array:
-        """Multiplies [N, inputs] by a projection, giving [N, outputs], and adds its low-rank
-        adapter if there is one.
-        """
-        inputs = x_NI.shape[1]
-        y = x_NI @ getattr(self, name)[...].reshape(inputs, -1).astype(x_NI.dtype)
-        lora = self.spec.lora
-        if lora is None or name not in lora.targets:
-            return y
-        a, b = getattr(self, f"{name}_lora_a")[...], getattr(self, f"{name}_lora_b")[...]
-        low = x_NI @ a.reshape(inputs, -1).astype(x_NI.dtype) * (lora.alpha / lora.rank)
-        return y + low @ b.reshape(lora.rank, -1).astype(x_NI.dtype)
 
 
 class Transformer(nnx.Module):
@@ -133,22 +41,7 @@ class Transformer(nnx.Module):
 
     def __init__(self, spec: ModelSpec):
         self.spec = spec
-        _declare(self, {name: w for name, w in weights(spec).items() if isinstance(w, Weight)})
-
-
-@jax.named_scope("norm")
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Returns x divided by the root of its mean square (float32), times the weight, in x's
-    dtype.
-    """
-    x32 = x.astype(jnp.float32)
-    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (x32 * over_rows(weight.astype(jnp.float32), x)).astype(x.dtype)
-
-
-def over_rows(weight: jax.Array, x: jax.Array) -> jax.Array:
-    """Adds leading axes of size 1 to the weight, so that it broadcasts against x."""
-    return weight.reshape((1,) * (x.ndim - weight.ndim) + weight.shape)
+        declare(self, {name: w for name, w in weights(spec).items() if isinstance(w, Weight)})
 
 
 def hidden(
@@ -165,42 +58,117 @@ def hidden(
 
     Args:
         spec: the model.
-        params: its params; blocks stacked or a tuple.
+        params: its params, as stacks or in rollout layout.
         token_BT: token ids.
         position_BT: position of each token in its sequence, for rope.
         attend: attention of a layer, see the module's docstring.
-        caches: passed to `attend`: with a leading layer axis for stacked blocks, else a tuple. The
-            new caches have the same form.
+        caches: a cache for each layer, passed to `attend`, with params in rollout layout. Stacks
+            have no caches.
         dtype: compute dtype.
         remat: what the backward pass recomputes.
     """
-    block_graph, top_graph = _graphdefs(spec)
-    top = nnx.merge(top_graph, {name: w for name, w in params.items() if name != "blocks"})
-    cos, sin = rope.angles(spec.rope, spec.head_dim, position_BT)
-
-    def layer(x: jax.Array, weights_and_cache: tuple[Any, Any]) -> tuple[jax.Array, Any]:
-        block_params, cache = weights_and_cache
-        with jax.named_scope("layer"):
-            return nnx.merge(block_graph, block_params)(x, cos, sin, attend, cache)
-
-    if remat != "none":
-        policy = (
-            jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-        )
-        layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
+    top_params = {name: params[name] for name, w in weights(spec).items() if isinstance(w, Weight)}
+    top = nnx.merge(_top_graph(spec), top_params)
+    rotations = {
+        r: rope.angles(r, spec.head_dim, position_BT)
+        for r in dict.fromkeys(map(spec.rope_of, spec.pattern))
+        if r is not None
+    }
     with jax.named_scope("embed"):
         x = jnp.take(top.embed[...], token_BT, axis=0).astype(dtype)
-    blocks = params["blocks"]
-    if isinstance(blocks, tuple):
-        cos, sin = _computed_once(cos), _computed_once(sin)
-        new = []
-        for block_params, cache in zip(blocks, caches or [None] * len(blocks), strict=True):
-            x, out = layer(x, (block_params, cache))
-            new.append(out)
-        caches = tuple(new)
+    if isinstance(params.get("blocks"), tuple):
+        x, caches = _unrolled(spec, params["blocks"], x, rotations, attend, caches)
     else:
-        x, caches = jax.lax.scan(layer, x, (blocks, caches))
+        x = _scanned(spec, params, x, rotations, attend, remat)
     return rms_norm(x, top.final_norm[...], spec.norm_eps), caches
+
+
+def _scanned(
+    spec: ModelSpec,
+    params: Params,
+    x: jax.Array,
+    rotations: dict[Rope, Rotation],
+    attend: Attend,
+    remat: Remat,
+) -> jax.Array:
+    """Returns the residual stream after all stacks: a scan over the repeats of the pattern, and the
+    layers that remain.
+
+    Args:
+        spec: the model.
+        params: stacks of layers.
+        x: residual stream.
+        rotations: rotation of each rope.
+        attend: attention of a layer.
+        remat: what the backward pass recomputes.
+    """
+
+    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+
+    def run(stack: Stack, x: jax.Array, block_params: Params) -> jax.Array:
+        def compute(x: jax.Array, block_params: Params) -> jax.Array:
+            return _layer(spec, stack.type, block_params, x, rotations, attend, None)[0]
+
+        if remat != "none":
+            compute = jax.checkpoint(compute, prevent_cse=not stack.repeats, policy=dots)
+        return compute(x, block_params)
+
+    repeated = [stack for stack in spec.stacks if stack.repeats]
+
+    def repeat(x: jax.Array, blocks: Params) -> tuple[jax.Array, None]:
+        for stack in repeated:
+            x = run(stack, x, blocks[stack.key])
+        return x, None
+
+    if repeated:
+        x, _ = jax.lax.scan(repeat, x, {stack.key: params[stack.key] for stack in repeated})
+    for stack in spec.stacks[len(repeated) :]:
+        x = run(stack, x, jax.tree.map(lambda w: w[0], params[stack.key]))
+    return x
+
+
+def _unrolled(
+    spec: ModelSpec,
+    blocks: tuple[Params, ...],
+    x: jax.Array,
+    rotations: dict[Rope, Rotation],
+    attend: Attend,
+    caches: Any,
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    """Returns the residual stream after all layers of the rollout layout, and their new caches.
+
+    Args:
+        spec: the model.
+        blocks: params of each layer.
+        x: residual stream.
+        rotations: rotation of each rope.
+        attend: attention of a layer.
+        caches: cache of each layer; None: no caches.
+    """
+    rotations = {
+        r: (_computed_once(cos), _computed_once(sin)) for r, (cos, sin) in rotations.items()
+    }
+    new = []
+    columns = zip(spec.layer_types, blocks, caches or [None] * len(blocks), strict=True)
+    for layer, block_params, cache in columns:
+        x, out = _layer(spec, layer, block_params, x, rotations, attend, cache)
+        new.append(out)
+    return x, tuple(new)
+
+
+@jax.named_scope("layer")
+def _layer(
+    spec: ModelSpec,
+    layer: LayerType,
+    block_params: Params,
+    x: jax.Array,
+    rotations: dict[Rope, Rotation],
+    attend: Attend,
+    cache: Any,
+) -> tuple[jax.Array, Any]:
+    own = spec.rope_of(layer)
+    rotation = None if own is None else rotations[own]
+    return nnx.merge(block_graph(spec, layer), block_params)(x, rotation, attend, cache)
 
 
 def _computed_once(x: jax.Array) -> jax.Array:
@@ -235,7 +203,7 @@ def attend_packed(
     segment_BT: Int[Array, "B T"], attention: packed.Attention = reference.packed
 ) -> Attend:
     """Returns causal attention within the segments of each row, without a cache."""
-    return lambda q, k, v, cache: (attention(q, k, v, segment_BT), cache)
+    return lambda layer, q, k, v, cache: (attention(q, k, v, segment_BT), cache)
 
 
 def token_logps(
@@ -333,13 +301,18 @@ def init(spec: ModelSpec, key: jax.Array, dtype: str = "float32") -> Params:
     return jax.tree.unflatten(treedef, [draw(i, w) for i, w in enumerate(leaves)])
 
 
-def _declare(module: nnx.Module, table: dict[str, Weight] | Weights) -> None:
-    """Declares a module's params with their shapes."""
-    for name, w in table.items():
-        assert isinstance(w, Weight)
-        setattr(module, name, nnx.Param(jax.ShapeDtypeStruct(w.shape, jnp.float32)))
+def unstacked(spec: ModelSpec, tree: Params, of_layer: Callable[[Any, int], Any]) -> Params:
+    """Returns a tree of params in rollout layout. `of_layer(stack, i)` returns the i-th layer of a
+    stack.
+    """
+    blocks: list[Any] = [None] * spec.layers
+    for stack in spec.stacks:
+        for i, layer in enumerate(stack.layers):
+            blocks[layer] = of_layer(tree[stack.key], i)
+    keys = {stack.key for stack in spec.stacks}
+    return {name: w for name, w in tree.items() if name not in keys} | {"blocks": tuple(blocks)}
 
 
 @functools.cache
-def _graphdefs(spec: ModelSpec) -> tuple[Any, Any]:
-    return nnx.split(Block(spec))[0], nnx.split(Transformer(spec))[0]
+def _top_graph(spec: ModelSpec) -> Any:
+    return nnx.split(Transformer(spec))[0]

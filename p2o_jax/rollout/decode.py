@@ -32,7 +32,7 @@ from p2o_jax.models.attention import decoding, reference
 from p2o_jax.models.attention.decoding import Spans
 from p2o_jax.models.attention.reference import Cache, Partial
 from p2o_jax.models.sharding import BATCH_AXES
-from p2o_jax.models.spec import ModelSpec
+from p2o_jax.models.spec import LayerType, ModelSpec
 from p2o_jax.rollout.decode_state import Caches, DecodeChunk, DecodeState, Queue, SlotState
 from p2o_jax.rollout.token_sampling import SamplingScalars, draw
 
@@ -335,7 +335,11 @@ def _forward_one(
         )
 
     def attend_both(
-        q: jax.Array, k: jax.Array, v: jax.Array, caches: tuple[Cache, Spans]
+        layer: LayerType,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        caches: tuple[Cache, Spans],
     ) -> tuple[jax.Array, Spans]:
         prompts, generated = caches
         new = reference.stored(k.swapaxes(1, 2), v.swapaxes(1, 2), prompts)

@@ -16,7 +16,7 @@ from jax import lax
 from p2o_jax.models import transformer
 from p2o_jax.models.attention import reference
 from p2o_jax.models.attention.reference import Cache
-from p2o_jax.models.spec import ModelSpec
+from p2o_jax.models.spec import LayerType, ModelSpec
 
 MIN_CHUNK, MAX_CHUNK = 16, 512
 CHUNKS = 8  # chunks of a bucket, within these bounds
@@ -102,7 +102,9 @@ def extend(
     m, t = token_mt.shape
     dtype = weights["final_norm"].dtype
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    def attend(
+        layer: LayerType, q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
         def earlier(
             i: jax.Array, carry: tuple[reference.Partial, Cache]
         ) -> tuple[reference.Partial, Cache]:

@@ -340,15 +340,13 @@ class SamplerPrograms:
 def _to_rollout_layout(spec: ModelSpec, dtype: Any, params: Any) -> Any:
     """Merges adapters, casts to the compute dtype, and unstacks the layers."""
     params = jax.tree.map(lambda w: w.astype(dtype), lora.merge(spec, params))
-    blocks = tuple(
-        jax.tree.map(lambda w: w[layer], params["blocks"]) for layer in range(spec.layers)
-    )
-    return params | {"blocks": blocks}
+    return transformer.unstacked(spec, params, lambda stack, i: jax.tree.map(lambda w: w[i], stack))
 
 
 def _rollout_shardings(spec: ModelSpec, mesh: Mesh) -> Any:
     stacked = sharding.param_shardings(spec, mesh, sharding.ROLLOUT)
-    block = jax.tree.map(
-        lambda s: NamedSharding(mesh, PartitionSpec(*s.spec[1:])), stacked["blocks"]
-    )
-    return stacked | {"blocks": (block,) * spec.layers}
+
+    def of_layer(stack: Any, i: int) -> Any:
+        return jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(*s.spec[1:])), stack)
+
+    return transformer.unstacked(spec, stacked, of_layer)

@@ -111,7 +111,7 @@ def expected(prompt):
     """Returns k and v of each layer, [K, n - 1, C], from the packed forward pass."""
     ids = jnp.asarray([prompt[:-1]])
 
-    def attend(q, k, v, cache):
+    def attend(layer, q, k, v, cache):
         return reference.packed(q, k, v, jnp.ones_like(ids)), (k, v)
 
     _, caches = transformer.hidden(SPEC, WEIGHTS, ids, jnp.arange(ids.size)[None], attend)
