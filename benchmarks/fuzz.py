@@ -32,7 +32,7 @@ from p2o_jax.rewards.boxed import last_boxed
 from p2o_jax.runtime.console import printable
 from p2o_jax.toy_world import languages
 from p2o_jax.toy_world import tokenizer as world_tokenizer
-from p2o_jax.types import Question
+from p2o_jax.types import Question, Reply
 
 TARGETS = {
     "no unexpected exception or broken promise": Target("failures", "<=", 0),
@@ -273,7 +273,7 @@ class Fuzz:
         reply = text(rng, 30)
         gepa = config.resolve(config.Config()).gepa
         extracted = filters.extract(
-            reply, gepa, self.chat.count_tokens, ("taken",), self.chat.spells_special
+            Reply(reply), gepa, self.chat.count_tokens, ("taken",), self.chat.spells_special
         )
         assert extracted.problem or (extracted.text.strip() and extracted.text in reply)
         template = extracted.text or text(rng, 20)

@@ -8,7 +8,7 @@ the question plainly.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -149,6 +149,24 @@ class Outcome:
     feedback: str = ""  # from a custom reward function
     # likelihood of the response without its template, relative to with it (config.gepa.reliance)
     transfer: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply of the reflecting model."""
+
+    text: str
+    cut: bool = False  # it ended at the token limit
+    in_thought: bool = False  # it may begin inside a thought that its prompt opened
+
+    def to_json(self) -> str | dict[str, Any]:
+        """Returns a JSON value: the text alone, unless there is more to say."""
+        return self.text if self == Reply(self.text) else asdict(self)
+
+    @staticmethod
+    def from_json(value: str | Mapping[str, Any]) -> "Reply":
+        """Returns the reply that `to_json` returned `value` for."""
+        return Reply(value) if isinstance(value, str) else Reply(**value)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from p2o_jax.config.lengths import (
     mesh_shape,
     minibatch_questions,
     minibatch_rollouts,
+    model_reflects,
+    reflector,
     templated_row_tokens,
     trained_row_tokens,
 )
@@ -56,6 +58,8 @@ __all__ = [
     "mesh_shape",
     "minibatch_questions",
     "minibatch_rollouts",
+    "model_reflects",
+    "reflector",
     "resolve",
     "templated_row_tokens",
     "trained_row_tokens",

@@ -1,4 +1,6 @@
-"""Lengths, batch sizes and mesh shapes that follow from the settings."""
+"""What follows from the settings: lengths, batch sizes, mesh shapes, and what reflects."""
+
+from typing import Literal
 
 from p2o_jax.config.schema import Config
 from p2o_jax.config.sections.model import MeshConfig
@@ -55,6 +57,16 @@ def minibatch_questions(config: Config) -> int:
 def minibatch_rollouts(config: Config) -> int:
     """Rollouts of an optimizer update."""
     return minibatch_questions(config) * config.rollout.group_size
+
+
+def reflector(config: Config) -> Literal["", "policy", "reference", "api"]:
+    """What reflects in a run; empty without prompt phases."""
+    return config.gepa.reflector if config.gepa.enabled else ""
+
+
+def model_reflects(config: Config) -> bool:
+    """Whether a model on the sampler reflects, not an endpoint."""
+    return reflector(config) in ("policy", "reference")
 
 
 def mesh_shape(mesh: MeshConfig, num_devices: int) -> tuple[int, int, int]:

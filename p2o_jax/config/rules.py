@@ -21,6 +21,8 @@ from p2o_jax.config import (
     max_prompt_tokens,
     mesh_shape,
     minibatch_questions,
+    model_reflects,
+    reflector,
     setting,
     trained_row_tokens,
 )
@@ -131,11 +133,7 @@ def problems(config: Config, num_devices: int | None) -> list[str]:
             else ["config.rollout.prompt_buckets=() must name a length"]
         ),
         *_broken(_gepa_rules(config)),
-        *(
-            api_problems(config.api)
-            if config.gepa.enabled and config.gepa.reflector == "api"
-            else []
-        ),
+        *(api_problems(config.api) if reflector(config) == "api" else []),
     ]
 
 
@@ -263,7 +261,7 @@ def _length_rules(config: Config) -> Rules:
         f"config.rollout.prompt_buckets={buckets} must reach config.data.max_prompt_tokens={plain}",
     )
     yield (
-        not gepa.enabled or gepa.reflector == "api" or gepa.reflect_prompt_tokens < longest,
+        not model_reflects(config) or gepa.reflect_prompt_tokens < longest,
         (
             f"config.gepa.reflect_prompt_tokens={gepa.reflect_prompt_tokens} must be less than the"
             f" last of config.rollout.prompt_buckets={buckets}: the chat template adds some tokens"

@@ -17,6 +17,7 @@ from p2o_jax.types import Message, Question
 
 # These stop a response if the tokenizer has them as special tokens.
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")
+THOUGHT_TAGS = ("<think>", "</think>")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 # Not valid in UTF-8: tokenizers refuse them, but an endpoint's reply may contain them.
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
@@ -226,6 +227,30 @@ class Chat:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, without special tokens. Spaces are kept."""
         return self.tokenizer.decode(ids)
+
+    @functools.cached_property
+    def opens_thought(self) -> bool:
+        """Whether a prompt ends inside a thought: its template opens one for the response."""
+        probe = "PROBE"
+        opening = self._text([{"role": "user", "content": probe}]).rpartition(probe)[2]
+        begin, end = THOUGHT_TAGS
+        return begin in opening and end not in opening.rpartition(begin)[2]
+
+    def decode_thoughts(self, ids: Sequence[int]) -> str:
+        """The text of the ids with the tags of thoughts, which `decode` drops where they are
+        special tokens; without other special tokens.
+        """
+        tags = {
+            self.tokenizer.encode(tag)[0]: tag
+            for tag in THOUGHT_TAGS
+            if tag in self.tokenizer.special_tokens
+        }
+        parts, start = [], 0
+        for place, token in enumerate(ids):
+            if token in tags:
+                parts += [self.decode(ids[start:place]), tags[token]]
+                start = place + 1
+        return "".join([*parts, self.decode(ids[start:])])
 
     def count_tokens(self, text: str) -> int:
         """The number of tokens of a bare text."""

@@ -2,24 +2,27 @@
 hangs the caller.
 
 Keys come from environment variables and leave this file in one place only, the Authorization
-header: no error text, log or answer of ours holds anything that the endpoint or the HTTP library
-said, and a key that a reply repeats is blanked out.
+header. Of what the endpoint says only replies and the reasons of refusals leave it, in which keys
+that it repeats are blanked out; nothing that the HTTP library says does.
 """
 
 import json
 import os
 import random
+import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from p2o_jax import config
+from p2o_jax.gepa import chat_completions, transport
+from p2o_jax.gepa.chat_completions import NOTHING_SAID, Fields, ServerError, Tokens
+from p2o_jax.runtime.console import printable
+from p2o_jax.types import Reply
 
 Reason = Literal[
     "timeout", "connection", "rate_limit", "server", "refused", "garbage", "no_content", "budget"
@@ -49,6 +52,7 @@ MAX_BACKOFF_S = 60.0
 # further
 _BYTES_PER_TOKEN = 32
 _SPARE_BYTES = 1 << 20
+_KEY_PART = 8  # consecutive characters of a key that no text of ours may hold
 _LASTING = (400, 404, 405, 413, 422)  # asking again does not help
 _MILLION = 1e6
 
@@ -56,12 +60,29 @@ Spent = Mapping[str, float]  # "api_tokens", "api_dollars" and counts of what ha
 
 
 class Failed(Exception):
-    """An attempt without a reply. Its text is the reason and nothing else."""
+    """An attempt without a reply. Its text is the reason and nothing else.
 
-    def __init__(self, reason: Reason, lasting: bool = False, tokens: tuple[int, int] = (0, 0)):
+    Args:
+        reason: why there is no reply.
+        tokens: what the attempt cost, at most.
+        lasting: asking again does not help.
+        error: what the endpoint says about it.
+        refused: the response, where it had another status than 200.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        tokens: Tokens = (0, 0),
+        lasting: bool = False,
+        error: ServerError = NOTHING_SAID,
+        refused: transport.Refused | None = None,
+    ):
         super().__init__(reason)
         self.reason: Reason = reason
-        self.lasting, self.tokens = lasting, tokens
+        self.tokens, self.lasting, self.error = tokens, lasting, error
+        self.status = refused.status if refused else 0
+        self.wait_s = refused.wait_s if refused else 0.0
 
 
 def read_keys(names: Sequence[str]) -> tuple[str, ...]:
@@ -97,13 +118,13 @@ class _Budget:
     dollars: float
     lock: threading.Lock
 
-    def price(self, tokens: tuple[int, int]) -> float:
+    def price(self, tokens: Tokens) -> float:
         return (
             tokens[0] * self.cfg.dollars_per_million_prompt
             + tokens[1] * self.cfg.dollars_per_million_reply
         ) / _MILLION
 
-    def set_aside(self, most: tuple[int, int]) -> bool:
+    def reserve(self, most: Tokens) -> bool:
         with self.lock:
             tokens, dollars = self.tokens + sum(most), self.dollars + self.price(most)
             caps = self.cfg.max_tokens_total, self.cfg.max_dollars
@@ -112,7 +133,7 @@ class _Budget:
             self.tokens, self.dollars = tokens, dollars
             return True
 
-    def pay(self, most: tuple[int, int], used: tuple[int, int]) -> None:
+    def pay(self, most: Tokens, used: Tokens) -> None:
         with self.lock:
             self.tokens += sum(used) - sum(most)
             self.dollars += self.price(used) - self.price(most)
@@ -121,10 +142,16 @@ class _Budget:
 class Endpoint:
     """Sends reflection prompts, some at a time, with retries.
 
+    A field that the endpoint refuses (`max_tokens`, `temperature`) is replaced or left out from
+    then on. The change, and what the endpoint says about each kind of refusal, are logged once.
+
     Args:
+        cfg: settings of the endpoint.
+        gepa: settings of GEPA.
         keys: used in turn, another one with every attempt.
         seed: names the jitter.
         sleep: waits that many seconds.
+        log: prints a line.
     """
 
     def __init__(
@@ -134,17 +161,20 @@ class Endpoint:
         keys: Sequence[str],
         seed: str,
         sleep: Callable[[float], None] = time.sleep,
+        log: Callable[[str], None] = lambda line: None,
     ):
-        self.cfg, self.keys, self.seed, self.sleep = cfg, tuple(keys), seed, sleep
-        self.max_tokens, self.temperature = gepa.reflect_new_tokens, gepa.reflect_temperature
-        self.extra: dict[str, Any] = json.loads(cfg.extra_body) if cfg.extra_body else {}
+        self.cfg, self.keys, self.seed = cfg, tuple(keys), seed
+        self.sleep, self.log = sleep, log
+        self.max_tokens = gepa.reflect_new_tokens
+        self.fields: Fields = chat_completions.fields(cfg, gepa)
         self.url = cfg.base_url.rstrip("/") + "/chat/completions"
-        # Redirects are not followed: they would carry the key to another host.
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._lock = threading.Lock()  # of fields and shown
+        self._shown: set[int] = set()  # statuses
+        self._key_parts = _key_parts(keys)
 
     def complete(
         self, prompts: Sequence[str], names: Sequence[str], spent: Spent
-    ) -> tuple[list[str | None], dict[str, float]]:
+    ) -> tuple[list[Reply | None], dict[str, float]]:
         """A reply to each prompt, None where there is none after all retries; and what this call
         has spent and met with.
 
@@ -156,7 +186,7 @@ class Endpoint:
         )
         before, counts = (budget.tokens, budget.dollars), Counter[str]()
 
-        def reply(i: int) -> tuple[str | None, str, int]:
+        def reply(i: int) -> tuple[Reply | None, str, int]:
             return self._reply(prompts[i], names[i], i, budget)
 
         pool = ThreadPoolExecutor(max(min(self.cfg.concurrency, len(prompts)), 1))
@@ -180,126 +210,89 @@ class Endpoint:
 
     def _reply(
         self, prompt: str, name: str, number: int, budget: _Budget
-    ) -> tuple[str | None, str, int]:
-        """(text or None, reason why not, failed attempts that were followed by another)."""
+    ) -> tuple[Reply | None, str, int]:
+        """(reply or None, reason why not, failed attempts that were followed by another)."""
         most = (len(prompt.encode("utf-8", "replace")) // 2 + 64, self.max_tokens)
-        reason: Reason = "budget"
-        for attempt in range(self.cfg.retries + 1):
-            if attempt:
-                jitter = random.Random(f"{self.seed}/{name}/{attempt}").uniform(0.5, 1.5)
-                self.sleep(min(self.cfg.backoff_s * 2 ** (attempt - 1), MAX_BACKOFF_S) * jitter)
-            if not budget.set_aside(most):
-                return None, "budget", max(attempt - 1, 0)
-            key = self.keys[(number + attempt) % len(self.keys)] if self.keys else ""
+        sent = failures = 0
+        while True:
+            if not budget.reserve(most):
+                return None, "budget", max(sent - 1, 0)
+            key = self.keys[(number + failures) % len(self.keys)] if self.keys else ""
+            fields, sent = self.fields, sent + 1
             try:
-                text, used = self._attempt(prompt, key, most)
+                reply, used = self._attempt(prompt, fields, key, most)
                 budget.pay(most, used)
-                return self._blank(text), "", attempt
+                return replace(reply, text=self._blank(reply.text)), "", sent - 1
             except Failed as e:
                 budget.pay(most, e.tokens)
-                reason = e.reason
-                if e.lasting:
-                    return None, reason, attempt
-        return None, reason, self.cfg.retries
+                if self._adapts(fields, e.error):
+                    continue
+                self._show(e)
+                failures += 1
+                if e.lasting or failures > self.cfg.retries:
+                    return None, e.reason, sent - 1
+                self.sleep(self._wait(name, failures) + e.wait_s)
 
-    def _attempt(self, prompt: str, key: str, most: tuple[int, int]) -> tuple[str, tuple[int, int]]:
-        """A reply's text and its (prompt, reply) tokens, or Failed, within `timeout_s` whatever the
-        other side does.
+    def _wait(self, name: str, failures: int) -> float:
+        jitter = random.Random(f"{self.seed}/{name}/{failures}").uniform(0.5, 1.5)
+        return min(self.cfg.backoff_s * 2 ** (failures - 1), MAX_BACKOFF_S) * jitter
 
-        In a thread of its own, which is left behind when time is up: no time-out of a socket covers
-        looking up a name, or headers that trickle in.
-        """
-        result: list[Any] = []
-        thread = threading.Thread(
-            target=lambda: result.append(self._outcome(prompt, key, most)), daemon=True
-        )
-        thread.start()
-        thread.join(self.cfg.timeout_s)
-        outcome = result[0] if result else Failed("timeout", tokens=most)
-        if isinstance(outcome, Failed):
-            raise outcome
-        return outcome
+    def _adapts(self, sent: Fields, error: ServerError) -> bool:
+        """Whether the next request is another one than these fields, which the endpoint refused."""
+        with self._lock:
+            if self.fields is not sent:
+                return True
+            fields, change = chat_completions.adapted(sent, error)
+            if change:
+                self.fields = fields
+                self.log(f"config.api: {change} from now on; {self._says(error)}")
+            return bool(change)
 
-    def _outcome(
-        self, prompt: str, key: str, most: tuple[int, int]
-    ) -> tuple[str, tuple[int, int]] | Failed:
+    def _show(self, failed: Failed) -> None:
+        """Logs what the endpoint says about a failure, once for each status."""
+        with self._lock:
+            if not failed.error.message or failed.status in self._shown:
+                return
+            self._shown.add(failed.status)
+        what = f"status {failed.status}" if failed.status else failed.reason
+        self.log(f"config.api: {what}; {self._says(failed.error)}")
+
+    def _attempt(self, prompt: str, fields: Fields, key: str, most: Tokens) -> tuple[Reply, Tokens]:
+        """A reply and its (prompt, reply) tokens, or Failed."""
+        content = {"messages": [{"role": "user", "content": prompt}], **fields}
+        body = json.dumps(content).encode("ascii")
+        limit = _BYTES_PER_TOKEN * self.max_tokens + _SPARE_BYTES
         try:
-            return self._completion(self._post(prompt, key), most)
-        except Failed as e:
-            return e
+            answer = transport.post(self.url, body, key, self.cfg.timeout_s, limit)
+            return chat_completions.read_completion(answer, most)
+        except transport.Refused as e:
+            raise _refused(e) from None
+        except chat_completions.Unreadable as e:
+            reason: Reason = "no_content" if e.has_completion else "garbage"
+            raise Failed(reason, e.tokens, error=e.error) from None
+        except transport.TooLong:
+            raise Failed("garbage", (0, self.max_tokens)) from None
         except TimeoutError:
-            return Failed("timeout", tokens=most)
-        except urllib.error.HTTPError as e:
-            e.close()
-            reason: Reason = (
-                "rate_limit" if e.code == 429 else "server" if e.code >= 500 else "refused"
-            )
-            return Failed(reason, lasting=e.code in _LASTING)
-        except urllib.error.URLError as e:
-            return (
-                Failed("timeout", tokens=most)
-                if isinstance(e.reason, TimeoutError)
-                else Failed("connection")
-            )
-        # The edge: any error of the HTTP library. Its texts could hold headers, so none is shown.
-        except Exception:
-            return Failed("connection")
+            raise Failed("timeout", most) from None
+        except ConnectionError:
+            raise Failed("connection") from None
 
-    def _post(self, prompt: str, key: str) -> bytes:
-        """The body of the answer to a request, read no longer than `timeout_s` and no further
-        than a reply could be long.
-        """
-        deadline = time.monotonic() + self.cfg.timeout_s
-        body = {
-            "model": self.cfg.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            **self.extra,
-        }
-        headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {key}"} if key else {}
-        )
-        request = urllib.request.Request(
-            self.url, json.dumps(body).encode("ascii"), headers, method="POST"
-        )
-        limit, parts, size = _BYTES_PER_TOKEN * self.max_tokens + _SPARE_BYTES, [], 0
-        with self._opener.open(request, timeout=self.cfg.timeout_s) as answer:
-            while part := answer.read1(1 << 16):
-                parts.append(part)
-                size += len(part)
-                if size > limit:
-                    raise Failed("garbage", tokens=(0, self.max_tokens))
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-        return b"".join(parts)
-
-    def _completion(self, body: bytes, most: tuple[int, int]) -> tuple[str, tuple[int, int]]:
-        try:
-            value = json.loads(body)
-            message = value["choices"][0]["message"]
-            content = message["content"]
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-            raise Failed("garbage", tokens=most) from None
-        usage = value.get("usage")
-        counts = [
-            usage.get(name) if isinstance(usage, dict) else None
-            for name in ("prompt_tokens", "completion_tokens")
-        ]
-        used = tuple(
-            n if type(n) is int and n >= 0 else limit for n, limit in zip(counts, most, strict=True)
-        )
-        if not isinstance(content, str) or not content.strip():
-            raise Failed("no_content", tokens=(used[0], used[1]))
-        return content, (used[0], used[1])
+    def _says(self, error: ServerError) -> str:
+        return f"the endpoint says: {printable(self._blank(error.message))}"
 
     def _blank(self, text: str) -> str:
-        for key in self.keys:
-            text = text.replace(key, "[key]")
-        return text
+        return self._key_parts.sub("[key]", text) if self.keys else text
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        """None: the redirect becomes an HTTPError."""
-        return None
+def _key_parts(keys: Sequence[str]) -> re.Pattern[str]:
+    """Matches keys, and parts of them that are long enough to be worth hiding."""
+    parts = [
+        key[i : i + _KEY_PART] for key in keys for i in range(max(len(key) - _KEY_PART + 1, 1))
+    ]
+    return re.compile("|".join(map(re.escape, (*keys, *parts))))
+
+
+def _refused(e: transport.Refused) -> Failed:
+    reason: Reason = "rate_limit" if e.status == 429 else "server" if e.status >= 500 else "refused"
+    error = chat_completions.read_error(e.body)
+    return Failed(reason, lasting=e.status in _LASTING, error=error, refused=e)

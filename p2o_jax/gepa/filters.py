@@ -6,13 +6,12 @@ from collections.abc import Callable, Collection, Sequence, Set
 from typing import Literal, NamedTuple
 
 from p2o_jax import config
-from p2o_jax.types import Question
+from p2o_jax.gepa import replies
+from p2o_jax.types import Question, Reply
 
-Problem = Literal["", "no_fence", "think", "too_long", "special_token", "duplicate", "empty"]
+Problem = Literal["", "cut", "no_fence", "think", "too_long", "special_token", "duplicate", "empty"]
 NGRAM = 8  # consecutive words that a template may not share with a question of its minibatch
 
-_FENCE = re.compile(r"`{3,}")
-_TAG = re.compile(r"[^\s`]*[ \t]*\r?\n")
 _BOILERPLATE_QUESTIONS = 4  # in fewer questions, shared words are no sign of boilerplate
 
 
@@ -24,20 +23,21 @@ class Extracted(NamedTuple):
 
 
 def extract(
-    reply: str,
+    reply: Reply,
     cfg: config.GepaConfig,
     count_tokens: Callable[[str], int],
     taken: Collection[str] = (),
     spells_special: Callable[[str], bool] = lambda text: False,
 ) -> Extracted:
-    """Returns the template in a reply, between its first and last fence, and the reason if it is
-    rejected.
+    """Returns the template in a reply, and the reason if it is rejected.
 
-    A word directly after the opening fence that ends its line is a language tag. ▲ Any tag is
-    removed; the released code knows only "markdown". ▲ With `filter_replies`, monologues, unclosed
+    A word directly after an opening fence that ends its line is a language tag. ▲ Any tag is
+    removed; the released code knows only "markdown". ▲ With `filter_replies` the template is the
+    first block after the thoughts that is not empty or taken, and unfinished thoughts, unclosed
     fences, long texts, duplicates, and texts that spell a special token of the tokenizer (such as
-    the end of a turn) are rejected; without it only empty texts are, as in the released code, which
-    accepts an unfenced reply as it is.
+    the end of a turn) are rejected; without it the template is everything between the first and the
+    last fence, or an unfenced reply as it is, and only empty texts are rejected, as in the released
+    code.
 
     Args:
         reply: the reply.
@@ -46,41 +46,23 @@ def extract(
         taken: existing templates; white space is ignored in comparisons.
         spells_special: whether a text spells a special token.
     """
-    text, closed = fenced(reply)
     if not cfg.filter_replies:
+        text, _ = replies.first_to_last(reply.text)
         return Extracted(text, "" if text else "empty")
+    texts, unfinished = replies.templates(reply)
+    if unfinished:
+        return Extracted(reply.text.strip(), "cut" if reply.cut else unfinished)
+    known = {normal(other) for other in taken}
+    text = next((text for text in texts if text and normal(text) not in known), "")
     problem: Problem = ""
-    if "<think>" in reply:
-        problem = "think"
-    elif not closed:
-        problem = "no_fence" if reply.strip() else "empty"
-    elif not text:
-        problem = "empty"
+    if not text:
+        text = next(filter(None, texts), "")
+        problem = "duplicate" if text else "empty"
     elif count_tokens(text) > cfg.max_template_tokens:
         problem = "too_long"
     elif spells_special(text):
         problem = "special_token"
-    elif normal(text) in {normal(other) for other in taken}:
-        problem = "duplicate"
     return Extracted(text, problem)
-
-
-def fenced(reply: str) -> tuple[str, bool]:
-    """Returns the text between the first and last fence, and True. Without two fences: the stripped
-    reply without a single fence, and False.
-    """
-    fences = list(_FENCE.finditer(reply))
-    if len(fences) > 1:
-        return _untagged(reply[fences[0].end() : fences[-1].start()]), True
-    bare = reply.strip()
-    if bare.startswith("```"):
-        return _untagged(bare.lstrip("`")), False
-    return bare.rstrip("`").strip() if bare.endswith("```") else bare, False
-
-
-def _untagged(content: str) -> str:
-    tag = _TAG.match(content)
-    return content[tag.end() if tag else 0 :].strip()
 
 
 def normal(text: str) -> str:

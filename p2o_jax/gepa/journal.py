@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from p2o_jax.types import Outcome, Question, digest
+from p2o_jax.types import Outcome, Question, Reply, digest
 
 T = TypeVar("T")
 
@@ -86,12 +86,17 @@ class Journal:
         return recorded
 
     def reflect(
-        self, reflect: Callable[[Sequence[str]], Sequence[str | None]]
-    ) -> Callable[[Sequence[str]], list[str | None]]:
+        self, reflect: Callable[[Sequence[str]], Sequence[Reply | str | None]]
+    ) -> Callable[[Sequence[str]], list[Reply | None]]:
         """Returns `reflect` with its calls recorded."""
 
-        def recorded(prompts: Sequence[str]) -> list[str | None]:
-            return list(self._call("reflect", prompts, lambda: list(reflect(prompts))))
+        def recorded(prompts: Sequence[str]) -> list[Reply | None]:
+            values = self._call(
+                "reflect",
+                prompts,
+                lambda: [r.to_json() if isinstance(r, Reply) else r for r in reflect(prompts)],
+            )
+            return [None if value is None else Reply.from_json(value) for value in values]
 
         return recorded
 

@@ -13,18 +13,21 @@ from typing import Literal
 from p2o_jax import config
 from p2o_jax.gepa import budget, cover, draws, filters, reflection
 from p2o_jax.gepa import steps as steps
-from p2o_jax.types import Outcome, Question, SearchResult
+from p2o_jax.types import Outcome, Question, Reply, SearchResult
 
 Pair = tuple[str, Question]  # (template, question)
 EvaluationStage = Literal["seed", "parents", "children", "dev"]  # purpose of an evaluation
 Evaluate = Callable[[Sequence[Pair]], Sequence[Outcome]]
-Reflect = Callable[[Sequence[str]], Sequence[str | None]]
+Reflect = Callable[[Sequence[str]], Sequence[Reply | str | None]]
 
 REJECTIONS = {
     "gate": "children that did not beat their parent on its minibatch",
     "budget": "children that beat their parent, but the budget allows no more evaluations on dev",
+    "cut": (
+        "replies that ended at gepa.reflect_new_tokens before their thoughts or their template did"
+    ),
     "no_fence": "replies without a closed fence",
-    "think": "replies that contain <think>",
+    "think": "replies whose thoughts do not end",
     "too_long": "templates of more than gepa.max_template_tokens tokens",
     "special_token": "templates that spell a special token of the tokenizer",
     "duplicate": "templates that already exist",
@@ -45,8 +48,9 @@ REJECTIONS = {
 SHORT_REASONS = {
     "gate": "not better",
     "budget": "no budget left",
+    "cut": "cut off",
     "no_fence": "no closed fence",
-    "think": "<think>",
+    "think": "unfinished thoughts",
     "too_long": "template too long",
     "special_token": "special token",
     "duplicate": "duplicate",
@@ -119,8 +123,9 @@ def search(
         evaluate: returns one outcome per (template, question) pair, in order. With
             `cfg.rollouts_per_eval` n > 1, each pair is repeated n times in a row, to be answered
             independently; the scores are averaged.
-        reflect: returns one reply per prompt, in order; None where there is none. If all are
-            missing, the phase ends with what it has. An empty reply is rejected.
+        reflect: returns one reply per prompt, in order, a text if it is complete; None where there
+            is none. If all are missing, the phase ends with what it has. An empty reply is
+            rejected.
         count_tokens: tokens of a text, counted by the policy's tokenizer.
         cfg: settings of GEPA, resolved: no field is None.
         seed: names all randomness of the phase.
@@ -253,7 +258,7 @@ class _Evaluator:
         state: steps.SearchState,
         before: Sequence[float],
         examples: Sequence[Sequence[reflection.ReflectionExample]],
-    ) -> list[str | steps.NoReply]:
+    ) -> list[Reply | steps.NoReply]:
         """Returns the reply to each proposal's reflection prompt, or why there is none.
 
         Reasons are: not even one example fits the prompt, the endpoint did not reply, or, ▲ with
@@ -284,6 +289,7 @@ class _Evaluator:
             next(answers) if prompt.text else why
             for prompt, why in zip(prompts, missing, strict=True)
         ]
+        given = [Reply(reply) if isinstance(reply, str) else reply for reply in given]
         return [steps.NoReply("no_reply") if reply is None else reply for reply in given]
 
 

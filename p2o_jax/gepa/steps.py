@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from p2o_jax import config
 from p2o_jax.gepa import cover, draws, filters, pareto
-from p2o_jax.types import Question
+from p2o_jax.types import Question, Reply
 
 Stage = Literal["select", "propose", "gate", "promote", "done"]
 Missing = Literal["overlong_reflection", "no_reply", "perfect"]  # why there is no reply
@@ -145,7 +145,7 @@ def propose(
     phase: SearchSetup,
     state: SearchState,
     before: Sequence[float],
-    replies: Sequence[str | NoReply],
+    replies: Sequence[Reply | NoReply],
     count_tokens: Callable[[str], int],
     fits: Callable[[str, Question], bool] = lambda template, question: True,
     spells_special: Callable[[str], bool] = lambda text: False,

@@ -140,8 +140,7 @@ def estimate(
         _head_turns(parts, work),
         jnp.dtype(parts.engine.dtype).itemsize,
     )
-    gepa = parts.cfg.gepa
-    lay_outs = 2 if gepa.enabled and gepa.reflector == "reference" else 0
+    lay_outs = 2 if config.reflector(parts.cfg) == "reference" else 0
     return Estimate(phases, seconds, tokens, mfu, paid and paid / tokens * 1e6, exchanged, lay_outs)
 
 

@@ -16,17 +16,15 @@ import jax
 from p2o_jax import config, gepa
 from p2o_jax.rollout import sampling_params
 from p2o_jax.rollout.pipeline import Cost, RolloutPipeline
+from p2o_jax.rollout.reflectors import Reflector
 from p2o_jax.runtime import distributed
 from p2o_jax.state import Ledger, RunState
-from p2o_jax.types import Outcome, Question, Rollout, TemplatedQuestion, digest
+from p2o_jax.types import Outcome, Question, Reply, Rollout, TemplatedQuestion, digest
 
 T = TypeVar("T")
 REFLECT = "gepa_reflect"  # ledger phase of reflection; evaluation has "gepa_" + stage
 
 Transfers = Callable[[Sequence[Rollout]], Sequence[float]]  # -> Outcome.transfer of each rollout
-
-# (prompts, names, cost of reflection so far) -> (replies, None where missing; cost)
-Reply = Callable[[Sequence[str], Sequence[str], Cost], tuple[Sequence[str | None], Cost]]
 
 
 class GepaAdapter:
@@ -39,7 +37,7 @@ class GepaAdapter:
         pipeline: samples and scores rollouts.
         weights: returns the policy in rollout layout. It is called at each evaluation, because
             reflection may replace the weights.
-        reply: answers reflection prompts.
+        reflector: answers reflection prompts.
         cfg: the whole config, resolved.
         key: key of the phase.
         ledger: costs so far.
@@ -50,13 +48,13 @@ class GepaAdapter:
         self,
         pipeline: RolloutPipeline,
         weights: Callable[[], Any],
-        reply: Reply,
+        reflector: Reflector,
         cfg: config.Config,
         key: jax.Array,
         ledger: Ledger,
         transfers: Transfers | None = None,
     ):
-        self.pipeline, self.weights, self.reply, self.key = pipeline, weights, reply, key
+        self.pipeline, self.weights, self.reflector, self.key = pipeline, weights, reflector, key
         assert transfers or not cfg.gepa.reliance, "gepa.reliance needs transfers"
         self.ledger, self.transfers = ledger, transfers if cfg.gepa.reliance else None
         self.num_calls = 0
@@ -95,14 +93,14 @@ class GepaAdapter:
         )
         return [_outcome(r, transfers.get(r.prompt.name, 0.0)) for r in rollouts]
 
-    def reflect(self, prompts: Sequence[str]) -> list[str | None]:
+    def reflect(self, prompts: Sequence[str]) -> list[Reply | None]:
         """Returns a reply to each reflection prompt, None where there is none. All are requested
         together.
         """
         start = time.monotonic()
         names = [self._name("reflect", i) for i in range(len(prompts))]
         with self.pipeline.reporter.phase("gepa"):
-            replies, spent = self.reply(prompts, names, self.ledger.costs.get(REFLECT, {}))
+            replies, spent = self.reflector(prompts, names, self.ledger.costs.get(REFLECT, {}))
         self.book({REFLECT: {**spent, "seconds": time.monotonic() - start}})
         return list(replies)
 

@@ -15,7 +15,15 @@ from p2o_jax.models import flops
 from p2o_jax.rollout.engine import Engine
 from p2o_jax.runtime import distributed
 from p2o_jax.runtime.console import Reporter
-from p2o_jax.types import Question, Request, Rollout, SamplingParams, TemplatedQuestion, Verdict
+from p2o_jax.types import (
+    Question,
+    Reply,
+    Request,
+    Rollout,
+    SamplingParams,
+    TemplatedQuestion,
+    Verdict,
+)
 
 # (responses, questions) -> verdicts
 Verify = Callable[[Sequence[str], Sequence[Question]], Sequence[Verdict]]
@@ -101,7 +109,7 @@ class RolloutPipeline:
         names: Sequence[str],
         sampling: SamplingParams,
         key: jax.Array,
-    ) -> tuple[list[str], Cost]:
+    ) -> tuple[list[Reply], Cost]:
         """Returns a reply to each user text (reflection), and the cost.
 
         Args:
@@ -118,7 +126,15 @@ class RolloutPipeline:
         spent = self._cost(
             [(r.prompt_ids, len(c.token_ids)) for r, c in zip(requests, completions, strict=True)]
         )
-        return [self.chat.decode(c.token_ids.tolist()) for c in completions], spent
+        replies = [
+            Reply(
+                self.chat.decode_thoughts(c.token_ids.tolist()),
+                not c.stopped,
+                self.chat.opens_thought,
+            )
+            for c in completions
+        ]
+        return replies, spent
 
     def _note(self, tokens: int, seconds: float) -> str:
         work = self.engine.work

@@ -21,16 +21,16 @@ from p2o_jax.rewards.verify import Verifier
 from p2o_jax.rl import advantages, cost
 from p2o_jax.rl.batch import Example
 from p2o_jax.rl.learner import Learner
-from p2o_jax.rollout import dynamic_sampling, memory, sampling_params
+from p2o_jax.rollout import dynamic_sampling, memory, reflectors, sampling_params
 from p2o_jax.rollout.engine import Engine, Program
-from p2o_jax.rollout.gepa_adapter import GepaAdapter, PhaseJournals, Reply, settings_digest
+from p2o_jax.rollout.gepa_adapter import GepaAdapter, PhaseJournals, settings_digest
 from p2o_jax.rollout.pipeline import RolloutPipeline
 from p2o_jax.runtime import distributed
 from p2o_jax.startup import memory_report
 from p2o_jax.startup.loop_components import LoopComponents, Opened
 from p2o_jax.startup.memory_report import held_bytes, reference_bytes
 from p2o_jax.startup.model import WORLD, Model, reference_dtype
-from p2o_jax.startup.preflight import model_reflects, open_run
+from p2o_jax.startup.preflight import open_run
 from p2o_jax.state import RunState
 from p2o_jax.tracking.recorder import Recorder
 from p2o_jax.types import Rollout, SamplingParams
@@ -200,38 +200,38 @@ class Components(LoopComponents[RunState]):
             self.key("gepa", state.step),
             RolloutWeights(self.engine.to_rollout_layout),
         )
-        weights, reply = (
-            lambda: rollout_weights.of(policy),
-            self.reflector(rollout_weights, policy, key, state.step),
-        )
         return GepaAdapter(
             self.pipeline,
-            weights,
-            reply,
+            lambda: rollout_weights.of(policy),
+            self.reflector(rollout_weights, policy, key),
             self.cfg,
             key,
             state.ledger,
             lambda rollouts: self.learner.transfers(policy, rollouts),
         )
 
+    @cached_property
+    def endpoint(self) -> api.Endpoint:
+        """The endpoint that reflects; only process 0 has its keys."""
+        keys = api.read_keys(self.cfg.api.key_env) if distributed.is_main_process() else ()
+        seed = f"{self.cfg.train.seed}/api"
+        return api.Endpoint(self.cfg.api, self.cfg.gepa, keys, seed, log=self.reporter.line)
+
     def reflector(
-        self, rollout_weights: "RolloutWeights", policy: Any, key: jax.Array, step: int
-    ) -> Reply:
-        """What writes new templates: the policy, its frozen start, or an endpoint, which process
-        0 alone talks to.
-        """
-        g = self.cfg.gepa
-        if g.reflector == "api":
-            keys = api.read_keys(self.cfg.api.key_env) if distributed.is_main_process() else ()
-            endpoint = api.Endpoint(self.cfg.api, g, keys, f"{self.cfg.train.seed}/api/{step}")
-            return lambda prompts, names, spent: distributed.broadcast_from_main(
-                lambda: endpoint.complete(prompts, names, spent)
-            )
-        params = policy if g.reflector == "policy" else self.reference_params
+        self, rollout_weights: "RolloutWeights", policy: Any, key: jax.Array
+    ) -> reflectors.Reflector:
+        """What writes new templates: the policy, its frozen start, or an endpoint."""
+        match config.reflector(self.cfg):
+            case "api":
+                return reflectors.of_endpoint(self.endpoint)
+            case "policy":
+                params = policy
+            case "reference":
+                params = self.reference_params
+            case other:
+                raise ValueError(f"config.gepa.reflector={other!r}: no such reflector")
         sampling = sampling_params.reflection(self.cfg)
-        return lambda prompts, names, spent: self.pipeline.reply(
-            rollout_weights.of(params), prompts, names, sampling, key
-        )
+        return reflectors.of_model(self.pipeline, lambda: rollout_weights.of(params), sampling, key)
 
     def step_costs(
         self, rollouts: Sequence[Rollout], scored: Sequence[Example]
@@ -278,7 +278,7 @@ def make_engine(
         ConfigError: it does not fit into the devices' memory.
     """
     capacities = [cfg.rollout.max_new_tokens] + (
-        [cfg.gepa.reflect_new_tokens] if model_reflects(cfg) else []
+        [cfg.gepa.reflect_new_tokens] if config.model_reflects(cfg) else []
     )
     templated = cfg.assign.same_template_in_group or cfg.eval.template == "best"
     grouped_up_to = (
@@ -308,7 +308,7 @@ def sampling_programs(cfg: Config, engine: Engine) -> list[Program]:
     uses = [(sampling_params.training(cfg), longest), (sampling_params.evaluation(cfg), longest)]
     if g.enabled:
         uses.append((sampling_params.candidates(cfg), longest))
-    if model_reflects(cfg):
+    if config.model_reflects(cfg):
         uses.append((sampling_params.reflection(cfg), config.max_prompt_tokens(cfg)))
     return list(
         dict.fromkeys(p for sampling, prompt in uses for p in engine.needed(sampling, prompt))

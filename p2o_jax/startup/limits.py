@@ -131,7 +131,7 @@ def training_problems(cfg: Config, spec: ModelSpec, chat: Chat, longest_plain: i
             f" config.rollout.prompt_buckets={cfg.rollout.prompt_buckets})"
         )
     problems = response_problems(cfg, spec, prompt, tokens)
-    if g.enabled and g.reflector != "api":
+    if config.model_reflects(cfg):
         around = len(chat.render_text(""))
         reflection = g.reflect_prompt_tokens + around + g.reflect_new_tokens
         if why := beyond_context(cfg, spec, reflection):

@@ -111,7 +111,7 @@ def reference_bytes(cfg: config.Config, spec: ModelSpec, mesh: Mesh, dtype: Any)
     Args:
         dtype: of computation.
     """
-    reflects = cfg.gepa.enabled and cfg.gepa.reflector == "reference"
+    reflects = config.reflector(cfg) == "reference"
     if spec.lora is None and cfg.loss.kl == "off" and not reflects:
         return 0
     held = cfg.model.param_dtype if spec.lora else reference_dtype(cfg, dtype)

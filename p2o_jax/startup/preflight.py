@@ -53,7 +53,7 @@ def open_run(
             " built-in world's questions and its base model only go together; give both, or"
             " neither"
         )
-    if cfg.gepa.enabled and cfg.gepa.reflector == "api":
+    if config.reflector(cfg) == "api":
         problems += distributed.broadcast_from_main(lambda: key_problems(cfg.api))
     problems += (
         distributed.broadcast_from_main(lambda: reward_problems(cfg.reward))
@@ -181,17 +181,13 @@ def reflection_problems(cfg: Config, chat: Chat, questions: Sequence[Question] =
             " empty response: every proposal would be rejected"
         )
     around, longest = len(chat.render_text("")), config.max_prompt_tokens(cfg)
-    if model_reflects(cfg) and g.reflect_prompt_tokens + around > longest:
+    if config.model_reflects(cfg) and g.reflect_prompt_tokens + around > longest:
         problems.append(
             f"config.gepa.reflect_prompt_tokens={g.reflect_prompt_tokens} and {around} tokens of"
             " chat template and system prompt around them must fit into the last of"
             f" config.rollout.prompt_buckets={cfg.rollout.prompt_buckets}"
         )
     return problems
-
-
-def model_reflects(cfg: Config) -> bool:
-    return cfg.gepa.enabled and cfg.gepa.reflector != "api"
 
 
 def load_questions(cfg: Config) -> sources.Loaded:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2o_jax.config import Config
+from p2o_jax.config import Config, reflector
 from p2o_jax.data.questions import Questions
 from p2o_jax.gepa import api, reasons, to_gepa_result
 from p2o_jax.p2o import question_history
@@ -171,7 +171,7 @@ class Recorder(LoopRecorder):
             spent = after.ledger.total("generated_tokens") - before.ledger.total("generated_tokens")
             values["gepa/generated_tokens"] = spent
             values["gepa/journals_set_aside"] = num_set_aside(self.workdir, epoch)
-            values |= _api_metrics(before, after) if self.cfg.gepa.reflector == "api" else {}
+            values |= _api_metrics(before, after) if reflector(self.cfg) == "api" else {}
             self.reporter.line(
                 f"epoch {epoch}: {len(before.hard_ids)} hard questions, {len(result.cover)}"
                 f" templates chosen, {spent:,.0f} tokens"

@@ -77,6 +77,24 @@ def test_rendering_equals_golden(model):
         assert chat.render(question) == tuple(rendering["ids"])
 
 
+def test_a_prompt_that_ends_inside_a_thought_is_noticed(tokenizer):
+    assert not Chat(tokenizer, config.ChatConfig()).opens_thought  # <think></think>
+    assert not Chat(tokenizer, config.ChatConfig(enable_thinking=True)).opens_thought
+    bare = "{{ messages[0]['content'] }} A: "
+    for opening, expected in (("<think>\n", True), ("<think></think>", False), ("", False)):
+        chat = Chat(tokenizer, config.ChatConfig(template=bare + opening))
+        assert chat.opens_thought is expected, opening
+    assert not Chat(tokenizer, config.ChatConfig(template="<think>" + bare)).opens_thought
+
+
+def test_replies_keep_the_tags_of_thoughts(chat):
+    text = "<think>\nHm 3 </think>\n``` a ```"
+    ids = chat.tokenizer.encode(text + "<|im_end|>")
+    assert "</think>" in chat.tokenizer.special_tokens  # which `decode` drops
+    assert chat.decode_thoughts(ids) == text != chat.decode(ids)
+    assert chat.decode_thoughts([]) == ""
+
+
 def test_template_stands_before_the_last_user_message(chat):
     question = ask("1?", "2!", "3?")
     before = "<|im_start|>user\n1?<|im_end|>\n<|im_start|>assistant\n2!<|im_end|>\n"

@@ -94,12 +94,14 @@ class Endpoint:
             self.busy += 1
             self.most_busy = max(self.most_busy, self.busy)
         try:
-            self.fail(handler, fault, key) if fault else self.send(
-                handler, completion(self.reply(body["messages"][0]["content"]), self.usage)
-            )
+            self.fail(handler, fault, key) if fault else self.send_good(handler, body)
         finally:
             with self.lock:
                 self.busy -= 1
+
+    def send_good(self, handler, body):
+        text = self.reply(body["messages"][0]["content"])
+        self.send(handler, completion(text, self.usage))
 
     def send(self, handler, text, status=200, headers=()):
         data = text.encode()
@@ -148,6 +150,64 @@ class Endpoint:
             handler.connection.close()
         elif fault == "redirect":
             self.send(handler, "", 307, (("Location", self.url + "/elsewhere"),))
+
+
+class ReasoningEndpoint(Endpoint):
+    """A model that reasons, as endpoints of now serve them. It refuses `max_tokens` and any
+    temperature but 1, says why as they do, asks the first `num_busy` requests to come back after
+    `wait_s`, counts its reasoning as tokens, and sends its content as a list of parts. A reply that
+    would be longer than max_completion_tokens is cut: it has reasoning alone.
+    """
+
+    REASONING_TOKENS = 100
+
+    def __init__(self, num_busy=0, wait_s="2", **changes):
+        super().__init__(**changes)
+        self.num_busy, self.wait_s = num_busy, wait_s
+
+    def send_good(self, handler, body):
+        refused = self.refused(body)
+        if refused:
+            self.counts["refused"] += 1
+            return self.send(handler, json.dumps({"error": refused}), 400)
+        with self.lock:
+            self.num_busy -= 1
+        if self.num_busy >= 0:
+            self.counts["busy"] += 1
+            error = json.dumps({"error": {"message": "Too many requests."}})
+            return self.send(handler, error, 429, [("Retry-After", self.wait_s)])
+        self.counts["answered"] += 1
+        text, cut = self.reply(body["messages"][0]["content"]), False
+        if self.REASONING_TOKENS + len(text.split()) > body.get("max_completion_tokens", 1e9):
+            text, cut = "", True
+        message = {
+            "role": "assistant",
+            "content": [{"type": "text", "text": part} for part in text.partition(" ")],
+            "reasoning_content": "First, ``` a thought ```.",
+        }
+        used = {"prompt_tokens": 10, "completion_tokens": self.REASONING_TOKENS}
+        finish = "length" if cut else "stop"
+        choice = {"message": message, "finish_reason": finish}
+        return self.send(handler, json.dumps({"choices": [choice], "usage": used}))
+
+    def refused(self, body):
+        if "max_tokens" in body:
+            return {
+                "message": "Unsupported parameter: 'max_tokens' is not supported with this model."
+                " Use 'max_completion_tokens' instead.",
+                "type": "invalid_request_error",
+                "param": "max_tokens",
+                "code": "unsupported_parameter",
+            }
+        if body.get("temperature", 1) != 1:
+            return {
+                "message": f"Unsupported value: 'temperature' does not support"
+                f" {body['temperature']} with this model. Only the default (1) value is supported.",
+                "type": "invalid_request_error",
+                "param": "temperature",
+                "code": "unsupported_value",
+            }
+        return None
 
 
 def dead_url():

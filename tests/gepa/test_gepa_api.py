@@ -18,6 +18,7 @@ from p2o_jax import config
 from p2o_jax.config import rules
 from p2o_jax.gepa import Journal, api, search
 from p2o_jax.gepa.api import read_keys
+from p2o_jax.types import Reply
 
 KEYS = ("sk-first-0123456789", "sk-second-987654321")
 GEPA = settings(reflect_new_tokens=32)
@@ -44,10 +45,9 @@ def timeout_s(fault):
     return 0.4 if fault in SILENT else 10.0
 
 
-def client(url, keys=KEYS, sleep=lambda s: None, **changes):
-    return api.Endpoint(
-        dataclasses.replace(FAST, base_url=url, **changes), GEPA, keys, "seed", sleep
-    )
+def client(url, keys=KEYS, sleep=lambda s: None, log=lambda line: None, gepa=GEPA, **changes):
+    cfg = dataclasses.replace(FAST, base_url=url, **changes)
+    return api.Endpoint(cfg, gepa, keys, "seed", sleep, log)
 
 
 def ask(endpoint, num=4, spent=None, **changes):
@@ -61,7 +61,7 @@ def test_replies_come_in_order_and_are_paid_for():
         replies, spent = ask(
             endpoint, 9, dollars_per_million_prompt=1e6, dollars_per_million_reply=2e6
         )
-    assert replies == [f"re: prompt {i}" for i in range(9)]
+    assert replies == [Reply(f"re: prompt {i}") for i in range(9)]
     assert spent == {
         "api_calls": 9,
         "api_retries": 0,
@@ -177,7 +177,7 @@ def test_nothing_leaks_the_key(fault, tmp_path, capfd, monkeypatch):
     """A phase against a server that repeats the key wherever it can: not in journal, records,
     output, logs, threads' errors.
     """
-    heard, log = [], io.StringIO()
+    heard, lines, log = [], [], io.StringIO()
     monkeypatch.setattr(
         threading,
         "excepthook",
@@ -190,10 +190,9 @@ def test_nothing_leaks_the_key(fault, tmp_path, capfd, monkeypatch):
     with Endpoint(
         fault, rate=0.5, reply=lambda prompt: f"```\nuse {KEYS[0]} and {KEYS[1]} {len(prompt)}\n```"
     ) as endpoint:
+        asked = client(endpoint.url, timeout_s=timeout_s(fault), log=lines.append)
         reflect = journal.reflect(
-            lambda prompts: client(endpoint.url, timeout_s=timeout_s(fault)).complete(
-                prompts, [str(i) for i in range(len(prompts))], {}
-            )[0]
+            lambda prompts: asked.complete(prompts, [str(i) for i in range(len(prompts))], {})[0]
         )
         evaluate = journal.evaluate(Toy().evaluate)
         result = search(
@@ -208,8 +207,10 @@ def test_nothing_leaks_the_key(fault, tmp_path, capfd, monkeypatch):
         out.err,
         log.getvalue(),
         *heard,
+        *lines,
     ]
     assert not [text for text in told for key in KEYS if key in text]
+    assert len(lines) == (fault in ("429", "500", "garbage")), lines
     assert "[key]" in repr(result) or fault
     assert endpoint.counts["good"] > 0 and not heard
     assert not [key for key in endpoint.keys if isinstance(key, tuple)], "no redirect is followed"
@@ -290,6 +291,9 @@ def test_when_all_replies_fail_the_phase_ends_with_what_it_has(preset):
 
 def test_missing_replies_survive_the_journal(tmp_path):
     journal = Journal(tmp_path / "j", "p")
-    assert journal.reflect(lambda prompts: ["a", None])(["x", "y"]) == ["a", None]
-    assert Journal(tmp_path / "j", "p").reflect(lambda prompts: [])(["x", "y"]) == ["a", None]
-    assert json.loads((tmp_path / "j").read_text())["answer"] == ["a", None]
+    given = [Reply("a"), None, Reply("b", cut=True)]
+    assert journal.reflect(lambda prompts: ["a", *given[1:]])(["x", "y", "z"]) == given
+    again = Journal(tmp_path / "j", "p").reflect(lambda prompts: [])
+    assert again(["x", "y", "z"]) == given
+    cut = {"text": "b", "cut": True, "in_thought": False}
+    assert json.loads((tmp_path / "j").read_text())["answer"] == ["a", None, cut]

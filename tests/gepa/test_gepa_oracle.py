@@ -8,7 +8,7 @@ import random
 import pytest
 from gepa_toy import Toy, count_tokens, questions, settings
 
-from p2o_jax.gepa import draws, filters, reflection, search, to_gepa_result
+from p2o_jax.gepa import draws, reflection, replies, search, to_gepa_result
 from p2o_jax.types import digest
 
 gepa = pytest.importorskip("gepa")
@@ -48,7 +48,7 @@ class Adapter:
     def propose(self, candidate, dataset, components):
         examples = [record["example"] for record in dataset["instruction"]]
         prompt = reflection.build(candidate["instruction"], examples, self.cfg, count_tokens).text
-        return {"instruction": filters.fenced(self.toy.reflect([prompt])[0])[0]}
+        return {"instruction": replies.first_to_last(self.toy.reflect([prompt])[0])[0]}
 
 
 class Sampler:

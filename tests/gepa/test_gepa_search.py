@@ -8,7 +8,7 @@ from gepa_toy import LETTERS, Toy, count_tokens, letter_of, make_question, quest
 
 from p2o_jax.gepa import STATS, cover, pareto, reasons, search, steps
 from p2o_jax.gepa.search import REJECTIONS, SHORT_REASONS
-from p2o_jax.types import digest
+from p2o_jax.types import Reply, digest
 
 HARD = questions(48)
 
@@ -297,7 +297,12 @@ def test_state_survives_json_at_every_stage():
     phase = steps.SearchSetup(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
     seen = [steps.init(phase, [0.0, 1.0, 0.0, 0.0])]
     seen.append(steps.select(phase, seen[-1]))
-    replies = ["``` a ```", steps.NoReply("overlong_reflection"), "``` b ```", "no"]
+    replies = [
+        Reply("``` a ```"),
+        steps.NoReply("overlong_reflection"),
+        Reply("``` b ```"),
+        Reply("no"),
+    ]
     seen.append(steps.propose(phase, seen[-1], [0.0, 0.0, 0.0, 0.0], replies, count_tokens))
     seen.append(steps.gate(phase, seen[-1], [1.0, 0.0]))
     seen.append(steps.promote(phase, seen[-1], [[1.0, 0.0, 0.0, 0.0]]))
@@ -322,7 +327,7 @@ def test_with_reliance_parents_that_lean_less_are_drawn_more_and_the_state_survi
     phase = steps.SearchSetup(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
     each = steps.select(phase, steps.init(phase, [0.0, 1.0, 0.0, 0.0], [0.0, 0.2, 0.0, 0.0]))
     each = steps.propose(
-        phase, each, [0.0] * len(each.wave), ["``` a ```"] * len(each.wave), count_tokens
+        phase, each, [0.0] * len(each.wave), [Reply("``` a ```")] * len(each.wave), count_tokens
     )
     each = steps.promote(
         phase, steps.gate(phase, each, [3.0]), [[0.0, 1.0, 0.0, 0.0]], [[0.0, 0.7, 0.0, 0.0]]

@@ -69,8 +69,12 @@ class LetterChat:
     def render_text(self, text):
         return tuple(ord(c) % 31 for c in text[:30])
 
+    opens_thought = False
+
     def decode(self, ids):
         return " ".join("abcdefghijklmnopqrstuvwxyz012345"[i] for i in ids)
+
+    decode_thoughts = decode
 
     def count_tokens(self, text):
         return len(text.split())

@@ -110,7 +110,14 @@ def test_gepa_samples_by_these_settings():
     assert stages.evaluation == CANDIDATES
     pipeline = Asked()
     parts = SimpleNamespace(cfg=CFG, pipeline=pipeline, reference_params=None)
-    components.Components.reflector(parts, SimpleNamespace(of=lambda params: None), None, None, 0)(
+    components.Components.reflector(parts, SimpleNamespace(of=lambda params: None), None, None)(
         (), (), {}
     )
     assert pipeline.uses == [REFLECTION]
+
+
+def test_an_unknown_reflector_is_an_error():
+    gepa = replace(CFG.gepa, reflector="teacher")  # pyright: ignore[reportArgumentType]
+    parts = SimpleNamespace(cfg=replace(CFG, gepa=gepa), pipeline=Asked(), reference_params=None)
+    with pytest.raises(ValueError, match=r"config\.gepa\.reflector='teacher'"):
+        components.Components.reflector(parts, SimpleNamespace(), None, None)

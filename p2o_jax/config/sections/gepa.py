@@ -62,7 +62,9 @@ class GepaConfig:
         "Longest reflection prompt, in tokens; examples are cut to fit.",
         ge=1,
     )
-    reflect_new_tokens: int = setting(2048, "Longest reply of the reflector, in tokens.", ge=1)
+    reflect_new_tokens: int = setting(
+        2048, "Longest reply of the reflector, in tokens, its thoughts included.", ge=1
+    )
     rollouts_per_eval: int = setting(
         1, "Rollouts per question in the evaluation of a candidate.", ge=1
     )
@@ -110,8 +112,9 @@ class GepaConfig:
     )
     filter_replies: bool | None = setting(
         None,
-        "Reject replies of the reflector that have no fenced block, hold <think>, are too long or"
-        " duplicate a template.",
+        "Drop the thoughts of replies and pair their fences: the first block that is new is the"
+        " template. Replies without one, and those that are cut off, too long or duplicate a"
+        " template, are rejected. false: everything between the first and the last fence.",
     )
     leak_guard: bool | None = setting(
         None, "Reject templates that contain a question or an answer of their minibatch."
@@ -122,8 +125,9 @@ class GepaConfig:
 class ApiConfig:
     """The OpenAI-compatible endpoint that reflects with gepa.reflector=api.
 
-    gepa.reflect_temperature and gepa.reflect_new_tokens apply to it as well. Caps are on the whole
-    run, restarts included.
+    gepa.reflect_temperature and gepa.reflect_new_tokens apply to it as well. An endpoint that
+    refuses max_tokens is sent max_completion_tokens from then on; one that refuses the temperature
+    is sent none. Caps are on the whole run, restarts included.
     """
 
     base_url: str = setting(
@@ -137,7 +141,8 @@ class ApiConfig:
     extra_body: str = setting(
         "",
         "JSON object of additional request fields, e.g."
-        ' {"chat_template_kwargs": {"enable_thinking": false}}.',
+        ' {"chat_template_kwargs": {"enable_thinking": false}}; null leaves a field out, e.g.'
+        ' {"temperature": null}.',
     )
     concurrency: int = setting(8, "Requests at a time.", ge=1, le=1024)
     timeout_s: float = setting(
@@ -147,7 +152,8 @@ class ApiConfig:
     backoff_s: float = setting(
         1.0,
         "Mean seconds before the first retry. Doubles with each further one, up to a minute, with"
-        " jitter of up to a half.",
+        " jitter of up to a half. What the endpoint asks for by Retry-After, up to five minutes, is"
+        " added.",
         ge=0,
         le=1e6,
     )
