@@ -103,7 +103,7 @@ class World:
 
         from p2o_jax.p2o import mining
         from p2o_jax.p2o.assign import prompts_for
-        from p2o_jax.rewards.verify import Verifier
+        from p2o_jax.rewards.scorer import Scorer
         from p2o_jax.rollout.pipeline import RolloutPipeline
         from p2o_jax.runtime.console import Reporter
         from p2o_jax.startup import components
@@ -113,7 +113,7 @@ class World:
         self.model = open_model(cfg, reporter)
         self.engine = components.make_engine(cfg, self.model)
         self.pipeline = RolloutPipeline(
-            self.engine, self.model.chat, Verifier(cfg.reward).judge, reporter
+            self.engine, self.model.chat, Scorer(cfg.reward).judge, reporter
         )
         self.weights = self.engine.to_rollout_layout(self.model.load(cfg.model.param_dtype))
         loaded = preflight.load_questions(cfg)

@@ -24,7 +24,7 @@ from p2o_jax import config
 from p2o_jax.config import ConfigError
 from p2o_jax.config.command_line import CommandLine, Flag
 from p2o_jax.config.ranges import COUNT, INT32_MAX, Range
-from p2o_jax.data import benchmarks, overlap, recipes, sources
+from p2o_jax.data import benchmarks, overlap, reader, recipes, sources
 from p2o_jax.data.recipes import RECIPES, Recipe, Row
 from p2o_jax.data.tables import Record
 from p2o_jax.main import command
@@ -172,7 +172,7 @@ def _index(text: str) -> tuple[overlap.Index, list[str]]:
     if not text:
         return overlap.Index({}), []
     loaded = benchmarks.load_sets(
-        text, config.DataConfig(prompt_template=sources.QUESTION), "--benchmarks"
+        text, config.DataConfig(prompt_template=reader.QUESTION), "--benchmarks"
     )
     return overlap.Index({part.name: part.questions for part in loaded}), [
         part.name for part in loaded

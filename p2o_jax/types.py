@@ -42,6 +42,7 @@ class Question:
     answer: str
     source: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    scorer: str = ""  # the library whose scorer judges answers; "": compared with `answer`
 
     @property
     def text(self) -> str:
@@ -111,6 +112,7 @@ class Verdict:
     format_score: float
     status: Status
     note: str = ""  # message of a custom reward function, or why it failed
+    by_reward: tuple[tuple[str, float], ...] = ()  # of several rewards, the name and score of each
 
 
 @dataclass(frozen=True)

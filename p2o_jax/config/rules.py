@@ -23,6 +23,7 @@ from p2o_jax.config import (
     minibatch_questions,
     model_reflects,
     reflector,
+    reward_terms,
     setting,
     trained_row_tokens,
 )
@@ -125,6 +126,7 @@ def problems(config: Config, num_devices: int | None) -> list[str]:
         *range_problems(config),
         *(_mesh_problems(config.mesh, num_devices) if num_devices else []),
         *_broken(_data_rules(config)),
+        *reward_terms.problems(config.reward.fn),
         *_broken(_world_rules(config.world)),
         *_broken(_training_rules(config, num_devices)),
         *(
@@ -152,19 +154,16 @@ def _data_rules(config: Config) -> Rules:
     )
     yield bool(data.question_field), "config.data.question_field must name a field"
     yield (
-        bool(data.answer_field or fn),
+        bool(data.answer_field or not reward_terms.compares_answers(fn)),
         (
             "config.data.answer_field='' (no reference answers) needs config.reward.fn to judge"
             " without them"
         ),
     )
     yield (
-        not fn or re.fullmatch(r"([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*", fn) is not None,
-        f"config.reward.fn={fn}: expected FILE.py:function or package.module:function",
-    )
-    yield (
-        not config.reward.env or bool(fn),
-        "config.reward.env needs config.reward.fn: the verifiers of this package read no variables",
+        not config.reward.env or bool(reward_terms.custom_functions(fn)),
+        "config.reward.env needs a function in config.reward.fn: the verifiers of this package read"
+        " no variables",
     )
     yield (
         all(re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) for name in config.reward.env),
@@ -382,4 +381,7 @@ def notices(config: Config) -> list[str]:
             ),
         ),
     )
-    return [f"unusual: {text}" for holds, text in unusual if holds]
+    return [
+        *(f"unusual: {text}" for holds, text in unusual if holds),
+        *reward_terms.notices(config.reward.fn, config.reward.success_above),
+    ]

@@ -6,10 +6,10 @@ flags, `config.rules` lists what is wrong with one.
 """
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from p2o_jax.config import reward_terms
 from p2o_jax.config.sections.data import DataConfig, RewardConfig, WorldConfig
 from p2o_jax.config.sections.gepa import ApiConfig, GepaConfig
 from p2o_jax.config.sections.model import ChatConfig, LoraConfig, MeshConfig, ModelConfig
@@ -97,8 +97,12 @@ def resolve(config: Config) -> Config:
             config = dataclasses.replace(
                 config, **{section: dataclasses.replace(part, **{name: value})}
             )
-    path, _, function = config.reward.fn.rpartition(":")
-    if path.endswith(".py"):  # absolute, so that the run's record names one file
-        fn = f"{os.path.abspath(os.path.expanduser(path))}:{function}"
-        config = dataclasses.replace(config, reward=dataclasses.replace(config.reward, fn=fn))
+    reward, data = config.reward, config.data
+    if reward.fn:
+        config = dataclasses.replace(
+            config, reward=dataclasses.replace(reward, fn=reward_terms.absolute(reward.fn))
+        )
+    if data.answers == "auto":
+        answers = "final" if reward_terms.compares_answers(reward.fn) else "raw"
+        config = dataclasses.replace(config, data=dataclasses.replace(data, answers=answers))
     return config

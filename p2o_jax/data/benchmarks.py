@@ -5,13 +5,14 @@ source has either the hub's columns or the columns `question` and `answer`.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from p2o_jax import config
 from p2o_jax.data import sources
+from p2o_jax.data.layouts import Missing
 from p2o_jax.data.sources import Loaded, Record
+from p2o_jax.rewards import reasoning_gym
 
 QUESTIONS = ("problem", "question", "Problem", "Question")
 ANSWERS = ("answer", "final_answer", "Answer", "expected_answer")
@@ -20,27 +21,9 @@ SMALL = 100
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
-def reference(value: Any) -> Any:
-    """The reference answer in a column.
-
-    A list is joined with commas, because OlympiadBench asks for all of its entries. Other values
-    are returned unchanged.
-    """
-    return (
-        ", ".join(map(str, value))
-        if isinstance(value, Sequence) and not isinstance(value, str)
-        else value
-    )
-
-
-def after_hashes(value: Any) -> Any:
-    """GSM8K's answer: the text after the last ####, without thousands separators."""
-    return value.rpartition("####")[2].strip().replace(",", "") if isinstance(value, str) else value
-
-
 @dataclass(frozen=True)
 class Benchmark:
-    """The source of a benchmark and the way its answers are read.
+    """The source of a benchmark.
 
     Questions and answers come from the first column of `QUESTIONS` and of `ANSWERS` that exists.
     """
@@ -49,7 +32,6 @@ class Benchmark:
     title: str
     source: str
     size: int
-    answer: Callable[[Any], Any] = reference
     about: str = ""
 
     def convert(self, record: Record) -> Record | str:
@@ -58,9 +40,10 @@ class Benchmark:
         answer = next((name for name in ANSWERS if name in record), None)
         if question is None or answer is None:
             wanted = " or ".join(QUESTIONS if question is None else ANSWERS)
-            return f"no column {wanted}; it has {', '.join(map(str, record)) or 'none'}"
+            columns = ", ".join(map(str, record)) or "none"
+            return Missing(f"no column {wanted}; it has {columns}")
         rest = {k: v for k, v in record.items() if k not in (question, answer)}
-        return {**rest, "question": record[question], "answer": self.answer(record[answer])}
+        return {**rest, "question": record[question], "answer": record[answer]}
 
     def load(self, cfg: config.DataConfig, source: str = "") -> Loaded:
         """Loads the benchmark's questions with `cfg.prompt_template`.
@@ -70,7 +53,7 @@ class Benchmark:
         Raises:
             config.ConfigError: as `sources.load`.
         """
-        fields = replace(cfg, question_field="question", answer_field="answer")
+        fields = replace(cfg, question_field="question", answer_field="answer", answers="final")
         return replace(sources.load(source or self.source, fields, self.convert), name=self.name)
 
 
@@ -102,7 +85,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             674,
             about="open-ended, English",
         ),
-        Benchmark("gsm8k", "GSM8K", "hf:openai/gsm8k:main@test", 1319, after_hashes),
+        Benchmark("gsm8k", "GSM8K", "hf:openai/gsm8k:main@test", 1319),
     )
 }
 
@@ -118,9 +101,10 @@ def named(text: str) -> list[tuple[str, str]]:
     """
     sets: list[tuple[str, str]] = []
     problems: list[str] = []
-    for entry in text.split(","):
+    for entry in _entries(text):
         name, equals, source = (part.strip() for part in entry.strip().partition("="))
-        if not equals:
+        if not equals or entry.strip().startswith(f"{reasoning_gym.NAME}:"):
+            name = entry.strip()
             name, source = (name, "") if name in BENCHMARKS else (_name_of(name), name)
         if not _SET_NAME.fullmatch(name) or (not source and name not in BENCHMARKS):
             rule = (
@@ -173,8 +157,33 @@ def load_sets(
     return sets
 
 
+def _entries(text: str) -> Iterator[str]:
+    """The entries of a list of evaluation sets.
+
+    The tasks of reasoning-gym are separated by commas, too: a source of that library ends with the
+    entry that holds its `?`, or before a benchmark or anything that is no bare name.
+    """
+    tasks = ""
+    for entry in text.split(","):
+        is_task = re.fullmatch(r"\s*\w+\s*(\?.*)?", entry) and entry.strip() not in BENCHMARKS
+        if tasks and is_task and "?" not in tasks:
+            tasks += f",{entry}"
+            continue
+        if tasks:
+            yield tasks
+        is_gym = re.match(rf"\s*([^=:?]*=)?\s*{reasoning_gym.NAME}:", entry)
+        tasks = entry if is_gym else ""
+        if not is_gym:
+            yield entry
+    if tasks:
+        yield tasks
+
+
 def _name_of(source: str) -> str:
     """The name of a set: its file or data set, without folder, suffix and split."""
+    kind, _, tasks = source.partition(":")
+    if kind == reasoning_gym.NAME:
+        return "-".join(tasks.partition("?")[0].split(","))
     path = re.sub(r"^(hf|tfds):", "", source).partition("@")[0].rstrip("/")
     return re.sub(r"\.(jsonl|json|csv|parquet)$", "", re.split(r"[/\\]", path)[-1]).partition(":")[
         0

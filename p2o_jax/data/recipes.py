@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from p2o_jax.config import ConfigError
-from p2o_jax.data import benchmarks
+from p2o_jax.data import answers, benchmarks
 from p2o_jax.data.tables import Record
 from p2o_jax.rewards import normalize
-from p2o_jax.rewards.boxed import last_boxed
 from p2o_jax.types import digest
 
 YES_NO = "yes_no"
@@ -29,7 +28,6 @@ _MATH = [
     "precalculus",
 ]
 _SPACE = re.compile(r"\s+")
-_BARE_BOX = re.compile(r"\\boxed\s+([^\s$.{]+)")
 
 
 @dataclass(frozen=True)
@@ -74,13 +72,9 @@ class Recipe:
             return "no question"
         if reason := self.skip(record):
             return reason
-        answer = self.answer(record)
-        answer = (
-            ""
-            if answer is None or isinstance(answer, float) and answer != answer
-            else str(answer).strip()
-        )
-        if not answer:
+        try:
+            answer = answers.as_text(self.answer(record))
+        except ValueError:
             return "no answer"
         kept = {name: record[name] for name in self.kept if name in record}
         return Row(
@@ -89,16 +83,16 @@ class Recipe:
 
 
 def _column(record: Record) -> Any:
-    return benchmarks.reference(
-        next((record[name] for name in benchmarks.ANSWERS if name in record), None)
-    )
+    return next((record[name] for name in benchmarks.ANSWERS if name in record), None)
+
+
+def _after_hashes(record: Record) -> Any:
+    answer = _column(record)
+    return answers.after_hashes(answer) if isinstance(answer, str) else answer
 
 
 def _boxed(record: Record) -> Any:
-    """The content of a solution's last box. MATH also has \\fbox{3} and \\boxed 3."""
-    solution = str(record.get("solution", "")).replace("\\fbox", "\\boxed")
-    bare = _BARE_BOX.findall(solution)
-    return last_boxed(solution) or (bare[-1] if bare else None)
+    return answers.boxed_answer(str(record.get("solution", "")))
 
 
 def _easy(record: Record) -> str:
@@ -133,7 +127,7 @@ RECIPES: Mapping[str, Recipe] = {
             "gsm8k",
             "GSM8K",
             {split: (f"hf:openai/gsm8k:main@{split}",) for split in ("train", "test")},
-            lambda record: benchmarks.after_hashes(_column(record)),
+            _after_hashes,
         ),
         Recipe(
             "math",

@@ -25,11 +25,19 @@ def load(path: str, cfg: config.DataConfig, messages_field: str) -> Loaded:
     def convert(record: Record) -> Record | str:
         return from_chat(record, cfg, messages_field) if messages_field in record else record
 
-    lines, questions = sources.read(path, cfg, convert)
-    own_ids = (
-        replace(q, id=digest(q.id, str(line))) for line, q in zip(lines, questions, strict=True)
+    rows = sources.read(path, replace(cfg, answers="raw"), convert)
+    sources.raise_problems(
+        [
+            f"{path}:{line}: no answer to train on"
+            for line, question in zip(rows.lines, rows.questions, strict=True)
+            if not question.answer
+        ]
     )
-    return Loaded(str(path), tuple(own_ids), 0, lines)
+    own_ids = (
+        replace(q, id=digest(q.id, str(line)))
+        for line, q in zip(rows.lines, rows.questions, strict=True)
+    )
+    return Loaded(str(path), tuple(own_ids), 0, rows.lines, reading=rows.notices)
 
 
 def from_chat(record: Record, cfg: config.DataConfig, messages_field: str) -> Record | str:

@@ -6,27 +6,28 @@
     hf:NAME[:SUBSET][@SPLIT]   a data set of the Hugging Face hub, or a folder
     tfds:NAME[@SPLIT]          a data set of TensorFlow Datasets (array_record files, read without
                                TensorFlow), or its folder
+    reasoning_gym:TASK,TASK[?size=N&seed=N&NAME=VALUE]
+                               procedural tasks of the reasoning-gym library
 
 SPLIT is required if there is more than one split. All problems of a source are reported together.
 Every process reads the whole source, because all processes need the same questions.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from p2o_jax import config
-from p2o_jax.data import folder, tables
+from p2o_jax.data import folder, reasoning_gym_tasks, tables
+from p2o_jax.data.layouts import Missing
+from p2o_jax.data.reader import Reader
 from p2o_jax.data.tables import Record, Row
+from p2o_jax.rewards import reasoning_gym
 from p2o_jax.runtime.listing import shortened
-from p2o_jax.types import Message, Question, question_id
+from p2o_jax.types import Question
 
 MAX_PROBLEMS_SHOWN = 20
-QUESTION = "{question}"  # the placeholder in config.data.prompt_template
-ROLES = ("system", "user", "assistant")
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 Convert = Callable[[Record], Record | str]  # returns a record with other columns, or a problem
 
@@ -41,20 +42,18 @@ class Loaded:
     lines: tuple[int, ...]  # the line or record number of each question
     num_conflicts: int = 0  # duplicates whose answer differs from the one kept
     name: str = ""  # the name of an evaluation set
+    reading: tuple[str, ...] = ()  # notices of layouts and converted answers
 
     @property
     def notices(self) -> list[str]:
-        """Lines to show to the user about dropped duplicates."""
+        """Lines to show to the user about how the source was read."""
         conflicts = (
             f", {self.num_conflicts} of them with another answer than the one kept"
             if self.num_conflicts
             else ""
         )
-        return (
-            [f"{self.path}: {self.num_duplicates} duplicate questions dropped{conflicts}"]
-            if self.num_duplicates
-            else []
-        )
+        duplicates = f"{self.path}: {self.num_duplicates} duplicate questions dropped{conflicts}"
+        return [*self.reading, *([duplicates] if self.num_duplicates else [])]
 
 
 def load(
@@ -70,36 +69,57 @@ def load(
         config.ConfigError: one line per problem, as `FILE:LINE: rule`. LINE counts from 1: lines of
             JSONL and CSV files, records of other sources.
     """
-    lines, questions = read(path, cfg, convert)
+    rows = read(path, cfg, convert)
     by_id: dict[str, tuple[int, Question]] = {}
     num_conflicts = 0
-    for line, question in zip(lines, questions, strict=True):
+    for line, question in zip(rows.lines, rows.questions, strict=True):
         kept = by_id.setdefault(question.id, (line, question))[1]
         num_conflicts += kept.answer != question.answer
-    kept_lines, kept_questions = zip(*by_id.values(), strict=True)
-    num_duplicates = len(questions) - len(by_id)
-    return Loaded(str(path), kept_questions, num_duplicates, kept_lines, num_conflicts)
+    lines, questions = zip(*by_id.values(), strict=True)
+    num_duplicates = len(rows.questions) - len(by_id)
+    return Loaded(str(path), questions, num_duplicates, lines, num_conflicts, reading=rows.notices)
+
+
+class ReadRows(NamedTuple):
+    """The questions of a source, duplicates included."""
+
+    lines: tuple[int, ...]  # of each question
+    questions: tuple[Question, ...]
+    notices: tuple[str, ...]
 
 
 def read(
     path: str | Path, cfg: config.DataConfig, convert: Convert = lambda record: record
-) -> tuple[tuple[int, ...], tuple[Question, ...]]:
+) -> ReadRows:
     """The line and the question of every record, duplicates included; see `load`."""
-    problems: list[str] = []
+    problems: dict[str, int] = {}  # and how many further records have the same
+    missing: dict[Missing, str] = {}
     rows: list[tuple[int, Question]] = []
-    name = str(path) if _is_remote(str(path)) else Path(path).name
+    reader = _reader(str(path), cfg)
     for line, record in records(path, cfg.tfds_dir):
         converted = record if isinstance(record, str) else convert(record)
-        result = converted if isinstance(converted, str) else _question(converted, name, cfg)
+        result = converted if isinstance(converted, str) else reader.question(converted)
         if isinstance(result, Question):
             rows.append((line, result))
-        else:
-            problems.append(f"{path}:{line}: {result}" if line else f"{path}: {result}")
+            continue
+        problem = f"{path}:{line}: {result}" if line else f"{path}: {result}"
+        if isinstance(result, Missing):
+            problem = missing.setdefault(result, problem)
+        problems[problem] = problems.get(problem, -1) + 1
     if not rows and not problems:
-        problems.append(f"{path}: no questions in it")
-    raise_problems(problems)
+        problems[f"{path}: no questions in it"] = 0
+    raise_problems(
+        [f"{line}; {more:,} more like it" if more else line for line, more in problems.items()]
+    )
     lines, questions = zip(*rows, strict=True)
-    return lines, questions
+    return ReadRows(lines, questions, tuple(reader.notices(str(path))))
+
+
+def _reader(path: str, cfg: config.DataConfig) -> Reader:
+    if path.partition(":")[0] != reasoning_gym.NAME:
+        return Reader(path if _is_remote(path) else Path(path).name, cfg)
+    cfg = replace(cfg, question_field="question", answer_field="answer")
+    return Reader(path, cfg, reasoning_gym.NAME)
 
 
 def shared(train: Loaded, heldout: Sequence[Loaded]) -> list[str]:
@@ -139,7 +159,9 @@ def records(path: str | Path, tfds_dir: str = "") -> Iterator[Row]:
     """Yields the records of a source, in order, with any columns."""
     text = str(path)
     kind, _, rest = text.partition(":")
-    if _is_remote(text):
+    if kind == reasoning_gym.NAME:
+        yield from reasoning_gym_tasks.read(rest)
+    elif _is_remote(text):
         name, split = _split_of(rest)
         yield from (
             folder.read(Path(name), split)
@@ -155,6 +177,7 @@ def records(path: str | Path, tfds_dir: str = "") -> Iterator[Row]:
 
 
 def _is_remote(text: str) -> bool:
+    """Whether the source is of the hub or of TensorFlow Datasets."""
     return text.partition(":")[0] in _REMOTE
 
 
@@ -169,68 +192,3 @@ def _read_hub(name: str, split: str, _: str) -> Iterator[Row]:
 
 
 _REMOTE = {"hf": _read_hub, "tfds": folder.read_tfds}
-
-
-def fill(prompt_template: str, question: str) -> str:
-    """Replaces the placeholder of the template by the question; other braces are kept."""
-    before, _, after = prompt_template.partition(QUESTION)
-    return before + question + after
-
-
-def _question(record: Mapping[str, Any], source: str, cfg: config.DataConfig) -> Question | str:
-    """The question of a record, or the record's problem."""
-    for option, name in (
-        ("question_field", cfg.question_field),
-        ("answer_field", cfg.answer_field),
-    ):
-        if name and name not in record:
-            return (
-                f'no field "{name}" (config.data.{option}); it has'
-                f" {', '.join(map(str, record)) or 'none'}"
-            )
-    messages = _messages(record[cfg.question_field], cfg.prompt_template)
-    if isinstance(messages, str):
-        return f"{cfg.question_field}: {messages}"
-    meta = {str(k): v for k, v in record.items() if k not in (cfg.question_field, cfg.answer_field)}
-    if not cfg.answer_field:
-        return Question(question_id(messages), messages, "", source, meta)
-    answer = record[cfg.answer_field]
-    if answer is None or answer != answer:  # tables store missing values as NaN
-        return f"{cfg.answer_field}: missing"
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        return f"{cfg.answer_field}: expected a text or a number, got {tables.kind(answer)}"
-    answer = str(answer).strip()
-    if rule := _bad_text(answer):
-        return f"{cfg.answer_field}: {rule}"
-    return Question(question_id(messages), messages, answer, source, meta)
-
-
-def _messages(value: Any, prompt_template: str) -> tuple[Message, ...] | str:
-    """The chat messages of a question field, or the field's problem."""
-    if value is None:
-        return "missing"
-    if isinstance(value, str):
-        return _bad_text(value) or ({"role": "user", "content": fill(prompt_template, value)},)
-    if not isinstance(value, Sequence):
-        return f"expected a text or a list of messages, got {tables.kind(value)}"
-    messages = []
-    for number, message in enumerate(value, 1):
-        if (
-            not isinstance(message, Mapping)
-            or message.get("role") not in ROLES
-            or not isinstance(message.get("content"), str)
-        ):
-            return f'message {number}: expected {{"role": {"|".join(ROLES)}, "content": text}}'
-        if rule := _bad_text(message["content"]):
-            return f"message {number}: {rule}"
-        messages.append({"role": message["role"], "content": message["content"]})
-    if not messages or messages[-1]["role"] != "user":
-        return "the last message must be the user's"
-    return tuple(messages)
-
-
-def _bad_text(text: str) -> str:
-    """The problem with a text, or "". JSON can encode unpaired surrogates, which are invalid."""
-    if not text.strip():
-        return "empty"
-    return "half a surrogate pair: no valid Unicode" if _HALF_PAIR.search(text) else ""

@@ -2,11 +2,15 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-Record = Mapping[str, Any]
+from p2o_jax.data.answers import ExactFloat
+from p2o_jax.data.layouts import Record
+
+_MAX_FIELD = 2**31 - 1  # characters of a CSV field; the standard library's default is 131,072
 # Line number (0 stands for the whole file) and record, or a problem in place of the record.
 Row = tuple[int, Record | str]
 
@@ -52,7 +56,11 @@ def _read_json(path: Path, alone: bool = False) -> Iterator[Row]:
 def _parse_json(raw: bytes, expected: type = dict) -> Any:
     """The JSON value if it has the expected type, else a string that describes the problem."""
     try:
-        value = json.loads(raw.decode("utf-8-sig"))
+        value = json.loads(
+            raw.decode("utf-8-sig"), parse_float=ExactFloat, object_pairs_hook=_unique
+        )
+    except _Repeated as e:
+        return str(e)
     except UnicodeDecodeError:
         return "not UTF-8"
     except RecursionError:
@@ -67,10 +75,32 @@ def _parse_json(raw: bytes, expected: type = dict) -> Any:
     return value
 
 
+class _Repeated(ValueError):
+    """A key or column that is there twice."""
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise _Repeated(_repeated([key for key, _ in pairs], "key"))
+    return record
+
+
+def _repeated(names: Sequence[str], kind: str) -> str:
+    """The names that are there more than once; empty if none is."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    shown = ", ".join(f'"{name}"' for name in repeated)
+    return f"the {kind}{'s' * (len(repeated) > 1)} {shown} more than once" if repeated else ""
+
+
 def _read_csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(_MAX_FIELD)
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            if problem := _repeated(reader.fieldnames or (), "column"):
+                yield reader.line_num, problem
+                return
             for record in reader:
                 yield reader.line_num, "more values than columns" if None in record else record
         except csv.Error as e:
@@ -86,6 +116,9 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            if problem := _repeated(file.schema_arrow.names, "column"):
+                yield 0, problem
+                return
             for batch in file.iter_batches():
                 for record in batch.to_pylist():
                     number += 1

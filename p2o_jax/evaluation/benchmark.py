@@ -11,11 +11,12 @@ from p2o_jax.data import benchmarks
 from p2o_jax.data.sources import Loaded
 from p2o_jax.evaluation.report import Sample
 from p2o_jax.rewards.lenient import Grade, LenientGrader
-from p2o_jax.rewards.verify import Verifier
+from p2o_jax.rewards.reasoning_gym import answer_in
+from p2o_jax.rewards.scorer import Scorer
 from p2o_jax.rollout import sampling_params
 from p2o_jax.rollout.pipeline import RolloutPipeline
 from p2o_jax.runtime import distributed
-from p2o_jax.types import TemplatedQuestion
+from p2o_jax.types import Rollout, TemplatedQuestion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Protocol:
 
 
 class Judges(NamedTuple):
-    """Training's verifier, and the lenient grader."""
+    """Training's scorer, and the lenient grader."""
 
-    strict: Verifier
+    strict: Scorer
     lenient: LenientGrader
 
 
@@ -69,12 +70,22 @@ class BenchmarkSampler:
         ]
         params = sampling_params.at(self.cfg, temperature)
         rollouts = self.pipeline.sample(self.weights, prompts, params, self.key, phase="eval")
-        grades = self._lenient([r.text for r in rollouts], [p.question.answer for p in prompts])
+        grades = distributed.broadcast_from_main(lambda: self._lenient(rollouts))
         return [
             Sample(rollout, Grade(*grade)) for rollout, grade in zip(rollouts, grades, strict=True)
         ]
 
-    def _lenient(self, texts: Sequence[str], answers: Sequence[str]) -> list[Any]:
-        return distributed.broadcast_from_main(
-            lambda: [tuple(g) for g in self.judges.lenient.grade(texts, answers)]
+    def _lenient(self, rollouts: Sequence[Rollout]) -> list[Any]:
+        """Lenient grades; of questions with a scorer of their own, the strict ones."""
+        compared = [r for r in rollouts if not r.prompt.question.scorer]
+        grades = iter(
+            self.judges.lenient.grade(
+                [r.text for r in compared], [r.prompt.question.answer for r in compared]
+            )
         )
+        return [
+            (answer_in(r.text) or "", r.verdict.status)
+            if r.prompt.question.scorer
+            else tuple(next(grades))
+            for r in rollouts
+        ]

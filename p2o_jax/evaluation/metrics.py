@@ -19,8 +19,18 @@ METRICS: Mapping[str, Callable[[Rollout], float]] = MappingProxyType(
 
 
 def means(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Every metric of METRICS."""
-    return {name: float(np.mean([of(r) for r in rollouts])) for name, of in METRICS.items()}
+    """Every metric of METRICS, and `reward_means`."""
+    values = {name: float(np.mean([of(r) for r in rollouts])) for name, of in METRICS.items()}
+    return values | reward_means(rollouts)
+
+
+def reward_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """by_name/NAME: the mean score of each reward, if there are several."""
+    by_name: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        for name, score in rollout.verdict.by_reward:
+            by_name.setdefault(name, []).append(score)
+    return {f"by_name/{name}": float(np.mean(scores)) for name, scores in by_name.items()}
 
 
 def question_means(values: Sequence[float], n: int) -> np.ndarray:

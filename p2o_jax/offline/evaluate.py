@@ -21,9 +21,8 @@ from p2o_jax.evaluation.benchmark import BenchmarkSampler, Judges, Protocol
 from p2o_jax.models import sharding
 from p2o_jax.offline import sampler_shapes, settings
 from p2o_jax.offline.export import ExportOptions, export
-from p2o_jax.rewards import own
 from p2o_jax.rewards.lenient import LenientGrader
-from p2o_jax.rewards.verify import Verifier
+from p2o_jax.rewards.scorer import Scorer, untrusted
 from p2o_jax.rollout.pipeline import RolloutPipeline
 from p2o_jax.runtime import distributed, files, rng
 from p2o_jax.runtime.console import Reporter
@@ -116,7 +115,7 @@ def evaluation_config(options: EvaluateOptions) -> Config:
     """
     workdir, overrides = Path(options.workdir), options.overrides
     base = loading.read_config(workdir) if options.workdir else Config()
-    problems = own.untrusted(base.reward, str(workdir / "config.json"))
+    problems = untrusted(base.reward, str(workdir / "config.json"))
     if problems and not options.allow_reward_fn and "reward.fn" not in dict(overrides):
         raise ConfigError(*problems)
     exported = settings.exported_settings(options.model, settings.ALL_SETTINGS)
@@ -165,7 +164,7 @@ def _measure(
     date = run_directory.read_date(Path(options.workdir)) if options.workdir else None
     model = open_model(cfg, reporter, date)
     judges = Judges(
-        stack.enter_context(Verifier(cfg.reward)), stack.enter_context(LenientGrader(cfg.reward))
+        stack.enter_context(Scorer(cfg.reward)), stack.enter_context(LenientGrader(cfg.reward))
     )
     if problems := distributed.broadcast_from_main(judges.strict.problems):
         raise ConfigError(*problems)

@@ -17,7 +17,7 @@ from p2o_jax.config import Config, ConfigError
 from p2o_jax.data import sources
 from p2o_jax.data.prompts import PromptRow, read_prompts
 from p2o_jax.offline import sampler_shapes, settings
-from p2o_jax.rewards.verify import Verifier
+from p2o_jax.rewards.scorer import Scorer
 from p2o_jax.rollout import sampling_params
 from p2o_jax.runtime import distributed, files, rng
 from p2o_jax.runtime.console import Reporter
@@ -52,7 +52,7 @@ def generate(options: GenerateOptions) -> None:
     cfg = settings.command_config(
         Config(), DEFAULTS | {"model.path": options.model} | exported, options.overrides
     )
-    prompts = read_prompts(options.prompts, cfg.data.prompt_template)
+    prompts = read_prompts(options.prompts, cfg.data)
     sources.raise_problems(distributed.broadcast_from_main(lambda: _out_problems(options.out)))
     reporter = Reporter(enabled=distributed.is_main_process())
     model = open_model(cfg, reporter)
@@ -66,9 +66,9 @@ def generate(options: GenerateOptions) -> None:
     )
     with ExitStack() as stack:
         out = _open(options.out, distributed.is_main_process(), stack)
-        verifier = stack.enter_context(Verifier(cfg.reward))
+        scorer = stack.enter_context(Scorer(cfg.reward))
         jobs = [Job(p.question, i, options.n) for p, i in zip(prompts, ids, strict=True)]
-        sample(cfg, model, jobs, params, verifier, out, reporter)
+        sample(cfg, model, jobs, params, scorer, out, reporter)
 
 
 DEFAULTS = {
@@ -91,7 +91,7 @@ def sample(
     model: Model,
     jobs: Sequence[Job],
     params: SamplingParams,
-    verifier: Verifier,
+    scorer: Scorer,
     out: TextIO,
     reporter: Reporter,
 ) -> None:
@@ -102,7 +102,7 @@ def sample(
         model: opened, not loaded.
         jobs: the prompts.
         params: temperature and limits of sampling.
-        verifier: judges completions of questions that have an answer.
+        scorer: judges completions of questions that have an answer.
         out: gets a line of JSON for each completion, from process 0.
         reporter: shows progress and speed.
     """
@@ -120,7 +120,7 @@ def sample(
             tokens += sum(len(c.token_ids) for c in completions)
             if distributed.is_main_process():
                 texts = [model.chat.decode(c.token_ids.tolist()) for c in completions]
-                verdicts = _verdicts(verifier, [jobs[i].question for i, _ in part], texts)
+                verdicts = _verdicts(scorer, [jobs[i].question for i, _ in part], texts)
                 rows = [_row(*row) for row in zip(part, completions, texts, verdicts, strict=True)]
                 out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 out.flush()
@@ -170,11 +170,11 @@ def _open(path: str, writes: bool, stack: ExitStack) -> TextIO:
 
 
 def _verdicts(
-    verifier: Verifier, questions: Sequence[Question], texts: Sequence[str]
+    scorer: Scorer, questions: Sequence[Question], texts: Sequence[str]
 ) -> list[dict[str, Any]]:
     """For each text its verdict as a field of a row; nothing where the question has no answer."""
-    judged = [i for i, q in enumerate(questions) if q.answer or verifier.cfg.fn]
-    verdicts = verifier.judge([texts[i] for i in judged], [questions[i] for i in judged])
+    judged = [i for i, q in enumerate(questions) if scorer.can_judge(q)]
+    verdicts = scorer.judge([texts[i] for i in judged], [questions[i] for i in judged])
     fields: list[dict[str, Any]] = [{} for _ in texts]
     for i, v in zip(judged, verdicts, strict=True):
         fields[i] = {"verdict": dataclasses.asdict(v)}

@@ -1,12 +1,15 @@
 """Examples of custom reward functions.
 
-Use one with `--config.reward.fn=p2o_jax.rewards.examples:pattern` or `...:json_fields`.
+Use one with `--config.reward.fn=p2o_jax.rewards.examples:pattern` or `...:json_fields`, or beside
+others, as in `--config.reward.fn=correct,p2o_jax.rewards.examples:brevity=0.1`.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+FREE_WORDS = 200
 
 
 def pattern(
@@ -37,6 +40,13 @@ def json_fields(
         share,
         f"Wrong or missing fields: {', '.join(wrong)}." if wrong else "All fields are right.",
     )
+
+
+def brevity(
+    messages: Sequence[Mapping[str, str]], response: str, answer: str, meta: Mapping[str, Any]
+) -> float:
+    """Scores 1 for up to FREE_WORDS words, then FREE_WORDS / words."""
+    return min(FREE_WORDS / max(len(response.split()), 1), 1.0)
 
 
 def _last_object(text: str) -> dict[str, Any] | None:

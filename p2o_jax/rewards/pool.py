@@ -227,6 +227,7 @@ def _environment(names: Sequence[str]) -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": path,
+        "PYTHONHASHSEED": "0",  # the order of sets is the same in every worker
     }
     return environment(names) | forced
 

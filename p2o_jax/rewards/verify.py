@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 from p2o_jax import config
-from p2o_jax.rewards import normalize, own
+from p2o_jax.rewards import normalize
 from p2o_jax.rewards.boxed import last_boxed
 from p2o_jax.rewards.pool import Pool
-from p2o_jax.types import Question, Status, Verdict
+from p2o_jax.types import Status, Verdict
 
 MAX_ANSWER_CHARS = 4096  # in the box; longer content is not the answer to a math question
 MATH_JUDGE = "p2o_jax.rewards.grade:math_equal"
@@ -28,22 +28,16 @@ Progress = Callable[[int, int], None]  # (answers judged so far, all answers)
 
 
 class Verifier:
-    """A context manager that scores responses.
+    """A context manager that compares responses with reference answers.
 
-    `config.reward.fn` decides if it is set. Otherwise the kind "exact" compares texts, and the kind
-    "math" compares texts and plain numbers before it calls math-verify. Reward functions and
-    math-verify run in worker processes, which start when an answer first needs them. Their
+    The kind "exact" compares texts. The kind "math" compares texts and plain numbers before it
+    calls math-verify in worker processes, which start when an answer first needs them. Their
     deadlines depend on the machine, so that only one of several hosts may judge a response.
     """
 
     def __init__(self, cfg: config.RewardConfig, judge: str = MATH_JUDGE):
         self.cfg = cfg
-        self._pool = Pool(
-            num_workers(cfg),
-            cfg.timeout_s,
-            own.judge_name(cfg.fn) if cfg.fn else judge,
-            cfg.env if cfg.fn else (),
-        )
+        self._pool = Pool(num_workers(cfg), cfg.timeout_s, judge)
         self._counts: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
@@ -60,49 +54,6 @@ class Verifier:
     def counts(self) -> Counter[str]:
         """Answers decided "fast" (in this process) and "slow" (by a worker), and `Pool.counts`."""
         return self._counts + self._pool.counts
-
-    def problems(self) -> list[str]:
-        """A line if config.reward.fn cannot be called, or per variable of its env that is not set.
-
-        The function is looked up in a worker, not in this process.
-        """
-        if missing := own.env_problems(self.cfg):
-            return missing
-        try:
-            replies = self._pool.run([(own.PROBE,)]) if self.cfg.fn else []
-        except RuntimeError as e:
-            replies = [str(e)]
-        return [f"config.reward.fn={self.cfg.fn}: {reply}" for reply in replies if reply]
-
-    def judge(
-        self,
-        responses: Sequence[str],
-        questions: Sequence[Question],
-        progress: Progress | None = None,
-    ) -> list[Verdict]:
-        """Returns a verdict per response, in order.
-
-        Uses config.reward.fn if set, and `verify` with the reference answers otherwise. A custom
-        function gives the format score 1. Equal pairs are judged once.
-        """
-        assert len(responses) == len(questions), (len(responses), len(questions))
-        if not self.cfg.fn:
-            return self.verify(responses, [q.answer for q in questions], progress)
-        requests = [
-            own.request(question, response)
-            for question, response in zip(questions, responses, strict=True)
-        ]
-        distinct = list(dict.fromkeys(requests))
-        num_equal = len(requests) - len(distinct)
-        self._counts.update(slow=len(distinct), fast=num_equal)
-        replies = dict(
-            zip(
-                distinct,
-                self._run([(r,) for r in distinct], num_equal, len(requests), progress),
-                strict=True,
-            )
-        )
-        return [own.verdict(replies[r], self.cfg.success_above) for r in requests]
 
     def verify(
         self, responses: Sequence[str], answers: Sequence[str], progress: Progress | None = None
@@ -138,10 +89,9 @@ class Verifier:
 
         Such an answer cannot be read back from a box, or math-verify does not consider it equal to
         itself. In the second case only a response with the same text is correct. Plain numbers
-        always pass. If there are more than `limit` answers, a fixed sample is checked. Empty with
-        config.reward.fn.
+        always pass. If there are more than `limit` answers, a fixed sample is checked.
         """
-        distinct = [] if self.cfg.fn else list(dict.fromkeys(answers))
+        distinct = list(dict.fromkeys(answers))
         if len(distinct) > limit:
             distinct = random.Random("rewards/self_check").sample(distinct, limit)
         bad = {a for a in distinct if self._at_once(last_boxed(rf"\boxed{{{a}}}"), a) != "correct"}

@@ -192,7 +192,7 @@ class _Judge:
             ]
             return [(i, dataclasses.astuple(verdict)) for i, verdict in pairs]
 
-        return {i: Verdict(*values) for i, values in distributed.broadcast_from_main(collect)}
+        return {i: _verdict(*values) for i, values in distributed.broadcast_from_main(collect)}
 
     def _work(self) -> None:
         while True:
@@ -201,3 +201,9 @@ class _Judge:
                 future.set_result(self.verify(texts, questions))
             except BaseException as e:
                 future.set_exception(e)
+
+
+def _verdict(*values: Any) -> Verdict:
+    """A verdict after a round trip through JSON, which has no tuples."""
+    *others, by_reward = values
+    return Verdict(*others, tuple((name, score) for name, score in by_reward))

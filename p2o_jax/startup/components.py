@@ -13,11 +13,11 @@ import jax
 
 from p2o_jax import config
 from p2o_jax.config import Config
-from p2o_jax.data import sources
 from p2o_jax.evaluation.heldout import Evaluation
 from p2o_jax.gepa import api
 from p2o_jax.models.spec import num_params
-from p2o_jax.rewards.verify import Verifier
+from p2o_jax.rewards import references
+from p2o_jax.rewards.scorer import Scorer
 from p2o_jax.rl import advantages, cost
 from p2o_jax.rl.batch import Example
 from p2o_jax.rl.learner import Learner
@@ -39,7 +39,7 @@ from p2o_jax.types import Rollout, SamplingParams
 class Components(LoopComponents[RunState]):
     """The parts of a P²O run."""
 
-    PARTS = ("record", "verifier", "checkpoints")
+    PARTS = ("record", "scorer", "checkpoints")
 
     def _preflight(self) -> Opened:
         return open_run(self.cfg, self.directory, self.reporter)
@@ -63,8 +63,8 @@ class Components(LoopComponents[RunState]):
         )
 
     def _make_parts(self) -> None:
-        _ = self.engine, self.verifier
-        self._check_answers(self.train_set, *self.heldout_sets)
+        _ = self.engine, self.scorer
+        self._check_answers()
 
     @cached_property
     def learner(self) -> Learner:
@@ -80,14 +80,14 @@ class Components(LoopComponents[RunState]):
         return make_engine(self.cfg, self.model, held)
 
     @cached_property
-    def verifier(self) -> Verifier:
+    def scorer(self) -> Scorer:
         """Judges responses, in processes of its own."""
-        return Verifier(self.cfg.reward)
+        return Scorer(self.cfg.reward)
 
     @cached_property
     def pipeline(self) -> RolloutPipeline:
         """From questions to judged rollouts."""
-        return RolloutPipeline(self.engine, self.chat, self.verifier.judge, self.reporter)
+        return RolloutPipeline(self.engine, self.chat, self.scorer.judge, self.reporter)
 
     @cached_property
     def sampling(self) -> SamplingParams:
@@ -126,22 +126,14 @@ class Components(LoopComponents[RunState]):
             self.writers,
         )
 
-    def _check_answers(self, *parts: sources.Loaded | None) -> None:
-        """Reports reference answers that not even a response with the same text would match."""
-        answers = [
-            q.answer for part in parts if part and part.path != WORLD for q in part.questions
-        ]
-        bad = (
-            distributed.broadcast_from_main(lambda: self.verifier.self_check(answers))
-            if answers
-            else []
-        )
-        if bad:
-            shown = ", ".join(repr(a[:60]) for a in bad[:5])
-            self.reporter.line(
-                f"{len(bad)} reference answers do not verify against themselves, e.g. {shown}: no"
-                " response will be right"
-            )
+    def _check_answers(self) -> None:
+        """Reports reference answers that responses will hardly match."""
+        parts = [part for part in (self.train_set, *self.heldout_sets) if part.path != WORLD]
+        questions = [question for part in parts for question in part.questions]
+        for line in distributed.broadcast_from_main(
+            lambda: references.notices(self.scorer, questions)
+        ):
+            self.reporter.line(line)
 
     def _compile_ahead(self) -> None:
         programs = sampling_programs(self.cfg, self.engine)

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from p2o_jax import config
-from p2o_jax.config import Config, ConfigError, rules
+from p2o_jax.config import Config, ConfigError, reward_terms, rules
 from p2o_jax.data import benchmarks, sources
 from p2o_jax.data.chat import Chat
 from p2o_jax.gepa import api, reflection
 from p2o_jax.models import lora
 from p2o_jax.models.spec import Weight, weights
-from p2o_jax.rewards.verify import Verifier
+from p2o_jax.rewards.scorer import Scorer
 from p2o_jax.runtime import distributed
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.startup import limits, run_directory
@@ -79,10 +79,30 @@ def open_run(
         *directory.notices(cfg, questions, *heldout),
         *(line for part in (questions, *heldout) for line in part.notices),
         *sources.shared(questions, heldout),
+        *prompts_without_box(cfg, (questions, *heldout)),
     ]
     for line in notices:
         reporter.line(line)
     return opened, questions, heldout
+
+
+def prompts_without_box(cfg: Config, parts: Sequence[sources.Loaded]) -> list[str]:
+    """A line for each set whose prompts do not say where the grader looks for the answer."""
+    asks = "boxed" in cfg.chat.system_prompt or not reward_terms.compares_answers(cfg.reward.fn)
+    lines = []
+    for part in parts if not asks else ():
+        bare = [
+            q
+            for q in part.questions
+            if not any("boxed" in m["content"] or "<answer>" in m["content"] for m in q.messages)
+        ]
+        if bare and part.path != WORLD:
+            lines.append(
+                f"{part.path}: {len(bare):,} of {len(part.questions):,} prompts do not ask for a"
+                " \\boxed{} answer, and only boxes are graded (config.data.prompt_template for"
+                " questions that are texts, config.chat.system_prompt for chats)"
+            )
+    return lines
 
 
 def length_problems(
@@ -226,8 +246,8 @@ def key_problems(cfg: config.ApiConfig) -> list[str]:
 
 def reward_problems(cfg: config.RewardConfig) -> list[str]:
     """A line if config.reward.fn is not there to be called."""
-    with Verifier(dataclasses.replace(cfg, workers=1)) as verifier:
-        return verifier.problems()
+    with Scorer(dataclasses.replace(cfg, workers=1)) as scorer:
+        return scorer.problems()
 
 
 def space_problems(cfg: Config, directory: RunDirectory, model: Model, num_steps: int) -> list[str]:

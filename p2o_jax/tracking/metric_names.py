@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from p2o_jax.config import ConfigError
+from p2o_jax.evaluation import metrics
 from p2o_jax.gepa import STATS, api
 from p2o_jax.p2o import question_history
 from p2o_jax.state import Ledger
@@ -85,6 +86,9 @@ METRICS: dict[str, str] = {
     "reward/mean_plain": "mean answer score of untemplated rollouts",
     "reward/mean_templated": "mean answer score of templated rollouts",
     "reward/format": "share of responses with a closed final box",
+    "reward/by_name/NAME": (
+        "mean score of a reward that config.reward.fn lists among others, before its weight"
+    ),
     "reward/frac_time_out": "share of answers that the verifier could not judge in time",
     "reward/frac_error": "share of answers whose verification failed",
     "hard/questions_step": "hard questions found in this step",
@@ -125,6 +129,7 @@ METRICS: dict[str, str] = {
         " supervised training"
     ),
     "eval/format": "share of held-out responses with a closed final box",
+    "eval/by_name/NAME": "the same as reward/by_name/NAME, in evaluation",
     "eval/mean_tokens": "mean response length in evaluation",
     "eval/frac_truncated": "share of evaluation responses cut at max_new_tokens",
     "ledger/generated_tokens": (
@@ -172,12 +177,18 @@ METRICS: dict[str, str] = {
 
 def is_known(name: str) -> bool:
     """Whether METRICS has the name; eval/SET/x of one among several evaluation sets goes by
-    eval/x.
+    eval/x, and every */by_name/x by */by_name/NAME.
     """
-    kind, _, rest = name.partition("/")
-    return name in METRICS or (
-        kind == "eval" and rest.count("/") == 1 and f"eval/{rest.partition('/')[2]}" in METRICS
-    )
+    return _listed(name) in METRICS
+
+
+def _listed(name: str) -> str:
+    """The name by which METRICS lists a metric."""
+    kind, *parts = name.split("/")
+    if len(parts) > 1 and parts[-2] == "by_name":
+        parts[-1] = "NAME"
+    in_set = kind == "eval" and len(parts) > 1 and parts[0] != "by_name"
+    return "/".join((kind, *(parts[1:] if in_set else parts)))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -227,7 +238,7 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "reward/format": np.mean([r.verdict.format_score for r in rollouts]),
         "reward/frac_time_out": statuses.count("time_out") / len(statuses),
         "reward/frac_error": statuses.count("error") / len(statuses),
-    }
+    } | {f"reward/{name}": value for name, value in metrics.reward_means(rollouts).items()}
     for name, which in (("plain", ~templated), ("templated", templated)):
         if which.any():
             values[f"reward/mean_{name}"] = score[which].mean()

@@ -121,6 +121,7 @@ SAMPLES = Schema(
         "score": NUMBER,
         "tokens": COUNT,
         "stopped": _or_null(BOOL),
+        "by_reward": _mapping(SHARE),
     },
 )
 CANDIDATE = Schema(

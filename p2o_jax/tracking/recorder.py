@@ -11,6 +11,7 @@ from p2o_jax.config import Config, reflector
 from p2o_jax.data.questions import Questions
 from p2o_jax.gepa import api, reasons, to_gepa_result
 from p2o_jax.p2o import question_history
+from p2o_jax.rewards.boxed import last_boxed
 from p2o_jax.rollout.engine import Engine
 from p2o_jax.rollout.gepa_adapter import REFLECT, num_set_aside
 from p2o_jax.runtime import distributed, files, preemption
@@ -144,6 +145,8 @@ class Recorder(LoopRecorder):
         scores = [r.verdict.answer_score for r in rollouts]
         if notice := self.flat_rewards.notice(min(scores), max(scores), values):
             self.reporter.line(notice)
+        if before.step == 0 and (notice := _unrewarded_boxes(rollouts)):
+            self.reporter.line(notice)
         if self.log:
             self.log.metrics(before.tick, before.step, values)
             shown = rollouts[:: max(len(rollouts) // max(self.cfg.train.num_samples_logged, 1), 1)][
@@ -246,6 +249,20 @@ class Recorder(LoopRecorder):
         }
 
 
+def _unrewarded_boxes(rollouts: Sequence[Rollout]) -> str:
+    """A notice if no response has a reward although some have a box, with one of them."""
+    boxes = [(box, r) for r in rollouts if (box := last_boxed(r.text)) is not None]
+    if not boxes or any(r.verdict.answer_score > 0 for r in rollouts):
+        return ""
+    box, rollout = boxes[0]
+    return (
+        f"!!! all rewards of the first step are 0, although {len(boxes) / len(rollouts):.0%} of the"
+        f" responses have a closed box, such as {box[:60]!r} where the reference answer is"
+        f" {rollout.prompt.question.answer[:60]!r}. Are these the answers that the questions ask"
+        " for? (config.data.answer_field, config.data.answers, config.reward; samples.jsonl)"
+    )
+
+
 def _api_metrics(before: RunState, after: RunState) -> dict[str, float]:
     """What a prompt phase met with at the endpoint."""
     then, now = (state.ledger.costs.get(REFLECT, {}) for state in (before, after))
@@ -262,6 +279,7 @@ def _sample(r: Rollout, step: int) -> dict[str, Any]:
         "response": r.text,
         "score": r.verdict.answer_score,
         "status": r.verdict.status,
+        **({"by_reward": dict(r.verdict.by_reward)} if r.verdict.by_reward else {}),
         "tokens": len(r.completion.token_ids),
         "stopped": r.completion.stopped,
     }

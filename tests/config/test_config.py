@@ -404,13 +404,13 @@ RULES = [
     ),
     (
         {"reward__fn": "my.module"},
-        "config.reward.fn=my.module: expected FILE.py:function or package.module:function",
+        "config.reward.fn=my.module: expected FILE.py:function, package.module:function",
     ),
     (
         {"reward__fn": "a:b('c')"},
-        "config.reward.fn=a:b('c'): expected FILE.py:function or package.module:function",
+        "config.reward.fn=a:b('c'): expected FILE.py:function, package.module:function",
     ),
-    ({"reward__env": ("MY_KEY",)}, "config.reward.env needs config.reward.fn"),
+    ({"reward__env": ("MY_KEY",)}, "config.reward.env needs a function in config.reward.fn"),
     (
         {"reward__fn": "dir/a b.py:f", "reward__env": ("MY_KEY=1",)},
         "config.reward.env: expected names of environment variables, not values",

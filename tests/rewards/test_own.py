@@ -7,7 +7,7 @@ import pytest
 
 from p2o_jax import config
 from p2o_jax.rewards import examples
-from p2o_jax.rewards.verify import Verifier
+from p2o_jax.rewards.scorer import Scorer
 from p2o_jax.types import Question, Verdict
 
 MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "How much?"})
@@ -58,15 +58,15 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mine(folder):
-    with Verifier(
+    with Scorer(
         config.RewardConfig(fn="my_reward:reward", success_above=0.3, workers=2, timeout_s=1.0)
-    ) as verifier:
-        assert verifier.problems() == []
-        yield verifier
+    ) as scorer:
+        assert scorer.problems() == []
+        yield scorer
 
 
-def judged(verifier, *responses, **meta):
-    return verifier.judge(responses, [question(**meta)] * len(responses))
+def judged(scorer, *responses, **meta):
+    return scorer.judge(responses, [question(**meta)] * len(responses))
 
 
 def test_scores_are_graded_and_success_is_above_the_threshold(mine):
@@ -124,16 +124,9 @@ def test_faults_are_errors_with_the_reason_and_affect_no_other_call(mine):
 
 
 def test_equal_responses_to_a_question_are_judged_once(mine):
-    before, seen = mine.counts, []
-    verdicts = mine.judge(
-        ["abc"] * 5, [question()] * 5, lambda done, total: seen.append((done, total))
-    )
-    assert len(set(verdicts)) == 1 and seen == [(5, 5)]
+    before = mine.counts
+    assert len(set(mine.judge(["abc"] * 5, [question()] * 5))) == 1
     assert mine.counts["slow"] - before["slow"] == 1
-
-
-def test_answers_are_not_checked_against_themselves(mine):
-    assert mine.self_check(["}{", ""]) == []
 
 
 @pytest.mark.parametrize(
@@ -151,8 +144,8 @@ def test_answers_are_not_checked_against_themselves(mine):
     ],
 )
 def test_a_missing_function_is_reported_before_the_run(folder, fn, message):
-    with Verifier(config.RewardConfig(fn=fn, workers=1)) as verifier:
-        (line,) = verifier.problems()
+    with Scorer(config.RewardConfig(fn=fn, workers=1)) as scorer:
+        (line,) = scorer.problems()
     assert line.startswith(f"config.reward.fn={fn}: ") and message in line
 
 
@@ -175,17 +168,17 @@ def test_a_file_is_loaded_by_its_path_and_the_current_folder_is_not_searched(tmp
         config.Config(reward=config.RewardConfig(fn="by path.py:reward", workers=1))
     )
     assert cfg.reward.fn == f"{tmp_path}/by path.py:reward" and config.resolve(cfg) == cfg
-    with Verifier(cfg.reward) as verifier:
-        assert verifier.problems() == [] and judged(verifier, "x")[0].answer_score == 0.25
+    with Scorer(cfg.reward) as scorer:
+        assert scorer.problems() == [] and judged(scorer, "x")[0].answer_score == 0.25
     (tmp_path / "by_name.py").write_text("def reward(*_):\n    return 1.0\n")
-    with Verifier(config.RewardConfig(fn="by_name:reward", workers=1)) as verifier:
-        assert "the current folder is not searched" in verifier.problems()[0]
+    with Scorer(config.RewardConfig(fn="by_name:reward", workers=1)) as scorer:
+        assert "the current folder is not searched" in scorer.problems()[0]
 
 
 def test_without_a_function_the_reference_answers_judge():
-    with Verifier(config.RewardConfig(kind="exact")) as verifier:
-        assert verifier.problems() == []
-        assert [v.status for v in judged(verifier, r"\boxed{42}", r"\boxed{41}", "42")] == [
+    with Scorer(config.RewardConfig(kind="exact")) as scorer:
+        assert scorer.problems() == []
+        assert [v.status for v in judged(scorer, r"\boxed{42}", r"\boxed{41}", "42")] == [
             "correct",
             "wrong",
             "no_answer",
@@ -226,8 +219,8 @@ def test_json_fields_by_hand(response, score, feedback):
 
 
 def test_a_pattern_that_never_ends_meets_the_deadline():
-    with Verifier(
+    with Scorer(
         config.RewardConfig(fn="p2o_jax.rewards.examples:pattern", workers=1, timeout_s=1.0)
-    ) as verifier:
-        verdicts = verifier.judge(["a" * 40 + "b", "aaa"], [question("(a+)+"), question("(a+)+")])
+    ) as scorer:
+        verdicts = scorer.judge(["a" * 40 + "b", "aaa"], [question("(a+)+"), question("(a+)+")])
     assert [v.status for v in verdicts] == ["time_out", "correct"]

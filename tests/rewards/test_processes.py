@@ -14,7 +14,7 @@ import pytest
 from p2o_jax import config
 from p2o_jax.rewards import pool
 from p2o_jax.rewards.pool import Pool
-from p2o_jax.rewards.verify import Verifier
+from p2o_jax.rewards.scorer import Scorer
 from p2o_jax.runtime.subprocesses import environment
 from p2o_jax.types import Question
 
@@ -63,11 +63,11 @@ def file(tmp_path_factory):
     return path
 
 
-def judge(verifier, response, tmp_path):
+def judge(scorer, response, tmp_path):
     question = Question(
         "q", ({"role": "user", "content": "?"},), "", "", {"file": str(tmp_path / "pids")}
     )
-    return verifier.judge([response], [question])[0]
+    return scorer.judge([response], [question])[0]
 
 
 def running(pids):
@@ -105,15 +105,15 @@ def wait_until(holds, seconds=20):
 def test_a_worker_that_hangs_or_dies_takes_all_that_it_started_along(
     file, tmp_path, response, status
 ):
-    with Verifier(config.RewardConfig(fn=f"{file}:reward", workers=1, timeout_s=2.0)) as verifier:
-        assert judge(verifier, response, tmp_path).status == status
+    with Scorer(config.RewardConfig(fn=f"{file}:reward", workers=1, timeout_s=2.0)) as scorer:
+        assert judge(scorer, response, tmp_path).status == status
         assert running(started(tmp_path)) == []
 
 
 @linux
 def test_close_ends_what_a_successful_call_left(file, tmp_path):
-    with Verifier(config.RewardConfig(fn=f"{file}:reward", workers=1, timeout_s=20.0)) as verifier:
-        assert judge(verifier, "leave", tmp_path).status == "correct"
+    with Scorer(config.RewardConfig(fn=f"{file}:reward", workers=1, timeout_s=20.0)) as scorer:
+        assert judge(scorer, "leave", tmp_path).status == "correct"
         # a helper of the module's may serve the next call
         assert len(running(started(tmp_path))) == 6
     assert running(started(tmp_path)) == []
@@ -121,8 +121,8 @@ def test_close_ends_what_a_successful_call_left(file, tmp_path):
 
 @linux
 def test_without_its_guardian_a_worker_ends_and_the_pool_kills_the_group(file, tmp_path):
-    with Verifier(config.RewardConfig(fn=f"{file}:reward", workers=1, timeout_s=20.0)) as verifier:
-        assert judge(verifier, "kill the guardian", tmp_path).status == "error"
+    with Scorer(config.RewardConfig(fn=f"{file}:reward", workers=1, timeout_s=20.0)) as scorer:
+        assert judge(scorer, "kill the guardian", tmp_path).status == "error"
         pids = started(tmp_path)
         assert len(pids) == 12  # the second attempt, too
         # in sessions of their own: out of reach then, as the guardian's docstring says
@@ -142,11 +142,11 @@ def test_a_killed_or_interrupted_parent_leaves_nothing(file, tmp_path, number):
         import signal
         from p2o_jax import config
         from p2o_jax.types import Question
-        from p2o_jax.rewards.verify import Verifier
+        from p2o_jax.rewards.scorer import Scorer
         signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
         cfg = config.RewardConfig(fn="{file}:reward", workers=1, timeout_s=60.0)
-        with Verifier(cfg) as verifier:
-            verifier.judge(["hang"], [Question("q", (), "", "", {{"file": "{tmp_path / "pids"}"}})])
+        with Scorer(cfg) as scorer:
+            scorer.judge(["hang"], [Question("q", (), "", "", {{"file": "{tmp_path / "pids"}"}})])
     """
     parent = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, stderr=subprocess.DEVNULL
@@ -178,8 +178,8 @@ def test_workers_get_named_variables_and_no_others_with_keys(file, tmp_path, mon
     monkeypatch.setenv("LC_TIME", "C")
     seen = {}
     for env in ((), ("JUDGE_URL",)):
-        with Verifier(config.RewardConfig(fn=f"{file}:reward", env=env, workers=1)) as verifier:
-            seen[env] = set(judge(verifier, "environment", tmp_path).note.split("|"))
+        with Scorer(config.RewardConfig(fn=f"{file}:reward", env=env, workers=1)) as scorer:
+            seen[env] = set(judge(scorer, "environment", tmp_path).note.split("|"))
     assert {"PATH", "HOME", "LC_TIME", "OMP_NUM_THREADS", "PYTHONPATH", "JAX_PLATFORMS"} <= seen[()]
     assert not {name for name in seen[()] if "KEY" in name or "TOKEN" in name or "URL" in name}
     assert seen["JUDGE_URL",] - seen[()] == {"JUDGE_URL"}
@@ -191,26 +191,26 @@ def test_workers_get_named_variables_and_no_others_with_keys(file, tmp_path, mon
 
 def test_a_named_variable_that_is_not_set_is_reported(file, monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    with Verifier(
+    with Scorer(
         config.RewardConfig(fn=f"{file}:reward", env=("NO_SUCH_KEY",), workers=1)
-    ) as verifier:
-        assert verifier.problems() == [
+    ) as scorer:
+        assert scorer.problems() == [
             "config.reward.env: the environment variable NO_SUCH_KEY is not set"
         ]
-        assert verifier.counts["started"] == 0
+        assert scorer.counts["started"] == 0
 
 
 def test_children_of_a_reward_can_be_terminated(file, tmp_path):
     """Workers outlive a SIGTERM sent to all processes of a machine; the programs that they start
     must not inherit that.
     """
-    with Verifier(config.RewardConfig(fn=f"{file}:reward", workers=1, timeout_s=20.0)) as verifier:
-        assert judge(verifier, "terminate", tmp_path).note == str(-signal.SIGTERM)
-        (worker,) = verifier._pool._workers
+    with Scorer(config.RewardConfig(fn=f"{file}:reward", workers=1, timeout_s=20.0)) as scorer:
+        assert judge(scorer, "terminate", tmp_path).note == str(-signal.SIGTERM)
+        (worker,) = scorer._functions._workers
         os.kill(worker.process.pid, signal.SIGTERM)
         assert (
-            judge(verifier, "environment", tmp_path).status == "correct"
-            and verifier.counts["started"] == 1
+            judge(scorer, "environment", tmp_path).status == "correct"
+            and scorer.counts["started"] == 1
         )
 
 

@@ -51,8 +51,8 @@ class DataConfig:
 
     path: str = setting(
         "world",
-        'Training questions: a file, a folder, hf:NAME, tfds:NAME, or "world"'
-        " (p2o_jax/data/sources.py).",
+        "Training questions: a file, a folder, hf:NAME, tfds:NAME,"
+        ' reasoning_gym:TASK,TASK?size=N&seed=N, or "world" (p2o_jax/data/sources.py).',
     )
     eval_path: str = setting(
         "",
@@ -61,12 +61,20 @@ class DataConfig:
         " main one. Empty: the world's own with data.path=world, otherwise no evaluation.",
     )
     question_field: str = setting(
-        "question", "Field of a row that holds the question: a text, or a list of chat messages."
+        "question",
+        "Field of a row that holds the question: a text, or a list of chat messages. A dot reaches"
+        " into a nested field. Rows without it are read in the layouts of p2o_jax/data/layouts.py.",
     )
     answer_field: str = setting(
         "answer",
-        "Field of a row that holds the reference answer. Empty: there are none, and reward.fn"
-        " judges without them.",
+        "Field of a row that holds the reference answer, as question_field. Empty: there are none,"
+        " and reward.fn judges without them.",
+    )
+    answers: Literal["auto", "final", "raw"] = setting(
+        "auto",
+        "Reference answers that are solutions: they end in GSM8K's #### or hold a \\boxed{}. final:"
+        " their final answers replace them, and are counted. raw: they are kept. auto: raw if"
+        " reward.fn judges without `correct`, otherwise final.",
     )
     prompt_template: str = setting(
         "Let's think step by step and output the final answer within \\boxed{}.\n"
@@ -93,8 +101,10 @@ class RewardConfig:
     )
     fn: str = setting(
         "",
-        "Your own reward function in place of reward.kind: FILE.py:function or"
-        " package.module:function (p2o_jax/rewards/own.py).",
+        "Your own reward in place of reward.kind: FILE.py:function or package.module:function"
+        " (p2o_jax/rewards/own.py). Or several rewards with weights, as in"
+        " correct,format=0.2,FILE.py:function=0.1, whose weighted mean is the score: correct is the"
+        " reward without this setting, format is 1 where the last box is closed.",
     )
     env: tuple[str, ...] = setting(
         (),
