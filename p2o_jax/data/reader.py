@@ -49,8 +49,9 @@ class Reader:
     def notices(self, path: str) -> list[str]:
         """A line for each layout that was recognised, and one for the answers converted."""
         lines = [
-            f"{path}: {count:,} records read in the layout {layout.name}: question from"
-            f' "{layout.question}"' + (f', answer from "{layout.answer}"' if layout.answer else "")
+            f"{path}: {count:,} record{'s' * (count > 1)} read in the layout {layout.name}:"
+            f' question from "{layout.question}"'
+            + (f', answer from "{layout.answer}"' if layout.answer else "")
             for layout, count in self._layouts.items()
             if layout.name
         ]

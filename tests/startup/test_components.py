@@ -243,14 +243,16 @@ def test_unusual_settings_are_noticed_when_a_run_opens(tmp_path, monkeypatch):
     reporter = Reporter(enabled=False)
     reporter.line = lines.append  # type: ignore[method-assign]
     preflight.open_run(cfg, run_directory.read(tmp_path / "run"), reporter)
-    assert lines == ["unusual: config.optim.lr=0: no weight changes"]
+    unusual, no_box = lines
+    assert unusual == "unusual: config.optim.lr=0: no weight changes"
+    assert "q.jsonl: 2 of 2 prompts do not ask for a \\boxed{} answer" in no_box
     (tmp_path / "run").mkdir()
     directory = run_directory.read(tmp_path / "run")
     monkeypatch.setattr(
         run_directory.RunDirectory, "notices", lambda self, cfg, *parts: ["no record"]
     )
     preflight.open_run(cfg, directory, reporter)
-    assert lines[1:] == [lines[0], "no record"]
+    assert lines[2:] == [unusual, "no record", no_box]
 
 
 def test_the_chat_template_around_a_reflection_prompt_counts():

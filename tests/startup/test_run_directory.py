@@ -552,7 +552,7 @@ def test_starts_in_one_run_directory(tmp_path, monkeypatch):
         return line
 
     tick, lines, journals = start()
-    assert (tick, lines) == (0, [])
+    assert tick == 0 and all("do not ask for a \\boxed{}" in line for line in lines)
     assert start()[::2] == (1, journals)
     weights = next(model.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x3c")
@@ -562,7 +562,7 @@ def test_starts_in_one_run_directory(tmp_path, monkeypatch):
     assert (
         tick == 0
         and other != journals
-        and f"the records so far are in {workdir / 'previous-1'}" in lines[0]
+        and f"the records so far are in {workdir / 'previous-1'}" in lines[-1]
     )
     assert contents(workdir / "previous-1") == before
     shutil.rmtree(workdir / "checkpoints")

@@ -1,6 +1,12 @@
 """Metrics of a step from those of its parts."""
 
-from p2o_jax.tracking import metric_names
+import dataclasses
+
+import pytest
+
+from p2o_jax.tracking import metric_names, recorder
+from p2o_jax.types import Verdict
+from tests.factories import make_question, make_rollout
 
 GAP = "train/logprob_gap_"
 
@@ -26,3 +32,41 @@ def test_the_gap_counts_tokens_wherever_it_was_measured():
 
 def test_where_nothing_was_measured_there_is_no_gap():
     assert metric_names.of_updates({}, [{"train/bad_updates": 0.0}]) == {"train/bad_updates": 0.0}
+
+
+def scored(text: str, score: float, **parts: float):
+    rollout = make_rollout(make_question(answer="1,5"), text=text, score=score)
+    verdict = Verdict(score, 1.0, "wrong", by_reward=tuple(parts.items()))
+    return dataclasses.replace(rollout, verdict=verdict)
+
+
+def test_each_of_several_rewards_has_its_mean():
+    rollouts = [scored("", 0.5, correct=1.0, brevity=0.25), scored("", 0.5, correct=0, brevity=1)]
+    values = metric_names.rollout_metrics(rollouts)
+    means = {name: value for name, value in values.items() if "by_name" in name}
+    assert means == {"reward/by_name/correct": 0.5, "reward/by_name/brevity": 0.625}
+    assert not any("by_name" in name for name in metric_names.rollout_metrics([scored("", 1)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_known"),
+    [
+        ("reward/by_name/brevity", True),
+        ("eval/by_name/brevity", True),
+        ("eval/aime24/by_name/brevity", True),
+        ("eval/by_name", False),
+        ("train/by_name/brevity", False),
+        ("reward/brevity", False),
+    ],
+)
+def test_names_of_rewards_are_known(name, is_known):
+    assert metric_names.is_known(name) is is_known
+
+
+def test_boxes_without_a_reward_are_reported_with_an_example():
+    bare, boxed = scored("no box", 0.0), scored(r"so \\boxed{15}", 0.0)
+    notice = recorder._unrewarded_boxes([bare, boxed])
+    assert notice.startswith("!!! all rewards of the first step are 0, although 50% of the")
+    assert "such as '15' where the reference answer is '1,5'" in notice
+    assert recorder._unrewarded_boxes([bare]) == ""
+    assert recorder._unrewarded_boxes([boxed, scored("", 0.1)]) == ""
