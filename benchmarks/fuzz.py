@@ -25,7 +25,7 @@ from p2o_jax.config.command_line import CommandLine, Flag
 from p2o_jax.config.ranges import COUNT
 from p2o_jax.data import sources
 from p2o_jax.data.chat import Chat, load_tokenizer, templated
-from p2o_jax.gepa import filters
+from p2o_jax.gepa import filters, leaks
 from p2o_jax.main import command
 from p2o_jax.rewards import normalize
 from p2o_jax.rewards.boxed import last_boxed
@@ -281,7 +281,7 @@ class Fuzz:
         whole = self.chat.prompt_text(question, template)
         assert whole == f"<user>{templated(question.messages, template)[-1]['content']}</user>"
         assert self.chat.render(question, template)
-        filters.leaks(template, [question])
+        leaks.leaks(template, [question])
 
     def records(self, rng: random.Random) -> None:
         """A row of text: an ASCII line restores it. Terminal output has no control characters."""

@@ -20,22 +20,24 @@ FLOORS = (
     # 1: the state of a run; processes, files and the terminal
     ("state", "runtime"),
     # 2: what needs nothing but records and settings
-    ("models", "rewards", "gepa", "p2o"),
-    # 3: questions (training sets are made with the graders); the built-in world
+    ("models", "rewards", "p2o"),
+    # 3: prompt search, which recognizes answers as the graders do
+    ("gepa",),
+    # 4: questions (training sets are made with the graders); the built-in world
     ("data", "toy_world"),
-    # 4: learner and sampler, which do not know each other
+    # 5: learner and sampler, which do not know each other
     ("rl", "rollout"),
-    # 5: held-out evaluation on the sampler
+    # 6: held-out evaluation on the sampler
     ("evaluation",),
-    # 6: metrics, records and checkpoints of a run
+    # 7: metrics, records and checkpoints of a run
     ("tracking",),
-    # 7: from a Config to the components of a run
+    # 8: from a Config to the components of a run
     ("startup",),
-    # 8: the loop; what is done with a model outside training
+    # 9: the loop; what is done with a model outside training
     ("train", "offline"),
-    # 9: a training run as an object
+    # 10: a training run as an object
     ("run",),
-    # 10: one module per command; all but main use main's error handling
+    # 11: one module per command; all but main use main's error handling
     ("main", "sft", "generate", "score", "export", "evaluate", "prepare", "plan", "report"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

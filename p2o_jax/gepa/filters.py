@@ -1,18 +1,13 @@
 """Which replies of the reflecting model become templates, and why others are rejected."""
 
-import re
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence, Set
+from collections.abc import Callable, Collection
 from typing import Literal, NamedTuple
 
 from p2o_jax import config
 from p2o_jax.gepa import replies
-from p2o_jax.types import Question, Reply
+from p2o_jax.types import Reply
 
 Problem = Literal["", "cut", "no_fence", "think", "too_long", "special_token", "duplicate", "empty"]
-NGRAM = 8  # consecutive words that a template may not share with a question of its minibatch
-
-_BOILERPLATE_QUESTIONS = 4  # in fewer questions, shared words are no sign of boilerplate
 
 
 class Extracted(NamedTuple):
@@ -68,49 +63,3 @@ def extract(
 def normal(text: str) -> str:
     """Returns the text with every run of white space replaced by one space."""
     return " ".join(text.split())
-
-
-def leaks(
-    template: str, minibatch: Sequence[Question], common: Set[tuple[str, ...]] = frozenset()
-) -> bool:
-    """Whether the template reveals a question that it was written from.
-
-    It does if it contains a question's reference answer, either boxed or, from three characters on,
-    standing alone (spaces and case are ignored), or eight consecutive words of the question that
-    are not in `common`.
-    """
-    grams = ngrams(template)
-    return any(
-        grams & (ngrams(q.text) - common) or _holds_answer(template, q.answer) for q in minibatch
-    )
-
-
-def _holds_answer(template: str, answer: str) -> bool:
-    answer = answer.strip()
-    pieces = re.findall(r"\w+|[^\w\s]", answer)
-    if not pieces:
-        return False
-    pattern = re.escape(pieces[0])
-    for before, piece in zip(pieces, pieces[1:], strict=False):
-        both_words = before[-1].isalnum() and piece[0].isalnum()
-        pattern += (r"\s+" if both_words else r"\s*") + re.escape(piece)
-    if re.search(r"\\boxed\s*\{\s*" + pattern + r"\s*\}", template, re.IGNORECASE):
-        return True
-    alone = r"(?<!\w)(?<!\d[.,])" + pattern + r"(?!\w)(?![.,]\d)"
-    return len(answer) >= 3 and re.search(alone, template, re.IGNORECASE) is not None
-
-
-def ngrams(text: str) -> set[tuple[str, ...]]:
-    """Returns every run of eight words in the text, without case and punctuation."""
-    words = re.findall(r"\w+", text.casefold())
-    return {tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)}
-
-
-def common_ngrams(questions: Sequence[Question]) -> frozenset[tuple[str, ...]]:
-    """Returns the n-grams that more than half of the questions share: the data set's wording, which
-    reveals nothing.
-    """
-    if len(questions) < _BOILERPLATE_QUESTIONS:
-        return frozenset()
-    counts = Counter(gram for question in questions for gram in ngrams(question.text))
-    return frozenset(gram for gram, count in counts.items() if 2 * count > len(questions))

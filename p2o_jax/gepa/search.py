@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from p2o_jax import config
-from p2o_jax.gepa import budget, cover, draws, filters, reflection
+from p2o_jax.gepa import budget, cover, draws, leaks, reflection
 from p2o_jax.gepa import steps as steps
 from p2o_jax.types import Outcome, Question, Reply, SearchResult
 
@@ -139,7 +139,7 @@ def search(
         success_above: config.reward.success_above.
     """
     train, dev = draws.split(questions, cfg.dev_size, seed)
-    common = filters.common_ngrams((*train, *dev))
+    common = leaks.common_ngrams((*train, *dev))
     phase = steps.SearchSetup(
         train, dev, cfg, seed, budget.total(cfg, len(train), len(dev)), common, success_above
     )

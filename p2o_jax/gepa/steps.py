@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from p2o_jax import config
-from p2o_jax.gepa import cover, draws, filters, pareto
+from p2o_jax.gepa import cover, draws, filters, leaks, pareto
 from p2o_jax.types import Question, Reply
 
 Stage = Literal["select", "propose", "gate", "promote", "done"]
@@ -180,7 +180,7 @@ def _misfit(
     phase: SearchSetup, proposal: Proposal, text: str, fits: Callable[[str, Question], bool]
 ) -> str:
     """Returns why the text may not become a template of this phase; empty if it may."""
-    if phase.cfg.leak_guard and filters.leaks(
+    if phase.cfg.leak_guard and leaks.leaks(
         text, [phase.train[i] for i in proposal.minibatch], phase.common
     ):
         return "leak"

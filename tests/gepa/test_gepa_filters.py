@@ -1,10 +1,10 @@
 """Replies that become templates and replies that do not."""
 
 import pytest
-from gepa_toy import count_tokens, questions, settings
+from gepa_toy import count_tokens, settings
 
 from p2o_jax.gepa import filters
-from p2o_jax.types import Question, Reply
+from p2o_jax.types import Reply
 
 RECOMMENDED = settings(max_template_tokens=8)
 FAITHFUL = settings("faithful")
@@ -86,41 +86,3 @@ def test_the_released_code_rejects_only_empty_replies():
     assert extract("``` a ```", FAITHFUL, taken=("a",)) == ("a", "")
     for reply in ("", "``` ```", "```", "``````"):
         assert extract(reply, FAITHFUL) == ("", "empty")
-
-
-def ask(text, answer):
-    return Question("q", ({"role": "user", "content": text},), answer)
-
-
-@pytest.mark.parametrize(
-    ("template", "answer", "leaks"),
-    [
-        ("The answer is 1729.", "1729", True),
-        ("Box it: \\boxed{ 1729 }", "1729", True),
-        ("Take 17290 or 0.1729 or x1729", "1729", False),
-        ("Do 12 steps.", "12", False),  # too short to mean anything
-        ("Finish with \\boxed{12}.", "12", True),
-        ("It is \\frac{1} {2} here", "\\frac{1}{2}", True),
-        ("Use x+1 as the factor", "x + 1", True),
-        ("Say Nine  Apples", "nine apples", True),
-        ("Say nineapples", "nine apples", False),
-        ("Say 1 2 3 4", "1234", False),
-        ("Anything", "", False),
-        ("Anything \\boxed{}", " ", False),
-    ],
-)
-def test_leak_guard_finds_reference_answers(template, answer, leaks):
-    assert filters.leaks(template, [ask("What?", "no such thing"), ask("Which?", answer)]) is leaks
-
-
-def test_leak_guard_finds_eight_words_of_a_question():
-    question = ask("Alice has five red apples and gives two of them to Bob.", "xyz")
-    assert filters.leaks("If alice has FIVE red apples, and gives two: subtract.", [question])
-    assert not filters.leaks("If alice has five red apples and gives three: subtract.", [question])
-
-
-def test_leak_guard_ignores_the_wording_that_all_questions_share():
-    suffix = "Please reason step by step, and put your final answer within \\boxed{}."
-    pool = [ask(f"{q.text}\n\n{suffix}", q.answer) for q in questions(6)]
-    assert filters.leaks(suffix, pool[:1])
-    assert not filters.leaks(suffix, pool[:1], filters.common_ngrams(pool))
