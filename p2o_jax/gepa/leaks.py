@@ -7,6 +7,7 @@ and so are `\dfrac{1}{2}` and 0.5.
 import re
 from collections import Counter
 from collections.abc import Sequence, Set
+from typing import NamedTuple
 
 from p2o_jax.rewards import normalize
 from p2o_jax.rewards.boxed import last_boxed
@@ -34,25 +35,41 @@ def leaks(
     standing alone (spaces and case are ignored), or eight consecutive words of the question that
     are not in `common`.
     """
-    grams = ngrams(template)
-    return any(
-        grams & (ngrams(q.text) - common) or _holds_answer(template, q.answer) for q in minibatch
-    )
+    grams, shown = ngrams(template), _shown(template)
+    return any(grams & (ngrams(q.text) - common) or shown.holds(q.answer) for q in minibatch)
 
 
-def _holds_answer(template: str, answer: str) -> bool:
-    bare, canonical = normalize.normalize(answer), _canonical(answer)
-    if not bare:
-        return False
+class _Shown(NamedTuple):
+    """What a template shows: as it is, normalized, and the canonical forms of boxes and numbers."""
+
+    template: str
+    normalized: str
+    boxes: Set[str]
+    numbers: Set[str]
+
+    def holds(self, answer: str) -> bool:
+        bare, canonical = normalize.normalize(answer), _canonical(answer)
+        if not bare:
+            return False
+        return (
+            canonical in self.boxes
+            or _stands_alone(self.template, answer.strip())
+            or _stands_alone(self.normalized, bare)
+            or (len(bare) >= MIN_CHARS and canonical in self.numbers)
+        )
+
+
+def _shown(template: str) -> _Shown:
     boxes = [last_boxed(_BOX + part) for part in template.split(_BOX)[1:]]
-    if canonical in map(_canonical, filter(None, boxes)):
-        return True
     # word by word: in the whole text, spaces beside symbols would be lost
-    text = " ".join(map(normalize.normalize, _SPACES.split(template)))
-    if _stands_alone(template, answer.strip()) or _stands_alone(text, bare):
-        return True
-    numbers = (number for number in _NUMBER.findall(text) if len(number) >= MIN_CHARS)
-    return len(bare) >= MIN_CHARS and canonical in map(_canonical, numbers)
+    normalized = " ".join(map(normalize.normalize, _SPACES.split(template)))
+    numbers = {number for number in _NUMBER.findall(normalized) if len(number) >= MIN_CHARS}
+    return _Shown(
+        template,
+        normalized,
+        set(map(_canonical, filter(None, boxes))),
+        set(map(_canonical, numbers)),
+    )
 
 
 def _canonical(answer: str) -> str:
