@@ -117,6 +117,7 @@ class RunState:
     bandit: Bandit = field(default_factory=Bandit)
     history: History = field(default_factory=History)
     best_template: str = ""  # of the last prompt phase, by dev score
+    pool: tuple[str, ...] = ()  # templates that the next prompt phase takes over
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything but the device part, as JSON values."""
@@ -131,6 +132,7 @@ class RunState:
             "bandit": asdict(self.bandit),
             "history": asdict(self.history),
             "best_template": self.best_template,
+            "pool": list(self.pool),
         }
 
     @staticmethod
@@ -148,6 +150,7 @@ class RunState:
             bandit=_bandit(host["bandit"]),
             history=_history(host["history"]),
             best_template=host["best_template"],
+            pool=tuple(host.get("pool", ())),  # which earlier versions do not have
         )
 
 

@@ -147,6 +147,7 @@ def prompt_phase(cfg: Config, components: Components, state: RunState) -> RunSta
         assignment=assignment,
         bandit=bandit.start(result, assignment, state.bandit, cfg.assign),
         best_template=assign.best_template(result, state.best_template),
+        pool=gepa.carried(result, state.pool, cfg.gepa),
         ledger=ledger,
     )
     components.record.search(state, after, result)
@@ -174,6 +175,7 @@ def search(
         spells_special=components.chat.spells_special,
         on_stage=adapter.enter,
         success_above=cfg.reward.success_above,
+        start=(*components.seed_templates, *state.pool),
     )
     return result, adapter.ledger
 

@@ -186,7 +186,7 @@ class SearchResult:
     stats: Mapping[str, float] = field(default_factory=dict)  # the gepa/* metrics
     events: tuple[
         Mapping[str, Any], ...
-    ] = ()  # one per proposal: text, parent, iteration, outcome and reason
+    ] = ()  # one per proposal, and per template that the phase could not begin with (no parent)
     success_above: float = 0.5  # config.reward.success_above
 
     def solves(self, candidate: int, dev_question: int) -> bool:

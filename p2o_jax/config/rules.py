@@ -3,20 +3,17 @@ or program compiled.
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 from p2o_jax.config import (
     LORA_TARGETS,
-    ApiConfig,
     Config,
-    GepaConfig,
     MeshConfig,
     WorldConfig,
+    gepa_rules,
     longest_template_tokens,
     max_prompt_tokens,
     mesh_shape,
@@ -27,6 +24,7 @@ from p2o_jax.config import (
     setting,
     trained_row_tokens,
 )
+from p2o_jax.config.gepa_rules import Rules
 from p2o_jax.config.ranges import Range
 
 # tokens of a question under the longest template, with its whole chain
@@ -74,50 +72,6 @@ def _mesh_problems(mesh: MeshConfig, num_devices: int) -> list[str]:
     return []
 
 
-def api_problems(api: ApiConfig) -> list[str]:
-    """A line for everything wrong with the endpoint's settings. What could be a key put in the
-    wrong place is not repeated.
-    """
-    lines = []
-    url = urlsplit(api.base_url)
-    if url.scheme not in ("http", "https") or not url.netloc or "@" in url.netloc or url.query:
-        lines.append(
-            "config.api.base_url: expected http(s)://host/path, without a user, a password or a"
-            " query"
-        )
-    if not api.model:
-        lines.append("config.api.model: config.gepa.reflector=api needs the name of a model")
-    if not all(re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) for name in api.key_env):
-        lines.append(
-            "config.api.key_env: expected names of environment variables (capitals, digits and _),"
-            " not keys"
-        )
-    if api.max_dollars and not (api.dollars_per_million_prompt and api.dollars_per_million_reply):
-        lines.append(
-            "config.api.max_dollars needs config.api.dollars_per_million_prompt and"
-            " config.api.dollars_per_million_reply"
-        )
-    try:
-        if api.extra_body and not isinstance(json.loads(api.extra_body), dict):
-            raise ValueError
-    except ValueError:
-        lines.append("config.api.extra_body: expected a JSON object")
-    return lines
-
-
-def _cheapest_phase(gepa: GepaConfig) -> int:
-    """The rollouts of the empty template on the smallest dev set that there can be, and of one
-    proposal and its parent.
-    """
-    if gepa.dev_size < 1:
-        dev = int(gepa.min_hard * gepa.dev_size)
-    else:
-        dev = int(gepa.dev_size) if gepa.min_hard >= 1.5 * gepa.dev_size else gepa.min_hard // 2
-    return (
-        max(dev, 1) + 2 * min(gepa.minibatch, max(gepa.min_hard - dev, 0))
-    ) * gepa.rollouts_per_eval
-
-
 def problems(config: Config, num_devices: int | None) -> list[str]:
     """A line for every number out of range, and for every rule between settings, that this
     (resolved) config breaks.
@@ -134,12 +88,9 @@ def problems(config: Config, num_devices: int | None) -> list[str]:
             if config.rollout.prompt_buckets
             else ["config.rollout.prompt_buckets=() must name a length"]
         ),
-        *_broken(_gepa_rules(config)),
-        *(api_problems(config.api) if reflector(config) == "api" else []),
+        *_broken(gepa_rules.rules(config)),
+        *(gepa_rules.api_problems(config.api) if reflector(config) == "api" else []),
     ]
-
-
-Rules = Iterator[tuple[bool, str]]  # (whether it holds, the line if it does not)
 
 
 def _broken(rules: Rules) -> list[str]:
@@ -285,56 +236,6 @@ def _length_rules(config: Config) -> Rules:
     )
 
 
-def _gepa_rules(config: Config) -> Rules:
-    gepa = config.gepa
-    yield (
-        gepa.rollouts_per_eval == 1 or gepa.temperature != 0,
-        (
-            f"config.gepa.rollouts_per_eval={gepa.rollouts_per_eval} with config.gepa.temperature=0"
-            " would pay for the same answer twice"
-        ),
-    )
-    yield (
-        not gepa.dev_size > 0.5 or gepa.dev_size % 1 == 0,
-        f"config.gepa.dev_size={gepa.dev_size} must be a count, or a fraction up to 0.5",
-    )
-    yield (
-        gepa.acceptance != "margin" or gepa.acceptance_margin <= gepa.minibatch,
-        (
-            f"config.gepa.acceptance_margin={gepa.acceptance_margin} must be at most"
-            f" config.gepa.minibatch={gepa.minibatch}: no child could be accepted"
-        ),
-    )
-    yield (
-        gepa.budget != "calls" or gepa.max_metric_calls > 0,
-        "config.gepa.budget=calls needs config.gepa.max_metric_calls",
-    )
-    least = (
-        _cheapest_phase(gepa)
-        if gepa.enabled and gepa.budget == "calls" and gepa.dev_size > 0
-        else 0
-    )
-    yield (
-        not 0 < gepa.max_metric_calls < least,
-        (
-            f"config.gepa.max_metric_calls={gepa.max_metric_calls} pays for no proposal even in the"
-            f" smallest prompt phase (config.gepa.min_hard={gepa.min_hard} questions): that takes"
-            f" {least} rollouts"
-        ),
-    )
-    yield (
-        gepa.budget != "full_evals" or gepa.max_full_evals > 0,
-        "config.gepa.budget=full_evals needs config.gepa.max_full_evals",
-    )
-    yield (
-        config.train.epochs > 0 or (gepa.enabled and gepa.schedule == "first"),
-        (
-            "config.train.epochs=0 needs config.gepa.enabled and config.gepa.schedule=first: there"
-            " would be nothing to do"
-        ),
-    )
-
-
 def notices(config: Config) -> list[str]:
     """A line for every value that is within its range, and yet not likely to be meant."""
     loss, optim, temperature = config.loss, config.optim, config.rollout.temperature
@@ -365,6 +266,13 @@ def notices(config: Config) -> list[str]:
             ),
         ),
         (optim.lr == 0, "config.optim.lr=0: no weight changes"),
+        (
+            config.gepa.carry_over > 0 and config.gepa.schedule == "first",
+            (
+                f"config.gepa.carry_over={config.gepa.carry_over} with config.gepa.schedule=first:"
+                " there is no second prompt phase"
+            ),
+        ),
         (
             optim.lr > 1e-3 and config.lora.rank == 0,
             (

@@ -27,16 +27,23 @@ _NUMBER = re.compile(rf"(?<![\w.])-?(?:{_FRACTION}|(?:{_DECIMAL})(?:{_SCALE})?)(
 
 
 def leaks(
-    template: str, minibatch: Sequence[Question], common: Set[tuple[str, ...]] = frozenset()
+    template: str,
+    minibatch: Sequence[Question],
+    common: Set[tuple[str, ...]] = frozenset(),
+    given: str = "",
 ) -> bool:
     """Whether the template reveals a question that it was written from.
 
     It does if it contains a question's reference answer, either boxed or, from three characters on,
     standing alone (spaces and case are ignored), or eight consecutive words of the question that
-    are not in `common`.
+    are not in `common`. What `given` shows already, the template that the phase began with and this
+    one descends from, is not revealed: worked examples are full of numbers.
     """
-    grams, shown = ngrams(template), _shown(template)
-    return any(grams & (ngrams(q.text) - common) or shown.holds(q.answer) for q in minibatch)
+    grams, shown, before = ngrams(template) - ngrams(given), _shown(template), _shown(given)
+    return any(
+        grams & (ngrams(q.text) - common) or (shown.holds(q.answer) and not before.holds(q.answer))
+        for q in minibatch
+    )
 
 
 class _Shown(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from p2o_jax import config
-from p2o_jax.gepa import budget, cover, draws, leaks, reflection
+from p2o_jax.gepa import budget, cover, draws, leaks, pool, reflection
 from p2o_jax.gepa import steps as steps
 from p2o_jax.types import Outcome, Question, Reply, SearchResult
 
@@ -63,6 +63,10 @@ SHORT_REASONS = {
 }
 
 STATS = {
+    "start_templates": "templates that the phase began with beside the empty one",
+    "start_dropped": (
+        "templates that it did not begin with: some question would be too long, or the budget spent"
+    ),
     "iterations": "waves of proposals",
     "proposals": "pairs of a parent and a minibatch",
     "accepted": "children that became candidates",
@@ -114,6 +118,7 @@ def search(
     spells_special: Callable[[str], bool] = lambda text: False,
     on_stage: Callable[[EvaluationStage], None] = lambda stage: None,
     success_above: float = 0.5,
+    start: Sequence[str] = (),
 ) -> SearchResult:
     """Returns templates for these hard questions, their dev scores and the greedy cover.
 
@@ -137,6 +142,8 @@ def search(
             template is rejected.
         on_stage: called before each call of `evaluate` with its purpose.
         success_above: config.reward.success_above.
+        start: templates that the phase begins with beside the empty one, as far as they fit and the
+            budget can evaluate them.
     """
     train, dev = draws.split(questions, cfg.dev_size, seed)
     common = leaks.common_ngrams((*train, *dev))
@@ -147,8 +154,9 @@ def search(
     if not dev:
         return _result(phase, steps.SearchState(("",), (None,), ((),), stage="done"), evaluator)
 
-    scores, transfers = evaluator.dev([""], "seed")
-    state = steps.init(phase, scores[0], transfers[0])
+    given, dropped = pool.fitting(start, (*train, *dev), fits, steps.affordable(phase) - 1)
+    templates = ["", *given]
+    state = steps.init(phase, templates, *evaluator.dev(templates, "seed"), dropped)
     while (state := steps.select(phase, state)).stage != "done":
         before, examples = evaluator.parents(state)
         replies = evaluator.replies(state, before, examples)
@@ -296,9 +304,11 @@ class _Evaluator:
 def _stats(
     phase: steps.SearchSetup, state: steps.SearchState, evaluator: _Evaluator
 ) -> dict[str, float]:
-    fates = [event["outcome"] for event in state.events]
+    fates = [event["outcome"] for event in state.events if event["parent"] is not None]
     num_dev = max(len(phase.dev), 1)
     stats: dict[str, float] = {
+        "start_templates": state.parents.count(None) - 1,
+        "start_dropped": len(state.events) - len(fates),
         "iterations": state.iteration,
         "proposals": len(fates),
         "accepted": fates.count("accepted"),

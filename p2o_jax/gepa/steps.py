@@ -6,6 +6,7 @@ next state. No random state is kept: the generator of an iteration is named by (
 """
 
 import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
@@ -74,7 +75,8 @@ class SearchState:
     generated: int = 0  # rollouts
     charged: int = 0  # rollouts charged to the budget
     idle: int = 0  # iterations since a child was promoted
-    events: tuple[Mapping[str, Any], ...] = ()  # one per proposal of finished iterations
+    # one per proposal of finished iterations, and per template that the phase could not begin with
+    events: tuple[Mapping[str, Any], ...] = ()
 
 
 def to_json(state: SearchState) -> dict[str, Any]:
@@ -93,22 +95,42 @@ def from_json(value: Mapping[str, Any]) -> SearchState:
     return SearchState(**kept)
 
 
-def init(
-    phase: SearchSetup, dev_scores: Sequence[float], transfers: Sequence[float] = ()
-) -> SearchState:
-    """Returns the state with one candidate, the empty template, evaluated on dev (step 2).
+def affordable(phase: SearchSetup) -> int:
+    """Returns how many templates the budget can evaluate on dev; any number where that is free."""
+    if not phase.cfg.charge_all:
+        return sys.maxsize
+    return phase.budget // (len(phase.dev) * phase.cfg.rollouts_per_eval)
 
-    ▲ With `charge_all` these rollouts are charged; the released code does not charge them.
+
+def init(
+    phase: SearchSetup,
+    templates: Sequence[str],
+    dev_scores: Sequence[Sequence[float]],
+    transfers: Sequence[Sequence[float]] = (),
+    dropped: Sequence[tuple[str, str]] = (),
+) -> SearchState:
+    """Returns the state with the candidates that the phase begins with, evaluated on dev (step 2).
+
+    ▲ With `charge_all` these rollouts are charged; the released code does not charge them, and
+    begins with the empty template alone.
+
+    Args:
+        phase: constants of the phase.
+        templates: the empty one first.
+        dev_scores: [candidate][dev question].
+        transfers: likewise.
+        dropped: templates that were left out, with their outcomes.
     """
-    spent = len(dev_scores) * phase.cfg.rollouts_per_eval
-    rows = (tuple(transfers),) if phase.cfg.reliance else ()
+    spent = len(templates) * len(phase.dev) * phase.cfg.rollouts_per_eval
+    unused = {"iteration": None, "parent": None, "before": None, "after": None, "minibatch": []}
     state = SearchState(
-        ("",),
-        (None,),
-        (tuple(dev_scores),),
-        rows,
+        tuple(templates),
+        (None,) * len(templates),
+        tuple(map(tuple, dev_scores)),
+        tuple(map(tuple, transfers)) if phase.cfg.reliance else (),
         generated=spent,
         charged=spent if phase.cfg.charge_all else 0,
+        events=tuple({**unused, "text": text, "outcome": outcome} for text, outcome in dropped),
     )
     return _checked(phase, state)
 
@@ -169,7 +191,7 @@ def propose(
             continue
         taken = [*state.templates, *(p.text for p in wave if not p.outcome)]
         text, problem = filters.extract(reply, phase.cfg, count_tokens, taken, spells_special)
-        problem = problem or _misfit(phase, proposal, text, fits)
+        problem = problem or _misfit(phase, state, proposal, text, fits)
         wave.append(replace(proposal, before=score, text=text, outcome=problem))
     return _spend(
         phase, replace(state, stage="gate", wave=tuple(wave)), sum(len(p.minibatch) for p in wave)
@@ -177,11 +199,16 @@ def propose(
 
 
 def _misfit(
-    phase: SearchSetup, proposal: Proposal, text: str, fits: Callable[[str, Question], bool]
+    phase: SearchSetup,
+    state: SearchState,
+    proposal: Proposal,
+    text: str,
+    fits: Callable[[str, Question], bool],
 ) -> str:
     """Returns why the text may not become a template of this phase; empty if it may."""
+    minibatch = [phase.train[i] for i in proposal.minibatch]
     if phase.cfg.leak_guard and leaks.leaks(
-        text, [phase.train[i] for i in proposal.minibatch], phase.common
+        text, minibatch, phase.common, _ancestor(state, proposal.parent)
     ):
         return "leak"
     return (
@@ -189,6 +216,13 @@ def _misfit(
         if all(fits(text, question) for question in (*phase.train, *phase.dev))
         else "overlong_prompt"
     )
+
+
+def _ancestor(state: SearchState, candidate: int) -> str:
+    """Returns the template that the phase began with and the candidate descends from."""
+    while (parent := state.parents[candidate]) is not None:
+        candidate = parent
+    return state.templates[candidate]
 
 
 def undecided(state: SearchState) -> list[Proposal]:

@@ -30,7 +30,7 @@ from p2o_jax.startup import memory_report
 from p2o_jax.startup.loop_components import LoopComponents, Opened
 from p2o_jax.startup.memory_report import held_bytes, reference_bytes
 from p2o_jax.startup.model import WORLD, Model, reference_dtype
-from p2o_jax.startup.preflight import open_run
+from p2o_jax.startup.preflight import load_seeds, open_run
 from p2o_jax.state import RunState
 from p2o_jax.tracking.recorder import Recorder
 from p2o_jax.types import Rollout, SamplingParams
@@ -106,6 +106,11 @@ class Components(LoopComponents[RunState]):
         """Evaluation on the held-out questions."""
         params = sampling_params.evaluation(self.cfg)
         return Evaluation(self.heldout_sets, self.pipeline, self.cfg.eval, params, self.key("eval"))
+
+    @cached_property
+    def seed_templates(self) -> tuple[str, ...]:
+        """The templates of `gepa.seed_templates`."""
+        return tuple(seed.text for seed in load_seeds(self.cfg))
 
     @cached_property
     def journals(self) -> PhaseJournals:

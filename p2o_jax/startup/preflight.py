@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from p2o_jax import config
-from p2o_jax.config import Config, ConfigError, reward_terms, rules
-from p2o_jax.data import benchmarks, sources
+from p2o_jax.config import Config, ConfigError, gepa_rules, reward_terms, rules
+from p2o_jax.data import benchmarks, seed_templates, sources
 from p2o_jax.data.chat import Chat
+from p2o_jax.data.seed_templates import Seed
 from p2o_jax.gepa import api, reflection
 from p2o_jax.models import lora
 from p2o_jax.models.spec import Weight, weights
@@ -42,9 +43,10 @@ def open_run(
         *directory.problems,
         *directory.changed_settings(cfg),
     ]
-    train, heldout = (
+    train, heldout, seeds = (
         collect(problems, lambda: load_questions(cfg)),
         collect(problems, lambda: load_heldout(cfg)) or [],
+        collect(problems, lambda: load_seeds(cfg)) or (),
     )
     problems += changed_data(cfg, directory, train, heldout)
     if (cfg.data.path == WORLD) != (cfg.model.path == WORLD):
@@ -66,6 +68,7 @@ def open_run(
     model = checked_model(problems, cfg, reporter, directory)
     if model:
         problems += length_problems(cfg, model, train, heldout)
+        problems += seed_problems(cfg, model.chat, seeds, train)
     num_steps = cfg.train.epochs * -(
         -len(train.questions if train else ()) // max(cfg.rollout.questions, 1)
     )
@@ -76,6 +79,7 @@ def open_run(
     opened, questions = require(problems, model, train)
     notices = [
         *rules.notices(cfg),
+        *seed_notices(cfg, opened.chat, seeds),
         *directory.notices(cfg, questions, *heldout),
         *(line for part in (questions, *heldout) for line in part.notices),
         *sources.shared(questions, heldout),
@@ -220,6 +224,63 @@ def load_questions(cfg: Config) -> sources.Loaded:
     if cfg.data.path == WORLD:
         return _of_world(world_questions.train_questions(cfg.world))
     return sources.load(cfg.data.path, cfg.data)
+
+
+def load_seeds(cfg: Config) -> tuple[Seed, ...]:
+    """The templates of config.gepa.seed_templates."""
+    return seed_templates.read(cfg.gepa.seed_templates) if cfg.gepa.enabled else ()
+
+
+def seed_problems(
+    cfg: Config, chat: Chat, seeds: Sequence[Seed], train: sources.Loaded | None
+) -> list[str]:
+    """A line for each seed template that no prompt phase could begin with, and one if the budget
+    pays for nothing besides them.
+    """
+    g, problems = cfg.gepa, []
+    limit, questions = config.max_templated_prompt_tokens(cfg), train.questions if train else ()
+    longest = max(questions if seeds else (), key=lambda q: len(chat.render(q)), default=None)
+    for where, text in seeds:
+        template = chat.count_tokens(text)
+        prompt = len(chat.render(longest, text)) if longest else 0
+        if template > g.max_template_tokens:
+            problems.append(
+                f"{where}: a template of {template:,} tokens;"
+                f" config.gepa.max_template_tokens={g.max_template_tokens}"
+            )
+        elif prompt > limit:
+            problems.append(
+                f"{where}: a template of {template:,} tokens, which makes a prompt of {prompt:,} of"
+                f" the longest question; {limit:,} fit"
+                f" (config.rollout.prompt_buckets={cfg.rollout.prompt_buckets},"
+                f" config.data.max_prompt_tokens={cfg.data.max_prompt_tokens},"
+                f" config.gepa.max_template_tokens={g.max_template_tokens})"
+            )
+        if chat.spells_special(text):
+            problems.append(f"{where}: a template that spells a special token of the tokenizer")
+    least = gepa_rules.cheapest_phase(g, len(seeds)) if g.budget == "calls" and g.charge_all else 0
+    if seeds and 0 < g.max_metric_calls < least:
+        problems.append(
+            f"config.gepa.max_metric_calls={g.max_metric_calls} pays for no proposal even in the"
+            f" smallest prompt phase with {len(seeds)} seed templates: that takes {least} rollouts"
+        )
+    return problems
+
+
+def seed_notices(cfg: Config, chat: Chat, seeds: Sequence[Seed]) -> list[str]:
+    """A line with the number of seed templates, and one if replies are too short to rewrite the
+    longest.
+    """
+    if not seeds:
+        return []
+    longest = max(chat.count_tokens(seed.text) for seed in seeds)
+    lines = [f"{cfg.gepa.seed_templates}: {len(seeds)} templates, of up to {longest:,} tokens"]
+    if longest > cfg.gepa.reflect_new_tokens:
+        lines.append(
+            f"unusual: config.gepa.reflect_new_tokens={cfg.gepa.reflect_new_tokens} is less than"
+            f" the longest seed template, {longest:,} tokens: no reply can hold one like it"
+        )
+    return lines
 
 
 def load_heldout(cfg: Config) -> list[sources.Loaded]:

@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from p2o_jax.config import Config, ConfigError, names, setting
-from p2o_jax.data import sources
+from p2o_jax.data import seed_templates, sources
 from p2o_jax.models import hf_config, identity
 from p2o_jax.runtime import distributed, files, run_lock
 from p2o_jax.startup import versions
@@ -110,23 +110,27 @@ class RunDirectory:
         ]
 
     def changed_questions(self, cfg: Config, *parts: sources.Loaded | None) -> list[str]:
-        """A line for each question file that is not what it was when the run began."""
+        """A line for each file of questions or seed templates that is not what it was when the run
+        began.
+        """
         before = self.records.get("questions.json", {})
         # the latter of earlier versions
-        accepted = [
-            question_digests(cfg, *parts),
-            question_digests(None, *parts),
-        ]
-        rule = (
-            f"--workdir={self.path} holds a run on other questions than are in it now; give another"
-            " folder, or the same questions"
-        )
+        current = question_digests(cfg, *parts)
+        accepted = [current, current | question_digests(None, *parts)]
+
+        def line(name: str) -> str:
+            what = "seed templates" if name == cfg.gepa.seed_templates else "questions"
+            return (
+                f"{name}: --workdir={self.path} holds a run on other {what} than are in it now;"
+                f" give another folder, or the same {what}"
+            )
+
         changed = [
             name
             for name, there in before.items()
             if there not in [now.get(name, there) for now in accepted]
         ]
-        return [f"{name}: {rule}" for name in changed]
+        return [line(name) for name in changed]
 
     def changed_model(self, directory: Path, now: identity.Digests) -> list[str]:
         """A line for each file of the model that is not what it was when the run began."""
@@ -286,8 +290,8 @@ def read_date(workdir: Path) -> str | None:
 
 
 def question_digests(cfg: Config | None, *parts: sources.Loaded | None) -> dict[str, str]:
-    """A digest of each question file, by its path; with what else config.reward.fn judges by, if
-    it is set.
+    """A digest of each file of questions or seed templates, by its path; with what else
+    config.reward.fn judges by, if it is set.
     """
     with_meta = cfg is not None and bool(cfg.reward.fn)
 
@@ -299,7 +303,10 @@ def question_digests(cfg: Config | None, *parts: sources.Loaded | None) -> dict[
         )
         return f"{question.id} {question.answer}{meta}"
 
-    return {part.path: digest(*map(text, part.questions)) for part in parts if part}
+    digests = {part.path: digest(*map(text, part.questions)) for part in parts if part}
+    if cfg is not None and cfg.gepa.enabled and cfg.gepa.seed_templates:
+        digests[cfg.gepa.seed_templates] = seed_templates.digest_of(cfg.gepa.seed_templates)
+    return digests
 
 
 def evaluation_digest(cfg: Config, heldout: Sequence[sources.Loaded]) -> str:

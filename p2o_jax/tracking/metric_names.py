@@ -23,7 +23,7 @@ PHASES: dict[str, str] = {
     "policy": "training's rollouts",
     "score": "old, reference and templated log-probs",
     "update": "updates",
-    "gepa_seed": "GEPA: the empty template on dev",
+    "gepa_seed": "GEPA: the templates that a phase begins with, on dev",
     "gepa_parents": "GEPA: parents on their minibatches",
     "gepa_children": "GEPA: children on their parents' minibatches",
     "gepa_dev": "GEPA: accepted children on dev",

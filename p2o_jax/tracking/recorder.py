@@ -179,6 +179,8 @@ class Recorder(LoopRecorder):
                 f"epoch {epoch}: {len(before.hard_ids)} hard questions, {len(result.cover)}"
                 f" templates chosen, {spent:,.0f} tokens"
             )
+            if begun := _beginning(result):
+                self.reporter.line(begun)
             if len(result.templates) == 1:
                 why = reasons(event["outcome"] for event in result.events)
                 rejected = (
@@ -267,6 +269,16 @@ def _api_metrics(before: RunState, after: RunState) -> dict[str, float]:
     """What a prompt phase met with at the endpoint."""
     then, now = (state.ledger.costs.get(REFLECT, {}) for state in (before, after))
     return {f"gepa/{name}": now.get(name, 0) - then.get(name, 0) for name in api.STATS}
+
+
+def _beginning(result: SearchResult) -> str:
+    """A line about the templates that a phase began with; empty if there was but the empty one."""
+    given = result.parents.count(None) - 1
+    dropped = [event["outcome"] for event in result.events if event["parent"] is None]
+    if not given and not dropped:
+        return ""
+    left_out = f"; left out: {reasons(dropped)}" if dropped else ""
+    return f"  it began with {given} templates beside the empty one{left_out}"
 
 
 def _sample(r: Rollout, step: int) -> dict[str, Any]:

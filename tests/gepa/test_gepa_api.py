@@ -15,7 +15,7 @@ from fake_endpoint import FAULTS, Endpoint, dead_url
 from gepa_toy import Toy, count_tokens, questions, settings
 
 from p2o_jax import config
-from p2o_jax.config import rules
+from p2o_jax.config import gepa_rules
 from p2o_jax.gepa import Journal, api, search
 from p2o_jax.gepa.api import read_keys
 from p2o_jax.types import Reply
@@ -233,7 +233,7 @@ def test_wrong_settings_are_told_without_what_could_be_a_key():
         max_dollars=1.0,
         extra_body="[1]",
     )
-    lines = rules.api_problems(wrong)
+    lines = gepa_rules.api_problems(wrong)
     assert [line.split(":")[0].split()[0] for line in lines] == [
         "config.api.base_url",
         "config.api.model",
@@ -249,7 +249,7 @@ def test_wrong_settings_are_told_without_what_could_be_a_key():
         dollars_per_million_prompt=1,
         dollars_per_million_reply=1,
     )
-    assert rules.api_problems(good) == []
+    assert gepa_rules.api_problems(good) == []
 
 
 def test_a_phase_goes_on_without_the_replies_that_failed():

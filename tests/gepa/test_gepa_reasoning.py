@@ -12,7 +12,7 @@ from fake_endpoint import Endpoint, ReasoningEndpoint
 from gepa_toy import Toy, count_tokens, questions, settings
 
 from p2o_jax import config
-from p2o_jax.config import rules
+from p2o_jax.config import gepa_rules
 from p2o_jax.gepa import api, chat_completions, search, transport
 from p2o_jax.gepa.chat_completions import ServerError
 from p2o_jax.types import Reply
@@ -107,7 +107,7 @@ def test_fields_are_removed_and_replaced_by_config():
     assert all(
         body.keys() == {"model", "messages", "max_completion_tokens"} for body in endpoint.requests
     )
-    assert rules.api_problems(dataclasses.replace(asked.cfg, extra_body=extra)) == []
+    assert gepa_rules.api_problems(dataclasses.replace(asked.cfg, extra_body=extra)) == []
 
 
 def test_a_refusal_that_no_field_explains_is_shown_once():

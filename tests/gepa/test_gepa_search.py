@@ -295,7 +295,7 @@ def test_two_questions_are_enough():
 def test_state_survives_json_at_every_stage():
     cfg = settings()
     phase = steps.SearchSetup(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
-    seen = [steps.init(phase, [0.0, 1.0, 0.0, 0.0])]
+    seen = [steps.init(phase, [""], [[0.0, 1.0, 0.0, 0.0]])]
     seen.append(steps.select(phase, seen[-1]))
     replies = [
         Reply("``` a ```"),
@@ -325,7 +325,9 @@ def test_with_reliance_parents_that_lean_less_are_drawn_more_and_the_state_survi
     """
     cfg = settings(reliance=True)
     phase = steps.SearchSetup(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
-    each = steps.select(phase, steps.init(phase, [0.0, 1.0, 0.0, 0.0], [0.0, 0.2, 0.0, 0.0]))
+    each = steps.select(
+        phase, steps.init(phase, [""], [[0.0, 1.0, 0.0, 0.0]], [[0.0, 0.2, 0.0, 0.0]])
+    )
     each = steps.propose(
         phase, each, [0.0] * len(each.wave), [Reply("``` a ```")] * len(each.wave), count_tokens
     )
@@ -467,7 +469,7 @@ def test_what_no_child_can_beat(margin, before, expected):
 )
 def test_a_phase_ends_where_all_that_was_sent_was_left_unanswered(missing, stage):
     phase = steps.SearchSetup(tuple(HARD[:8]), tuple(HARD[8:12]), settings(), "s", 400)
-    each = steps.select(phase, steps.init(phase, [0.0] * 4))
+    each = steps.select(phase, steps.init(phase, [""], [[0.0] * 4]))
     each = steps.propose(
         phase, each, [0.0] * 4, [steps.NoReply(why) for why in missing], count_tokens
     )

@@ -371,13 +371,13 @@ def test_a_prompt_phase_without_templates_says_why(tmp_path, fates, templates, s
     record = recording(tmp_path)
     result = SearchResult(
         templates,
-        (None,) * len(templates),
+        (None, 0)[: len(templates)],
         (),
         (),
         ((),) * len(templates),
         (0,),
         {},
-        tuple({"outcome": f} for f in fates),
+        tuple({"outcome": f, "parent": 0} for f in fates),
     )
     record.search(RunState(None, hard_ids=("a",)), RunState(None), result)
     empty = [

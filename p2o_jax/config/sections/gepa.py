@@ -116,6 +116,18 @@ class GepaConfig:
         " template. Replies without one, and those that are cut off, too long or duplicate a"
         " template, are rejected. false: everything between the first and the last fence.",
     )
+    seed_templates: str = setting(
+        "",
+        "File of templates that every prompt phase begins with, beside the empty one: one a"
+        ' paragraph, or JSONL with a line {"template": "..."} each.',
+    )
+    carry_over: int = setting(
+        0,
+        "▲ Templates that a prompt phase takes over from the last one, at most: its cover, then the"
+        " best others by dev score. They are evaluated on the new dev set. 0: each phase begins"
+        " anew.",
+        ge=0,
+    )
     leak_guard: bool | None = setting(
         None, "Reject templates that contain a question or an answer of their minibatch."
     )
