@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from p2o_jax.report import run as report_data
 from p2o_jax.tracking.metric_names import METRICS
 from tests import toy_runs
 from tests.toy_runs import start, succeed
@@ -282,16 +283,29 @@ def write_questions(path: Path, count: int = 6) -> Path:
 
 def test_own_questions_on_a_hugging_face_model(tmp_path, settings):
     data = write_questions(tmp_path / "questions.jsonl")
+    few_shot = "\n\n".join(
+        f"What is {i} + {i}?\n{i} + {i} = {2 * i}, so \\boxed{{{2 * i}}}." for i in range(20, 40)
+    )
+    seeds = tmp_path / "seeds.jsonl"
+    seeds.write_text(json.dumps({"template": few_shot}) + "\n")
     told = succeed(
         "configs/smoke.py",
         tmp_path / "run",
         {
             **USER_SETTINGS,
             "data.path": data,
+            "gepa.seed_templates": seeds,
+            "gepa.max_template_tokens": 772,
+            "gepa.carry_over": 2,
             "train.compile_cache": settings["train.compile_cache"],
         },
     )
     assert "qwen3" in told and "6 questions" in told
+    assert f"{seeds}: 1 templates, of up to " in told
+    assert "it began with 1 templates beside the empty one" in told
+    assert rows(tmp_path / "run", "templates")[1]["text"] == few_shot
+    (tree,) = report_data.read(tmp_path / "run", "run", 1 << 20)["templates"]
+    assert tree["nodes"][1]["text"] == few_shot and tree["nodes"][1]["parent"] is None
     metrics = rows(tmp_path / "run")
     steps = [row for row in metrics if "train/loss" in row]
     assert len(steps) == 4 and all(row["train/grad_norm"] > 0 for row in steps)

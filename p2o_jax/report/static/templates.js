@@ -100,12 +100,18 @@ function treeNode({ node, rejected, rails, key }, chosen) {
   rejected ? el("span", { class: "badge soft" }, rejected.outcome) : null, el("span", { class: "words" }, name));
 }
 
+/** Where a candidate comes from. */
+function origin(node) {
+  if (node.parent != null) return "accepted";
+  return node.id === 0 ? "the empty template" : "there from the start (a seed template, or one of the last phase)";
+}
+
 function templateDetail(run, tree, { node, rejected }) {
   const item = node ?? rejected;
   const parent = tree.nodes.find((n) => n.id === item.parent);
   const tally = node && run.questions.templates[node.template_id];
   const facts = node
-    ? [["Status", node.parent == null ? "the seed" : node.rank == null ? "accepted, not in the cover" : `accepted, taken as number ${node.rank + 1} of the cover`],
+    ? [["Status", `${origin(node)}, ${node.rank == null ? "not in the cover" : `taken as number ${node.rank + 1} of the cover`}`],
       ["Dev score", `${share(node.score)}, solves ${node.solves.split("1").length - 1} of ${tree.dev.length} questions`],
       ...(tally ? [["In training", `${count(tally[0])} of ${count(tally[1])} rollouts succeeded`]] : [])]
     : [["Status", `rejected: ${page.data.rejections[rejected.outcome] ?? rejected.outcome}`],
