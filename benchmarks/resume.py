@@ -141,8 +141,8 @@ def child(argv: Sequence[str]) -> None:
             raise Exception(message)
         return restore(self, *args, **kwargs)
 
-    def reporting(self: Any) -> Any:
-        state = open_state(self)
+    def reporting(self: Any, is_finished: Any) -> Any:
+        state = open_state(self, is_finished)
         values = {"tick": state.tick, "bits": checkpoint_reader.bit_sums(state.learner)}
         os.write(1, f"{RESTORED} {json.dumps(values)}\n".encode())
         return state

@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> None:
     ) as watch:  # before JAX, whose import takes seconds
         if not cfg.arms:
             train_one(cfg, workdir, watch.poll, restart)
+            print_next(workdir)
             return
         from p2o_jax.startup import run_directory
         from p2o_jax.tracking import results
@@ -59,6 +60,16 @@ def main(argv: Sequence[str]) -> None:
             if restart:
                 run_directory.put_away_comparison(workdir)
             results.write(workdir, list(arms))
+        print_next(workdir, *(workdir / name for name in arms))
+
+
+def print_next(workdir: Path, *runs: Path) -> None:
+    """Prints on the main process what came out of a run and what to do next."""
+    from p2o_jax.runtime import distributed
+    from p2o_jax.tracking import results
+
+    if distributed.is_main_process():
+        results.print_next(workdir, *runs)
 
 
 def any_process(holds: bool) -> bool:

@@ -31,7 +31,7 @@ COMMAND_LINE = CommandLine(
 
 def run(components: "SftComponents") -> SftState:
     """Trains until the epochs are over; resumes from the newest checkpoint if there is one."""
-    state = components.open_state()
+    state = components.open_state(lambda state: state.step >= components.num_steps)
     while state.step < components.num_steps:
         if components.is_evaluation_due(state.step):
             state = evaluate(components, state)
@@ -89,6 +89,7 @@ def main(argv: Sequence[str]) -> None:
                 state = run(components)
             if distributed.is_main_process():
                 results.write_one(workdir, components.model.directory, state.ledger)
+                results.print_next(workdir)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def run(cfg: Config, components: Components) -> RunState:
 
     Resumes from the newest checkpoint if there is one.
     """
-    state = components.open_state()
+    state = components.open_state(lambda state: is_finished(cfg, components, state))
     while not is_finished(cfg, components, state):
         before = state = evaluate_if_due(components, state)
         step = prompt_phase if state.phase == "prompts" else policy_step

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from p2o_jax import config
-from p2o_jax.config import Config, ConfigError, loading
+from p2o_jax.config import Config, ConfigError, TrainConfig, loading
 from p2o_jax.models import hf_config
 from p2o_jax.runtime import distributed
 
@@ -29,7 +29,9 @@ def command_config(base: Config, defaults: Mapping[str, str], overrides: Overrid
     """
     values: Any = loading.to_config_dict(base)
     loading.override(values, [(key, text) for key, text in overrides if key.startswith("mesh.")])
-    num_devices = str(distributed.start(values.mesh, compile_cache=""))
+    # never that of a run directory, which may come from somebody else: programs in it are run
+    cache = dict(overrides).get("train.compile_cache", TrainConfig().compile_cache)
+    num_devices = str(distributed.start(values.mesh, cache))
     without_training = {
         "arms": "()",
         "gepa.enabled": "false",

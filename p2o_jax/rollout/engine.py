@@ -108,6 +108,10 @@ class Engine(SamplerPrograms):
         """
         return self._to_layout(params)
 
+    def close(self) -> None:
+        """Stops compiling in the background."""
+        self.programs.close()
+
     def take_work(self) -> Work:
         """Returns the work since the last call, and resets it."""
         taken, self.work = self.work, Work()

@@ -20,6 +20,7 @@ class ProgramCache:
         self.lower = lower
         self._lock = threading.Lock()
         self._compiled: dict[Hashable, Future[Any]] = {}
+        self._closed = False
         self._threads = ThreadPoolExecutor(
             max(os.cpu_count() or 1, 1), thread_name_prefix="compile"
         )
@@ -47,6 +48,24 @@ class ProgramCache:
             raise
         for future in futures:
             future.result()
+
+    def compile_later(self, keys: Iterable[Hashable]) -> None:
+        """Compiles these programs in the background, one after another; a program that is needed
+        before its turn does not wait for the others. A failure is raised where it is needed.
+        """
+
+        def work() -> None:
+            for key in keys:
+                if self._closed:
+                    return
+                self._future(key, lambda compile_into, future: compile_into(future)).exception()
+
+        self._threads.submit(work)
+
+    def close(self) -> None:
+        """Stops compiling in the background, after the program that is being compiled."""
+        self._closed = True
+        self._threads.shutdown(cancel_futures=True)
 
     def __len__(self) -> int:
         return len(self._compiled)

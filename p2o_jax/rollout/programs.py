@@ -8,7 +8,7 @@ an argument: weights, sampling settings, stop tokens, keys, and the numbers of p
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -147,13 +147,23 @@ class SamplerPrograms:
         """Returns the programs of requests with these sampling params and prompts up to this
         length, in order of first use.
         """
-        capacity = self.capacity(sampling)
-        last = min(
-            (b for b in self.cfg.prompt_buckets if b >= longest_prompt),
+        last = self.bucket(longest_prompt)
+        return self.needed_in({b for b in self.cfg.prompt_buckets if b <= last}, sampling)
+
+    def bucket(self, prompt_tokens: int) -> int:
+        """Returns the bucket of a prompt of this length; the largest for one that fits none."""
+        return min(
+            (b for b in self.cfg.prompt_buckets if b >= prompt_tokens),
             default=max(self.cfg.prompt_buckets),
         )
+
+    def needed_in(self, buckets: Collection[int], sampling: SamplingParams) -> list[Program]:
+        """Returns the programs of requests with these sampling params whose prompts fall into these
+        buckets, in order of first use.
+        """
+        capacity = self.capacity(sampling)
         programs: list[Program] = []
-        for bucket in sorted(b for b in self.cfg.prompt_buckets if b <= last):
+        for bucket in sorted(buckets):
             for rows, group in self.shapes(bucket):
                 programs += [
                     Program("prompt_cache", bucket, rows),

@@ -20,6 +20,7 @@ from p2o_jax.config import ConfigError, MeshConfig
 from p2o_jax.runtime import liveness
 
 T = TypeVar("T")
+MIN_COMPILE_SECONDS = 0.1  # programs that compile faster are not kept in the compilation cache
 GPU_MEMORY = (
     ".95"  # fraction that JAX allocates, unless the environment sets it; its default is .75
 )
@@ -43,7 +44,8 @@ def start(mesh: MeshConfig, compile_cache: str) -> int:
     """Prepares JAX, and returns the number of devices of all processes.
 
     Must be called before JAX is first used. Splits the CPU, sets the fraction of GPU memory to
-    allocate, joins the other processes of the run if there are any, and sets the compilation cache.
+    allocate, joins the other processes of the run if there are any, and sets the compilation cache
+    (JAX_COMPILATION_CACHE_DIR, if it is set, takes precedence over `compile_cache`).
 
     Raises:
         liveness.Missing: not all processes started in time.
@@ -61,11 +63,13 @@ def start(mesh: MeshConfig, compile_cache: str) -> int:
         jax.distributed.initialize(
             address, number, index, initialization_timeout=later, heartbeat_timeout_seconds=later
         )
-    if compile_cache:
+    if compile_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update(
             "jax_compilation_cache_dir",
             compile_cache if "://" in compile_cache else os.path.abspath(compile_cache),
         )
+        # JAX's default of 1 s would leave most programs of a small model to be compiled again
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
     return jax.device_count()
 
 

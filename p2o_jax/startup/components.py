@@ -39,7 +39,7 @@ from p2o_jax.types import Rollout, SamplingParams
 class Components(LoopComponents[RunState]):
     """The parts of a P²O run."""
 
-    PARTS = ("record", "scorer", "checkpoints")
+    PARTS = ("record", "engine", "scorer", "checkpoints")
 
     def _preflight(self) -> Opened:
         return open_run(self.cfg, self.directory, self.reporter)
@@ -140,10 +140,30 @@ class Components(LoopComponents[RunState]):
         ):
             self.reporter.line(line)
 
-    def _compile_ahead(self) -> None:
-        programs = sampling_programs(self.cfg, self.engine)
-        with self.reporter.phase("compile_ahead", len(programs), "programs") as advance:
-            self.engine.programs.compile(programs, advance)
+    def _compile_ahead(self, step: int) -> None:
+        """Compiles the sampler's programs for the questions of this step and the held-out ones. The
+        others are compiled in the background, on a CPU, where that would slow down the step, when
+        they are needed.
+        """
+        asked = [*self.questions.batch(step), *self.evaluation.questions]
+        buckets = sorted({self.engine.bucket(len(self.chat.render(q))) for q in asked})
+        everything = sampling_programs(self.cfg, self.engine)
+        needed = set(self.engine.needed_in(buckets, self.sampling))
+        if self.evaluation.questions:
+            evaluation = sampling_params.evaluation(self.cfg)
+            needed.update(self.engine.needed_in(buckets, evaluation))
+        first = [p for p in everything if p in needed]
+        on_cpu = self.model.mesh.devices.flat[0].platform == "cpu"
+        self.reporter.line(
+            f"compiling {len(first)} of the sampler's {len(everything)} programs, for prompts of up"
+            f" to {' and '.join(f'{b:,}' for b in buckets)} tokens; the others"
+            f" {'when they are needed' if on_cpu else 'in the background'}. Fewer"
+            " config.rollout.prompt_buckets mean fewer programs"
+        )
+        with self.reporter.phase("compile_ahead", len(first), "programs") as advance:
+            self.engine.programs.compile(first, advance)
+        if not on_cpu:
+            self.engine.programs.compile_later(p for p in everything if p not in needed)
 
     def _dynamic_sampling(self) -> dynamic_sampling.DynamicSampling:
         return dynamic_sampling.DynamicSampling(

@@ -133,10 +133,11 @@ class LoopComponents(Generic[S]):
     def _make_parts(self) -> None:
         _ = self.learner
 
-    def open_state(self) -> S:
+    def open_state(self, is_finished: Callable[[S], bool]) -> S:
         """The newest checkpoint's state, or the initial one; the run's records are cut to it.
 
         No record is written, and nothing compiled, before a checkpoint that exists was restored.
+        Nothing is compiled for a state in which the run is finished.
         """
         self.prepare()
         state = self.checkpoints.latest(self.learner.abstract_state(), self.from_json)
@@ -145,10 +146,16 @@ class LoopComponents(Generic[S]):
         self.directory.write(
             self.cfg, self.model.directory, self.model.digests, self.train_set, *self.heldout_sets
         )
-        self._compile_ahead()
+        finished = state is not None and is_finished(state)
+        if not finished:
+            self._compile_ahead(state.step if state else 0)
         state = self._initialized(state)
         if state.tick == 0:
             self.checkpoints.save(state)
+        elif finished:
+            self.reporter.line(
+                f"{self.workdir} is finished, at step {state.step}; its last evaluation is repeated"
+            )
         else:
             line = f"resuming {self.workdir} at step {state.step}, next: {state.phase}"
             self.reporter.line(line)
@@ -175,8 +182,8 @@ class LoopComponents(Generic[S]):
         params = self.model.load(self.cfg.model.param_dtype)
         return lora.add(self.model.spec, params, self.key("lora"), shardings)
 
-    def _compile_ahead(self) -> None:
-        """Compiles what can be compiled before the first step."""
+    def _compile_ahead(self, step: int) -> None:
+        """Compiles what can be compiled before this step, the first one of this start."""
 
     def describe(self) -> str:
         """What runs where: a line, or several, for the start of the run."""

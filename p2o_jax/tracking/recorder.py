@@ -17,6 +17,7 @@ from p2o_jax.rollout.gepa_adapter import REFLECT, num_set_aside
 from p2o_jax.runtime import distributed, files, preemption
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.state import RunState
+from p2o_jax.tracking.clock import Pace
 from p2o_jax.tracking.metric_names import ledger_metrics
 from p2o_jax.tracking.run_log import RunLog
 from p2o_jax.tracking.writers import WandbWriter, Writer
@@ -48,6 +49,7 @@ class LoopRecorder:
         self._writers = writers
         self.log: RunLog | None = None
         self.watchdog = preemption.Watchdog(cfg.train.watchdog_s)
+        self.pace = Pace()
         self._compile_seconds = 0.0
 
     def open(self, tick: int, step: int) -> None:
@@ -135,12 +137,14 @@ class Recorder(LoopRecorder):
             values.get("time/rollout_s", 0.0), 1e-9
         )
         total = self.cfg.train.epochs * self.questions.steps_per_epoch
+        tokens, limit = values["ledger/generated_tokens"], self.cfg.train.max_generated_tokens
+        progress = max(after.step / max(total, 1), tokens / limit if limit else 0.0)
         self.reporter.line(
             f"step {after.step}/{total}  reward {values['reward/mean']:.3f}  zero-advantage"
-            f" {values['rollout/frac_zero_advantage']:.2f}  hard"
+            f" {values['rollout/frac_zero_advantage']:.2f}  hard this epoch"
             f" {values['hard/questions_epoch']:.0f}  truncated"
             f" {values['rollout/frac_truncated']:.2f}  {values['perf/tokens_per_s']:,.0f} tokens/s "
-            f" {values['ledger/generated_tokens']:,.0f} tokens"
+            f" {tokens:,.0f} tokens  {step_seconds(values)}  {self.pace.left(progress)}".rstrip()
         )
         scores = [r.verdict.answer_score for r in rollouts]
         if notice := self.flat_rewards.notice(min(scores), max(scores), values):
@@ -176,8 +180,8 @@ class Recorder(LoopRecorder):
             values["gepa/journals_set_aside"] = num_set_aside(self.workdir, epoch)
             values |= _api_metrics(before, after) if reflector(self.cfg) == "api" else {}
             self.reporter.line(
-                f"epoch {epoch}: {len(before.hard_ids)} hard questions, {len(result.cover)}"
-                f" templates chosen, {spent:,.0f} tokens"
+                f"epoch {epoch}: {len(before.hard_ids)} hard questions, {chosen(result)},"
+                f" {spent:,.0f} tokens"
             )
             if begun := _beginning(result):
                 self.reporter.line(begun)
@@ -263,6 +267,21 @@ def _unrewarded_boxes(rollouts: Sequence[Rollout]) -> str:
         f" {rollout.prompt.question.answer[:60]!r}. Are these the answers that the questions ask"
         " for? (config.data.answer_field, config.data.answers, config.reward; samples.jsonl)"
     )
+
+
+def step_seconds(values: Mapping[str, float]) -> str:
+    """The seconds of a step, all of its phases together."""
+    phases = (v for k, v in values.items() if k.startswith("time/") and k != "time/compile_s")
+    return f"{sum(phases):.1f} s"
+
+
+def chosen(result: SearchResult) -> str:
+    """The templates of the cover, by number; whether one is the empty one."""
+    count = sum(bool(result.templates[z].strip()) for z in result.cover)
+    empty = len(result.cover) - count
+    if not count:
+        return "only the empty template chosen" if empty else "no template chosen"
+    return f"{count} template{'s' * (count != 1)} chosen" + ", and the empty one" * bool(empty)
 
 
 def _api_metrics(before: RunState, after: RunState) -> dict[str, float]:

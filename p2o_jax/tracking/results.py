@@ -88,6 +88,29 @@ def write(workdir: Path, arms: Sequence[str]) -> None:
     _print_table(workdir, combined, arms)
 
 
+def print_next(workdir: Path, *runs: Path) -> None:
+    """Prints what came out of a single run, and the commands that come next.
+
+    Args:
+        workdir: a run directory, or the folder of several.
+        runs: the run directories in it; none if it is one itself.
+    """
+    if not runs:
+        result = json.loads((workdir / "result.json").read_text(encoding="utf-8"))
+        accuracy = _accuracy_text(result["accuracy"])
+        if result["accuracy"] is not None:
+            accuracy += f" ({_accuracy_text(result['accuracy_before'])} before training)"
+        if "nll" in result:
+            accuracy = f"{result['nll']:.3f} nats ({result['nll_before']:.3f} before training)"
+        print(
+            f"{workdir / 'result.json'}  held out: {accuracy},"
+            f" {result['generated_tokens']:,.0f} tokens generated, {result['seconds']:.0f} s"
+        )
+    policy = runs[-1] if runs else workdir
+    print(f"next: python -m p2o_jax.report {workdir} --out {workdir / 'report.html'}")
+    print(f"      python -m p2o_jax.export --workdir {policy} --out {policy / 'export'}")
+
+
 def best_templates(workdir: Path, count: int = 5) -> list[dict[str, Any]]:
     """The templates of the greedy covers with the best dev scores, best first, each text once."""
     chosen = [

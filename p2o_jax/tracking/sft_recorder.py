@@ -2,7 +2,7 @@
 
 from p2o_jax.state import SftState
 from p2o_jax.tracking.metric_names import ledger_metrics
-from p2o_jax.tracking.recorder import LoopRecorder
+from p2o_jax.tracking.recorder import LoopRecorder, step_seconds
 
 
 class SftRecorder(LoopRecorder):
@@ -19,6 +19,7 @@ class SftRecorder(LoopRecorder):
         self.reporter.line(
             f"step {after.step}/{num_steps}  loss {values['train/loss']:.4f}  grad norm"
             f" {values['train/grad_norm']:.2f}  {tokens_per_s:,.0f} trained tokens/s"
+            f"  {step_seconds(values)}  {self.pace.left(after.step / num_steps)}".rstrip()
         )
         if self.log:
             self.log.metrics(before.tick, before.step, values)

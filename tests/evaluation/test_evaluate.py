@@ -205,7 +205,7 @@ def test_a_run_directory_runs_no_code_of_its_own(tmp_path, monkeypatch, fn):
     assert "--allow-reward-fn" in line and folders == []
     assert evaluation_config(options._replace(allow_reward_fn=True)).reward == reward
     own = options._replace(overrides=[("reward.fn", fn)])
-    assert evaluation_config(own).reward == reward and folders == ["", ""]
+    assert evaluation_config(own).reward == reward and folders == ["runs/cache"] * 2
     (tmp_path / "config.json").write_text(
         json.dumps({"reward": {"fn": "p2o_jax.rewards.examples:pattern"}})
     )

@@ -501,7 +501,7 @@ def test_starts_in_one_run_directory(tmp_path, monkeypatch):
     """As the command makes them, without its loop: a first one, one with another base, without
     checkpoints, anew, and a second.
     """
-    monkeypatch.setattr(components.Components, "_compile_ahead", lambda self: None)
+    monkeypatch.setattr(components.Components, "_compile_ahead", lambda self, step: None)
     model, workdir = shutil.copytree(GOLDEN, tmp_path / "model"), tmp_path / "run"
     questions(tmp_path / "q.jsonl", "12")
     cfg = replace(
@@ -536,7 +536,7 @@ def test_starts_in_one_run_directory(tmp_path, monkeypatch):
         reporter = RecordingReporter()
         parts = components.Components(cfg, workdir, reporter, restart)
         try:
-            state = parts.open_state()
+            state = parts.open_state(lambda state: False)
             parts.record.log.rows("metrics", state.tick, [{"step": state.step}])
             parts.checkpoints.save(replace(state, tick=state.tick + 1, step=state.step + 1))
         finally:

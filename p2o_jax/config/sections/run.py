@@ -109,7 +109,7 @@ class TrainConfig:
     compile_cache: str = setting(
         "runs/cache",
         "Folder, or gs://BUCKET/FOLDER, of compiled programs: a second start compiles nothing."
-        " Empty: none.",
+        " Empty: none. The variable JAX_COMPILATION_CACHE_DIR takes precedence.",
         resumable=True,
     )
     wandb_project: str = setting(
