@@ -25,8 +25,8 @@ from p2o_jax.config.ranges import COUNT
 from p2o_jax.main import command
 from p2o_jax.rollout import sampling_params
 from p2o_jax.runtime import rng
-from p2o_jax.startup import preflight
 from p2o_jax.startup.model import open_model
+from p2o_jax.startup.questions import load_questions
 from p2o_jax.state import Ledger
 from p2o_jax.types import Outcome, Question, SearchResult
 
@@ -116,7 +116,7 @@ class World:
             self.engine, self.model.chat, Scorer(cfg.reward).judge, reporter
         )
         self.weights = self.engine.to_rollout_layout(self.model.load(cfg.model.param_dtype))
-        loaded = preflight.load_questions(cfg)
+        loaded = load_questions(cfg)
         r = cfg.rollout
         asks = prompts_for(loaded.questions, Assignment(), r.group_size, "bench")
         sampling = sampling_params.training(cfg)

@@ -1,14 +1,16 @@
 """Evaluates models: `python -m p2o_jax.evaluate --model DIR --benchmarks NAMES --out OUT`.
 
 NAMES is a list such as `aime24,math500,gsm8k=DIR@test,mine=held_out.jsonl`: benchmarks from the hub
-(their ids are in p2o_jax/data/benchmarks.py), local sources in their place, or your own questions.
-As in the paper, sets of fewer than 100 questions are sampled `--k` times (16) at `--temperature`
+(their ids are in p2o_jax/data/benchmarks.py), local sources in their place, your own questions, or
+`world`, the held-out questions of the built-in task. As in the paper, sets of fewer than 100
+questions are sampled `--k` times (16) at `--temperature`
 (0.6); larger ones are answered once, greedily, or `--k-large` times.
 
 `--workdir RUN` evaluates a run's policy with its prompts, chat settings and reward. `--template
-TEXT` (or `best`, the run's best template) evaluates everything under the template as well. A run
-directory may come from somebody else: the code that its `config.reward.fn` names runs only with
-`--allow-reward-fn`, or if you name a function yourself with `--config.reward.fn`. OUT gets:
+TEXT` (or `best`, the run's template with the best dev score) evaluates everything under the
+template as well. A run directory may come from somebody else: the code that its `config.reward.fn`
+names runs only with `--allow-reward-fn`, or if you name a function yourself with
+`--config.reward.fn`. OUT gets:
 
     results.json    figures of the strict grader (the one used in training) and of the lenient one,
                     with config, prompts and versions
@@ -25,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2o_jax.config.command_line import CommandLine, Flag, Switch
+from p2o_jax.config.command_line import CommandLine, Flag, Switch, model_or_run
 from p2o_jax.config.ranges import COUNT, TEMPERATURE
 from p2o_jax.data import benchmarks
 from p2o_jax.evaluation import report
@@ -86,6 +88,7 @@ def run(argv: Sequence[str]) -> None:
 
     from p2o_jax.evaluation.benchmark import Protocol
     from p2o_jax.offline.evaluate import EvaluateOptions, compare, evaluate
+    from p2o_jax.offline.policy import Source
 
     out = Path(flags["out"])
     if flags["compare"]:
@@ -96,12 +99,11 @@ def run(argv: Sequence[str]) -> None:
         EvaluateOptions(
             out=out,
             benchmarks=flags["benchmarks"],
-            model=flags["model"],
-            workdir=flags["workdir"],
-            step=flags["step"],
+            source=Source(
+                flags["model"], flags["workdir"], flags["step"], bool(flags["allow-reward-fn"])
+            ),
             template=flags["template"],
             protocol=Protocol(flags["k"], flags["k-large"], flags["temperature"]),
-            allow_reward_fn=bool(flags["allow-reward-fn"]),
             overrides=overrides,
         )
     )
@@ -110,15 +112,12 @@ def run(argv: Sequence[str]) -> None:
 def _problems(flags: dict[str, Any]) -> Iterator[str]:
     if flags["compare"]:
         return
-    if bool(flags["model"]) == bool(flags["workdir"]):
-        yield "--model or --workdir: one of them is needed, and not both"
+    yield from model_or_run(flags)
     if not flags["benchmarks"]:
         yield (
             f"--benchmarks: required, a list of {', '.join(benchmarks.BENCHMARKS)}, sources, or"
             " NAME=SOURCE"
         )
-    if (flags["step"] or flags["template"] == "best") and not flags["workdir"]:
-        yield "--step and --template=best need --workdir"
     out = Path(flags["out"])
     if flags["out"] and (out.is_file() or (out / report.RESULTS).exists()):
         yield f"--out={out}: {'is a file' if out.is_file() else 'holds an evaluation already'}"

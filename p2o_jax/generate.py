@@ -1,5 +1,8 @@
 """Samples: `python -m p2o_jax.generate --model DIR --prompts FILE.jsonl [--out OUT.jsonl]`.
 
+`--workdir RUN` in place of `--model` samples from a run's policy, with its chat settings, reward
+and response length; `--template best` then uses the run's template with the best dev score.
+
 A line of FILE has a `prompt` or a `question`: a text, or a list of chat messages. It is used as it
 is: unlike in training, config.data.prompt_template adds nothing unless you set it. `--template
 TEXT` puts a template before it, `--n K` samples K responses to each. Each response is a line of
@@ -21,16 +24,27 @@ rest of the file.
 from collections.abc import Sequence
 from pathlib import Path
 
-from p2o_jax.config.command_line import CommandLine, Flag
+from p2o_jax.config.command_line import CommandLine, Flag, Switch, model_or_run
 from p2o_jax.config.ranges import COUNT, TEMPERATURE_OR_GREEDY
 from p2o_jax.main import command
 
 COMMAND_LINE = CommandLine(
     "p2o_jax.generate",
     __doc__,
-    Flag("model", "Hugging Face directory", required=True, metavar="DIR"),
+    Flag("model", "Hugging Face directory", metavar="DIR"),
+    Flag("workdir", "Run directory whose policy to sample from", metavar="RUN"),
+    Flag(
+        "step",
+        "Policy step of the run's checkpoint, or best: the one with the highest held-out accuracy"
+        " (default: the newest)",
+        metavar="N|best",
+    ),
     Flag("prompts", "JSONL file of prompts", required=True, metavar="FILE.jsonl"),
-    Flag("template", "Prompt template to ask every prompt under", metavar="TEXT"),
+    Flag(
+        "template",
+        "Prompt template to ask every prompt under, or best: the run's",
+        metavar="TEXT|best",
+    ),
     Flag("n", "Completions per prompt", 1, kind=int, within=COUNT),
     Flag(
         "temperature",
@@ -40,6 +54,7 @@ COMMAND_LINE = CommandLine(
         within=TEMPERATURE_OR_GREEDY,
     ),
     Flag("out", "Output file; standard output if not given", metavar="OUT.jsonl"),
+    Switch("allow-reward-fn", "Run the code that the run's config.reward.fn names"),
 )
 
 
@@ -49,13 +64,16 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: anything wrong with flags, prompts, config or model.
     """
-    flags, overrides = COMMAND_LINE.parse(argv)
+    flags, overrides = COMMAND_LINE.parse(argv, model_or_run)
 
     from p2o_jax.offline.generate import GenerateOptions, generate
+    from p2o_jax.offline.policy import Source
 
     generate(
         GenerateOptions(
-            model=flags["model"],
+            source=Source(
+                flags["model"], flags["workdir"], flags["step"], bool(flags["allow-reward-fn"])
+            ),
             prompts=Path(flags["prompts"]),
             template=flags["template"],
             n=flags["n"],

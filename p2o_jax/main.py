@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
     cfg = config.resolve(loading.from_config_dict(values))
     workdir = Path(flags["workdir"] or Path("runs") / Path(flags["config"]).stem)
     restart = flags["restart"]
+    print(f"{workdir}: loading JAX, data and model", file=sys.stderr, flush=True)
     with preemption.Preemption(
         cfg.checkpoint.grace_s, any_process
     ) as watch:  # before JAX, whose import takes seconds

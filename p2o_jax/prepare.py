@@ -202,9 +202,13 @@ def _drawn(recipe: Recipe, rows: Sequence[Row], flags: dict[str, Any]) -> Sets:
     """The test set and the training sets, each of which holds the smaller ones."""
     sizes = sorted(flags["train"])
     steps = [b - a for a, b in zip([0, *sizes], sizes, strict=False)]
-    test, *parts = recipes.draw(
-        rows, [flags["test"], *steps], recipe.balanced, f"{flags['seed']}/{recipe.name}"
-    )
+    seed = f"{flags['seed']}/{recipe.name}"
+    try:
+        test, *parts = recipes.draw(rows, [flags["test"], *steps], recipe.balanced, seed)
+    except ConfigError as e:
+        train = ",".join(map(str, flags["train"]))
+        which = f"--test={flags['test']} --train={train}: lower them"
+        raise ConfigError(*(f"{line} ({which})" for line in e.problems)) from e
     sets: Sets = {"test": test} if test else {}
     for i, size in enumerate(sizes):
         sets[f"train_{size // 1000}k" if size % 1000 == 0 else f"train_{size}"] = [

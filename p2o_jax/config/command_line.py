@@ -9,7 +9,7 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -310,3 +310,11 @@ def _show(text: str) -> NoReturn:
     except BrokenPipeError:  # `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(0)
+
+
+def model_or_run(flags: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with flags that name a model or a run."""
+    if bool(flags["model"]) == bool(flags["workdir"]):
+        yield "--model or --workdir: one of them is needed, and not both"
+    if (flags["step"] or flags["template"] == "best") and not flags["workdir"]:
+        yield "--step and --template=best need --workdir"

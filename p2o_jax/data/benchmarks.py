@@ -5,8 +5,9 @@ source has either the hub's columns or the columns `question` and `answer`.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from p2o_jax import config
 from p2o_jax.data import sources
@@ -18,6 +19,7 @@ QUESTIONS = ("problem", "question", "Problem", "Question")
 ANSWERS = ("answer", "final_answer", "Answer", "expected_answer")
 # The paper's protocol: sets of fewer questions are sampled k times, larger sets decoded greedily.
 SMALL = 100
+BuiltIn = Mapping[str, Callable[[], Loaded]]  # sources by name
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -120,7 +122,9 @@ def named(text: str) -> list[tuple[str, str]]:
     return sets
 
 
-def load_set(name: str, source: str, cfg: config.DataConfig) -> Loaded:
+def load_set(
+    name: str, source: str, cfg: config.DataConfig, built_in: BuiltIn = MappingProxyType({})
+) -> Loaded:
     """Loads a benchmark, from the hub if `source` is empty, or another source with `cfg`'s columns.
 
     Raises:
@@ -128,15 +132,24 @@ def load_set(name: str, source: str, cfg: config.DataConfig) -> Loaded:
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name].load(cfg, source)
+    if source in built_in:
+        return replace(built_in[source](), name=name)
     return replace(sources.load(source, cfg), name=name)
 
 
 def load_sets(
-    text: str, cfg: config.DataConfig, where: str = "config.data.eval_path"
+    text: str,
+    cfg: config.DataConfig,
+    where: str = "config.data.eval_path",
+    built_in: BuiltIn = MappingProxyType({}),
 ) -> list[Loaded]:
     """Loads every set in a list such as config.data.eval_path.
 
-    `where` is the name of the setting or flag that holds the list, for error messages.
+    Args:
+        text: the list.
+        cfg: the columns of sources.
+        where: the name of the setting or flag that holds the list, for error messages.
+        built_in: further sources by name.
 
     Raises:
         config.ConfigError: one line for every problem of every set.
@@ -149,7 +162,7 @@ def load_sets(
         raise config.ConfigError(*(f"{where}: {line}" for line in e.problems)) from e
     for name, source in entries:
         try:
-            sets.append(load_set(name, source, cfg))
+            sets.append(load_set(name, source, cfg, built_in))
         except config.ConfigError as e:
             problems += e.problems
     if problems:

@@ -2,33 +2,31 @@
 
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from p2o_jax import config
-from p2o_jax.config import Config, ConfigError, loading
+from p2o_jax.config import Config, ConfigError
 from p2o_jax.data import benchmarks
 from p2o_jax.data.sources import Loaded, raise_problems
 from p2o_jax.evaluation import report
 from p2o_jax.evaluation.benchmark import BenchmarkSampler, Judges, Protocol
 from p2o_jax.models import sharding
-from p2o_jax.offline import sampler_shapes, settings
-from p2o_jax.offline.export import ExportOptions, export
+from p2o_jax.offline import policy, sampler_shapes, settings
+from p2o_jax.offline.policy import Source
 from p2o_jax.rewards.lenient import LenientGrader
-from p2o_jax.rewards.scorer import Scorer, untrusted
+from p2o_jax.rewards.scorer import Scorer
 from p2o_jax.rollout.pipeline import RolloutPipeline
 from p2o_jax.runtime import distributed, files, rng
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.startup import components, limits, run_directory, versions
 from p2o_jax.startup.model import Model, open_model
-from p2o_jax.tracking.metric_names import read_rows
+from p2o_jax.startup.questions import load_sets
 
 TABLE = "results.md"
 MAX_AT_ONCE = 1024  # rollouts of a wave, per shard of the mesh's data x fsdp
@@ -39,12 +37,9 @@ class EvaluateOptions(NamedTuple):
 
     out: Path
     benchmarks: str
-    model: str = ""  # either this
-    workdir: str = ""  # or this
-    step: str = ""  # of the run: a policy step, or `best`; empty: the newest checkpoint
+    source: Source = Source()
     template: str = ""  # its text, or `best`, the run's
     protocol: Protocol = Protocol()
-    allow_reward_fn: bool = False  # run the code that the run directory names
     overrides: settings.Overrides = ()
 
 
@@ -55,8 +50,9 @@ def evaluate(options: EvaluateOptions) -> None:
         ConfigError: anything wrong with options, config, model or data.
     """
     cfg = evaluation_config(options)
-    template = chosen_template(options.template, Path(options.workdir))
-    sets = benchmarks.load_sets(options.benchmarks, cfg.data, "--benchmarks")
+    source = options.source
+    template = policy.chosen_template(options.template, source.workdir)
+    sets = load_sets(cfg, options.benchmarks, "--benchmarks")
     templates = {"plain": "", **({"templated": template} if template else {})}
     samples_files = [
         _samples_file(options.out, part, asked) for part in sets for asked in templates
@@ -71,12 +67,13 @@ def evaluate(options: EvaluateOptions) -> None:
         reporter.line(line)
     start = time.monotonic()
     with ExitStack() as stack:
-        cfg = _with_model(cfg, options, stack)
+        path = policy.directory(source, options.out / "model", options.overrides, stack)
+        cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, path=path))
         cfg, benchmark_figures = _measure(cfg, options, sets, templates, reporter, stack)
         if distributed.is_main_process():
             results = {
-                "model": options.model or options.workdir,
-                "step": options.step,
+                "model": source.model or source.workdir,
+                "step": source.step,
                 "template": template,
                 "sources": {part.name: part.path for part in sets},
                 "protocol": dataclasses.asdict(options.protocol),
@@ -113,34 +110,10 @@ def evaluation_config(options: EvaluateOptions) -> Config:
     Raises:
         ConfigError: a wrong setting, or code of the run directory that is not allowed to run.
     """
-    workdir, overrides = Path(options.workdir), options.overrides
-    base = loading.read_config(workdir) if options.workdir else Config()
-    problems = untrusted(base.reward, str(workdir / "config.json"))
-    if problems and not options.allow_reward_fn and "reward.fn" not in dict(overrides):
-        raise ConfigError(*problems)
-    exported = settings.exported_settings(options.model, settings.ALL_SETTINGS)
+    base = policy.base_config(options.source, options.overrides)
+    exported = settings.exported_settings(options.source.model, settings.ALL_SETTINGS)
     # slots: as many as there is memory for
-    return settings.command_config(base, {"rollout.slots": "0"} | exported, overrides)
-
-
-def chosen_template(template: str, workdir: Path) -> str:
-    """The template's text; of `best` the run's own, by dev score in the newest prompt phase.
-
-    Raises:
-        ConfigError: no template of the run was better than none.
-    """
-    if template != "best":
-        return template.strip()
-    rows = [
-        row
-        for row in read_rows(workdir / "templates.jsonl")
-        if "dev_score" in row and row.get("candidate") is not None
-    ]
-    newest = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
-    text = max(newest, key=lambda row: row["dev_score"], default={"text": ""})["text"].strip()
-    if not text:
-        raise ConfigError(f"--template=best: no template in {workdir} was better than none")
-    return text
+    return settings.command_config(base, {"rollout.slots": "0"} | exported, options.overrides)
 
 
 def _measure(
@@ -161,7 +134,8 @@ def _measure(
         reporter: shows progress and scores.
         stack: closes the graders.
     """
-    date = run_directory.read_date(Path(options.workdir)) if options.workdir else None
+    workdir = options.source.workdir
+    date = run_directory.read_date(Path(workdir)) if workdir else None
     model = open_model(cfg, reporter, date)
     judges = Judges(
         stack.enter_context(Scorer(cfg.reward)), stack.enter_context(LenientGrader(cfg.reward))
@@ -239,35 +213,6 @@ def _fit(
     return dataclasses.replace(
         cfg, rollout=dataclasses.replace(cfg.rollout, slots=slots, questions=at_once, group_size=1)
     )
-
-
-def _with_model(cfg: Config, options: EvaluateOptions, stack: ExitStack) -> Config:
-    """The config with a model directory: the given one, or an export of the run's policy.
-
-    The export is deleted when the stack closes.
-    """
-    directory = options.model
-    if options.workdir:
-        directory = distributed.broadcast_from_main(
-            lambda: str(files.unused(options.out / "model"))
-        )
-        if distributed.is_main_process():
-            stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        on_cpu = jax.devices()[0].platform == "cpu"
-        export(
-            ExportOptions(
-                Path(options.workdir),
-                Path(directory),
-                options.step,
-                "float32" if on_cpu else "bfloat16",
-                overrides=[
-                    (key, text)
-                    for key, text in options.overrides
-                    if key.startswith(("model.", "world.", "checkpoint."))
-                ],
-            )
-        )
-    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, path=directory))
 
 
 def _notes(part: Loaded) -> list[str]:

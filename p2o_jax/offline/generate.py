@@ -16,12 +16,13 @@ from p2o_jax import config
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.data import sources
 from p2o_jax.data.prompts import PromptRow, read_prompts
-from p2o_jax.offline import sampler_shapes, settings
+from p2o_jax.offline import policy, sampler_shapes, settings
+from p2o_jax.offline.policy import Source
 from p2o_jax.rewards.scorer import Scorer
 from p2o_jax.rollout import sampling_params
 from p2o_jax.runtime import distributed, files, rng
 from p2o_jax.runtime.console import Reporter
-from p2o_jax.startup import components, limits
+from p2o_jax.startup import components, limits, run_directory
 from p2o_jax.startup.model import Model, open_model
 from p2o_jax.types import Completion, Question, Request, SamplingParams
 
@@ -31,7 +32,7 @@ Ids = tuple[int, ...]  # token ids
 class GenerateOptions(NamedTuple):
     """What is sampled from which model, and where it is written."""
 
-    model: str
+    source: Source
     prompts: Path
     template: str = ""
     n: int = 1  # completions of each prompt
@@ -48,15 +49,42 @@ def generate(options: GenerateOptions) -> None:
     """
     if options.out and (problems := files.conflicts("--out", Path(options.out))):
         raise ConfigError(*problems)
-    exported = settings.exported_settings(options.model, settings.CHAT_SETTINGS)
-    cfg = settings.command_config(
-        Config(), DEFAULTS | {"model.path": options.model} | exported, options.overrides
-    )
+    source, overrides = options.source, options.overrides
+    base = policy.base_config(source, overrides)
+    exported = settings.exported_settings(source.model, settings.CHAT_SETTINGS)
+    own = {} if source.workdir else LENGTH  # a run has one
+    cfg = settings.command_config(base, DEFAULTS | own | exported, overrides)
     prompts = read_prompts(options.prompts, cfg.data)
     sources.raise_problems(distributed.broadcast_from_main(lambda: _out_problems(options.out)))
     reporter = Reporter(enabled=distributed.is_main_process())
-    model = open_model(cfg, reporter)
-    ids = [model.chat.render(p.question, options.template) for p in prompts]
+    with ExitStack() as stack:
+        folder = Path(source.workdir) / "generate_model"
+        path = policy.directory(source, folder, overrides, stack)
+        cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, path=path))
+        _generate(cfg, options, prompts, reporter, stack)
+
+
+def _generate(
+    cfg: Config,
+    options: GenerateOptions,
+    prompts: Sequence[PromptRow],
+    reporter: Reporter,
+    stack: ExitStack,
+) -> None:
+    """Samples with a model directory.
+
+    Args:
+        cfg: with the directory.
+        options: what is sampled.
+        prompts: those of the file.
+        reporter: shows progress.
+        stack: closes the graders and the output file.
+    """
+    workdir = options.source.workdir
+    date = run_directory.read_date(Path(workdir)) if workdir else None
+    model = open_model(cfg, reporter, date)
+    template = policy.chosen_template(options.template, workdir)
+    ids = [model.chat.render(p.question, template) for p in prompts]
     given = {key for key, _ in options.overrides}
     cfg = sampler_shapes.fit(cfg, given, model, [len(i) for i in ids], options.n)
     _check_lengths(options.prompts, cfg, model, prompts, ids)
@@ -64,18 +92,17 @@ def generate(options: GenerateOptions) -> None:
     params = sampling_params.at(
         cfg, cfg.rollout.temperature if temperature is None else temperature
     )
-    with ExitStack() as stack:
-        out = _open(options.out, distributed.is_main_process(), stack)
-        scorer = stack.enter_context(Scorer(cfg.reward))
-        jobs = [Job(p.question, i, options.n) for p, i in zip(prompts, ids, strict=True)]
-        sample(cfg, model, jobs, params, scorer, out, reporter)
+    out = _open(options.out, distributed.is_main_process(), stack)
+    scorer = stack.enter_context(Scorer(cfg.reward))
+    jobs = [Job(p.question, i, options.n) for p, i in zip(prompts, ids, strict=True)]
+    sample(cfg, model, jobs, params, scorer, out, reporter)
 
 
 DEFAULTS = {
     "data.prompt_template": "{question}",
     "data.max_prompt_tokens": "1",  # the prompts are measured when they are known
-    "rollout.max_new_tokens": "512",
 }
+LENGTH = {"rollout.max_new_tokens": "512"}
 
 
 class Job(NamedTuple):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from p2o_jax import config
 from p2o_jax.config import Config, ConfigError, gepa_rules, reward_terms, rules
-from p2o_jax.data import benchmarks, seed_templates, sources
+from p2o_jax.data import seed_templates, sources
 from p2o_jax.data.chat import Chat
 from p2o_jax.data.seed_templates import Seed
 from p2o_jax.gepa import api, reflection
@@ -22,8 +22,8 @@ from p2o_jax.runtime import distributed
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.startup import limits, run_directory
 from p2o_jax.startup.model import WORLD, Model, collect, open_model
+from p2o_jax.startup.questions import load_heldout, load_questions
 from p2o_jax.startup.run_directory import RunDirectory
-from p2o_jax.toy_world import questions as world_questions
 from p2o_jax.tracking import disk_space, writers
 from p2o_jax.types import Question
 
@@ -214,18 +214,6 @@ def reflection_problems(cfg: Config, chat: Chat, questions: Sequence[Question] =
     return problems
 
 
-def load_questions(cfg: Config) -> sources.Loaded:
-    """The questions of config.data.path."""
-    if not cfg.data.path:
-        raise ConfigError(
-            "config.data.path is empty: name a file or folder of questions, hf:NAME or"
-            " tfds:NAME@SPLIT"
-        )
-    if cfg.data.path == WORLD:
-        return _of_world(world_questions.train_questions(cfg.world))
-    return sources.load(cfg.data.path, cfg.data)
-
-
 def load_seeds(cfg: Config) -> tuple[Seed, ...]:
     """The templates of config.gepa.seed_templates."""
     return seed_templates.read(cfg.gepa.seed_templates) if cfg.gepa.enabled else ()
@@ -281,21 +269,6 @@ def seed_notices(cfg: Config, chat: Chat, seeds: Sequence[Seed]) -> list[str]:
             f" the longest seed template, {longest:,} tokens: no reply can hold one like it"
         )
     return lines
-
-
-def load_heldout(cfg: Config) -> list[sources.Loaded]:
-    """The sets of config.data.eval_path, the dev set first; the world's own, or none, where it
-    names none.
-    """
-    if cfg.data.eval_path:
-        return benchmarks.load_sets(cfg.data.eval_path, cfg.data)
-    return (
-        [_of_world(world_questions.heldout_questions(cfg.world))] if cfg.data.path == WORLD else []
-    )
-
-
-def _of_world(questions: Sequence[Question]) -> sources.Loaded:
-    return sources.Loaded(WORLD, tuple(questions), 0, tuple(range(1, len(questions) + 1)))
 
 
 def key_problems(cfg: config.ApiConfig) -> list[str]:

@@ -348,7 +348,9 @@ def test_problems_are_reported(tmp_path, deepscaler):
         "no such file" in problems("gsm8k", "--raw", tmp_path / "none", "--out", tmp_path / "o")[0]
     )
     raw = ("--raw", deepscaler / "deepscaler.json", "--out", tmp_path / "o")
-    assert "too few for sets of 500, 5000, 5000" in problems("deepscaler", *raw)[0]
+    (line,) = problems("deepscaler", *raw)
+    assert "too few for sets of 500, 5000, 5000" in line
+    assert line.endswith("(--test=500 --train=5000,10000: lower them)")
     assert "--benchmarks: x" in problems("deepscaler", *raw, "--benchmarks=x=1,x=2")[0]
     assert not (tmp_path / "o").exists()
 

@@ -18,6 +18,7 @@ from p2o_jax.models.spec import num_params
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.startup import components, preflight, run_directory
 from p2o_jax.startup.model import WORLD
+from p2o_jax.startup.questions import load_heldout, load_sets
 from p2o_jax.state import RunState
 from p2o_jax.tracking import disk_space
 from p2o_jax.tracking.checkpoint import Checkpoints
@@ -37,18 +38,19 @@ def questions(path: Path, answers: str):
 
 
 def test_held_out_questions_of_the_world_or_of_a_file(tmp_path):
-    (world,) = preflight.load_heldout(CFG)
+    (world,) = load_heldout(CFG)
     assert world.path == WORLD
     questions(tmp_path / "held.jsonl", "12")
-    (own,) = preflight.load_heldout(
+    (own,) = load_heldout(
         replace(CFG, data=replace(CFG.data, eval_path=str(tmp_path / "held.jsonl")))
     )
     assert len(own.questions) == 2 and own.name == "held"
     with pytest.raises(ConfigError, match="no such file"):
-        preflight.load_heldout(
-            replace(CFG, data=replace(CFG.data, eval_path=str(tmp_path / "none.jsonl")))
-        )
-    assert preflight.load_heldout(replace(CFG, data=replace(CFG.data, path="q.jsonl"))) == []
+        load_heldout(replace(CFG, data=replace(CFG.data, eval_path=str(tmp_path / "none.jsonl"))))
+    assert load_heldout(replace(CFG, data=replace(CFG.data, path="q.jsonl"))) == []
+    both = load_sets(CFG, f"world,mine={tmp_path / 'held.jsonl'}", "--benchmarks")
+    assert [part.name for part in both] == ["world", "mine"]
+    assert both[0].questions == world.questions
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_told_with_all_else(tmp_path, monkeypatch):
