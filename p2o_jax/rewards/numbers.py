@@ -74,8 +74,8 @@ def _ratio(match: re.Match[str]) -> Number | None:
     return Number(int(whole or "0") + Fraction(top, bottom))
 
 
-# A decimal stands for every number that it is the rounding of, if it has at least so many
-# significant digits and so many decimal places. Six places are also math-verify's rule.
+# A decimal stands for every number that it is the rounding of, if it has at least this many
+# significant digits and this many decimal places. Six places are also math-verify's rule.
 _MIN_DIGITS, _MAX_UNIT = 6, Fraction(1, 10**6)
 # The digits of a floating-point number that a program printed are noise from the 16th on.
 _FLOAT_DIGITS, _FLOAT_ERROR = 15, Fraction(1, 10**14)
