@@ -3,16 +3,18 @@
 Parts may be missing for runs that are still training or were killed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from p2o_jax.config import ConfigError
 from p2o_jax.gepa.search import REJECTIONS
 from p2o_jax.report import curves, questions, rows, samples, templates
+from p2o_jax.report.prompt_text import shared_text
 from p2o_jax.runtime.console import printable
 from p2o_jax.tracking import record_rows
 from p2o_jax.tracking.metric_names import AMOUNTS, METRICS, PHASES
+from p2o_jax.tracking.record_rows import Row
 
 MAX_NOTES = 50
 FILES = ("metrics", "evaluations", "templates", "questions", "samples")
@@ -74,6 +76,7 @@ def read(workdir: Path, name: str, samples_bytes: int) -> dict[str, Any]:
     success_above = record_rows.field(
         config, ("reward", "success_above"), record_rows.NUMBER, 0.5, "config.json", notes
     )
+    texts: dict[str, str] = {}
     read_rows = {file: record_rows.read(workdir / f"{file}.jsonl", notes) for file in FILES[:-1]}
     metrics = list(read_rows["metrics"])
     finite = curves.finite(metrics)
@@ -82,12 +85,16 @@ def read(workdir: Path, name: str, samples_bytes: int) -> dict[str, Any]:
             f"metrics.jsonl: {bad} values are not finite numbers and are left out of the curves"
         )
     evaluations = curves.evaluations(read_rows["evaluations"])
-    trees = templates.epochs(read_rows["templates"], success_above)
-    lives = questions.lives(read_rows["questions"])
+    trees = templates.epochs(_noting_texts(read_rows["templates"], texts), success_above)
+    lives = questions.lives(_noting_texts(read_rows["questions"], texts))
     shown = samples.chosen(workdir / "samples.jsonl", samples_bytes, notes)
     wanted = {question for tree in trees for question in _question_ids(tree)} | set(
         lives["questions"]
     )
+    recorded = {name: text for name, text in texts.items() if name in wanted}
+    recorded |= samples.question_texts(workdir / "samples.jsonl", wanted - recorded.keys())
+    sampled = {shown["texts"][row["question"]] for row in shown["rows"]}
+    prompt = shared_text({*recorded.values(), *sampled}, _prompt_template(config))
     return {
         "name": name,
         "summary": _summary(workdir, config, finite, evaluations, notes),
@@ -96,7 +103,11 @@ def read(workdir: Path, name: str, samples_bytes: int) -> dict[str, Any]:
         "templates": trees,
         "questions": lives,
         "samples": shown,
-        "question_texts": samples.question_texts(workdir / "samples.jsonl", wanted),
+        "question_texts": {
+            name: rows.clip(prompt.without(text), samples.QUESTION_CHARS)
+            for name, text in recorded.items()
+        },
+        "prompt_text": prompt,
         "ledger": _ledger(finite),
         "config": _flat(config),
         "versions": {key: _text(value) for key, value in versions.items()},
@@ -110,6 +121,21 @@ def _question_ids(tree: dict[str, Any]) -> set[str]:
     return set(tree["dev"]) | {
         question for proposal in tree["rejected"] for question in proposal["minibatch"]
     }
+
+
+def _noting_texts(rows: Iterable[Row], texts: dict[str, str]) -> Iterator[Row]:
+    """The rows; texts of questions in them are put into `texts`, by id."""
+    for row in rows:
+        texts.update(row.get("questions", {}))
+        if "question" in row:
+            texts[row["question_id"]] = row["question"]
+        yield row
+
+
+def _prompt_template(config: dict[str, Any]) -> str:
+    data = config.get("data")
+    template = data.get("prompt_template") if isinstance(data, dict) else None
+    return template if isinstance(template, str) else ""
 
 
 def _summary(

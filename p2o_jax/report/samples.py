@@ -56,13 +56,13 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def question_texts(path: Path, wanted: Collection[str]) -> dict[str, str]:
-    """The texts of the questions with these ids, if a sample of them was recorded."""
+    """The whole texts of the questions with these ids, if a sample of them was recorded."""
     texts: dict[str, str] = {}
     for _, line in lines(path):
         match = QUESTION_ID.search(line)
         name = match[1].decode("utf-8", "replace") if match else ""
         if name in wanted and name not in texts and (row := _row(line)):
-            texts[name] = clip(row.get("question") or "", QUESTION_CHARS)
+            texts[name] = row.get("question") or ""
     return texts
 
 

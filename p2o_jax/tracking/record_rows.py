@@ -134,7 +134,7 @@ CANDIDATE = Schema(
         "dev": _mapping(NUMBER),
     }
     | {"cover_rank": _or_null(COUNT)},
-    {"template_id": TEXT},
+    {"template_id": TEXT, "questions": _mapping(TEXT)},
 )
 PROPOSAL = Schema(
     {"epoch": INTEGER, "outcome": TEXT},
@@ -150,7 +150,8 @@ QUESTIONS = Schema(
         "templated": TALLY,
         "templates": _mapping(TALLY),
     }
-    | {f"{name}_epoch": _or_null(INTEGER) for name in ("first_hard", "internalised", "relapsed")}
+    | {f"{name}_epoch": _or_null(INTEGER) for name in ("first_hard", "internalised", "relapsed")},
+    {"question": TEXT},
 )
 
 

@@ -3,7 +3,7 @@
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +158,7 @@ class Recorder(LoopRecorder):
             ]
             self.log.rows("samples", before.tick, [_sample(r, before.step) for r in shown])
             if after.phase == "prompts":
-                self.log.rows(
-                    "questions", before.tick, question_history.rows(after.history, after.hard_ids)
-                )
+                self.log.rows("questions", before.tick, self._question_rows(after))
 
     def search(self, before: RunState, after: RunState, result: SearchResult | None) -> None:
         """A prompt phase's metrics, templates and line."""
@@ -206,7 +204,8 @@ class Recorder(LoopRecorder):
                 values | self._running(after) | ledger_metrics(after.ledger),
             )
             if result is not None:
-                self.log.rows("templates", before.tick, _template_rows(result, epoch))
+                texts = self._texts({*result.dev_ids, *result.train_ids})
+                self.log.rows("templates", before.tick, _template_rows(result, epoch, texts))
                 path = self.workdir / "gepa" / f"epoch_{epoch}.json"
                 path.parent.mkdir(exist_ok=True)
                 files.write_whole(path, json.dumps(to_gepa_result(result)))
@@ -243,6 +242,21 @@ class Recorder(LoopRecorder):
                 state.tick,
                 [{"step": state.step, "generated_tokens": tokens, **row, "cost": untimed}],
             )
+
+    def _question_rows(self, state: RunState) -> list[dict[str, Any]]:
+        """The rows of the epoch's questions, with the text of those that are hard for the first
+        time.
+        """
+        rows = question_history.rows(state.history, state.hard_ids)
+        new = {r["question_id"] for r in rows if r["first_hard_epoch"] == r["epoch"]}
+        texts = self._texts(new)
+        return [
+            {**row, "question": texts[row["question_id"]]} if row["question_id"] in texts else row
+            for row in rows
+        ]
+
+    def _texts(self, ids: Collection[str]) -> dict[str, str]:
+        return {q.id: q.text for q in self.questions.by_id(sorted(ids))}
 
     def _running(self, after: RunState) -> dict[str, float]:
         return {
@@ -316,9 +330,11 @@ def _sample(r: Rollout, step: int) -> dict[str, Any]:
     }
 
 
-def _template_rows(result: SearchResult, epoch: int) -> list[dict[str, Any]]:
+def _template_rows(
+    result: SearchResult, epoch: int, questions: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """A row per candidate (its place in the cover, dev scores by question) and per rejected
-    proposal.
+    proposal. The first one has the texts of all `questions` by id.
     """
     rows: list[dict[str, Any]] = []
     for z, (text, parent, scores) in enumerate(
@@ -333,6 +349,7 @@ def _template_rows(result: SearchResult, epoch: int) -> list[dict[str, Any]]:
             "text": text,
             "template_id": template_id(text),
             "parent": parent,
+            **({"questions": questions} if z == 0 else {}),
         }
         rows.append({**row, "dev_score": mean, "cover_rank": rank, "dev": dev})
     return rows + [

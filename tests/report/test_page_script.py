@@ -49,10 +49,19 @@ def test_orphans_are_in_the_tree_and_objects_have_no_keys_but_their_own(script, 
     const data = parsed('{"a": {"__proto__": 1}}');
     console.log(JSON.stringify([
       treeRows(tree).map((row) => row.key), data.a["__proto__"], data.constructor === undefined,
-      promptsOf({ templated: true }), promptsOf({ templated: false })]));
+      promptsOf({ templated: true }), promptsOf({ templated: false }),
+      ["Say: 1? Now.", "Say: Now.", "2?"].map((text) =>
+        bareQuestion({ prompt_text: ["Say: ", " Now."] }, text))]));
     """
     definitions, _, _ = script.partition("\npage.view.smooth =")  # what follows renders the page
     (tmp_path / "page.js").write_text(f"{PAGE}{definitions}{asked}")
     done = subprocess.run([NODE, tmp_path / "page.js"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [["c1", "c2"], 1, True, "best-template", "plain"]
+    assert json.loads(done.stdout) == [
+        ["c1", "c2"],
+        1,
+        True,
+        "best-template",
+        "plain",
+        ["1?", "Say: Now.", "2?"],
+    ]

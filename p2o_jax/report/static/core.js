@@ -119,6 +119,19 @@ function pager(state, total, size, redraw) {
   return last ? el("div", { class: "toolbar" }, step(-1, "Previous"), el("span", { class: "soft" }, `${state.page + 1} of ${last + 1}`), step(1, "Next")) : null;
 }
 
+/** A question without the prompt text that all questions of the run share. */
+function bareQuestion(run, text) {
+  const [before, after] = run.prompt_text;
+  if (!text.startsWith(before) || !text.endsWith(after)) return text;
+  return text.slice(before.length, text.length - after.length).trim() || text;
+}
+
+/** The prompt text that all questions share, to be opened; null if there is none. */
+function sharedPrompt(run) {
+  const [before, after] = run.prompt_text;
+  return before || after ? el("details", { class: "soft" }, el("summary", {}, "Prompt text around every question"), el("pre", { tabindex: "0" }, shown(`${before}…${after}`))) : null;
+}
+
 function questionText(run, id) {
   return run.question_texts[id] ?? `question ${id}`;
 }

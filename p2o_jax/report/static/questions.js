@@ -22,7 +22,7 @@ function renderQuestions() {
     el("p", { class: "soft" }, `${count(lives.num_ever_hard)} of ${count(lives.num_seen)} questions were hard in some epoch. A column is an epoch; above, the share of plain rollouts that succeeded, below, of templated ones; the tick marks when the question was internalised.`),
     el("div", { class: "toolbar" }, menu,
       select("Fate", [["all", "all"], ...Object.entries(FATES).map(([key, [text]]) => [key, text])], lifeView.fate, (value) => { lifeView.fate = value; lifeView.page = 0; list(); }), search),
-    number, rows, pages);
+    number, sharedPrompt(page.data.runs[lifeView.run]), rows, pages);
   list();
 }
 

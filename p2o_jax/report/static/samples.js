@@ -24,7 +24,7 @@ function renderSamples() {
       status,
       select("Prompt", [["all", "all"], ["plain", "plain"], ["templated", "templated"]], sampleView.prompt, change("prompt")),
       select("Order", [["first", "first step first"], ["last", "last step first"]], sampleView.order, change("order"))),
-    number, rows, pages);
+    number, sharedPrompt(run), rows, pages);
   list();
 }
 
@@ -68,14 +68,14 @@ function sampleRow(row) {
   const body = el("div");
   const node = el("details", { ontoggle: () => { if (node.open && !body.childNodes.length) body.append(...sampleDetail(row)); } },
     el("summary", {}, el("span", { class: "soft" }, `step ${row.step}`), el("span", { class: `badge ${row.status === "correct" ? "good" : "bad"}` }, shown(row.status)),
-      row.template.trim() ? el("span", { class: "badge soft" }, "templated") : null, el("span", { class: "words" }, firstWords(row.question))), body);
+      row.template.trim() ? el("span", { class: "badge soft" }, "templated") : null, el("span", { class: "words" }, firstWords(bareQuestion(page.data.runs[sampleView.run], row.question)))), body);
   return node;
 }
 
 function sampleDetail(row) {
   const part = (name, text) => [el("h4", {}, name), el("pre", { tabindex: "0" }, shown(text))];
   return [
-    ...part("Question", row.question), ...(row.template.trim() ? part("Template", row.template) : []), ...part("Response", row.response), ...part("Reference answer", row.answer),
+    ...part("Question", bareQuestion(page.data.runs[sampleView.run], row.question)), ...(row.template.trim() ? part("Template", row.template) : []), ...part("Response", row.response), ...part("Reference answer", row.answer),
     el("p", { class: "soft" }, `reward ${row.score}, ${shown(row.status)}, ${count(row.tokens)} tokens${row.stopped === false ? ", cut at the limit" : ""}`),
   ];
 }
