@@ -2,13 +2,14 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from p2o_jax import config
-from p2o_jax.data import sources
+from p2o_jax.data import layouts, sources
 
 CFG = config.DataConfig(prompt_template="{question}")
 USER = [{"role": "user", "content": "6 * 7?"}]
@@ -182,6 +183,16 @@ def test_a_name_that_is_there_twice_is_an_error(tmp_path):
     table = pyarrow.Table.from_arrays(columns, names=["question", "answer", "answer"])
     pyarrow.parquet.write_table(table, path)
     assert problems(path) == ['FILE: the column "answer" more than once']
+
+
+def test_the_documentation_lists_every_layout():
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    rows = {line.split(" | ")[0].strip("| "): line for line in page.splitlines() if line[:1] == "|"}
+    for layout in layouts.LAYOUTS:
+        if layout.name != "other names":
+            paths = (layout.question, *layout.marks)
+            assert all(f"`{path}`" in rows[layout.name] for path in paths)
+            assert f"`{layout.answer}`" in rows[layout.name] or layout.name == layouts.CHAT
 
 
 def test_long_csv_fields_are_read(tmp_path):
