@@ -1,5 +1,5 @@
-"""The real command with GEPA alone and an endpoint that reflects, fails half of the time and
-repeats the key.
+"""The real command with GEPA alone and an endpoint that reflects, refuses fields, fails half of the
+time and repeats the key.
 """
 
 import json
@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fake_endpoint import Endpoint
+from fake_endpoint import ReasoningEndpoint
 
 from tests import toy_runs
 
@@ -21,12 +21,15 @@ SETTINGS = {
     "gepa.reflector": "api",
     "gepa.min_hard": 4,
     "gepa.max_metric_calls": 60,
+    "gepa.reflect_new_tokens": 400,
+    "gepa.reflect_temperature": 0.6,
+    "gepa.filter_replies": "true",
     "gepa.acceptance": "margin",
     "gepa.acceptance_margin": 0,
     "api.model": "teacher",
     "api.key_env": "('MY_KEY',)",
     "api.backoff_s": 0.01,
-    "api.retries": 1,
+    "api.retries": 2,
 }
 
 
@@ -59,22 +62,29 @@ def start(tmp_path, shared, key, url):
 
 def test_gepa_alone_with_an_endpoint_that_fails_half_of_the_time(tmp_path, shared):
     toy_runs.finished(shared)  # whose base model this run uses
-    with Endpoint(
-        "500", rate=0.5, reply=lambda prompt: f"```\nadd the numbers {len(prompt)} {KEY}\n```"
+    with ReasoningEndpoint(
+        fault="500",
+        rate=0.5,
+        reply=lambda prompt: f"```\nadd the numbers {len(prompt)} {KEY}\n```",
     ) as endpoint:
         done = start(tmp_path, shared, {"MY_KEY": KEY}, endpoint.url)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "max_tokens is sent as max_completion_tokens from now on" in done.stderr
+    assert "temperature=0.6 is left out from now on" in done.stderr
+    assert done.stderr.count("config.api: status 500; the endpoint says: wrong key") == 1
     run = tmp_path / "run"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (phase,) = [row for row in rows if "gepa/skipped" in row]
-    assert endpoint.counts["good"] > 0 and endpoint.counts["500"] > 0
+    counts = endpoint.counts
+    assert counts["answered"] > 0 and counts["500"] > 0 and phase["gepa/accepted"] > 0
     assert (
         phase["gepa/api_failures"]
         == phase["gepa/api_failures_server"]
         == phase["gepa/rejected_no_reply"]
     )
-    assert phase["gepa/api_retries"] == endpoint.counts["500"] - phase["gepa/api_failures"]
-    assert phase["gepa/api_tokens"] == 15 * endpoint.counts["good"] and phase["gepa/skipped"] == 0
+    failed = counts["500"] + counts["refused"]
+    assert phase["gepa/api_retries"] == failed - phase["gepa/api_failures"]
+    assert phase["gepa/api_tokens"] == 110 * counts["answered"] and phase["gepa/skipped"] == 0
     assert [row["step"] for row in rows if "eval/accuracy" in row] == [0, 0] and not any(
         "train/loss" in row for row in rows
     )
