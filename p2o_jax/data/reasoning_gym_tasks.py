@@ -29,9 +29,9 @@ def read(text: str) -> Iterator[Row]:
     """Yields a record for each entry of `TASK,TASK?size=N&seed=N`, or what is wrong with it."""
     names, _, query = text.partition("?")
     tasks = [name.strip() for name in names.split(",")]
-    given = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
-    problems = _problems(tasks, given)
-    if problems:
+    pairs = [(key, value) for key, _, value in (p.partition("=") for p in query.split("&") if p)]
+    given = dict(pairs)
+    if problems := _problems(tasks, given, len(pairs)):
         yield from ((0, problem) for problem in problems)
         return
     size, seed = (int(given.pop(name, default)) for name, default in _COUNTS.items())
@@ -94,12 +94,14 @@ def _chunks(count: int) -> list[list[int]]:
     return [list(range(i, min(i + CHUNK, count))) for i in range(0, count, CHUNK)]
 
 
-def _problems(tasks: Sequence[str], given: dict[str, str]) -> list[str]:
+def _problems(tasks: Sequence[str], given: dict[str, str], num_given: int) -> list[str]:
     if importlib.util.find_spec("reasoning_gym") is None:
         return ["needs the reasoning-gym library: pip install 'p2o-jax[reasoning-gym]'"]
     problems = []
     if not all(tasks) or len(set(tasks)) < len(tasks):
         problems.append("expected different tasks, separated by commas, as in chain_sum,gcd")
+    if len(given) < num_given:
+        problems.append("a setting is given twice")
     for name, smallest in (("size", 1), ("seed", 0)):
         text = given.get(name, str(smallest))
         if not text.isascii() or not text.isdecimal() or int(text) < smallest:

@@ -118,7 +118,7 @@ def _close(name: str, known: Any) -> str:
 @functools.cache
 def _disarm() -> None:
     """Replaces what the library's scorers evaluate answers with. Entries are made before."""
-    sympy = sys.modules.get("sympy")  # the library has imported it, if it uses it
+    sympy: Any = sys.modules.get("sympy")  # the library has imported it, if it uses it
     original = sympy.parse_expr if sympy else None
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "reasoning_gym":

@@ -106,7 +106,7 @@ class Scorer:
         score = _mean(self.terms, [part.score for part in parts])
         status: Status = "correct" if score > self.cfg.success_above else "wrong"
         if failed := [s for s in statuses if s in _FAILURES]:
-            score, status = 0.0, failed[0]
+            score, status = 0.0, _FAILURES[failed[0]]
         elif status == "wrong" and "no_answer" in statuses:
             status = "no_answer"
         format_score = answer.format_score if answer else 1.0

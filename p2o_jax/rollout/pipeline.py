@@ -192,7 +192,7 @@ class _Judge:
             ]
             return [(i, dataclasses.astuple(verdict)) for i, verdict in pairs]
 
-        return {i: _verdict(*values) for i, values in distributed.broadcast_from_main(collect)}
+        return {i: _verdict(values) for i, values in distributed.broadcast_from_main(collect)}
 
     def _work(self) -> None:
         while True:
@@ -203,7 +203,8 @@ class _Judge:
                 future.set_exception(e)
 
 
-def _verdict(*values: Any) -> Verdict:
+def _verdict(values: Sequence[Any]) -> Verdict:
     """A verdict after a round trip through JSON, which has no tuples."""
-    *others, by_reward = values
-    return Verdict(*others, tuple((name, score) for name, score in by_reward))
+    verdict = Verdict(*values)
+    pairs = tuple((name, score) for name, score in verdict.by_reward)
+    return dataclasses.replace(verdict, by_reward=pairs)

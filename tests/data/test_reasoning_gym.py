@@ -75,6 +75,7 @@ def test_what_the_library_does_not_have_is_an_error(fake, source, rule):
         ("sums?size=0", "size=0: expected a whole number of 1 or more"),
         ("sums?seed=-1", "seed=-1: expected a whole number of 0 or more"),
         ("sums,sums", "expected different tasks"),
+        ("sums?size=2&size=3", "a setting is given twice"),
         ("", "expected different tasks"),
     ],
 )
