@@ -19,6 +19,7 @@ _ALIASES = {
     "data.path": "dataset dataset_name train_files train_path",
     "data.eval_path": "eval_dataset val_files eval_files",
     "data.question_field": "prompt_key prompt_field",
+    "data.answer_field": "answer_key label_key ground_truth_key target_field",
     "data.max_prompt_tokens": "max_prompt_length max_prompt_len",
     "mesh.tensor": "tensor_parallel_size tensor_model_parallel_size tp",
     "rollout.questions": "batch_size train_batch_size rollout_batch_size global_batch_size",
@@ -28,7 +29,7 @@ _ALIASES = {
         " total_generation_steps max_length"
     ),
     "rollout.max_sampling_rounds": "max_num_gen_batches",
-    "reward.fn": "reward_fn reward_func reward_funcs reward_function",
+    "reward.fn": "reward_fn reward_func reward_funcs reward_function reward_weights",
     "adv.kind": "adv_estimator advantage_estimator scale_rewards norm_adv_by_std_in_grpo",
     "loss.ratio": "importance_sampling_level",
     "loss.clip_low": "epsilon epsilon_low clip_ratio clip_ratio_low clip_eps cliprange",
