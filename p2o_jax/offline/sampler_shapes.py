@@ -10,6 +10,8 @@ from p2o_jax.models.device_memory import kv_bytes_per_token
 from p2o_jax.startup.model import Model
 
 MAX_SLOTS = 128  # per shard of the mesh's data x fsdp
+# On a CPU the time of a decode step or of a prefill grows with its rows, whether used or not.
+MAX_SLOTS_ON_CPU, PREFILL_ON_CPU = 32, 256
 # per shard, for the cache of the prompts, and again for that of the completions
 CACHE_BYTES = 2 * 2**30
 MIN_BUCKET = 32
@@ -31,8 +33,10 @@ def fit(
     spec, shards = model.spec, sharding.num_shards(model.mesh)
     longest = max(1 << (max(lengths) - 1).bit_length(), MIN_BUCKET)
     held = CACHE_BYTES // kv_bytes_per_token(spec, model.dtype)
+    on_cpu = model.mesh.devices.flat[0].platform == "cpu"
+    most = MAX_SLOTS_ON_CPU if on_cpu else MAX_SLOTS
     slots = max(
-        min(MAX_SLOTS, held // cfg.rollout.max_new_tokens, -(-len(lengths) * n // shards)), 1
+        min(most, held // cfg.rollout.max_new_tokens, -(-len(lengths) * n // shards)), 1
     )
     rows = max(min(held // longest, -(-len(lengths) // shards)), 1)
     fitted: dict[str, Any] = {
@@ -42,5 +46,7 @@ def fit(
         "group_size": 1,
         "prompt_cache_tokens": rows * longest * shards,
     }
+    if on_cpu:
+        fitted["prefill_tokens"] = PREFILL_ON_CPU
     ours = {name: value for name, value in fitted.items() if f"rollout.{name}" not in given}
     return dataclasses.replace(cfg, rollout=dataclasses.replace(cfg.rollout, **ours))
