@@ -1,15 +1,16 @@
 """Asks whether P²O would help: `python -m p2o_jax.probe --model DIR --data FILE --templates FILE`.
 
-Samples questions of FILE plainly and under each template, before any training. A template is a
-paragraph of its file, or the `text` of a line of JSONL, such as a run's templates.jsonl. Shows for
-the plain prompt and for each template:
+Samples questions of FILE plainly and under each template, before any training. The
+file of templates is that of gepa.seed_templates: one a paragraph, or JSONL. Shows for the plain
+prompt and for each template:
 
     success     greedily and at the training temperature, each with its 95 % interval
     mixed       groups of --n responses with successes and failures, from which GRPO can learn
     rescued     questions without a plain success that are answered right at least once
     format      responses with a final boxed answer, and how many end before the limit
-    masked      tokens of right responses that config.distill leaves out of the loss, with the
-                tokens by name and rho, their probability without the template over that with it
+    masked      tokens of right responses that the paper's mask (distill.eps_low=0.99) leaves out of
+                the loss, the most frequent ones by name, with rho, their probability without the
+                template over that with it
     tokens      mean length of the prompt and of the response
 
 It ends with a verdict and a recommended `config.distill`. With `--out DIR` the figures go to

@@ -38,7 +38,18 @@ FLOORS = (
     # 10: a training run as an object
     ("run",),
     # 11: one module per command; all but main use main's error handling
-    ("main", "sft", "generate", "score", "export", "evaluate", "prepare", "plan", "report"),
+    (
+        "main",
+        "sft",
+        "generate",
+        "probe",
+        "score",
+        "export",
+        "evaluate",
+        "prepare",
+        "plan",
+        "report",
+    ),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 COMMANDS = FLOORS[-1]

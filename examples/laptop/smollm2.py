@@ -82,7 +82,10 @@ def convert(gguf: Path, directory: Path) -> None:
 
 def model_config(fields: dict[str, Any]) -> dict[str, Any]:
     """The config.json of a GGUF file's fields."""
-    get = lambda name: fields[f"llama.{name}"]
+
+    def get(name: str) -> Any:
+        return fields[f"llama.{name}"]
+
     heads, width = get("attention.head_count"), get("embedding_length")
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -170,10 +173,15 @@ def write_tokenizer(fields: dict[str, Any], directory: Path) -> None:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    control = [w for w, kind in zip(words, fields["tokenizer.ggml.token_type"], strict=True) if kind == 3]
+    control = [
+        w for w, kind in zip(words, fields["tokenizer.ggml.token_type"], strict=True) if kind == 3
+    ]
     tokenizer.add_special_tokens([AddedToken(w, normalized=False) for w in control])
     tokenizer.save(str(directory / "tokenizer.json"))
-    token = lambda name: words[fields[f"tokenizer.ggml.{name}_token_id"]]
+
+    def token(name: str) -> str:
+        return words[fields[f"tokenizer.ggml.{name}_token_id"]]
+
     _write_json(
         directory / "tokenizer_config.json",
         {

@@ -16,6 +16,7 @@ from p2o_jax.types import Rollout
 
 SHOWN_TOKENS = 4  # masked tokens that are named
 MAX_MASKED = 0.01  # share of tokens of right responses above which the mask is advised against
+PAPER = DistillConfig(eps_low=0.99)  # the paper's context ratio mask
 FEW_UNSOLVED = 0.1  # share of questions without a plain success below which P²O has little to do
 
 
@@ -65,10 +66,12 @@ class PromptFigures:
     prompt_tokens: float  # mean
     response_tokens: float  # mean
     generated_tokens: int  # of the whole probe of this prompt
+    unjudged: int  # responses whose verdict is an error or a time-out
     scored: int  # right responses whose tokens were scored without the template
     log_rho: float  # mean over their tokens
-    masked: float  # share of their tokens that get the weight 0
-    masked_tokens: tuple[MaskedToken, ...]
+    masked: float  # share of their tokens to which config.distill gives the weight 0
+    masked_paper: float  # the same with the paper's mask
+    masked_tokens: tuple[MaskedToken, ...]  # by the paper's mask
 
 
 def without_success(plain: Sequence[Rollout], n: int) -> list[bool]:
@@ -85,7 +88,7 @@ def measure(
     unsolved: Sequence[bool],
     right: Sequence[RightResponse],
     distill: DistillConfig,
-    spell: Callable[[int], str],
+    spell: Callable[[Sequence[int]], str],
 ) -> PromptFigures:
     """The figures of a prompt.
 
@@ -97,13 +100,16 @@ def measure(
         unsolved: for each question, whether it has no plain success.
         right: right responses of `sampled` with their log-probs; none for the plain prompt.
         distill: the weights of templated tokens.
-        spell: the text of a token id.
+        spell: the text of token ids.
     """
     groups = [sampled[i : i + n] for i in range(0, len(sampled), n)]
     successes = np.array([[r.succeeded for r in group] for group in groups])
     rates = successes.mean(axis=1)
     lengths = [len(r.completion.token_ids) for r in sampled]
-    masked, log_rho, tokens = _masked(right, distill, spell)
+    masked, _ = _masked(right, distill)
+    masked_paper, rhos = _masked(right, PAPER)
+    most = sorted(rhos.items(), key=lambda item: (-len(item[1]), item[0]))[:SHOWN_TOKENS]
+    log_rho_R = [r.logp_plain_R - r.logp_templated_R for r in right]
     return PromptFigures(
         template=template,
         questions=len(groups),
@@ -118,10 +124,14 @@ def measure(
         prompt_tokens=float(np.mean([len(r.prompt_ids) for r in sampled])),
         response_tokens=float(np.mean(lengths)),
         generated_tokens=sum(lengths) + sum(len(r.completion.token_ids) for r in greedy),
+        unjudged=sum(r.verdict.status in ("error", "time_out") for r in (*greedy, *sampled)),
         scored=len(right),
-        log_rho=log_rho,
+        log_rho=float(np.concatenate(log_rho_R).mean()) if right else 0.0,
         masked=masked,
-        masked_tokens=tokens,
+        masked_paper=masked_paper,
+        masked_tokens=tuple(
+            MaskedToken(spell([i]), len(of), float(np.median(of))) for i, of in most
+        ),
     )
 
 
@@ -133,8 +143,8 @@ def best(measured: Sequence[PromptFigures]) -> PromptFigures | None:
 def verdict(measured: Sequence[PromptFigures]) -> str:
     """Whether P²O would help, in one line."""
     plain, top = measured[0], best(measured)
-    rate = f"plainly {_percent(plain.sampled.mean)} % of responses are right"
-    mixed = f"{_percent(plain.mixed)} of groups are mixed"
+    rate = f"plainly {_text(plain.sampled.mean)} of responses are right"
+    mixed = f"{_text(plain.mixed)} of groups are mixed"
     if plain.unsolved <= FEW_UNSOLVED * plain.questions:
         return (
             f"GRPO is enough: {rate} and {mixed}; only {plain.unsolved} of {plain.questions}"
@@ -149,17 +159,17 @@ def verdict(measured: Sequence[PromptFigures]) -> str:
     number = list(measured).index(top)
     if top.sampled.low > plain.sampled.high and top.rescued:
         return (
-            f"P²O can help: {rate}, under template {number} {_percent(top.sampled.mean)}; it solves"
+            f"P²O can help: {rate}, under template {number} {_text(top.sampled.mean)}; it solves"
             f" {rescued}"
         )
     if top.rescued > 1 and top.sampled.mean > plain.sampled.mean:
         return (
-            f"not clear: {rate}, under template {number} {_percent(top.sampled.mean)}; it solves"
+            f"not clear: {rate}, under template {number} {_text(top.sampled.mean)}; it solves"
             f" {rescued}, and the intervals overlap: try more questions or other templates"
         )
     return (
         f"P²O needs better templates: {rate}, under the best of {len(measured) - 1}"
-        f" {_percent(top.sampled.mean)}; it solves {rescued}"
+        f" {_text(top.sampled.mean)}; it solves {rescued}"
     )
 
 
@@ -168,12 +178,15 @@ def recommendation(measured: Sequence[PromptFigures], distill: DistillConfig) ->
     top = best([measured[0], *(m for m in measured[1:] if m.scored)])
     if top is None:
         return ""
-    now = f"mode={distill.mode}, eps_low={distill.eps_low:g}"
-    if top.masked <= MAX_MASKED:
-        return f"keep distill.{now}: it masks {_percent(top.masked)} of tokens of right responses"
+    if top.masked > MAX_MASKED:
+        return (
+            f"set distill.eps_low=1.0: distill.mode={distill.mode} with eps_low={distill.eps_low}"
+            f" masks {_text(top.masked)} of the tokens of right responses"
+        )
+    paper = f"the paper's mask, eps_low={PAPER.eps_low}, drops {_text(top.masked_paper)} of them"
     return (
-        f"set distill.eps_low=1.0: {now} masks {_percent(top.masked)} of the tokens of right"
-        f" responses: {_names(top.masked_tokens)}"
+        f"keep distill.mode={distill.mode}, eps_low={distill.eps_low}: it masks"
+        f" {_text(top.masked)} of the tokens of right responses; {paper}"
     )
 
 
@@ -185,7 +198,7 @@ def table(measured: Sequence[PromptFigures], cfg: Config, available: int) -> str
         f" temperature {cfg.rollout.temperature:g}; shares in %, with 95 % intervals"
     )
     rows = [
-        "| | prompt | greedy | sampled | mixed | rescued | format | ended | masked"
+        "| | prompt | greedy | sampled | mixed | rescued | format | ended | masked (.99)"
         " | prompt tokens | response tokens |",
         "| ---: | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
@@ -199,16 +212,19 @@ def table(measured: Sequence[PromptFigures], cfg: Config, available: int) -> str
             f"{m.rescued} of {m.unsolved}" if number else "",
             _percent(m.format),
             _percent(m.stopped),
-            _percent(m.masked) if m.scored else "",
+            _percent(m.masked_paper) if m.scored else "",
             f"{m.prompt_tokens:.0f}",
             f"{m.response_tokens:.1f}",
         ]
         rows.append("| " + " | ".join(map(str, cells)) + " |")
     names = [
-        f"template {i}: masked in {m.scored} right responses: {_names(m.masked_tokens)}"
+        f"template {i}: the paper's mask drops in {m.scored} right responses:"
+        f" {_names(m.masked_tokens)}"
         for i, m in enumerate(measured)
         if m.masked_tokens
     ]
+    if unjudged := sum(m.unjudged for m in measured):
+        names.append(f"!!! {unjudged} responses could not be judged, by errors or time-outs")
     cost = sum(m.generated_tokens for m in measured)
     advice = recommendation(measured, cfg.distill)
     lines = [*names, f"{cost:,} tokens generated", "", verdict(measured)]
@@ -216,22 +232,17 @@ def table(measured: Sequence[PromptFigures], cfg: Config, available: int) -> str
 
 
 def _masked(
-    right: Sequence[RightResponse], distill: DistillConfig, spell: Callable[[int], str]
-) -> tuple[float, float, tuple[MaskedToken, ...]]:
-    """(share of tokens with weight 0, mean log rho, the tokens most often masked)."""
-    if not right:
-        return 0.0, 0.0, ()
+    right: Sequence[RightResponse], distill: DistillConfig
+) -> tuple[float, dict[int, list[float]]]:
+    """(share of tokens with weight 0, their rhos by token id)."""
     rhos: dict[int, list[float]] = defaultdict(list)
     for r in right:
         rho_R = density_ratio(r.logp_plain_R, r.logp_templated_R)
         weight_R = distill_weights(r.logp_plain_R, r.logp_templated_R, distill)
         for i in np.flatnonzero(weight_R == 0):
             rhos[int(r.token_ids[i])].append(float(rho_R[i]))
-    most = sorted(rhos.items(), key=lambda item: (-len(item[1]), item[0]))[:SHOWN_TOKENS]
     total = sum(len(r.token_ids) for r in right)
-    shift = sum(float(np.sum(r.logp_plain_R - r.logp_templated_R)) for r in right)
-    tokens = (MaskedToken(spell(i), len(of), float(np.median(of))) for i, of in most)
-    return sum(map(len, rhos.values())) / total, shift / total, tuple(tokens)
+    return sum(map(len, rhos.values())) / max(total, 1), rhos
 
 
 def _share(value_Q: np.ndarray) -> Share:
@@ -246,6 +257,10 @@ def _names(tokens: Sequence[MaskedToken]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}".removesuffix(".0")
+
+
+def _text(share: float) -> str:
+    return f"{_percent(share)} %"
 
 
 def _cell(template: str, width: int = 40) -> str:

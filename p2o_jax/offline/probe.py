@@ -13,12 +13,12 @@ import numpy as np
 
 from p2o_jax import config
 from p2o_jax.config import Config, ConfigError
-from p2o_jax.data import sources, template_file
+from p2o_jax.data import seed_templates, sources
 from p2o_jax.evaluation import probe as figures
 from p2o_jax.evaluation.probe import PromptFigures, RightResponse
 from p2o_jax.models import sharding, transformer
 from p2o_jax.offline import sampler_shapes, settings
-from p2o_jax.rewards.verify import Verifier
+from p2o_jax.rewards.scorer import Scorer
 from p2o_jax.rollout import sampling_params
 from p2o_jax.rollout.pipeline import RolloutPipeline
 from p2o_jax.runtime import distributed, files, rng
@@ -60,9 +60,7 @@ def probe(options: ProbeOptions) -> None:
         Config(), {"model.path": options.model, "data.path": options.data} | exported,
         options.overrides,
     )  # fmt: skip
-    templates = ["", *template_file.read(Path(options.templates), "--templates")] if (
-        options.templates
-    ) else [""]  # fmt: skip
+    templates = ["", *(seed.text for seed in seed_templates.read(options.templates))]
     loaded = sources.load(options.data, cfg.data)
     reporter = Reporter(enabled=distributed.is_main_process())
     for notice in loaded.notices:
@@ -71,10 +69,10 @@ def probe(options: ProbeOptions) -> None:
     model = open_model(cfg, reporter)
     cfg = _fit(cfg, options, model, questions, templates)
     with ExitStack() as stack:
-        verifier = stack.enter_context(Verifier(cfg.reward))
-        if problems := distributed.broadcast_from_main(verifier.problems):
+        scorer = stack.enter_context(Scorer(cfg.reward))
+        if problems := distributed.broadcast_from_main(scorer.problems):
             raise ConfigError(*problems)
-        measured, rollouts = _measure(cfg, options.n, model, questions, templates, verifier, reporter)
+        measured, rollouts = _measure(cfg, options.n, model, questions, templates, scorer, reporter)
     if distributed.is_main_process():
         _report(cfg, options, measured, rollouts, len(loaded.questions))
 
@@ -126,7 +124,7 @@ def _measure(
     model: Model,
     questions: Sequence[Question],
     templates: Sequence[str],
-    verifier: Verifier,
+    scorer: Scorer,
     reporter: Reporter,
 ) -> tuple[list[PromptFigures], list[Rollout]]:
     """(figures of each template, the plain prompt's first; all rollouts).
@@ -137,13 +135,13 @@ def _measure(
         model: opened, not loaded.
         questions: asked plainly and under every template.
         templates: the empty one first.
-        verifier: judges responses.
+        scorer: judges responses.
         reporter: shows progress.
     """
     engine = components.make_engine(cfg, model)
     params = model.load(str(jnp.dtype(model.dtype)))
     weights = engine.to_rollout_layout(params)
-    pipeline = RolloutPipeline(engine, model.chat, verifier.judge, reporter)
+    pipeline = RolloutPipeline(engine, model.chat, scorer.judge, reporter)
     key = rng.key(cfg.train.seed, "probe")
 
     def sample(number: int, z: str, count: int, temperature: float) -> list[Rollout]:
@@ -170,9 +168,10 @@ def _measure(
             RightResponse(r.completion.token_ids, logp_R, r.completion.logp_R)
             for r, logp_R in zip(right, plain_logps(right), strict=True)
         ]
-        spell = lambda i: model.chat.tokenizer.spell([i])
         measured.append(
-            figures.measure(z, greedy, sampled, n, unsolved, scored, cfg.distill, spell)
+            figures.measure(
+                z, greedy, sampled, n, unsolved, scored, cfg.distill, model.chat.tokenizer.spell
+            )
         )
     return measured, [r for greedy, sampled in rollouts for r in (*greedy, *sampled)]
 

@@ -35,9 +35,7 @@ def fit(
     held = CACHE_BYTES // kv_bytes_per_token(spec, model.dtype)
     on_cpu = model.mesh.devices.flat[0].platform == "cpu"
     most = MAX_SLOTS_ON_CPU if on_cpu else MAX_SLOTS
-    slots = max(
-        min(most, held // cfg.rollout.max_new_tokens, -(-len(lengths) * n // shards)), 1
-    )
+    slots = max(min(most, held // cfg.rollout.max_new_tokens, -(-len(lengths) * n // shards)), 1)
     rows = max(min(held // longest, -(-len(lengths) // shards)), 1)
     fitted: dict[str, Any] = {
         "prompt_buckets": tuple(sorted({max(longest >> shift, MIN_BUCKET) for shift in (4, 2, 0)})),

@@ -30,10 +30,18 @@ def distill_weights(
         )
     if cfg.mode != "ratio_mask":
         return np.ones_like(rho)
-    low, high = np.float32(1 - cfg.eps_low), np.float32(1 + cfg.eps_high)
+    low, high = map(np.float32, bounds(cfg))
     if cfg.clip == "hard":
         return ((rho >= low) & (rho <= high)).astype(np.float32)
     return np.where(rho < low, low / rho, np.where(rho > high, high / rho, np.float32(1)))
+
+
+def bounds(cfg: DistillConfig) -> tuple[float, float]:
+    """Returns the bounds on rho outside of which tokens count less or not at all."""
+    if cfg.mode == "truncated":
+        return 0.0, cfg.cap
+    assert cfg.eps_low is not None, "config.distill must be resolved"
+    return 1 - cfg.eps_low, 1 + cfg.eps_high
 
 
 def transfer(

@@ -172,7 +172,7 @@ class Learner:
             )
             logp_ref_R = ref.get(i, np.zeros_like(weight_R))  # read only with a KL term
             scored[i] = replace(examples[i], logp_ref_R=logp_ref_R, weight_R=weight_R, fresh=True)
-        rho, gap, distill_weights, importance_weights = [], [], [], []
+        rho, raised, gap, distill_weights, importance_weights = [], [], [], [], []
         for i in used:
             on_template = templated.get(i, plain[i])
             old = on_template if self.cfg.distill.mode == "importance" else plain[i]
@@ -181,6 +181,7 @@ class Learner:
                 weight_R = distill.distill_weights(plain[i], on_template, self.cfg.distill)
                 rho.append(distill.density_ratio(plain[i], on_template))
                 distill_weights.append(weight_R)
+                raised.append(examples[i].advantage > 0)
             gap.append(np.abs(on_template - examples[i].logp_sampler_R))
             if needs_importance:
                 importance_weights.append(
@@ -195,9 +196,9 @@ class Learner:
             weight_R = weight_R * np.float32(examples[i].response_weight)
             scored[i] = replace(examples[i], logp_old_R=old, logp_ref_R=ref[i], weight_R=weight_R)
         num_tokens = sum(len(examples[i].response_ids) for i in contributing)
-        stats = distill_stats(rho, distill_weights, num_tokens, self.cfg.distill) | gap_stats(gap)
+        stats = distill_stats(rho, distill_weights, raised, num_tokens, self.cfg.distill)
         cap = self.cfg.train.rollout_is_cap
-        return scored, stats | rollout_weight_stats(importance_weights, cap)
+        return scored, stats | gap_stats(gap) | rollout_weight_stats(importance_weights, cap)
 
     def _score_prompts(
         self,

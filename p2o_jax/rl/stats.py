@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from p2o_jax import config
+from p2o_jax.rl import distill
 
 Stats = dict[str, float]
 
@@ -15,19 +16,25 @@ Stats = dict[str, float]
 def distill_stats(
     rho: Sequence[np.ndarray],
     weights: Sequence[np.ndarray],
+    raised: Sequence[bool],
     num_tokens: int,
     cfg: config.DistillConfig,
 ) -> Stats:
-    """Returns distill/* over the templated tokens. `rho` and `weights` hold an array per response;
-    `num_tokens` counts all trained tokens.
+    """Returns distill/* over the templated tokens.
+
+    Args:
+        rho: density ratios, an array per response.
+        weights: the weights of the tokens.
+        raised: for each response, whether its advantage is positive.
+        num_tokens: all trained tokens.
+        cfg: bounds on rho.
     """
     if not rho:
         return {}
     ratio, weight = np.concatenate(rho), np.concatenate(weights).astype(np.float64)
     low, mid, high = np.quantile(ratio, [0.05, 0.5, 0.95])
-    bound_low, bound_high = (
-        (0.0, cfg.cap) if cfg.mode == "truncated" else (1 - cfg.eps_low, 1 + cfg.eps_high)
-    )
+    bound_low, bound_high = distill.bounds(cfg)
+    of_right = [w == 0 for w, up in zip(weights, raised, strict=True) if up]
     return {
         "distill/frac_masked_low": float((ratio < bound_low).mean()),
         "distill/frac_masked_high": float((ratio > bound_high).mean()),
@@ -38,6 +45,11 @@ def distill_stats(
             weight.sum() ** 2 / max((weight**2).sum() * weight.size, 1e-30)
         ),
         "distill/frac_templated_tokens": ratio.size / num_tokens,
+        **(
+            {"distill/frac_right_masked": float(np.concatenate(of_right).mean())}
+            if of_right
+            else {}
+        ),
     }
 
 

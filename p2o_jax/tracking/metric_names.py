@@ -111,6 +111,9 @@ METRICS: dict[str, str] = {
     "distill/ratio_p50": "median of the density ratio",
     "distill/ratio_p95": "95 % quantile of the density ratio",
     "distill/effective_sample_frac": "(sum w)^2 / (n sum w^2) of the distillation weights",
+    "distill/frac_right_masked": (
+        "share of the tokens of templated responses with a positive advantage that get weight 0"
+    ),
     "distill/frac_templated_tokens": "share of trained tokens that were sampled under a template",
     **{f"gepa/{name}": meaning for name, meaning in STATS.items()},
     **{f"gepa/{name}": meaning for name, meaning in api.STATS.items()},

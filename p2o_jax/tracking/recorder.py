@@ -17,6 +17,7 @@ from p2o_jax.rollout.gepa_adapter import REFLECT, num_set_aside
 from p2o_jax.runtime import distributed, files, preemption
 from p2o_jax.runtime.console import Reporter
 from p2o_jax.state import RunState
+from p2o_jax.tracking import notices
 from p2o_jax.tracking.clock import Pace
 from p2o_jax.tracking.metric_names import ledger_metrics
 from p2o_jax.tracking.run_log import RunLog
@@ -110,6 +111,7 @@ class Recorder(LoopRecorder):
         super().__init__(cfg, workdir, reporter, compiles, writers)
         self.questions, self.engine = questions, engine
         self.flat_rewards = preemption.FlatRewards(cfg.train.flat_rewards_steps)
+        self.notices = notices.Notices()
 
     def search_progress(self, stats: Mapping[str, float], fates: Sequence[str]) -> None:
         """A line for an iteration of GEPA, with what became of its proposals."""
@@ -151,6 +153,8 @@ class Recorder(LoopRecorder):
             self.reporter.line(notice)
         if before.step == 0 and (notice := _unrewarded_boxes(rollouts)):
             self.reporter.line(notice)
+        for line in self.notices.of_step(values):
+            self.reporter.line(line)
         if self.log:
             self.log.metrics(before.tick, before.step, values)
             shown = rollouts[:: max(len(rollouts) // max(self.cfg.train.num_samples_logged, 1), 1)][
@@ -194,6 +198,8 @@ class Recorder(LoopRecorder):
                     f"!!! epoch {epoch}: only the empty template, so all rollouts are plain as in"
                     f" GRPO; {rejected}"
                 )
+            for line in notices.of_search([event["outcome"] for event in result.events]):
+                self.reporter.line(line)
         elif self.cfg.gepa.enabled and self.cfg.gepa.schedule == "every_epoch":
             rule = f"fewer than config.gepa.min_hard={self.cfg.gepa.min_hard}: no prompt phase"
             self.reporter.line(f"epoch {epoch}: {len(before.hard_ids)} hard questions, {rule}")

@@ -87,7 +87,7 @@ def test_the_paper_s_runs_differ_from_the_main_one_in_what_they_say():
 
 
 def test_the_defaults_are_the_paper_s_and_keep_the_rules():
-    cfg = config.resolve(Config())
+    cfg = config.resolve(Config(preset="faithful"))
     for num_devices in (1, 8):
         assert rules.problems(cfg, num_devices) == []
     assert (

@@ -39,7 +39,13 @@ class DistillConfig:
         "hard",
         "For mode=ratio_mask: the weight outside the bounds. hard: 0; soft: bound / rho.",
     )
-    eps_low: float = setting(0.99, "The lower bound on rho is 1 - eps_low.", ge=0, le=1)
+    eps_low: float | None = setting(
+        None,
+        "The lower bound on rho is 1 - eps_low. 1: none, so that tokens which only a template makes"
+        " likely are learned; with the paper's 0.99 they are not.",
+        ge=0,
+        le=1,
+    )
     eps_high: float = setting(9.0, "The upper bound on rho is 1 + eps_high.", ge=0, le=1e6)
     cap: float = setting(2.0, "For mode=truncated: the largest weight.", gt=0, le=1e6)
     transfer_scale: float = setting(
