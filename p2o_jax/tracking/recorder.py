@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from p2o_jax.config import Config, reflector
+from p2o_jax.config.reward_terms import CORRECT
 from p2o_jax.data.questions import Questions
 from p2o_jax.gepa import api, reasons, to_gepa_result
 from p2o_jax.p2o import question_history
@@ -276,14 +277,16 @@ class Recorder(LoopRecorder):
 
 
 def _unrewarded_boxes(rollouts: Sequence[Rollout]) -> str:
-    """A notice if no response has a reward although some have a box, with one of them."""
+    """A notice if no answer has a reward although some responses have a box, with one of them."""
     boxes = [(box, r) for r in rollouts if (box := last_boxed(r.text)) is not None]
-    if not boxes or any(r.verdict.answer_score > 0 for r in rollouts):
+    verdicts = [r.verdict for r in rollouts]
+    rewards = [dict(v.by_reward).get(CORRECT, v.answer_score) for v in verdicts]
+    if not boxes or any(rewards):
         return ""
     box, rollout = boxes[0]
     return (
-        f"!!! all rewards of the first step are 0, although {len(boxes) / len(rollouts):.0%} of the"
-        f" responses have a closed box, such as {box[:60]!r} where the reference answer is"
+        f"!!! all rewards for answers in the first step are 0, although"
+        f" {len(boxes) / len(rollouts):.0%} of the responses have a closed box, such as {box[:60]!r} where the reference answer is"
         f" {rollout.prompt.question.answer[:60]!r}. Are these the answers that the questions ask"
         " for? (config.data.answer_field, config.data.answers, config.reward; samples.jsonl)"
     )

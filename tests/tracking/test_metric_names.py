@@ -66,7 +66,9 @@ def test_names_of_rewards_are_known(name, is_known):
 def test_boxes_without_a_reward_are_reported_with_an_example():
     bare, boxed = scored("no box", 0.0), scored(r"so \\boxed{15}", 0.0)
     notice = recorder._unrewarded_boxes([bare, boxed])
-    assert notice.startswith("!!! all rewards of the first step are 0, although 50% of the")
+    assert notice.startswith("!!! all rewards for answers in the first step are 0, although 50%")
     assert "such as '15' where the reference answer is '1,5'" in notice
     assert recorder._unrewarded_boxes([bare]) == ""
+    polite = dataclasses.replace(boxed, verdict=scored("", 0.2, correct=0.0, format=1.0).verdict)
+    assert recorder._unrewarded_boxes([polite]) != ""
     assert recorder._unrewarded_boxes([boxed, scored("", 0.1)]) == ""
