@@ -285,8 +285,9 @@ def _unrewarded_boxes(rollouts: Sequence[Rollout]) -> str:
         return ""
     box, rollout = boxes[0]
     return (
-        f"!!! all rewards for answers in the first step are 0, although"
-        f" {len(boxes) / len(rollouts):.0%} of the responses have a closed box, such as {box[:60]!r} where the reference answer is"
+        "!!! all rewards for answers in the first step are 0, although"
+        f" {len(boxes) / len(rollouts):.0%} of the responses have a closed box, such as"
+        f" {box[:60]!r} where the reference answer is"
         f" {rollout.prompt.question.answer[:60]!r}. Are these the answers that the questions ask"
         " for? (config.data.answer_field, config.data.answers, config.reward; samples.jsonl)"
     )
