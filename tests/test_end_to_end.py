@@ -219,6 +219,36 @@ def test_a_killed_run_resumes_and_ends_the_same(finished, settings, tmp_path):
     assert result(workdir) == result(finished)
 
 
+@pytest.mark.slow
+def test_a_killed_prompt_phase_that_took_templates_over_ends_the_same(settings, tmp_path):
+    """Two prompt phases; the second, which begins with the first's templates, is killed twice."""
+    seeds = tmp_path / "seeds.txt"
+    seeds.write_text("treat one digit at a time\n\nswap letters first\n")
+    longer = {
+        **settings,
+        "train.epochs": 3,
+        "gepa.seed_templates": seeds,
+        "gepa.carry_over": 3,
+        "gepa.max_metric_calls": 160,
+    }
+    output = succeed("configs/smoke.py", tmp_path / "whole", longer)
+    assert "it began with the empty template and 2 given" in output
+    first, second = (
+        [row["text"] for row in rows(tmp_path / "whole", "templates") if row["epoch"] == epoch]
+        for epoch in (0, 1)
+    )
+    assert first[1:3] == second[1:3] == seeds.read_text().strip().split("\n\n")
+    assert second[3] in first[3:], "the second phase begins with a template of the first"
+    workdir = tmp_path / "killed"
+    kill_at(workdir, longer, "step 6/9")
+    kill_at(workdir, longer, "gepa iteration 1")
+    kill_at(workdir, longer, "gepa iteration 2")
+    succeed("configs/smoke.py", workdir, longer)
+    assert untimed(workdir, 10) == untimed(tmp_path / "whole", 10)
+    for name in ("samples", "templates", "evaluations", "questions"):
+        assert rows(workdir, name) == rows(tmp_path / "whole", name)
+
+
 @pytest.mark.parametrize(
     "mesh",
     [
@@ -301,8 +331,8 @@ def test_own_questions_on_a_hugging_face_model(tmp_path, settings):
         },
     )
     assert "qwen3" in told and "6 questions" in told
-    assert f"{seeds}: 1 templates, of up to " in told
-    assert "it began with 1 templates beside the empty one" in told
+    assert f"{seeds}: templates: 1, tokens: up to " in told
+    assert "it began with the empty template and 1 given" in told
     assert rows(tmp_path / "run", "templates")[1]["text"] == few_shot
     (tree,) = report_data.read(tmp_path / "run", "run", 1 << 20)["templates"]
     assert tree["nodes"][1]["text"] == few_shot and tree["nodes"][1]["parent"] is None

@@ -321,7 +321,7 @@ def _beginning(result: SearchResult) -> str:
     if not given and not dropped:
         return ""
     left_out = f"; left out: {reasons(dropped)}" if dropped else ""
-    return f"  it began with {given} templates beside the empty one{left_out}"
+    return f"  it began with the empty template and {given} given{left_out}"
 
 
 def _sample(r: Rollout, step: int) -> dict[str, Any]:

@@ -355,6 +355,17 @@ def test_an_iteration_of_gepa_says_why_proposals_were_rejected(tmp_path):
     ]
 
 
+def test_a_phase_that_began_with_given_templates_says_so(tmp_path):
+    record = recording(tmp_path)
+    dropped = [{"outcome": o, "parent": None} for o in ("overlong_prompt", "budget")]
+    for events, said in (((), ""), (dropped, "; left out: 1 prompt too long, 1 no budget left")):
+        result = SearchResult(
+            ("", "a", "b"), (None, None, 0), (), (), ((),) * 3, (1,), {}, tuple(events)
+        )
+        record.search(RunState(None, hard_ids=("q",)), RunState(None), result)
+        assert record.reporter.lines[-1] == f"  it began with the empty template and 1 given{said}"
+
+
 @pytest.mark.parametrize(
     ("fates", "templates", "said"),
     [
