@@ -15,6 +15,13 @@ import numpy as np
 
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 Status = Literal["correct", "wrong", "no_answer", "time_out", "error"]
+STATUSES: dict[Status, str] = {
+    "correct": "the answer scores above reward.success_above",
+    "wrong": "the answer does not score above reward.success_above",
+    "no_answer": "the response has no final answer to judge",
+    "time_out": "the answer could not be judged in time; it scores 0",
+    "error": "the verification failed; the answer scores 0",
+}
 
 
 def digest(*parts: str) -> str:

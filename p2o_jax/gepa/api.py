@@ -40,12 +40,12 @@ FAILURES: dict[Reason, str] = {
 STATS = {
     "api_failures": "proposals dropped because the endpoint gave no reply",
     **{
-        f"api_failures_{reason}": f"of those, last for: {meaning}"
+        f"api_failures_{reason}": f"proposals dropped, last failure of the endpoint: {meaning}"
         for reason, meaning in FAILURES.items()
     },
     "api_retries": "requests to the endpoint that failed and were repeated",
     "api_tokens": "prompt and reply tokens of the endpoint",
-    "api_dollars": "what they cost, by the prices given",
+    "api_dollars": "cost of the endpoint's tokens, by the prices given",
 }
 MAX_BACKOFF_S = 60.0
 # a body longer than the reply could be, with this many bytes a token and some more, is read no

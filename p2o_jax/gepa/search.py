@@ -65,7 +65,8 @@ SHORT_REASONS = {
 STATS = {
     "start_templates": "templates that the phase began with beside the empty one",
     "start_dropped": (
-        "templates that it did not begin with: some question would be too long, or the budget spent"
+        "templates that the phase did not begin with: some question would be too long, or the"
+        " budget spent"
     ),
     "iterations": "waves of proposals",
     "proposals": "pairs of a parent and a minibatch",
@@ -79,7 +80,7 @@ STATS = {
     "rollouts_generated": "rollouts of candidate evaluation, all stages",
     "rollouts_charged": "rollouts as the budget counts them",
     "budget": "rollouts that the phase may use",
-    "evaluate_calls": "batches of rollouts",
+    "evaluate_calls": "batches of rollouts of candidate evaluation",
     "reflect_calls": "batches of reflection prompts",
     "train_questions": "hard questions that reflection learns from",
     "dev_questions": "hard questions that candidates are judged on",

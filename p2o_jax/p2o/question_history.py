@@ -12,8 +12,8 @@ from p2o_jax.types import Rollout, template_id
 STATS = {
     "num_ever": "questions that have been hard in some epoch so far",
     "num_internalised": (
-        "of those, questions that have had a plain success in a later epoch, and have not fallen"
-        " back since"
+        "questions that were hard and have had a plain success in a later epoch, and have not"
+        " fallen back since"
     ),
     "num_newly_internalised": "questions internalised in the epoch that ended",
     "num_relapsed": (

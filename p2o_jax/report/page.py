@@ -16,7 +16,17 @@ from p2o_jax import __version__
 from p2o_jax.config import ConfigError
 
 MARK = b'<meta name="generator" content="p2o_jax.report">'
-SCRIPTS = ("core", "charts", "overview", "templates", "questions", "samples", "settings", "main")
+SCRIPTS = (
+    "core",
+    "elements",
+    "charts",
+    "overview",
+    "templates",
+    "questions",
+    "samples",
+    "settings",
+    "main",
+)
 
 
 def render(data: dict[str, Any], stamp: str = "") -> str:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from p2o_jax.config import ConfigError
-from p2o_jax.gepa.search import REJECTIONS
+from p2o_jax.gepa.search import REJECTIONS, SHORT_REASONS
 from p2o_jax.report import curves, questions, rows, samples, templates
 from p2o_jax.report.prompt_text import shared_text
 from p2o_jax.runtime.console import printable
 from p2o_jax.tracking import record_rows
-from p2o_jax.tracking.metric_names import AMOUNTS, METRICS, PHASES
+from p2o_jax.tracking.metric_names import AMOUNTS, METRICS, PHASES, meaning
 from p2o_jax.tracking.record_rows import Row
+from p2o_jax.types import STATUSES
 
 MAX_NOTES = 50
 FILES = ("metrics", "evaluations", "templates", "questions", "samples")
@@ -49,15 +50,18 @@ def page_data(paths: Sequence[Path], samples_bytes: int) -> dict[str, Any]:
         read(path, name, samples_bytes // len(paths))
         for path, name in zip(paths, names, strict=True)
     ]
-    used = sorted(
+    measured = sorted(
         {name for run in runs for kind in run["curves"].values() for name in kind["values"]}
     )
+    meanings = {name: meaning(name) or "unknown to this version" for name in measured}
     return {
         "runs": runs,
-        "metrics": {name: METRICS[name] for name in used if name in METRICS},
+        "measured": measured,
+        "meanings": METRICS | meanings,
         "phases": PHASES,
         "amounts": AMOUNTS,
-        "rejections": REJECTIONS,
+        "rejections": {name: [SHORT_REASONS[name], text] for name, text in REJECTIONS.items()},
+        "statuses": STATUSES,
     }
 
 

@@ -1,5 +1,6 @@
 """What is measured: a table of every metric's name and meaning, and those computed from rollouts.
-The x-axis is the policy step.
+The x-axis is the policy step. Every meaning can be read on its own: the report shows it beside
+the curve.
 
 A row has only the metrics that there was something to measure for: a mean or share over nothing is
 absent, not 0.
@@ -20,7 +21,7 @@ from p2o_jax.tracking import record_rows
 from p2o_jax.types import Rollout
 
 PHASES: dict[str, str] = {
-    "policy": "training's rollouts",
+    "policy": "rollouts of training",
     "score": "old, reference and templated log-probs",
     "update": "updates",
     "gepa_seed": "GEPA: the templates that a phase begins with, on dev",
@@ -28,7 +29,7 @@ PHASES: dict[str, str] = {
     "gepa_children": "GEPA: children on their parents' minibatches",
     "gepa_dev": "GEPA: accepted children on dev",
     "gepa_reflect": "GEPA: reflection (by the policy, the initial model or an endpoint)",
-    "eval": "evaluation, which no total holds",
+    "eval": "evaluation, not counted in totals",
 }
 AMOUNTS: dict[str, str] = {
     "rollouts": "rollouts",
@@ -39,7 +40,7 @@ AMOUNTS: dict[str, str] = {
 
 METRICS: dict[str, str] = {
     "train/loss": "loss of the mini-batch, mean over the step's updates",
-    "train/policy_loss": "its policy part",
+    "train/policy_loss": "policy part of the loss",
     "train/kl_loss": "aggregated KL to the reference, before its coefficient",
     "train/grad_norm": "global norm of the gradient before clipping",
     "train/update_norm": (
@@ -61,15 +62,19 @@ METRICS: dict[str, str] = {
         "mean |sampler - learner| log-prob of the sampled tokens on the prompt they were sampled"
         " on, first update"
     ),
-    "train/logprob_gap_max": "largest such difference",
+    "train/logprob_gap_max": (
+        "largest |sampler - learner| log-prob of a sampled token, first update"
+    ),
     "train/logprob_gap_tokens": (
-        "tokens that it was measured on: those of the first update, and all that were scored"
-        " before it"
+        "tokens that the gap between sampler and learner was measured on: those of the first"
+        " update, and all that were scored before it"
     ),
     "train/rollout_is_mean": (
         "mean importance weight of the learner's policy against the sampler's, after the cap"
     ),
-    "train/frac_rollout_is_capped": "share of trained tokens whose such weight is at the cap",
+    "train/frac_rollout_is_capped": (
+        "share of trained tokens whose importance weight against the sampler is at the cap"
+    ),
     "rollout/generated_tokens": "tokens sampled in this step",
     "rollout/mean_tokens": "mean response length",
     "rollout/frac_truncated": "share of responses cut at max_new_tokens",
@@ -80,7 +85,7 @@ METRICS: dict[str, str] = {
         "share of groups whose advantages are all zero: nothing is learnt from them"
     ),
     "rollout/frac_zero_advantage_other": (
-        "the same among the questions that were not hard in the last epoch"
+        "share of zero-advantage groups among the questions that were not hard in the last epoch"
     ),
     "reward/mean": "mean answer score",
     "reward/mean_plain": "mean answer score of untemplated rollouts",
@@ -124,22 +129,26 @@ METRICS: dict[str, str] = {
     "gepa/hard_questions": "hard questions of the epoch that ended",
     "gepa/generated_tokens": "tokens sampled in this prompt phase, reflection included",
     "eval/accuracy": (
-        "mean answer score on the held-out questions (of several sets: the first), on plain prompts"
-        " unless eval.template=best; eval/SET/... are by set"
+        "mean answer score on the held-out questions, on plain prompts unless eval.template=best"
     ),
     "eval/nll": (
         "mean negative log-likelihood of the response tokens of the held-out rows, nats, in"
         " supervised training"
     ),
     "eval/format": "share of held-out responses with a closed final box",
-    "eval/by_name/NAME": "the same as reward/by_name/NAME, in evaluation",
+    "eval/by_name/NAME": (
+        "mean score, on held-out questions, of a reward that config.reward.fn lists among others,"
+        " before its weight"
+    ),
     "eval/mean_tokens": "mean response length in evaluation",
     "eval/frac_truncated": "share of evaluation responses cut at max_new_tokens",
     "ledger/generated_tokens": (
         "tokens sampled since the run began: training, GEPA and reflection, not evaluation"
     ),
-    "ledger/rollouts": "rollouts made since the run began, likewise",
-    "ledger/flops": "estimated FLOPs since the run began, likewise, scoring and updates included",
+    "ledger/rollouts": "rollouts sampled since the run began: training and GEPA, not evaluation",
+    "ledger/flops": (
+        "estimated FLOPs since the run began: sampling, scoring and updates, not evaluation"
+    ),
     **{
         f"ledger/{phase}_{amount}": f"{what} since the run began; {where}"
         for phase, where in PHASES.items()
@@ -179,19 +188,25 @@ METRICS: dict[str, str] = {
 
 
 def is_known(name: str) -> bool:
-    """Whether METRICS has the name; eval/SET/x of one among several evaluation sets goes by
-    eval/x, and every */by_name/x by */by_name/NAME.
+    """Whether the metric has a meaning in METRICS."""
+    return meaning(name) is not None
+
+
+def meaning(name: str) -> str | None:
+    """The meaning of a metric; None if METRICS does not list it.
+
+    eval/SET/x of one among several evaluation sets is listed as eval/x, and every */by_name/x as
+    */by_name/NAME.
     """
-    return _listed(name) in METRICS
-
-
-def _listed(name: str) -> str:
-    """The name by which METRICS lists a metric."""
     kind, *parts = name.split("/")
+    of = ""
+    if kind == "eval" and len(parts) > 1 and parts[0] != "by_name":
+        of = f"{parts.pop(0)}: "
     if len(parts) > 1 and parts[-2] == "by_name":
-        parts[-1] = "NAME"
-    in_set = kind == "eval" and len(parts) > 1 and parts[0] != "by_name"
-    return "/".join((kind, *(parts[1:] if in_set else parts)))
+        of += f"{parts.pop()}: "
+        parts.append("NAME")
+    text = METRICS.get("/".join((kind, *parts)))
+    return None if text is None else of + text
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

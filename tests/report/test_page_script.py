@@ -21,6 +21,7 @@ const document = {
   getElementById: element, createElement: element, addEventListener: nothing, body: element(),
   querySelectorAll: () => [],
 };
+const matchMedia = nothing;
 const window = { addEventListener: nothing, matchMedia: () => ({ addEventListener: nothing }) };
 class IntersectionObserver { observe() {} }
 """
@@ -43,7 +44,34 @@ def test_the_script_is_one_program(script, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_orphans_are_in_the_tree_and_objects_have_no_keys_but_their_own(script, tmp_path):
+@pytest.fixture
+def value_of(script, tmp_path):
+    """The value that statements of JavaScript, after all definitions of the page, print as JSON."""
+
+    def value(statements):
+        definitions, _, _ = script.partition("\npage.view.smooth =")  # what follows renders it
+        (tmp_path / "page.js").write_text(f"{PAGE}{definitions}{statements}")
+        done = subprocess.run([NODE, tmp_path / "page.js"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return value
+
+
+def test_runs_are_compared_along_tokens_unless_one_has_generated_none(value_of):
+    """A run alone has steps, and one without training has tokens only."""
+    asked = """
+    const run = (steps, generated_tokens) => ({ summary: { steps, generated_tokens } });
+    const [grpo, p2o, sft, gepa, begun] = [run(9, 90), run(5, 95), run(4, 0), run(0, 7), run(0, 0)];
+    console.log(JSON.stringify([
+      [grpo], [grpo, p2o], [grpo, p2o, sft], [gepa], [gepa, grpo], [begun], [begun, begun],
+    ].map(defaultAxis)));
+    """
+    expected = ["step", "tokens", "step", "tokens", "tokens", "step", "step"]
+    assert value_of(asked) == expected
+
+
+def test_orphans_are_in_the_tree_and_objects_have_no_keys_but_their_own(value_of):
     asked = """
     const tree = { nodes: [{ id: 1, parent: 0 }, { id: 2, parent: 1 }], rejected: [] };
     const data = parsed('{"a": {"__proto__": 1}}');
@@ -53,11 +81,7 @@ def test_orphans_are_in_the_tree_and_objects_have_no_keys_but_their_own(script, 
       ["Say: 1? Now.", "Say: Now.", "2?"].map((text) =>
         bareQuestion({ prompt_text: ["Say: ", " Now."] }, text))]));
     """
-    definitions, _, _ = script.partition("\npage.view.smooth =")  # what follows renders the page
-    (tmp_path / "page.js").write_text(f"{PAGE}{definitions}{asked}")
-    done = subprocess.run([NODE, tmp_path / "page.js"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [
+    assert value_of(asked) == [
         ["c1", "c2"],
         1,
         True,

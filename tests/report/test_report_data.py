@@ -7,6 +7,7 @@ import json
 import math
 import threading
 import tracemalloc
+from typing import get_args
 
 import pytest
 
@@ -16,6 +17,8 @@ from p2o_jax.report import curves, page, questions, rows, samples, serve, templa
 from p2o_jax.report import run as report_run
 from p2o_jax.report.__main__ import main
 from p2o_jax.tracking import record_rows
+from p2o_jax.tracking.metric_names import METRICS
+from p2o_jax.types import STATUSES, Status
 
 pytest.importorskip("plotly", reason="pip install 'p2o-jax[report]'")
 
@@ -274,6 +277,25 @@ def test_a_run_is_summarized_from_its_files(run):
     assert set(shown["question_texts"]) >= set(shown["questions"]["questions"]) & {
         row["question_id"] for row in shown["samples"]["rows"]
     }
+
+
+def test_every_measured_metric_has_a_meaning(tmp_path):
+    """One of an evaluation set, one of a reward, and one of another version."""
+    (tmp_path / "config.json").write_text("{}")
+    row = {"step": 0, "train/bad_updates": 0, "reward/by_name/brevity": 0.5, "old/thing": 1}
+    evaluated = {"step": 0, "eval/accuracy": 0.5, "eval/aime24/accuracy": 0.25}
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps({"tick": 0, **r}) + "\n" for r in (row, evaluated))
+    )
+    data = report_run.page_data([tmp_path], 1000)
+    assert data["measured"] == sorted((row | evaluated).keys() - {"step"})
+    assert data["meanings"]["eval/aime24/accuracy"] == f"aime24: {METRICS['eval/accuracy']}"
+    assert data["meanings"]["reward/by_name/brevity"].startswith("brevity: mean score of a reward")
+    assert data["meanings"]["old/thing"] == "unknown to this version"
+
+
+def test_every_verdict_has_a_meaning():
+    assert tuple(STATUSES) == get_args(Status)
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import browser
 from p2o_jax.report import page, serve
 from p2o_jax.report import run as report_run
+from p2o_jax.tracking.metric_names import METRICS
 
 pytest.importorskip("plotly", reason="pip install 'p2o-jax[report]'")
 
@@ -74,17 +75,120 @@ def test_every_chart_is_drawn(tab):
     assert tab.inner_text(".big") == ".500"
 
 
-def test_two_runs_side_by_side_along_steps_or_tokens(view, run, hostile_run):
+def last_x(tab, section):
+    """The last x of each curve in the section's first chart."""
+    return tab.eval_on_selector(
+        f"#{section} .plot", "p => p.data.filter(t => t.hovertemplate).map(t => t.x.at(-1))"
+    )
+
+
+def test_two_runs_side_by_side_along_tokens_or_steps(view, run, hostile_run):
     tab = view(run, hostile_run)
     draw_all(tab)
     assert len(tab.query_selector_all(".card")) == 2
-    last = (
-        "() => document.querySelector('#curves .plot').data.filter(t => t.showlegend).map(t =>"
-        " t.x.at(-1))"
+    assert tab.input_value("#axis select") == "tokens"
+    assert (last_x(tab, "accuracy"), last_x(tab, "curves")) == ([16_000] * 2, [15_000] * 4)
+    tab.select_option("#axis select", "step")
+    assert (last_x(tab, "accuracy"), last_x(tab, "curves")) == ([16] * 2, [15] * 4)
+
+
+def test_the_axis_of_one_run_is_its_steps_and_the_switch_is_above_all_that_it_moves(tab):
+    draw_all(tab)
+    assert tab.input_value("#axis select") == "step" and last_x(tab, "curves") == [15, 15]
+    above = "s => [...document.querySelectorAll('.plot')].map(p => s.compareDocumentPosition(p))"
+    following = tab.eval_on_selector("#axis select", above)
+    assert set(following) == {4}, "Node.DOCUMENT_POSITION_FOLLOWING"
+    tab.query_selector_all("#curves .plot")[-1].scroll_into_view_if_needed()
+    nav, switch = (tab.query_selector(id_).bounding_box() for id_ in ("#nav", "#axis"))
+    assert nav["y"] == 0 and abs(switch["y"] - nav["height"]) < 2, "stays below the links"
+
+
+def test_every_curve_is_explained_beside_its_chart(tab):
+    """By the table of metrics: each of several curves with its name and dash, one as a text."""
+    drawn = (
+        "CURVES.map(([title, , metrics]) => [title, metrics.filter(([name]) =>"
+        " page.data.runs.some((run) => series(run, name)))])"
     )
-    assert tab.evaluate(last) == [15] * 4
-    tab.select_option("#curves select >> nth=0", "tokens")
-    assert tab.evaluate(last) == [15_000] * 4
+    charts = {title: metrics for title, metrics in tab.evaluate(drawn) if metrics}
+    assert len(charts) >= 10
+    for title, metrics in charts.items():
+        figure = tab.query_selector(f"#curves figure:has(> h3:text-is('{title}'))")
+        names = [node.inner_text() for node in figure.query_selector_all("dt")]
+        meanings = [node.inner_text() for node in figure.query_selector_all("dd")]
+        assert names == [label for _, label in metrics if len(metrics) > 1]
+        texts = meanings or [figure.query_selector("figcaption").inner_text()]
+        assert texts == [METRICS[name] for name, _ in metrics]
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_a_mark_shows_what_its_label_means(tab, width):
+    tab.set_viewport_size({"width": width, "height": 800})
+    tab.emulate_media(reduced_motion="reduce")  # a page that scrolls hides the meaning
+    for mark in tab.query_selector_all(".info"):
+        meaning = mark.get_attribute("title")
+        assert mark.get_attribute("aria-label").endswith("means") and meaning
+        mark.focus()
+        tab.keyboard.press("Enter")
+        box = tab.wait_for_selector("#explanation:popover-open")
+        assert box.inner_text() == meaning
+        place = box.bounding_box()
+        assert place["x"] >= 0 and place["x"] + place["width"] <= width
+        assert place["y"] >= 0 and place["y"] + place["height"] <= 800
+        tab.keyboard.press("Escape")
+        assert not box.is_visible()
+    shown = [m.get_attribute("title") for m in tab.query_selector_all(".card .info")]
+    assert {METRICS[f"ledger/{name}"] for name in ("generated_tokens", "rollouts", "flops")} < set(
+        shown
+    )
+
+
+def test_rows_that_open_show_it_and_open_by_the_keyboard(tab):
+    style = (
+        "s => [getComputedStyle(s).cursor, getComputedStyle(s, '::before').borderLeftStyle,"
+        " getComputedStyle(s, '::before').display !== 'none']"
+    )
+    summaries = tab.query_selector_all("summary")
+    assert len(summaries) > 30
+    assert {tuple(summary.evaluate(style)) for summary in summaries} == {("pointer", "solid", True)}
+    row = tab.query_selector("#questions .rows > details")
+    row.query_selector("summary").focus()
+    assert expanded(tab) is False
+    tab.keyboard.press("Enter")
+    assert expanded(tab) is True and row.query_selector("table")
+    turned = "s => getComputedStyle(s, '::before').rotate"
+    tab.wait_for_function(f"s => ({turned})(s) === '90deg'", arg=row.query_selector("summary"))
+    tab.keyboard.press("Enter")
+    assert expanded(tab) is False
+
+
+def expanded(tab):
+    """Whether the focused element is expanded, as a screen reader is given it."""
+    session = tab.context.new_cdp_session(tab)
+    (focused,) = (
+        {p["name"]: p["value"]["value"] for p in node["properties"]}
+        for node in session.send("Accessibility.getFullAXTree")["nodes"]
+        if any(p["name"] == "focused" and p["value"]["value"] for p in node.get("properties", ()))
+        and node["role"]["value"] != "RootWebArea"
+    )
+    session.detach()
+    return focused["expanded"]
+
+
+def test_wide_tables_hint_at_their_further_columns_on_a_phone(tab):
+    tab.set_viewport_size({"width": 360, "height": 800})
+    table = tab.query_selector("#cost .sideways")
+    box, hint = table.query_selector(".scroll"), table.query_selector(".hint")
+    assert hint.is_visible() and box.evaluate("b => b.tabIndex") == 0
+    mask = "b => getComputedStyle(b).maskImage"
+    assert "gradient" in box.evaluate(mask), "fades where it continues"
+    box.evaluate("b => { b.scrollLeft = b.scrollWidth; }")
+    tab.wait_for_function(f"b => ({mask})(b) === 'none'", arg=box)
+    first = box.query_selector("tbody td")
+    assert first.bounding_box()["x"] == box.bounding_box()["x"], "the phase stays in view"
+    assert "gradient" in tab.query_selector("#nav").evaluate(mask)
+    tab.set_viewport_size({"width": 1200, "height": 800})
+    tab.wait_for_function("b => b.tabIndex === -1", arg=box)
+    assert not hint.is_visible() and tab.query_selector("#nav").evaluate(mask) == "none"
 
 
 def test_a_click_on_a_template_shows_its_text_and_the_arrow_keys_go_on(tab, run):

@@ -1,6 +1,7 @@
 """Metrics of a step from those of its parts."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -61,6 +62,24 @@ def test_each_of_several_rewards_has_its_mean():
 )
 def test_names_of_rewards_are_known(name, is_known):
     assert metric_names.is_known(name) is is_known
+
+
+def test_a_metric_of_a_set_or_of_one_reward_has_the_meaning_of_its_kind():
+    assert (
+        metric_names.meaning("train/loss") == "loss of the mini-batch, mean over the step's updates"
+    )
+    length = metric_names.METRICS["eval/mean_tokens"]
+    assert metric_names.meaning("eval/aime24/mean_tokens") == f"aime24: {length}"
+    reward = metric_names.METRICS["eval/by_name/NAME"]
+    assert metric_names.meaning("eval/by_name/brevity") == f"brevity: {reward}"
+    assert metric_names.meaning("eval/aime24/by_name/brevity") == f"aime24: brevity: {reward}"
+    assert metric_names.meaning("no/such") is None
+
+
+def test_meanings_can_be_read_alone():
+    """A report shows one beside its curve, without the one before it."""
+    leaning = re.compile(r"^(its|their|what they)\b|\bthe same\b|\blikewise\b|\bsuch\b|\bof those,")
+    assert [name for name, text in metric_names.METRICS.items() if leaning.search(text)] == []
 
 
 def test_boxes_without_a_reward_are_reported_with_an_example():

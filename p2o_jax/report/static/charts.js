@@ -1,4 +1,5 @@
-// Charts by plotly, drawn when they come into view, and again when the colours, the axis or the data change.
+// Charts by plotly, drawn when they come into view, and again when the colours, the axis or the
+// data change.
 
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) if (entry.isIntersecting) drawChart(entry.target);
@@ -10,13 +11,20 @@ function loadPlotly() {
   for (const plot of page.charts) seen.observe(plot);
 }
 
-/** A figure. `traces()` gives plotly's traces; `note` is text under the title; `layout()` is merged into the common one. */
-function chart({ title, note, traces, layout = () => ({}), tall = false, wide = false }) {
-  const plot = el("div", { class: tall ? "plot tall" : "plot", role: "img", "aria-label": note ? `${title}. ${note}` : title });
+/**
+ * A figure. `traces()` gives plotly's traces; `layout()` is merged into the common one. `note` is
+ * text under the plot; `curves` are terms under it: each curve's name, meaning and dash.
+ */
+function chart({ title, note, curves = [], traces, layout = () => ({}), tall = false, wide = false }) {
+  const meanings = curves.map(([name, meaning]) => `${name}: ${meaning}`);
+  const said = [title, note, ...meanings].filter(Boolean).join(". ");
+  const plot = el("div", { class: tall ? "plot tall" : "plot", role: "img", "aria-label": said });
   plot.spec = { traces, layout };
   page.charts.push(plot);
   if (window.Plotly) seen.observe(plot);
-  return el("figure", { class: wide ? "wide" : "" }, el("h3", {}, title), plot, note ? el("figcaption", {}, note) : null);
+  const caption = [note, curves.length ? terms(curves) : null].filter(Boolean);
+  return el("figure", { class: wide ? "wide" : "" }, el("h3", {}, title), plot,
+    caption.length ? el("figcaption", {}, caption) : null);
 }
 
 function drawChart(plot) {
@@ -46,7 +54,7 @@ function redrawCharts() {
 function series(run, name) {
   for (const kind of ["policy", "prompts", "evaluation"]) {
     const values = run.curves[kind]?.values[name];
-    if (values) return { x: run.curves[kind][page.view.axis], y: values, every: run.curves[kind].every };
+    if (values) return { x: run.curves[kind][chosenAxis()], y: values };
   }
   return null;
 }
@@ -60,9 +68,37 @@ function smoothed(values, width) {
 }
 
 const DASHES = ["solid", "dot", "dash"];
-const axisTitle = () => (page.view.axis === "step" ? "policy step" : "generated tokens");
+const AXES = { step: "policy step", tokens: "generated tokens" };
+const axisTitle = () => AXES[chosenAxis()];
 
-/** Traces of metrics, [[metric, what it is]], of all runs: colour is the run, the dash is the metric. */
+/** The horizontal axis of curves: the reader's choice, else the one that is fair to the runs. */
+const chosenAxis = () => page.view.axis ?? defaultAxis(page.data.runs);
+
+/**
+ * Generated tokens where runs are compared, for their steps cost different amounts, and where a run
+ * has no steps; policy steps for one run, and where a run has generated nothing.
+ */
+function defaultAxis(runs) {
+  const isCompared = runs.length > 1 || runs.every((run) => !run.summary.steps);
+  return isCompared && runs.every((run) => run.summary.generated_tokens) ? "tokens" : "step";
+}
+
+const axisMeaning = (axis) => (axis === "step"
+  ? "a batch of questions that is sampled, verified and learned from"
+  : page.data.meanings["ledger/generated_tokens"]);
+
+/** The choice of the axis, above all charts that it moves; nothing while there is no choice. */
+function renderAxis() {
+  const choose = (value) => { page.view.axis = value; renderAxis(); redrawCharts(); };
+  const menu = () => [
+    select("Horizontal axis", Object.entries(AXES), chosenAxis(), choose),
+    info(axisTitle(), axisMeaning(chosenAxis())),
+  ];
+  const isChoice = page.data.runs.some((run) => run.summary.generated_tokens);
+  document.getElementById("axis").replaceChildren(...(isChoice ? menu() : []));
+}
+
+/** Traces of metrics, [[metric, its label]], of all runs: colour is the run, dash the metric. */
 function curveTraces(metrics) {
   const traces = [];
   const several = page.data.runs.length > 1;
@@ -71,7 +107,7 @@ function curveTraces(metrics) {
     if (!points) return;
     const line = { color: runColour(i), dash: DASHES[k], width: 2 };
     const few = points.y.filter((v) => v != null).length < 30;
-    const named = [several ? label(run.name) : "", metrics.length > 1 ? what : ""].filter(Boolean).join(", ") || what;
+    const named = [several ? label(run.name) : "", metrics.length > 1 ? what : ""].filter(Boolean).join(", ") || label(what);
     if (page.view.smooth > 1 && !few)
       traces.push({ x: points.x, y: points.y, mode: "lines", line: { ...line, width: 1 }, opacity: 0.25, showlegend: false, hoverinfo: "skip" });
     traces.push({
@@ -86,45 +122,49 @@ function curveChart([title, kind, metrics]) {
   const present = metrics.filter(([name]) => page.data.runs.some((run) => series(run, name)));
   if (!present.length) return null;
   const yaxis = { share: { range: [-0.02, 1.02] }, count: { rangemode: "tozero" }, log: { type: "log" }, free: {} }[kind];
-  const note = present.map(([name]) => page.data.metrics[name]).join("; ");
-  return chart({ title, note, traces: () => curveTraces(present), layout: () => ({ xaxis: { title: { text: axisTitle() } }, yaxis }) });
+  const meanings = present.map(([name, what], k) => [what, page.data.meanings[name], dash(k)]);
+  const explained = present.length > 1 ? { curves: meanings } : { note: meanings[0][1] };
+  const layout = () => ({ xaxis: { title: { text: axisTitle() } }, yaxis });
+  return chart({ title, ...explained, traces: () => curveTraces(present), layout });
 }
+
+/** A sample of the dash of a chart's k-th metric. */
+const dash = (k) => el("span", { class: "dash", dataset: { dash: DASHES[k] } });
 
 const CURVES = [
   ["Reward", "share", [["reward/mean_plain", "plain"], ["reward/mean_templated", "templated"]]],
-  ["Groups that teach nothing", "share", [["rollout/frac_zero_advantage", "all"], ["hard/frac_zero_advantage", "hard"], ["rollout/frac_zero_advantage_other", "others"]]],
+  ["Groups with zero advantage", "share", [["rollout/frac_zero_advantage", "all"], ["hard/frac_zero_advantage", "hard"], ["rollout/frac_zero_advantage_other", "others"]]],
   ["Hard questions", "count", [["gepa/hard_questions", "hard in the epoch"]]],
-  ["Hard becoming easy", "count", [["hard/num_ever", "ever hard"], ["hard/num_internalised", "internalised"], ["hard/num_relapsed", "relapsed"]]],
+  ["Hard questions internalised", "count", [["hard/num_ever", "ever hard"], ["hard/num_internalised", "internalised"], ["hard/num_relapsed", "relapsed"]]],
   ["Dev questions covered", "share", [["gepa/frac_dev_covered", "by all"], ["gepa/best_dev_score", "by the best"]]],
   ["Templated tokens masked", "share", [["distill/frac_masked_low", "ratio too low"], ["distill/frac_masked_high", "too high"]]],
   ["Entropy", "count", [["train/entropy", "entropy"]]],
   ["Response length", "count", [["rollout/mean_tokens", "training"], ["eval/mean_tokens", "held out"]]],
   ["Truncated responses", "share", [["rollout/frac_truncated", "training"], ["eval/frac_truncated", "held out"]]],
-  ["Sampler against learner", "log", [["train/logprob_gap_mean", "mean"], ["train/logprob_gap_max", "largest"]]],
+  ["Gap between sampler and learner", "log", [["train/logprob_gap_mean", "mean"], ["train/logprob_gap_max", "largest"]]],
   ["Gradient norm", "count", [["train/grad_norm", "norm"]]],
   ["Throughput", "count", [["perf/tokens_per_s", "tokens/s"]]],
 ];
 
 function renderCurves() {
   const runs = page.data.runs;
-  const names = Object.keys(page.data.metrics);
+  const names = page.data.measured;
   if (!names.includes(page.view.metric)) page.view.metric = names[0];
   const longest = Math.max(...runs.map((run) => run.curves.policy?.step.length ?? 0));
   const every = Math.max(...runs.flatMap((run) => Object.values(run.curves).map((kind) => kind.every)));
   const slider = el("input", { type: "range", min: 1, max: 50, value: page.view.smooth, "aria-label": "Smoothing, points",
     oninput: () => { page.view.smooth = Number(slider.value); width.textContent = slider.value; redrawCharts(); } });
   const width = el("output", {}, String(page.view.smooth));
-  const toolbar = el("div", { class: "toolbar" },
-    select("Along", [["step", "policy steps"], ["tokens", "generated tokens"]], page.view.axis, (value) => { page.view.axis = value; redrawCharts(); }),
-    longest >= 30 ? el("label", {}, "Mean of", slider, width, "points") : null);
-  const meaning = el("figcaption", {}, page.data.metrics[page.view.metric] ?? "");
+  const toolbar = longest >= 30
+    ? el("div", { class: "toolbar" }, el("label", {}, "Mean of", slider, width, "points"))
+    : null;
+  const meaning = el("p", { class: "soft" }, page.data.meanings[page.view.metric]);
   const any = chart({ title: "Any metric", wide: true, traces: () => curveTraces([[page.view.metric, page.view.metric]]),
     layout: () => ({ xaxis: { title: { text: axisTitle() } } }) });
   const menu = select("Metric", names.map((name) => [name, name]), page.view.metric, (value) => {
-    page.view.metric = value; meaning.textContent = page.data.metrics[value]; drawChart(any.querySelector(".plot"));
+    page.view.metric = value; meaning.textContent = page.data.meanings[value]; drawChart(any.querySelector(".plot"));
   });
-  any.querySelector("h3").after(el("div", { class: "toolbar" }, menu));
-  any.append(meaning);
+  any.querySelector("h3").after(el("div", { class: "toolbar" }, menu), meaning);
   fill("curves", "Training", toolbar, every > 1 ? el("p", { class: "soft" }, `A point is the mean of up to ${every} rows.`) : null,
     el("div", { class: "grid" }, CURVES.map(curveChart).filter(Boolean), names.length ? any : null));
 }

@@ -1,9 +1,10 @@
 "use strict";
-// What every section uses: the data, the view's state, elements made of text only, numbers as people write them.
+// What every section uses: the data, the view's state, elements made of text only, numbers as
+// people write them.
 
 const page = {
   data: parsed(document.getElementById("data").textContent),
-  view: { axis: "step", smooth: 1, metric: "train/loss" },
+  view: { axis: null, smooth: 1, metric: "train/loss" },
   charts: [],
 };
 
@@ -67,15 +68,22 @@ function duration(seconds) {
   return `${(seconds / 3600).toFixed(1)} h`;
 }
 
+/** "1 thing", "2 things". */
+const counted = (n, thing) => `${count(n)} ${thing}${n === 1 ? "" : "s"}`;
+
+const capitalized = (text) => text[0].toUpperCase() + text.slice(1);
+
 /** The value of a CSS variable, as the page's colours are now. */
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const runColour = (i) => colour(`run-${i % 6}`);
 
-function dot(i) {
+/** A dot in the colour of a CSS variable. */
+function dot(name) {
   const node = el("span", { class: "dot" });
-  node.style.setProperty("--dot", `var(--run-${i % 6})`);
+  node.style.setProperty("--dot", `var(--${name})`);
   return node;
 }
+const runDot = (i) => dot(`run-${i % 6}`);
 
 /** A colour between two #rrggbb ones. */
 function mixed(from, to, part) {
@@ -83,53 +91,11 @@ function mixed(from, to, part) {
   return `rgb(${[0, 1, 2].map((i) => Math.round(channel(from, i) * (1 - part) + channel(to, i) * part))})`;
 }
 
-function fill(id, title, ...children) {
-  document.getElementById(id).replaceChildren(el("h2", { id: `h-${id}` }, title), ...children.filter(Boolean));
-}
-
-function select(name, options, value, onchange) {
-  const node = el("select", { onchange: () => onchange(node.value) }, options.map(([key, text]) => el("option", { value: key }, shown(text))));
-  node.value = value;
-  return el("label", {}, name, node);
-}
-
-/** "1 thing", "2 things". */
-const counted = (n, thing) => `${count(n)} ${thing}${n === 1 ? "" : "s"}`;
-
-/** Which run a section shows: a menu, where there are several. `state.run` is its place. */
-function runMenu(state, redraw, runs = page.data.runs.map((_, i) => i)) {
-  if (!runs.includes(state.run)) state.run = runs.find((i) => page.data.runs[i].templates.length) ?? runs[0];
-  if (runs.length < 2) return null;
-  return select("Run", runs.map((i) => [String(i), page.data.runs[i].name]), String(state.run), (value) => { state.run = Number(value); redraw(); });
-}
-
-function table(head, rows, textColumns = []) {
-  const mark = (i) => (textColumns.includes(i) ? { class: "text" } : {});
-  const cells = (tag, row) => row.map((cell, i) => el(tag, tag === "th" ? { scope: "col", ...mark(i) } : mark(i), cell ?? "–"));
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" },
-    el("table", {}, el("thead", {}, el("tr", {}, cells("th", head))), el("tbody", {}, rows.map((row) => el("tr", {}, cells("td", row))))));
-}
-
-/** Buttons to leaf through a list; `state.page` is the page. */
-function pager(state, total, size, redraw) {
-  const last = Math.max(Math.ceil(total / size) - 1, 0);
-  state.page = Math.min(state.page, last);
-  const step = (by, text) =>
-    el("button", { type: "button", disabled: state.page + by < 0 || state.page + by > last, onclick: () => { state.page += by; redraw(); } }, text);
-  return last ? el("div", { class: "toolbar" }, step(-1, "Previous"), el("span", { class: "soft" }, `${state.page + 1} of ${last + 1}`), step(1, "Next")) : null;
-}
-
 /** A question without the prompt text that all questions of the run share. */
 function bareQuestion(run, text) {
   const [before, after] = run.prompt_text;
   if (!text.startsWith(before) || !text.endsWith(after)) return text;
   return text.slice(before.length, text.length - after.length).trim() || text;
-}
-
-/** The prompt text that all questions share, to be opened; null if there is none. */
-function sharedPrompt(run) {
-  const [before, after] = run.prompt_text;
-  return before || after ? el("details", { class: "soft" }, el("summary", {}, "Prompt text around every question"), el("pre", { tabindex: "0" }, shown(`${before}…${after}`))) : null;
 }
 
 function questionText(run, id) {

@@ -4,7 +4,7 @@ const SECTIONS = { accuracy: "Accuracy", curves: "Training", templates: "Templat
 const POLL_MS = 5000;
 
 const PARTS = {
-  accuracy: renderAccuracy, curves: renderCurves, templates: renderTemplates, questions: renderQuestions, samples: renderSamples, cost: renderCost, settings: renderSettings,
+  axis: renderAxis, accuracy: renderAccuracy, curves: renderCurves, templates: renderTemplates, questions: renderQuestions, samples: renderSamples, cost: renderCost, settings: renderSettings,
 };
 
 function renderPart(id) {
@@ -53,7 +53,10 @@ function follow() {
 }
 
 page.view.smooth = Math.max(...page.data.runs.map((run) => run.curves.policy?.step.length ?? 0)) >= 60 ? 5 : 1;
-document.getElementById("nav").append(...Object.entries(SECTIONS).map(([id, name]) => el("a", { href: `#${id}` }, name)));
+const links = document.getElementById("nav");
+links.append(...Object.entries(SECTIONS).map(([id, name]) => el("a", { href: `#${id}` }, name)));
+markOverflow(links);
+addEventListener("scroll", () => document.getElementById("explanation").hidePopover?.(), { passive: true });
 renderHeadline();
 for (const id in PARTS) renderPart(id);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawCharts);

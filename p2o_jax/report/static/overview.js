@@ -1,27 +1,33 @@
 // What came out: the headline, accuracy over time and by benchmark.
 
 function renderHeadline() {
-  document.getElementById("headline").replaceChildren(el("div", { class: "cards" }, page.data.runs.map(runCard)));
+  const headline = document.getElementById("headline"), marks = () => [...headline.querySelectorAll("button")];
+  const focused = marks().indexOf(document.activeElement);
+  headline.replaceChildren(el("div", { class: "cards" }, page.data.runs.map(runCard)));
+  marks()[focused]?.focus({ preventScroll: true });
 }
 
 function runCard(run, i) {
   const { summary, config } = run;
   const { before, after } = summary;
+  const { meanings } = page.data;
   const facts = [
     ["Method", `${summary.method} on ${shown(config["data.path"] ?? "?")}, from ${shown(config["model.path"] ?? "?")}`],
     ["Preset", config.preset ?? "–"],
-    ["Policy steps", count(summary.steps) + (summary.finished ? "" : ", not finished")],
-    ["Generated", `${short(summary.generated_tokens)} tokens, ${short(summary.rollouts)} rollouts`],
-    ["Estimated FLOPs", summary.flops ? short(summary.flops) : "–"],
-    ["Time", duration(summary.seconds) + (summary.seconds_pretraining >= 1 ? `, and ${duration(summary.seconds_pretraining)} of pretraining` : "")],
+    ["Policy steps", count(summary.steps) + (summary.finished ? "" : ", not finished"), axisMeaning("step")],
+    ["Generated tokens", short(summary.generated_tokens), axisMeaning("tokens")],
+    ["Rollouts", short(summary.rollouts), meanings["ledger/rollouts"]],
+    ["Estimated FLOPs", summary.flops ? short(summary.flops) : "–", meanings["ledger/flops"]],
+    ["Time", duration(summary.seconds) + (summary.seconds_pretraining >= 1 ? `, and ${duration(summary.seconds_pretraining)} of pretraining` : ""),
+      "wall-clock time of all starts of the run"],
   ];
   return el("article", { class: "card" },
-    el("h1", {}, dot(i), shown(run.name)),
+    el("h1", {}, runDot(i), shown(run.name)),
     el("p", { class: "big" }, after ? share(after.accuracy) : "–"),
     el("p", { class: "soft" }, after
       ? `${promptsOf(after)} accuracy on ${count(after.questions)} held-out questions, 95 % interval ${share(after.low)} to ${share(after.high)}; at the start ${share(before.accuracy)}${promptsOf(before) === promptsOf(after) ? "" : `, ${promptsOf(before)}`}`
       : "nothing was evaluated"),
-    el("dl", { class: "facts" }, facts.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
+    el("dl", { class: "facts" }, facts.map((entry) => fact(...entry))),
     run.notes.length ? el("div", { class: "notes" }, run.notes.map((note) => el("p", {}, shown(note)))) : null);
 }
 
@@ -32,7 +38,7 @@ function promptsOf(evaluation) {
 
 function accuracyTraces() {
   return page.data.runs.flatMap((run, i) => {
-    const rows = run.evaluations, x = rows.map((row) => row[page.view.axis]);
+    const rows = run.evaluations, x = rows.map((row) => row[chosenAxis()]);
     const band = (y, more) => ({ x, y, mode: "lines", line: { width: 0, color: runColour(i) }, showlegend: false, hoverinfo: "skip", ...more });
     return [
       band(rows.map((row) => row.low), {}),
@@ -46,7 +52,7 @@ function accuracyTraces() {
 
 function partTraces(part) {
   return page.data.runs.map((run, i) => ({
-    x: run.evaluations.map((row) => row[page.view.axis]), y: run.evaluations.map((row) => row.parts[part]), mode: "lines+markers", name: label(run.name),
+    x: run.evaluations.map((row) => row[chosenAxis()]), y: run.evaluations.map((row) => row.parts[part]), mode: "lines+markers", name: label(run.name),
     line: { color: runColour(i), width: 2 }, marker: { size: 4 }, showlegend: false, hovertemplate: `%{y:.3f}<extra>${label(run.name)}</extra>`,
   }));
 }
@@ -60,7 +66,7 @@ function renderAccuracy() {
   const ways = new Set(runs.flatMap((run) => run.evaluations.map(promptsOf)));
   const prompts = ways.size > 1 ? "plain prompt or, once there is one, best template" : ways.has("plain") ? "plain prompt" : "best template";
   fill("accuracy", "Accuracy",
-    chart({ title: `Held-out questions, ${prompts}`, note: "Mean answer score with its 95 % interval: Wilson's where scores are 0 or 1, Student's elsewhere", traces: accuracyTraces, layout, tall: true }),
+    chart({ title: `Held-out questions, ${prompts}`, note: `${page.data.meanings["eval/accuracy"]}; 95 % interval: Wilson's where scores are 0 or 1, Student's elsewhere`, traces: accuracyTraces, layout, tall: true }),
     parts.length > 1 ? table(["Benchmark or family", ...runs.map((run) => shown(run.name))], parts.map((part) => [shown(part), ...runs.map((run) => last(run, part))])) : null,
     parts.length > 1 ? el("div", { class: "grid" }, parts.slice(0, 12).map((part) => chart({ title: shown(part), traces: () => partTraces(part), layout }))) : null);
 }

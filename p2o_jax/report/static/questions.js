@@ -1,8 +1,14 @@
-// The life of each question that was ever hard.
+// The history of each question that was ever hard.
 
 const lifeView = { run: null, page: 0, fate: "all", search: "" };
 const LIVES_PER_PAGE = 25;
-const FATES = { internalised: ["internalised", "good"], relapsed: ["relapsed", "bad"], hard: ["still hard", "soft"] };
+// By status: its name, the colour of its badge, and the metric that counts such questions.
+const FATES = {
+  internalised: ["internalised", "good", "hard/num_internalised"],
+  relapsed: ["relapsed", "bad", "hard/num_relapsed"],
+  hard: ["still hard", "soft"],
+};
+const fateBadge = (fate) => el("span", { class: `badge ${FATES[fate][1]}` }, FATES[fate][0]);
 
 function fateOf(life) {
   if (life.internalised == null && life.relapsed == null) return "hard";
@@ -19,9 +25,10 @@ function renderQuestions() {
   const lives = page.data.runs[lifeView.run].questions;
   const list = () => listLives(rows, number, pages, list);
   fill("questions", "Hard questions",
-    el("p", { class: "soft" }, `${count(lives.num_ever_hard)} of ${count(lives.num_seen)} questions were hard in some epoch. A column is an epoch; above, the share of plain rollouts that succeeded, below, of templated ones; the tick marks when the question was internalised.`),
+    el("p", { class: "soft" }, `${count(lives.num_ever_hard)} of ${count(lives.num_seen)} questions were hard in some epoch.`),
+    stripTerms(),
     el("div", { class: "toolbar" }, menu,
-      select("Fate", [["all", "all"], ...Object.entries(FATES).map(([key, [text]]) => [key, text])], lifeView.fate, (value) => { lifeView.fate = value; lifeView.page = 0; list(); }), search),
+      select("Status", [["all", "all"], ...Object.entries(FATES).map(([key, [text]]) => [key, text])], lifeView.fate, (value) => { lifeView.fate = value; lifeView.page = 0; list(); }), search),
     number, sharedPrompt(page.data.runs[lifeView.run]), rows, pages);
   list();
 }
@@ -37,17 +44,28 @@ function listLives(rows, number, pages, redraw) {
   rows.replaceChildren(...found.slice(lifeView.page * LIVES_PER_PAGE, (lifeView.page + 1) * LIVES_PER_PAGE).map(([id, life]) => lifeRow(run, id, life)));
 }
 
+/** What the strips and badges of the questions mean. */
+function stripTerms() {
+  const fates = Object.keys(FATES).map((fate) => [
+    "", page.data.meanings[FATES[fate][2]] ?? "no plain success after the epoch in which it became hard", fateBadge(fate),
+  ]);
+  return terms([
+    ["plain", "upper row of a strip, a column for each epoch: the darker, the more plain rollouts succeeded", dot("plain")],
+    ["templated", "lower row: the same of templated rollouts", dot("templated")],
+    ["tick", "the epoch in which the question was internalised", dot("good")],
+    ...fates,
+  ]);
+}
+
 function lifeRow(run, id, life) {
-  const [text, kind] = FATES[fateOf(life)];
-  const body = el("div");
-  const row = el("details", { ontoggle: () => { if (row.open && !body.childNodes.length) body.append(...lifeDetail(run, id, life)); } },
-    el("summary", {}, strip(run.questions.epochs, life), el("span", { class: `badge ${kind}` }, text), el("span", { class: "words" }, firstWords(questionText(run, id)))), body);
-  return row;
+  const words = el("span", { class: "words" }, firstWords(questionText(run, id)));
+  return openable([strip(run.questions.epochs, life), fateBadge(fateOf(life)), words], () => lifeDetail(run, id, life));
 }
 
 function strip(epochs, life) {
   const width = Math.max(Math.min(Math.floor(220 / epochs.length), 16), 2), gap = width > 4 ? 1 : 0;
-  const drawing = svg("svg", { class: "strip", width: width * epochs.length, height: 27, role: "img", "aria-label": "Successes by epoch" });
+  const whole = width * epochs.length;
+  const drawing = svg("svg", { class: "strip", width: whole, height: 27, viewBox: `0 0 ${whole} 27`, preserveAspectRatio: "none", role: "img", "aria-label": "Successes by epoch" });
   const place = new Map(epochs.map((epoch, i) => [epoch, i * width]));
   for (const [epoch, , plain, plainOf, templated, templatedOf] of life.epochs)
     [[plain, plainOf, 0, "plain"], [templated, templatedOf, 12, "templated"]].forEach(([solved, of, y, name]) => {

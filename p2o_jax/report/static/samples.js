@@ -65,18 +65,23 @@ function listSamples({ rows, found, total, held = total, bad = 0, statuses }, li
 }
 
 function sampleRow(row) {
-  const body = el("div");
-  const node = el("details", { ontoggle: () => { if (node.open && !body.childNodes.length) body.append(...sampleDetail(row)); } },
-    el("summary", {}, el("span", { class: "soft" }, `step ${row.step}`), el("span", { class: `badge ${row.status === "correct" ? "good" : "bad"}` }, shown(row.status)),
-      row.template.trim() ? el("span", { class: "badge soft" }, "templated") : null, el("span", { class: "words" }, firstWords(bareQuestion(page.data.runs[sampleView.run], row.question)))), body);
-  return node;
+  const run = page.data.runs[sampleView.run], kind = row.status === "correct" ? "good" : "bad";
+  return openable([
+    el("span", { class: "soft" }, `step ${row.step}`),
+    el("span", { class: `badge ${kind}`, title: page.data.statuses[row.status] }, shown(row.status)),
+    row.template.trim() ? el("span", { class: "badge soft" }, "templated") : null,
+    el("span", { class: "words" }, firstWords(bareQuestion(run, row.question))),
+  ], () => sampleDetail(row));
 }
 
 function sampleDetail(row) {
   const part = (name, text) => [el("h4", {}, name), el("pre", { tabindex: "0" }, shown(text))];
   return [
     ...part("Question", bareQuestion(page.data.runs[sampleView.run], row.question)), ...(row.template.trim() ? part("Template", row.template) : []), ...part("Response", row.response), ...part("Reference answer", row.answer),
-    el("p", { class: "soft" }, `reward ${row.score}, ${shown(row.status)}, ${count(row.tokens)} tokens${row.stopped === false ? ", cut at the limit" : ""}`),
+    el("dl", { class: "facts" },
+      fact("Reward", String(row.score)),
+      fact("Verdict", [shown(row.status), page.data.statuses[row.status]].filter(Boolean).join(": ")),
+      fact("Response", counted(row.tokens, "token") + (row.stopped === false ? ", cut at the limit" : ""))),
   ];
 }
 

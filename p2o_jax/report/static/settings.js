@@ -13,7 +13,8 @@ function renderCost() {
     marker: { color: shade(i), line: { color: colour("paper"), width: 1 } }, hovertemplate: `${phase}: %{x:,.1f} s<extra></extra>`,
   }));
   const height = 130 + 36 * runs.length;
-  const figure = phases.length ? chart({ title: "Time by phase", note: "Seconds; compiling is inside the phases", wide: true, traces: bars,
+  const curves = phases.map((phase) => [phase, page.data.meanings[`time/${phase}_s`]]);
+  const figure = phases.length ? chart({ title: "Time by phase", note: "Compiling is inside the phases.", curves, wide: true, traces: bars,
     layout: () => ({ barmode: "stack", bargap: 0.35, height, yaxis: { autorange: "reversed" }, xaxis: { title: { text: "seconds" } } }) }) : null;
   if (figure) figure.querySelector(".plot").style.height = `${height}px`;
   fill("cost", "Cost", figure, ...runs.map(ledgerTable));
@@ -23,12 +24,13 @@ function ledgerTable(run, i) {
   const rows = Object.entries(run.ledger);
   if (!rows.length) return null;
   const amounts = ["rollouts", "prompt_tokens", "generated_tokens"];
-  const cells = (row) => [...amounts.map((name) => count(row[name] ?? 0)), row.flops == null ? "–" : short(row.flops), duration(row.seconds)];
+  const cells = (row) => [...amounts.map((name) => count(row[name])), row.flops == null ? "–" : short(row.flops), duration(row.seconds)];
   const sum = (name) => rows.filter(([phase]) => phase !== "eval").reduce((total, [, row]) => total + (row[name] ?? 0), 0);
   const total = Object.fromEntries([...amounts, "flops", "seconds"].map((name) => [name, sum(name)]));
-  return el("div", {}, el("h3", {}, dot(i), shown(run.name)),
-    table(["Phase", "Rollouts", "Prompt tokens", "Generated tokens", "FLOPs (est.)", "Time"],
-      [...rows.map(([phase, row]) => [page.data.phases[phase] ?? phase, ...cells(row)]), ["in all, without evaluation", ...cells(total)]]));
+  const flops = el("span", {}, "FLOPs", info("FLOPs", page.data.amounts.flops));
+  return el("div", {}, el("h3", {}, runDot(i), shown(run.name)),
+    table(["Phase", ...amounts.map((name) => capitalized(page.data.amounts[name])), flops, "Time"],
+      [...rows.map(([phase, row]) => [page.data.phases[phase] ?? phase, ...cells(row)]), ["total, without evaluation", ...cells(total)]]));
 }
 
 function renderSettings() {

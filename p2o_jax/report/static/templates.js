@@ -17,11 +17,11 @@ function renderTemplates() {
     select("Prompt phase after epoch", epochs.map((e) => [String(e), String(e)]), String(treeView.epoch), (value) => {
       treeView.epoch = Number(value); treeView.chosen = null; renderTemplates();
     }),
-    tree.rejected.length ? el("label", {}, choose, "show rejected proposals") : null);
+    tree.rejected.length ? el("label", {}, choose, "Show rejected proposals") : null);
   const rows = treeRows(tree);
   treeView.chosen = rows.some((row) => row.key === treeView.chosen) ? treeView.chosen : bestKey(tree);
   const detail = el("div", { class: "detail", "aria-live": "polite" });
-  fill("templates", "Templates", toolbar, el("p", { class: "soft" }, told(tree)),
+  fill("templates", "Templates", toolbar, ...described(tree),
     el("div", { class: "split" }, treeList(rows, (row) => detail.replaceChildren(...templateDetail(run, tree, row))), detail),
     ...coverage(run, tree));
   const row = rows.find((r) => r.key === treeView.chosen);
@@ -34,10 +34,18 @@ function mostTelling(trees) {
   return trees.reduce((a, b) => (best(b) >= best(a) ? b : a));
 }
 
-function told(tree) {
-  const reasons = Object.entries(tree.reasons).map(([name, n]) => `${n} ${name}`).join(", ");
-  const drawn = tree.rejected.length < tree.rejected_total ? ` (${tree.rejected.length} of them drawn by lot are here)` : "";
-  return `${counted(tree.nodes.length, "candidate")}, the empty template included; ${counted(tree.rejected_total, "rejected proposal")}${reasons ? `: ${reasons}` : ""}${drawn}.`;
+/** A reason for a rejection as [short name, meaning]; the recorded word, if there is no such reason. */
+const rejection = (outcome) => page.data.rejections[outcome] ?? [shown(outcome), ""];
+
+/** What the phase has done: candidates, and rejected proposals with the reasons to be opened. */
+function described(tree) {
+  const reasons = Object.entries(tree.reasons).map(([outcome, n]) => [rejection(outcome), n]);
+  const drawn = tree.rejected.length < tree.rejected_total ? ` (a random ${count(tree.rejected.length)} of them are in this page)` : "";
+  const line = [`${counted(tree.rejected_total, "rejected proposal")}${drawn}`, reasons.map(([[short], n]) => `${count(n)} ${short}`).join(", ")];
+  return [
+    el("p", { class: "soft" }, `${counted(tree.nodes.length, "candidate")}, the empty template included. Select a row to read its template; arrow keys move between rows.`),
+    reasons.length ? el("details", { class: "soft" }, el("summary", {}, line.join(": ")), terms(reasons.map(([[short, meaning]]) => [short, meaning]))) : null,
+  ].filter(Boolean);
 }
 
 function bestKey(tree) {
@@ -61,14 +69,17 @@ function treeRows(tree) {
   return rows;
 }
 
+const stacked = matchMedia("(max-width: 52rem)"); // the template stands below the tree, as in page.css
+
 function treeList(rows, show) {
   const list = el("div", { class: "tree", role: "tree", "aria-label": "Templates and their children" });
   const nodes = rows.map((row) => {
     const node = treeNode(row, row.key === treeView.chosen);
-    node.addEventListener("click", () => {
+    node.addEventListener("click", (event) => {
       treeView.chosen = row.key;
       nodes.forEach((n) => { n.setAttribute("aria-selected", String(n === node)); n.tabIndex = n === node ? 0 : -1; });
       show(row);
+      if (event.detail && stacked.matches) list.parentNode.querySelector(".detail").scrollIntoView({ block: "nearest" });
     });
     return node;
   });
@@ -90,14 +101,14 @@ function treeNode({ node, rejected, rails, key }, chosen) {
   const drawing = svg("svg", { width: x + 10, height: 32, "aria-hidden": "true" });
   const line = (d) => drawing.append(svg("path", { d, fill: "none", stroke: "var(--line)", "stroke-width": 1.5 }));
   if (depth) line(`M${x - indent} 0 V10 Q${x - indent} 16 ${x - indent + 6} 16 H${x}`);
-  rails.slice(0, MAX_INDENTS).forEach((goesOn, i) => goesOn && line(`M${10 + i * indent} 0 V32`));
+  rails.slice(0, MAX_INDENTS).forEach((hasSibling, i) => hasSibling && line(`M${10 + i * indent} 0 V32`));
   drawing.append(svg("circle", { cx: x, cy: 16, r: node ? 5 + 4 * score : 4, fill: node ? "var(--accent)" : "none", "fill-opacity": 0.15 + 0.85 * score,
     stroke: node ? "var(--accent)" : "var(--soft)", "stroke-width": node?.rank != null ? 2 : 1 }));
   const name = node ? (node.text ? firstWords(node.text) : "(no template)") : firstWords(rejected.text) || "(no text)";
   return el("button", { type: "button", class: node ? "node" : "node rejected", role: "treeitem", "aria-level": depth + 1, "aria-selected": String(chosen),
     tabindex: chosen ? 0 : -1, dataset: { key } },
   drawing, el("span", { class: "score" }, node ? share(node.score) : ""), node?.rank != null ? el("span", { class: "badge good" }, `cover ${node.rank + 1}`) : null,
-  rejected ? el("span", { class: "badge soft" }, rejected.outcome) : null, el("span", { class: "words" }, name));
+  rejected ? el("span", { class: "badge soft" }, rejection(rejected.outcome)[0]) : null, el("span", { class: "words" }, name));
 }
 
 /** Where a candidate comes from. */
@@ -112,15 +123,16 @@ function templateDetail(run, tree, { node, rejected }) {
   const tally = node && run.questions.templates[node.template_id];
   const facts = node
     ? [["Status", `${origin(node)}, ${node.rank == null ? "not in the cover" : `taken as number ${node.rank + 1} of the cover`}`],
-      ["Dev score", `${share(node.score)}, solves ${node.solves.split("1").length - 1} of ${tree.dev.length} questions`],
+      ["Dev score", `${share(node.score)}, solves ${node.solves.split("1").length - 1} of ${tree.dev.length} questions`,
+        `mean score on dev questions: ${page.data.meanings["gepa/dev_questions"]}`],
       ...(tally ? [["In training", `${count(tally[0])} of ${count(tally[1])} rollouts succeeded`]] : [])]
-    : [["Status", `rejected: ${page.data.rejections[rejected.outcome] ?? rejected.outcome}`],
+    : [["Status", `rejected: ${rejection(rejected.outcome).filter(Boolean).join("; ")}`],
       ...(rejected.before != null ? [["On its minibatch", `parent ${rejected.before}, child ${rejected.after}`]] : []),
       ["Iteration", String(rejected.iteration ?? "–")]];
   const questions = node ? tree.dev.filter((_, i) => node.solves[i] === "1") : rejected.minibatch;
   return [
     el("h3", {}, node ? `Template ${node.id}` : "Rejected proposal"),
-    el("dl", { class: "facts" }, facts.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
+    el("dl", { class: "facts" }, facts.map((entry) => fact(...entry))),
     el("h4", {}, "Text"), el("pre", { class: "template-text", tabindex: "0" }, item.text ? shown(item.text) : "(none)"),
     ...(parent && parent.text && item.text ? [el("h4", {}, `Against its parent, template ${parent.id}`), el("pre", { tabindex: "0" }, difference(parent.text, item.text))]
       : parent ? [el("p", { class: "soft" }, `Parent: template ${parent.id}${parent.text ? "" : ", which is empty"}`)] : []),
