@@ -2,6 +2,7 @@
 
 from p2o_jax.config.errors import ConfigError
 from p2o_jax.config.lengths import (
+    longest_sequence,
     longest_template_tokens,
     max_prompt_tokens,
     max_templated_prompt_tokens,
@@ -52,6 +53,7 @@ __all__ = [
     "SftConfig",
     "TrainConfig",
     "WorldConfig",
+    "longest_sequence",
     "longest_template_tokens",
     "max_prompt_tokens",
     "max_templated_prompt_tokens",

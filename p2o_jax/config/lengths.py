@@ -49,6 +49,16 @@ def templated_row_tokens(config: Config) -> int:
     )
 
 
+def longest_sequence(config: Config) -> int:
+    """A bound on the tokens of a sequence in training, evaluation and reflection: the longest
+    prompt and the longest reply to it.
+    """
+    prompt = max(max_prompt_tokens(config), config.data.max_prompt_tokens)
+    reflects = config.gepa.enabled and config.gepa.reflector != "api"
+    reply = config.gepa.reflect_new_tokens if reflects else 0
+    return prompt + max(config.rollout.max_new_tokens, reply)
+
+
 def minibatch_questions(config: Config) -> int:
     """Questions of an optimizer update."""
     return min(config.optim.minibatch_questions, config.rollout.questions)

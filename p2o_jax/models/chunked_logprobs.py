@@ -32,6 +32,8 @@ def token_logps(
     chunk: int,
     entropy_gradient: bool = True,
     mesh: Mesh | None = None,
+    divisor: float = 1.0,
+    cap: float = 0.0,
 ) -> tuple[Float[Array, "W N"], Float[Array, "W N"]]:
     """Returns log p(target) and the entropy of that prediction, float32; both 0 where not wanted.
 
@@ -45,9 +47,20 @@ def token_logps(
         chunk: tokens of a part whose logits exist at one time.
         entropy_gradient: whether the entropy has a gradient.
         mesh: the mesh, with W over data x fsdp; None: one device.
+        divisor: see `capped`, which is applied before the temperature.
+        cap: likewise.
     """
-    options = _Options(vocab, min(chunk, x_WND.shape[1]), entropy_gradient, head_VD.dtype, mesh)
+    size = min(chunk, x_WND.shape[1])
+    options = _Options(vocab, size, entropy_gradient, head_VD.dtype, mesh, divisor, cap)
     return _logps(x_WND, head_VD, target_WN, wanted_WN, jnp.float32(temperature), options)
+
+
+def capped(logits: jax.Array, divisor: float, cap: float) -> jax.Array:
+    """Returns the logits over a divisor, then kept within a cap: cap tanh(logits / cap). A cap of 0
+    is none.
+    """
+    logits = logits if divisor == 1 else logits / divisor
+    return cap * jnp.tanh(logits / cap) if cap else logits
 
 
 class _Options(NamedTuple):
@@ -56,6 +69,8 @@ class _Options(NamedTuple):
     entropy_gradient: bool
     head_dtype: Any
     mesh: Mesh | None
+    divisor: float
+    cap: float
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -68,13 +83,13 @@ def _logps(
 def _forward(
     x_WND: Any, head_VD: Any, target_WN: Any, wanted_WN: Any, temperature: Any, options: _Options
 ):
-    vocab, size = options.vocab, options.size
+    size = options.size
     head_VD = sharding.gathered(head_VD.astype(x_WND.dtype), options.mesh)
     order_WN = jnp.argsort(~wanted_WN, axis=1, stable=True)
     x, target = _take(x_WND, order_WN, size), _take(target_WN, order_WN, size)
 
     def one(i: jax.Array, done: Any) -> Any:
-        z_WnV = _scores(_chunk(x, i, size), head_VD, temperature, vocab)
+        z_WnV = _scores(_chunk(x, i, size), head_VD, temperature, options)
         most_Wn1 = z_WnV.max(axis=-1, keepdims=True)
         e_WnV = jnp.exp(z_WnV - most_Wn1)
         total_Wn = e_WnV.sum(axis=-1)
@@ -108,7 +123,7 @@ def _forward(
 
 
 def _backward(options: _Options, saved: Any, cotangents: Any) -> Any:
-    vocab, size = options.vocab, options.size
+    size = options.size
     x_WND, head_VD, target_WN, wanted_WN, temperature, order_WN, back_WN, logz, entropy = saved
     x, target = _take(x_WND, order_WN, size), _take(target_WN, order_WN, size)
     by_logp, by_entropy = (
@@ -118,7 +133,7 @@ def _backward(options: _Options, saved: Any, cotangents: Any) -> Any:
     def one(i: jax.Array, done: Any) -> Any:
         dx, dhead_WVD = done
         x_WnD, logz_Wn1 = _chunk(x, i, size), _chunk(logz, i, size)[..., None]
-        z_WnV = _scores(x_WnD, head_VD, temperature, vocab)
+        z_WnV = _scores(x_WnD, head_VD, temperature, options)
         p_WnV = jnp.exp(z_WnV - logz_Wn1)
         hit_WnV = _chunk(target, i, size)[..., None] == jnp.arange(z_WnV.shape[-1])[None, None]
         dz_WnV = _chunk(by_logp, i, size) * (hit_WnV - p_WnV)
@@ -128,7 +143,13 @@ def _backward(options: _Options, saved: Any, cotangents: Any) -> Any:
                 * p_WnV
                 * (z_WnV - logz_Wn1 + _chunk(entropy, i, size)[..., None])
             )
-        dz_WnV = (dz_WnV / temperature).astype(x.dtype)
+        dz_WnV = dz_WnV / temperature
+        if options.cap:  # 1 - tanh^2; for padding, whose p is 0, the square is infinite
+            tanh_WnV = z_WnV * temperature / options.cap
+            dz_WnV *= 1 - jnp.minimum(jnp.square(tanh_WnV), 1)
+        if options.divisor != 1:
+            dz_WnV /= options.divisor
+        dz_WnV = dz_WnV.astype(x.dtype)
         dx = lax.dynamic_update_slice_in_dim(
             dx, jnp.einsum("WnV,VD->WnD", dz_WnV, head_VD), i * size, axis=1
         )
@@ -150,9 +171,12 @@ def _backward(options: _Options, saved: Any, cotangents: Any) -> Any:
 _logps.defvjp(_forward, _backward)
 
 
-def _scores(x_WnD: jax.Array, head_VD: jax.Array, temperature: jax.Array, vocab: int) -> jax.Array:
-    z = jnp.einsum("WnD,VD->WnV", x_WnD, head_VD, preferred_element_type=jnp.float32) / temperature
-    V = head_VD.shape[0]
+def _scores(
+    x_WnD: jax.Array, head_VD: jax.Array, temperature: jax.Array, options: _Options
+) -> jax.Array:
+    z = jnp.einsum("WnD,VD->WnV", x_WnD, head_VD, preferred_element_type=jnp.float32)
+    z = capped(z, options.divisor, options.cap) / temperature
+    V, vocab = head_VD.shape[0], options.vocab
     return z if vocab == V else jnp.where((jnp.arange(V) < vocab)[None, None], z, PADDING_LOGIT)
 
 

@@ -2,9 +2,9 @@
 
 A token at position i (from 0) costs 2 N + 4 L H C (i + 1): N weights including embedding and head;
 scores and weighted sum over i + 1 keys of C channels, for H heads in L layers, at 2 operations per
-multiplication. A backward pass costs twice a forward pass, so an update costs 6 N. Recomputed
-layers, padding, the optimizer and sampling itself are not counted. Results are integers, so sums
-are exact.
+multiplication. Layers with a sliding window count its keys at most. A backward pass costs twice a
+forward pass, so an update costs 6 N. Recomputed layers, padding, the optimizer and sampling itself
+are not counted. Results are integers, so sums are exact.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,11 +19,15 @@ def forward(spec: ModelSpec, start: int, end: int) -> int:
     """Returns the cost of a forward pass over positions start ... end - 1; earlier positions are
     cached.
     """
-    keys = (end * (end + 1) - start * (start + 1)) // 2
-    return (
-        2 * num_params(spec.base) * (end - start)
-        + 4 * spec.layers * spec.heads * spec.head_dim * keys
-    )
+    keys = sum(_attended(layer.window, start, end) for layer in spec.layer_types)
+    return 2 * num_params(spec.base) * (end - start) + 4 * spec.heads * spec.head_dim * keys
+
+
+def _attended(window: int, start: int, end: int) -> int:
+    """Returns the keys that the queries at positions start ... end - 1 attend to in a layer."""
+    beyond = max(end - max(start, window), 0) if window else 0  # queries with whole windows
+    end -= beyond
+    return (end * (end + 1) - start * (start + 1)) // 2 * (end > start) + beyond * window
 
 
 def sampling(spec: ModelSpec, sequences: Sequence[PromptAndLength]) -> int:

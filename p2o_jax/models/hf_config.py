@@ -6,6 +6,7 @@ transformers 5 (`rope_parameters`, `dtype`). Settings that are not implemented a
 never ignored.
 """
 
+import dataclasses
 import json
 import re
 import shutil
@@ -15,11 +16,14 @@ from typing import Any
 
 from p2o_jax.config import ConfigError
 from p2o_jax.models import hf_keys
-from p2o_jax.models.families import FAMILIES
-from p2o_jax.models.hf_rope import Fields, read_rope, write_rope
+from p2o_jax.models.families import COMPOSITES, FAMILIES
+from p2o_jax.models.hf_fields import Fields
+from p2o_jax.models.hf_rope import write_rope
 from p2o_jax.models.spec import ModelSpec
 
 MAX_POSITIONS = 32768  # written for a spec without max_positions
+# our name of each activation in config.json
+ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
@@ -177,30 +181,62 @@ def generation_config(given: dict[str, Any] | None, tokenizer_dir: Path | None) 
 
 
 def read_spec(directory: str | Path) -> ModelSpec:
-    """Returns the model that config.json in the directory describes.
+    """Returns the model that config.json in the directory describes; of a checkpoint of several
+    models, the text model.
 
     Raises:
         ConfigError: with a line for everything that is missing, mistyped or not supported.
     """
     path = Path(directory) / "config.json"
-    values = read_json(path)
-    fields = Fields(values)
+    values = text_values(read_json(path))
     name = values.get("model_type")
     if name not in FAMILIES:
         raise ConfigError(
-            f"{path}: model_type={name!r} is not supported; supported: {_names(FAMILIES)}"
+            f"{path}: model_type={name!r} is not supported; supported:"
+            f" {_names([*FAMILIES, *COMPOSITES])}"
         )
-    family = FAMILIES[name]
+    spec, problems = spec_of(values)
+    if problems:
+        raise ConfigError(*(f"{path}: {p}" for p in problems))
+    return spec
+
+
+def text_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of the text model in config.json: all of them, or those in text_config
+    of a checkpoint of several models.
+    """
+    inner, name = values.get("text_config"), values.get("model_type")
+    if name not in COMPOSITES or not isinstance(inner, dict):
+        return values
+    # of both, the outer setting applies
+    outer = {k: values[k] for k in ("tie_word_embeddings", "quantization_config") if k in values}
+    family = inner.get("model_type", COMPOSITES[name])
+    architectures = [FAMILIES[family].architecture] if family in FAMILIES else []
+    return {**inner, **outer, "model_type": family, "architectures": architectures}
+
+
+def notices(directory: Path) -> list[str]:
+    """Returns a line if only a part of the checkpoint is read."""
+    values = read_json(directory / "config.json")
+    if values.get("model_type") not in COMPOSITES:
+        return []
+    return [
+        f"{directory}: only the text model of {values['model_type']} is used"
+        f" ({text_values(values)['model_type']}); images are not supported, and exports leave out"
+        " their part"
+    ]
+
+
+def spec_of(values: dict[str, Any]) -> tuple[ModelSpec, list[str]]:
+    """Returns the model of a supported family that these values of config.json describe, and a line
+    for every problem.
+    """
+    family = FAMILIES[values["model_type"]]
+    fields = Fields(values, defaults=family.defaults)
     fields.problems += hf_keys.problems(values)
-    window, too_narrow = hf_keys.window(values)
-    if too_narrow:
-        fields.problems.append(
-            f"{too_narrow} is not supported; supported: full attention in every layer"
-        )
     heads = fields.integer("num_attention_heads")
     width = fields.integer("hidden_size")
-    max_positions = fields.integer("max_position_embeddings", family.max_positions)
-    rope = read_rope(fields, max_positions)
+    max_positions = fields.integer("max_position_embeddings")
     spec = ModelSpec(
         family=family.name,
         vocab=fields.integer("vocab_size"),
@@ -211,49 +247,40 @@ def read_spec(directory: str | Path) -> ModelSpec:
             "num_key_value_heads",
             heads if family.kv_heads_default or "num_key_value_heads" in values else None,
         ),
-        head_dim=fields.integer("head_dim", family.head_dim or width // heads),
+        head_dim=fields.integer("head_dim", width // heads),
         mlp=fields.integer("intermediate_size"),
         norm_eps=fields.number("rms_norm_eps", 1e-6),
-        rope=rope,
-        qk_norm=family.qk_norm,
-        qkv_bias=family.qkv_bias,
-        tied=bool(values.get("tie_word_embeddings", False)),
+        activation=fields.choice(family.activation, ACTIVATIONS, "silu"),
+        tied=fields.flag("tie_word_embeddings"),
         max_positions=max_positions,
-        window=window,
+        **family.read(fields, max_positions),
     )
-    if not fields.problems:
-        fields.problems += _impossible(spec)
-    if fields.problems:
-        raise ConfigError(*(f"{path}: {p}" for p in fields.problems))
-    return spec
+    problems = list(dict.fromkeys(fields.problems))
+    return spec, problems or _impossible(spec)
 
 
 def write_config(
     spec: ModelSpec, dtype: str = "bfloat16", token_ids: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Returns config.json for the model, in the layout of transformers 4, which transformers 5 also
-    reads.
+    reads; for families that are younger, in that of transformers 5.
 
     `token_ids` may hold bos_token_id, eos_token_id (an id or a list) and pad_token_id; other keys
     are ignored.
 
     Raises:
-        ConfigError: the family has no such variant (such as biases in Qwen3).
+        ConfigError: the family has no such variant (such as biases of the MLP in Qwen3).
     """
     family = FAMILIES[spec.family]
-    if (spec.qk_norm, spec.qkv_bias) != (family.qk_norm, family.qkv_bias):
-        raise ConfigError(
-            f"a {spec.family} model with qk_norm={spec.qk_norm}, qkv_bias={spec.qkv_bias} has no"
-            " Hugging Face architecture"
-        )
     ids = token_ids or {}
-    return {
+    activation = next(name for name, ours in ACTIVATIONS.items() if ours == spec.activation)
+    config = {
         "architectures": [family.architecture],
         "attention_dropout": 0.0,
         "bos_token_id": ids.get("bos_token_id"),
         "eos_token_id": ids.get("eos_token_id"),
         "pad_token_id": ids.get("pad_token_id"),
-        "hidden_act": "silu",
+        "hidden_act": activation,
         "hidden_size": spec.width,
         "initializer_range": 0.02,
         "intermediate_size": spec.mlp,
@@ -263,14 +290,31 @@ def write_config(
         "num_hidden_layers": spec.layers,
         "num_key_value_heads": spec.kv_heads,
         "rms_norm_eps": spec.norm_eps,
-        "rope_scaling": write_rope(spec.rope),
+        "rope_scaling": write_rope(spec.rope, spec.max_positions),
         "rope_theta": spec.rope.theta,
         "tie_word_embeddings": spec.tied,
         "torch_dtype": dtype,
         "use_cache": True,
         "vocab_size": spec.vocab,
-        **family.extra_config(spec),
+        **({"head_dim": spec.head_dim} if spec.head_dim * spec.heads != spec.width else {}),
+        **family.write(spec),
     }
+    config = {key: value for key, value in config.items() if key != "rope_theta" or value}
+    if lost := _not_written(spec, config):
+        raise ConfigError(f"a {spec.family} model with {lost} has no Hugging Face architecture")
+    return config
+
+
+def _not_written(spec: ModelSpec, config: dict[str, Any]) -> str:
+    """Returns the fields of the spec that config.json does not describe, with their values."""
+    described, _ = spec_of(config)
+    names = [
+        f.name
+        for f in dataclasses.fields(spec)
+        if f.name not in ("rope", "max_positions", "padded_vocab", "lora")
+        and getattr(spec, f.name) != getattr(described, f.name)
+    ]
+    return ", ".join(f"{name}={getattr(spec, name)}" for name in names)
 
 
 def _impossible(spec: ModelSpec) -> list[str]:

@@ -18,8 +18,8 @@ _READ = frozenset({
     "max_position_embeddings", "original_max_position_embeddings", "rms_norm_eps",
     "tie_word_embeddings", "rope_theta", "rope_scaling", "rope_parameters",
     "partial_rotary_factor", "quantization_config", "sliding_window", "use_sliding_window",
-    "max_window_layers", "layer_types", "attention_bias", "mlp_bias", "bos_token_id",
-    "eos_token_id", "pad_token_id",
+    "max_window_layers", "layer_types", "hidden_act", "bos_token_id", "eos_token_id",
+    "pad_token_id",
 })  # fmt: skip
 # Training, dropout, class heads, outputs, caches, kernels, tensor types, and notes of tools.
 # pretraining_tp only splits matrix products. auto_map names code, which is never run: the
@@ -36,8 +36,9 @@ _NO_EFFECT = frozenset({
     "tie_last_hidden_states", "keys_to_ignore_at_inference", "gradient_checkpointing",
     "initializer_range", "initializer_factor", "init_std", "attention_dropout", "attn_dropout",
     "attention_probs_dropout_prob", "hidden_dropout", "hidden_dropout_prob", "embd_pdrop",
-    "embedding_dropout", "resid_pdrop", "attn_pdrop", "dropout", "dropout_rate", "pretraining_tp",
-    "pad_vocab_size_multiple", "z_loss_weight", "z_loss_coefficient", "router_aux_loss_coef",
+    "embedding_dropout", "residual_dropout", "resid_pdrop", "attn_pdrop", "dropout",
+    "dropout_rate", "pretraining_tp", "pad_vocab_size_multiple", "z_loss_weight",
+    "z_loss_coefficient", "router_aux_loss_coef",
     "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
     "_attn_implementation_autoset", "_experts_implementation", "_experts_implementation_internal",
     "_flash_attn_2_enabled", "use_flash_attn", "use_flash_attention", "use_flash_attention_2",
@@ -66,7 +67,6 @@ _GENERATION = frozenset({
 _ON = {"is_causal": True, "causal": True, "use_rope": True, "scale_attn_weights": True}
 # Implemented values of keys that are off at null or false.
 _ONLY: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
     "hidden_activation": ("silu",),
     "activation_function": ("silu",),
     "norm_type": ("rmsnorm", "rms_norm", "RMSNorm"),
@@ -77,13 +77,13 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "residual_multiplier": (1,),
     "scale_emb": (1,),
     "rotary_pct": (1,),
+    "full_attn_mod": (1,),
+    "interpolate_factor": (1,),
 }
 
 
 def problems(values: Mapping[str, Any]) -> list[str]:
-    """Returns a line for every setting that is not implemented, apart from sizes and positions. For
-    sliding windows see `window`.
-    """
+    """Returns a line for every setting that is not implemented, apart from sizes and positions."""
     if values.get("model_type") not in FAMILIES:
         return []
     family = FAMILIES[values["model_type"]]
@@ -104,45 +104,26 @@ def problems(values: Mapping[str, Any]) -> list[str]:
             f"quantization_config ({method}) is not supported; supported: float32, bfloat16 and"
             " float16 weights"
         )
-    if not family.qkv_bias and values.get("attention_bias"):
-        lines.append(
-            f"attention_bias=true is not supported for {family.name}; supported: no bias, or"
-            " qwen2's on q, k and v"
-        )
-    if values.get("mlp_bias"):
-        lines.append("mlp_bias=true is not supported; supported: no bias in the MLP")
-    if not isinstance(values.get("tie_word_embeddings", False), bool | None):
-        lines.append(
-            f"tie_word_embeddings={values['tie_word_embeddings']!r}: expected true or false"
-        )
+    if restricted := _restricted(values, family):
+        lines.append(f"{restricted} is not supported; supported: full attention in every layer")
     return lines + [
         line for key, value in values.items() if (line := _key_problem(family, key, value))
     ]
 
 
-def window(values: Mapping[str, Any]) -> tuple[int, str]:
-    """Returns the longest sequence that attention spans (0: any), and what restricts it further in
-    some layer (empty: nothing).
-
-    A window of at least max_position_embeddings never restricts a sequence that the model supports.
+def _restricted(values: Mapping[str, Any], family: ModelFamily) -> str:
+    """Returns what restricts attention in some layer, of families without sliding windows or where
+    they are not implemented; empty if nothing does.
     """
     if values.get("use_sliding_window"):
-        return 0, f"use_sliding_window=true (sliding_window={values.get('sliding_window')})"
+        return f"use_sliding_window=true (sliding_window={values.get('sliding_window')})"
     layer_types = values.get("layer_types") or []
+    if "sliding_window" in family.defaults:
+        return ""
     if not isinstance(layer_types, list):
-        return 0, f"layer_types={layer_types!r}"
-    if others := sorted({str(t) for t in layer_types} - {"full_attention"}):
-        return 0, f"layer_types with {_names(others)}"
-    family = FAMILIES.get(values.get("model_type", ""))
-    if family is None or not family.has_window:
-        return 0, ""
-    size = values.get("sliding_window", family.window)
-    limit = values.get("max_position_embeddings", family.max_positions)
-    if size is None:
-        return 0, ""
-    if type(size) is type(limit) is int and size >= limit:
-        return size, ""
-    return 0, f"sliding_window={size}, smaller than max_position_embeddings,"
+        return f"layer_types={layer_types!r}"
+    others = sorted({str(t) for t in layer_types} - {"full_attention"})
+    return f"layer_types with {_names(others)}" if others else ""
 
 
 def _key_problem(family: ModelFamily, key: str, value: Any) -> str:
@@ -150,7 +131,7 @@ def _key_problem(family: ModelFamily, key: str, value: Any) -> str:
     if key in _ON:
         return "" if value is True else f"{key}={_short(value)} is not supported; supported: true"
     off = value is None or value is False or value in (0, "", [], {})
-    if off or key in _READ or key in _NO_EFFECT or key in _GENERATION:
+    if off or key in _READ | _NO_EFFECT | _GENERATION | family.keys:
         return ""
     if key in _ONLY:
         return (
@@ -158,8 +139,6 @@ def _key_problem(family: ModelFamily, key: str, value: Any) -> str:
             if value in _ONLY[key]
             else f"{key}={_short(value)} is not supported; supported: {_names(_ONLY[key])}"
         )
-    if key == "qkv_bias" and family.qkv_bias:
-        return ""
     return (
         f"{key}={_short(value)} is not a known setting of {family.name}, and may change what the"
         f" model computes; remove {key} from config.json if it does not"

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from p2o_jax.config import ConfigError
 from p2o_jax.models import hf_config
-from p2o_jax.models.families import FAMILIES
-from p2o_jax.models.hf_tensors import INDEX_FILE, SINGLE_FILE, Stored
+from p2o_jax.models.families import COMPOSITES, FAMILIES
+from p2o_jax.models.hf_tensors import INDEX_FILE, SINGLE_FILE, Stored, whole_shapes
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.runtime.listing import shortened
 
@@ -27,6 +27,13 @@ Bounds = Sequence[tuple[int, int]]  # [start, stop) along each axis
 _DTYPES = ("F32", "BF16", "F16", "F64")
 # if present, transformers adds adapters to the weights
 _ADAPTERS = "adapter_config.json"
+# prefixes of the text model's tensors in checkpoints of several models, older and newer
+_TEXT_PREFIXES = {
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "lm_head.": "lm_head.",
+}
 _LINES = 10  # reported lines per kind of problem
 _PIECE_BYTES = 32 * 2**20  # bytes read at a time
 # mapped bytes before files are closed: mapped pages count as resident memory
@@ -35,13 +42,19 @@ _TILE = 256  # rows and columns transposed at a time, to fit the processor's cac
 
 
 class TensorFiles:
-    """The safetensors files of a directory: which tensors they hold, and access to them."""
+    """The safetensors files of a directory: which tensors they hold, and access to them.
+
+    Of a checkpoint of several models, these are the tensors of the text model, under the names that
+    they have in a checkpoint of its own.
+    """
 
     def __init__(self, directory: Path):
         self.directory = directory
         self.file_of: dict[str, Path] = {}
         self.shape_of: dict[str, tuple[int, ...]] = {}
         self.dtype_of: dict[str, str] = {}
+        self._name_in_file: dict[str, str] = {}
+        self._composite = _is_composite(directory)
         self._open: dict[Path, Any] = {}
         self._mapped_bytes = 0
         problems: list[str] = []
@@ -65,7 +78,7 @@ class TensorFiles:
         """
         problems, other_types = [], []
         embed, head = _token_tensors(spec)
-        expected = {t.name: t.shape for t in table}
+        expected = whole_shapes(table)
         for name, shape in expected.items():
             if name not in self.file_of:
                 problems.append(f"{self.directory}: tensor {name} is missing")
@@ -112,7 +125,7 @@ class TensorFiles:
         self._mapped_bytes += 4 * math.prod(self.shape_of[name])
         if file not in self._open:
             self._open[file] = safe_open(file, "numpy")
-        return self._open[file].get_slice(name)
+        return self._open[file].get_slice(self._name_in_file[name])
 
     def _equal(self, a: str, b: str) -> bool:
         if self.shape_of[a] != self.shape_of[b] or self.dtype_of[a] != self.dtype_of[b]:
@@ -139,7 +152,11 @@ class TensorFiles:
             weight_map = hf_config.read_json(self.directory / INDEX_FILE).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
                 raise ConfigError(f"{self.directory / INDEX_FILE}: holds no weight_map")
-            return {name: self.directory / str(file) for name, file in weight_map.items()}
+            return {
+                name: self.directory / str(file)
+                for given, file in weight_map.items()
+                if (name := self._name(given))
+            }
         names = sorted(
             p.name
             for p in self.directory.glob("*")
@@ -153,8 +170,12 @@ class TensorFiles:
     def _read_header(self, file: Path) -> list[str]:
         try:
             with safe_open(file, "numpy") as opened:
-                for name in opened.keys():  # noqa: SIM118  not a mapping
-                    part = opened.get_slice(name)
+                for given in opened.keys():  # noqa: SIM118  not a mapping
+                    name = self._name(given)
+                    if not name:
+                        continue
+                    self._name_in_file[name] = given
+                    part = opened.get_slice(given)
                     self.file_of[name], self.shape_of[name], self.dtype_of[name] = (
                         file,
                         tuple(part.get_shape()),
@@ -165,6 +186,20 @@ class TensorFiles:
         except (SafetensorError, OSError) as e:
             return [f"{file}: truncated, or not a safetensors file ({e})"]
         return []
+
+    def _name(self, given: str) -> str:
+        """Returns our name of a tensor; empty if it is not part of the text model."""
+        if not self._composite:
+            return given
+        for theirs, ours in _TEXT_PREFIXES.items():
+            if given.startswith(theirs):
+                return ours + given.removeprefix(theirs)
+        return ""
+
+
+def _is_composite(directory: Path) -> bool:
+    path = directory / "config.json"
+    return path.exists() and hf_config.read_json(path).get("model_type") in COMPOSITES
 
 
 def load_leaf(
@@ -235,9 +270,10 @@ def _read_tensor(
     for first in range(start, end, step):
         part = list(bounds)
         part[rows] = (first, min(first + step, end))
+        starts = [t.first_row] + [0] * (len(leading) - 1)
         cut = tuple(
-            slice(part[i][0] * unit, part[i][1] * unit)
-            for i, unit in zip(leading, units, strict=True)
+            slice(begin + part[i][0] * unit, begin + part[i][1] * unit)
+            for i, unit, begin in zip(leading, units, starts, strict=True)
         )
         block = files.tensor(t.name)[cut].reshape(
             [part[i][1] - part[i][0] if i in leading else shape[i] for i in order]

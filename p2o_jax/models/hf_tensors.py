@@ -14,17 +14,22 @@ INDEX_FILE = "model.safetensors.index.json"
 
 
 class Stored(NamedTuple):
-    """A tensor of a checkpoint's files, and the part of our params that it holds."""
+    """A tensor of a checkpoint's files, or some of its rows, and the part of our params that it
+    holds.
+    """
 
     name: str
     path: tuple[str, ...]  # in the params tree
     layer: int | None  # index along the leading axis of a stacked leaf
     shape: tuple[int, ...]  # in the file
     axes: Axes
+    first_row: int = 0  # in the tensor, where it holds several of our arrays
 
 
 def tensors(spec: ModelSpec) -> list[Stored]:
-    """Returns every tensor of the model's checkpoint, in the order in which it is written."""
+    """Returns every tensor of the model's checkpoint, in the order in which it is written. Parts of
+    one tensor follow each other.
+    """
     table, family = weights(spec.base), FAMILIES[spec.family]
     top_tensors, block_tensors = family.top_tensors, family.block_tensors
 
@@ -54,4 +59,21 @@ def tensors(spec: ModelSpec) -> list[Stored]:
         for layer, type in enumerate(spec.layer_types)
         for name, w in block_weights(spec.base, type).items()
     ]
-    return [top.pop("embed"), *layers, *top.values()]
+    return [top.pop("embed"), *_in_parts(layers), *top.values()]
+
+
+def whole_shapes(table: list[Stored]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each tensor."""
+    shapes = {}
+    for t in table:
+        shapes[t.name] = (t.first_row + t.shape[0], *t.shape[1:])
+    return shapes
+
+
+def _in_parts(table: list[Stored]) -> list[Stored]:
+    """Returns the table with parts of the same tensor one after the other, at their rows."""
+    parts: dict[str, list[Stored]] = {}
+    for t in table:
+        before = parts.setdefault(t.name, [])
+        before.append(t._replace(first_row=sum(other.shape[0] for other in before)))
+    return [t for same in parts.values() for t in same]

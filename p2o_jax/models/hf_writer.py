@@ -1,6 +1,7 @@
 """Writing of safetensors files, and of a directory of them as a whole."""
 
 import functools
+import itertools
 import json
 import math
 import shutil
@@ -14,7 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from p2o_jax.config import ConfigError
-from p2o_jax.models.hf_tensors import SINGLE_FILE, Axes, Stored
+from p2o_jax.models.hf_tensors import SINGLE_FILE, Axes, Stored, whole_shapes
 from p2o_jax.runtime import files
 
 
@@ -22,12 +23,13 @@ def pieces(table: list[Stored], itemsize: int, max_bytes: float) -> dict[str, li
     """Returns the tensors of each file to write. A tensor above the limit has a file of its own."""
     groups: list[list[Stored]] = [[]]
     filled = 0
-    for t in table:
-        size = math.prod(t.shape) * itemsize
+    for _, parts in itertools.groupby(table, key=lambda t: t.name):
+        tensor = list(parts)
+        size = sum(math.prod(t.shape) for t in tensor) * itemsize
         if groups[-1] and filled + size > max_bytes:
             groups.append([])
             filled = 0
-        groups[-1].append(t)
+        groups[-1] += tensor
         filled += size
     if len(groups) == 1:
         return {SINGLE_FILE: groups[0]}
@@ -55,9 +57,9 @@ def write_piece(
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     name = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
-    for t in content:
-        start, end = end, end + math.prod(t.shape) * jnp.dtype(dtype).itemsize
-        header[t.name] = {"dtype": name, "shape": list(t.shape), "data_offsets": [start, end]}
+    for tensor, shape in whole_shapes(content).items():
+        start, end = end, end + math.prod(shape) * jnp.dtype(dtype).itemsize
+        header[tensor] = {"dtype": name, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if out is not None:

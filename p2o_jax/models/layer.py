@@ -9,31 +9,35 @@ import jax.numpy as jnp
 from flax import nnx
 
 from p2o_jax.models import rope
+from p2o_jax.models.rope import Rotation
 from p2o_jax.models.spec import LayerType, ModelSpec, Weight, block_weights
 
 Attend = Callable[[LayerType, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
-Rotation = tuple[jax.Array, jax.Array]  # cos and sin of the positions, [B, T, C/2]
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
 class Block(nnx.Module):
-    """One layer: attention and SwiGLU, each after an RMSNorm and added to the residual stream.
-    Weights: `spec.block_weights`.
+    """One layer: attention and a gated MLP, each added to the residual stream. Weights:
+    `spec.block_weights`; a weight that the layer does not have is not set.
     """
 
-    attn_norm: nnx.Param
     q: nnx.Param
     k: nnx.Param
     v: nnx.Param
     o: nnx.Param
-    mlp_norm: nnx.Param
     gate: nnx.Param
     up: nnx.Param
     down: nnx.Param
+    attn_norm: nnx.Param
+    attn_post_norm: nnx.Param
+    mlp_norm: nnx.Param
+    mlp_post_norm: nnx.Param
     q_norm: nnx.Param
     k_norm: nnx.Param
-    q_bias: nnx.Param
-    k_bias: nnx.Param
-    v_bias: nnx.Param
 
     def __init__(self, spec: ModelSpec, layer: LayerType):
         self.spec, self.layer = spec, layer
@@ -46,7 +50,7 @@ class Block(nnx.Module):
 
         Args:
             x_BTD: residual stream.
-            rotation: rotates queries and keys to their positions; None: they have none.
+            rotation: places queries and keys at their positions; None: they have none.
             attend: attention of the new queries, keys and values, given the cache.
             cache: this layer's cache, passed to `attend`.
         """
@@ -54,8 +58,12 @@ class Block(nnx.Module):
         # flat rows: on CPU the weights' gradients are several times faster than with [B, T]
         x_ND = x_BTD.reshape(-1, D)
         attended_ND, cache = self._attention(x_ND, (B, T), rotation, attend, cache)
-        x_ND = x_ND + attended_ND
-        return (x_ND + self._mlp(x_ND)).reshape(B, T, D), cache
+        x_ND = x_ND + self._scaled(attended_ND)
+        return (x_ND + self._scaled(self._mlp(x_ND))).reshape(B, T, D), cache
+
+    def _scaled(self, x_ND: jax.Array) -> jax.Array:
+        scale = self.spec.residual_scale
+        return x_ND if scale == 1 else x_ND * jnp.asarray(scale, x_ND.dtype)
 
     @jax.named_scope("attention")
     def _attention(
@@ -67,38 +75,61 @@ class Block(nnx.Module):
         cache: Any,
     ) -> tuple[jax.Array, Any]:
         """Returns the attention's contribution to the residual stream, and the new cache."""
-        (B, T), eps, dtype = shape, self.spec.norm_eps, x_ND.dtype
-        h = rms_norm(x_ND, self.attn_norm[...], eps)
+        (B, T), dtype = shape, x_ND.dtype
+        h = self._norm(self.attn_norm, x_ND) if self.spec.pre_norms else x_ND
         q, k, v = (
             self._project(name, h).reshape(B * T, -1, self.spec.head_dim)
             for name in ("q", "k", "v")
         )
-        if self.spec.qkv_bias:
-            q, k, v = (
-                x + over_rows(b[...].astype(dtype), x)
-                for x, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias))
-            )
         if self.spec.qk_norm:
-            q, k = rms_norm(q, self.q_norm[...], eps), rms_norm(k, self.k_norm[...], eps)
+            q, k = self._qk_norm(self.q_norm, q), self._qk_norm(self.k_norm, k)
         q, k, v = (x.reshape(B, T, *x.shape[1:]) for x in (q, k, v))
-        if rotation is not None:
-            q, k = (rope.rotate(x, *rotation) for x in (q, k))
+        q, k = self._placed(q, rotation, queries=True), self._placed(k, rotation)
         attended, cache = attend(self.layer, q, k, v, cache)
-        return self._project("o", attended.astype(dtype).reshape(B * T, -1)), cache
+        out = self._project("o", attended.astype(dtype).reshape(B * T, -1))
+        return self._norm(self.attn_post_norm, out) if self.spec.post_norms else out, cache
+
+    def _placed(
+        self, x_BTHC: jax.Array, rotation: Rotation | None, queries: bool = False
+    ) -> jax.Array:
+        """Returns queries or keys at their positions; queries scaled, relative to the usual
+        head_dim ** -0.5 of attention. It is all computed in float32.
+        """
+        placed = x_BTHC if rotation is None else rope.rotate(x_BTHC, rotation[0], rotation[1])
+        if queries and self.spec.query_scale:
+            scale = self.spec.query_scale * self.spec.head_dim**0.5
+            placed = placed.astype(jnp.float32) * scale
+        if queries and rotation is not None and rotation.query_scale_BT is not None:
+            placed = placed * rotation.query_scale_BT[:, :, None, None]
+        return placed.astype(x_BTHC.dtype)
 
     @jax.named_scope("mlp")
     def _mlp(self, x_ND: jax.Array) -> jax.Array:
         """Returns the MLP's contribution to the residual stream."""
-        h = rms_norm(x_ND, self.mlp_norm[...], self.spec.norm_eps)
-        gated = jax.nn.silu(self._project("gate", h)) * self._project("up", h)
-        return self._project("down", gated)
+        h = self._norm(self.mlp_norm, x_ND) if self.spec.pre_norms else x_ND
+        gated = ACTIVATIONS[self.spec.activation](self._project("gate", h))
+        out = self._project("down", gated * self._project("up", h))
+        return self._norm(self.mlp_post_norm, out) if self.spec.post_norms else out
+
+    def _norm(self, weight: nnx.Param, x: jax.Array) -> jax.Array:
+        return rms_norm(x, weight[...], self.spec)
+
+    def _qk_norm(self, weight: nnx.Param, x_NHC: jax.Array) -> jax.Array:
+        """Normalizes queries or keys, per head or over all heads."""
+        if not self.spec.qk_norm_whole:
+            return self._norm(weight, x_NHC)
+        flat = rms_norm(x_NHC.reshape(len(x_NHC), -1), weight[...].reshape(-1), self.spec)
+        return flat.reshape(x_NHC.shape)
 
     def _project(self, name: str, x_NI: jax.Array) -> jax.Array:
-        """Multiplies [N, inputs] by a projection, giving [N, outputs], and adds its low-rank
-        adapter if there is one.
+        """Multiplies [N, inputs] by a projection, giving [N, outputs], and adds its bias and its
+        low-rank adapter if there are any.
         """
         inputs = x_NI.shape[1]
         y = x_NI @ getattr(self, name)[...].reshape(inputs, -1).astype(x_NI.dtype)
+        if hasattr(self, f"{name}_bias"):
+            bias = getattr(self, f"{name}_bias")[...].reshape(-1)
+            y = y + over_rows(bias.astype(y.dtype), y)
         lora = self.spec.lora
         if lora is None or name not in lora.targets:
             return y
@@ -108,13 +139,14 @@ class Block(nnx.Module):
 
 
 @jax.named_scope("norm")
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Returns x divided by the root of its mean square (float32), times the weight, in x's
-    dtype.
+def rms_norm(x: jax.Array, weight: jax.Array, spec: ModelSpec) -> jax.Array:
+    """Returns x divided by the root of its mean square (float32), times the weight or 1 + weight,
+    in x's dtype.
     """
     x32 = x.astype(jnp.float32)
-    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (x32 * over_rows(weight.astype(jnp.float32), x)).astype(x.dtype)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + spec.norm_eps)
+    weight = weight.astype(jnp.float32)
+    return (x32 * over_rows(1 + weight if spec.norm_offset else weight, x)).astype(x.dtype)
 
 
 def over_rows(weight: jax.Array, x: jax.Array) -> jax.Array:

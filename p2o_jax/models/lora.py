@@ -17,14 +17,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from p2o_jax import config
+from p2o_jax.models.families import FAMILIES
 from p2o_jax.models.spec import LoraSpec, ModelSpec, weights
 
 Params = dict[str, Any]
-
-_PEFT_NAMES = {
-    **{n: f"self_attn.{n}_proj" for n in ("q", "k", "v", "o")},
-    **{n: f"mlp.{n}_proj" for n in ("gate", "up", "down")},
-}
 
 
 def from_config(cfg: config.LoraConfig) -> LoraSpec | None:
@@ -117,17 +113,39 @@ def _keys(spec: ModelSpec) -> list[str]:
     return [stack.key for stack in spec.stacks]
 
 
-def save_peft(directory: str | Path, spec: ModelSpec, trained: Params, base_path: str) -> None:
-    """Writes the adapters as a directory that `peft` loads onto the base model at `base_path`."""
+def peft_names(spec: ModelSpec) -> dict[str, str]:
+    """Returns the module in transformers of each projection that has an adapter.
+
+    Raises:
+        ConfigError: the family keeps several of our projections in one module.
+    """
     assert spec.lora is not None
-    target = Path(directory)
+    tensors = FAMILIES[spec.family].block_tensors
+    modules = {name: tensors[name][0].removesuffix(".weight") for name in spec.lora.targets}
+    fused = [name for name in modules if not modules[name].endswith(f".{name}_proj")]
+    if fused:
+        raise config.ConfigError(
+            f"--adapter=peft: {spec.family} has one projection for {', '.join(fused)} and others;"
+            " export the merged weights, without --adapter"
+        )
+    return modules
+
+
+def save_peft(directory: str | Path, spec: ModelSpec, trained: Params, base_path: str) -> None:
+    """Writes the adapters as a directory that `peft` loads onto the base model at `base_path`.
+
+    Raises:
+        ConfigError: see `peft_names`.
+    """
+    assert spec.lora is not None
+    target, modules = Path(directory), peft_names(spec)
     target.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for stack, name in itertools.product(spec.stacks, spec.lora.targets):
         blocks = trained[stack.key]
         a, b = (np.asarray(blocks[f"{name}_lora_{part}"], np.float32) for part in "ab")
         for i, layer in enumerate(stack.layers):
-            prefix = f"base_model.model.model.layers.{layer}.{_PEFT_NAMES[name]}"
+            prefix = f"base_model.model.model.layers.{layer}.{modules[name]}"
             tensors[f"{prefix}.lora_A.weight"] = np.ascontiguousarray(
                 a[i].reshape(-1, spec.lora.rank).T
             )

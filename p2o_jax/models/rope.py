@@ -3,7 +3,9 @@ float32.
 """
 
 import math
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -12,7 +14,10 @@ from p2o_jax.models.spec import Rope
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """Returns the radians per position of each of the head_dim / 2 channel pairs, float64."""
+    """Returns the radians per position of each channel pair, float64: head_dim / 2 of them, or
+    fewer if only a part of the channels is rotated.
+    """
+    head_dim = int(head_dim * rope.partial)
     freq = 1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if rope.kind == "linear":
         return freq / rope.factor
@@ -20,20 +25,45 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
         return _llama3(freq, rope)
     if rope.kind == "yarn":
         return _yarn(freq, rope, head_dim)
+    if rope.kind == "longrope":
+        return freq / np.array(rope.long_factors if rope.long else rope.short_factors)
     return freq
 
 
 def attention_scale(rope: Rope) -> float:
-    """Returns the factor on cos and sin (YaRN's attention temperature); 1 for other kinds."""
-    if rope.kind != "yarn":
-        return 1.0
-    return rope.attention_factor or 0.1 * math.log(max(rope.factor, 1.0)) + 1.0
+    """Returns the factor on cos and sin (the attention temperature of YaRN and longrope); 1 for
+    other kinds.
+    """
+    if rope.kind == "yarn":
+        return rope.attention_factor or 0.1 * math.log(max(rope.factor, 1.0)) + 1.0
+    if rope.kind == "longrope":
+        usual = math.sqrt(
+            1 + math.log(max(rope.factor, 1.0)) / math.log(rope.original_max_positions)
+        )
+        return rope.attention_factor or usual
+    return 1.0
+
+
+class Rotation(NamedTuple):
+    """What places queries and keys at their positions."""
+
+    cos_BTc: jax.Array
+    sin_BTc: jax.Array
+    query_scale_BT: jax.Array | None = None  # multiplies queries
+
+
+def rotation(rope: Rope, head_dim: int, position_BT: Int[Array, "B T"]) -> Rotation:
+    """Returns the rotation of every position, float32."""
+    if not rope.query_beta:
+        return Rotation(*angles(rope, head_dim, position_BT))
+    times = jnp.floor(position_BT / rope.original_max_positions)
+    return Rotation(*angles(rope, head_dim, position_BT), 1 + rope.query_beta * jnp.log1p(times))
 
 
 def angles(
     rope: Rope, head_dim: int, position_BT: Int[Array, "B T"]
 ) -> tuple[Float[Array, "B T c"], Float[Array, "B T c"]]:
-    """Returns cos and sin of every position's rotation, float32, [B, T, C/2]."""
+    """Returns cos and sin of every position's rotation, float32, one for each channel pair."""
     freq = jnp.asarray(inverse_frequencies(rope, head_dim), jnp.float32)
     angle = position_BT[..., None].astype(jnp.float32) * freq[None, None]
     scale = attention_scale(rope)
@@ -43,10 +73,17 @@ def angles(
 def rotate(
     x_BTHC: Float[Array, "B T H C"], cos_BTc: Float[Array, "B T c"], sin_BTc: Float[Array, "B T c"]
 ) -> Float[Array, "B T H C"]:
-    """Rotates x to its positions. Channel i is paired with channel i + C/2."""
-    a, b = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
+    """Rotates x to its positions, float32. Of the rotated channels, which are the first 2 c,
+    channel i is paired with channel i + c.
+    """
+    rotated = 2 * cos_BTc.shape[-1]
+    turned, *rest = (
+        [x_BTHC] if rotated == x_BTHC.shape[-1] else jnp.split(x_BTHC, [rotated], axis=-1)
+    )
+    a, b = jnp.split(turned.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos_BTc[:, :, None], sin_BTc[:, :, None]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHC.dtype)
+    parts = [a * cos - b * sin, b * cos + a * sin, *(x.astype(jnp.float32) for x in rest)]
+    return jnp.concatenate(parts, axis=-1)
 
 
 def _llama3(freq: np.ndarray, rope: Rope) -> np.ndarray:

@@ -14,16 +14,25 @@ from typing import Literal, NamedTuple
 class Rope:
     """Rotary positions: the base, and how frequencies are scaled to longer contexts."""
 
-    kind: Literal["default", "linear", "llama3", "yarn"] = "default"
+    # dynamic: as default, up to the model's positions
+    kind: Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"] = "default"
     theta: float = 10000.0
     factor: float = 1.0
-    original_max_positions: int = 0  # before scaling; llama3, yarn, and linear where it is stated
+    # before scaling; llama3, yarn, longrope, and linear where it is stated
+    original_max_positions: int = 0
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
-    attention_factor: float = 0.0  # yarn; 0: 0.1 ln(factor) + 1
+    attention_factor: float = 0.0  # on cos and sin; 0: yarn 0.1 ln(factor) + 1, longrope see `rope`
     truncate: bool = True  # yarn: round the correction range to whole dimensions
+    # longrope: divisors of the frequencies, for sequences up to the original length and beyond it
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    long: bool = False  # longrope: use the long factors; see `ModelSpec.for_length`
+    partial: float = 1.0  # the share of a head's channels, the first ones, that is rotated
+    # queries at position p are multiplied by 1 + query_beta ln(1 + floor(p / original positions))
+    query_beta: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,8 @@ class LayerType:
     `ModelSpec`.
     """
 
+    window: int = 0  # tokens that a query attends to, its own included; 0: all before it
+    soft_cap: float = 0.0  # attention scores s become cap tanh(s / cap); 0: not
     rope: Rope | None = None  # None: that of the model
     positions: bool = True  # whether queries and keys are rotated to their positions
 
@@ -58,7 +69,7 @@ class LoraSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A decoder-only transformer with grouped-query attention, SwiGLU and RMSNorm."""
+    """A decoder-only transformer with grouped-query attention, a gated MLP and RMSNorm."""
 
     family: str  # a key of models.families.FAMILIES
     vocab: int
@@ -70,13 +81,22 @@ class ModelSpec:
     mlp: int
     norm_eps: float = 1e-6
     rope: Rope = field(default_factory=Rope)
-    qk_norm: bool = False
+    activation: Literal["silu", "gelu_tanh"] = "silu"  # of the MLP's gate
+    norm_offset: bool = False  # norms multiply by 1 + weight
+    pre_norms: bool = True  # attention and MLP get the normalized residual stream
+    post_norms: bool = False  # their outputs are normalized
+    qk_norm: bool = False  # queries and keys are normalized
+    qk_norm_whole: bool = False  # over all heads together, not each head
     qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    query_scale: float = 0.0  # multiplies attention scores; 0: head_dim ** -0.5
+    embed_scale: float = 1.0  # multiplies embeddings, but not the output head
+    residual_scale: float = 1.0  # multiplies what a layer adds to the residual stream
+    logit_divisor: float = 1.0  # divides logits
+    logit_cap: float = 0.0  # then logits z become cap tanh(z / cap); 0: not
     tied: bool = False  # the embedding is also the output head
     max_positions: int = 0  # max_position_embeddings of config.json; 0: unknown. See `context`
-    # sliding window of the checkpoint, computed as full attention: results differ for longer
-    # sequences; 0: none
-    window: int = 0
     # rows of embedding and head if they must divide over devices; 0: vocab. Padding is never
     # predicted
     padded_vocab: int = 0
@@ -128,12 +148,25 @@ class ModelSpec:
         Llama 3.1 has 131,072 with an original length of 8,192 (factor 8), Qwen's yarn 32,768 with
         an original length of 32,768 (factor 4: 131,072 in all).
         """
-        if not self.max_positions or self.rope.kind == "default":
+        if not self.max_positions or self.rope.kind in ("default", "dynamic", "longrope"):
             return self.max_positions
         original = self.rope.original_max_positions or self.max_positions
         if self.rope.kind == "llama3" and original < self.max_positions:
             return self.max_positions
         return max(self.max_positions, int(original * self.rope.factor))
+
+    def for_length(self, tokens: int) -> "ModelSpec":
+        """Returns the model for sequences of up to this many tokens, prompt and response together.
+
+        Models with longrope have other frequencies for sequences beyond their original length.
+        transformers chooses by the longest sequence of a batch, and changes in the middle of a
+        response. ▲ Here a run uses one or the other throughout, as vLLM does, so that sampler and
+        learner compute the same.
+        """
+        if self.rope.kind != "longrope":
+            return self
+        long = tokens > self.rope.original_max_positions
+        return replace(self, rope=replace(self.rope, long=long))
 
     @property
     def base(self) -> "ModelSpec":
@@ -171,7 +204,7 @@ def weights(spec: ModelSpec) -> Weights:
     V, D = spec.vocab_rows, spec.width
     tree: Weights = {
         "embed": Weight((V, D), ("vocab", "width")),
-        "final_norm": Weight((D,), ("norm",), "ones"),
+        "final_norm": norm_weight(spec, D),
     }
     for stack in spec.stacks:
         tree[stack.key] = {
@@ -188,31 +221,63 @@ def block_weights(spec: ModelSpec, layer: LayerType) -> dict[str, Weight]:
     D, H, K, C, F = spec.width, spec.heads, spec.kv_heads, spec.head_dim, spec.mlp
     residual_scale = 0.02 / (2 * spec.layers) ** 0.5
     block = {
-        "attn_norm": Weight((D,), ("norm",), "ones"),
         "q": Weight((D, H, C), ("width", "head", "channel")),
         "k": Weight((D, K, C), ("width", "kv_head", "channel")),
         "v": Weight((D, K, C), ("width", "kv_head", "channel")),
         "o": Weight((H, C, D), ("head", "channel", "width"), scale=residual_scale),
-        "mlp_norm": Weight((D,), ("norm",), "ones"),
         "gate": Weight((D, F), ("width", "mlp")),
         "up": Weight((D, F), ("width", "mlp")),
         "down": Weight((F, D), ("mlp", "width"), scale=residual_scale),
     }
-    if spec.qk_norm:
-        block |= {
-            "q_norm": Weight((C,), ("norm",), "ones"),
-            "k_norm": Weight((C,), ("norm",), "ones"),
-        }
-    if spec.qkv_bias:
-        block |= {
-            "q_bias": Weight((H, C), ("head", "channel"), "zeros"),
-            "k_bias": Weight((K, C), ("kv_head", "channel"), "zeros"),
-            "v_bias": Weight((K, C), ("kv_head", "channel"), "zeros"),
-        }
+    block |= _norms(spec) | _biases(spec)
     if spec.lora:
         for name in spec.lora.targets:
             block |= _adapter(name, block[name], spec.lora.rank)
     return block
+
+
+def norm_weight(spec: ModelSpec, *shape: int, axes: tuple[str, ...] = ("norm",)) -> Weight:
+    """Returns the weight of a norm, initialized so that it multiplies by 1."""
+    return Weight(shape, axes, "zeros" if spec.norm_offset else "ones")
+
+
+def _norms(spec: ModelSpec) -> dict[str, Weight]:
+    """Returns the norms of a layer."""
+    D, H, K, C = spec.width, spec.heads, spec.kv_heads, spec.head_dim
+    norms = {}
+    if spec.pre_norms:
+        norms |= {"attn_norm": norm_weight(spec, D), "mlp_norm": norm_weight(spec, D)}
+    if spec.post_norms:
+        norms |= {"attn_post_norm": norm_weight(spec, D), "mlp_post_norm": norm_weight(spec, D)}
+    if spec.qk_norm and spec.qk_norm_whole:
+        norms |= {
+            "q_norm": norm_weight(spec, H, C, axes=("head", "channel")),
+            "k_norm": norm_weight(spec, K, C, axes=("kv_head", "channel")),
+        }
+    elif spec.qk_norm:
+        norms |= {"q_norm": norm_weight(spec, C), "k_norm": norm_weight(spec, C)}
+    return norms
+
+
+def _biases(spec: ModelSpec) -> dict[str, Weight]:
+    """Returns the biases of a layer."""
+    D, H, K, C, F = spec.width, spec.heads, spec.kv_heads, spec.head_dim, spec.mlp
+    biases = {}
+    if spec.qkv_bias:
+        biases |= {
+            "q_bias": Weight((H, C), ("head", "channel"), "zeros"),
+            "k_bias": Weight((K, C), ("kv_head", "channel"), "zeros"),
+            "v_bias": Weight((K, C), ("kv_head", "channel"), "zeros"),
+        }
+    if spec.o_bias:
+        biases["o_bias"] = Weight((D,), ("norm",), "zeros")
+    if spec.mlp_bias:
+        biases |= {
+            "gate_bias": Weight((F,), ("mlp",), "zeros"),
+            "up_bias": Weight((F,), ("mlp",), "zeros"),
+            "down_bias": Weight((D,), ("norm",), "zeros"),
+        }
+    return biases
 
 
 def _adapter(name: str, w: Weight, rank: int) -> dict[str, Weight]:

@@ -25,7 +25,8 @@ from jaxtyping import Array, Bool, Float, Int
 from p2o_jax.models import chunked_logprobs, rope, sharding
 from p2o_jax.models.attention import packed, reference
 from p2o_jax.models.chunked_logprobs import PADDING_LOGIT
-from p2o_jax.models.layer import Attend, Rotation, block_graph, declare, over_rows, rms_norm
+from p2o_jax.models.layer import Attend, block_graph, declare, over_rows, rms_norm
+from p2o_jax.models.rope import Rotation
 from p2o_jax.models.spec import LayerType, ModelSpec, Rope, Stack, Weight, weights
 
 Params = dict[str, Any]
@@ -70,17 +71,19 @@ def hidden(
     top_params = {name: params[name] for name, w in weights(spec).items() if isinstance(w, Weight)}
     top = nnx.merge(_top_graph(spec), top_params)
     rotations = {
-        r: rope.angles(r, spec.head_dim, position_BT)
+        r: rope.rotation(r, spec.head_dim, position_BT)
         for r in dict.fromkeys(map(spec.rope_of, spec.pattern))
         if r is not None
     }
     with jax.named_scope("embed"):
         x = jnp.take(top.embed[...], token_BT, axis=0).astype(dtype)
+        if spec.embed_scale != 1:
+            x = x * jnp.asarray(spec.embed_scale, dtype)
     if isinstance(params.get("blocks"), tuple):
         x, caches = _unrolled(spec, params["blocks"], x, rotations, attend, caches)
     else:
         x = _scanned(spec, params, x, rotations, attend, remat)
-    return rms_norm(x, top.final_norm[...], spec.norm_eps), caches
+    return rms_norm(x, top.final_norm[...], spec), caches
 
 
 def _scanned(
@@ -146,7 +149,8 @@ def _unrolled(
         caches: cache of each layer; None: no caches.
     """
     rotations = {
-        r: (_computed_once(cos), _computed_once(sin)) for r, (cos, sin) in rotations.items()
+        r: Rotation(_computed_once(cos), _computed_once(sin), scale)
+        for r, (cos, sin, scale) in rotations.items()
     }
     new = []
     columns = zip(spec.layer_types, blocks, caches or [None] * len(blocks), strict=True)
@@ -182,8 +186,8 @@ def _computed_once(x: jax.Array) -> jax.Array:
 def logits(
     spec: ModelSpec, params: Params, hidden_ND: Float[Array, "*N D"]
 ) -> Float[Array, "*N V"]:
-    """Returns the output head's scores, float32. Padding of the vocabulary gets a score below all
-    others.
+    """Returns the output head's scores, float32, scaled and capped. Padding of the vocabulary gets
+    a score below all others.
     """
     head_VD = params["embed"] if spec.tied else params["lm_head"]
     z = jnp.einsum(
@@ -192,6 +196,7 @@ def logits(
         head_VD.astype(hidden_ND.dtype),
         preferred_element_type=jnp.float32,
     )
+    z = chunked_logprobs.capped(z, spec.logit_divisor, spec.logit_cap)
     return (
         z
         if not spec.padded_vocab
@@ -203,7 +208,14 @@ def attend_packed(
     segment_BT: Int[Array, "B T"], attention: packed.Attention = reference.packed
 ) -> Attend:
     """Returns causal attention within the segments of each row, without a cache."""
-    return lambda layer, q, k, v, cache: (attention(q, k, v, segment_BT), cache)
+
+    def attend(
+        layer: LayerType, q: jax.Array, k: jax.Array, v: jax.Array, cache: None
+    ) -> tuple[jax.Array, None]:
+        options = {"window": layer.window, "soft_cap": layer.soft_cap}
+        return attention(q, k, v, segment_BT, **options), cache
+
+    return attend
 
 
 def token_logps(
@@ -262,6 +274,8 @@ def token_logps(
         chunk,
         entropy_gradient,
         mesh,
+        spec.logit_divisor,
+        spec.logit_cap,
     )
     return _to_own_token(logp, B, T), _to_own_token(entropy, B, T)
 

@@ -107,6 +107,14 @@ def read_policy(cfg: Config, options: ExportOptions) -> Policy:
             f"--adapter={options.adapter}: {workdir} trained all weights (config.lora.rank=0),"
             " there are no adapters"
         )
+    if options.adapter:
+        lora.peft_names(spec)
+        if hf_config.notices(directory):
+            raise ConfigError(
+                f"--adapter={options.adapter}: {directory} holds more than a text model, which"
+                " adapters of the text model do not fit; export the merged weights, without"
+                " --adapter"
+            )
     abstract = abstract_params(spec, cfg.model.param_dtype)
     trained = checkpoint_reader.read_policy(where, tick, lora.split(spec, abstract)[0])
     return Policy(directory, spec, step, abstract, trained)

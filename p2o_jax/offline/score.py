@@ -51,7 +51,10 @@ def score(options: ScoreOptions) -> None:
     cfg = settings.command_config(Config(), {"model.path": options.model}, options.overrides)
     reporter = Reporter(enabled=distributed.is_main_process())
     network = open_network(
-        cfg, reporter, lambda spec: token_problems(cfg, spec, tokens, options.tokens)
+        cfg,
+        reporter,
+        lambda spec: token_problems(cfg, spec, tokens, options.tokens),
+        int(tokens.mask_BT.sum(axis=1).max()),
     )
     rows = cfg.optim.micro_rows
     if "optim.micro_rows" not in dict(options.overrides):

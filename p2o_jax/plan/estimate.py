@@ -24,6 +24,7 @@ from p2o_jax.plan.cost import Cost, Kernel
 from p2o_jax.plan.memory import ResidentBytes, position_bytes
 from p2o_jax.plan.minimum import Exchange, exchange
 from p2o_jax.plan.programs import CompiledProgram, PlannedRun, bucket_of
+from p2o_jax.rollout import layer_caches
 from p2o_jax.rollout.prefill import chunk_of
 
 # The fraction of decode slots in use, and of real tokens in packed rows, as measured on CPUs
@@ -185,19 +186,32 @@ def _rollout(
     turn = decode.cost.loops[0][1]
     steps = r.questions * r.group_size * work.response / r.slots / BUSY
     slots = r.slots // shards
-    reads = slots * (work.prompt / r.group_size + work.response / 2) * position_bytes(parts)
+    shared, whole = work.prompt / r.group_size, work.prompt + work.response / 2
+    reads = slots * _positions(parts, shared + work.response / 2, whole) * position_bytes(parts)
     step = turn.total([])
     attention = 0.0
     if step.kernels:
         heads = spec.heads / parts.mesh.shape["tensor"]
-        attention = (
-            4 * spec.layers * heads * spec.head_dim * slots * (work.prompt + work.response / 2)
-        )
+        attention = 4 * heads * spec.head_dim * slots * _positions(parts, whole, whole)
+        attention *= spec.layers
     phase = _of_program("decode", turn, (), slice_of, kept.weights + reads)
     return (
         functools.reduce(_added, levels).times(calls, "prefill"),
         phase._replace(flops=phase.flops + attention).times(steps, "decode"),
     )
+
+
+def _positions(parts: PlannedRun, full: float, sliding: float) -> float:
+    """Returns the cached positions that a slot reads, the mean over layers.
+
+    Args:
+        parts: the planned run.
+        full: positions read by layers that keep all.
+        sliding: those of a slot's own ring, if it is not full earlier.
+    """
+    longest = parts.engine.longest(parts.engine.capacities[-1])
+    rings = layer_caches.rings(parts.spec, longest)
+    return sum(min(ring, sliding) if ring else full for ring in rings) / len(rings)
 
 
 def _learning(

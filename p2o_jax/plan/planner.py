@@ -9,7 +9,7 @@ from p2o_jax.plan import memory, programs, report
 from p2o_jax.plan.advice import misses
 from p2o_jax.plan.chips import GPUS, Topology
 from p2o_jax.plan.estimate import Workload, estimate
-from p2o_jax.plan.programs import DEPTHS, CompileOptions, ProgramCache
+from p2o_jax.plan.programs import CompileOptions, ProgramCache, small_depths
 
 
 class Case(NamedTuple):
@@ -61,9 +61,9 @@ def _notes(case: Case, options: CompileOptions) -> list[str]:
             "Attention of update and scoring is XLA's here, in chunks of queries, because cuDNN's"
             " cannot be compiled without a GPU. XLA's takes more memory."
         )
-    if options.quick and case.spec.layers > max(DEPTHS):
+    if options.quick and (depths := small_depths(case.spec)):
         notes.append(
-            f"Quick: prefill and decoding are extrapolated from those of {DEPTHS[0]} and"
-            f" {DEPTHS[1]} layers."
+            f"Quick: prefill and decoding are extrapolated from those of {depths[0]} and"
+            f" {depths[1]} layers."
         )
     return notes

@@ -15,9 +15,10 @@ from p2o_jax import config
 from p2o_jax.config import Config, ConfigError
 from p2o_jax.models import hf_config, sharding
 from p2o_jax.models.device_memory import bytes_per_device
-from p2o_jax.models.spec import ModelSpec, Rope
+from p2o_jax.models.spec import ModelSpec
 from p2o_jax.plan import cost
 from p2o_jax.plan.chips import GIB, Topology
+from p2o_jax.plan.models import SPECS
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rollout import sampling_params
 from p2o_jax.rollout.engine import Engine
@@ -25,29 +26,7 @@ from p2o_jax.rollout.programs import Program as EngineProgram
 from p2o_jax.startup import components, memory_report
 from p2o_jax.startup.model import Model, compute_dtype, place
 
-_QWEN3: dict[str, Any] = {
-    "family": "qwen3",
-    "vocab": 151936,
-    "head_dim": 128,
-    "rope": Rope(theta=1e6),
-    "qk_norm": True,
-}
-SPECS = {
-    "qwen3-0.6b": ModelSpec(
-        width=1024, layers=28, heads=16, kv_heads=8, mlp=3072, tied=True, **_QWEN3
-    ),
-    "qwen3-1.7b": ModelSpec(
-        width=2048, layers=28, heads=16, kv_heads=8, mlp=6144, tied=True, **_QWEN3
-    ),
-    "qwen3-4b": ModelSpec(
-        width=2560, layers=36, heads=32, kv_heads=8, mlp=9728, tied=True, **_QWEN3
-    ),
-    "qwen3-8b": ModelSpec(width=4096, layers=36, heads=32, kv_heads=8, mlp=12288, **_QWEN3),
-    "qwen3-14b": ModelSpec(width=5120, layers=40, heads=40, kv_heads=8, mlp=17408, **_QWEN3),
-    "qwen3-32b": ModelSpec(width=5120, layers=64, heads=64, kv_heads=8, mlp=25600, **_QWEN3),
-}
 UNLIMITED = 2**62
-DEPTHS = (2, 4)  # layers of the models from which quick plans extrapolate
 OF_DEPTH = ", layers: "
 NUM_UPDATES = 100  # programs do not depend on the length of the schedule
 
@@ -243,22 +222,34 @@ def compile_all(
         known: programs that are already compiled; receives the new ones.
         options: how to compile.
     """
-    quick = options.quick and parts.spec.layers > max(DEPTHS)
+    depths = small_depths(parts.spec) if options.quick else ()
     pending: dict[str, Future[CompiledProgram] | CompiledProgram] = {}
     keys: dict[str, tuple[Any, ...]] = {}
     with ThreadPoolExecutor(options.jobs) as pool:
-        for program in lowered(parts, prompt, DEPTHS if quick else ()):
+        for program in lowered(parts, prompt, depths):
             name = program.name
             keys[name] = (name, *parts.mesh.shape.values(), *_depends(parts, name))
             pending[name] = known.get(keys[name]) or pool.submit(compile_one, program, log)
     programs = {name: p.result() if isinstance(p, Future) else p for name, p in pending.items()}
     known.update((keys[name], program) for name, program in programs.items())
-    return _deepened(programs, parts.spec.layers)
+    return _deepened(programs, parts.spec.layers, depths)
 
 
-def _deepened(programs: Mapping[str, CompiledProgram], layers: int) -> dict[str, CompiledProgram]:
+def small_depths(spec: ModelSpec) -> tuple[int, ...]:
+    """Returns the layers of two small models from which a quick plan extrapolates: one and two
+    repeats of the pattern, or of two layers. Empty if the model is not deeper.
+    """
+    period = max(len(spec.pattern), 2)
+    return (period, 2 * period) if spec.layers > 2 * period else ()
+
+
+def _deepened(
+    programs: Mapping[str, CompiledProgram], layers: int, depths: tuple[int, ...]
+) -> dict[str, CompiledProgram]:
     """Replaces the programs of both small depths by one of `layers` layers, in the same order."""
-    less, more = DEPTHS
+    if not depths:
+        return dict(programs)
+    less, more = depths
     deepened = {}
     for name, program in programs.items():
         plain, _, depth = name.partition(OF_DEPTH)

@@ -4,7 +4,7 @@ of steps per call.
     prompt cache   k, v of each layer [M, K, P, C]: a row per distinct prompt, without its last
                    token (`prefill`)
     slots          k, v of each layer [B, K, S, C]: generated tokens only, in spans of positions;
-                   slot b writes at its age
+                   slot b writes at its age; or a ring of a layer's sliding window (`layer_caches`)
     slot state     token, age, rollout, active [B]
     results        tokens and log-probs [N, R], lengths [N]
 
@@ -21,6 +21,7 @@ once for up to that many of its rollouts (cells). Otherwise each slot reads its 
 it reads a copy, which is made when the slot is filled.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +34,10 @@ from p2o_jax.models.attention.decoding import Spans
 from p2o_jax.models.attention.reference import Cache, Partial
 from p2o_jax.models.sharding import BATCH_AXES
 from p2o_jax.models.spec import LayerType, ModelSpec
-from p2o_jax.rollout.decode_state import Caches, DecodeChunk, DecodeState, Queue, SlotState
+from p2o_jax.rollout import layer_caches
+from p2o_jax.rollout.decode_state import DecodeChunk, DecodeState, Queue, SlotState
+from p2o_jax.rollout.layer_caches import Caches
+from p2o_jax.rollout.refill import refilled
 from p2o_jax.rollout.token_sampling import SamplingScalars, draw
 
 
@@ -47,6 +51,7 @@ class DecodeOptions(NamedTuple):
         group: rollouts that read a row of the prompt cache together; 1: each slot reads its own.
         filtered: whether top-k, top-p or min-p may be on.
         cache_ops: how this kind of device reads and writes caches.
+        longest: tokens of the longest sequence, which decides which layers have a ring.
     """
 
     chunk_rollouts: int
@@ -54,6 +59,7 @@ class DecodeOptions(NamedTuple):
     group: int
     filtered: bool
     cache_ops: decoding.CacheOps
+    longest: int
 
 
 class _Inputs(NamedTuple):
@@ -167,7 +173,8 @@ def _step(
     token.
     """
     queue, N = call.queue, call.queue.prompt_N.size
-    state = _refilled(state, queue, call.prompt_cache)
+    rings = layer_caches.rings(spec, options.longest)
+    state = refilled(state, queue, call.prompt_cache, rings)
     slots = state.slots
     rollout_B = jnp.minimum(slots.rollout_B, N - 1)
     fed = _Fed(
@@ -246,53 +253,6 @@ def _chunk(
     )
 
 
-@jax.named_scope("refill")
-def _refilled(state: DecodeState, queue: Queue, prompt_cache: Caches) -> DecodeState:
-    """Returns the state with the next rollouts of the queue in its free slots, in order."""
-    slots = state.slots
-    free_B = ~slots.active_B
-    candidate_B = state.head + jnp.cumsum(free_B) - 1
-    fill_B = free_B & (candidate_B < queue.size)
-    rollout_B = jnp.where(fill_B, candidate_B, slots.rollout_B)
-    first_B = queue.last_token_M[queue.prompt_N[jnp.minimum(rollout_B, queue.prompt_N.size - 1)]]
-    filled = slots._replace(
-        token_B=jnp.where(fill_B, first_B, slots.token_B),
-        age_B=jnp.where(fill_B, 0, slots.age_B),
-        rollout_B=rollout_B,
-        active_B=slots.active_B | fill_B,
-        prompts=_copied(
-            slots.prompts,
-            prompt_cache,
-            fill_B,
-            queue.prompt_N[jnp.minimum(rollout_B, queue.prompt_N.size - 1)],
-        ),
-    )
-    return state._replace(slots=filled, head=state.head + fill_B.sum())
-
-
-def _copied(
-    prompts: Caches, prompt_cache: Caches, fill_B: jax.Array, prompt_B: jax.Array
-) -> Caches:
-    """Copies the prompts of the slots to fill from the prompt cache, one at a time: mostly there
-    are few.
-    """
-    if not prompts:
-        return prompts
-    to_fill_B = jnp.argsort(~fill_B, stable=True)
-
-    def copy(i: jax.Array, prompts: Caches) -> Caches:
-        slot = to_fill_B[i]
-
-        def one(x: jax.Array, held: jax.Array) -> jax.Array:
-            return lax.dynamic_update_slice_in_dim(
-                x, lax.dynamic_slice_in_dim(held, prompt_B[slot], 1), slot, 0
-            )
-
-        return jax.tree.map(one, prompts, prompt_cache)
-
-    return lax.fori_loop(0, fill_B.sum(), copy, prompts)
-
-
 class _Fed(NamedTuple):
     """Inputs of a step: each slot's token, age, whether it is active, its prompt, and its index in
     the prompt's group.
@@ -327,34 +287,39 @@ def _forward_one(
         .set(slot_B, mode="drop")
     )
 
-    def over_prompts(q_BHC: jax.Array, prompts: Cache) -> Partial:
+    def over_prompts(q_BHC: jax.Array, prompts: Cache, soft_cap: float) -> Partial:
         if group > 1:
-            return _over_cells(q_BHC, prompts, in_prompt_cache_M, slot_of_cell, cell_B, cache_ops)
-        return cache_ops.attend(
-            q_BHC, prompts, in_prompt_B, None if slots.prompts else fed.prompt_B
-        )
+            attend = functools.partial(cache_ops.attend, soft_cap=soft_cap)
+            return _over_cells(q_BHC, prompts, in_prompt_cache_M, slot_of_cell, cell_B, attend)
+        row_B = None if slots.prompts else fed.prompt_B
+        return cache_ops.attend(q_BHC, prompts, in_prompt_B, row_B, soft_cap)
 
-    def attend_both(
+    def attend(
         layer: LayerType,
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
         caches: tuple[Cache, Spans],
     ) -> tuple[jax.Array, Spans]:
-        prompts, generated = caches
-        new = reference.stored(k.swapaxes(1, 2), v.swapaxes(1, 2), prompts)
-        generated = decoding.append(cache_ops, generated, new, fed.age_B)
-        both = reference.merge(
-            over_prompts(q[:, 0], prompts),
-            decoding.over_spans(cache_ops, q[:, 0], generated, in_slot_B),
-        )
-        return both.o_BHC[:, None], generated
+        prompts, spans = caches
+        cap, ring = layer.soft_cap, layer_caches.ring(layer, options.longest)
+        new = reference.stored(k.swapaxes(1, 2), v.swapaxes(1, 2), spans[0])
+        if ring:
+            position_B = position_B1[:, 0]
+            spans = decoding.append(cache_ops, spans, new, position_B % ring)
+            kept_B = jnp.where(fed.active_B, jnp.minimum(position_B + 1, ring), 1)
+            own = decoding.over_spans(cache_ops, q[:, 0], spans, kept_B, cap)
+        else:
+            spans = decoding.append(cache_ops, spans, new, fed.age_B)
+            own = decoding.over_spans(cache_ops, q[:, 0], spans, in_slot_B, cap)
+            own = reference.merge(over_prompts(q[:, 0], prompts, cap), own)
+        return own.o_BHC[:, None], spans
 
     position_B1 = (in_prompt_cache_M[fed.prompt_B] + fed.age_B)[:, None]
     dtype = weights["final_norm"].dtype
     caches = tuple(zip(slots.prompts or call.prompt_cache, slots.spans, strict=True))
     x_B1D, spans = transformer.hidden(
-        spec, weights, fed.token_B[:, None], position_B1, attend_both, caches=caches, dtype=dtype
+        spec, weights, fed.token_B[:, None], position_B1, attend, caches=caches, dtype=dtype
     )
     return transformer.logits(spec, weights, x_B1D[:, 0]), spans
 
@@ -365,7 +330,7 @@ def _over_cells(
     in_prompt_cache_M: jax.Array,
     slot_of_cell: jax.Array,
     cell_B: jax.Array,
-    cache_ops: decoding.CacheOps,
+    attend: decoding.Decode,
 ) -> Partial:
     """Returns each slot's attention to its prompt, reading each row of the prompt cache once.
 
@@ -377,7 +342,7 @@ def _over_cells(
         in_prompt_cache_M: cached tokens of each prompt.
         slot_of_cell: the slot in each of the M * group cells.
         cell_B: the cell of each slot.
-        cache_ops: how this kind of device reads caches.
+        attend: attention to a cache.
     """
     _, H, C = q_BHC.shape
     M, K = prompt_cache.v_AKSC.shape[:2]
@@ -391,8 +356,5 @@ def _over_cells(
         return cells[cell_B]
 
     return Partial(
-        *(
-            to_slots(x)
-            for x in cache_ops.attend(to_cells(q_BHC), prompt_cache, in_prompt_cache_M, None)
-        )
+        *(to_slots(x) for x in attend(to_cells(q_BHC), prompt_cache, in_prompt_cache_M, None))
     )

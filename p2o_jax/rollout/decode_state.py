@@ -12,8 +12,6 @@ from p2o_jax.models.attention.decoding import Spans
 from p2o_jax.models.attention.reference import Cache
 from p2o_jax.models.spec import ModelSpec
 
-Caches = tuple[Cache, ...]  # one per layer
-
 
 class Queue(NamedTuple):
     """The work of a shard: N rollouts of M prompts, of which the first `size` are real."""
@@ -33,9 +31,11 @@ class SlotState(NamedTuple):
     age_B: jax.Array
     rollout_B: jax.Array
     active_B: jax.Array
-    spans: tuple[Spans, ...]  # caches of generated tokens, of each layer
-    # copies of rows of the prompt cache; empty where the prompt cache itself is read
-    prompts: Caches
+    # of each layer: the cache of generated tokens, or a ring (`layer_caches`)
+    spans: tuple[Spans, ...]
+    # copies of rows of the prompt cache, None for layers with a ring; empty where the prompt cache
+    # itself is read
+    prompts: tuple[Cache | None, ...]
 
 
 class DecodeState(NamedTuple):
@@ -69,24 +69,6 @@ class DecodeChunk(NamedTuple):
     steps: jax.Array
 
 
-def empty_caches(
-    spec: ModelSpec, rows: int, positions: int, dtype: Any, kind: type[Cache] = Cache
-) -> Caches:
-    """Returns a zeroed cache for each layer.
-
-    Args:
-        spec: the model.
-        rows: rows of each cache.
-        positions: positions of each row.
-        dtype: dtype of keys and values; int8 adds scales.
-        kind: the layout of the cache.
-    """
-    return tuple(
-        reference.empty_cache(rows, spec.kv_heads, positions, spec.head_dim, dtype, kind)
-        for _ in range(spec.layers)
-    )
-
-
 def begin(
     spec: ModelSpec,
     num_slots: int,
@@ -94,6 +76,7 @@ def begin(
     max_positions: int,
     dtype: Any,
     cache_ops: decoding.CacheOps,
+    rings: tuple[int, ...],
     prompt_positions: int = 0,
 ) -> DecodeState:
     """Returns the state before the first chunk: idle slots, nothing sampled.
@@ -105,21 +88,22 @@ def begin(
         max_positions: response tokens to allocate.
         dtype: dtype of the caches.
         cache_ops: how this kind of device holds its caches.
+        rings: positions of each layer's ring; 0: none.
         prompt_positions: positions of a slot's copy of its prompt's cache; 0: no copies.
     """
     zeros_B, zero = jnp.zeros(num_slots, jnp.int32), jnp.zeros(1, jnp.int32)
     positions = -(-max_positions // 8) * 8  # kernels need a multiple of 8
-    prompts = (
-        empty_caches(spec, num_slots, prompt_positions, dtype, cache_ops.cache)
-        if prompt_positions
-        else ()
+
+    def empty(size: int) -> Cache:
+        heads, kind = spec.kv_heads, cache_ops.cache
+        return reference.empty_cache(num_slots, heads, size, spec.head_dim, dtype, kind)
+
+    prompts = tuple(None if ring else empty(prompt_positions) for ring in rings)
+    spans = tuple(
+        tuple(map(empty, decoding.spans_of(cache_ops, ring or positions))) for ring in rings
     )
-    spans = [
-        empty_caches(spec, num_slots, span, dtype, cache_ops.cache)
-        for span in decoding.spans_of(cache_ops, positions)
-    ]
     slots = SlotState(
-        zeros_B, zeros_B, zeros_B, zeros_B > 0, tuple(zip(*spans, strict=True)), prompts
+        zeros_B, zeros_B, zeros_B, zeros_B > 0, spans, prompts if prompt_positions else ()
     )
     zeros_N = jnp.zeros(num_rollouts, jnp.int32)
     tokens, logps = (

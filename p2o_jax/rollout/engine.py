@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from p2o_jax.config import RolloutConfig
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rollout import prefill, scheduler, token_sampling
-from p2o_jax.rollout.decode_state import Caches, DecodeChunk, DecodeState, Queue
+from p2o_jax.rollout.decode_state import DecodeChunk, DecodeState, Queue
+from p2o_jax.rollout.layer_caches import Caches
 from p2o_jax.rollout.program_cache import ProgramCache
 from p2o_jax.rollout.programs import Program, SamplerPrograms
 from p2o_jax.runtime import distributed, rng

@@ -17,6 +17,7 @@ from p2o_jax.models import transformer
 from p2o_jax.models.attention import reference
 from p2o_jax.models.attention.reference import Cache
 from p2o_jax.models.spec import LayerType, ModelSpec
+from p2o_jax.rollout import layer_caches
 
 MIN_CHUNK, MAX_CHUNK = 16, 512
 CHUNKS = 8  # chunks of a bucket, within these bounds
@@ -88,7 +89,7 @@ def extend(
     """Returns the prompt cache with chunk number `level` of m prompts, and the chunks before it
     copied from their source rows.
 
-    Attention reads the earlier chunks one at a time.
+    Attention reads the earlier chunks one at a time; with a sliding window, those that it reaches.
 
     Args:
         spec: the model.
@@ -105,19 +106,33 @@ def extend(
     def attend(
         layer: LayerType, q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Cache]:
+        cap, window = layer.soft_cap, layer.window
+        kept = reference.num_positions(cache) // t  # chunks; beyond them, a ring
+
+        def place(i: jax.Array) -> jax.Array:
+            return (i % kept if window else i) * t
+
+        def visible(i: jax.Array) -> jax.Array:
+            if not window:
+                return jnp.ones((t, t), bool)
+            distance_tt = jnp.arange(t)[:, None] - jnp.arange(t)[None] + (level - i) * t
+            return distance_tt < window
+
         def earlier(
             i: jax.Array, carry: tuple[reference.Partial, Cache]
         ) -> tuple[reference.Partial, Cache]:
             total, cache = carry
-            chunk = reference.by_position(lambda axis, x: _read(x, source_m, axis, i * t, t), cache)
-            part = reference.over_rows(q, chunk, jnp.ones((t, t), bool))
-            return reference.merge(total, part), _written(cache, chunk, row_m, i * t)
+            at = place(i)
+            chunk = reference.by_position(lambda axis, x: _read(x, source_m, axis, at, t), cache)
+            part = reference.over_rows(q, chunk, visible(i), cap)
+            return reference.merge(total, part), _written(cache, chunk, row_m, at)
 
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        own = reference.over_rows(q, Cache(k, v), jnp.tri(t, dtype=bool))
-        total, cache = lax.fori_loop(0, level, earlier, (own, cache))
+        own = reference.over_rows(q, Cache(k, v), reference.causal(t, window), cap)
+        first = jnp.maximum(level - layer_caches.chunks_before(window, t), 0) if window else 0
+        total, cache = lax.fori_loop(first, level, earlier, (own, cache))
         return total.o_BHC.reshape(m, t, *q.shape[2:]), _written(
-            cache, reference.stored(k, v, cache), row_m, level * t
+            cache, reference.stored(k, v, cache), row_m, place(level)
         )
 
     position_mt = jnp.broadcast_to(level * t + jnp.arange(t)[None], (m, t))

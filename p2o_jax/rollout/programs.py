@@ -21,7 +21,8 @@ from p2o_jax.config import RolloutConfig
 from p2o_jax.models import lora, sharding, transformer
 from p2o_jax.models.attention import decoding
 from p2o_jax.models.spec import ModelSpec
-from p2o_jax.rollout import decode, decode_state, prefill, token_sampling
+from p2o_jax.rollout import decode, decode_state, layer_caches, prefill, token_sampling
+from p2o_jax.rollout.layer_caches import Caches
 from p2o_jax.types import SamplingParams
 
 CHUNKS_PER_WAVE = 8  # finished rollouts reach the host about this often
@@ -209,11 +210,12 @@ class SamplerPrograms:
     def _lower_prompt_cache(self, p: Program) -> Any:
         return jax.jit(lambda: self._empty_prompt_cache(p), out_shardings=self.caches).lower()
 
-    def _empty_prompt_cache(self, p: Program) -> decode_state.Caches:
-        return decode_state.empty_caches(
+    def _empty_prompt_cache(self, p: Program) -> Caches:
+        whole, chunk = prefill.positions(p.bucket), prefill.chunk_of(p.bucket)
+        return layer_caches.empty_caches(
             self.spec,
             p.rows * self.num_shards,
-            prefill.positions(p.bucket),
+            layer_caches.prompt_positions(self.spec, whole, chunk),
             self.cache_dtype,
             self.cache_ops.cache,
         )
@@ -245,8 +247,15 @@ class SamplerPrograms:
             p.capacity,
             self.cache_dtype,
             self.cache_ops,
+            layer_caches.rings(self.spec, self.longest(p.capacity)),
             positions,
         )
+
+    def longest(self, capacity: int) -> int:
+        """Returns the cached tokens of the longest sequence: any prompt, and a response of this
+        capacity, whose last token is not fed.
+        """
+        return max(self.cfg.prompt_buckets) + capacity - 1
 
     def _lower_decode(self, p: Program) -> Any:
         smaller = self.sizes[self.sizes.index(p.size) + 1 :]
@@ -256,6 +265,7 @@ class SamplerPrograms:
             group=p.group,
             filtered=p.filtered,
             cache_ops=self.cache_ops,
+            longest=self.longest(p.capacity),
         )
         run = functools.partial(decode.decode_chunk, self.spec, options=options)
         N = self.max_rollouts

@@ -75,11 +75,6 @@ def _special_id_problems(path: Path, vocab: int, rule: str) -> list[str]:
 
 def beyond_context(cfg: Config, spec: ModelSpec, tokens: int) -> str:
     """Why a sequence of this many tokens is longer than the model takes; empty where it is not."""
-    if spec.window and tokens > spec.window:
-        return (
-            f"the model's attention has a window of {spec.window:,} tokens (sliding_window in"
-            " config.json), and longer sequences are not supported"
-        )
     if spec.context and tokens > spec.context and not cfg.model.allow_long_context:
         scaled = f", {spec.rope.kind} scaling included" if spec.rope.kind != "default" else ""
         return (
@@ -87,6 +82,17 @@ def beyond_context(cfg: Config, spec: ModelSpec, tokens: int) -> str:
             f" config.json{scaled}); config.model.allow_long_context=true allows more"
         )
     return ""
+
+
+def notices(spec: ModelSpec, longest: int) -> list[str]:
+    """A line if the model's positions depend on the longest sequence that may come."""
+    if spec.rope.kind != "longrope":
+        return []
+    original, which = spec.rope.original_max_positions, "long" if spec.rope.long else "short"
+    return [
+        f"longrope: the {which} factors are used for all sequences, because they may have up to"
+        f" {longest:,} tokens; the original length is {original:,}"
+    ]
 
 
 def response_problems(cfg: Config, spec: ModelSpec, prompt: str, prompt_tokens: int) -> list[str]:
@@ -97,7 +103,7 @@ def response_problems(cfg: Config, spec: ModelSpec, prompt: str, prompt_tokens: 
     why = beyond_context(cfg, spec, prompt_tokens + most)
     if not why:
         return []
-    left = min(n for n in (spec.context, spec.window) if n) - prompt_tokens
+    left = spec.context - prompt_tokens
     advice = f"; a config.rollout.max_new_tokens of up to {left} fits" if left > 0 else ""
     return [
         f"config.rollout.max_new_tokens={most} after {prompt} makes {prompt_tokens + most:,}"

@@ -81,7 +81,7 @@ def open_model(
         collect(problems, lambda: limits.check_token_ids(directory, spec.vocab, *ids))
     if problems or not spec or not chat:
         raise ConfigError(*problems)
-    network = _on_mesh(cfg, directory, spec)
+    network = _on_mesh(cfg, directory, spec, reporter)
     for line in chat.notices:
         reporter.line(line)
     return Model(network.directory, network.spec, network.mesh, network.dtype, chat)
@@ -91,10 +91,12 @@ def open_network(
     cfg: Config,
     reporter: Reporter,
     check: Callable[[ModelSpec], list[str]] = lambda spec: [],
+    longest: int | None = None,
 ) -> Network:
     """The model of `config.model.path` without its tokenizer, on the mesh of `config.mesh`.
 
     Args:
+        longest: tokens of the longest sequence; None: as the config allows.
         check: finds what else is wrong with the model, a line each.
 
     Raises:
@@ -106,7 +108,7 @@ def open_network(
         problems += check(spec)
     if problems or not spec:
         raise ConfigError(*problems)
-    return _on_mesh(cfg, directory, spec)
+    return _on_mesh(cfg, directory, spec, reporter, longest)
 
 
 def find_directory(cfg: Config, revision: str | None = None) -> Path:
@@ -131,15 +133,18 @@ def find_directory(cfg: Config, revision: str | None = None) -> Path:
     return directory
 
 
-def place(cfg: Config, spec: ModelSpec, mesh: Mesh) -> ModelSpec:
-    """The spec with config.lora's adapters, and a vocabulary that the mesh splits evenly.
+def place(cfg: Config, spec: ModelSpec, mesh: Mesh, longest: int | None = None) -> ModelSpec:
+    """The spec with config.lora's adapters, a vocabulary that the mesh splits evenly, and positions
+    for the longest sequence, by default the longest that the config allows.
 
     Raises:
         ConfigError: with a line for every weight that the mesh splits unevenly.
     """
     padding = -spec.vocab % mesh.shape["tensor"]
     spec = dataclasses.replace(
-        spec, lora=lora.from_config(cfg.lora), padded_vocab=spec.vocab + padding if padding else 0
+        spec.for_length(longest or config.longest_sequence(cfg)),
+        lora=lora.from_config(cfg.lora),
+        padded_vocab=spec.vocab + padding if padding else 0,
     )
     problems = [
         line
@@ -196,7 +201,17 @@ def _read_spec(directory: Path, problems: list[str]) -> ModelSpec | None:
     return spec
 
 
-def _on_mesh(cfg: Config, directory: Path, spec: ModelSpec) -> Network:
+def _on_mesh(
+    cfg: Config,
+    directory: Path,
+    spec: ModelSpec,
+    reporter: Reporter,
+    longest: int | None = None,
+) -> Network:
+    longest = longest or config.longest_sequence(cfg)
     mesh = sharding.make_mesh(config.mesh_shape(cfg.mesh, len(jax.devices())))
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return Network(directory, place(cfg, spec, mesh), mesh, compute_dtype(cfg, on_cpu))
+    spec = place(cfg, spec, mesh, longest)
+    for line in (*hf_config.notices(directory), *limits.notices(spec, longest)):
+        reporter.line(line)
+    return Network(directory, spec, mesh, compute_dtype(cfg, on_cpu))

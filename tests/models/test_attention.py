@@ -47,10 +47,11 @@ def output_and_gradients(path, q, k, v, segment):
     return out, *gradients
 
 
-def assert_same(path, rows, **tolerance):
+def assert_same(path, rows, window=0, soft_cap=0.0, **tolerance):
+    options = {"window": window, "soft_cap": soft_cap}
     for got, want in zip(
-        output_and_gradients(path, *rows),
-        output_and_gradients(reference.packed, *rows),
+        output_and_gradients(functools.partial(path, **options), *rows),
+        output_and_gradients(functools.partial(reference.packed, **options), *rows),
         strict=True,
     ):
         np.testing.assert_allclose(
@@ -59,18 +60,22 @@ def assert_same(path, rows, **tolerance):
 
 
 @pytest.mark.parametrize(
-    ("T", "chunk"),
+    ("T", "chunk", "window", "soft_cap"),
     [
-        pytest.param(48, 16, marks=pytest.mark.slow),
-        (50, 16),
-        (33, 64),
-        pytest.param(200, 8, marks=pytest.mark.slow),
+        pytest.param(48, 16, 0, 0, marks=pytest.mark.slow),
+        (50, 16, 0, 0),
+        (33, 64, 0, 0),
+        pytest.param(200, 8, 0, 0, marks=pytest.mark.slow),
+        pytest.param(200, 8, 17, 0, marks=pytest.mark.slow),
+        (150, 8, 7, 0.7),
     ],
 )
-def test_chunked_attention_is_the_dense_one(T, chunk):
+def test_chunked_attention_is_the_dense_one(T, chunk, window, soft_cap):
     assert_same(
         functools.partial(packed.chunked, chunk=chunk),
         packed_rows(3, T, 4, 2, 8),
+        window,
+        soft_cap,
         rtol=1e-4,
         atol=1e-5,
     )
@@ -89,11 +94,15 @@ def test_long_rows_on_cpu_are_chunked_and_hold_no_square_of_scores():
     assert memory[packed.by_length] < memory[reference.packed] / 4
 
 
-@pytest.mark.parametrize(("shape", "kv_heads"), [((1, 1, 1), 2), ((2, 2, 2), 2), ((1, 4, 2), 1)])
-def test_splash_attention_is_the_dense_one(shape, kv_heads):
+@pytest.mark.parametrize(
+    ("shape", "kv_heads", "window", "soft_cap"),
+    [((1, 1, 1), 2, 23, 2.0), ((2, 2, 2), 2, 0, 0), ((1, 4, 2), 1, 0, 0)],
+)
+def test_splash_attention_is_the_dense_one(shape, kv_heads, window, soft_cap):
     mesh = sharding.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
     path = functools.partial(packed.splash, mesh=mesh, interpret=True)
-    assert_same(path, packed_rows(4, 128, 4, kv_heads, 128), rtol=1e-3, atol=2e-4)
+    rows = packed_rows(4, 128, 4, kv_heads, 128)
+    assert_same(path, rows, window, soft_cap, rtol=1e-3, atol=2e-4)
 
 
 def test_splash_takes_any_shape():
@@ -102,10 +111,25 @@ def test_splash_takes_any_shape():
     assert_same(path, packed_rows(2, 40, 4, 2, 8), rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_asked_of_cudnn_is_the_dense_attention():
-    """Mask and causality as given to cuDNN, computed by XLA."""
+@pytest.mark.parametrize(("window", "soft_cap"), [(0, 0), (9, 0), (9, 2.0)])
+def test_what_is_asked_of_cudnn_is_the_dense_attention(window, soft_cap):
+    """Mask and causality as given to cuDNN, computed by XLA. It has no soft cap."""
     rows = packed_rows(2, 128, 4, 2, 64, jnp.bfloat16)
-    assert_same(functools.partial(packed.cudnn, kernel="xla"), rows, rtol=0.05, atol=0.05)
+    path = functools.partial(packed.cudnn, kernel="xla")
+    assert_same(path, rows, window, soft_cap, rtol=0.05, atol=0.05)
+
+
+def test_a_window_and_a_cap_by_hand():
+    """Of four equal keys, each query sees itself and the one before; scores of 2 are capped."""
+    np.testing.assert_array_equal(
+        reference.causal(4, 2), [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    )
+    q, k = jnp.full((1, 4, 1, 1), 2.0), jnp.array([0.0, 1.0, 0.0, 1.0]).reshape(1, 4, 1, 1)
+    v = jnp.arange(4.0).reshape(1, 4, 1, 1)
+    out = reference.packed(q, k, v, jnp.ones((1, 4), int), window=2, soft_cap=1.5)
+    e = np.exp(1.5 * np.tanh(2 / 1.5))
+    want = [0, e / (1 + e), (1 * e + 2) / (1 + e), (2 + 3 * e) / (1 + e)]
+    np.testing.assert_allclose(out[0, :, 0, 0], want, rtol=1e-6)
 
 
 @pytest.mark.gpu

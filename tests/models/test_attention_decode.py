@@ -1,5 +1,7 @@
 """Attention to caches as CPUs hold and read them, against the reference."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,11 +67,12 @@ def test_the_reference_by_hand(own_rows, kind):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
 @pytest.mark.parametrize("positions", [512, 600])
-@pytest.mark.parametrize("kind", [0, 1])
-def test_windows_change_nothing(dtype, positions, kind):
+@pytest.mark.parametrize(("kind", "soft_cap"), [(0, 0.7), (1, 0.0)])
+def test_windows_change_nothing(dtype, positions, kind, soft_cap):
     q, *caches, lengths, rows = make(positions, dtype)
-    want = reference.over_cache(q, caches[kind], lengths, rows)
-    got = jax.jit(decoding.windowed)(q, caches[kind], lengths, rows)
+    want = reference.over_cache(q, caches[kind], lengths, rows, soft_cap)
+    windowed = functools.partial(decoding.windowed, soft_cap=soft_cap)
+    got = jax.jit(windowed)(q, caches[kind], lengths, rows)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 

@@ -1,11 +1,13 @@
 """Estimated FLOPs against sums by hand and XLA's count."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from p2o_jax.models import flops, transformer
-from p2o_jax.models.spec import LoraSpec, ModelSpec, num_params
+from p2o_jax.models.spec import LayerType, LoraSpec, ModelSpec, num_params
 from p2o_jax.rl.batch import Example
 from p2o_jax.rl.cost import cost
 from tests.factories import make_spec
@@ -18,6 +20,11 @@ def test_forward_by_hand():
     assert flops.forward(SPEC, 0, 1) == 2 * N + A
     assert flops.forward(SPEC, 3, 5) == 2 * 2 * N + A * (4 + 5)
     assert flops.forward(SPEC, 0, 3) + flops.forward(SPEC, 3, 9) == flops.forward(SPEC, 0, 9)
+    sliding = replace(SPEC, pattern=(LayerType(window=4), LayerType()))
+    saved = A // 2 * ((7 - 4) + (8 - 4) + (9 - 4))  # of tokens 6 to 8, in one of two layers
+    assert flops.forward(sliding, 6, 9) == flops.forward(SPEC, 6, 9) - saved
+    assert flops.forward(sliding, 0, 9) == flops.forward(SPEC, 0, 9) - saved - A // 2 * (1 + 2)
+    assert flops.forward(sliding, 0, 4) == flops.forward(SPEC, 0, 4)
 
 
 def test_a_prompt_that_is_sampled_twice_is_read_once():

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from p2o_jax.config import ConfigError
 from p2o_jax.models import hf, hf_config, hf_reader, rope, sharding, transformer
-from p2o_jax.models.spec import ModelSpec, Rope, num_params
+from p2o_jax.models.spec import LayerType, ModelSpec, Rope, num_params
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 NAMES = ("qwen3_tied", "qwen3_untied", "qwen2_bias", "llama3_rope")
@@ -220,7 +220,7 @@ def test_config_names_everything_unsupported_at_once(tmp_path):
         use_sliding_window=True,
         sliding_window=64,
         quantization_config={"quant_method": "awq"},
-        attention_bias=True,
+        mlp_bias=True,
         rope_parameters={"rope_type": "dynamic", "factor": 2.0},
         hidden_size="wide",
         architectures=["Qwen3ForSequenceClassification"],
@@ -231,7 +231,7 @@ def test_config_names_everything_unsupported_at_once(tmp_path):
         "gelu",
         "use_sliding_window",
         "awq",
-        "attention_bias",
+        "mlp_bias",
         "dynamic",
         "hidden_size",
         "SequenceClassification",
@@ -242,10 +242,10 @@ def test_config_names_everything_unsupported_at_once(tmp_path):
 
 def test_unknown_model_type_lists_the_supported(tmp_path):
     path = copy("qwen3_tied", tmp_path) / "config.json"
-    edit(path, model_type="gemma3", architectures=["Gemma3ForCausalLM"])
-    assert problems(hf_config.read_spec, path.parent) == [
-        f"{path}: model_type='gemma3' is not supported; supported: qwen3, qwen2, llama, mistral"
-    ]
+    edit(path, model_type="gemma3n", architectures=["Gemma3nForCausalLM"])
+    (found,) = problems(hf_config.read_spec, path.parent)
+    assert found.startswith(f"{path}: model_type='gemma3n' is not supported; supported: qwen3, ")
+    assert found.endswith(", gemma3, mistral3")
 
 
 @pytest.mark.parametrize(
@@ -275,32 +275,28 @@ def test_config_problem_is_named(changes, word, tmp_path):
     assert word in found
 
 
-@pytest.mark.parametrize(("window", "refused"), ((64, True), (512, False), (None, False)))
-def test_mistral_window_is_refused_where_it_limits(window, refused, tmp_path):
-    config = hf_config.write_config(
-        dataclasses.replace(SPEC, family="mistral", qk_norm=False, max_positions=512)
+def test_mistral_s_window_is_that_of_config_or_of_transformers(tmp_path):
+    spec = dataclasses.replace(
+        SPEC, family="mistral", qk_norm=False, pattern=(LayerType(window=64),)
     )
+    config = hf_config.write_config(spec)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    assert hf_config.read_spec(tmp_path) == spec
+    path.write_text(json.dumps(config | {"sliding_window": None}))
+    assert hf_config.read_spec(tmp_path).pattern == (LayerType(),)
+    edit(path, sliding_window=None)  # without the key
+    assert hf_config.read_spec(tmp_path).pattern == (LayerType(window=4096),)
+
+
+@pytest.mark.parametrize(("window", "refused"), ((64, True), (128, False), (None, False)))
+def test_a_window_of_llama_is_refused_where_it_limits(window, refused, tmp_path):
+    config = hf_config.write_config(dataclasses.replace(SPEC, family="llama", qk_norm=False))
     (tmp_path / "config.json").write_text(json.dumps(config | {"sliding_window": window}))
     if refused:
         assert "sliding_window=64" in problems(hf_config.read_spec, tmp_path)[0]
     else:
-        assert hf_config.read_spec(tmp_path).family == "mistral"
-
-
-def test_a_window_is_kept_as_a_limit_on_lengths(tmp_path):
-    """Our model computes it as full attention; see `limits`."""
-    spec = dataclasses.replace(SPEC, family="mistral", qk_norm=False, max_positions=512, window=512)
-    (tmp_path / "config.json").write_text(json.dumps(hf_config.write_config(spec)))
-    assert hf_config.read_spec(tmp_path) == spec
-    # transformers' default of the first
-    edit(tmp_path / "config.json", max_position_embeddings=None, sliding_window=131072)
-    assert (
-        hf_config.read_spec(tmp_path).window
-        == hf_config.read_spec(tmp_path).max_positions
-        == 131072
-    )
-    edit(tmp_path / "config.json", sliding_window=None)
-    assert "sliding_window=4096, smaller" in problems(hf_config.read_spec, tmp_path)[0]
+        assert hf_config.read_spec(tmp_path).pattern == (LayerType(),)
 
 
 @pytest.mark.parametrize(

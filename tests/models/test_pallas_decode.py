@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from p2o_jax.models import sharding
-from p2o_jax.models.attention import decoding, pallas_decode, reference
+from p2o_jax.models.attention import decoding, pallas_append, pallas_decode, reference
 
 BLOCK = 16  # positions, so that a few make several blocks
 KERNELS = [pallas_decode.gpu, pallas_decode.tpu]
@@ -38,14 +38,16 @@ def inputs(B, H, K, S, C=128, dtype=jnp.float32, rows=None, quantized=False):
     )
 
 
-def assert_same(kernel, q, cache, length, row=None, tolerance=1e-5):
+def assert_same(kernel, q, cache, length, row=None, tolerance=1e-5, soft_cap=0.0):
     """Compares outputs within the tolerance, m and l relatively; exactly where there is nothing to
     attend to.
     """
     length, row = jnp.array(length), row if row is None else jnp.array(row)
     got, want = (
-        jax.jit(functools.partial(kernel, interpret=True))(q, cache, length, row),
-        reference.over_cache(q, cache, length, row),
+        jax.jit(functools.partial(kernel, soft_cap=soft_cap, interpret=True))(
+            q, cache, length, row
+        ),
+        reference.over_cache(q, cache, length, row, soft_cap),
     )
     assert [x.dtype for x in got] == [jnp.float32] * 3
     np.testing.assert_allclose(got.o_BHC, want.o_BHC, rtol=0, atol=tolerance)
@@ -89,10 +91,10 @@ def test_bfloat16_differs_by_the_rounding_of_weights_only(kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("K", [1, 2])
-def test_int8_with_scales(kernel, K):
+@pytest.mark.parametrize(("K", "soft_cap"), [(1, 0.7), (2, 0.0)])
+def test_int8_with_scales(kernel, K, soft_cap):
     q, cache = inputs(4, 4, K, 40, quantized=True)
-    assert_same(kernel, q, cache, [40, 23, 16, 0], [3, 1, 0, 2])
+    assert_same(kernel, q, cache, [40, 23, 16, 0], [3, 1, 0, 2], soft_cap=soft_cap)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -158,7 +160,7 @@ def test_append_writes_one_position_of_each_row(quantized):
     position = jnp.array([0, 39, 15, 16, 33])
     want = reference.append(cache, new, position)
     for got, expected, before in zip(
-        pallas_decode.tpu_append(cache, new, position, interpret=True), want, cache, strict=True
+        pallas_append.tpu_append(cache, new, position, interpret=True), want, cache, strict=True
     ):
         if before is not None:
             np.testing.assert_array_equal(got, expected)
@@ -254,7 +256,7 @@ def test_compiles_for_tpus_that_are_not_there(topology, tensor, dtype, cached, m
     monkeypatch.setitem(os.environ, "ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     compiled = compile_steps(
-        pallas_decode.tpu, pallas_decode.tpu_append, devices, tensor, dtype, cached
+        pallas_decode.tpu, pallas_append.tpu_append, devices, tensor, dtype, cached
     )
     text = compiled.as_text()
     assert text.count('custom_call_target="tpu_custom_call"') == 2

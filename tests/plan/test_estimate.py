@@ -150,7 +150,8 @@ def test_a_quick_plan_compiles_the_sampler_for_small_depths():
     deep = programs.make(
         small_config(), dataclasses.replace(SPEC, layers=6), Here("v5e", (2, 4), 1)
     )
-    names = [asked.name for asked in programs.lowered(deep, 20, programs.DEPTHS)]
+    depths = programs.small_depths(deep.spec)
+    names = [asked.name for asked in programs.lowered(deep, 20, depths)]
     assert (
         names[1:3]
         == ["prefill 32 in groups of 4, layers: 2", "decode 32 in groups of 4, layers: 2"]
@@ -161,13 +162,15 @@ def test_a_quick_plan_compiles_the_sampler_for_small_depths():
         for name in names
         if name[-1] in "24"
     }
-    assert {p.memory.arguments for p in programs._deepened(built, 6).values()} == {(6,)}
-    assert list(programs._deepened(built, 6)) == [
+    assert {p.memory.arguments for p in programs._deepened(built, 6, depths).values()} == {(6,)}
+    assert list(programs._deepened(built, 6, depths)) == [
         "prefill 32 in groups of 4",
         "decode 32 in groups of 4",
         "prefill 64",
         "decode 64",
     ]
+    assert programs.small_depths(SPEC) == () and programs.small_depths(deep.spec) == (2, 4)
+    assert programs.small_depths(programs.SPECS["gemma3-4b"]) == (6, 12)
 
 
 @pytest.mark.parametrize(
@@ -208,6 +211,9 @@ def test_specs_have_their_names_sizes():
         "qwen3-8b": 8.19,
         "qwen3-14b": 14.77,
         "qwen3-32b": 32.76,
+        "gemma3-4b": 3.88,
+        "olmo3-7b": 7.3,
+        "smollm3-3b": 3.08,
     }
     assert {
         name: round(num_params(spec) / 1e9, 2) for name, spec in programs.SPECS.items()

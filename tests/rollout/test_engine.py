@@ -12,7 +12,7 @@ import pytest
 
 from p2o_jax.config import RolloutConfig
 from p2o_jax.models import sharding, transformer
-from p2o_jax.models.attention import decoding, pallas_decode, reference
+from p2o_jax.models.attention import decoding, pallas_append, pallas_decode, reference
 from p2o_jax.rollout import scheduler
 from p2o_jax.rollout.engine import Engine, Work
 from p2o_jax.rollout.programs import Program
@@ -331,7 +331,7 @@ def test_the_same_text_with_kernels(kernel, monkeypatch):
     )
     attend = functools.partial(getattr(pallas_decode, kernel), interpret=True)
     append = (
-        functools.partial(pallas_decode.tpu_append, interpret=True)
+        functools.partial(pallas_append.tpu_append, interpret=True)
         if kernel == "tpu"
         else reference.append
     )

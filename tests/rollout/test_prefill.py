@@ -8,7 +8,7 @@ import pytest
 from p2o_jax.models import transformer
 from p2o_jax.models.attention import reference
 from p2o_jax.models.spec import ModelSpec
-from p2o_jax.rollout import decode_state, prefill
+from p2o_jax.rollout import layer_caches, prefill
 from p2o_jax.rollout.prefill import Piece
 
 SPEC = ModelSpec(
@@ -90,7 +90,7 @@ def make_prompts() -> list[tuple[int, ...]]:
 
 def fill(prompts, chunk, share, rows_at_a_time, kind=reference.Transposed, dtype=jnp.float32):
     """Returns the prompt cache as the engine fills it, and the number of chunks computed."""
-    prompt_cache = decode_state.empty_caches(SPEC, len(prompts), 64, dtype, kind)
+    prompt_cache = layer_caches.empty_caches(SPEC, len(prompts), (64, 64), dtype, kind)
     run = jax.jit(lambda *args: prefill.extend(SPEC, WEIGHTS, *args))
     levels = prefill.plan(prompts, chunk, share)
     for level, pieces in enumerate(levels):
@@ -145,7 +145,7 @@ def test_the_bank_holds_what_a_whole_forward_pass_gives(share, chunk, rows_at_a_
 def test_a_wrong_source_is_noticed():
     """The comparison above fails if a prompt continues from another prompt's row."""
     prompts = [(1, 2, 3, 4, 5), (6, 2, 3, 4, 5)]
-    prompt_cache = decode_state.empty_caches(SPEC, 2, 64, jnp.float32)
+    prompt_cache = layer_caches.empty_caches(SPEC, 2, (64, 64), jnp.float32)
     for level, source in ((0, [0, 1]), (1, [0, 0])):
         token = np.array([p[2 * level : 2 * level + 2] for p in prompts], np.int32)
         prompt_cache = prefill.extend(

@@ -211,15 +211,15 @@ def test_a_response_beyond_the_positions_is_refused_and_allowed_on_demand():
     assert "fits" not in limits.response_problems(SMALL, SPEC, "p", 100)[0]
 
 
-def test_a_sliding_window_limits_whatever_is_allowed():
-    allowed = replace(SMALL, model=replace(SMALL.model, allow_long_context=True))
-    windowed = replace(SPEC, window=100)
-    assert limits.response_problems(allowed, windowed, "p", 60) == []
-    (found,) = limits.response_problems(allowed, windowed, "p", 61)
-    assert (
-        "a window of 100 tokens (sliding_window in config.json)" in found
-        and "allow_long_context" not in found
-    )
+def test_longrope_s_factors_follow_the_longest_sequence_that_is_allowed():
+    longest = config.longest_sequence(SMALL)
+    rope = Rope("longrope", factor=2.0, original_max_positions=longest, long_factors=(2.0,) * 8)
+    short = replace(SPEC, rope=rope).for_length(longest)
+    long = replace(SPEC, rope=replace(rope, original_max_positions=longest - 1)).for_length(longest)
+    assert (short.rope.long, long.rope.long) == (False, True)
+    assert "the short factors" in limits.notices(short, longest)[0]
+    assert "the long factors" in limits.notices(long, longest)[0]
+    assert limits.notices(SPEC, longest) == []
 
 
 def test_every_kind_of_sequence_of_a_run_is_checked(chat):

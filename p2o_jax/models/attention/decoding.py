@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from p2o_jax.models.attention import pallas_decode, reference
+from p2o_jax.models.attention import pallas_append, pallas_decode, reference
 from p2o_jax.models.attention.reference import Cache, Partial
 
 Spans = tuple[Cache, ...]  # one layer's cache of generated tokens, in order of position
@@ -35,7 +35,7 @@ class CacheOps(NamedTuple):
 
     cache: type[Cache]
     append: Callable[[Cache, Cache, jax.Array], Cache]
-    attend: Callable[[jax.Array, Cache, jax.Array, jax.Array | None], Partial]
+    attend: Decode
     # slots hold a copy of their prompt's cache, because reading another row copies it at every step
     copies_prompts: bool
     spans: int = 1  # maximum number of spans of a slot's cache
@@ -60,7 +60,7 @@ def for_mesh(mesh: Mesh, kv_heads: int, head_dim: int) -> CacheOps:
     if kv_heads % mesh.shape["tensor"]:
         return CacheOps(Cache, reference.append, windowed, True)
     if platform == "tpu" and head_dim % pallas_decode.LANES == 0:
-        append = append_over_tensor(pallas_decode.tpu_append, mesh)
+        append = append_over_tensor(pallas_append.tpu_append, mesh)
         return CacheOps(Cache, append, over_tensor(pallas_decode.tpu, mesh), False)
     if platform in ("gpu", "cuda") and head_dim in (16, 32, 64, 128, 256):
         return CacheOps(Cache, reference.append, over_tensor(pallas_decode.gpu, mesh), False)
@@ -78,12 +78,16 @@ def over_tensor(attend: Decode, mesh: Mesh) -> Decode:
     """
 
     def split(
-        q_BHC: jax.Array, cache: Cache, length_B: jax.Array, row_B: jax.Array | None = None
+        q_BHC: jax.Array,
+        cache: Cache,
+        length_B: jax.Array,
+        row_B: jax.Array | None = None,
+        soft_cap: float = 0.0,
     ) -> Partial:
         if cache.k_AKSC.shape[1] % mesh.shape["tensor"]:
-            return reference.over_cache(q_BHC, cache, length_B, row_B)
+            return reference.over_cache(q_BHC, cache, length_B, row_B, soft_cap)
         run = jax.shard_map(
-            attend,
+            functools.partial(attend, soft_cap=soft_cap),
             in_specs=(HEADS, HEADS, WHOLE, WHOLE),
             out_specs=HEADS,
             axis_names={"tensor"},
@@ -97,7 +101,7 @@ def over_tensor(attend: Decode, mesh: Mesh) -> Decode:
 def append_over_tensor(
     write: Callable[[Cache, Cache, jax.Array], Cache], mesh: Mesh
 ) -> Callable[[Cache, Cache, jax.Array], Cache]:
-    """Wraps `pallas_decode.tpu_append` for a shard_map over the mesh's other axes, like
+    """Wraps `pallas_append.tpu_append` for a shard_map over the mesh's other axes, like
     `over_tensor`.
     """
 
@@ -129,24 +133,38 @@ def append(cache_ops: CacheOps, spans: Spans, new: Cache, position_B: jax.Array)
     if len(spans) == 1:
         return (cache_ops.append(spans[0], new, position_B),)
     put = []
-    for start, end, span in _bounds(spans):
+    for start, end, span in bounds(spans):
         mine_B = (position_B >= start) & (position_B < end)
         # positions beyond the span are dropped
         put.append(cache_ops.append(span, new, jnp.where(mine_B, position_B - start, end - start)))
     return tuple(put)
 
 
-def over_spans(cache_ops: CacheOps, q_BHC: jax.Array, spans: Spans, length_B: jax.Array) -> Partial:
+def over_spans(
+    cache_ops: CacheOps,
+    q_BHC: jax.Array,
+    spans: Spans,
+    length_B: jax.Array,
+    soft_cap: float = 0.0,
+) -> Partial:
     """Returns `reference.over_cache` of the concatenated spans. A span that no row has reached is
     not read.
 
     Rows that have not reached a span are bit-identical whether or not it is read: merging with an
     empty partial result is exact.
+
+    Args:
+        cache_ops: how this kind of device reads caches.
+        q_BHC: one query per row.
+        spans: the spans of one layer.
+        length_B: positions to read.
+        soft_cap: cap of the scores.
     """
     longest = length_B.max()
 
     def within(start: int, end: int, span: Cache) -> Partial:
-        return cache_ops.attend(q_BHC, span, jnp.clip(length_B - start, 0, end - start), None)
+        length = jnp.clip(length_B - start, 0, end - start)
+        return cache_ops.attend(q_BHC, span, length, None, soft_cap)
 
     def further(so_far: Partial, start: int, end: int, span: Cache) -> Partial:
         return lax.cond(
@@ -155,18 +173,22 @@ def over_spans(cache_ops: CacheOps, q_BHC: jax.Array, spans: Spans, length_B: ja
             lambda: so_far,
         )
 
-    first, *rest = _bounds(spans)
+    first, *rest = bounds(spans)
     return functools.reduce(lambda so_far, one: further(so_far, *one), rest, within(*first))
 
 
-def _bounds(spans: Spans) -> list[tuple[int, int, Cache]]:
+def bounds(spans: Spans) -> list[tuple[int, int, Cache]]:
     """Returns (start, stop, span) of each span."""
     ends = list(itertools.accumulate(map(reference.num_positions, spans)))
     return list(zip([0, *ends], ends, spans, strict=False))
 
 
 def windowed(
-    q_BHC: jax.Array, cache: Cache, length_B: jax.Array, row_B: jax.Array | None = None
+    q_BHC: jax.Array,
+    cache: Cache,
+    length_B: jax.Array,
+    row_B: jax.Array | None = None,
+    soft_cap: float = 0.0,
 ) -> Partial:
     """`reference.over_cache` in tiers of rows of similar length; each tier reads the shortest of a
     few windows that holds its longest row.
@@ -174,26 +196,35 @@ def windowed(
     Rows are sorted by length at every call; nothing is moved permanently. With a single window, one
     long row would make all rows read as far. A tier's window is copied out of the cache; where that
     would cost more than it saves, the whole cache is read.
+
+    Args:
+        q_BHC: one query per row.
+        cache: cache of one layer.
+        length_B: positions to read.
+        row_B: cache row of each query; None: row b.
+        soft_cap: cap of the scores.
     """
     B, S = q_BHC.shape[0], reference.num_positions(cache)
     tiers = min(TIERS, B // 4)
     if S < WINDOWED_FROM or tiers < 2:
-        return reference.over_cache(q_BHC, cache, length_B, row_B)
+        return reference.over_cache(q_BHC, cache, length_B, row_B, soft_cap)
     windows = [S >> i for i in reversed(range(WINDOWS))]
     order = jnp.argsort(-length_B)
     rows_of = order if row_B is None else row_B[order]
-    bounds = [B * t // tiers for t in range(tiers + 1)]
-    window_of_tier = jnp.searchsorted(jnp.array(windows), length_B[order[jnp.array(bounds[:-1])]])
+    edges = [B * t // tiers for t in range(tiers + 1)]
+    window_of_tier = jnp.searchsorted(jnp.array(windows), length_B[order[jnp.array(edges[:-1])]])
 
     def tier(t: int) -> Partial:
-        mine = slice(bounds[t], bounds[t + 1])
+        mine = slice(edges[t], edges[t + 1])
         q, length, rows = q_BHC[order[mine]], length_B[order[mine]], rows_of[mine]
 
         def within(window: int) -> Callable[[], Partial]:
             def cut(axis: int, x: jax.Array) -> jax.Array:
                 return x[(rows, *[slice(None)] * (axis - 1), slice(window))]
 
-            return lambda: reference.over_cache(q, reference.by_position(cut, cache), length)
+            return lambda: reference.over_cache(
+                q, reference.by_position(cut, cache), length, soft_cap=soft_cap
+            )
 
         return lax.switch(window_of_tier[t], [within(w) for w in windows])
 
@@ -201,9 +232,9 @@ def windowed(
         back = jnp.argsort(order)
         return jax.tree.map(lambda *parts: jnp.concatenate(parts)[back], *map(tier, range(tiers)))
 
-    copied = (jnp.array(windows)[window_of_tier] * jnp.diff(jnp.array(bounds))).sum()
+    copied = (jnp.array(windows)[window_of_tier] * jnp.diff(jnp.array(edges))).sum()
     return lax.cond(
         copied * COPY_COST < B * S,
         in_tiers,
-        lambda: reference.over_cache(q_BHC, cache, length_B, row_B),
+        lambda: reference.over_cache(q_BHC, cache, length_B, row_B, soft_cap),
     )

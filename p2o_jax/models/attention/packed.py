@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from p2o_jax.models.attention import reference
 from p2o_jax.models.sharding import BATCH_AXES
 
-Attention = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+Attention = Callable[..., jax.Array]  # signature of `reference.packed`
 
 DENSE_UP_TO = (
     128  # tokens in a row; shorter rows are as fast with dense scores, whose memory is small
@@ -46,11 +46,18 @@ def for_mesh(mesh: Mesh) -> Attention:
 
 
 def by_length(
-    q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, segment_BT: jax.Array
+    q_BTHC: jax.Array,
+    k_BTKC: jax.Array,
+    v_BTKC: jax.Array,
+    segment_BT: jax.Array,
+    window: int = 0,
+    soft_cap: float = 0.0,
 ) -> jax.Array:
-    """Dense attention for short rows, query chunks for long ones."""
+    """Dense attention for short rows, query chunks for long ones. For the arguments see
+    `reference.packed`.
+    """
     path = reference.packed if q_BTHC.shape[1] <= DENSE_UP_TO else chunked
-    return path(q_BTHC, k_BTKC, v_BTKC, segment_BT)
+    return path(q_BTHC, k_BTKC, v_BTKC, segment_BT, window, soft_cap)
 
 
 def chunked(
@@ -58,16 +65,21 @@ def chunked(
     k_BTKC: Float[Array, "B T K C"],
     v_BTKC: Float[Array, "B T K C"],
     segment_BT: Int[Array, "B T"],
+    window: int = 0,
+    soft_cap: float = 0.0,
     chunk: int = QUERY_CHUNK,
 ) -> Float[Array, "B T H C"]:
     """`reference.packed`, one chunk of queries at a time against the keys up to the end of its
-    span; recomputed in the backward pass.
+    span, from the first that is in the window of one of its queries; recomputed in the backward
+    pass.
 
     Args:
         q_BTHC: queries.
         k_BTKC: keys.
         v_BTKC: values.
         segment_BT: segment number of each token; 0 is padding.
+        window: keys that a query attends to; 0: all before it.
+        soft_cap: cap of the scores.
         chunk: queries of a chunk.
     """
     T = q_BTHC.shape[1]
@@ -79,14 +91,20 @@ def chunked(
     parts = []
     for first in range(0, num_chunks, per_span):
         last = min(first + per_span, num_chunks)
-        keys = slice(0, last * chunk)
+        begin = max(first * chunk - window + 1, 0) if window else 0
+        keys = slice(begin, last * chunk)
 
         @functools.partial(jax.checkpoint, prevent_cse=False)
-        def one(i: jax.Array, keys: Any = (k[:, keys], v[:, keys], segment[:, keys])) -> jax.Array:
+        def one(
+            i: jax.Array,
+            keys: Any = (k[:, keys], v[:, keys], segment[:, keys]),
+            begin: int = begin,
+        ) -> jax.Array:
             q_here, segment_here = (
                 lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in (q, segment)
             )
-            return _against(q_here, segment_here, i * chunk, *keys)
+            start = i * chunk - begin if begin else i * chunk
+            return _against(q_here, segment_here, start, *keys, window, soft_cap)
 
         if last - first == 1:
             parts.append(one(jnp.int32(first)))
@@ -104,16 +122,20 @@ def _against(
     k_BSKC: jax.Array,
     v_BSKC: jax.Array,
     segment_BS: jax.Array,
+    window: int,
+    soft_cap: float,
 ) -> jax.Array:
-    """Causal attention of a chunk of queries to the first S keys, within segments.
+    """Causal attention of a chunk of queries to S keys, within segments.
 
     Args:
         q_BtHC: queries of the chunk.
         segment_Bt: their segments.
-        start: position of the chunk in the row.
+        start: position of the chunk, from the first key.
         k_BSKC: keys.
         v_BSKC: values.
         segment_BS: segments of the keys.
+        window: keys that a query attends to; 0: all before it.
+        soft_cap: cap of the scores.
     """
     B, t, H, C = q_BtHC.shape
     S, K = k_BSKC.shape[1:3]
@@ -127,7 +149,10 @@ def _against(
         * C**-0.5
     )
     earlier = jnp.arange(S)[None] <= start + jnp.arange(t)[:, None]
+    if window:
+        earlier &= jnp.arange(S)[None] > start + jnp.arange(t)[:, None] - window
     visible = (segment_Bt[:, :, None] == segment_BS[:, None, :]) & earlier[None]
+    scores = reference.capped(scores, soft_cap)
     probs = jax.nn.softmax(
         jnp.where(visible[:, None, None], scores, reference.NEG), axis=-1
     ).astype(v_BSKC.dtype)
@@ -139,22 +164,28 @@ def cudnn(
     k_BTKC: jax.Array,
     v_BTKC: jax.Array,
     segment_BT: jax.Array,
+    window: int = 0,
+    soft_cap: float = 0.0,
     kernel: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """cuDNN's flash attention, causal, with segments as a [B, 1, T, T] mask (its public interface
-    has no segment ids).
+    """cuDNN's flash attention, causal, with segments and window as a [B, 1, T, T] mask (its public
+    interface has no segment ids). It has no soft cap.
 
     Args:
         q_BTHC: queries.
         k_BTKC: keys.
         v_BTKC: values.
         segment_BT: segment number of each token; 0 is padding.
+        window: keys that a query attends to; 0: all before it.
+        soft_cap: cap of the scores.
         kernel: implementation of `jax.nn.dot_product_attention`.
     """
-    C = q_BTHC.shape[-1]
-    if q_BTHC.dtype not in (jnp.bfloat16, jnp.float16) or C % 8 or C > 128:
-        return by_length(q_BTHC, k_BTKC, v_BTKC, segment_BT)
+    T, C = q_BTHC.shape[1], q_BTHC.shape[-1]
+    if q_BTHC.dtype not in (jnp.bfloat16, jnp.float16) or C % 8 or C > 128 or soft_cap:
+        return by_length(q_BTHC, k_BTKC, v_BTKC, segment_BT, window, soft_cap)
     same = (segment_BT[:, :, None] == segment_BT[:, None, :])[:, None]
+    if window and window < T:
+        same &= reference.causal(T, window)[None, None]
     return jax.nn.dot_product_attention(
         q_BTHC, k_BTKC, v_BTKC, mask=same, is_causal=True, implementation=kernel
     )
@@ -165,6 +196,9 @@ def splash(
     k_BTKC: jax.Array,
     v_BTKC: jax.Array,
     segment_BT: jax.Array,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    *,
     mesh: Mesh,
     interpret: bool = False,
 ) -> jax.Array:
@@ -176,6 +210,8 @@ def splash(
         k_BTKC: keys.
         v_BTKC: values.
         segment_BT: segment number of each token; 0 is padding.
+        window: keys that a query attends to; 0: all before it.
+        soft_cap: cap of the scores.
         mesh: the mesh of the rows.
         interpret: run the kernel's interpreter, for tests on CPU.
     """
@@ -185,7 +221,7 @@ def splash(
     (_, T, H, C), K, split = q_BTHC.shape, k_BTKC.shape[2], mesh.shape["tensor"]
     block = next((b for b in SPLASH_BLOCKS if T % b == 0), 0)
     if not block or C % 128:
-        return chunked(q_BTHC, k_BTKC, v_BTKC, segment_BT)
+        return chunked(q_BTHC, k_BTKC, v_BTKC, segment_BT, window, soft_cap)
     if K % split:  # every device holds all key/value heads, but only some query heads
         k_BTKC, v_BTKC = (jnp.repeat(x, H // K, axis=2) for x in (k_BTKC, v_BTKC))
     sizes = kernels.BlockSizes(
@@ -198,9 +234,16 @@ def splash(
         block_q_dq=block,
         block_kv_dq=block,
     )
-    mask = masks.MultiHeadMask([masks.CausalMask((T, T))] * (H // split))
+    causal = masks.CausalMask((T, T))
+    if window and window < T:
+        causal = masks.LocalMask((T, T), (window - 1, 0), 0)
     attend: Any = kernels.make_splash_mha(
-        mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret
+        masks.MultiHeadMask([causal] * (H // split)),
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=sizes,
+        attn_logits_soft_cap=soft_cap or None,
+        interpret=interpret,
     )
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segment: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ On GPU (Triton), a program handles a row, a head and one of `splits` equal parts
 blocks; the parts are merged outside. On TPU (Mosaic), the grid enumerates all rows' blocks, listed
 from the lengths before the kernel starts: no step is spent on a block that no row needs, and the
 next block is fetched during the current one, also across rows. There the cache must be written by
-`tpu_append`; otherwise the compiler copies all of it before every call.
+`pallas_append.tpu_append`; otherwise the compiler copies all of it before every call.
 """
 
 import functools
@@ -25,7 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
-from p2o_jax.models.attention.reference import NEG, Cache, Partial, append, over_cache
+from p2o_jax.models.attention.reference import NEG, Cache, Partial, capped, over_cache
 
 Carry = tuple[jax.Array, jax.Array, jax.Array]  # weighted values [..., C], max and sum [..., 1]
 
@@ -35,7 +35,6 @@ GPU_MIN_ROWS, GPU_MAX_ROWS = 16, 64
 # twice the multiprocessors of an H100 or H200; with fewer rows x heads, positions are split
 GPU_PROGRAMS = 264
 TPU_BLOCK = 512
-TPU_TILE = {4: 16, 2: 16, 1: 32}  # positions that are written together, by element size in bytes
 # heads are split over the two cores of a v4 or v5p; a single core processes both halves in turn
 TPU_CORES = 2
 LANES = 128  # lanes of a TPU register
@@ -46,6 +45,7 @@ def gpu(
     cache: Cache,
     length_B: Int[Array, "B"],
     row_B: Int[Array, "B"] | None = None,
+    soft_cap: float = 0.0,
     interpret: bool = False,
 ) -> Partial:
     """`reference.over_cache` as a Triton kernel, for head sizes that are powers of two from 16 to
@@ -56,6 +56,7 @@ def gpu(
         cache: cache of one layer.
         length_B: positions to read of each slot's row.
         row_B: cache row of each slot; None: row b.
+        soft_cap: cap of the scores.
         interpret: run the kernel's interpreter, for tests on CPU.
 
     Raises:
@@ -64,7 +65,7 @@ def gpu(
     """
     (B, H, C), (K, S) = q_BHC.shape, cache.k_AKSC.shape[1:3]
     if C & (C - 1) or not 16 <= C <= 256:
-        return over_cache(q_BHC, cache, length_B, row_B)
+        return over_cache(q_BHC, cache, length_B, row_B, soft_cap)
     if cache.k_AKSC.size > 2**31 and cache.k_AKSC.nbytes <= 2**32:
         raise ValueError(
             f"a layer's int8 cache {cache.k_AKSC.shape} takes 2 to 4 GiB of a device: use fewer or"
@@ -80,7 +81,14 @@ def gpu(
     ] * 2
     tensors = [x for x in cache if x is not None]
     o, m, total = pl.pallas_call(
-        functools.partial(_gpu_kernel, num_heads=h, parts=parts, splits=splits, block=block),
+        functools.partial(
+            _gpu_kernel,
+            num_heads=h,
+            parts=parts,
+            splits=splits,
+            block=block,
+            soft_cap=soft_cap,
+        ),
         grid=(B, K * parts, splits),
         in_specs=[
             pl.BlockSpec(),
@@ -122,6 +130,7 @@ def _gpu_kernel(
     parts: int,
     splits: int,
     block: int,
+    soft_cap: float,
 ) -> None:
     """Processes one part of one row's blocks, for `rows` query heads of one key/value head."""
     *scale_refs, o_ref, m_ref, total_ref = refs
@@ -152,6 +161,7 @@ def _gpu_kernel(
             inside[None],
             scales,
             lambda e: plgpu.dot(e.astype(q.dtype), v, precision=precision),
+            soft_cap,
         )
 
     start = jnp.zeros((rows, C)), jnp.full((rows, 1), NEG), jnp.zeros((rows, 1))
@@ -166,6 +176,7 @@ def tpu(
     cache: Cache,
     length_B: Int[Array, "B"],
     row_B: Int[Array, "B"] | None = None,
+    soft_cap: float = 0.0,
     interpret: bool = False,
 ) -> Partial:
     """`reference.over_cache` as a Mosaic kernel, for head sizes that are multiples of 128.
@@ -178,17 +189,18 @@ def tpu(
         cache: cache of one layer.
         length_B: positions to read of each slot's row.
         row_B: cache row of each slot; None: row b.
+        soft_cap: cap of the scores.
         interpret: run the kernel's interpreter, for tests on CPU.
     """
     (B, H, C), (K, S) = q_BHC.shape, cache.k_AKSC.shape[1:3]
     if C % LANES:
-        return over_cache(q_BHC, cache, length_B, row_B)
+        return over_cache(q_BHC, cache, length_B, row_B, soft_cap)
     h, block = H // K, min(TPU_BLOCK, S)
     rows = -(-h // 16) * 16
     cores = TPU_CORES if K % TPU_CORES == 0 else 1
     q = jnp.pad(q_BHC.reshape(B, K, h, C), ((0, 0), (0, 0), (0, rows - h), (0, 0)))
     work, num_items = _work(length_B, block, pl.cdiv(S, block))
-    tensors = [_in_hbm(x, interpret) for x in cache if x is not None]
+    tensors = [in_hbm(x, interpret) for x in cache if x is not None]
 
     def per_slot(lanes: int) -> pl.BlockSpec:
         shape = (None, K // cores, rows, lanes)
@@ -196,7 +208,7 @@ def tpu(
 
     outs = [jax.ShapeDtypeStruct((B, K, rows, lanes), jnp.float32) for lanes in (C, LANES)]
     o, stats = pl.pallas_call(
-        functools.partial(_tpu_kernel, block=block, whole=S % block == 0),
+        functools.partial(_tpu_kernel, block=block, whole=S % block == 0, soft_cap=soft_cap),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
             grid=(cores, num_items),
@@ -261,6 +273,7 @@ def _tpu_kernel(
     *refs: Any,
     block: int,
     whole: bool,
+    soft_cap: float,
 ) -> None:
     """Processes one block of one slot's row, for a core's share of the heads. A slot's last block
     writes its result.
@@ -297,7 +310,7 @@ def _tpu_kernel(
         return product(e.astype(q.dtype), v, (((2,), (1,)), ((0,), (0,))))
 
     acc, m, total = _add_block(
-        (acc_ref[...], m_ref[..., :1], total_ref[..., :1]), scores, inside, scales, weigh
+        (acc_ref[...], m_ref[..., :1], total_ref[..., :1]), scores, inside, scales, weigh, soft_cap
     )
     acc_ref[...] = acc
     m_ref[...] = jnp.broadcast_to(m, m_ref.shape)
@@ -316,6 +329,7 @@ def _add_block(
     inside: jax.Array,
     scales: Any,
     weigh: Callable[[jax.Array], jax.Array],
+    soft_cap: float,
 ) -> Carry:
     """Adds a block to the carry.
 
@@ -325,10 +339,12 @@ def _add_block(
         inside: which positions count.
         scales: scales of keys and values of an int8 cache, or empty.
         weigh: multiplies weights by the block's values.
+        soft_cap: cap of the scores.
     """
     acc, m, total = carry
     k_scale, v_scale = scales or (None, None)
-    scores = jnp.where(inside, scores if k_scale is None else scores * k_scale, NEG)
+    scores = capped(scores if k_scale is None else scores * k_scale, soft_cap)
+    scores = jnp.where(inside, scores, NEG)
     top = jnp.maximum(m, scores.max(axis=-1, keepdims=True))
     e = jnp.where(inside, jnp.exp(scores - top), 0.0)
     shrink = jnp.exp(m - top)
@@ -341,58 +357,8 @@ def _precision(dtype: Any) -> lax.Precision | None:
     return lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
-def tpu_append(
-    cache: Cache, new: Cache, position_B: Int[Array, "B"], interpret: bool = False
-) -> Cache:
-    """`reference.append` in the layout that `tpu` reads. For a scatter the compiler picks another
-    layout and copies the whole cache each time.
-    """
-    if cache.k_AKSC.shape[3] % LANES:
-        return append(cache, new, position_B)
-    B, K = position_B.shape[0], cache.k_AKSC.shape[1]
-    tensors = [_in_hbm(x, interpret) for x in cache if x is not None]
-    placed = [y.reshape(B, K, 1, -1) for y in new if y is not None]
-
-    def spec(x: jax.Array) -> pl.BlockSpec:
-        """The tile that holds the position. Positions are the next-to-last axis of keys and values,
-        the last of scales.
-        """
-        if x.ndim == 4:
-            tile = TPU_TILE[x.dtype.itemsize]
-            return pl.BlockSpec((None, K, tile, x.shape[3]), lambda b, at: (b, 0, at[b] // tile, 0))
-        return pl.BlockSpec((None, K, LANES), lambda b, at: (b, 0, at[b] // LANES))
-
-    written = pl.pallas_call(
-        _append_kernel,
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=(B,),
-            in_specs=[spec(x) for x in tensors]
-            + [pl.BlockSpec((None, K, 1, y.shape[3]), lambda b, at: (b, 0, 0, 0)) for y in placed],
-            out_specs=[spec(x) for x in tensors],
-        ),
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in tensors],
-        input_output_aliases={1 + i: i for i in range(len(tensors))},
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
-        interpret=interpret,
-        name="cache_append",
-    )(position_B, *tensors, *placed)
-    return Cache(*written)
-
-
-def _in_hbm(x: jax.Array, interpret: bool) -> jax.Array:
+def in_hbm(x: jax.Array, interpret: bool) -> jax.Array:
     """Keeps the compiler from copying the array into faster memory before a kernel that reads parts
     of it.
     """
     return x if interpret else pltpu.with_memory_space_constraint(x, pltpu.HBM)
-
-
-def _append_kernel(position_ref: Any, *refs: Any) -> None:
-    position = position_ref[pl.program_id(0)]
-    third = len(refs) // 3
-    for old_ref, new_ref, out_ref in zip(
-        refs[:third], refs[third : 2 * third], refs[2 * third :], strict=True
-    ):
-        here = lax.broadcasted_iota(jnp.int32, out_ref.shape, 1) == position % out_ref.shape[1]
-        new = new_ref[...] if len(out_ref.shape) == 3 else new_ref[...][:, :, 0]
-        out_ref[...] = jnp.where(here, new, old_ref[...])

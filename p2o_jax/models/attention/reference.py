@@ -30,9 +30,19 @@ def packed(
     k_BTKC: Float[Array, "B T K C"],
     v_BTKC: Float[Array, "B T K C"],
     segment_BT: Int[Array, "B T"],
+    window: int = 0,
+    soft_cap: float = 0.0,
 ) -> Float[Array, "B T H C"]:
     """Causal attention within each segment of a row. Segment 0 is padding; its output is
     meaningless.
+
+    Args:
+        q_BTHC: queries.
+        k_BTKC: keys.
+        v_BTKC: values.
+        segment_BT: segment number of each token. The tokens of a segment are consecutive.
+        window: keys that a query attends to, its own included; 0: all of its segment before it.
+        soft_cap: see `capped`.
     """
     B, T, H, C = q_BTHC.shape
     K = k_BTKC.shape[2]
@@ -40,11 +50,25 @@ def packed(
     scores = (
         jnp.einsum("BTKhC,BSKC->BKhTS", q, k_BTKC, preferred_element_type=jnp.float32) * C**-0.5
     )
-    visible = (segment_BT[:, :, None] == segment_BT[:, None, :]) & jnp.tri(T, dtype=bool)[None]
+    visible = (segment_BT[:, :, None] == segment_BT[:, None, :]) & causal(T, window)[None]
+    scores = capped(scores, soft_cap)
     probs = jax.nn.softmax(jnp.where(visible[:, None, None], scores, NEG), axis=-1).astype(
         v_BTKC.dtype
     )
     return jnp.einsum("BKhTS,BSKC->BTKhC", probs, v_BTKC).reshape(B, T, H, C)
+
+
+def causal(num_tokens: int, window: int = 0) -> Bool[Array, "T T"]:
+    """Returns which keys (columns) each query attends to: itself and those before it, or of those
+    the last `window`.
+    """
+    earlier = jnp.tri(num_tokens, dtype=bool)
+    return earlier & ~jnp.tri(num_tokens, k=-window, dtype=bool) if window else earlier
+
+
+def capped(scores: jax.Array, soft_cap: float) -> jax.Array:
+    """Returns scores kept within a cap: cap tanh(scores / cap). A cap of 0 is none."""
+    return soft_cap * jnp.tanh(scores / soft_cap) if soft_cap else scores
 
 
 class Cache(NamedTuple):
@@ -140,9 +164,17 @@ def over_cache(
     cache: Cache,
     length_B: Int[Array, "B"],
     row_B: Int[Array, "B"] | None = None,
+    soft_cap: float = 0.0,
 ) -> Partial:
     """Attends with one query per row to the first `length` positions of its cache row (row b, or
     `row_B`). Length 0 gives o = 0, l = 0.
+
+    Args:
+        q_BHC: one query per row.
+        cache: cache of one layer.
+        length_B: positions to read.
+        row_B: cache row of each query; None: row b.
+        soft_cap: see `capped`.
     """
     B, H, C = q_BHC.shape
     if row_B is not None:
@@ -157,6 +189,7 @@ def over_cache(
     )
     if cache.k_scale_AKS is not None:
         scores *= cache.k_scale_AKS[:, :, None]
+    scores = capped(scores, soft_cap)
     scores = jnp.where(visible, scores, NEG)
     m = scores.max(axis=-1)
     e = jnp.where(visible, jnp.exp(scores - m[..., None]), 0.0)
@@ -174,10 +207,14 @@ def over_cache(
 
 
 def over_rows(
-    q_BTHC: Float[Array, "B T H C"], cache: Cache, visible_TS: Bool[Array, "T S"]
+    q_BTHC: Float[Array, "B T H C"],
+    cache: Cache,
+    visible_TS: Bool[Array, "T S"],
+    soft_cap: float = 0.0,
 ) -> Partial:
     """Attends with T queries per row to the same S positions of its cache row. Results have rows
-    and queries as one axis, B * T.
+    and queries as one axis, B * T. A query that sees none of them has a max of NEG: merged with any
+    other, its result does not count.
     """
     B, T, H, C = q_BTHC.shape
     K, S = cache.v_AKSC.shape[1:3]
@@ -189,6 +226,7 @@ def over_rows(
     )
     if cache.k_scale_AKS is not None:
         scores *= cache.k_scale_AKS[:, None, :, None]
+    scores = capped(scores, soft_cap)
     scores = jnp.where(visible_TS.reshape(1, T, 1, 1, S), scores, NEG)
     m = scores.max(axis=-1)
     e = jnp.exp(scores - m[..., None])

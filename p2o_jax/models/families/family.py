@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from p2o_jax.models.hf_fields import Fields
+from p2o_jax.models.hf_rope import read_rope
 from p2o_jax.models.spec import ModelSpec
 
 # for each axis of the file's tensor, the axes of our array (without layer) that it fuses
@@ -27,13 +29,25 @@ BLOCK_TENSORS: Mapping[str, tuple[str, Axes]] = {
     "q_bias": ("self_attn.q_proj.bias", ((0, 1),)),
     "k_bias": ("self_attn.k_proj.bias", ((0, 1),)),
     "v_bias": ("self_attn.v_proj.bias", ((0, 1),)),
+    "o_bias": ("self_attn.o_proj.bias", ((0,),)),
     "q_norm": ("self_attn.q_norm.weight", ((0,),)),
     "k_norm": ("self_attn.k_norm.weight", ((0,),)),
     "mlp_norm": ("post_attention_layernorm.weight", ((0,),)),
     "gate": ("mlp.gate_proj.weight", ((1,), (0,))),
     "up": ("mlp.up_proj.weight", ((1,), (0,))),
     "down": ("mlp.down_proj.weight", ((1,), (0,))),
+    "gate_bias": ("mlp.gate_proj.bias", ((0,),)),
+    "up_bias": ("mlp.up_proj.bias", ((0,),)),
+    "down_bias": ("mlp.down_proj.bias", ((0,),)),
 }
+
+
+Read = Callable[[Fields, int], dict[str, Any]]
+
+
+def usual_rope(fields: Fields, max_positions: int) -> dict[str, Any]:
+    """Reads the rope that all layers have."""
+    return {"rope": read_rope(fields, max_positions)}
 
 
 @dataclass(frozen=True)
@@ -41,32 +55,30 @@ class ModelFamily:
     """What distinguishes a family from the others.
 
     A new family is a module with a `FAMILY` beside this one, an entry in `FAMILIES`, and a test.
-    Only mechanisms that no family has yet need changes in `spec.block_weights` and `transformer`.
+    Only mechanisms that no family has yet need changes in `spec.block_weights`, `layer` and
+    `transformer`.
 
     Args:
         name: `model_type` in config.json.
         architecture: the class in transformers.
-        max_positions: transformers' default of max_position_embeddings.
-        extra_config: returns the keys of config.json that not all families have.
-        head_dim: transformers' default of head_dim; None: hidden_size / num_attention_heads.
+        defaults: transformers' defaults of keys of config.json.
+        read: returns fields of the spec that not all families have, from config.json and
+            max_position_embeddings.
+        write: returns the keys of config.json that not all families have.
+        keys: the keys of config.json that `read` reads, apart from positions.
+        activation: the key of config.json that names the MLP's activation.
         kv_heads_default: whether a missing num_key_value_heads means num_attention_heads.
-        qk_norm: whether queries and keys are normalized per head.
-        qkv_bias: whether q, k and v have biases.
-        has_window: whether sliding_window restricts attention without use_sliding_window.
-        window: transformers' default of sliding_window.
         top_tensors: names and axes of tensors outside the layers.
         block_tensors: names and axes of tensors of a layer.
     """
 
     name: str
     architecture: str
-    max_positions: int
-    extra_config: Callable[[ModelSpec], dict[str, Any]]
-    head_dim: int | None = None
+    defaults: Mapping[str, Any]
+    read: Read = usual_rope
+    write: Callable[[ModelSpec], dict[str, Any]] = lambda spec: {}
+    keys: frozenset[str] = frozenset()
+    activation: str = "hidden_act"
     kv_heads_default: bool = False
-    qk_norm: bool = False
-    qkv_bias: bool = False
-    has_window: bool = False
-    window: int | None = None
     top_tensors: Mapping[str, tuple[str, Axes]] = field(default_factory=lambda: TOP_TENSORS)
     block_tensors: Mapping[str, tuple[str, Axes]] = field(default_factory=lambda: BLOCK_TENSORS)
