@@ -4,12 +4,20 @@ Most of the time of a test goes into compiling, so XLA does little of it (XLA_FL
 tests start inherit these flags.
 """
 
+import atexit
 import functools
 import gc
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+
+# Many images set it; every command that a test starts would compile all the modules it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,8 +32,14 @@ os.environ.setdefault(
 # Threads of XLA's pool: with fewer, collectives of eight devices can wait forever.
 os.environ.setdefault("NPROC", "32")
 
-import jax
-import pytest
+# All workers, and the commands that tests start, share their compiled programs.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="p2o-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+import jax  # noqa: E402  # which reads the environment
+import pytest  # noqa: E402
 
 gc.set_threshold(50_000)  # tracing makes many objects, few of them garbage
 jax.config.update("jax_num_cpu_devices", 8)
@@ -94,6 +108,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def compiled(shared: Path) -> Path:
-    """The compilation cache of all commands that tests start."""
-    return shared / "compiled"
+def compiled() -> Path:
+    """The compilation cache of this test run."""
+    return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])

@@ -1,5 +1,5 @@
-"""The real command in processes of its own: records, repeats, kills, meshes, user data, and what a
-new user gets wrong.
+"""The real command in processes of its own: records, repeats, kills, meshes, and what a new user
+gets wrong.
 """
 
 import json
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from p2o_jax.report import run as report_data
 from p2o_jax.tracking.metric_names import METRICS
 from tests import toy_runs
 from tests.toy_runs import start, succeed
@@ -274,115 +273,70 @@ def test_eight_devices_do_as_one(finished, settings, tmp_path, mesh):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)
 
 
-# The shapes are those of tests/evaluation/test_training.py, so that programs are compiled once.
 USER_SETTINGS = {
     "model.path": GOLDEN / "qwen3_tied",
     "data.max_prompt_tokens": 128,
-    "rollout.questions": 3,
-    "rollout.group_size": 4,
     "rollout.max_new_tokens": 12,
     "rollout.prompt_buckets": "(128, 900)",
-    "rollout.slots": 8,
-    "rollout.prompt_cache_tokens": 8192,
-    "model.allow_long_context": "true",
-    "optim.micro_rows": 4,
-    "optim.minibatch_questions": 3,
     "optim.row_tokens": 0,
-    "gepa.min_hard": 2,
-    "gepa.max_metric_calls": 12,
-    "gepa.minibatch": 1,
-    "gepa.reflect_prompt_tokens": 800,
-    "gepa.reflect_new_tokens": 16,
-    "loss.entropy_coef": 0.01,
-    "train.epochs": 2,
     "reward.kind": "math",
-    "reward.workers": 1,
-    "train.num_samples_logged": 12,
 }
 
 
-def write_questions(path: Path, count: int = 6) -> Path:
-    path.write_text(
-        "".join(
-            json.dumps({"question": f"What is {i} + {i}?", "answer": str(2 * i)}) + "\n"
-            for i in range(count)
-        )
-    )
+def write_questions(path: Path, count: int = 6, more: str = "") -> Path:
+    rows = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + more)
     return path
 
 
-def test_own_questions_on_a_hugging_face_model(tmp_path, settings):
-    data = write_questions(tmp_path / "questions.jsonl")
-    few_shot = "\n\n".join(
-        f"What is {i} + {i}?\n{i} + {i} = {2 * i}, so \\boxed{{{2 * i}}}." for i in range(20, 40)
-    )
-    seeds = tmp_path / "seeds.jsonl"
-    seeds.write_text(json.dumps({"template": few_shot}) + "\n")
-    told = succeed(
-        "configs/smoke.py",
-        tmp_path / "run",
-        {
-            **USER_SETTINGS,
-            "data.path": data,
-            "gepa.seed_templates": seeds,
-            "gepa.max_template_tokens": 772,
-            "gepa.carry_over": 2,
-            "train.compile_cache": settings["train.compile_cache"],
-        },
-    )
-    assert "qwen3" in told and "6 questions" in told
-    assert f"{seeds}: templates: 1, tokens: up to " in told
-    assert "it began with the empty template and 1 given" in told
-    assert rows(tmp_path / "run", "templates")[1]["text"] == few_shot
-    (tree,) = report_data.read(tmp_path / "run", "run", 1 << 20)["templates"]
-    assert tree["nodes"][1]["text"] == few_shot and tree["nodes"][1]["parent"] is None
-    metrics = rows(tmp_path / "run")
-    steps = [row for row in metrics if "train/loss" in row]
-    assert len(steps) == 4 and all(row["train/grad_norm"] > 0 for row in steps)
-    (search,) = [row for row in metrics if "gepa/skipped" in row]
-    assert (
-        search["gepa/skipped"] == 0
-        and search["gepa/hard_questions"] == 6
-        and search["gepa/generated_tokens"] > 0
-    )
-    assert {row["question"] for row in rows(tmp_path / "run", "samples")} == {
-        f"What is {i} + {i}?" for i in range(6)
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory, settings):
+    """The problems of starts that must fail before anything is written, and their folder."""
+    folder = tmp_path_factory.mktemp("refused")
+    data = write_questions(folder / "questions.jsonl")
+    write_questions(folder / "empty.jsonl", 0)
+    write_questions(folder / "unanswered.jsonl", 3, '{"question": "What is 1 + 1?"}\n')
+    no_weights = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(GOLDEN / "qwen3_tied", folder / "model", ignore=no_weights)
+    user = {**USER_SETTINGS, "data.path": data}
+    wrong = {"data.path": folder / "none", "model.path": folder / "nowhere", "rollout.top_p": 2}
+    given = {
+        "no such config": ("nowhere", {}),
+        "math": ("math", {"optim.micro_rows": 16}),
+        "qwen3_4b": ("qwen3_4b", {"optim.micro_rows": 16}),
+        "misspelt": ("smoke", {"rollout.tempreture": 1, "optim.lr": "fast"}),
+        "empty data": ("smoke", {**user, "data.path": folder / "empty.jsonl"}),
+        "no answer": ("smoke", {**user, "data.path": folder / "unanswered.jsonl"}),
+        "no weights": ("smoke", {**user, "model.path": folder / "model"}),
+        "no model": ("smoke", {**user, "model.path": folder / "nowhere"}),
+        "several": ("smoke", {**user, **wrong}),
     }
-    assert "accuracy" in result(tmp_path / "run")
-
-
-def refused(config: str, workdir: Path, settings: dict) -> list[str]:
-    """The `error:` lines of a start that must fail before anything is written."""
-    done = start(config, workdir, settings)
-    assert done.returncode == 2, done.stderr[-3000:]
-    assert "Traceback" not in done.stderr + done.stdout
+    workdir = folder / "run"
+    problems = toy_runs.starts(
+        *(
+            ("p2o_jax.main", toy_runs.flags(f"configs/{config}.py", workdir, changed))
+            for config, changed in given.values()
+        )
+    )
     assert not workdir.exists()
-    return [
-        line.removeprefix("error: ")
-        for line in done.stderr.splitlines()
-        if line.startswith("error: ")
-    ]
+    return folder, dict(zip(given, problems, strict=True))
 
 
-def test_no_such_config(tmp_path):
-    assert refused("configs/nowhere.py", tmp_path / "run", {}) == [
-        "--config=configs/nowhere.py: no such file"
-    ]
+def test_no_such_config(refused):
+    expected = ["--config=configs/nowhere.py: no such file"]
+    assert refused[1]["no such config"] == expected
 
 
 @pytest.mark.parametrize("name", ["math", "qwen3_4b"])
-def test_configs_for_models_of_one_s_own_ask_for_them(tmp_path, name):
-    lines = refused(f"configs/{name}.py", tmp_path / "run", {"optim.micro_rows": 16})
-    assert [line.split(":")[0] for line in lines] == [
+def test_configs_for_models_of_one_s_own_ask_for_them(refused, name):
+    assert [line.split(":")[0] for line in refused[1][name]] == [
         "config.data.path is empty",
         "config.model.path is empty",
     ]
 
 
-def test_misspelt_keys(tmp_path):
-    lines = refused(
-        "configs/smoke.py", tmp_path / "run", {"rollout.tempreture": 1, "optim.lr": "fast"}
-    )
+def test_misspelt_keys(refused):
+    lines = refused[1]["misspelt"]
     assert (
         len(lines) == 2
         and "config.rollout.temperature?" in lines[0]
@@ -390,65 +344,50 @@ def test_misspelt_keys(tmp_path):
     )
 
 
+def test_an_empty_data_file(refused):
+    folder, problems = refused
+    (line,) = problems["empty data"]
+    assert str(folder / "empty.jsonl") in line and "no questions" in line
+
+
+def test_a_line_without_an_answer(refused):
+    folder, problems = refused
+    (line,) = problems["no answer"]
+    assert line.startswith(f"{folder / 'unanswered.jsonl'}:4: ") and "answer" in line
+
+
+def test_a_model_directory_without_weights(refused):
+    folder, problems = refused
+    (line,) = problems["no weights"]
+    assert str(folder / "model") in line and "safetensors" in line
+
+
+def test_no_such_model_directory(refused):
+    folder, problems = refused
+    (line,) = problems["no model"]
+    assert str(folder / "nowhere") in line and "no such directory" in line
+
+
+def test_problems_of_settings_data_and_model_are_reported_together(refused):
+    lines = refused[1]["several"]
+    words = ("top_p", "none", "nowhere")
+    assert [sum(word in line for line in lines) for word in words] == [1, 1, 1] and len(lines) == 3
+
+
+def printed_errors(workdir: Path, settings: dict) -> list[str]:
+    """The `error: ` lines of a start that must fail."""
+    done = start("configs/smoke.py", workdir, settings)
+    assert done.returncode == 2 and "Traceback" not in done.stderr + done.stdout
+    return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+
+
 def test_a_batch_that_does_not_divide(tmp_path, settings):
-    lines = refused(
-        "configs/smoke.py", tmp_path / "run", {**settings, "optim.minibatch_questions": 3}
-    )
-    assert lines == ["config.optim.minibatch_questions=3 must divide config.rollout.questions=8"]
-
-
-def test_an_empty_data_file(tmp_path):
-    data = tmp_path / "questions.jsonl"
-    data.write_text("")
-    (line,) = refused("configs/smoke.py", tmp_path / "run", {**USER_SETTINGS, "data.path": data})
-    assert str(data) in line and "no questions" in line
-
-
-def test_a_line_without_an_answer(tmp_path):
-    data = write_questions(tmp_path / "questions.jsonl", 3)
-    data.write_text(data.read_text() + '{"question": "What is 1 + 1?"}\n')
-    (line,) = refused("configs/smoke.py", tmp_path / "run", {**USER_SETTINGS, "data.path": data})
-    assert line.startswith(f"{data}:4: ") and "answer" in line
-
-
-def test_a_model_directory_without_weights(tmp_path):
-    model = shutil.copytree(
-        GOLDEN / "qwen3_tied", tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")
-    )
-    (line,) = refused(
-        "configs/smoke.py",
-        tmp_path / "run",
-        {**USER_SETTINGS, "model.path": model, "data.path": write_questions(tmp_path / "q.jsonl")},
-    )
-    assert str(model) in line and "safetensors" in line
-
-
-def test_no_such_model_directory(tmp_path):
-    settings = {
-        **USER_SETTINGS,
-        "model.path": tmp_path / "nowhere",
-        "data.path": write_questions(tmp_path / "q.jsonl"),
-    }
-    (line,) = refused("configs/smoke.py", tmp_path / "run", settings)
-    assert str(tmp_path / "nowhere") in line and "no such directory" in line
-
-
-def test_problems_of_settings_data_and_model_are_told_together(tmp_path):
-    wrong = {
-        **USER_SETTINGS,
-        "model.path": tmp_path / "nowhere",
-        "data.path": tmp_path / "none.jsonl",
-        "rollout.top_p": 2,
-    }
-    lines = refused("configs/smoke.py", tmp_path / "run", wrong)
-    assert len(lines) == 3 and [
-        sum(word in line for line in lines) for word in ("top_p", "none.jsonl", "nowhere")
-    ] == [1, 1, 1]
+    expected = "config.optim.minibatch_questions=3 must divide config.rollout.questions=8"
+    wrong = {**settings, "optim.minibatch_questions": 3}
+    assert printed_errors(tmp_path / "run", wrong) == [f"error: {expected}"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_workdir_of_another_run(finished, settings):
-    done = start("configs/smoke.py", finished, {**settings, "optim.lr": 0.5})
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert (
-        "error: config.optim.lr=0.5: " in done.stderr and "holds a run with 0.0002" in done.stderr
-    )
+    (line,) = printed_errors(finished, {**settings, "optim.lr": 0.5})
+    assert "error: config.optim.lr=0.5: " in line and "holds a run with 0.0002" in line

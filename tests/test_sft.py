@@ -4,13 +4,12 @@ rows and directories of other commands.
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from p2o_jax.report import run as report_run
+from tests import toy_runs
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests/golden/hf/qwen3_tied"
@@ -29,16 +28,6 @@ SETTINGS = {
     "checkpoint.every_steps": 2,
 }
 STEPS_PER_EPOCH = 2
-# several starts in one process, which is quicker
-SCRIPT = """
-import json, sys
-from p2o_jax import main, sft
-for command, argv in json.loads(sys.argv[1]):
-    try:
-        {"sft": sft.main, "main": main.main}[command](argv)
-    except main.ConfigError as e:
-        print(json.dumps(e.problems))
-"""
 
 
 def write(path: Path, rows) -> Path:
@@ -46,19 +35,15 @@ def write(path: Path, rows) -> Path:
     return path
 
 
-def arguments(workdir: Path, data: Path, **changes) -> list[str]:
-    shared = {"data.path": data, "data.eval_path": data, "train.compile_cache": data.parent / "c"}
+def sft(workdir: Path, data: Path, module: str = "p2o_jax.sft", **changes) -> tuple:
+    """A start of the command on this data, or of another one with the same arguments."""
+    shared = {
+        "data.path": data,
+        "data.eval_path": data,
+        "train.compile_cache": os.environ["JAX_COMPILATION_CACHE_DIR"],
+    }
     settings = {**SETTINGS, **shared, **{k.replace("__", "."): v for k, v in changes.items()}}
-    flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    return [f"--config={ROOT / 'configs/sft.py'}", f"--workdir={workdir}", *flags]
-
-
-def start(*commands: tuple[str, list[str]]) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", SCRIPT, json.dumps(commands)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    return module, toy_runs.flags("configs/sft.py", workdir, settings)
 
 
 def rows_of(workdir: Path) -> list[dict]:
@@ -89,14 +74,15 @@ def runs(tmp_path_factory):
     ]
     data = write(folder / "rows.jsonl", [*questions, *chats])
     whole, resumed = folder / "whole", folder / "resumed"
-    done = start(
-        ("sft", arguments(whole, data)),
-        ("sft", arguments(resumed, data, train__epochs=1)),
-        ("sft", arguments(resumed, data)),
-        ("main", arguments(whole, data)),
-        ("sft", arguments(whole, data, sft__examples=4)),
+    *succeed, by_main, by_examples = toy_runs.starts(
+        sft(whole, data),
+        sft(resumed, data, train__epochs=1),
+        sft(resumed, data),
+        sft(whole, data, "p2o_jax.main"),
+        sft(whole, data, sft__examples=4),
     )
-    return whole, resumed, [json.loads(line) for line in done.stdout.splitlines()]
+    assert succeed == [[]] * 3
+    return whole, resumed, (by_main, by_examples)
 
 
 def test_the_loss_falls_and_the_run_leaves_its_records(runs):
@@ -134,12 +120,11 @@ def test_everything_wrong_is_reported_before_anything_is_written(tmp_path):
     }  # fmt: skip
     data = write(tmp_path / "rows.jsonl", [long_prompt, long_response])
     bad = write(tmp_path / "bad.jsonl", [{"messages": [{"role": "user", "content": "?"}]}])
-    done = start(
-        ("sft", arguments(tmp_path / "run", data)),
-        ("sft", arguments(tmp_path / "run", bad, data__eval_path="", optim__lr=-1)),
-        ("sft", arguments(tmp_path / "run", data, data__path="world")),
+    lengths, chats, world = toy_runs.starts(
+        sft(tmp_path / "run", data),
+        sft(tmp_path / "run", bad, data__eval_path="", optim__lr=-1),
+        sft(tmp_path / "run", data, data__path="world"),
     )
-    lengths, chats, world = (json.loads(line) for line in done.stdout.splitlines())
     assert any("rows.jsonl:1: a prompt of" in line for line in lengths)
     assert any("rows.jsonl:2: a response of" in line for line in lengths)
     assert any("bad.jsonl:1: messages: the last message must be" in line for line in chats)

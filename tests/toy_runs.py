@@ -5,9 +5,11 @@ freely, so that updates, templates and distillation all take part. All runs use 
 and compiled programs.
 """
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -16,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 STEPS, STEPS_PER_EPOCH = 6, 3
 SETTINGS = {
     "world.steps": 150,
+    "world.batch_rows": 8,
     "world.hard_per_family": 1,
     "world.easy_per_family": 10,
     "world.heldout_per_family": 4,
@@ -26,6 +29,7 @@ SETTINGS = {
     "optim.minibatch_questions": 4,
     "loss.entropy_coef": 0.01,
     "gepa.min_hard": 4,
+    "gepa.dev_size": 12,
     "gepa.max_metric_calls": 120,
     "gepa.acceptance": "margin",
     "gepa.acceptance_margin": 0,
@@ -43,7 +47,7 @@ def settings(shared: Path) -> dict:
     return {
         **SETTINGS,
         "world.cache_dir": shared / "world",
-        "train.compile_cache": shared / "compiled",
+        "train.compile_cache": os.environ["JAX_COMPILATION_CACHE_DIR"],
     }
 
 
@@ -53,22 +57,52 @@ def environment() -> dict[str, str]:
     return {**kept, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "COLUMNS": "300"}
 
 
+# Several starts in one process, which imports JAX once.
+STARTS = """
+import importlib, json, sys
+from p2o_jax.config import ConfigError
+for module, argv in json.loads(sys.argv[1]):
+    problems = []
+    try:
+        importlib.import_module(module).main(argv)
+    except ConfigError as e:
+        problems = e.problems
+    print(json.dumps(problems))
+"""
+
+
+def flags(config: str | Path, workdir: Path, settings: dict) -> list[str]:
+    """The arguments of a training command."""
+    overrides = [f"--config.{key}={value}" for key, value in settings.items()]
+    return [f"--config={config}", f"--workdir={workdir}", *overrides]
+
+
 def arguments(config: str, workdir: Path, settings: dict) -> list[str]:
     """The command line of a training run."""
-    flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    command = [sys.executable, "-m", "p2o_jax.main", "--config", config]
-    return [*command, "--workdir", str(workdir), *flags]
+    return [sys.executable, "-m", "p2o_jax.main", *flags(config, workdir, settings)]
 
 
 def start(config: str, workdir: Path, settings: dict) -> subprocess.CompletedProcess:
     """A training run that has ended, with its output."""
+    return _completed(arguments(config, workdir, settings))
+
+
+def starts(*commands: tuple[str, Sequence[str]]) -> list[list[str]]:
+    """Runs training commands one after the other in one process.
+
+    Returns the problems of each, which are none if it succeeds.
+
+    Args:
+        commands: (module, arguments) of each.
+    """
+    done = _completed([sys.executable, "-c", STARTS, json.dumps(commands)])
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def _completed(command: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run(
-        arguments(config, workdir, settings),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=600,
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600
     )
 
 

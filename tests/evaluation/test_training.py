@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from p2o_jax.report import run as report_data
+
 ROOT = Path(__file__).parents[2]
 REWARD = """
 def lower_case(messages, response, answer, meta):
     share = sum(c.islower() for c in response) / max(len(response), 1)
     return share, f"Only {share:.2f} of the characters are lower-case letters."
 """
+FEW_SHOT = "\n\n".join(
+    f"What is {i} + {i}?\n{i} + {i} = {2 * i}, so \\boxed{{{2 * i}}}." for i in range(20, 40)
+)
 SETTINGS = {
     "model.path": ROOT / "tests/golden/hf/qwen3_tied",
     "data.max_prompt_tokens": 128,
@@ -30,7 +35,7 @@ SETTINGS = {
     "optim.minibatch_questions": 3,
     "optim.row_tokens": 0,
     "gepa.min_hard": 2,
-    "gepa.max_metric_calls": 40,
+    "gepa.max_metric_calls": 60,
     "gepa.minibatch": 1,
     "gepa.reflect_prompt_tokens": 800,
     "gepa.reflect_new_tokens": 16,
@@ -38,10 +43,13 @@ SETTINGS = {
     "gepa.filter_replies": "false",
     "gepa.acceptance": "margin",
     "gepa.acceptance_margin": 0,
+    "gepa.max_template_tokens": 772,
+    "gepa.carry_over": 2,
     "gepa.prompt_style": "compact",
     "train.epochs": 2,
     "reward.workers": 1,
     "loss.entropy_coef": 0.01,
+    "train.num_samples_logged": 12,
     "reward.fn": "my_reward:lower_case",
     "reward.success_above": 0.6,
     "model.allow_long_context": "true",
@@ -75,15 +83,39 @@ def folder(tmp_path_factory, compiled):
     for name, numbers in (("train", range(6)), ("dev", range(10, 14)), ("other", range(20, 22))):
         rows = [{"question": f"Say {i}.", "answer": str(i)} for i in numbers]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "seeds.jsonl").write_text(json.dumps({"template": FEW_SHOT}) + "\n")
     settings = {
         **SETTINGS,
         "data.path": folder / "train.jsonl",
+        "gepa.seed_templates": folder / "seeds.jsonl",
         "train.compile_cache": compiled,
         "data.eval_path": f"{folder / 'dev.jsonl'},second={folder / 'other.jsonl'}",
     }
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    run(folder, "p2o_jax.main", "--config", "configs/smoke.py", "--workdir", folder / "run", *flags)
+    where = ("--config", "configs/smoke.py", "--workdir", folder / "run")
+    (folder / "log").write_text(run(folder, "p2o_jax.main", *where, *flags).stderr)
     return folder
+
+
+def test_own_questions_on_a_hugging_face_model(folder):
+    log = (folder / "log").read_text()
+    assert "qwen3" in log and "6 questions" in log
+    metrics = lines(folder / "run" / "metrics.jsonl")
+    assert [row["step"] for row in metrics if "train/loss" in row] == [0, 1, 2, 3]
+    (search,) = [row for row in metrics if "gepa/skipped" in row]
+    assert search["gepa/skipped"] == 0 and search["gepa/generated_tokens"] > 0
+    asked = {row["question"] for row in lines(folder / "run" / "samples.jsonl")}
+    assert asked == {f"Say {i}." for i in range(6)}
+    assert "accuracy" in json.loads((folder / "run" / "result.json").read_text())
+
+
+def test_the_search_begins_with_the_templates_given(folder):
+    log = (folder / "log").read_text()
+    assert f"{folder / 'seeds.jsonl'}: templates: 1, tokens: up to " in log
+    assert "it began with the empty template and 1 given" in log
+    assert lines(folder / "run" / "templates.jsonl")[1]["text"] == FEW_SHOT
+    (tree,) = report_data.read(folder / "run", "run", 1 << 20)["templates"]
+    assert tree["nodes"][1]["text"] == FEW_SHOT and tree["nodes"][1]["parent"] is None
 
 
 def test_graded_scores_train_mine_and_evolve_and_every_set_has_its_curve(folder):

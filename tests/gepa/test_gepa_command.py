@@ -60,7 +60,7 @@ def start(tmp_path, shared, key, url):
     )
 
 
-def test_gepa_alone_with_an_endpoint_that_fails_half_of_the_time(tmp_path, shared):
+def test_gepa_alone_with_an_endpoint_that_fails_half_of_the_time(tmp_path, shared, compiled):
     toy_runs.finished(shared)  # whose base model this run uses
     with ReasoningEndpoint(
         fault="500",
@@ -103,7 +103,7 @@ def test_gepa_alone_with_an_endpoint_that_fails_half_of_the_time(tmp_path, share
         and result["ledger"]["gepa_reflect"]["api_calls"] == phase["gepa/proposals"]
     )
     assert set(endpoint.keys) == {f"Bearer {KEY}"}
-    folders = tmp_path, shared / "compiled"
+    folders = tmp_path, compiled
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert (
         not [path for path in files if KEY.encode() in path.read_bytes()]
