@@ -42,7 +42,8 @@ def main(argv: Sequence[str]) -> None:
                 viewport={"width": shot.width, "height": shot.height}, color_scheme=shot.scheme
             )
             view.goto(path.as_uri())
-            view.wait_for_selector("body[data-ready] .plot[data-drawn]")
+            view.wait_for_selector("body[data-ready]")
+            view.wait_for_function("window.Plotly")
             if shot.section:
                 view.evaluate(
                     "id => document.getElementById(id).scrollIntoView({behavior: 'instant'})",

@@ -185,10 +185,11 @@ def test_wide_tables_hint_at_their_further_columns_on_a_phone(tab):
     tab.wait_for_function(f"b => ({mask})(b) === 'none'", arg=box)
     first = box.query_selector("tbody td")
     assert first.bounding_box()["x"] == box.bounding_box()["x"], "the phase stays in view"
-    assert "gradient" in tab.query_selector("#nav").evaluate(mask)
+    links = tab.query_selector("#nav > .links")
+    assert "gradient" in links.evaluate(mask)
     tab.set_viewport_size({"width": 1200, "height": 800})
     tab.wait_for_function("b => b.tabIndex === -1", arg=box)
-    assert not hint.is_visible() and tab.query_selector("#nav").evaluate(mask) == "none"
+    assert not hint.is_visible() and links.evaluate(mask) == "none"
 
 
 def test_a_click_on_a_template_shows_its_text_and_the_arrow_keys_go_on(tab, run):

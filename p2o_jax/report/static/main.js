@@ -53,9 +53,9 @@ function follow() {
 }
 
 page.view.smooth = Math.max(...page.data.runs.map((run) => run.curves.policy?.step.length ?? 0)) >= 60 ? 5 : 1;
-const links = document.getElementById("nav");
-links.append(...Object.entries(SECTIONS).map(([id, name]) => el("a", { href: `#${id}` }, name)));
-markOverflow(links);
+const links = Object.entries(SECTIONS).map(([id, name]) => el("a", { href: `#${id}` }, name));
+document.getElementById("nav").append(el("div", { class: "links" }, links));
+markOverflow(document.querySelector("#nav > .links"));
 addEventListener("scroll", () => document.getElementById("explanation").hidePopover?.(), { passive: true });
 renderHeadline();
 for (const id in PARTS) renderPart(id);

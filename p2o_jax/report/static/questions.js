@@ -26,7 +26,7 @@ function renderQuestions() {
   const list = () => listLives(rows, number, pages, list);
   fill("questions", "Hard questions",
     el("p", { class: "soft" }, `${count(lives.num_ever_hard)} of ${count(lives.num_seen)} questions were hard in some epoch.`),
-    stripTerms(),
+    ...stripTerms(),
     el("div", { class: "toolbar" }, menu,
       select("Status", [["all", "all"], ...Object.entries(FATES).map(([key, [text]]) => [key, text])], lifeView.fate, (value) => { lifeView.fate = value; lifeView.page = 0; list(); }), search),
     number, sharedPrompt(page.data.runs[lifeView.run]), rows, pages);
@@ -46,15 +46,17 @@ function listLives(rows, number, pages, redraw) {
 
 /** What the strips and badges of the questions mean. */
 function stripTerms() {
-  const fates = Object.keys(FATES).map((fate) => [
-    "", page.data.meanings[FATES[fate][2]] ?? "no plain success after the epoch in which it became hard", fateBadge(fate),
-  ]);
-  return terms([
-    ["plain", "upper row of a strip, a column for each epoch: the darker, the more plain rollouts succeeded", dot("plain")],
-    ["templated", "lower row: the same of templated rollouts", dot("templated")],
-    ["tick", "the epoch in which the question was internalised", dot("good")],
-    ...fates,
-  ]);
+  const { meanings } = page.data;
+  const never = "questions without a plain success after the epoch in which they became hard";
+  const fates = Object.keys(FATES).map((fate) => ["", meanings[FATES[fate][2]] ?? never, fateBadge(fate)]);
+  return [
+    terms([
+      ["plain", "upper row: share of plain successes by epoch", dot("plain")],
+      ["templated", "lower row: share of templated successes", dot("templated")],
+      ["tick", "internalised in this epoch", dot("good")],
+    ]),
+    el("details", { class: "soft" }, el("summary", {}, "What the statuses mean"), terms(fates)),
+  ];
 }
 
 function lifeRow(run, id, life) {
