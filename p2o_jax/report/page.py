@@ -21,6 +21,7 @@ SCRIPTS = (
     "elements",
     "charts",
     "overview",
+    "difference",
     "templates",
     "questions",
     "samples",

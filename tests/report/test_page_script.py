@@ -37,6 +37,15 @@ def script():
     )
 
 
+def test_lines_have_at_most_100_columns():
+    files = [
+        p for p in (page.resources.files("p2o_jax.report") / "static").iterdir() if p.is_file()
+    ]
+    lines = {p.name: p.read_text("utf-8").splitlines() for p in files}
+    assert len(lines) > len(page.SCRIPTS)
+    assert [(name, line) for name in lines for line in lines[name] if len(line) > 100] == []
+
+
 def test_the_script_is_one_program(script, tmp_path):
     """All of its files share one scope: a name declared in two of them leaves the page blank."""
     (tmp_path / "page.js").write_text(script)

@@ -123,7 +123,7 @@ def test_every_curve_is_explained_beside_its_chart(tab):
 @pytest.mark.parametrize("width", [360, 1200])
 def test_a_mark_shows_what_its_label_means(tab, width):
     tab.set_viewport_size({"width": width, "height": 800})
-    tab.emulate_media(reduced_motion="reduce")  # a page that scrolls hides the meaning
+    tab.emulate_media(reduced_motion="reduce")
     for mark in tab.query_selector_all(".info"):
         meaning = mark.get_attribute("title")
         assert mark.get_attribute("aria-label").endswith("means") and meaning

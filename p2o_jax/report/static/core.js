@@ -8,12 +8,22 @@ const page = {
   charts: [],
 };
 
-/** JSON whose objects have the keys that are in it and no others: ids of questions may be "constructor" or "__proto__". */
+/**
+ * JSON whose objects have the keys that are in it and no others: ids of questions may be
+ * "constructor" or "__proto__".
+ */
 function parsed(text) {
-  return JSON.parse(text, (_, value) => (value && typeof value === "object" && !Array.isArray(value) ? Object.assign(Object.create(null), value) : value));
+  return JSON.parse(text, (_, value) =>
+    value && typeof value === "object" && !Array.isArray(value)
+      ? Object.assign(Object.create(null), value)
+      : value,
+  );
 }
 
-/** An element; props are attributes, except on* (listeners) and dataset. Children are elements or text, never HTML. */
+/**
+ * An element; props are attributes, except on* (listeners) and dataset. Children are elements or
+ * text, never HTML.
+ */
 function el(tag, props = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
@@ -33,30 +43,46 @@ function svg(tag, props = {}, ...children) {
   return node;
 }
 
-/** The text with control characters and direction marks written out, so that none of them acts on the reader's view. */
+/**
+ * The text with control characters and direction marks written out, so that none of them acts on
+ * the reader's view.
+ */
 function shown(text) {
+  const controls = "\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f";
+  const marks = "\\u200b\\u200e\\u200f\\u202a-\\u202e\\u2028\\u2029\\u2066-\\u2069\\ufeff";
   return String(text).replace(
-    /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ufeff\ud800-\udfff]/gu,
+    new RegExp(`[${controls}${marks}\\ud800-\\udfff]`, "gu"),
     (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"),
   );
 }
 
 /** The text for plotly, which reads some tags in labels. */
 function label(text) {
-  return shown(text).slice(0, 200).replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
+  return shown(text)
+    .slice(0, 200)
+    .replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
 }
 
 function firstWords(text, length = 140) {
-  const flat = shown(text.slice(0, 4 * length)).replace(/\s+/g, " ").trim();
+  const flat = shown(text.slice(0, 4 * length))
+    .replace(/\s+/g, " ")
+    .trim();
   return flat.length > length ? flat.slice(0, length) + "…" : flat;
 }
 
-const share = (value) => (value == null ? "–" : value >= 0.9995 ? "1.00" : value.toFixed(3).replace(/^0/, ""));
+const share = (value) =>
+  value == null ? "–" : value >= 0.9995 ? "1.00" : value.toFixed(3).replace(/^0/, "");
 const count = (value) => (value == null ? "–" : Math.round(value).toLocaleString("en"));
 
 function short(value) {
   if (value == null) return "–";
-  for (const [size, name] of [[1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"]])
+  for (const [size, name] of [
+    [1e18, "E"],
+    [1e15, "P"],
+    [1e12, "T"],
+    [1e9, "G"],
+    [1e6, "M"],
+  ])
     if (Math.abs(value) >= size) return (value / size).toPrecision(3) + " " + name;
   return count(value);
 }
@@ -74,7 +100,8 @@ const counted = (n, thing) => `${count(n)} ${thing}${n === 1 ? "" : "s"}`;
 const capitalized = (text) => text[0].toUpperCase() + text.slice(1);
 
 /** The value of a CSS variable, as the page's colours are now. */
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const colour = (name) =>
+  getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const runColour = (i) => colour(`run-${i % 6}`);
 
 /** A dot in the colour of a CSS variable. */
@@ -88,7 +115,8 @@ const runDot = (i) => dot(`run-${i % 6}`);
 /** A colour between two #rrggbb ones. */
 function mixed(from, to, part) {
   const channel = (hex, i) => parseInt(hex.slice(1 + 2 * i, 3 + 2 * i), 16);
-  return `rgb(${[0, 1, 2].map((i) => Math.round(channel(from, i) * (1 - part) + channel(to, i) * part))})`;
+  const between = (i) => Math.round(channel(from, i) * (1 - part) + channel(to, i) * part);
+  return `rgb(${[0, 1, 2].map(between)})`;
 }
 
 /** A question without the prompt text that all questions of the run share. */

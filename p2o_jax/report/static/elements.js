@@ -28,7 +28,9 @@ function runMenu(state, redraw, indices = page.data.runs.map((_, i) => i)) {
 /** A row that opens: `line` is always visible, `detail()` is built when it is first opened. */
 function openable(line, detail) {
   const body = el("div");
-  const build = () => { if (row.open && !body.childNodes.length) body.append(...detail()); };
+  const build = () => {
+    if (row.open && !body.childNodes.length) body.append(...detail());
+  };
   const row = el("details", { ontoggle: build }, el("summary", {}, line), body);
   return row;
 }
@@ -46,19 +48,36 @@ function fact(name, value, meaning) {
 
 /** A question mark beside a label, which shows what the label means. */
 function info(name, meaning) {
-  const mark = el("button", {
-    type: "button", class: "info", title: meaning, "aria-label": `What “${name}” means`,
-    onclick: () => explain(mark, meaning),
-  }, "?");
+  const mark = el(
+    "button",
+    {
+      type: "button",
+      class: "info",
+      title: meaning,
+      "aria-label": `What “${name}” means`,
+      onclick: () => explain(mark, meaning),
+    },
+    "?",
+  );
   mark.popoverTargetElement = document.getElementById("explanation");
   return mark;
 }
 
-/** Puts a meaning into the page's one popover, beside its mark. */
+let explained = null; // the mark whose meaning was shown last
+
+/** Puts a meaning into the page's one popover. */
 function explain(mark, meaning) {
-  const box = document.getElementById("explanation"), { top, bottom, left } = mark.getBoundingClientRect();
+  document.getElementById("explanation").textContent = meaning;
+  explained = mark;
+  placeExplanation();
+}
+
+/** Places the popover beside its mark. */
+function placeExplanation() {
+  if (!explained?.isConnected) return;
+  const box = document.getElementById("explanation");
+  const { top, bottom, left } = explained.getBoundingClientRect();
   const isLow = bottom > 0.7 * innerHeight;
-  box.textContent = meaning;
   box.style.top = isLow ? "auto" : `${bottom + 4}px`;
   box.style.bottom = isLow ? `${innerHeight - top + 4}px` : "auto";
   box.style.left = `min(${left}px, 100vw - min(22rem, 100vw - 2rem) - 1rem)`;
@@ -81,12 +100,26 @@ function markOverflow(box) {
 function table(head, rows, textColumns = []) {
   const mark = (i) => (textColumns.includes(i) ? { class: "text" } : {});
   const cells = (tag, props) => (cell, i) => el(tag, { ...props, ...mark(i) }, cell ?? "–");
-  const box = el("div", { class: "scroll", role: "region", "aria-label": "Table" },
-    el("table", {},
+  const box = el(
+    "div",
+    { class: "scroll", role: "region", "aria-label": "Table" },
+    el(
+      "table",
+      {},
       el("thead", {}, el("tr", {}, head.map(cells("th", { scope: "col" })))),
-      el("tbody", {}, rows.map((row) => el("tr", {}, row.map(cells("td", {})))))));
+      el(
+        "tbody",
+        {},
+        rows.map((row) => el("tr", {}, row.map(cells("td", {})))),
+      ),
+    ),
+  );
   markOverflow(box);
-  const hint = el("p", { class: "hint", "aria-hidden": "true" }, "Scroll sideways for more columns →");
+  const hint = el(
+    "p",
+    { class: "hint", "aria-hidden": "true" },
+    "Scroll sideways for more columns →",
+  );
   return el("div", { class: "sideways" }, hint, box);
 }
 
@@ -96,7 +129,10 @@ function pager(state, total, size, redraw) {
   state.page = Math.min(state.page, last);
   if (!last) return null;
   const step = (by, text) => {
-    const turn = () => { state.page += by; redraw(); };
+    const turn = () => {
+      state.page += by;
+      redraw();
+    };
     const disabled = state.page + by < 0 || state.page + by > last;
     return el("button", { type: "button", disabled, onclick: turn }, text);
   };
@@ -109,5 +145,10 @@ function sharedPrompt(run) {
   const [before, after] = run.prompt_text;
   if (!before && !after) return null;
   const text = el("pre", { tabindex: "0" }, shown(`${before}…${after}`));
-  return el("details", { class: "soft" }, el("summary", {}, "Prompt text around every question"), text);
+  return el(
+    "details",
+    { class: "soft" },
+    el("summary", {}, "Prompt text around every question"),
+    text,
+  );
 }
