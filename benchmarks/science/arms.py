@@ -225,6 +225,13 @@ RECIPE = (
     _before("r+calls-600", "GEPA with twice the budget", "gepa.max_metric_calls=600"),
     _before("r+bandit", "templates chosen by an online bandit", "assign.bandit=true"),
     _before("r+reliance", "reliance as a second front", "gepa.reliance=true"),
+    Arm(
+        "r+carry-over",
+        "templates outlive their prompt phase",
+        ("gepa.carry_over=8",),
+        seeds=3,
+        against="recommended",
+    ),
     _before("r+teacher", "a scripted teacher reflects", *TAUGHT),
     _before("r+kl", "KL to the base model (k3, 0.01)", "loss.kl=k3", "loss.kl_coef=0.01"),
     _before("r+off", "no context distillation", "distill.mode=off", "optim.row_tokens=128"),
