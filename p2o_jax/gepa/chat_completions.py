@@ -3,6 +3,7 @@ bodies of replies and errors say. Bodies are untrusted.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,8 +16,8 @@ Fields = Mapping[str, Any]
 # Fields that some endpoints refuse, and what takes their place; nothing if they are left out.
 _REFUSED = {"max_tokens": "max_completion_tokens", "temperature": ""}
 _REFUSAL_CODES = ("unsupported_parameter", "unsupported_value")
-_REFUSAL_WORDS = ("unsupported", "not supported", "does not support")
-_CUT = ("length", "max_tokens", "content_filter")  # finish reasons of replies that are incomplete
+_REFUSAL_WORDS = ("unsupported", "not support", "n't support")
+_CUT = ("length", "max_tokens")  # finish reasons of replies that ended at the token limit
 _SHOWN = 300  # characters of an error message
 
 
@@ -29,11 +30,10 @@ class ServerError(NamedTuple):
 
     def refuses(self, field: str) -> bool:
         """Whether the endpoint does not take this field, or not the value that it had."""
-        if self.param:
-            return self.param == field and self.code in _REFUSAL_CODES
         text = self.message.lower()
-        named = any(f"{mark}{field}{mark}" in text for mark in "'`\"")
-        return named and any(words in text for words in _REFUSAL_WORDS)
+        named = self.param == field if self.param else re.search(rf"\b{field}\b", text)
+        unsupported = any(words in text for words in _REFUSAL_WORDS)
+        return bool(named) and (unsupported or self.code in _REFUSAL_CODES)
 
 
 NOTHING_SAID = ServerError("")

@@ -14,7 +14,7 @@ Unfinished = Literal["", "think", "no_fence", "empty"]
 
 # In quotes or backticks a tag is only mentioned.
 _THOUGHT_ENDS = re.compile(r"(?<![`'\"])</think>(?![`'\"])")
-_THOUGHT_BEGINS = re.compile(r"^[ \t]*<think>", re.MULTILINE)
+_THOUGHT_BEGINS = re.compile(r"(?:^|</think>)[ \t]*<think>", re.MULTILINE)
 _FENCE = re.compile(r"`{3,}")
 _TAG = re.compile(r"[^\s`]*[ \t]*\r?\n")  # of an opening fence: a language, or nothing
 _LANGUAGE = re.compile(r"[A-Za-z][\w+.#-]*[ \t]*\r?\n")
@@ -48,18 +48,25 @@ def templates(reply: Reply) -> tuple[list[str], Unfinished]:
     unfinished thoughts if it begins with `<think>` or inside a thought.
     """
     text = reply.text
-    ends = [match.end() for match in _THOUGHT_ENDS.finditer(text)]
+    ends = [match.start() for match in _THOUGHT_ENDS.finditer(text)]
     begins_in_thought = reply.in_thought or text.lstrip().startswith("<think>")
     for start in (*ends[: -_MOST_ENDS - 1 : -1], *([] if begins_in_thought else [0])):
-        fenced = blocks(text[start:])
-        inside = [range(start + block.start, start + block.end) for block in fenced or ()]
-        if fenced and all(any(end in span for span in inside) for end in ends if end > start):
-            thinks_on = _THOUGHT_BEGINS.search(text, start, start + fenced[0].start)
+        answer = text[start:]
+        fenced = blocks(answer)
+        before, *others = _outside(answer, fenced or [])
+        if fenced and not any(map(_THOUGHT_ENDS.search, (before[1:], *others))):
+            thinks_on = _THOUGHT_BEGINS.search(before)
             return ([], "think") if thinks_on else ([block.text for block in fenced], "")
     answer = text[ends[-1] :] if ends else text
     if (begins_in_thought and not ends) or _THOUGHT_BEGINS.search(answer):
         return [], "think"
-    return [], "no_fence" if answer.strip() else "empty"
+    return [], "no_fence" if answer.removeprefix("</think>").strip() else "empty"
+
+
+def _outside(text: str, fenced: list[Block]) -> list[str]:
+    """What stands before, between and after the blocks."""
+    edges = [0, *(edge for block in fenced for edge in (block.start, block.end)), len(text)]
+    return [text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def blocks(text: str) -> list[Block] | None:

@@ -75,7 +75,7 @@ def post(url: str, body: bytes, key: str, timeout_s: float, limit: int) -> bytes
 def _outcome(request: urllib.request.Request, deadline: float, limit: int) -> bytes | Exception:
     timeout_s = max(deadline - time.monotonic(), 1e-3)
     try:
-        with _OPENER.open(request, timeout=timeout_s) as answer:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout_s) as answer:
             body, whole = _read(answer, deadline, limit)
         return body if whole else TooLong()
     except urllib.error.HTTPError as e:
@@ -126,6 +126,3 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         """None: the redirect becomes an HTTPError."""
         return None
-
-
-_OPENER = urllib.request.build_opener(_NoRedirect)

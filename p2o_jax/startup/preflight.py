@@ -262,7 +262,9 @@ def seed_notices(cfg: Config, chat: Chat, seeds: Sequence[Seed]) -> list[str]:
     if not seeds:
         return []
     longest = max(chat.count_tokens(seed.text) for seed in seeds)
-    lines = [f"{cfg.gepa.seed_templates}: templates: {len(seeds)}, tokens: up to {longest:,}"]
+    lines = [
+        f"{cfg.gepa.seed_templates}: seed templates: {len(seeds)}, of up to {longest:,} tokens"
+    ]
     if longest > cfg.gepa.reflect_new_tokens:
         lines.append(
             f"unusual: config.gepa.reflect_new_tokens={cfg.gepa.reflect_new_tokens} is less than"

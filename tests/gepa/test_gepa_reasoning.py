@@ -236,8 +236,10 @@ def test_refusals_are_read_in_every_form(body, expected):
         (ServerError("…", "temperature", "invalid_type"), False),
         (ServerError("'temperature' is unsupported", "model", "unsupported_value"), False),
         (ServerError("`temperature` is not supported by this model"), True),
-        (ServerError("temperature is not supported"), False),  # a word like others
+        (ServerError("O-series models don't support temperature=0.6."), True),
         (ServerError("'temperature' must be at most 2"), False),
+        (ServerError("temperature_2 is not supported"), False),
+        (ServerError("temperature: 0.6 is unsupported", "temperature"), True),
     ],
 )
 def test_only_what_is_not_supported_is_left_out(error, refuses):

@@ -40,6 +40,7 @@ def test_thoughts_are_dropped_and_mentions_of_them_are_not(text, expected):
         (Reply(f" \n<think>{DRAFT}"), "think"),
         (Reply(f"Sure.\n<think>\n{DRAFT}"), "think"),
         (Reply(f"<think>a</think>\n<think>{DRAFT}"), "think"),
+        (Reply(f"<think>a</think> <think>{DRAFT}"), "think"),
         (Reply(DRAFT, in_thought=True), "think"),
         (Reply("Try\n```\nUse </think> tags\n```\nor", in_thought=True), "no_fence"),
         (Reply(f"{DRAFT}</think>\nBe careful."), "no_fence"),
@@ -91,3 +92,5 @@ def test_blocks_lie_in_the_text_in_order_with_their_extent(text):
 
 def test_a_reply_of_many_tags_takes_no_time():
     assert replies.templates(Reply("<think></think>``` a\n" * 30_000))[0] == []
+    mentions = "``` </think> ```\n" * 30_000
+    assert len(replies.templates(Reply(mentions))[0]) == 30_000

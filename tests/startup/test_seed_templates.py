@@ -66,7 +66,7 @@ def test_the_budget_must_pay_for_more_than_the_seeds(chat):
 def test_the_seeds_are_announced_and_replies_too_short_for_them(chat):
     cfg = change_config(CFG, gepa__seed_templates="s.txt", gepa__reflect_new_tokens=3)
     count, unusual = preflight.seed_notices(cfg, chat, [seed("a"), seed("a b c d e f")])
-    assert count.startswith("s.txt: templates: 2, tokens: up to ")
+    assert count.startswith("s.txt: seed templates: 2, of up to ")
     assert unusual.startswith("unusual: config.gepa.reflect_new_tokens=3 is less than")
     assert preflight.seed_notices(CFG, chat, []) == []
 
