@@ -118,7 +118,7 @@ const axisTitle = () => AXES[chosenAxis()];
 const chosenAxis = () => page.view.axis ?? defaultAxis(page.data.runs);
 
 /**
- * Generated tokens where runs are compared, for their steps cost different amounts, and where a run
+ * Generated tokens where runs are compared, because their steps differ in cost, and where a run
  * has no steps; policy steps for one run, and where a run has generated nothing.
  */
 function defaultAxis(runs) {
@@ -196,9 +196,9 @@ function curveChart([title, kind, metrics]) {
     free: {},
   }[kind];
   const meanings = present.map(([name, what], k) => [what, page.data.meanings[name], dash(k)]);
-  const explained = present.length > 1 ? { curves: meanings } : { note: meanings[0][1] };
+  const caption = present.length > 1 ? { curves: meanings } : { note: meanings[0][1] };
   const layout = () => ({ xaxis: { title: { text: axisTitle() } }, yaxis });
-  return chart({ title, ...explained, traces: () => curveTraces(present), layout });
+  return chart({ title, ...caption, traces: () => curveTraces(present), layout });
 }
 
 /** A sample of the dash of a chart's k-th metric. */
