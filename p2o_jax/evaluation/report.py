@@ -13,7 +13,7 @@ import numpy as np
 from p2o_jax.config import ConfigError
 from p2o_jax.evaluation import estimates, metrics
 from p2o_jax.rewards import normalize
-from p2o_jax.rewards.boxed import last_boxed
+from p2o_jax.rewards.boxed import final_answer
 from p2o_jax.rewards.lenient import Grade
 from p2o_jax.types import Rollout
 
@@ -106,7 +106,7 @@ def _key(answer: str | None) -> Hashable | None:
 
 
 def _boxed(sample: Sample) -> Hashable | None:
-    return _key(last_boxed(sample.rollout.text))
+    return _key(final_answer(sample.rollout.text))
 
 
 def row(sample: Sample, number: int) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def row(sample: Sample, number: int) -> dict[str, Any]:
         "response": rollout.text,
         "tokens": len(rollout.completion.token_ids),
         "stopped": rollout.completion.stopped,
-        "strict": {"answer": last_boxed(rollout.text), **dataclasses.asdict(rollout.verdict)},
+        "strict": {"answer": final_answer(rollout.text), **dataclasses.asdict(rollout.verdict)},
         "lenient": grade._asdict(),
     }
 

@@ -1,9 +1,10 @@
 r"""A second, lenient grader for evaluation, modelled on the Qwen2.5-Math suite.
 
 It also accepts answers outside a box. The answer is the first of these that a response contains:
-the suite's "final answer is $...$. I hope", the last box, the text after the last "answer is", the
-last number. `lenient_equal` compares it with the reference. Training does not use this grader,
-because a policy can earn its rewards without answering.
+what the strict grader reads, the suite's "final answer is $...$. I hope", the text after the last
+"answer is", the last number. `lenient_equal` compares it with the reference. What the strict grader
+accepts, it accepts, too. Training does not use this grader, because a policy can earn its rewards
+without answering.
 """
 
 import re
@@ -13,7 +14,7 @@ from typing import NamedTuple, Self
 
 from p2o_jax import config
 from p2o_jax.rewards import normalize
-from p2o_jax.rewards.boxed import last_boxed
+from p2o_jax.rewards.boxed import after_thinking, final_answer
 from p2o_jax.rewards.pool import Pool
 from p2o_jax.rewards.verify import MAX_ANSWER_CHARS, num_workers
 from p2o_jax.types import Status
@@ -61,7 +62,7 @@ class LenientGrader:
             if e and len(e) <= MAX_ANSWER_CHARS
         }
         known: dict[tuple[str, str], Status] = {
-            pair: "correct" for pair in pairs if normalize.equal(*pair)
+            (e, a): "correct" for e, a in pairs if e.split() == a.split() or normalize.equal(e, a)
         }
         asked = [pair for pair in pairs if pair not in known]
         known |= {
@@ -76,15 +77,17 @@ class LenientGrader:
 
 def extract(response: str) -> str:
     """The final answer of a response, boxed or not; empty if there is none."""
-    _, suite, after = response.rpartition("final answer is $")
+    boxed = final_answer(response)
+    text = after_thinking(response)
+    if boxed is not None or text is None:
+        return boxed or ""
+    _, suite, after = text.rpartition("final answer is $")
     if suite and (end := after.find("$. I hope")) >= 0:
         return after[:end].strip()
-    if (content := last_boxed(response)) is not None:
-        return content
-    phrases = list(_PHRASE.finditer(response))
+    phrases = list(_PHRASE.finditer(text))
     if phrases:
-        rest = response[phrases[-1].end() :]
-        end = _SENTENCE_END.search(rest.lstrip())
-        return (rest.lstrip()[: end.start()] if end else rest).strip(" $.:")
-    numbers = _NUMBER.findall(response.replace(",", ""))
+        rest = text[phrases[-1].end() :].lstrip()
+        end = _SENTENCE_END.search(rest)
+        return (rest[: end.start()] if end else rest).strip(" $.:")
+    numbers = _NUMBER.findall(text.replace(",", ""))
     return numbers[-1] if numbers else ""

@@ -1,10 +1,11 @@
 r"""Lenient equality of two answers, modelled on the Qwen2.5-Math suite.
 
+- What `grade.math_equal` accepts is equal.
 - Case, units and `\text` are ignored.
 - Numbers may differ by a relative error of 1e-4, or by a factor of 100.
 - If the reference is a letter A to E, the last such letter of the answer counts.
 - Tuples and intervals are compared entry by entry, with any brackets.
-- Everything else is decided by `grade.math_equal`.
+- Entries and sides are also compared by `grade.math_equal`.
 
 Runs in worker processes only, like `grade`.
 """
@@ -28,6 +29,8 @@ _ASSIGNED = re.compile(r"[A-Za-z]{1,2}\s*=\s*")
 
 def equal(prediction: str, reference: str) -> str:
     """Returns "correct" or "wrong"."""
+    if math_equal(prediction, reference) == "correct":
+        return "correct"
     return "correct" if _equal(_strip(prediction), _strip(reference)) else "wrong"
 
 

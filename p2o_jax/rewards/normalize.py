@@ -16,9 +16,10 @@ _EDITS = tuple(
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}"),
         (r"\\(?:displaystyle|textstyle|limits)(?![A-Za-z])", ""),
-        (r"(?<!\\)\\!", ""),
+        (r"(?<=[0-9]),\\!\s*(?=[0-9]{3}(?![0-9]))|(?<!\\)\\!", ""),
         # 10\,000; a bare comma is part of the number only where `numbers` reads it so
         (r"(?<=[0-9])(?:\\,|\{,\})(?=[0-9]{3}(?![0-9]))", ""),
+        (r"\\(l|g|n)eq(?:q|slant)?(?![A-Za-z])", r"\\\1e"),
         (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset"),
         (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![A-Za-z])", " "),
         (r"\\?\$", ""),

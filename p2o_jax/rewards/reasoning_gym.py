@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any
 
-from p2o_jax.rewards.boxed import last_boxed
+from p2o_jax.rewards.boxed import after_thinking, last_boxed
 from p2o_jax.types import Question
 
 NAME = "reasoning_gym"  # in sources, as `Question.scorer`, and of the library's column in `meta`
@@ -20,10 +20,16 @@ _TEXT = re.compile(r"\\(?:text|texttt|textbf|mathrm)\s*\{([^{}]*)\}")
 
 
 def answer_in(response: str) -> str | None:
-    r"""The answer to score: the last box without an outer `\text`, else the last `<answer>` tag."""
-    content = last_boxed(response)
+    r"""The answer to score: the last box without an outer `\text`, else the last `<answer>` tag.
+
+    None if there is neither after the thinking.
+    """
+    said = after_thinking(response)
+    if said is None:
+        return None
+    content = last_boxed(said)
     if content is None:
-        tagged = _TAGGED.findall(response)
+        tagged = _TAGGED.findall(said)
         return tagged[-1].strip() if tagged else None
     text = _TEXT.fullmatch(content)
     return text.group(1).strip() if text else content

@@ -4,14 +4,13 @@ A response is correct if its last `\boxed{}` equals the reference answer.
 """
 
 import os
-import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Self
 
 from p2o_jax import config
 from p2o_jax.rewards import normalize
-from p2o_jax.rewards.boxed import last_boxed
+from p2o_jax.rewards.boxed import final_answer
 from p2o_jax.rewards.pool import Pool
 from p2o_jax.types import Status, Verdict
 
@@ -60,13 +59,13 @@ class Verifier:
     ) -> list[Verdict]:
         """Compares responses with reference answers. Returns a verdict per response, in order.
 
-        The format score is 1 if the last box of the response is closed, with any content. The
+        The format score is 1 if `boxed.final_answer` finds an answer, with any content. The
         statuses "time_out" (no verdict before the deadline) and "error" (the worker died, or the
-        reference answer cannot be parsed) score 0 and are distinct from "wrong". Boxes of more than
+        reference answer is empty) score 0 and are distinct from "wrong". Boxes of more than
         MAX_ANSWER_CHARS characters are wrong. Equal pairs are judged once.
         """
         assert len(responses) == len(answers), (len(responses), len(answers))
-        boxes = [last_boxed(response) for response in responses]
+        boxes = [final_answer(response) for response in responses]
         statuses: list[Status | None] = [
             self._at_once(box, answer) for box, answer in zip(boxes, answers, strict=True)
         ]
@@ -84,26 +83,17 @@ class Verifier:
             progress(len(boxes), len(boxes))
         return [_verdict(box, status) for box, status in zip(boxes, statuses, strict=True)]
 
-    def self_check(self, answers: Sequence[str], limit: int = 2000) -> list[str]:
+    def self_check(self, answers: Sequence[str]) -> list[str]:
         r"""The distinct reference answers that do not verify against themselves.
 
-        Such an answer cannot be read back from a box, or math-verify does not consider it equal to
-        itself. In the second case only a response with the same text is correct. Plain numbers
-        always pass. If there are more than `limit` answers, a fixed sample is checked.
+        Such an answer cannot be read back from a box, or nothing is left of it when spacing and
+        dollar signs are removed.
         """
-        distinct = list(dict.fromkeys(answers))
-        if len(distinct) > limit:
-            distinct = random.Random("rewards/self_check").sample(distinct, limit)
-        bad = {a for a in distinct if self._at_once(last_boxed(rf"\boxed{{{a}}}"), a) != "correct"}
-        if self.cfg.kind == "math":
-            unclear = [
-                a
-                for a in distinct
-                if a not in bad and normalize.number(normalize.normalize(a)) is None
-            ]
-            results = self._judge([(a, a) for a in unclear], 0, len(unclear), None)
-            bad.update(a for a, result in zip(unclear, results, strict=True) if result != "correct")
-        return [a for a in distinct if a in bad]
+        return [
+            answer
+            for answer in dict.fromkeys(answers)
+            if self._at_once(final_answer(rf"\boxed{{{answer}}}"), answer) != "correct"
+        ]
 
     def _at_once(self, box: str | None, answer: str) -> Status | None:
         """The status if it needs no worker, else None."""

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2o_jax.rewards.boxed import last_boxed
+from p2o_jax.rewards.boxed import final_answer, last_boxed
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,60 @@ def test_last_boxed_returns_any_balanced_content(before, content, after):
 def test_last_boxed_never_fails(text):
     content = last_boxed(text)
     assert content is None or content in text
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        (r"so \boxed{42}.", "42"),
+        (r"\boxed{(2, 2)} and \boxed{(6, 2)}", "(2, 2), (6, 2)"),
+        (r"$\boxed{1}$, $\boxed{2}$, or \(\boxed{3}\)", "1, 2, 3"),
+        (r"$x = \boxed{1}$ or $x = \boxed{2}$", "1, 2"),
+        (r"\[\boxed{a} \quad\text{and}\quad \boxed{b}\]", "a, b"),
+        ("- $\\boxed{1}$\n- $\\boxed{2}$".replace("-", "*"), "1, 2"),
+        (r"\boxed{4}, \boxed{4}", "4"),
+        (r"\boxed{\boxed{7}}", "7"),
+        # not one statement
+        (r"First \boxed{3}. Then \boxed{4}.", "4"),
+        (r"It is \boxed{3}, so the answer is \boxed{4}", "4"),
+        (r"$a = \boxed{2}$, $b = \boxed{3}$, $a + b = \boxed{5}$", "5"),
+        (r"\boxed{1}" + " " * 100 + r"\boxed{2}", "2"),
+        (r"\boxed{1} and \boxed{2", None),
+        (r"\boxed{1, \boxed{2}", "2"),
+    ],
+)
+def test_the_boxes_of_one_statement_are_one_answer(response, answer):
+    assert final_answer(response) == answer
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        (r"<think>\boxed{7}", None),
+        (r"<think>\boxed{7}</think>It is 7.", None),
+        (r"<think>\boxed{7}</think>\boxed{8}", "8"),
+        (r"\boxed{7}</think>\boxed{8}", "8"),
+        (r"<think>a</think>\boxed{6}<think>\boxed{7}</think>\boxed{8}", "8"),
+        (r"<think>a</think>\boxed{6}<think>\boxed{7}", None),
+        (r"<thinking>\boxed{7}</thinking>\boxed{8}", "8"),
+        (r"[THINK]\boxed{7}[/THINK]\boxed{8}", "8"),
+        (r"[THINK]\boxed{7}", None),
+        (r"◁think▷\boxed{7}◁/think▷\boxed{8}", "8"),
+        (r"analysisWe try \boxed{7}assistantfinalIt is \boxed{8}", "8"),
+        (r"analysisWe try \boxed{7}", None),
+        (r"By analysis, \boxed{7}", "7"),
+        (r"I think \boxed{7}", "7"),
+    ],
+)
+def test_only_boxes_after_the_thinking_count(response, answer):
+    assert final_answer(response) == answer
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [r"\boxed{1}, ", r"\boxed{", "<think>", "</think>", r"\boxed{1} and ", r"x = \boxed{2}, "],
+)
+def test_final_answer_takes_linear_time(piece):
+    start = time.process_time()
+    final_answer(piece * (1_000_000 // len(piece)))
+    assert time.process_time() - start < 5

@@ -298,7 +298,6 @@ def test_self_check_names_answers_that_cannot_be_judged(math):
         "a}b",
         "1" * 5000,
     ]
-    assert len(math.self_check(["}" + str(i) for i in range(50)], limit=10)) == 10
 
 
 def test_interpreter_exits_with_open_verifier_and_leaves_no_process(tmp_path):
