@@ -130,9 +130,9 @@ def test_a_longer_run_compiles_nothing_more(finished):
     evaluations or templates.
     """
     compiles = [row["perf/compiles"] for row in rows(finished) if "train/loss" in row]
-    assert len(set(compiles[:STEPS_PER_EPOCH])) == 1 and compiles[0] < 150
-    assert len(set(compiles[STEPS_PER_EPOCH:])) == 1, "the first templates need a program or two"
-    assert len(compiles) == STEPS and compiles[-1] <= compiles[0] + 4
+    assert len(compiles) == STEPS and compiles[-1] < 150
+    assert len(set(compiles[:STEPS_PER_EPOCH])) == 1
+    assert len(set(compiles[STEPS_PER_EPOCH:])) == 1, "the first templates need more programs"
 
 
 def test_result_json(finished):
@@ -174,7 +174,7 @@ def test_a_second_start_does_nothing_new(finished, settings, tmp_path):
     names = ("samples", "templates", "evaluations", "questions")
     told = succeed("configs/smoke.py", workdir, settings)
     assert (
-        f"resuming {workdir} at step {STEPS}" in told
+        f"{workdir} is finished, at step {STEPS}" in told
         and "step 1/" not in told
         and "gepa iteration" not in told
     )

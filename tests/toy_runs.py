@@ -67,7 +67,7 @@ for module, argv in json.loads(sys.argv[1]):
         importlib.import_module(module).main(argv)
     except ConfigError as e:
         problems = e.problems
-    print(json.dumps(problems))
+    print("PROBLEMS", json.dumps(problems))
 """
 
 
@@ -97,7 +97,8 @@ def starts(*commands: tuple[str, Sequence[str]]) -> list[list[str]]:
     """
     done = _completed([sys.executable, "-c", STARTS, json.dumps(commands)])
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    lines = [line.partition("PROBLEMS ")[2] for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in lines if line]
 
 
 def _completed(command: list[str]) -> subprocess.CompletedProcess:

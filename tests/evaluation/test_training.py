@@ -111,7 +111,7 @@ def test_own_questions_on_a_hugging_face_model(folder):
 
 def test_the_search_begins_with_the_templates_given(folder):
     log = (folder / "log").read_text()
-    assert f"{folder / 'seeds.jsonl'}: templates: 1, tokens: up to " in log
+    assert f"{folder / 'seeds.jsonl'}: seed templates: 1, of up to " in log
     assert "it began with the empty template and 1 given" in log
     assert lines(folder / "run" / "templates.jsonl")[1]["text"] == FEW_SHOT
     (tree,) = report_data.read(folder / "run", "run", 1 << 20)["templates"]
