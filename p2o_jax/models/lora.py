@@ -65,7 +65,7 @@ def add(spec: ModelSpec, base: Params, key: jax.Array, shardings: Any) -> Params
     """
     if spec.lora is None:
         return base
-    table = weights(spec)
+    table: Any = weights(spec)  # by stack and name
     names = [(stack, name) for stack in _keys(spec) for name in sorted(table[stack])]
     fresh: Params = {stack: {} for stack in _keys(spec)}
     for i, (stack, name) in enumerate(names):

@@ -83,7 +83,8 @@ def _roots(text: str) -> str:
         position += 1
         if root := _ROOT.fullmatch(character):
             parts.append(rf"\sqrt{_INDEX[root.group()]}")
-            position = _SPACES.match(text, position).end()
+            spaces = _SPACES.match(text, position)
+            position = spaces.end() if spaces else position
             if text.startswith("(", position):
                 parts.append("{")
                 brackets.append(True)

@@ -51,15 +51,19 @@ def equal(gold: Read, answer: Read) -> bool:
 
 
 def _is_relation(value: Any) -> bool:
-    return isinstance(value, Relational) or (
-        isinstance(value, And)
-        and bool(value._unsorted_args)
-        and all(isinstance(part, Relational) for part in value._unsorted_args)
-    )
+    if not isinstance(value, And):
+        return isinstance(value, Relational)
+    parts = _parts(value)
+    return bool(parts) and all(isinstance(part, Relational) for part in parts)
 
 
 def _parts(relation: Any) -> list[Any]:
-    return list(relation._unsorted_args) if isinstance(relation, And) else [relation]
+    return list(_unsorted(relation)) if isinstance(relation, And) else [relation]
+
+
+def _unsorted(value: Any) -> Sequence[Any]:
+    """The arguments of a SymPy value in the order in which they were given."""
+    return value._unsorted_args
 
 
 def _is_equation(value: Any) -> bool:
@@ -217,7 +221,7 @@ def _entries(gold: Any, answer: Any) -> tuple[Sequence[Any], Sequence[Any]]:
 
 
 def _as_written(entries: Any) -> Sequence[Any]:
-    return entries._unsorted_args if isinstance(entries, WrittenSet) else entries.args
+    return _unsorted(entries) if isinstance(entries, WrittenSet) else entries.args
 
 
 def _match(gold: Sequence[Any], answer: Sequence[Any], same: Any) -> bool:

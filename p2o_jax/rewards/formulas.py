@@ -6,6 +6,7 @@ hundreds of digits, formulas at several points.
 """
 
 import itertools
+import typing
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -56,7 +57,8 @@ def expressions_equal(gold: sympy.Expr, answer: sympy.Expr) -> bool:
     functions = {f for e in (gold, answer) for f in e.atoms(AppliedUndef)}
     if functions:  # f(x) is one more variable
         known = {f: sympy.Symbol(f"!{f}", real=True) for f in functions}
-        return expressions_equal(gold.xreplace(known), answer.xreplace(known))
+        ours, theirs = (typing.cast(sympy.Expr, e.xreplace(known)) for e in (gold, answer))
+        return expressions_equal(ours, theirs)
     return _formulas_equal(gold, answer, names)
 
 
@@ -101,10 +103,9 @@ def _vanishes(a: sympy.Expr, b: sympy.Expr, values: dict[Any, Any]) -> bool | No
 def _parts_of(value: sympy.Expr) -> tuple[sympy.Number, sympy.Number] | None:
     """Real and imaginary part of a finite number, else None."""
     real, imaginary = value.as_real_imag()
-    for part in (real, imaginary):
-        if not isinstance(part, sympy.Number) or not part.is_finite:
-            return None
-    return real, imaginary
+    if not isinstance(real, sympy.Number) or not isinstance(imaginary, sympy.Number):
+        return None
+    return (real, imaginary) if real.is_finite and imaginary.is_finite else None
 
 
 def _exponent(value: sympy.Number) -> int:

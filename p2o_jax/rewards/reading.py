@@ -161,7 +161,8 @@ class _Reader(_Latex2Sympy):
             if not power:
                 return base
             convert = self.convert_expr if power.expr() else self.convert_atom
-            return sympy.Pow(base, convert(power.expr() or power.atom()), evaluate=False)
+            exponent: Any = convert(power.expr() or power.atom())
+            return sympy.Pow(base, exponent, evaluate=False)
         result = super().convert_atom_expr(atom_expr)
         if self._index_i:
             return result

@@ -7,16 +7,18 @@ Python. Here they get an `eval` of literals and arithmetic, and a `parse_expr` o
 import dataclasses
 import difflib
 import functools
+import importlib
 import json
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import reasoning_gym
-from reasoning_gym import factory
-
 from p2o_jax.rewards.safe_eval import check_formula, evaluate
 from p2o_jax.rewards.tagged_json import decode, encode
+
+# by name: this package has a module of the library's name, which type checkers take for it
+library: Any = importlib.import_module("reasoning_gym")
+factory: Any = importlib.import_module("reasoning_gym.factory")
 
 
 def generate(kind: str, text: str) -> str:
@@ -83,7 +85,7 @@ def _entries(task: str, settings: dict[str, Any], indices: list[int]) -> dict[st
 
 @functools.lru_cache(maxsize=256)
 def _dataset(task: str, settings: str) -> Any:
-    return reasoning_gym.create_dataset(task, **json.loads(settings))
+    return library.create_dataset(task, **json.loads(settings))
 
 
 def _fields(task: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 MAX_MASKED = 0.05  # of the tokens of right templated responses
 ENDED, NEVER_ENDS = 0.9, 0.97  # shares of truncated responses: then, and now
@@ -20,7 +21,7 @@ class Notices:
         masked = values.get("distill/frac_right_masked", 0.0)
         truncated = values["rollout/frac_truncated"]
         self._least_truncated = min(self._least_truncated, truncated)
-        lines = {
+        lines: dict[str, Any] = {
             "masked": masked > MAX_MASKED
             and f"!!! config.distill leaves {masked:.0%} of the tokens of right templated responses"
             " out of the loss, most likely what the template teaches:"

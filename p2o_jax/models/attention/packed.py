@@ -97,14 +97,16 @@ def chunked(
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def one(
             i: jax.Array,
-            keys: Any = (k[:, keys], v[:, keys], segment[:, keys]),
+            k_here: jax.Array = k[:, keys],
+            v_here: jax.Array = v[:, keys],
+            of_keys: jax.Array = segment[:, keys],
             begin: int = begin,
         ) -> jax.Array:
             q_here, segment_here = (
                 lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in (q, segment)
             )
             start = i * chunk - begin if begin else i * chunk
-            return _against(q_here, segment_here, start, *keys, window, soft_cap)
+            return _against(q_here, segment_here, start, k_here, v_here, of_keys, window, soft_cap)
 
         if last - first == 1:
             parts.append(one(jnp.int32(first)))
