@@ -126,7 +126,9 @@ def test_truncated_weights_by_hand():
     cfg = DistillConfig(mode="truncated", cap=3.0)
     weight = distill.distill_weights(plain, templated, cfg)
     np.testing.assert_allclose(weight, [2.0, 0.5, 3.0], rtol=1e-5)
-    figures = stats.distill_stats([distill.density_ratio(plain, templated)], [weight], 6, cfg)
+    rho = [distill.density_ratio(plain, templated)]
+    figures = stats.distill_stats(rho, [weight], [True], 6, cfg)
+    assert figures["distill/frac_right_masked"] == 0
     assert (
         figures["distill/frac_masked_high"] == pytest.approx(1 / 3)
         and figures["distill/frac_masked_low"] == 0
