@@ -478,6 +478,7 @@ def test_every_record_is_known_to_the_restart():
 def test_the_flag_reaches_every_run(tmp_path, monkeypatch, flags, runs, restart):
     """Of a comparison, the old result is moved once all of its runs have ended."""
     asked = []
+    monkeypatch.setattr(main, "print_next", lambda *paths: None)
     monkeypatch.setattr(
         main, "train_one", lambda cfg, workdir, poll, restart: asked.append((str(workdir), restart))
     )
