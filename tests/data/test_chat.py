@@ -17,7 +17,7 @@ from p2o_jax.data.chat import Chat, load_tokenizer, templated
 from p2o_jax.types import Question
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
-MODELS = sorted(p.name for p in GOLDEN.iterdir())
+MODELS = sorted(path.parent.name for path in GOLDEN.glob("*/chat.json"))
 TIED = GOLDEN / "qwen3_tied"
 
 
