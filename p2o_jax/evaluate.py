@@ -14,8 +14,8 @@ names runs only with `--allow-reward-fn`, or if you name a function yourself wit
 
     results.json    figures of the strict grader (the one used in training) and of the lenient one,
                     with config, prompts and versions
-    results.md      the same as a table: mean [95 % bootstrap interval over questions], pass@n,
-                    maj@n, format, truncation, time-outs
+    results.md      the same as a table: mean [95 % interval over questions], pass@n, maj@n, format,
+                    truncation, time-outs
     samples/        every sample, NAME.plain.jsonl and NAME.templated.jsonl
 
 `python -m p2o_jax.evaluate --compare OUT,OUT,... --out DIR` compares evaluations: differences from

@@ -43,6 +43,7 @@ FLOORS = (
         "sft",
         "generate",
         "probe",
+        "grade",
         "score",
         "export",
         "evaluate",

@@ -7,13 +7,11 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from scipy.special import stdtrit
 
-RESAMPLES = 10_000
 LEVEL = 0.95
 Z95 = 1.959964  # standard normal quantile of .975
-_CHUNK = 1000  # resamples drawn at a time
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -45,29 +43,6 @@ def majority(answers: Sequence[Hashable | None], correct: Sequence[float]) -> fl
         if n == most
     }
     return float(np.mean(list(credit.values())))
-
-
-def interval(*sets: Float[np.ndarray, "Q"], seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of the mean over questions, which are drawn with
-    replacement.
-
-    Of several sets: of the mean of their means, the questions of each drawn among its own.
-    """
-    rng = np.random.default_rng(seed)
-    means = np.concatenate(
-        [
-            np.mean(
-                [
-                    value_Q[rng.integers(len(value_Q), size=(_CHUNK, len(value_Q)))].mean(axis=1)
-                    for value_Q in sets
-                ],
-                axis=0,
-            )
-            for _ in range(RESAMPLES // _CHUNK)
-        ]
-    )
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
 
 
 def interval_of_mean(mean: float, error: float | None, count: int) -> tuple[float, float]:

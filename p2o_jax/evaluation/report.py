@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from p2o_jax.config import ConfigError
-from p2o_jax.evaluation import estimates, metrics
+from p2o_jax.evaluation import estimates, intervals, metrics
+from p2o_jax.evaluation.intervals import Scores
 from p2o_jax.rewards import normalize
 from p2o_jax.rewards.boxed import final_answer
 from p2o_jax.rewards.lenient import Grade
@@ -87,7 +88,7 @@ def _grader(
     mean_Q = metrics.question_means([score for scores in score_QN for score in scores], n)
     return {
         "mean": float(mean_Q.mean()),
-        "interval": estimates.interval(mean_Q),
+        "interval": intervals.of_mean(Scores(mean_Q, n)),
         "standard_error": estimates.standard_error(mean_Q),
         "pass_at": {
             str(k): float(np.mean([estimates.pass_at_k(n, c, k) for c in solved_Q]))
@@ -179,9 +180,7 @@ def average(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for asked in ("plain", "templated"):
         parts = [variants[asked] for variants in benchmarks.values() if asked in variants]
         if parts:
-            averages[asked] = {
-                g: _mean_of([np.array(p[g]["by_question"]) for p in parts]) for g in GRADERS
-            }
+            averages[asked] = {g: _mean_of([_scores(part, g) for part in parts]) for g in GRADERS}
     return averages
 
 
@@ -215,10 +214,7 @@ def compare(folders: Sequence[Path], asked: Asked = "plain") -> tuple[dict[str, 
     if problems:
         raise ConfigError(*problems)
     values = {
-        g: [
-            [np.array(r["benchmarks"][name][asked][g]["by_question"]) for name in names]
-            for r in read
-        ]
+        g: [[_scores(r["benchmarks"][name][asked], g) for name in names] for r in read]
         for g in GRADERS
     }
     differences: dict[str, Any] = {
@@ -256,21 +252,30 @@ def _comparison_lines(
     return [*lines, ""]
 
 
-def _compared(runs: Sequence[Sequence[np.ndarray]]) -> list[dict[str, Any]]:
-    """For each run, one array per set: mean and interval, and but for the first the difference
+def _compared(runs: Sequence[Sequence[Scores]]) -> list[dict[str, Any]]:
+    """For each run, one entry per set: mean and interval, and but for the first the difference
     from the first.
     """
     figures = [_mean_of(run) for run in runs]
     for values, run in zip(figures[1:], runs[1:], strict=True):
-        values["difference"] = _mean_of([b - a for a, b in zip(runs[0], run, strict=True)])
+        pairs = list(zip(runs[0], run, strict=True))
+        values["difference"] = {
+            "mean": float(np.mean([(b.mean_Q - a.mean_Q).mean() for a, b in pairs])),
+            "interval": intervals.of_difference(*pairs),
+        }
     return figures
 
 
-def _mean_of(sets: Sequence[np.ndarray]) -> dict[str, Any]:
+def _mean_of(sets: Sequence[Scores]) -> dict[str, Any]:
     return {
-        "mean": float(np.mean([values.mean() for values in sets])),
-        "interval": estimates.interval(*sets),
+        "mean": float(np.mean([scores.mean_Q.mean() for scores in sets])),
+        "interval": intervals.of_mean(*sets),
     }
+
+
+def _scores(variant: Mapping[str, Any], grader: Grader) -> Scores:
+    """The scores of a benchmark's questions, as they are in RESULTS."""
+    return Scores(np.array(variant[grader]["by_question"]), variant["samples"])
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ COMMANDS = {
     "main": "main",
     "evaluate": "run",
     "generate": "run",
+    "grade": "run",
     "score": "run",
     "export": "run",
     "prepare": "run",

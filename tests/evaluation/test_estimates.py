@@ -76,48 +76,6 @@ def test_majority_by_hand(answers, correct, expected):
     assert estimates.majority(answers, correct) == expected
 
 
-def test_intervals_of_known_cases():
-    assert estimates.interval(np.ones(7)) == (1.0, 1.0)
-    # of two questions a quarter of the resamples has none, a quarter both
-    low, high = estimates.interval(np.array([0.0, 1.0]))
-    assert (low, high) == (0.0, 1.0)
-    assert estimates.interval(np.arange(9.0)) == estimates.interval(np.arange(9.0))
-    solved = np.repeat([0.0, 1.0], [300, 200])
-    half = 1.96 * np.sqrt(0.4 * 0.6 / 500)  # the normal approximation
-    assert estimates.interval(solved) == pytest.approx((0.4 - half, 0.4 + half), abs=0.005)
-
-
-def test_intervals_cover_the_truth_as_often_as_they_say():
-    rng = np.random.default_rng(1)
-    covered = 0
-    for trial in range(200):
-        low, high = estimates.interval((rng.random(60) < 0.4).astype(float), seed=trial)
-        covered += low <= 0.4 <= high
-    assert 0.90 <= covered / 200 <= 0.99
-
-
-def test_paired_differences_are_narrower_than_two_intervals():
-    rng = np.random.default_rng(0)
-    difficulty = (rng.random(200) < 0.5).astype(float)
-    better = np.clip(difficulty + (rng.random(200) < 0.1), 0, 1)
-    low, high = estimates.interval(better - difficulty)
-    assert 0 < low < (better - difficulty).mean() < high
-    a, b = estimates.interval(difficulty), estimates.interval(better)
-    assert high - low < 0.7 * min(a[1] - a[0], b[1] - b[0])
-    assert estimates.interval(difficulty - difficulty) == (0.0, 0.0)
-
-
-def test_the_interval_of_a_mean_of_means_weighs_sets_alike():
-    rng = np.random.default_rng(0)
-    large, small = (rng.random(2000) < 0.5).astype(float), (rng.random(30) < 0.5).astype(float)
-    low, high = estimates.interval(large, small)
-    half = 1.96 * 0.5 * np.sqrt(0.25 / 2000 + 0.25 / 30)
-    assert (low, high) == pytest.approx(
-        ((large.mean() + small.mean()) / 2 - half, (large.mean() + small.mean()) / 2 + half),
-        abs=0.02,
-    )
-
-
 def test_standard_error_by_hand():
     assert estimates.standard_error(np.array([0.0, 1.0])) == pytest.approx(0.5)
     assert estimates.standard_error(np.array([1.0])) is None

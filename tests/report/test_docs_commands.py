@@ -38,6 +38,7 @@ RUN_BY = {  # what a command begins with, after `python -m`: the test that runs 
     "p2o_jax.generate": (
         "tests/commands/test_commands.py::test_generate_writes_k_completions_of_each_prompt"
     ),
+    "p2o_jax.grade": "tests/commands/test_grade.py::test_lines_come_back_with_their_grades",
     "p2o_jax.score": "tests/commands/test_commands.py::test_score_equals_golden",
     "p2o_jax.export": (
         "tests/commands/test_commands.py::test_export_writes_the_newest_policy_or_that_of_a_step"
