@@ -138,8 +138,8 @@ def pair_coverage(
             kind != "1 in 5 redrawn" or rng.random((draws, QUESTIONS)) < 0.8
         )
         b_RQ = _chances(mean + difference, spread, np.where(kept, rank_RQ, other_RQ))
-    scores = [rng.binomial(samples, chance_RQ) / samples for chance_RQ in (a_RQ, b_RQ)]
-    low_R, high_R = intervals.limits_of_difference(*scores, samples, samples)
+    a_RQ, b_RQ = (rng.binomial(samples, chance_RQ) / samples for chance_RQ in (a_RQ, b_RQ))
+    low_R, high_R = intervals.limits_of_difference(a_RQ, b_RQ, samples, samples)
     off = 1e-9  # a difference of shares is not exact
     return float(np.mean((low_R <= difference + off) & (difference - off <= high_R)))
 

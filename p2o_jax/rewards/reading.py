@@ -73,25 +73,28 @@ def read(text: str, euler: bool = False, natural_log: bool = False) -> Read | No
         euler: 2e-5 has Euler's number, and is not E-notation.
         natural_log: a plain-text `log` is the natural logarithm.
     """
-    latex = _to_latex(plain_text.to_latex(text, natural_log), euler)
-    if _is_prose(latex) or _MISREAD.search(latex):
-        return None
-    if builder := _SET_BUILDER.fullmatch(latex):
-        relation = read(builder[1], euler, natural_log)
-        return relation.as_set() if isinstance(relation, sympy.logic.boolalg.Boolean) else None
-    reader = _Reader(text)
     try:
-        latex = normalize_latex(latex, _SPELLING)
-        try:
-            result = reader.parse(latex)
-        except Exception:  # the edge: the parser raises Exception itself
-            chain = re.split(r"(?<![\\<>!])=", latex)
-            if len(chain) < 3 or re.search(r"[,;]|\\\\", latex):
-                raise
-            result = reader.parse(chain[-1])
-    except (Exception, RecursionError):  # the edge: an unreadable answer may raise anything
+        latex = _to_latex(plain_text.to_latex(text, natural_log), euler)
+        if _is_prose(latex) or _MISREAD.search(latex):
+            return None
+        if builder := _SET_BUILDER.fullmatch(latex):
+            relation = read(builder[1], euler, natural_log)
+            return relation.as_set() if isinstance(relation, sympy.logic.boolalg.Boolean) else None
+        result = _parsed(_Reader(text), normalize_latex(latex, _SPELLING))
+    except Exception:  # the edge: an unreadable answer may raise anything
         return None
     return result if isinstance(result, sympy.Basic | sympy.MatrixBase) else None
+
+
+def _parsed(reader: "_Reader", latex: str) -> Any:
+    """What the text says; of a chain with a side that cannot be read, its last value."""
+    try:
+        return reader.parse(latex)
+    except Exception:  # the edge: the parser raises Exception itself
+        chain = re.split(r"(?<![\\<>!])=", latex)
+        if len(chain) < 3 or re.search(r"[,;]|\\\\", latex):
+            raise
+        return reader.parse(chain[-1])
 
 
 def _to_latex(text: str, euler: bool) -> str:
