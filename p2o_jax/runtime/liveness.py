@@ -7,6 +7,7 @@ for Python to add a message. It is the fallback for failures that this module do
 """
 
 import atexit
+import contextlib
 import json
 import os
 import selectors
@@ -92,6 +93,10 @@ class Peers:
             self._say(left=reason)
             self._thread.join()
             for line in self._lines.values():
+                line.finish()
+            end = time.monotonic() + _BEAT_S
+            for line in self._lines.values():
+                line.wait_for_end(max(end - time.monotonic(), 0.0))
                 line.close()
 
     def _collect(self) -> None:
@@ -174,6 +179,8 @@ class Peers:
         messages = self._lines[i].wait(0.0)
         self._heard[i] = time.monotonic()
         for message in messages or []:
+            if "left" in message:
+                self._lines[i].finish()  # it waits for this before it closes the connection
             self._moved_to(i, message.get("place", self._places[i]))
             if message.get("left"):
                 self._over(f"{self._who(i)} has ended: {message['left']}", GRACE_S)
@@ -264,6 +271,24 @@ class _Line:
                 if not data or len(self._rest) > 2**20:
                     return None
         return messages
+
+    def finish(self) -> None:
+        """Ends this side: the other side reads what was sent before, and then the end."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+
+    def wait_for_end(self, seconds: float) -> None:
+        """Reads until the other side ends.
+
+        Closing a connection with unread data resets it, and drops what is not sent yet: the
+        reason for which this process ends.
+        """
+        end = time.monotonic() + seconds
+        with contextlib.suppress(OSError):
+            while True:
+                self.socket.settimeout(max(end - time.monotonic(), 0.01))
+                if not self.socket.recv(65536):
+                    return
 
     def close(self) -> None:
         """Closes the connection."""

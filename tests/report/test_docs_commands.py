@@ -28,7 +28,9 @@ SCRIPT = re.compile(r"(tpu|gpu)/\w+\.sh")
 RUN_BY = {  # what a command begins with, after `python -m`: the test that runs it
     # its config; the run takes minutes
     "make quickstart": "tests/config/test_config.py::test_shipped_configs_load_and_keep_the_rules",
-    "p2o_jax.main": "tests/test_end_to_end.py::test_own_questions_on_a_hugging_face_model",
+    "p2o_jax.main": (
+        "tests/evaluation/test_training.py::test_own_questions_on_a_hugging_face_model"
+    ),
     "p2o_jax.sft": "tests/test_sft.py::test_the_loss_falls_and_the_run_leaves_its_records",
     "p2o_jax.evaluate": (
         "tests/evaluation/test_evaluate.py::"
@@ -38,6 +40,7 @@ RUN_BY = {  # what a command begins with, after `python -m`: the test that runs 
     "p2o_jax.generate": (
         "tests/commands/test_commands.py::test_generate_writes_k_completions_of_each_prompt"
     ),
+    "p2o_jax.probe": "tests/commands/test_probe.py::test_probe",
     "p2o_jax.grade": "tests/commands/test_grade.py::test_lines_come_back_with_their_grades",
     "p2o_jax.score": "tests/commands/test_commands.py::test_score_equals_golden",
     "p2o_jax.export": (

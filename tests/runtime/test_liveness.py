@@ -97,6 +97,20 @@ def test_a_process_that_fails_tells_why_and_the_others_have_a_moment_to_end_by_t
             run.message(2, 1.0)
 
 
+def test_the_reason_arrives_though_the_process_has_not_read_its_messages(monkeypatch):
+    """Nagle's algorithm holds it behind a message on its way; closing a connection with unread
+    data resets it, and drops what is held.
+    """
+    monkeypatch.setattr(liveness, "GRACE_S", 0.1)
+    with Run(2) as run:
+        monkeypatch.setattr(run.peers[1], "_hear", lambda i: True)
+        for _ in range(5):
+            run.peers[0]._say(place=0)
+            run.peers[1]._say(place=0)
+        run.peers[1].leave("no such file")
+        assert run.message(0) == f"process 1 ({HOST}) has ended: no such file"
+
+
 def test_a_process_without_a_sign_of_life_is_named(monkeypatch):
     """It is there, but stopped: its connection stays open."""
     with Run(3, LIMITS._replace(silent=0.5)) as run:

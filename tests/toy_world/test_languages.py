@@ -35,6 +35,12 @@ def small_documents() -> tuple[list[documents.Document], list[documents.Document
     )
 
 
+def digest_of(asked) -> str:
+    """The digest of questions without `scorer`, a field that is newer than the digests below."""
+    assert {question.scorer for question in asked} == {""}
+    return types.digest(*(repr(question).replace(", scorer=''", "") for question in asked))
+
+
 def test_the_small_world_is_bit_for_bit_what_its_published_figures_were_measured_on():
     """Digests of the text; with another one every base has to be pretrained, and every result
     measured, again.
@@ -44,8 +50,8 @@ def test_the_small_world_is_bit_for_bit_what_its_published_figures_were_measured
     assert types.digest(*tokenizer.vocabulary(SMALL)) == "85a2dd0db5fadd5e"
     assert types.digest(*map(repr, asked)) == "01b49b167fbe436e"
     assert types.digest(*map(repr, reflected)) == "13e6343af4e0bd37"
-    assert types.digest(*map(repr, questions.train_questions(cfg))) == "fe82e0f4c95a8e94"
-    assert types.digest(*map(repr, questions.heldout_questions(cfg))) == "ad86809c357d115a"
+    assert digest_of(questions.train_questions(cfg)) == "fe82e0f4c95a8e94"
+    assert digest_of(questions.heldout_questions(cfg)) == "ad86809c357d115a"
     assert pretrain.base_directory(cfg).name == "base-12dee4f19ce9cbc6"
     assert (
         pretrain.base_directory(config.WorldConfig(p_chain_plain=1e-2, seed=1)).name
