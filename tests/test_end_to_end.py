@@ -136,7 +136,7 @@ def test_a_longer_run_compiles_nothing_more(finished):
 
 
 def test_result_json(finished):
-    found = json.loads((finished / "result.json").read_text())
+    result_json = json.loads((finished / "result.json").read_text())
     expected = {
         "accuracy_before",
         "accuracy",
@@ -147,7 +147,12 @@ def test_result_json(finished):
         "seconds",
         "p_chain_plain",
     }
-    assert set(found) == expected | {"ledger", "seconds_ledger", "seconds_pretraining", "template"}
+    assert set(result_json) == expected | {
+        "ledger",
+        "seconds_ledger",
+        "seconds_pretraining",
+        "template",
+    }
     phases = {
         "policy",
         "score",
@@ -159,24 +164,28 @@ def test_result_json(finished):
         "gepa_dev",
         "gepa_reflect",
     }
-    assert set(found["ledger"]) == set(found["seconds_ledger"]) == phases and all(
-        row["flops"] > 0 for row in found["ledger"].values()
+    assert set(result_json["ledger"]) == set(result_json["seconds_ledger"]) == phases and all(
+        row["flops"] > 0 for row in result_json["ledger"].values()
     )
-    assert found["generated_tokens"] == sum(
-        row.get("generated_tokens", 0) for p, row in found["ledger"].items() if p != "eval"
+    assert result_json["generated_tokens"] == sum(
+        row.get("generated_tokens", 0) for p, row in result_json["ledger"].items() if p != "eval"
     )
-    assert found["steps"] == STEPS and found["seconds"] > 0 and 0 <= found["accuracy"] <= 1
-    assert found["generated_tokens"] == rows(finished)[-1]["ledger/generated_tokens"] > 0
+    assert (
+        result_json["steps"] == STEPS
+        and result_json["seconds"] > 0
+        and 0 <= result_json["accuracy"] <= 1
+    )
+    assert result_json["generated_tokens"] == rows(finished)[-1]["ledger/generated_tokens"] > 0
 
 
 def test_a_second_start_does_nothing_new(finished, settings, tmp_path):
     workdir = shutil.copytree(finished, tmp_path / "run")
     names = ("samples", "templates", "evaluations", "questions")
-    told = succeed("configs/smoke.py", workdir, settings)
+    output = succeed("configs/smoke.py", workdir, settings)
     assert (
-        f"{workdir} is finished, at step {STEPS}" in told
-        and "step 1/" not in told
-        and "gepa iteration" not in told
+        f"{workdir} is finished, at step {STEPS}" in output
+        and "step 1/" not in output
+        and "gepa iteration" not in output
     )
     assert untimed(workdir) == untimed(finished) and result(workdir) == result(finished)
     assert all(rows(workdir, name) == rows(finished, name) for name in names)
@@ -193,7 +202,7 @@ def test_the_same_seed_gives_the_same_run(finished, settings, tmp_path):
 @pytest.mark.slow
 def test_a_killed_run_resumes_and_ends_the_same(finished, settings, tmp_path):
     """Killed in a policy step, then twice in the prompt phase. Checkpoints are written while the
-    run goes on: the one before is there.
+    run continues: the one before is there.
 
     The phase's journal answers what was generated before the kills, and the ledger has every token
     once.
@@ -205,11 +214,11 @@ def test_a_killed_run_resumes_and_ends_the_same(finished, settings, tmp_path):
     assert len(untimed_journal(workdir)) > 0
     assert "resuming" in kill_at(workdir, settings, "gepa iteration 2")
     assert not (workdir / "result.json").exists()
-    told = succeed("configs/smoke.py", workdir, settings)
+    output = succeed("configs/smoke.py", workdir, settings)
     assert (
-        f"resuming {workdir} at step" in told
-        and "step 1/6" not in told
-        and "gepa iteration" in told
+        f"resuming {workdir} at step" in output
+        and "step 1/6" not in output
+        and "gepa iteration" in output
     )
     assert untimed(workdir) == untimed(finished)
     for name in ("samples", "templates", "evaluations", "questions"):
@@ -260,10 +269,10 @@ def test_a_killed_prompt_phase_that_took_templates_over_ends_the_same(settings, 
 def test_eight_devices_do_as_one(finished, settings, tmp_path, mesh):
     """An epoch on eight fake devices: the same tokens, the same metrics to 1e-4."""
     workdir = tmp_path / "eight"
-    told = succeed(
+    output = succeed(
         "configs/smoke.py", workdir, {**settings, **mesh, "mesh.cpu_devices": 8, "train.epochs": 1}
     )
-    assert "fsdp 8" in told or "data 2 x fsdp 2 x tensor 2" in told
+    assert "fsdp 8" in output or "data 2 x fsdp 2 x tensor 2" in output
     want = [row for row in rows(finished, "samples") if row["step"] < STEPS_PER_EPOCH]
     assert rows(workdir, "samples") == want and len(want) == 8 * STEPS_PER_EPOCH
     got = untimed(workdir, STEPS_PER_EPOCH)

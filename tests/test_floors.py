@@ -1,7 +1,7 @@
-"""Imports go down only: a room of p2o_jax imports from lower floors, or from inside itself;
+"""Imports go down only: a part of p2o_jax imports from lower floors, or from inside itself;
 siblings do not know each other.
 
-A room is a module or a folder of the package. Found by reading the source, imports inside functions
+A part is a module or a folder of the package. Found by reading the source, imports inside functions
 included.
 """
 
@@ -52,7 +52,7 @@ FLOORS = (
         "report",
     ),
 )
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+FLOOR = {part: number for number, packages in enumerate(FLOORS) for part in packages}
 COMMANDS = FLOORS[-1]
 # main.command: errors in one line each
 MAY_IMPORT_SIBLINGS = {(name, "main") for name in COMMANDS if name != "main"}
@@ -65,7 +65,7 @@ JAX_IN_RUNTIME = (
 NEEDS_AN_EXTRA = ("reasoning_gym_worker",)  # loaded in worker processes only
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
@@ -75,52 +75,56 @@ def modules() -> list[Path]:
 
 def imports(source: str) -> set[str]:
     """Every dotted name that the source imports: `from a import b` is a.b."""
-    found = set()
+    imported = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return imported
 
 
-def upward(room: str, source: str) -> list[str]:
-    """A line for every import of the room's source that does not go down."""
-    found = []
+def upward(part: str, source: str) -> list[str]:
+    """A line for every import of the part's source that does not go down."""
+    imported = []
     for name in sorted(imports(source)):
         package, _, rest = name.partition(".")
         target = rest.split(".")[0]
-        if package != "p2o_jax" or target in ("", room, "__version__"):
+        if package != "p2o_jax" or target in ("", part, "__version__"):
             continue
         if target not in FLOOR:
-            found.append(f"{room} imports {target}: give it a floor")
-        elif FLOOR[target] >= FLOOR[room] and (room, target) not in MAY_IMPORT_SIBLINGS:
-            found.append(f"{room} (floor {FLOOR[room]}) imports {target} (floor {FLOOR[target]})")
-    return found
+            imported.append(f"{part} imports {target}: give it a floor")
+        elif FLOOR[target] >= FLOOR[part] and (part, target) not in MAY_IMPORT_SIBLINGS:
+            imported.append(
+                f"{part} (floor {FLOOR[part]}) imports {target} (floor {FLOOR[target]})"
+            )
+    return imported
 
 
 def test_every_room_has_one_floor():
     assert len(FLOOR) == sum(map(len, FLOORS))
-    assert {room_of(path) for path in modules()} - set(FLOOR) == set(), "rooms without a floor"
-    assert set(FLOOR) - {room_of(path) for path in modules()} - set(COMMANDS) == set(), (
-        "floors without a room"
+    assert {package_of(path) for path in modules()} - set(FLOOR) == set(), (
+        "packages without a floor"
+    )
+    assert set(FLOOR) - {package_of(path) for path in modules()} - set(COMMANDS) == set(), (
+        "floors without a package"
     )
 
 
-@pytest.mark.parametrize("room", sorted({room_of(path) for path in modules()}))
-def test_imports_go_down_only(room):
-    assert room in FLOOR, "give it a floor"
+@pytest.mark.parametrize("part", sorted({package_of(path) for path in modules()}))
+def test_imports_go_down_only(part):
+    assert part in FLOOR, "give it a floor"
     assert [
         line
         for path in modules()
-        if room_of(path) == room
-        for line in upward(room, path.read_text(encoding="utf-8"))
+        if package_of(path) == part
+        for line in upward(part, path.read_text(encoding="utf-8"))
     ] == []
 
 
 @pytest.mark.parametrize(
-    ("room", "source"),
+    ("part", "source"),
     [
         ("rl", "from p2o_jax.train import run"),
         ("rl", "from p2o_jax import config, startup"),
@@ -131,8 +135,8 @@ def test_imports_go_down_only(room):
         ("rl", "from p2o_jax import brand_new"),
     ],
 )
-def test_an_upward_import_is_found(room, source):
-    assert len(upward(room, source)) == 1
+def test_an_upward_import_is_found(part, source):
+    assert len(upward(part, source)) == 1
 
 
 def test_downward_and_own_imports_are_fine():
@@ -153,16 +157,20 @@ def uses_jax(source: str) -> set[str]:
     }
 
 
-def without_jax(room: str) -> list[Path]:
-    return [path for path in modules() if room_of(path) == room and path.stem not in JAX_IN_RUNTIME]
+def without_jax(part: str) -> list[Path]:
+    return [
+        path for path in modules() if package_of(path) == part and path.stem not in JAX_IN_RUNTIME
+    ]
 
 
-@pytest.mark.parametrize("room", (*WITHOUT_JAX, "runtime"))
-def test_no_jax_in(room):
-    paths = without_jax(room)
+@pytest.mark.parametrize("part", (*WITHOUT_JAX, "runtime"))
+def test_no_jax_in(part):
+    paths = without_jax(part)
     assert paths
     assert {
-        path.name: found for path in paths if (found := uses_jax(path.read_text(encoding="utf-8")))
+        path.name: imported
+        for path in paths
+        if (imported := uses_jax(path.read_text(encoding="utf-8")))
     } == {}
 
 
@@ -176,7 +184,7 @@ def test_a_jax_import_is_found():
 
 
 def test_those_rooms_load_no_jax_through_others_either():
-    paths = [path for room in (*WITHOUT_JAX, "runtime") for path in without_jax(room)]
+    paths = [path for part in (*WITHOUT_JAX, "runtime") for path in without_jax(part)]
     names = ", ".join(
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
         for path in paths

@@ -155,8 +155,14 @@ def test_generate_tells_bad_input(tmp_path):
         {"prompt": [{"role": "user"}]},
         {"prompt": "a", "answer": []},
     )
-    found = problems(generate.run, "--model", MODEL, "--prompts", bad)
-    assert [line.split(": ")[0].rpartition(":")[2] for line in found] == ["1", "2", "3", "4", "5"]
+    messages = problems(generate.run, "--model", MODEL, "--prompts", bad)
+    assert [line.split(": ")[0].rpartition(":")[2] for line in messages] == [
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+    ]
     assert (
         "no prompts"
         in problems(generate.run, "--model", MODEL, "--prompts", jsonl(tmp_path / "none.jsonl"))[0]
@@ -235,7 +241,7 @@ def test_score_is_the_same_padded_on_the_right_in_small_batches_and_chunks(tmp_p
 
 
 def test_score_tells_bad_input(tmp_path):
-    def told(**arrays):
+    def refusals(**arrays):
         np.savez(tmp_path / "t.npz", **arrays)
         return problems(
             score.run,
@@ -248,11 +254,11 @@ def test_score_tells_bad_input(tmp_path):
         )
 
     ids, mask = np.ones((2, 4), np.int32), np.ones((2, 4), np.int32)
-    assert "no array attention_mask" in told(input_ids=ids)[0]
-    assert "attention_mask [2, 3]" in told(input_ids=ids, attention_mask=mask[:, 1:])[0]
-    assert "input_ids [2, 4] float64" in told(input_ids=ids * 0.5, attention_mask=mask)[0]
-    assert "row 1" in told(input_ids=ids, attention_mask=[[0, 1, 1, 0], [1, 0, 1, 0]])[0]
-    assert "vocabulary is 0..383" in told(input_ids=ids * 384, attention_mask=mask)[0]
+    assert "no array attention_mask" in refusals(input_ids=ids)[0]
+    assert "attention_mask [2, 3]" in refusals(input_ids=ids, attention_mask=mask[:, 1:])[0]
+    assert "input_ids [2, 4] float64" in refusals(input_ids=ids * 0.5, attention_mask=mask)[0]
+    assert "row 1" in refusals(input_ids=ids, attention_mask=[[0, 1, 1, 0], [1, 0, 1, 0]])[0]
+    assert "vocabulary is 0..383" in refusals(input_ids=ids * 384, attention_mask=mask)[0]
     (tmp_path / "t.npz").write_text("no archive")
     flags = ("--model", MODEL, "--tokens", tmp_path / "t.npz", "--out", tmp_path / "out.npz")
     assert "cannot be read" in problems(score.run, *flags)[0]

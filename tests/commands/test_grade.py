@@ -101,15 +101,15 @@ def test_all_wrong_lines_are_reported_with_file_and_line(tmp_path):
         "{",
     )
     out = tmp_path / "out.jsonl"
-    found = problems(f"--responses={path}", f"--out={out}")
-    assert found[:5] == [
+    messages = problems(f"--responses={path}", f"--out={out}")
+    assert messages[:5] == [
         f"{path}:2: response: expected a text, got none",
         f"{path}:3: response: expected a text, got list",
         f"{path}:4: answer: missing",
         f"{path}:5: answer: expected a text, a number or a list of them, got an object",
         f"{path}:6: expected a JSON object, got list",
     ]
-    assert found[5].startswith(f"{path}:7: not JSON") and len(found) == 6
+    assert messages[5].startswith(f"{path}:7: not JSON") and len(messages) == 6
     assert not list(tmp_path.glob("out*"))
 
 

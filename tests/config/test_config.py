@@ -1,4 +1,4 @@
-"""Config files, presets, overrides, arms, flags and rules: what is wrong is told at once, by
+"""Config files, presets, overrides, arms, flags and rules: all problems are reported at once, by
 key, value and rule.
 """
 
@@ -51,7 +51,7 @@ def test_shipped_configs_load_and_keep_the_rules(path):
 
 
 def test_the_paper_s_runs_differ_from_the_main_one_in_what_they_say():
-    def told(name):
+    def settings_of(name):
         values = loading.to_config_dict(
             loading.load(str(FOLDER / "paper" / f"{name}.py"))
         ).to_dict()
@@ -62,7 +62,7 @@ def test_the_paper_s_runs_differ_from_the_main_one_in_what_they_say():
             for key, v in part.items()
         }
 
-    main = told("deepscaler_self")
+    main = settings_of("deepscaler_self")
     changes = {
         "deepmath_self": {
             "data.path": "data/deepmath/train_5k.jsonl",
@@ -73,16 +73,16 @@ def test_the_paper_s_runs_differ_from_the_main_one_in_what_they_say():
         "ablations/plain_ratio": {"distill.mode": "plain"},
     }
     for name, expected in changes.items():
-        found = told(name)
-        assert {k: v for k, v in found.items() if v != main[k]} == expected
-    teacher = told("deepscaler_teacher")
+        changed = settings_of(name)
+        assert {k: v for k, v in changed.items() if v != main[k]} == expected
+    teacher = settings_of("deepscaler_teacher")
     assert {k for k, v in teacher.items() if v != main[k]} == {
         "gepa.reflector",
         "api.base_url",
         "api.model",
         "api.key_env",
     }
-    both = told("deepmath_teacher")
+    both = settings_of("deepmath_teacher")
     assert {k for k, v in both.items() if v != teacher[k]} == {"data.path", "data.eval_path"}
 
 
@@ -125,7 +125,7 @@ def test_a_key_misspelt_in_a_file_fails_where_it_is_written(tmp_path):
     assert line.startswith(f"{path}:5:") and "tempreture" in line
 
 
-def test_a_file_that_is_none_is_told(tmp_path):
+def test_a_file_that_is_none_is_reported(tmp_path):
     assert problems_of(loading.load, "nowhere.py") == ["--config=nowhere.py: no such file"]
     path = tmp_path / "mine.py"
     path.write_text("import nothing_of_this_name\n")
@@ -179,14 +179,14 @@ OVERRIDES = [
     ("key", "text", "value"), OVERRIDES, ids=[f"{k}={t}" for k, t, _ in OVERRIDES]
 )
 def test_overrides_are_parsed_as_the_field_s_type(key, text, value):
-    found = loading.load(SMOKE, [(key, text)])
+    value_loaded = loading.load(SMOKE, [(key, text)])
     for name in key.split("."):
-        found = getattr(found, name)
-    assert found == value and type(found) is type(value)
+        value_loaded = getattr(value_loaded, name)
+    assert value_loaded == value and type(value_loaded) is type(value)
 
 
 @pytest.mark.parametrize(
-    ("key", "text", "told"),
+    ("key", "text", "message"),
     [
         ("optim.lr", "fast", "config.optim.lr=fast: expected float"),
         ("optim.lr", "true", "config.optim.lr=true: expected float"),
@@ -232,9 +232,9 @@ def test_overrides_are_parsed_as_the_field_s_type(key, text, value):
         ("optim.lr", "", "config.optim.lr=: expected float"),
     ],
 )
-def test_wrong_overrides_are_told(key, text, told):
+def test_wrong_overrides_are_reported(key, text, message):
     (line,) = problems_of(loading.load, SMOKE, [(key, text)])
-    assert line.startswith(told)
+    assert line.startswith(message)
 
 
 def test_all_problems_are_told_at_once():
@@ -488,10 +488,10 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "told"), RULES, ids=[told[:50] for _, told in RULES])
-def test_each_broken_rule_is_told(changes, told):
+@pytest.mark.parametrize(("changes", "message"), RULES, ids=[message[:50] for _, message in RULES])
+def test_each_broken_rule_is_reported(changes, message):
     (line,) = rules.problems(changed(**changes), 1)
-    assert told in line
+    assert message in line
 
 
 def of_section(name: str) -> list[dataclasses.Field]:
@@ -729,12 +729,12 @@ def test_rules_that_any_arm_breaks_are_told_before_the_first_is_run():
         "b": changed(rollout__top_p=3.0, optim__micro_rows=8),
         "c": changed(checkpoint__path="gs://bucket/run"),
     }
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as error:
         main.check_arms(arms)
-    assert "config.arms, b: config.rollout.top_p=3.0 must lie in (0, 1]" in told.value.problems
+    assert "config.arms, b: config.rollout.top_p=3.0 must lie in (0, 1]" in error.value.problems
     assert (
         "config.arms, c: config.checkpoint.path must be empty: arms would share one folder"
-        in told.value.problems
+        in error.value.problems
     )
 
 

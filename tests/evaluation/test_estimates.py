@@ -108,11 +108,11 @@ def test_the_interval_of_a_mean_is_wilson_s_for_zeros_and_ones_and_student_s_for
 def test_the_interval_of_graded_scores_covers_their_mean_and_is_narrower_than_wilson_s():
     rng = np.random.default_rng(0)
     score_RQ = rng.beta(4.0, 4.0, (2000, 40))
-    found = [
+    intervals = [
         estimates.interval_of_mean(float(s.mean()), estimates.standard_error(s), 40)
         for s in score_RQ
     ]
-    assert 0.93 < np.mean([low < 0.5 < high for low, high in found]) < 0.97
-    assert np.mean([high - low for low, high in found]) < 0.4 * (
+    assert 0.93 < np.mean([low < 0.5 < high for low, high in intervals]) < 0.97
+    assert np.mean([high - low for low, high in intervals]) < 0.4 * (
         estimates.wilson(0.5, 40)[1] - estimates.wilson(0.5, 40)[0]
     )

@@ -302,11 +302,11 @@ def test_measure_by_hand():
         sample("b", rf"\boxed{{{x}}}", "5", x == "5", stopped=False, tokens=5)
         for x in ("5", "6", r"\left(6\right)", "6")
     ]
-    found = report.measure([*first, *second], 4)
-    assert found["strict"]["mean"] == 0.5 and found["strict"]["by_question"] == [0.75, 0.25]
-    assert found["strict"]["pass_at"] == {"1": 0.5, "2": pytest.approx((1 + 0.5) / 2), "4": 1.0}
-    assert found["strict"]["majority"] == 0.5 and found["lenient"]["mean"] == 0.5
-    assert (found["mean_tokens"], found["frac_truncated"], found["graders_agree"]) == (
+    result = report.measure([*first, *second], 4)
+    assert result["strict"]["mean"] == 0.5 and result["strict"]["by_question"] == [0.75, 0.25]
+    assert result["strict"]["pass_at"] == {"1": 0.5, "2": pytest.approx((1 + 0.5) / 2), "4": 1.0}
+    assert result["strict"]["majority"] == 0.5 and result["lenient"]["mean"] == 0.5
+    assert (result["mean_tokens"], result["frac_truncated"], result["graders_agree"]) == (
         4.0,
         0.5,
         1.0,
@@ -329,15 +329,15 @@ def test_comparison_is_paired_by_question(tmp_path, capsys):
         write_results(tmp_path / "b", [1, 0.5, 1, 0.5]),
     )
     evaluate.run([f"--compare={a},{b}", f"--out={tmp_path / 'both'}"])
-    found = json.loads((tmp_path / "both" / "comparison.json").read_text())["graders"]["strict"][
+    result = json.loads((tmp_path / "both" / "comparison.json").read_text())["graders"]["strict"][
         "mine"
     ]
     assert (
-        found[0]["mean"] == 0.375
-        and found[1]["mean"] == 0.75
-        and found[1]["difference"]["mean"] == 0.375
+        result[0]["mean"] == 0.375
+        and result[1]["mean"] == 0.75
+        and result[1]["difference"]["mean"] == 0.375
     )
-    low, high = found[1]["difference"]["interval"]
+    low, high = result[1]["difference"]["interval"]
     assert -0.3 < low < 0.375 < high < 1  # four questions
     assert "75.0, +37.5 [" in capsys.readouterr().out
     other = write_results(tmp_path / "c", [1, 0, 0, 0], ids="abcx")

@@ -23,15 +23,15 @@ class Known:
     def __init__(self):
         self.names = []
 
-    def sample(self, weights, asks, how, key, phase):
+    def sample(self, weights, asks, sampling, key, phase):
         self.names += [ask.name for ask in asks]
-        made = []
+        rollouts = []
         for ask in asks:
             score = float(ask.question.answer)
             completion = Completion(
                 np.zeros(int(4 * score) + 1, np.int32), np.zeros(0, np.float32), score > 0
             )
-            made.append(
+            rollouts.append(
                 Rollout(
                     ask,
                     (1,),
@@ -41,7 +41,7 @@ class Known:
                     Verdict(score, 1.0, "correct" if score > 0.5 else "wrong"),
                 )
             )
-        return made
+        return rollouts
 
     def cost(self, rollouts):
         return {"rollouts": len(rollouts)}
@@ -56,8 +56,8 @@ DEV, AIME = questions("d", (1, 0, 0.5, 0)), questions("a", (1, 1))
 
 
 def test_one_set_by_hand():
-    made = evaluation(("dev", DEV))
-    values, row, spent = made.run(None)
+    held_out = evaluation(("dev", DEV))
+    values, row, spent = held_out.run(None)
     assert values == {
         "eval/accuracy": 0.375,
         "eval/format": 1.0,
@@ -71,12 +71,12 @@ def test_one_set_by_hand():
         and "sets" not in row
     )
     assert row["standard_error"] == pytest.approx(np.std([1, 0, 0.5, 0], ddof=1) / 2)
-    assert spent["rollouts"] == 4 and made.pipeline.names[0] == "eval/d0/0"
+    assert spent["rollouts"] == 4 and held_out.pipeline.names[0] == "eval/d0/0"
 
 
 def test_several_sets_have_a_curve_each_and_the_first_is_the_dev_set():
-    made = evaluation(("dev", DEV), ("aime24", AIME), rollouts=2)
-    values, row, _ = made.run(None)
+    held_out = evaluation(("dev", DEV), ("aime24", AIME), rollouts=2)
+    values, row, _ = held_out.run(None)
     assert (
         values["eval/accuracy"] == values["eval/dev/accuracy"] == 0.375
         and values["eval/aime24/accuracy"] == 1.0
@@ -88,24 +88,25 @@ def test_several_sets_have_a_curve_each_and_the_first_is_the_dev_set():
     )
     assert all(metric_names.is_known(name) for name in values) and len(values) == 12
     assert (
-        len(made.pipeline.names) == len(set(made.pipeline.names)) == 12 and len(made.questions) == 6
+        len(held_out.pipeline.names) == len(set(held_out.pipeline.names)) == 12
+        and len(held_out.questions) == 6
     )
 
 
 def test_a_question_in_two_sets_is_asked_for_each():
-    made = evaluation(("dev", DEV), ("again", DEV))
-    made.run(None)
-    assert len(set(made.pipeline.names)) == 8
+    held_out = evaluation(("dev", DEV), ("again", DEV))
+    held_out.run(None)
+    assert len(set(held_out.pipeline.names)) == 8
 
 
 def test_sets_are_cut_one_by_one():
-    made = evaluation(("dev", DEV), ("aime24", AIME), max_questions=1)
-    assert [q.id for q in made.questions] == ["d0", "a0"]
+    held_out = evaluation(("dev", DEV), ("aime24", AIME), max_questions=1)
+    assert [q.id for q in held_out.questions] == ["d0", "a0"]
     assert (
         evaluation().is_due(0) is False
-        and made.is_due(0)
-        and made.is_due(20)
-        and not made.is_due(10)
+        and held_out.is_due(0)
+        and held_out.is_due(20)
+        and not held_out.is_due(10)
     )
 
 

@@ -19,8 +19,8 @@ def test_with_one_sample_the_interval_is_the_posterior_of_a_share(questions):
     for solved in (1, questions // 5, questions // 2):
         a, b = solved + 0.95, questions - solved + 0.95
         expected = betaincinv(a, b, [0.024, 0.976])
-        found = intervals.of_mean(shares(solved, questions))
-        assert found == pytest.approx(tuple(expected), abs=0.02 * (expected[1] - expected[0]))
+        interval = intervals.of_mean(shares(solved, questions))
+        assert interval == pytest.approx(tuple(expected), abs=0.02 * (expected[1] - expected[0]))
 
 
 def test_no_interval_is_empty_or_leaves_the_scores():

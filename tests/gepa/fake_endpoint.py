@@ -1,4 +1,4 @@
-"""A chat endpoint on loopback that answers as it is told, faults included, and remembers what it
+"""A chat endpoint on loopback that answers as configured, faults included, and remembers what it
 was asked.
 """
 

@@ -1,4 +1,4 @@
-"""The reflecting endpoint: whatever it does, a phase ends, counts are right, and no key is told
+"""The reflecting endpoint: whatever it does, a phase ends, counts are right, and no key is shown
 to anybody else.
 """
 
@@ -200,7 +200,7 @@ def test_nothing_leaks_the_key(fault, tmp_path, capfd, monkeypatch):
         )
     logging.getLogger().removeHandler(handler)
     out = capfd.readouterr()
-    told = [
+    shown = [
         (tmp_path / "journal.jsonl").read_text(),
         repr(result),
         out.out,
@@ -209,7 +209,7 @@ def test_nothing_leaks_the_key(fault, tmp_path, capfd, monkeypatch):
         *heard,
         *lines,
     ]
-    assert not [text for text in told for key in KEYS if key in text]
+    assert not [text for text in shown for key in KEYS if key in text]
     assert len(lines) == (fault in ("429", "500", "garbage")), lines
     assert "[key]" in repr(result) or fault
     assert endpoint.counts["good"] > 0 and not heard

@@ -104,7 +104,7 @@ def test_cover_by_hand():
 
 
 def test_assignment_bandit_and_cover_mean_the_same_by_success():
-    found = SearchResult(
+    result = SearchResult(
         ("", "A", "B"),
         (None, 0, 0),
         ("d0", "d1"),
@@ -113,11 +113,11 @@ def test_assignment_bandit_and_cover_mean_the_same_by_success():
         (1, 2),
         success_above=0.6,
     )
-    assert cover.greedy_cover(found.score_ZN, found.success_above) == found.cover
-    assigned = assign.assign(found, ["d0", "d1"], 8, config.AssignConfig(plain_rollouts=0), "s")
+    assert cover.greedy_cover(result.score_ZN, result.success_above) == result.cover
+    assigned = assign.assign(result, ["d0", "d1"], 8, config.AssignConfig(plain_rollouts=0), "s")
     assert [set(assigned.templates[name]) for name in ("d0", "d1")] == [{"A"}, {"B"}]
     arms = bandit.start(
-        found, assigned, Bandit(), config.AssignConfig(plain_rollouts=0, bandit=True)
+        result, assigned, Bandit(), config.AssignConfig(plain_rollouts=0, bandit=True)
     )
     assert arms.members == {"d0": (0,), "d1": (1,)}
 

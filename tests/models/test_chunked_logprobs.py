@@ -38,23 +38,30 @@ def test_a_split_head_has_the_plain_log_probs_and_gradients(shape, dtype):
         x, target, wanted = (
             y.reshape(parts, -1, *y.shape[2:]) for y in (x, target, wanted > V // 3)
         )
-        both = jnp.stack(
+        logps = jnp.stack(
             chunked_logprobs.token_logps(x, head_VD, target, wanted, 0.7, V, 5, mesh=mesh)
         )
-        return jnp.sum(both * weight.reshape(both.shape))
+        return jnp.sum(logps * weight.reshape(logps.shape))
 
-    how = {"argnums": (0, 1)}
-    plain = jax.value_and_grad(lambda *a: loss(*a, 1, None), **how)(
+    both = {"argnums": (0, 1)}
+    plain = jax.value_and_grad(lambda *a: loss(*a, 1, None), **both)(
         head_VD, x, target, wanted, weight
     )
     placed = jax.device_put((head_VD, x, target, wanted), (split, rows, rows, rows))
-    made = jax.jit(jax.value_and_grad(lambda *a: loss(*a, parts, mesh), **how))(*placed, weight)
+    split_result = jax.jit(jax.value_and_grad(lambda *a: loss(*a, parts, mesh), **both))(
+        *placed, weight
+    )
     # a sum of eight parts, each rounded
     close = {"rtol": 1e-4, "atol": 1e-5} if dtype == "float32" else {"rtol": 2e-2, "atol": 0.1}
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **close), made, plain
+        lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **close),
+        split_result,
+        plain,
     )
-    assert made[1][0].sharding.is_equivalent_to(split, 2) and made[1][0].dtype == jnp.float32
+    assert (
+        split_result[1][0].sharding.is_equivalent_to(split, 2)
+        and split_result[1][0].dtype == jnp.float32
+    )
 
 
 def test_rounds_of_groups_by_hand():

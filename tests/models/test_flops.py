@@ -78,17 +78,17 @@ def test_the_learner_s_cost_counts_what_was_scored():
             fresh=fresh,
         )
 
-    made = [
+    examples = [
         example((1, 2), (1, 2), 3, True),
         example((1, 2), (7, 7, 1, 2), 4, True),
         example((1,), (1,), 5, False),
     ]
-    made.append(example((1,), (1,), 6, True, fresh=True))
-    spent = cost(SPEC, made, with_reference=False)
+    examples.append(example((1,), (1,), 6, True, fresh=True))
+    spent = cost(SPEC, examples, with_reference=False)
     assert spent["score"] == {
         "sequences": 3,
         "tokens": 5 + 6 + 8,
         "flops": flops.scoring(SPEC, [5, 6, 8]),
     }
     assert spent["update"] == {"sequences": 3, "tokens": 18, "flops": flops.update(SPEC, [5, 6, 7])}
-    assert cost(SPEC, made, with_reference=True)["score"]["tokens"] == 5 + 6 + 8 + 18
+    assert cost(SPEC, examples, with_reference=True)["score"]["tokens"] == 5 + 6 + 8 + 18

@@ -225,8 +225,8 @@ def test_config_names_everything_unsupported_at_once(tmp_path):
         hidden_size="wide",
         architectures=["Qwen3ForSequenceClassification"],
     )
-    found = problems(hf_config.read_spec, path.parent)
-    assert all(p.startswith(f"{path}: ") for p in found)
+    messages = problems(hf_config.read_spec, path.parent)
+    assert all(p.startswith(f"{path}: ") for p in messages)
     for word in (
         "gelu",
         "use_sliding_window",
@@ -236,16 +236,16 @@ def test_config_names_everything_unsupported_at_once(tmp_path):
         "hidden_size",
         "SequenceClassification",
     ):
-        assert sum(word in p for p in found) == 1, word
-    assert "supported: default, linear, llama3, yarn" in "\n".join(found)
+        assert sum(word in p for p in messages) == 1, word
+    assert "supported: default, linear, llama3, yarn" in "\n".join(messages)
 
 
 def test_unknown_model_type_lists_the_supported(tmp_path):
     path = copy("qwen3_tied", tmp_path) / "config.json"
     edit(path, model_type="gemma3n", architectures=["Gemma3nForCausalLM"])
-    (found,) = problems(hf_config.read_spec, path.parent)
-    assert found.startswith(f"{path}: model_type='gemma3n' is not supported; supported: qwen3, ")
-    assert found.endswith(", gemma3, mistral3")
+    (messages,) = problems(hf_config.read_spec, path.parent)
+    assert messages.startswith(f"{path}: model_type='gemma3n' is not supported; supported: qwen3, ")
+    assert messages.endswith(", gemma3, mistral3")
 
 
 @pytest.mark.parametrize(
@@ -271,8 +271,8 @@ def test_unknown_model_type_lists_the_supported(tmp_path):
 def test_config_problem_is_named(changes, word, tmp_path):
     path = copy("qwen3_tied", tmp_path) / "config.json"
     edit(path, **changes)
-    (found,) = problems(hf_config.read_spec, path.parent)
-    assert word in found
+    (messages,) = problems(hf_config.read_spec, path.parent)
+    assert word in messages
 
 
 def test_mistral_s_window_is_that_of_config_or_of_transformers(tmp_path):
@@ -335,8 +335,8 @@ def test_a_window_of_llama_is_refused_where_it_limits(window, refused, tmp_path)
 def test_what_would_change_the_numbers_is_refused_by_name(changes, line, tmp_path):
     path = copy("qwen3_tied", tmp_path) / "config.json"
     edit(path, **changes)
-    (found,) = problems(hf_config.read_spec, path.parent)
-    assert f"{path}: {line}" in found
+    (messages,) = problems(hf_config.read_spec, path.parent)
+    assert f"{path}: {line}" in messages
 
 
 def test_a_key_that_is_null_where_transformers_asks_for_truth_is_refused(tmp_path):
@@ -624,10 +624,11 @@ def test_truncated_files_are_named(tmp_path):
     names = ("model-00002-of-00005.safetensors", "model-00004-of-00005.safetensors")
     for name, keep in zip(names, (-100, 5), strict=True):
         (directory / name).write_bytes((directory / name).read_bytes()[:keep])
-    found = problems(load, directory)
-    assert len(found) == 2
+    messages = problems(load, directory)
+    assert len(messages) == 2
     assert all(
-        p.startswith(f"{directory / name}: truncated") for p, name in zip(found, names, strict=True)
+        p.startswith(f"{directory / name}: truncated")
+        for p, name in zip(messages, names, strict=True)
     )
 
 
@@ -687,24 +688,24 @@ def test_float8_tensors_are_refused_by_name(tmp_path):
     scales = {f"{name}_scale_inv": np.ones((1, 1), np.float32) for name in projections}
     save_file(tensors | small | scales, file)
     spec = hf_config.read_spec(directory)
-    found = problems(hf.check, directory, spec)
-    assert found == problems(hf.load, directory, spec)
-    assert len(projections) == 21 and len(found) == 22
+    messages = problems(hf.check, directory, spec)
+    assert messages == problems(hf.load, directory, spec)
+    assert len(projections) == 21 and len(messages) == 22
     assert (
-        found[0]
+        messages[0]
         == f"{file}: tensor model.layers.0.self_attn.q_proj.weight is F8_E4M3; supported: F32,"
         " BF16, F16, F64"
     )
     assert (
-        found[10] == "... and 11 more tensors like the last"
-        and "_scale_inv [1, 1] is not part of this model" in found[11]
+        messages[10] == "... and 11 more tensors like the last"
+        and "_scale_inv [1, 1] is not part of this model" in messages[11]
     )
 
 
 def test_directory_without_weights_says_what_it_holds(tmp_path):
     (tmp_path / "pytorch_model.bin").touch()
-    (found,) = problems(hf.load, tmp_path, SPEC)
-    assert found.startswith(f"{tmp_path}: holds no weights") and "pytorch_model.bin" in found
+    (messages,) = problems(hf.load, tmp_path, SPEC)
+    assert messages.startswith(f"{tmp_path}: holds no weights") and "pytorch_model.bin" in messages
 
 
 ROPES = (

@@ -81,13 +81,13 @@ def learner(spec, mesh=MESH):
 
 def scored(lrn, state):
     rng = np.random.default_rng(0)
-    made = []
+    examples = []
     for advantage in (1.0, -1.0, 0.5, -0.5):
         response = rng.integers(0, 50, 6).astype(np.int32)
-        made.append(
+        examples.append(
             Example((1, 2, 3), (1, 2, 3), response, advantage, True, np.zeros(6, np.float32))
         )
-    return lrn.score(lrn.policy(state), None, made)[0]
+    return lrn.score(lrn.policy(state), None, examples)[0]
 
 
 def test_fresh_adapters_are_the_base():

@@ -127,7 +127,9 @@ def test_gpu_merges_parts_of_a_row(monkeypatch):
     q, cache = inputs(2, 4, 2, 70)
     for programs in (1, 8, 1000):  # no split, two parts, a block each
         monkeypatch.setattr(pallas_decode, "GPU_PROGRAMS", programs)
-        assert_same(lambda *args, **how: pallas_decode.gpu(*args, **how), q, cache, [70, 10])
+        assert_same(
+            lambda *args, **options: pallas_decode.gpu(*args, **options), q, cache, [70, 10]
+        )
 
 
 def test_gpu_refuses_a_cache_it_cannot_address():

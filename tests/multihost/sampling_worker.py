@@ -79,13 +79,13 @@ def main(coordinator: str, num_processes: int, index: int, devices_each: int, ou
     rollouts = pipeline.sample(
         engine.to_rollout_layout(params), asks, SamplingParams(1.0, 24), rng.key(0, "test")
     )
-    found = {
+    result = {
         "texts": [r.text for r in rollouts],
         "logps": [np.round(r.completion.logp_R, 4).tolist() for r in rollouts],
         "scores": [r.verdict.answer_score for r in rollouts],
         "judged_here": len(judged_by),
     }
-    Path(out).write_text(json.dumps(found), encoding="utf-8")
+    Path(out).write_text(json.dumps(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -46,9 +46,9 @@ def run(folder: Path, num_processes: int, devices_each: int) -> list[dict]:
 def test_two_processes_sample_what_one_does_and_process_0_judges(tmp_path):
     (alone,) = run(tmp_path, 1, 4)
     first, second = run(tmp_path, 2, 2)
-    for found in (first, second):
-        assert found["texts"] == alone["texts"] and found["scores"] == alone["scores"]
-        for a, b in zip(found["logps"], alone["logps"], strict=True):
+    for result in (first, second):
+        assert result["texts"] == alone["texts"] and result["scores"] == alone["scores"]
+        for a, b in zip(result["logps"], alone["logps"], strict=True):
             np.testing.assert_allclose(a, b, atol=2e-4)
     assert alone["judged_here"] > 0 and first["judged_here"] > 0 and second["judged_here"] == 0
     assert len(set(alone["texts"])) > 20 and set(alone["scores"]) == {0.0, 1.0}

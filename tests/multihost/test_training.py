@@ -134,7 +134,7 @@ class Group:
             for process in self.processes:
                 process.kill()
 
-    def told(self) -> list[str]:
+    def output(self) -> list[str]:
         return [log.read_text(encoding="utf-8") for log in self.logs]
 
 
@@ -213,7 +213,7 @@ def alone(tmp_path_factory, settings, endpoint):
     """The workdir of one process, and the requests that it made."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     group = Group(workdir, 1, settings, own=ONE_DEVICE)
-    assert group.wait() == [0], group.told()[0][-3000:]
+    assert group.wait() == [0], group.output()[0][-3000:]
     return workdir, sorted(body["messages"][0]["content"] for body in endpoint.requests)
 
 
@@ -233,7 +233,7 @@ def killed(tmp_path_factory, settings, alone, count):
     group.processes[-1].wait(1200)
     begin = time.monotonic()
     codes = group.wait()
-    return workdir, codes, time.monotonic() - begin, group.told()
+    return workdir, codes, time.monotonic() - begin, group.output()
 
 
 @pytest.fixture(scope="module")
@@ -247,25 +247,25 @@ def left(killed, settings, endpoint, count):
     copies = {
         fewer: shutil.copytree(killed[0], killed[0].with_name(f"by_{fewer}")) for fewer in (2, 1)
     }
-    return killed[0], codes, group.told(), copies
+    return killed[0], codes, group.output(), copies
 
 
 def go_on(workdir: Path, count: int, settings: dict) -> None:
     """Brings the run that was left to its end, by `count` processes."""
     group = Group(workdir, count, settings, own=ONE_DEVICE if count == 1 else {})
     codes = group.wait()
-    assert codes == [0] * count, "\n".join(text[-2000:] for text in group.told())
-    assert f"resuming {workdir} at step 2, next: prompts" in group.told()[0]
-    assert all("step 4/4" not in text for text in group.told()[1:]), "only process 0 tells"
+    assert codes == [0] * count, "\n".join(text[-2000:] for text in group.output())
+    assert f"resuming {workdir} at step 2, next: prompts" in group.output()[0]
+    assert all("step 4/4" not in text for text in group.output()[1:]), "only process 0 reports"
 
 
 def test_a_killed_process_ends_the_others_which_name_it(killed, count):
-    workdir, codes, seconds, told = killed
+    workdir, codes, seconds, output = killed
     assert codes == [liveness.GONE] * (count - 1) + [-signal.SIGKILL], "\n".join(
-        text[-2000:] for text in told
+        text[-2000:] for text in output
     )
     assert seconds < TIME_OUT_S
-    for text in told[:-1]:
+    for text in output[:-1]:
         (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
         assert (
             line == f"error: process {count - 1} ({socket.gethostname()}) is gone;"
@@ -276,19 +276,19 @@ def test_a_killed_process_ends_the_others_which_name_it(killed, count):
 
 
 def test_sigterm_to_one_process_makes_all_leave_with_a_checkpoint(left, count):
-    workdir, codes, told, _ = left
-    assert codes == [0] * count, "\n".join(text[-2000:] for text in told)
-    assert all("left on SIGTERM" in text for text in told)
-    saving = ["SIGTERM: saving" in text for text in told]
+    workdir, codes, output, _ = left
+    assert codes == [0] * count, "\n".join(text[-2000:] for text in output)
+    assert all("left on SIGTERM" in text for text in output)
+    saving = ["SIGTERM: saving" in text for text in output]
     assert saving == [i == count // 2 for i in range(count)]
-    assert (workdir / "checkpoints" / "2").exists() and "gepa iteration 2" not in told[0]
+    assert (workdir / "checkpoints" / "2").exists() and "gepa iteration 2" not in output[0]
 
 
 def test_they_go_on_to_what_one_does_and_process_0_alone_asks_the_endpoint(
     alone, left, settings, endpoint, count
 ):
-    """The key is in its environment only: who asked without it would have been told of it, and
-    ended. No reply is asked for twice.
+    """The key is in the environment of process 0 only: another that asked would end with an error.
+    No reply is asked for twice.
     """
     go_on(left[0], count, settings)
     same_run(alone[0], left[0])
@@ -308,7 +308,7 @@ def test_fewer_processes_go_on_from_a_checkpoint_of_more(alone, left, settings, 
 def test_a_process_that_never_comes_is_told_by_the_one_that_has(tmp_path, settings):
     group = Group(tmp_path / "run", 4, {**settings, "mesh.start_s": 2}, only=(0,))
     assert group.wait() == [liveness.GONE]
-    (line,) = [line for line in group.told()[0].splitlines() if line.startswith("error: ")]
+    (line,) = [line for line in group.output()[0].splitlines() if line.startswith("error: ")]
     expected = (
         "not all of 4 processes have started within 2 s: no sign of 1, 2, 3; started: process 0"
         f" ({socket.gethostname()})"
@@ -319,7 +319,7 @@ def test_a_process_that_never_comes_is_told_by_the_one_that_has(tmp_path, settin
 def test_a_checkpoint_folder_that_is_not_shared(tmp_path, settings):
     group = Group(tmp_path / "run", 2, settings, own={1: {"checkpoint.path": tmp_path / "own"}})
     assert group.wait() == [2, 2]
-    assert all("not all processes see the same folder" in text for text in group.told())
+    assert all("not all processes see the same folder" in text for text in group.output())
     assert not list(tmp_path.glob("*/note-*"))
 
 
@@ -331,10 +331,10 @@ def test_a_process_killed_in_the_prompt_phase_and_sigterm_to_all(alone, tmp_path
     workdir = tmp_path / "run"
     group = Group(workdir, 4, settings, {3: aim("gepa", 3, signal.SIGKILL)})
     assert group.wait() == [liveness.GONE] * 3 + [-signal.SIGKILL]
-    assert all(f"process 3 ({socket.gethostname()}) is gone" in text for text in group.told()[:3])
+    assert all(f"process 3 ({socket.gethostname()}) is gone" in text for text in group.output()[:3])
     group = Group(workdir, 4, settings, dict.fromkeys(range(4), aim("update", 1, signal.SIGTERM)))
     assert group.wait() == [0] * 4
-    assert all("SIGTERM: saving" in text and "left on SIGTERM" in text for text in group.told())
+    assert all("SIGTERM: saving" in text and "left on SIGTERM" in text for text in group.output())
     assert Group(workdir, 4, settings).wait() == [0] * 4
     same_run(alone[0], workdir)
 
@@ -353,7 +353,7 @@ def test_two_processes_pretrain_reflect_and_evaluate_as_one_does(tmp_path):
     workdirs = tmp_path / "by_2", tmp_path / "by_1"
     for count, workdir in zip((2, 1), workdirs, strict=True):
         group = Group(workdir, count, settings)
-        assert group.wait() == [0] * count, "\n".join(text[-2000:] for text in group.told())
+        assert group.wait() == [0] * count, "\n".join(text[-2000:] for text in group.output())
     for name in ("samples", "questions", "evaluations"):
         assert texts(workdirs[0], name) == texts(workdirs[1], name)
     for ours, theirs in zip(*map(untimed, workdirs), strict=True):

@@ -54,14 +54,14 @@ def test_evidence_by_hand():
     templates say nothing.
     """
     arms = bandit.start(RESULT, ASSIGNMENT, Bandit(), CFG)
-    told = [
+    outcomes = [
         rollout("t0", "A", 1.0),
         rollout("d0", "A", 0.0),
         rollout("t0", "", 1.0),
         rollout("easy", "B", 1.0),
         rollout("t0", "old", 1.0),
     ]
-    after = bandit.update(arms, told, CFG)
+    after = bandit.update(arms, outcomes, CFG)
     assert (after.successes, after.failures) == (
         (3.0, 1.0),
         (3.0, 3.0),

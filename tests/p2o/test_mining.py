@@ -80,8 +80,8 @@ def test_all_groups_of_a_question_decide():
 def test_extra_groups_are_for_what_the_last_epoch_found_hard():
     batch = QUESTIONS[:3]
     assert mining.with_extra_groups(batch, ["q1"], config.MiningConfig()) == batch
-    found = mining.with_extra_groups(batch, ["q1", "q4"], config.MiningConfig(extra_plain_groups=2))
-    assert [q.id for q in found] == ["q0", "q1", "q2", "q1", "q1"]
+    asked = mining.with_extra_groups(batch, ["q1", "q4"], config.MiningConfig(extra_plain_groups=2))
+    assert [q.id for q in asked] == ["q0", "q1", "q2", "q1", "q1"]
 
 
 def test_groups_that_teach_nothing_are_counted_apart_for_hard_questions_and_others():

@@ -33,8 +33,8 @@ def rollouts(name, plain="", templated="", template="T"):
 def run(*epochs):
     """The history after each epoch of (rollouts, hard ids)."""
     state, states = History(), []
-    for epoch, (made, hard) in enumerate(epochs):
-        state = question_history.advanced(state, epoch, made, hard, epoch_ends=True)
+    for epoch, (rolled, hard) in enumerate(epochs):
+        state = question_history.advanced(state, epoch, rolled, hard, epoch_ends=True)
         states.append(state)
     return states
 
@@ -120,10 +120,10 @@ def test_steps_of_an_epoch_add_up_and_the_next_epoch_starts_anew():
 
 def test_lengths_are_those_of_the_last_step_a_question_was_asked_in():
     def of(name, *lengths):
-        made = rollouts(name, "0" * len(lengths))
+        rolled = rollouts(name, "0" * len(lengths))
         return [
             replace(r, completion=Completion(np.zeros(n, np.int32), np.zeros(n), True))
-            for r, n in zip(made, lengths, strict=True)
+            for r, n in zip(rolled, lengths, strict=True)
         ]
 
     state = question_history.advanced(History(), 0, of("a", 3, 5) + of("b", 10), (), False)

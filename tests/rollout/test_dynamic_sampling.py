@@ -80,10 +80,10 @@ def test_a_full_step_asks_nothing_more():
     assert filled.trained == filled.sampled
 
 
-@pytest.mark.parametrize(("rounds", "made"), [(2, 2), (10, 4)])
-def test_ends_at_the_cap_or_when_the_epoch_has_no_more_and_keeps_its_size(rounds, made):
+@pytest.mark.parametrize(("rounds", "expected"), [(2, 2), (10, 4)])
+def test_ends_at_the_cap_or_when_the_epoch_has_no_more_and_keeps_its_size(rounds, expected):
     filled, toy = fill_step(set(), rounds=rounds)
-    assert len(toy.rounds) == made and len(filled.trained) == PER_STEP * G
+    assert len(toy.rounds) == expected and len(filled.trained) == PER_STEP * G
     assert ids(filled.trained) == toy.rounds[0]
     assert filled.stats["rollout/wasted_rollouts"] == len(filled.sampled)
 

@@ -81,14 +81,14 @@ class LetterChat:
 
 
 def test_what_a_reward_function_says_is_feedback_unless_it_failed(pipeline):
-    made, weights = pipeline
+    rollouts, weights = pipeline
     verdicts = [
         Verdict(0.2, 1.0, "wrong", "Shorter."),
         Verdict(0.0, 1.0, "error", "KeyError"),
         Verdict(1.0, 1.0, "correct"),
     ]
     judged = RolloutPipeline(
-        made.engine, made.chat, lambda texts, questions: verdicts, made.reporter
+        rollouts.engine, rollouts.chat, lambda texts, questions: verdicts, rollouts.reporter
     )
     stages = GepaAdapter(
         judged, lambda: weights, lambda *_: ([], {}), CFG, rng.key(0, "gepa"), Ledger()
@@ -98,14 +98,14 @@ def test_what_a_reward_function_says_is_feedback_unless_it_failed(pipeline):
 
 
 def test_transfers_of_successes_alone_are_asked_for_with_reliance(pipeline):
-    made, weights = pipeline
+    rollouts, weights = pipeline
     verdicts = [
         Verdict(1.0, 1.0, "correct"),
         Verdict(0.0, 1.0, "wrong"),
         Verdict(1.0, 1.0, "correct"),
     ]
     judged = RolloutPipeline(
-        made.engine, made.chat, lambda texts, questions: verdicts, made.reporter
+        rollouts.engine, rollouts.chat, lambda texts, questions: verdicts, rollouts.reporter
     )
     asked = []
     on = dataclasses.replace(CFG, gepa=dataclasses.replace(CFG.gepa, reliance=True))
@@ -135,8 +135,8 @@ def verify(texts, questions):
 def pipeline():
     mesh = sharding.make_mesh((1, 1, 1), devices=distributed.jax.devices()[:1])
     engine = Engine(SPEC, mesh, CFG.rollout, [6], (7,), 0, jnp.float32)
-    made = RolloutPipeline(engine, LetterChat(), verify, Reporter(enabled=False))
-    return made, engine.to_rollout_layout(transformer.init(SPEC, rng.key(0, "init")))
+    rollouts = RolloutPipeline(engine, LetterChat(), verify, Reporter(enabled=False))
+    return rollouts, engine.to_rollout_layout(transformer.init(SPEC, rng.key(0, "init")))
 
 
 class Phase:

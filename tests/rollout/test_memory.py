@@ -88,11 +88,11 @@ def test_what_does_not_fit_is_told_with_the_arithmetic(monkeypatch):
 
 def test_the_tensor_axis_that_would_do_is_a_remedy(monkeypatch):
     """It halves the weights, and quarters them; where that is not enough, or nothing is left to
-    split, it is not told.
+    split, the message leaves it out.
     """
     needed = memory.plan(make_engine(8, (1, 4, 1)))
 
-    def told(missing, shape=(1, 4, 1)):
+    def message(missing, shape=(1, 4, 1)):
         monkeypatch.setattr(
             memory, "device_bytes", lambda mesh: (needed.total - missing) / memory.USABLE + 1e-6
         )
@@ -100,11 +100,11 @@ def test_the_tensor_axis_that_would_do_is_a_remedy(monkeypatch):
             memory.fitting(lambda slots: make_engine(8, shape), 8)
         return str(e.value)
 
-    assert "set config.mesh.tensor=2 (now 1)" in told(
+    assert "set config.mesh.tensor=2 (now 1)" in message(
         needed.weights // 2
-    ) and "0.00 GiB too much" in told(1)
-    assert "set config.mesh.tensor=4 (now 1)" in told(needed.weights // 2 + 1)
-    assert "mesh.tensor" not in told(needed.weights * 3 // 4 + 1) + told(
+    ) and "0.00 GiB too much" in message(1)
+    assert "set config.mesh.tensor=4 (now 1)" in message(needed.weights // 2 + 1)
+    assert "mesh.tensor" not in message(needed.weights * 3 // 4 + 1) + message(
         needed.weights // 2, (1, 1, 1)
     )
 

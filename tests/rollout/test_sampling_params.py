@@ -57,11 +57,11 @@ def constructions(source: str) -> list[int]:
 
 
 def test_no_other_place_makes_sampling_settings():
-    made = {
+    by_file = {
         path.relative_to(PACKAGE).as_posix(): constructions(path.read_text(encoding="utf-8"))
         for path in PACKAGE.rglob("*.py")
     }
-    assert [name for name, lines in made.items() if lines] == ["rollout/sampling_params.py"]
+    assert [name for name, lines in by_file.items() if lines] == ["rollout/sampling_params.py"]
     assert constructions(
         "a = SamplingParams(1.0, 1)\nb = types.SamplingParams(0.0, 2)\nc = DynamicSampling()"
     ) == [1, 2]
@@ -73,12 +73,12 @@ class Asked:
     def __init__(self):
         self.uses = []
 
-    def needed(self, how, longest_prompt):
-        self.uses.append((how, longest_prompt))
-        return [how]
+    def needed(self, sampling, longest_prompt):
+        self.uses.append((sampling, longest_prompt))
+        return [sampling]
 
-    def reply(self, weights, prompts, names, how, key):
-        self.uses.append(how)
+    def reply(self, weights, prompts, names, sampling, key):
+        self.uses.append(sampling)
         return [], {}
 
 
@@ -94,7 +94,7 @@ def test_programs_of_every_use_are_compiled_ahead(gepa, expected):
     """4,096 tokens of a question, 1,024 of a template, 32,768 of a reflection prompt."""
     engine = Asked()
     programs = components.sampling_programs(replace(CFG, gepa=replace(CFG.gepa, **gepa)), engine)
-    assert engine.uses == expected and programs == [how for how, _ in expected]
+    assert engine.uses == expected and programs == [sampling for sampling, _ in expected]
     assert (
         len(
             components.sampling_programs(

@@ -60,14 +60,14 @@ def test_a_disk_without_room_for_the_checkpoints_is_told_with_all_else(tmp_path,
     cfg = replace(CFG, model=replace(CFG.model, path=str(golden)), mesh=replace(CFG.mesh, fsdp=8))
     cfg = replace(cfg, data=replace(cfg.data, path=str(tmp_path / "q.jsonl"), max_prompt_tokens=1))
     size = 12 * num_params(hf_config.read_spec(golden))
-    for free, told in ((4 * size - 1, 1), (4 * size, 0)):
+    for free, count in ((4 * size - 1, 1), (4 * size, 0)):
         monkeypatch.setattr(
             disk_space.os, "statvfs", lambda _, n=free: SimpleNamespace(f_bavail=n, f_frsize=1)
         )
         with pytest.raises(ConfigError) as e:
             preflight.open_run(cfg, run_directory.read(tmp_path / "run"), Reporter(enabled=False))
         lines = [line for line in e.value.problems if "checkpoints of" in line]
-        assert len(lines) == told and len(e.value.problems) > told
+        assert len(lines) == count and len(e.value.problems) > count
 
 
 @pytest.mark.parametrize("given", ["model", "data"])
@@ -105,10 +105,10 @@ def test_checkpoints_around_prompt_phases_only(tmp_path, monkeypatch):
 
 
 def test_one_model_at_a_time_is_laid_out():
-    """The policy, what reflects, the policy again: each is let go of before the next is made,
-    and made only where it is not there.
+    """The policy, what reflects, the policy again: each is released before the next is built,
+    which is built only where it is not there.
     """
-    policy, frozen, alive, made = {}, {}, [], []
+    policy, frozen, alive, built = {}, {}, [], []
 
     class Weights:
         def __del__(self):
@@ -118,13 +118,13 @@ def test_one_model_at_a_time_is_laid_out():
         assert not alive, "two models at a time"
         weights = Weights()
         alive.append(id(weights))
-        made.append("policy" if params is policy else "frozen")
+        built.append("policy" if params is policy else "frozen")
         return weights
 
     rollout_weights = components.RolloutWeights(to_rollout_layout)
     for params in (policy, policy, frozen, frozen, policy):
         rollout_weights.of(params)
-    assert made == ["policy", "frozen", "policy"]
+    assert built == ["policy", "frozen", "policy"]
 
 
 def test_the_initial_model_is_held_for_whoever_asks_for_it():

@@ -78,15 +78,15 @@ def test_tokens_beyond_the_embedding_are_named(tmp_path):
     limits.check_token_ids(tmp_path, 8, tokens, (1,), 0)
     # Qwen's embeddings have more rows than its tokenizers tokens
     limits.check_token_ids(tmp_path, 12, tokens, (1,), 0)
-    found = problems(limits.check_token_ids, tmp_path, 8, tokens | {"<new>": 8}, (1,), 8)
+    messages = problems(limits.check_token_ids, tmp_path, 8, tokens | {"<new>": 8}, (1,), 8)
     assert (
-        found[0]
+        messages[0]
         == f"{tmp_path}: the tokenizer's '<new>' has id 8; the embedding has 8 rows (vocab_size in"
         " config.json), for the ids 0 to 7"
     )
-    assert "resize_token_embeddings" in found[-1] and len(found) == 2
-    found = problems(limits.check_token_ids, tmp_path, 1, tokens, (0,), 0)
-    assert "'t1' has id 1" in found[0] and "... and 2 more tokens" in found[5]
+    assert "resize_token_embeddings" in messages[-1] and len(messages) == 2
+    messages = problems(limits.check_token_ids, tmp_path, 1, tokens, (0,), 0)
+    assert "'t1' has id 1" in messages[0] and "... and 2 more tokens" in messages[5]
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_tokens_beyond_the_embedding_are_named(tmp_path):
 def test_special_ids_beyond_the_embedding_are_named(file, values, expected, tmp_path):
     (tmp_path / file).write_text(json.dumps(values))
     if expected:
-        (found,) = problems(limits.check_token_ids, tmp_path, 8, {}, (1,), 0)
-        assert expected in found
+        (messages,) = problems(limits.check_token_ids, tmp_path, 8, {}, (1,), 0)
+        assert expected in messages
     else:
         limits.check_token_ids(tmp_path, 8, {}, (1,), 0)
 
@@ -127,8 +127,8 @@ def test_special_ids_beyond_the_embedding_are_named(file, values, expected, tmp_
     ("stop_ids", "pad_id", "name"), [((1, 8), 0, "stop"), ((1,), 8, "padding"), ((-1,), 0, "stop")]
 )
 def test_stop_and_padding_ids_of_the_tokenizer_are_checked_too(stop_ids, pad_id, name, tmp_path):
-    (found,) = problems(limits.check_token_ids, tmp_path, 8, {}, stop_ids, pad_id)
-    assert f"the {name} id is" in found
+    (messages,) = problems(limits.check_token_ids, tmp_path, 8, {}, stop_ids, pad_id)
+    assert f"the {name} id is" in messages
 
 
 def test_a_model_with_a_token_too_many_is_not_opened(tmp_path):
@@ -136,10 +136,10 @@ def test_a_model_with_a_token_too_many_is_not_opened(tmp_path):
     model = opening(model_copy(tmp_path, vocab=339))()
     assert model.spec.vocab == 339
     shutil.rmtree(tmp_path / "model")
-    found = problems(opening(model_copy(tmp_path, vocab=338, eos_token_id=338)))
+    messages = problems(opening(model_copy(tmp_path, vocab=338, eos_token_id=338)))
     assert (
-        "has id 338; the embedding has 338 rows" in found[0]
-        and "config.json: eos_token_id=338" in found[1]
+        "has id 338; the embedding has 338 rows" in messages[0]
+        and "config.json: eos_token_id=338" in messages[1]
     )
 
 
@@ -197,9 +197,9 @@ def test_context_is_what_positions_and_rope_scaling_cover(max_positions, rope, e
 
 def test_a_response_beyond_the_positions_is_refused_and_allowed_on_demand():
     assert limits.response_problems(SMALL, SPEC, "p", 60) == []
-    (found,) = limits.response_problems(SMALL, SPEC, "the prompt of 61 tokens", 61)
+    (messages,) = limits.response_problems(SMALL, SPEC, "the prompt of 61 tokens", 61)
     assert (
-        found
+        messages
         == "config.rollout.max_new_tokens=40 after the prompt of 61 tokens makes 101 tokens: the"
         " model has 100 positions (max_position_embeddings in config.json);"
         " config.model.allow_long_context=true allows more; a config.rollout.max_new_tokens of"
@@ -228,17 +228,17 @@ def test_every_kind_of_sequence_of_a_run_is_checked(chat):
     """
     joined, around = len(chat.tokenizer.encode("\n\n")), len(chat.render_text(""))
 
-    def found(positions, cfg=SMALL):
+    def problems_of(positions, cfg=SMALL):
         return limits.training_problems(cfg, replace(SPEC, max_positions=positions), chat, 10)
 
     templated, reflection = 10 + joined + 20 + 40, 50 + around + 30
-    assert found(max(templated, reflection)) == []
-    (line,) = found(reflection - 1)
+    assert problems_of(max(templated, reflection)) == []
+    (line,) = problems_of(reflection - 1)
     assert line.startswith(
         f"config.gepa.reflect_prompt_tokens=50, {around} tokens of chat template around them and"
     )
     assert "config.gepa.reflect_new_tokens=30" in line and f"{reflection} tokens" in line
-    line = found(templated - 1)[0]
+    line = problems_of(templated - 1)[0]
     assert (
         line.startswith("config.rollout.max_new_tokens=40 after a prompt of up to")
         and f"makes {templated} tokens" in line
@@ -249,13 +249,13 @@ def test_every_kind_of_sequence_of_a_run_is_checked(chat):
         "config.rollout.prompt_buckets=(32, 64)",
     ):
         assert name in line
-    assert len(found(50)) == 2 and "of up to 8 fits" not in found(50)[1]
+    assert len(problems_of(50)) == 2 and "of up to 8 fits" not in problems_of(50)[1]
     api = replace(SMALL, gepa=replace(SMALL.gepa, reflector="api"))
-    assert found(templated, api) == [] and len(found(templated - 1, api)) == 1
+    assert problems_of(templated, api) == [] and len(problems_of(templated - 1, api)) == 1
     plain = replace(SMALL, gepa=replace(SMALL.gepa, enabled=False))
     assert (
-        found(50, plain) == []
-        and "the longest question's prompt of 10 tokens" in found(49, plain)[0]
+        problems_of(50, plain) == []
+        and "the longest question's prompt of 10 tokens" in problems_of(49, plain)[0]
     )
 
 
@@ -296,10 +296,10 @@ def test_a_run_that_is_too_long_does_not_start(tmp_path):
         )
     )
     cfg = replace(cfg, optim=replace(cfg.optim, micro_rows=len(jax.devices())))
-    found = problems(
+    messages = problems(
         preflight.open_run, cfg, run_directory.read(tmp_path / "run"), Reporter(enabled=False)
     )
-    assert [line.split("=")[0] for line in found] == [
+    assert [line.split("=")[0] for line in messages] == [
         "config.rollout.max_new_tokens",
         "config.gepa.reflect_prompt_tokens",
     ]
@@ -313,17 +313,17 @@ def test_commands_check_what_they_are_asked_for(tmp_path):
         f"--prompts={tmp_path / 'p.jsonl'}",
         f"--out={tmp_path / 'out.jsonl'}",
     ]
-    (found,) = problems(generate.run, run)
+    (messages,) = problems(generate.run, run)
     assert (
-        found.startswith("config.rollout.max_new_tokens=512 after the prompt of")
-        and "p.jsonl:2 makes" in found
+        messages.startswith("config.rollout.max_new_tokens=512 after the prompt of")
+        and "p.jsonl:2 makes" in messages
     )
-    assert "the model has 512 positions" in found and not (tmp_path / "out.jsonl").exists()
+    assert "the model has 512 positions" in messages and not (tmp_path / "out.jsonl").exists()
     ids = np.ones((2, 9), np.int32)
     np.savez(tmp_path / "t.npz", input_ids=ids, attention_mask=np.arange(9) < [[4], [9]])
     directory = model_copy(tmp_path, max_position_embeddings=8)
     run = [f"--model={directory}", f"--tokens={tmp_path / 't.npz'}", f"--out={tmp_path / 'o.npz'}"]
-    (found,) = problems(score.run, run)
-    assert "t.npz: a row of 9 tokens: the model has 8 positions" in found
+    (messages,) = problems(score.run, run)
+    assert "t.npz: a row of 9 tokens: the model has 8 positions" in messages
     score.run([*run, "--config.model.allow_long_context=true"])
     assert hf_config.read_spec(directory).max_positions == 8

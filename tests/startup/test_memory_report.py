@@ -1,4 +1,4 @@
-"""The table of bytes per chip: what is kept counted by hand, and what is reckoned against the
+"""The table of bytes per chip: what is kept counted by hand, and what is estimated against the
 TPU compiler's peaks.
 """
 
@@ -52,13 +52,13 @@ def test_params_and_optimizer_by_hand():
     """fsdp and tensor split each matrix in four; norms are whole on every chip. Adam has two
     moments, and some counters.
     """
-    found = measured(settings())
+    footprint = measured(settings())
     norms = SPEC.layers * (2 * SPEC.width + 2 * SPEC.head_dim) + SPEC.width
     matrices = num_params(SPEC) - norms
     by_fsdp = SPEC.width * SPEC.layers * 2  # norms over the width are split over fsdp, if at all
-    assert abs(found.params - 4 * (matrices // 4 + norms)) <= 4 * by_fsdp
-    assert 2 * found.params <= found.optimizer <= 2 * found.params + 64
-    assert found.gradients == found.params and found.reference == 0
+    assert abs(footprint.params - 4 * (matrices // 4 + norms)) <= 4 * by_fsdp
+    assert 2 * footprint.params <= footprint.optimizer <= 2 * footprint.params + 64
+    assert footprint.gradients == footprint.params and footprint.reference == 0
     assert measured(settings(kl="k3"), reference=777).reference == 777
 
 
@@ -69,17 +69,17 @@ def test_sampling_by_hand():
     A chip has room for 256 / 4 tokens of prompts, and for 2 rollouts of 16 tokens, which on CPUs
     hold copies of their prompts.
     """
-    found = measured(settings())
-    assert found.params < found.sampling_params < 4 * num_params(SPEC)
+    footprint = measured(settings())
+    assert footprint.params < footprint.sampling_params < 4 * num_params(SPEC)
     position = 2 * SPEC.layers * 1 * SPEC.head_dim * 4
-    assert 0 <= found.kv_cache - position * (256 // 4 + 2 * (32 + 16)) < 64, "and lengths"
+    assert 0 <= footprint.kv_cache - position * (256 // 4 + 2 * (32 + 16)) < 64, "and lengths"
 
 
 def test_the_table_has_a_line_for_each_group_and_both_sums():
-    found = memory_report.Footprint(
+    footprint = memory_report.Footprint(
         1 * GIB, 2 * GIB, 3 * GIB, 4 * GIB, 5 * GIB, 6 * GIB, 7 * GIB, 8 * GIB, 9 * GIB
     )
-    lines = found.table()
+    lines = footprint.table()
     assert len(lines) == 11 and len({len(line.split("GiB")[0]) for line in lines[1:]}) == 1, (
         "a line each, figures below each other"
     )
@@ -107,5 +107,5 @@ def test_an_update_takes_about_what_the_tpu_compiler_says(model, rows, chips, pe
     mesh = SimpleNamespace(shape={"data": 1, "fsdp": chips, "tensor": 1})
     learner = SimpleNamespace(spec=SPECS[model], mesh=mesh, dtype=jnp.bfloat16)
     state = 16 * num_params(SPECS[model]) / chips  # params, moments, gradients
-    reckoned = (state + memory_report._update_activations(cfg, learner)) / GIB
-    assert reckoned == pytest.approx(peak_gib, rel=0.25)
+    estimated = (state + memory_report._update_activations(cfg, learner)) / GIB
+    assert estimated == pytest.approx(peak_gib, rel=0.25)

@@ -211,8 +211,8 @@ def test_questions_json_that_was_deleted_is_missed(tmp_path):
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_folder_with_files_of_others_is_no_run_directory(tmp_path, name, restart):
     (tmp_path / name).write_text('{"question": "theirs"}\n')
-    found = run_directory.read(tmp_path, restart=restart).problems
-    assert any(f"holds {name}" in line for line in found)
+    messages = run_directory.read(tmp_path, restart=restart).problems
+    assert any(f"holds {name}" in line for line in messages)
 
 
 def test_the_date_of_the_first_start_is_kept(tmp_path, monkeypatch):

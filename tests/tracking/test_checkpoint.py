@@ -35,7 +35,7 @@ def mesh(count: int) -> Mesh:
 
 
 def learner(tick: int, devices: int = 8):
-    """Arrays of three dtypes, split over the devices or whole, that tell the tick."""
+    """Arrays of three dtypes, split over the devices or whole, that show the tick."""
     split, whole = (
         NamedSharding(mesh(devices), spec) for spec in (PartitionSpec("fsdp"), PartitionSpec())
     )
@@ -55,12 +55,12 @@ def abstract(devices: int = 8):
 
 def state(tick: int, devices: int = 8) -> RunState:
     """A state that is at policy step `tick`."""
-    told = Assignment({"q": ("z", "", "z")})
+    assignment = Assignment({"q": ("z", "", "z")})
     return RunState(
         learner(tick, devices),
         tick=tick,
         step=tick,
-        assignment=told,
+        assignment=assignment,
         ledger=Ledger({"policy": {"seconds": 0.1 * tick}}),
     )
 
@@ -88,10 +88,10 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def newest(workdir: Path, devices: int = 8, **settings) -> tuple[RunState | None, list[str]]:
-    told: list[str] = []
-    kept = Checkpoints(workdir, config.CheckpointConfig(**settings), told.append)
+    messages: list[str] = []
+    kept = Checkpoints(workdir, config.CheckpointConfig(**settings), messages.append)
     try:
-        return kept.latest(abstract(devices), RunState.from_json), told
+        return kept.latest(abstract(devices), RunState.from_json), messages
     finally:
         kept.close()
 
@@ -115,15 +115,17 @@ def test_the_newest_the_milestones_and_the_best_stay(tmp_path):
     assert set(checkpoint_reader.policies(kept.directory)) == {2, 12}
 
 
-def with_eval(workdir: Path, evaluation: str, told: list[str]) -> Checkpoints:
-    return Checkpoints(workdir, config.CheckpointConfig(keep=1), told.append, evaluation=evaluation)
+def with_eval(workdir: Path, evaluation: str, messages: list[str]) -> Checkpoints:
+    return Checkpoints(
+        workdir, config.CheckpointConfig(keep=1), messages.append, evaluation=evaluation
+    )
 
 
 def test_accuracies_by_other_settings_of_evaluation_are_not_compared(tmp_path):
     """The best of each measure stays as a checkpoint, also across a third start; the comparison
     begins anew.
     """
-    told: list[str] = []
+    messages: list[str] = []
     for evaluation, tick, accuracy in (
         ("greedy", 1, 0.9),
         ("greedy", 2, 0.8),
@@ -131,18 +133,18 @@ def test_accuracies_by_other_settings_of_evaluation_are_not_compared(tmp_path):
         ("sampled", 4, 0.1),
         ("greedy", 5, 0.3),
     ):
-        kept = with_eval(tmp_path, evaluation, told)
+        kept = with_eval(tmp_path, evaluation, messages)
         kept.save(state(tick))
         kept.save_if_best(state(tick), accuracy)
         kept.close()
     assert set(checkpoint_reader.policies(kept.directory)) == {1, 3, 5}
     assert best.read_best(kept.directory) == (5, 5, 0.3)
     assert [
-        "config.eval is not that of step 1, the best so far (0.900)" in told[0],
-        "step 3" in told[1],
-        len(told),
+        "config.eval is not that of step 1, the best so far (0.900)" in messages[0],
+        "step 3" in messages[1],
+        len(messages),
     ] == [True, True, 2]
-    kept = with_eval(tmp_path, "sampled", told)
+    kept = with_eval(tmp_path, "sampled", messages)
     kept.close()
     assert best.read_best(kept.directory) == (5, 5, 0.3), "until there is a new one"
 
@@ -240,16 +242,16 @@ def test_no_damage_to_any_file_goes_unnoticed(tmp_path, damage):
             (run / path).write_bytes(bytes(data))
         else:
             (run / path).write_bytes(bytes(data[: len(data) // 2 if damage == "half" else 0]))
-        found, told = newest(run)
-        assert found and same(found, state(found.tick)), path
-        outcomes.add(found.tick)
-        if found.tick == 1:
-            (line,) = told
+        restored, messages = newest(run)
+        assert restored and same(restored, state(restored.tick)), path
+        outcomes.add(restored.tick)
+        if restored.tick == 1:
+            (line,) = messages
             assert str(run / "checkpoints/2") in line and "damaged" in line
             assert (run / "checkpoints_damaged/2").is_dir() and not (run / "checkpoints/2").exists()
             write(run, [2])
-            again, told = newest(run)
-            assert again and same(again, state(2)) and not told
+            again, messages = newest(run)
+            assert again and same(again, state(2)) and not messages
     assert 1 in outcomes
 
 
@@ -258,8 +260,8 @@ def test_a_missing_part_is_damage(tmp_path, part):
     write(tmp_path, [1, 2, 3], keep=3)
     shutil.rmtree(tmp_path / "checkpoints/3" / part)
     (tmp_path / "checkpoints/2/host/metadata").write_text("{")
-    found, told = newest(tmp_path, keep=3)
-    assert found and same(found, state(1)) and len(told) == 2
+    restored, messages = newest(tmp_path, keep=3)
+    assert restored and same(restored, state(1)) and len(messages) == 2
 
 
 def test_other_values_than_were_saved_are_damage(tmp_path):
@@ -270,8 +272,8 @@ def test_other_values_than_were_saved_are_damage(tmp_path):
     write(tmp_path, [2])
     shutil.rmtree(tmp_path / "checkpoints/2/learner")
     shutil.copytree(tmp_path / "checkpoints/1/learner", tmp_path / "checkpoints/2/learner")
-    found, told = newest(tmp_path)
-    assert found and found.tick == 1 and "learner/" in told[0]
+    restored, messages = newest(tmp_path)
+    assert restored and restored.tick == 1 and "learner/" in messages[0]
 
 
 def test_a_run_does_not_start_over_when_nothing_can_be_read(tmp_path):
@@ -323,8 +325,8 @@ def test_an_exception_while_restoring_is_no_damage(tmp_path, monkeypatch, error,
         ):
             newest(tmp_path, keep=1)
     assert len(calls) == attempts and tree(tmp_path) == before
-    found, told = newest(tmp_path)
-    assert found and same(found, state(2)) and not told
+    restored, messages = newest(tmp_path)
+    assert restored and same(restored, state(2)) and not messages
 
 
 def test_a_store_that_recovers_is_tried_again(tmp_path, monkeypatch):
@@ -339,8 +341,8 @@ def test_a_store_that_recovers_is_tried_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint_reader, "RETRY_SECONDS", (0.0, 0.0))
     monkeypatch.setattr(file_digests, "_digest", flaky)
-    found, told = newest(tmp_path)
-    assert found and same(found, state(1)) and not told and not failures
+    restored, messages = newest(tmp_path)
+    assert restored and same(restored, state(1)) and not messages and not failures
 
 
 def test_a_store_that_fails_while_the_owner_is_read_is_tried_again(tmp_path, monkeypatch):
@@ -353,9 +355,9 @@ def test_a_store_that_fails_while_the_owner_is_read_is_tried_again(tmp_path, mon
         "host_state",
         lambda path: fail(failures) if failures else host_state(path),
     )
-    found = kept.latest(abstract(), RunState.from_json)
+    restored = kept.latest(abstract(), RunState.from_json)
     kept.close()
-    assert found and same(found, state(1)) and not failures
+    assert restored and same(restored, state(1)) and not failures
 
 
 def fail(failures: list[OSError]):
@@ -419,9 +421,9 @@ def test_padding_of_the_vocabulary_comes_and_goes_with_the_mesh(tmp_path):
             padded(rows, devices),
         )
         kept = Checkpoints(tmp_path, config.CheckpointConfig(), unpadded=unpadded)
-        found = kept.latest(wanted, RunState.from_json)
+        restored = kept.latest(wanted, RunState.from_json)
         kept.close()
-        assert found and np.array_equal(found.learner["w"], padded(rows, devices)["w"]), rows
+        assert restored and np.array_equal(restored.learner["w"], padded(rows, devices)["w"]), rows
 
 
 def test_a_step_whose_host_state_cannot_be_read_is_not_deleted(tmp_path):
@@ -460,9 +462,9 @@ def test_bits_that_were_read_wrongly_are_refused(tmp_path, monkeypatch):
     restore = checkpoint.ocp.CheckpointManager.restore
 
     def wrong(self, *args, **kwargs):
-        found = restore(self, *args, **kwargs)
-        found["learner"]["w"] = found["learner"]["w"] + 1
-        return found
+        restored = restore(self, *args, **kwargs)
+        restored["learner"]["w"] = restored["learner"]["w"] + 1
+        return restored
 
     monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "restore", wrong)
     with pytest.raises(ConfigError, match=r"the restored bits of \['w'\] are not those"):
@@ -476,8 +478,8 @@ def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path):
     shutil.copytree(left, tmp_path / "checkpoints/2.orbax-checkpoint-tmp")
     # noted, not yet written
     (tmp_path / "checkpoints/best.json").write_text('{"tick": 2, "step": 2, "accuracy": 0.5}')
-    found, told = newest(tmp_path)
-    assert found and same(found, state(1)) and not told
+    restored, messages = newest(tmp_path)
+    assert restored and same(restored, state(1)) and not messages
     kept = Checkpoints(tmp_path, config.CheckpointConfig())
     kept.save_if_best(state(2), 0.1)
     kept.close()
@@ -487,9 +489,9 @@ def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path):
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_another_number_of_devices_reads_the_same_bits(tmp_path, devices):
     write(tmp_path, [3])
-    found, told = newest(tmp_path, devices)
-    assert found and same(found, state(3)) and not told
-    assert len(found.learner["w"].sharding.device_set) == devices
+    restored, messages = newest(tmp_path, devices)
+    assert restored and same(restored, state(3)) and not messages
+    assert len(restored.learner["w"].sharding.device_set) == devices
 
 
 def test_bit_sums_do_not_depend_on_the_mesh_and_see_every_bit():
@@ -524,7 +526,7 @@ command(run)
 
 
 def refused(workdir: Path, fault: str) -> str:
-    """What a program tells in which writing a second checkpoint fails (besides orbax, at
+    """The output of a program in which writing a second checkpoint fails (besides orbax, at
     length); the first one is whole.
     """
     code = FULL.format(folders=[str(p) for p in Path(__file__).parents[:2]], fault=fault)
@@ -537,8 +539,8 @@ def refused(workdir: Path, fault: str) -> str:
     )
     assert done.returncode == 2, done.stderr[-3000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    found, told = newest(workdir)
-    assert found and same(found, state(1)) and not told
+    restored, messages = newest(workdir)
+    assert restored and same(restored, state(1)) and not messages
     return line
 
 

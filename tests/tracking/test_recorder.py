@@ -1,4 +1,4 @@
-"""A run's records on a second start: what is cut, what is told, and how long it all took."""
+"""A run's records on a second start: what is cut, what is reported, and how long it all took."""
 
 import json
 import sys
@@ -58,8 +58,8 @@ def test_a_bad_line_before_the_last_and_missing_ticks_are_told(run):
     (run / "metrics.jsonl").write_text(
         edited := "".join([lines[0], "[1, 2]\n", "half a li\n", lines[3]])
     )
-    told = opened(run, 4)
-    assert [line.removeprefix(str(run)) for line in told] == [
+    output = opened(run, 4)
+    assert [line.removeprefix(str(run)) for line in output] == [
         "/metrics.jsonl:2: no row of this run's; cut out",
         "/metrics.jsonl:3: no row of this run's; cut out",
         "/metrics.jsonl: the file as it was is kept as metrics.jsonl.damaged-1",
@@ -68,7 +68,7 @@ def test_a_bad_line_before_the_last_and_missing_ticks_are_told(run):
     assert ticks(run / "metrics.jsonl") == [0, 3]
     assert (run / "metrics.jsonl.damaged-1").read_text() == edited
     assert len(opened(run, 4)) == 1, (
-        "the rows that are missing are told again, the copy stays as it is"
+        "the rows that are missing are reported again, the copy stays as it is"
     )
 
 
@@ -99,9 +99,9 @@ def test_a_row_that_later_code_could_not_use_is_kept_in_a_copy_only(tmp_path, na
     text = json.dumps({"tick": 0, **good}) + "\n" + json.dumps({"tick": 0, **bad}) + "\n"
     for number in (1, 2):
         path.write_text(text)
-        told = []
-        assert cut(path, 5, told.append) == {0}
-        assert told == [
+        messages = []
+        assert cut(path, 5, messages.append) == {0}
+        assert messages == [
             f"{path}:2: no row of this run's; cut out",
             f"{path}: the file as it was is kept as {name}.jsonl.damaged-{number}",
         ]
@@ -309,16 +309,16 @@ def test_a_comparison_says_how_arms_were_asked_and_what_pretraining_took(tmp_pat
     arm(tmp_path / "grpo", "", 90.0)
     arm(tmp_path / "gepa_only", "Think.", 0.0)
     results.write(tmp_path, ["grpo", "gepa_only"])
-    told, result = capsys.readouterr().out, json.loads((tmp_path / "result.json").read_text())
+    output, result = capsys.readouterr().out, json.loads((tmp_path / "result.json").read_text())
     assert (
         result["seconds"] == 20.0
         and result["seconds_pretraining"] == 90.4
         and result["templated"] == ["gepa_only"]
     )
     assert (
-        "gepa_only (best template)" in told
-        and "plain accuracy" not in told
-        and "20 s, and 90 s of pretraining" in told
+        "gepa_only (best template)" in output
+        and "plain accuracy" not in output
+        and "20 s, and 90 s of pretraining" in output
     )
     results.write(tmp_path, ["grpo"])
     assert "plain accuracy" in capsys.readouterr().out
