@@ -24,6 +24,7 @@ GONE = 75  # exit code if another process is the reason; EX_TEMPFAIL ("try again
 PATIENCE_S = 3.0  # an exception may be caused by another process's end, whose message comes later
 GRACE_S = 10.0  # the cause of another process's end may end this one too, with a better message
 _BEAT_S = 5.0
+_LINGER_S = 1.0  # for the others to read the last message
 
 
 class Missing(Exception):
@@ -94,7 +95,7 @@ class Peers:
             self._thread.join()
             for line in self._lines.values():
                 line.finish()
-            end = time.monotonic() + _BEAT_S
+            end = time.monotonic() + _LINGER_S
             for line in self._lines.values():
                 line.wait_for_end(max(end - time.monotonic(), 0.0))
                 line.close()
