@@ -106,6 +106,7 @@ def _evaluation(step: int, steps: int, lot: random.Random) -> dict[str, Any]:
         "generated_tokens": 1000 * step,
         "accuracy": step / steps / 2,
         "questions": 500,
+        "by_family": {},
         "sets": parts,
     }
 

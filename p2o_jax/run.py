@@ -170,9 +170,9 @@ class Run:
         self.close()
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
-        from p2o_jax.tracking.metric_names import read_rows
+        from p2o_jax.tracking.record_rows import read_strict
 
-        return read_rows(self.workdir / f"{name}.jsonl")
+        return read_strict(self.workdir / f"{name}.jsonl")
 
     def _opened(self) -> "Components":
         from p2o_jax.startup import session

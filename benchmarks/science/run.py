@@ -20,7 +20,7 @@ from benchmarks.science.arms import Run
 from p2o_jax import config, types
 from p2o_jax.config import ConfigError, loading
 from p2o_jax.toy_world import pretrain
-from p2o_jax.tracking.metric_names import read_rows
+from p2o_jax.tracking.record_rows import read_strict
 
 CONFIG = "configs/science.py"
 RESULTS = Path(__file__).with_name("results.jsonl")
@@ -41,7 +41,7 @@ def command(run: Run, workdir: str) -> list[str]:
 
 def pending(runs: Iterable[Run], results: Path) -> list[Run]:
     """The runs that have no row yet, each once."""
-    known = {tuple(row["overrides"]) for row in read_rows(results)}
+    known = {tuple(row["overrides"]) for row in read_strict(results)}
     left: dict[tuple[str, ...], Run] = {}
     for run in runs:
         if run.overrides not in known:
@@ -98,7 +98,7 @@ def redo(runs: Iterable[Run], results: Path) -> None:
     Raises:
         ConfigError: one line for every figure that differs.
     """
-    known, differing = {tuple(row["overrides"]): row for row in read_rows(results)}, []
+    known, differing = {tuple(row["overrides"]): row for row in read_strict(results)}, []
     for run in runs:
         if (old := known.get(run.overrides)) is None:
             continue
@@ -152,12 +152,12 @@ def figures(run: Run, workdir: Path) -> dict[str, Any]:
     """
     result = _read(workdir / "result.json")
     metrics, evaluations = (
-        read_rows(workdir / "metrics.jsonl"),
-        read_rows(workdir / "evaluations.jsonl"),
+        read_strict(workdir / "metrics.jsonl"),
+        read_strict(workdir / "evaluations.jsonl"),
     )
     losses = [row["train/loss"] for row in metrics if "train/loss" in row]
     curve = [[row["generated_tokens"], row["accuracy"]] for row in evaluations]
-    texts = [row["text"] for row in read_rows(workdir / "templates.jsonl")]
+    texts = [row["text"] for row in read_strict(workdir / "templates.jsonl")]
     return {
         "arm": run.arm.name,
         "dial": run.dial,

@@ -81,16 +81,16 @@ def read(workdir: Path, name: str, samples_bytes: int) -> dict[str, Any]:
         config, ("reward", "success_above"), record_rows.NUMBER, 0.5, "config.json", notes
     )
     texts: dict[str, str] = {}
-    read_rows = {file: record_rows.read(workdir / f"{file}.jsonl", notes) for file in FILES[:-1]}
-    metrics = list(read_rows["metrics"])
+    read = {file: record_rows.read(workdir / f"{file}.jsonl", notes) for file in FILES[:-1]}
+    metrics = list(read["metrics"])
     finite = curves.finite(metrics)
     if bad := curves.not_finite(metrics):
         notes.append(
             f"metrics.jsonl: {bad} values are not finite numbers and are left out of the curves"
         )
-    evaluations = curves.evaluations(read_rows["evaluations"])
-    trees = templates.epochs(_noting_texts(read_rows["templates"], texts), success_above)
-    lives = questions.lives(_noting_texts(read_rows["questions"], texts))
+    evaluations = curves.evaluations(read["evaluations"])
+    trees = templates.epochs(_noting_texts(read["templates"], texts), success_above)
+    lives = questions.lives(_noting_texts(read["questions"], texts))
     shown = samples.chosen(workdir / "samples.jsonl", samples_bytes, notes)
     wanted = {question for tree in trees for question in _question_ids(tree)} | set(
         lives["questions"]

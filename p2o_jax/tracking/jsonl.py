@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from p2o_jax.runtime import files
+from p2o_jax.tracking import record_rows
 
 FILES = ("metrics", "samples", "templates", "evaluations", "questions")
 
@@ -25,7 +26,8 @@ def cut(path: Path, tick: int, log: Callable[[str], None]) -> set[int]:
     is no row is reported, and the file as it was is kept beside it.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    rows = [_row(line, _NEEDS.get(path.name, _no_needs)) for line in lines]
+    check = record_rows.CHECKS[path.stem]()
+    rows = [_row(line, check) for line in lines]
     whole = rows if lines and lines[-1].endswith(b"\n") else rows[:-1]
     bad = [number for number, row in enumerate(whole, start=1) if row is None]
     for number in bad:
@@ -43,39 +45,12 @@ def cut(path: Path, tick: int, log: Callable[[str], None]) -> set[int]:
         for line, row in zip(lines, rows, strict=True)
         if row and row["tick"] < tick
     ]
-    files.write_whole(path, "".join(line.decode("ascii") for line, _ in kept))
+    files.write_whole(path, b"".join(line for line, _ in kept))
     return {tick for _, tick in kept}
 
 
-def _no_needs(row: Mapping[str, Any]) -> bool:
-    return True
-
-
-_NEEDS: dict[
-    str, Callable[[Mapping[str, Any]], bool]
-] = {  # of rows that result.json and tables are made of
-    "metrics.jsonl": lambda row: (
-        isinstance(row["step"], int) and all(isinstance(v, int | float) for v in row.values())
-    ),
-    "evaluations.jsonl": lambda row: (
-        all(isinstance(row[key], int | float) for key in ("step", "accuracy", "generated_tokens"))
-        and all(isinstance(v, int | float) for v in row["by_family"].values())
-    ),
-    "templates.jsonl": lambda row: (
-        row.get("cover_rank") is None
-        or (
-            isinstance(row["dev_score"], int | float)
-            and isinstance(row["text"], str)
-            and isinstance(row["epoch"], int)
-        )
-    ),
-}
-
-
-def _row(line: bytes, needs: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any] | None:
-    """The row of a line; None if it is not whole, or is none."""
-    try:
-        row = json.loads(line.decode("ascii"))
-        return row if line.endswith(b"\n") and type(row["tick"]) is int and needs(row) else None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
+def _row(line: bytes, check: record_rows.Check) -> record_rows.Row | None:
+    """The row of a line; None if the line is torn off, or holds no row of its kind and tick."""
+    row, problem = record_rows.checked(line, check)
+    whole = line.endswith(b"\n") and line.isascii()
+    return row if whole and not problem and type(row.get("tick")) is int else None

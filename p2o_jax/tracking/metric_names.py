@@ -7,17 +7,13 @@ absent, not 0.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from p2o_jax.config import ConfigError
 from p2o_jax.evaluation import metrics
 from p2o_jax.gepa import STATS, api
 from p2o_jax.p2o import question_history
 from p2o_jax.state import Ledger
-from p2o_jax.tracking import record_rows
 from p2o_jax.types import Rollout
 
 PHASES: dict[str, str] = {
@@ -207,28 +203,6 @@ def meaning(name: str) -> str | None:
         parts.append("NAME")
     text = METRICS.get("/".join((kind, *parts)))
     return None if text is None else of + text
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file, without a last line that a kill has torn off; none if there is no
-    such file.
-
-    Raises:
-        ConfigError: with a line for every other line that is no JSON, or, in a record file of a
-            run, no row of its kind.
-    """
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    check = record_rows.CHECKS.get(path.stem, lambda: lambda row: "")()
-    rows, bad = [], []
-    for number, line in enumerate(lines, start=1):
-        row, problem = record_rows.checked(line, check)
-        if not problem:
-            rows.append(row)
-        elif line and number < len(lines):
-            bad.append(f"{path}:{number}: {problem}: {line[:60]!r}")
-    if bad:
-        raise ConfigError(*bad)
-    return rows
 
 
 def ledger_metrics(ledger: Ledger) -> dict[str, float]:

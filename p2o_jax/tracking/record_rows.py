@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from p2o_jax.config import ConfigError
+
 LARGEST = 1e100  # sums and squares of such numbers are finite
 DEEPEST = 50  # levels of a JSON file: Python ends at a thousand
 Row = dict[str, Any]
@@ -101,15 +103,13 @@ class Schema(NamedTuple):
 
 METRICS = Schema({"step": COUNT}, others=MEASURED)
 EVALUATIONS = Schema(
-    {"step": COUNT, "accuracy": SHARE},
+    {"step": COUNT, "accuracy": SHARE, "generated_tokens": NUMBER, "by_family": _mapping(SHARE)},
     {
         "standard_error": _or_null(SHARE),  # null: of a single question
         "questions": COUNT,
-        "by_family": _mapping(SHARE),
         "sets": _mapping(SET),
-        "generated_tokens": NUMBER,
-    }
-    | {"template": TEXT},
+        "template": TEXT,
+    },
 )
 SAMPLES = Schema(
     {"step": COUNT, "question_id": TEXT, "response": TEXT},
@@ -232,6 +232,27 @@ def read(path: Path, notes: list[str]) -> Iterator[Row]:
             notes.append(f"{path.name}:{number}: {problem}; left out")
         else:
             yield row
+
+
+def read_strict(path: Path) -> list[Row]:
+    """The rows of a JSONL file, without a last line that a kill has torn off; none if there is no
+    such file.
+
+    Raises:
+        ConfigError: with a line for every other line that is not JSON, or, in a record file of a
+            run, not a row of its kind.
+    """
+    check = CHECKS.get(path.stem, lambda: lambda row: "")()
+    rows, problems = [], []
+    for number, line in lines(path):
+        row, problem = checked(line, check)
+        if problem:
+            problems.append(f"{path}:{number}: {problem}: {line.rstrip()[:60]!r}")
+        else:
+            rows.append(row)
+    if problems:
+        raise ConfigError(*problems)
+    return rows
 
 
 def checked(line: bytes, check: Check) -> tuple[Row, str]:

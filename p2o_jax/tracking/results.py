@@ -9,15 +9,15 @@ from p2o_jax.runtime import files
 from p2o_jax.runtime.console import printable
 from p2o_jax.state import Ledger
 from p2o_jax.tracking.clock import read_seconds
-from p2o_jax.tracking.metric_names import read_rows
+from p2o_jax.tracking.record_rows import read_strict
 
 PHASES = ("rollout", "reward", "score", "update", "gepa", "eval")
 
 
 def write_one(workdir: Path, model_directory: Path, ledger: Ledger) -> None:
     """Writes workdir/result.json: the run in a few numbers."""
-    evaluations = read_rows(workdir / "evaluations.jsonl")
-    metrics = read_rows(workdir / "metrics.jsonl")
+    evaluations = read_strict(workdir / "evaluations.jsonl")
+    metrics = read_strict(workdir / "metrics.jsonl")
     world = model_directory / "world.json"
     result: dict[str, Any] = {
         "accuracy_before": evaluations[0]["accuracy"] if evaluations else None,
@@ -58,7 +58,7 @@ def write(workdir: Path, arms: Sequence[str]) -> None:
     results = {
         arm: json.loads((workdir / arm / "result.json").read_text(encoding="utf-8")) for arm in arms
     }
-    rows = {arm: read_rows(workdir / arm / "metrics.jsonl") for arm in arms}
+    rows = {arm: read_strict(workdir / arm / "metrics.jsonl") for arm in arms}
     combined: dict[str, Any] = {"base": results[arms[0]]["accuracy_before"]}
     for arm in arms:
         combined |= {
@@ -115,7 +115,7 @@ def best_templates(workdir: Path, count: int = 5) -> list[dict[str, Any]]:
     """The templates of the greedy covers with the best dev scores, best first, each text once."""
     chosen = [
         row
-        for row in read_rows(workdir / "templates.jsonl")
+        for row in read_strict(workdir / "templates.jsonl")
         if row.get("cover_rank") is not None and row["text"]
     ]
     best: dict[str, dict[str, Any]] = {}
@@ -140,8 +140,8 @@ def plot(workdir: Path, arms: Sequence[str], templated: Sequence[str] = ()) -> N
         2, 2, figsize=(11, 7.5), constrained_layout=True
     )
     for i, arm in enumerate(arms):
-        evaluations = read_rows(workdir / arm / "evaluations.jsonl")
-        rows = read_rows(workdir / arm / "metrics.jsonl")
+        evaluations = read_strict(workdir / arm / "evaluations.jsonl")
+        rows = read_strict(workdir / arm / "metrics.jsonl")
         steps = [r for r in rows if "rollout/frac_zero_advantage" in r]
         times = json.loads((workdir / arm / "result.json").read_text(encoding="utf-8"))[
             "seconds_by_phase"

@@ -13,7 +13,7 @@ from p2o_jax.config import ConfigError
 from p2o_jax.report import page, samples, serve
 from p2o_jax.report import run as report_run
 from p2o_jax.tracking import record_rows
-from p2o_jax.tracking.metric_names import read_rows
+from p2o_jax.tracking.record_rows import read_strict
 
 pytest.importorskip("plotly", reason="pip install 'p2o-jax[report]'")
 
@@ -158,7 +158,7 @@ def test_a_field_that_is_missing_or_of_another_kind_is_noted(small, name, field,
     assert re.match(f"{name}.jsonl:1: .*{rule}", note) and note.endswith("; left out")
     if name != "samples":
         with pytest.raises(ConfigError, match=f"{name}.jsonl:1: .*{rule}"):
-            read_rows(path)
+            read_strict(path)
 
 
 def test_every_field_takes_every_value_or_is_noted(small):

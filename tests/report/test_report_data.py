@@ -441,10 +441,8 @@ def test_a_run_without_training_is_called_by_its_name_and_its_prompts(run, tmp_p
         "GEPA once, then GRPO,": {"gepa": {"schedule": "first"}},
     }
     names["GEPA alone, no training,"] = {"gepa": {"schedule": "first"}, "train": {"epochs": 0}}
-    rows = [
-        {"step": 0, "accuracy": 0.1, "questions": 8},
-        {"step": 0, "accuracy": 0.3, "questions": 8, "template": "Think."},
-    ]
+    row = {"step": 0, "accuracy": 0.1, "questions": 8, "generated_tokens": 0, "by_family": {}}
+    rows = [row, {**row, "accuracy": 0.3, "template": "Think."}]
     (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, config in names.items():
         (tmp_path / "config.json").write_text(json.dumps(config))

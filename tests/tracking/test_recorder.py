@@ -13,7 +13,7 @@ from p2o_jax.state import Ledger, RunState
 from p2o_jax.tracking import recorder, results, writers
 from p2o_jax.tracking.clock import Clock, read_seconds
 from p2o_jax.tracking.jsonl import cut
-from p2o_jax.tracking.metric_names import read_rows
+from p2o_jax.tracking.record_rows import read_strict
 from p2o_jax.tracking.run_log import RunLog
 from p2o_jax.tracking.writers import WandbWriter
 from p2o_jax.types import SearchResult
@@ -72,6 +72,29 @@ def test_a_bad_line_before_the_last_and_missing_ticks_are_told(run):
     )
 
 
+CANDIDATE = {
+    "epoch": 0,
+    "candidate": 0,
+    "text": "z",
+    "parent": None,
+    "dev_score": 0.5,
+    "dev": {"q": 0.5},
+    "cover_rank": 0,
+}
+QUESTION = {
+    "epoch": 0,
+    "question_id": "q",
+    "hard": True,
+    "plain": [0, 6],
+    "templated": [0, 0],
+    "templates": {},
+    "first_hard_epoch": 0,
+    "internalised_epoch": None,
+    "relapsed_epoch": None,
+}
+SAMPLE = {"step": 0, "question_id": "q", "response": "1"}
+
+
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
@@ -82,13 +105,11 @@ def test_a_bad_line_before_the_last_and_missing_ticks_are_told(run):
             {"step": 0, "accuracy": 1, "generated_tokens": 2, "by_family": {"a": 1.0}},
             {"step": 0, "accuracy": 1},
         ),
-        (
-            "templates",
-            {"cover_rank": 0, "text": "z", "dev_score": 0.5, "epoch": 0},
-            {"cover_rank": 0, "text": None},
-        ),
-        ("templates", {"cover_rank": None}, {"tick": True}),
-        ("samples", {}, {"tick": "0"}),
+        ("templates", CANDIDATE, {**CANDIDATE, "candidate": 1, "text": None}),
+        ("templates", CANDIDATE, CANDIDATE),
+        ("questions", QUESTION, {**QUESTION, "plain": [1]}),
+        ("samples", SAMPLE, {**SAMPLE, "tick": "0"}),
+        ("samples", SAMPLE, {**SAMPLE, "tick": True}),
     ],
 )
 def test_a_row_that_later_code_could_not_use_is_kept_in_a_copy_only(tmp_path, name, good, bad):
@@ -124,16 +145,16 @@ def test_a_bad_line_before_the_last_is_not_read_over(run):
     path = run / "metrics.jsonl"
     with open(path, "ab") as f:
         f.write(b'{"tick": 4, "st')
-    assert [row["tick"] for row in read_rows(path)] == [0, 1, 2, 3]
+    assert [row["tick"] for row in read_strict(path)] == [0, 1, 2, 3]
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], b"half a li\n", b"\x00\xff\n", *lines[3:]]))
     with pytest.raises(ConfigError) as e:
-        read_rows(path)
+        read_strict(path)
     assert e.value.problems == (
         f"{path}:2: not JSON: b'half a li'",
         f"{path}:3: not JSON: b'\\x00\\xff'",
     )
-    assert read_rows(run / "none.jsonl") == []
+    assert read_strict(run / "none.jsonl") == []
 
 
 class FakeWandb(types.ModuleType):
