@@ -73,8 +73,8 @@ class Tally:
         if self.disagreements:
             shown = listing.shortened(self.disagreements, MAX_LINES_SHOWN)
             lines.append(
-                f"the graders disagree on {len(self.disagreements):,} responses, in {source}: lines"
-                f" {', '.join(shown)}"
+                f"the graders disagree on {len(self.disagreements):,} of {total:,}; lines of"
+                f" {source}: {', '.join(shown)}"
             )
         if count["final"]:
             lines.append(

@@ -64,7 +64,7 @@ def test_lines_come_back_with_their_grades(tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().err
     assert "strict: 2 of 7 right (28.6%), 3 without an answer, 1 timed out, 0 failed" in shown
     assert "lenient: 3 of 7 right (42.9%), 2 without an answer, 1 timed out, 0 failed" in shown
-    assert f"the graders disagree on 1 responses, in {path}: lines 5" in shown  # line 4 is blank
+    assert f"the graders disagree on 1 of 7; lines of {path}: 5" in shown  # line 4 is blank
     assert "1 answers are solutions: their final answers are the references" in shown
     assert "1 lines had one of the fields strict, lenient, extracted, status: replaced" in shown
 
