@@ -78,3 +78,12 @@ def minibatch(
             break
         drawn = tuple(rng.sample(left, min(size, len(left))))
     return drawn
+
+
+def further(
+    rng: random.Random, used: Set[int], num_train: int, size: int, have: Set[int]
+) -> tuple[int, ...]:
+    """Returns `size` train questions outside `have`, those outside `used` first."""
+    left = [i for i in range(num_train) if i not in have]
+    rng.shuffle(left)
+    return tuple(sorted(left, key=lambda i: i in used)[:size])

@@ -3,7 +3,7 @@ steps 1 to 4).
 
 `evaluate` and `reflect` are its only connections to the outside. Every stage of an iteration is one
 call with all of its inputs: parents on their minibatches, all reflection prompts, children on the
-same minibatches, accepted ones on dev.
+same minibatches, ties again on further ones, accepted ones on dev.
 """
 
 from collections import Counter
@@ -71,6 +71,7 @@ STATS = {
     "iterations": "waves of proposals",
     "proposals": "pairs of a parent and a minibatch",
     "accepted": "children that became candidates",
+    "ties": "children that tied with their parent and were compared on more questions",
     **{
         ("rejected_by_gate" if reason == "gate" else f"rejected_{reason}"): meaning
         for reason, meaning in REJECTIONS.items()
@@ -163,6 +164,8 @@ def search(
         replies = evaluator.replies(state, before, examples)
         state = steps.propose(phase, state, before, replies, count_tokens, fits, spells_special)
         state = steps.gate(phase, state, evaluator.children(state))
+        while state.stage == "gate":
+            state = steps.compare_more(phase, state, *evaluator.tied(state))
         num_before = len(state.events)
         state = steps.promote(
             phase, state, *evaluator.dev([p.text for p in steps.undecided(state)], "dev")
@@ -251,6 +254,17 @@ class _Evaluator:
         )
         return [sum(score for _, score, _ in group) for group in groups]
 
+    def tied(self, state: steps.SearchState) -> tuple[list[float], list[float]]:
+        """Returns the scores of the parents and children of ties, summed over their further
+        minibatches.
+        """
+        ties = steps.tied(state)
+        parents = self._minibatches([(state.templates[p.parent], p.more) for p in ties], "parents")
+        children = self._minibatches([(p.text, p.more) for p in ties], "children")
+        return [sum(score for _, score, _ in group) for group in parents], [
+            sum(score for _, score, _ in group) for group in children
+        ]
+
     def _minibatches(
         self, items: Sequence[tuple[str, Sequence[int]]], stage: EvaluationStage
     ) -> list[list[tuple[Question, float, Outcome]]]:
@@ -313,6 +327,7 @@ def _stats(
         "iterations": state.iteration,
         "proposals": len(fates),
         "accepted": fates.count("accepted"),
+        "ties": sum(event.get("minibatches", 1) > 1 for event in state.events),
         **{
             ("rejected_by_gate" if reason == "gate" else f"rejected_{reason}"): fates.count(reason)
             for reason in REJECTIONS

@@ -52,6 +52,8 @@ class Proposal:
     minibatch: tuple[int, ...]  # indices into train
     before: float = 0.0  # the parent's score, summed over the minibatch
     after: float = 0.0  # the child's score
+    more: tuple[int, ...] = ()  # further train questions on which the two are to be compared
+    minibatches: int = 1  # on which they are compared, `more` included
     text: str = ""
     outcome: str = ""
 
@@ -90,7 +92,8 @@ def from_json(value: Mapping[str, Any]) -> SearchState:
     kept |= {name: tuple(kept[name]) for name in ("templates", "parents", "used", "events")}
     kept |= {name: tuple(tuple(row) for row in kept[name]) for name in ("score_ZN", "transfer_ZN")}
     kept["wave"] = tuple(
-        Proposal(**{**p, "minibatch": tuple(p["minibatch"])}) for p in kept["wave"]
+        Proposal(**{**p, "minibatch": tuple(p["minibatch"]), "more": tuple(p["more"])})
+        for p in kept["wave"]
     )
     return SearchState(**kept)
 
@@ -247,21 +250,92 @@ def _least_gain(cfg: config.GepaConfig) -> float:
 def gate(phase: SearchSetup, state: SearchState, after: Sequence[float]) -> SearchState:
     """Rejects children that do not beat their parent on its minibatch (step 3d).
 
-    `after` holds the undecided children's scores, summed over each minibatch. They must be strictly
-    larger, or larger by `acceptance_margin`. ▲ With `charge_all`, children with the largest gains
-    take precedence if the budget does not suffice for all.
+    They must have a strictly larger score, or one larger by `acceptance_margin`. ▲ With
+    `max_minibatches` > 1, children that are neither worse nor better get a further minibatch, and
+    the stage stays "gate" for `compare_more`.
+
+    Args:
+        phase: constants of the phase.
+        state: the state after `propose`.
+        after: score of each undecided child, summed over the minibatch.
     """
     assert state.stage == "gate", state.stage
-    cfg, scores = phase.cfg, iter(after)
-    wave = [p if p.outcome else replace(p, after=next(scores)) for p in state.wave]
+    scores = iter(after)
+    wave = tuple(p if p.outcome else replace(p, after=next(scores)) for p in state.wave)
+    num_pairs = sum(len(p.minibatch) for p in undecided(state))
+    state = _spend(phase, replace(state, wave=wave), num_pairs, free=not phase.cfg.charge_all)
+    return _with_more(phase, state)
+
+
+def tied(state: SearchState) -> list[Proposal]:
+    """Returns the proposals with a further minibatch, in order."""
+    return [p for p in state.wave if p.more]
+
+
+def compare_more(
+    phase: SearchSetup, state: SearchState, before: Sequence[float], after: Sequence[float]
+) -> SearchState:
+    """Adds the scores of `tied` parents and children on their further minibatches, and decides as
+    `gate` does.
+    """
+    assert state.stage == "gate", state.stage
+    num_pairs = sum(len(p.more) for p in tied(state))
+    scores = iter(zip(before, after, strict=True))
+    wave = []
+    for p in state.wave:
+        if p.more:
+            parent, child = next(scores)
+            p = replace(
+                p,
+                minibatch=(*p.minibatch, *p.more),
+                before=p.before + parent,
+                after=p.after + child,
+                more=(),
+            )
+        wave.append(p)
+    state = _spend(phase, replace(state, wave=tuple(wave)), num_pairs)
+    state = _spend(phase, state, num_pairs, free=not phase.cfg.charge_all)
+    return _with_more(phase, state)
+
+
+def _with_more(phase: SearchSetup, state: SearchState) -> SearchState:
+    """Draws further minibatches for ties, of questions that the proposal does not have yet, as far
+    as the budget allows them and one promotion; without any, decides the wave.
+    """
+    cfg = phase.cfg
+    n = cfg.rollouts_per_eval
+    left = phase.budget - state.charged - len(phase.dev) * n if cfg.charge_all else sys.maxsize
+    rng = random.Random(f"{phase.seed}/more/{state.iteration}/{_most_minibatches(state)}")
+    used, wave = set(state.used), []
+    for p in state.wave:
+        unseen = len(phase.train) - len(p.minibatch)
+        size = min(cfg.minibatch, unseen)
+        is_tie = not p.outcome and -_EPS <= p.after - p.before < _least_gain(cfg)
+        if is_tie and p.minibatches < cfg.max_minibatches and size > 0 and 2 * size * n <= left:
+            more = draws.further(rng, used, len(phase.train), size, set(p.minibatch))
+            left -= 2 * size * n
+            used |= set(more)
+            p = replace(p, more=more, minibatches=p.minibatches + 1)
+        wave.append(p)
+    state = replace(state, wave=tuple(wave), used=tuple(sorted(used)))
+    return state if tied(state) else _decided(phase, state)
+
+
+def _most_minibatches(state: SearchState) -> int:
+    return max((p.minibatches for p in state.wave), default=1)
+
+
+def _decided(phase: SearchSetup, state: SearchState) -> SearchState:
+    """Rejects what is not better. ▲ With `charge_all`, children with the largest gains take
+    precedence if the budget does not suffice for all.
+    """
+    cfg = phase.cfg
     wave = [
         replace(p, outcome="gate")
         if not p.outcome and not p.after - p.before >= _least_gain(cfg)
         else p
-        for p in wave
+        for p in state.wave
     ]
-    num_rollouts = sum(len(p.minibatch) for p in undecided(state))
-    state = _spend(phase, replace(state, stage="promote"), num_rollouts, free=not cfg.charge_all)
     if cfg.charge_all:
         affordable = max(phase.budget - state.charged, 0) // (
             len(phase.dev) * cfg.rollouts_per_eval
@@ -269,7 +343,7 @@ def gate(phase: SearchSetup, state: SearchState, after: Sequence[float]) -> Sear
         accepted = [i for i, p in enumerate(wave) if not p.outcome]
         for i in sorted(accepted, key=lambda i: (wave[i].before - wave[i].after, i))[affordable:]:
             wave[i] = replace(wave[i], outcome="budget")
-    return replace(state, wave=tuple(wave))
+    return replace(state, stage="promote", wave=tuple(wave))
 
 
 def promote(
@@ -303,6 +377,7 @@ def promote(
             "before": p.before,
             "after": p.after if evaluated else None,
             "minibatch": [phase.train[i].id for i in p.minibatch],
+            "minibatches": p.minibatches,
         }
         if not p.outcome:
             row = tuple(next(rows))

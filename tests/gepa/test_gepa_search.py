@@ -127,9 +127,11 @@ def test_faithful_is_as_wide_as_the_front():
 
 @pytest.mark.parametrize("calls", [5, 40, 61, 100, 257, 400])
 @pytest.mark.parametrize("rollouts", [1, 2])
-def test_charge_all_never_overruns(calls, rollouts):
+@pytest.mark.parametrize("minibatches", [1, 3])
+def test_charge_all_never_overruns(calls, rollouts, minibatches):
     toy = Toy()
-    result = run(toy, settings(max_metric_calls=calls, rollouts_per_eval=rollouts))
+    limits = {"max_metric_calls": calls, "max_minibatches": minibatches}
+    result = run(toy, settings(rollouts_per_eval=rollouts, **limits))
     generated = sum(size for kind, size in toy.calls if kind == "evaluate")
     assert result.stats["rollouts_generated"] == result.stats["rollouts_charged"] == generated
     assert generated <= max(calls, 12 * rollouts)  # dev under the empty template is the least
@@ -146,6 +148,80 @@ def test_the_last_wave_promotes_the_children_that_improve_most():
     )
     wave = steps.gate(phase, start, [1.0, 3.0, 2.0]).wave
     assert [p.outcome for p in wave] == ["budget", "", "budget"]
+
+
+def waiting(num_proposals, budget=100, **changes):
+    """A phase of 9 train and 4 dev questions with proposals at the gate, whose parents failed all
+    three questions, and 9 rollouts charged.
+    """
+    cfg = settings(max_metric_calls=budget, **changes)
+    phase = steps.SearchSetup(tuple(HARD[:9]), tuple(HARD[9:13]), cfg, "s", budget)
+    wave = tuple(steps.Proposal(0, (0, 1, 2), text=f"t{i}") for i in range(num_proposals))
+    state = steps.SearchState(("",), (None,), ((0,) * 4,), stage="gate", wave=wave, charged=9)
+    return phase, dataclasses.replace(state, used=(0, 1, 2))
+
+
+def test_ties_are_compared_on_further_minibatches():
+    """By hand: of four children two tie; one of these is worse on the next minibatch, the other
+    ties again and is better on the last three questions.
+    """
+    phase, state = waiting(4, max_minibatches=3)
+    state = steps.gate(phase, state, [0.0, 1.0, 0.0, -1.0])
+    assert state.stage == "gate" and state.charged == 9 + 4 * 3
+    first, second = steps.tied(state)
+    assert (first.text, second.text) == ("t0", "t2")
+    assert len({*first.more, *second.more}) == 6 and not {0, 1, 2} & {*first.more, *second.more}
+    assert steps.from_json(json.loads(json.dumps(steps.to_json(state)))) == state
+
+    state = steps.compare_more(phase, state, [1.0, 0.0], [0.0, 0.0])
+    assert state.charged == 21 + 2 * 2 * 3
+    (third,) = steps.tied(state)
+    assert third.text == "t2" and set(third.more) == set(range(9)) - set(third.minibatch)
+
+    state = steps.compare_more(phase, state, [0.0], [1.0])
+    assert state.stage == "promote" and state.charged == state.generated + 9 == 33 + 2 * 3
+    assert [(p.outcome, p.before, p.after, len(p.minibatch)) for p in state.wave] == [
+        ("gate", 1.0, 0.0, 6),
+        ("", 0.0, 1.0, 3),
+        ("", 0.0, 1.0, 9),
+        ("gate", 0.0, -1.0, 3),
+    ]
+    events = steps.promote(phase, state, [[1.0, 0, 0, 0]] * 2).events
+    assert [event["minibatches"] for event in events] == [2, 1, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [(9 + 6 + 4 + 12, 2), (9 + 6 + 4 + 11, 1), (9 + 6 + 4 + 5, 0)],
+)
+def test_ties_get_no_more_than_the_budget_allows_beside_a_promotion(budget, expected):
+    phase, state = waiting(2, budget, max_minibatches=2)
+    state = steps.gate(phase, state, [0.0, 0.0])
+    assert len(steps.tied(state)) == expected
+    assert state.stage == ("gate" if expected else "promote")
+
+
+def test_the_released_gate_has_one_minibatch():
+    phase, state = waiting(2)
+    state = steps.gate(phase, state, [0.0, 0.0])
+    assert state.stage == "promote" and [p.outcome for p in state.wave] == ["gate"] * 2
+
+
+def test_children_that_help_a_third_of_the_questions_are_no_longer_lost():
+    """The first child solves a third of the questions: its three are all failed in 8 of 27 draws,
+    its nine in 1 of 38 (fewer, as questions are not drawn twice).
+    """
+
+    def accepted(seed, **changes):
+        def score(template, question):
+            return float(template == "a" and int(question.id[1:]) % 3 == 0)
+
+        toy = Toy(reply=lambda prompt: "```\na\n```", score=score)
+        cfg = settings(parents=1, max_iterations=1, max_metric_calls=10_000, **changes)
+        return run(toy, cfg, seed=str(seed)).stats["accepted"]
+
+    shares = [sum(accepted(seed, max_minibatches=m) for seed in range(200)) / 200 for m in (1, 3)]
+    assert abs(shares[0] - 0.70) < 0.1 and shares[1] > 0.95
 
 
 def test_width_is_filled_with_other_minibatches():

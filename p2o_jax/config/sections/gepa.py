@@ -27,6 +27,12 @@ class GepaConfig:
     )
     parents: int = setting(16, "Parents per iteration, with one proposal each.", ge=1)
     minibatch: int = setting(3, "Questions that each proposal reflects on.", ge=1)
+    max_minibatches: int = setting(
+        1,
+        "Minibatches on which a child is compared with its parent at most: another one while they"
+        " tie.",
+        ge=1,
+    )
     budget: Literal[
         "light",
         "medium",
