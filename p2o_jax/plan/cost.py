@@ -227,7 +227,9 @@ class _Reader:
             for i, v in enumerate(start)
             if v and v[0] is None and i < len(after) and after[i] == (i, 0)
         }
-        turns = self._turns(condition, fixed, start, after)
+        turns = line.trip_count
+        if turns is None:
+            turns = self._turns(condition, fixed, start, after)
         if turns is None:
             return 1.0, Cost(loops=((1.0, self.of(body, fixed)),))
         inner, inside = self._read(body, fixed)

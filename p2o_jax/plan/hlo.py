@@ -34,6 +34,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(
     r"\b(?:calls|to_apply|true_computation|false_computation|condition|body)=%?([\w.\-]+)"
 )
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 
@@ -61,6 +62,7 @@ class Instruction:
     inside: str  # the text in parentheses: operands, a constant's value, or a parameter's number
     attributes: str
     on_host: bool
+    trip_count: float | None = None  # the iterations of a loop, where the compiler notes them
 
     def attribute(self, key: str) -> str:
         """The word or braced list after `key=`, or ""."""
@@ -133,6 +135,7 @@ def parse_instruction(line: str) -> Instruction:
     opcode, _, _ = rest.partition("(")
     close = _closing(rest, len(opcode))
     inside, attributes = rest[len(opcode) + 1 : close - 1], rest[close:].lstrip(", ")
+    trip_count = _TRIP_COUNT.search(attributes)
     attributes = re.split(r", (?:metadata|backend_config)=", attributes, maxsplit=1)[0]
     name = left.strip().removeprefix("ROOT ").lstrip("%")
     return Instruction(
@@ -143,6 +146,7 @@ def parse_instruction(line: str) -> Instruction:
         inside,
         attributes,
         HOST_SPACE in result,
+        float(trip_count.group(1)) if trip_count else None,
     )
 
 

@@ -148,6 +148,15 @@ def test_a_counting_loop_counts_as_often_as_it_turns(condition, step, turns):
     assert result.flops == turns * ONE and result.loops == ()
 
 
+def test_a_loop_s_length_is_the_compiler_s_where_it_notes_one():
+    """JAX 0.12 draws random numbers in loops whose counter cannot be followed."""
+    text = loop("compare(%i.1, %n.1), direction=LT", 1, "parameter(1)").replace(
+        "body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"3"}}'
+    )
+    result = cost.cost(text)
+    assert result.flops == 3 * ONE and result.loops == ()
+
+
 @pytest.mark.parametrize("start", ["parameter(1)", "partition-id()"])
 def test_a_loop_of_unknown_length_is_kept_apart(start):
     result = cost.cost(loop("compare(%i.1, %n.1), direction=LT", 1, start))
