@@ -1,11 +1,12 @@
 """Samples completions of the prompts in a file, with their log-probs and verdicts."""
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from p2o_jax import config
 from p2o_jax.config import Config, ConfigError
-from p2o_jax.data import sources
+from p2o_jax.data import seed_templates, sources
 from p2o_jax.data.prompts import PromptRow, read_prompts
 from p2o_jax.offline import policy, sampler_shapes, settings
 from p2o_jax.offline.policy import Source
@@ -27,6 +28,7 @@ from p2o_jax.startup.model import Model, open_model
 from p2o_jax.types import Completion, Question, Request, SamplingParams
 
 Ids = tuple[int, ...]  # token ids
+Place = tuple[str, int, int]  # template, number of the prompt, number of its completion
 
 
 class GenerateOptions(NamedTuple):
@@ -35,6 +37,7 @@ class GenerateOptions(NamedTuple):
     source: Source
     prompts: Path
     template: str = ""
+    templates: str = ""  # a file of several; the prompts are asked plainly, too
     n: int = 1  # completions of each prompt
     out: str = ""  # empty: standard output
     temperature: float | None = None  # None: config.rollout.temperature
@@ -83,18 +86,22 @@ def _generate(
     workdir = options.source.workdir
     date = run_directory.read_date(Path(workdir)) if workdir else None
     model = open_model(cfg, reporter, date)
-    template = policy.chosen_template(options.template, workdir)
-    ids = [model.chat.render(p.question, template) for p in prompts]
-    given = {key for key, _ in options.overrides}
-    cfg = sampler_shapes.fit(cfg, given, model, [len(i) for i in ids], options.n)
-    _check_lengths(options.prompts, cfg, model, prompts, ids)
+    several = [seed.text for seed in seed_templates.read(options.templates)]
+    templates = ["", *several] if several else [policy.chosen_template(options.template, workdir)]
+    jobs = {
+        z: [Job(p.question, model.chat.render(p.question, z), options.n) for p in prompts]
+        for z in templates
+    }
+    given, all_jobs = {key for key, _ in options.overrides}, sum(jobs.values(), [])
+    lengths = [len(job.prompt_ids) for job in all_jobs]
+    cfg = sampler_shapes.fit(cfg, given, model, lengths, options.n)
+    _check_lengths(options.prompts, cfg, model, [*prompts] * len(templates), lengths)
     temperature = options.temperature
     params = sampling_params.at(
         cfg, cfg.rollout.temperature if temperature is None else temperature
     )
     out = _open(options.out, distributed.is_main_process(), stack)
     scorer = stack.enter_context(Scorer(cfg.reward))
-    jobs = [Job(p.question, i, options.n) for p, i in zip(prompts, ids, strict=True)]
     sample(cfg, model, jobs, params, scorer, out, reporter)
 
 
@@ -116,7 +123,7 @@ class Job(NamedTuple):
 def sample(
     cfg: Config,
     model: Model,
-    jobs: Sequence[Job],
+    jobs: Mapping[str, Sequence[Job]],
     params: SamplingParams,
     scorer: Scorer,
     out: TextIO,
@@ -127,52 +134,79 @@ def sample(
     Args:
         cfg: with the sampler's shapes, and the seed.
         model: opened, not loaded.
-        jobs: the prompts.
+        jobs: the prompts under each template; rows name the template if there are several.
         params: temperature and limits of sampling.
         scorer: judges completions of questions that have an answer.
         out: gets a line of JSON for each completion, from process 0.
-        reporter: shows progress and speed.
+        reporter: shows progress, speed and success.
     """
     engine = components.make_engine(cfg, model)
     weights = engine.to_rollout_layout(model.load(str(jnp.dtype(model.dtype))))
     key = rng.key(cfg.train.seed, "generate")
-    places = [(i, k) for i, job in enumerate(jobs) for k in range(job.n)]
     at_once = engine.max_rollouts * engine.num_shards
     compiles, start, tokens = distributed.CompileCounter(), time.monotonic(), 0
+    places = [
+        (z, i, k) for z, asked in jobs.items() for i, job in enumerate(asked) for k in range(job.n)
+    ]
+    right: dict[str, list[bool]] = {z: [] for z in jobs}
     with reporter.phase("generate", len(places), "completions") as advance:
-        for first in range(0, len(places), at_once):
-            part = places[first : first + at_once]
-            requests = [Request(jobs[i].prompt_ids, f"{i}/{k}") for i, k in part]
+        for part in _waves(places, at_once):
+            requests = [Request(jobs[z][i].prompt_ids, f"{i}/{k}") for z, i, k in part]
             completions = engine.generate(weights, requests, params, key, advance)
             tokens += sum(len(c.token_ids) for c in completions)
             if distributed.is_main_process():
                 texts = [model.chat.decode(c.token_ids.tolist()) for c in completions]
-                verdicts = _verdicts(scorer, [jobs[i].question for i, _ in part], texts)
-                rows = [_row(*row) for row in zip(part, completions, texts, verdicts, strict=True)]
-                out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                verdicts = _verdicts(scorer, [jobs[z][i].question for z, i, _ in part], texts)
+                for place, completion, text, verdict in zip(
+                    part, completions, texts, verdicts, strict=True
+                ):
+                    named = {"template": place[0]} if len(jobs) > 1 else {}
+                    row = _row(place[1:], completion, text, {**named, **verdict})
+                    out.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    if verdict:
+                        right[place[0]].append(verdict["verdict"]["status"] == "correct")
                 out.flush()
     seconds = time.monotonic() - start
     reporter.line(
         f"{len(places)} completions, {tokens:,} tokens in {seconds:.1f} s, {compiles.seconds:.1f} s"
         f" of them compiling: {tokens / max(seconds - compiles.seconds, 1e-9):,.0f} tokens/s"
     )
+    for line in _success(right):
+        reporter.line(line)
+
+
+def _waves(places: Sequence[Place], at_once: int) -> Iterator[Sequence[Place]]:
+    """The places in parts of at most `at_once`, each under one template: names of requests are
+    unique in a part, and a response does not depend on the other templates.
+    """
+    for _, group in itertools.groupby(places, lambda place: place[0]):
+        own = list(group)
+        yield from (own[first : first + at_once] for first in range(0, len(own), at_once))
+
+
+def _success(right: Mapping[str, Sequence[bool]]) -> Iterator[str]:
+    """A line for each template with the share of right ones among the judged completions."""
+    for number, (template, judged) in enumerate(right.items()):
+        name = f"template {number} ({template.splitlines()[0][:60]})" if template else "plain"
+        if judged:
+            share = sum(judged) / len(judged)
+            yield f"{name}: {sum(judged):,} of {len(judged):,} right ({share:.1%})"
 
 
 def _check_lengths(
-    path: Path, cfg: Config, model: Model, prompts: Sequence[PromptRow], ids: Sequence[Ids]
+    path: Path, cfg: Config, model: Model, prompts: Sequence[PromptRow], lengths: Sequence[int]
 ) -> None:
     """Raises a ConfigError if prompts do not fit the sampler, or responses the model's context."""
     limit = config.max_prompt_tokens(cfg)
     sources.raise_problems(
         [
-            f"{path}:{p.line}: a prompt of {len(i)} tokens;"
-            f" config.rollout.prompt_buckets end at {limit}"
-            for p, i in zip(prompts, ids, strict=True)
-            if len(i) > limit
+            f"{path}:{p.line}: a prompt of {n} tokens; config.rollout.prompt_buckets end at {limit}"
+            for p, n in zip(prompts, lengths, strict=True)
+            if n > limit
         ]
     )
     most, line = max(
-        ((len(i), p.line) for p, i in zip(prompts, ids, strict=True)), key=lambda pair: pair[0]
+        ((n, p.line) for p, n in zip(prompts, lengths, strict=True)), key=lambda pair: pair[0]
     )
     prompt = f"the prompt of {most:,} tokens in {path}:{line}"
     sources.raise_problems(limits.response_problems(cfg, model.spec, prompt, most))

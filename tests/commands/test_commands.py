@@ -145,6 +145,23 @@ def test_generate_at_temperature_0_says_the_same_every_time(sampled, tmp_path):
     assert [r["token_ids"] for r in rows[::2]] != [r["token_ids"] for r in sampled[1][::3]]
 
 
+def test_generate_asks_plainly_and_under_each_template_of_a_file(sampled, tmp_path, capsys):
+    """Responses under a template are those of --template."""
+    templates = tmp_path / "templates.txt"
+    templates.write_text("think\n\nanswer\nshortly\n")
+    rows = generated(
+        sampled[0], tmp_path, "--n=3", f"--templates={templates}", "--config.rollout.temperature=1"
+    )
+    assert [row["template"] for row in rows] == [""] * 6 + ["think"] * 6 + ["answer\nshortly"] * 6
+    under = [{k: v for k, v in row.items() if k not in ("template", "logp")} for row in rows[6:12]]
+    assert under == [{k: v for k, v in row.items() if k != "logp"} for row in sampled[1]]
+    shown = [line for line in capsys.readouterr().err.splitlines() if " right (" in line]
+    assert [line.strip() for line in shown] == [
+        f"{name}: 0 of 3 right (0.0%)"
+        for name in ("plain", "template 1 (think)", "template 2 (answer)")
+    ]
+
+
 def test_generate_tells_bad_input(tmp_path):
     prompts = jsonl(tmp_path / "p.jsonl", {"prompt": "hi"})
     bad = jsonl(
@@ -192,6 +209,17 @@ def test_generate_tells_bad_input(tmp_path):
         )[0]
     )
     assert "--prompts: required" in problems(generate.run, "--model", MODEL)[0]
+    assert problems(
+        *(generate.run, "--model", MODEL, "--prompts", prompts),
+        *("--template=a", f"--templates={tmp_path / 'none.txt'}"),
+    ) == ("--template and --templates: give one of them",)
+    assert (
+        "none.txt: no such file"
+        in problems(
+            *(generate.run, "--model", MODEL, "--prompts", prompts),
+            f"--templates={tmp_path / 'none.txt'}",
+        )[0]
+    )
     assert (
         "did you mean"
         in problems(
