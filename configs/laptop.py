@@ -3,7 +3,7 @@
 Command: python -m p2o_jax.main --config configs/laptop.py --config.model.path=DIR
     --config.data.path=FILE --config.data.eval_path=FILE --config.gepa.seed_templates=FILE
     --workdir runs/laptop
-Hardware: 2 CPU cores, 8 GB of memory.
+Hardware: 2 CPU cores, 12 GB of memory.
 Time: minutes; examples/laptop runs it on SmolLM2-135M (docs/your-model.md#on-a-laptop).
 """
 
@@ -22,8 +22,7 @@ def get_config() -> ConfigDict:
     c.data.max_prompt_tokens = 96
     c.rollout.max_new_tokens = 16
     c.model.remat = "none"
-    # Each bucket is a program that takes seconds to compile: one for plain prompts, one for
-    # prompts under a template.
+    # Each bucket is a program to compile: one for plain prompts, one for those under a template.
     c.rollout.prompt_buckets = (64, 192)
     c.rollout.prompt_cache_tokens = 8192
     c.rollout.prefill_tokens = 1024

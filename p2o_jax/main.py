@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
         arms = {name: config.resolve(arm) for name, arm in loading.arms(values).items()}
         check_arms(arms)
         with run_directory.claim(workdir):
+            open_arms(arms, workdir, restart)
             for name, arm in arms.items():
                 train_one(arm, workdir / name, watch.poll, restart)
             if restart:
@@ -95,6 +96,27 @@ def check_arms(arms: Mapping[str, Config]) -> None:
                 " folder"
             )
         problems += [f"config.arms, {name}: {line}" for line in rules.problems(arm, num_devices)]
+    if problems:
+        raise ConfigError(*problems)
+
+
+def open_arms(arms: Mapping[str, Config], workdir: Path, restart: bool) -> None:
+    """Raises a ConfigError with what is wrong with the data or model of any arm, before the first
+    is run. The built-in world's are made for it.
+    """
+    from p2o_jax.runtime.console import Reporter
+    from p2o_jax.startup import preflight, run_directory
+    from p2o_jax.startup.model import WORLD
+
+    problems = []
+    for name, arm in arms.items():
+        if arm.model.path == WORLD:
+            continue
+        directory = run_directory.read(workdir / name, restart=restart)
+        try:
+            preflight.open_run(arm, directory, Reporter(enabled=False))
+        except ConfigError as e:
+            problems += [f"config.arms, {name}: {line}" for line in e.problems]
     if problems:
         raise ConfigError(*problems)
 

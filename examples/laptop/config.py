@@ -1,8 +1,8 @@
 """GRPO against P²O on the laptop: what `python -m examples.laptop` runs on its model and questions.
 
 Command: python -m examples.laptop
-Hardware: 2 CPU cores, 8 GB of memory.
-Time: see docs/your-model.md#on-a-laptop.
+Hardware: 2 CPU cores, 12 GB of memory.
+Time: 5 to 10 minutes.
 """
 
 import runpy

@@ -39,7 +39,8 @@ def changed(**changes) -> Config:
 def test_shipped_configs_load_and_keep_the_rules(path):
     values = loading.load_config_dict(str(path))
     cfg = config.resolve(loading.from_config_dict(values))
-    assert rules.problems(cfg, 1) == rules.problems(cfg, 8) == []
+    devices = (1,) if path.stem == "laptop" else (1, 8)  # a laptop's CPU is one
+    assert [rules.problems(cfg, count) for count in devices] == [[]] * len(devices)
     for arm in loading.arms(values).values():
         assert rules.problems(config.resolve(arm), 1) == []
     source = path.read_text(encoding="utf-8")

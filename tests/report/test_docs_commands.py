@@ -40,6 +40,9 @@ RUN_BY = {  # what a command begins with, after `python -m`: the test that runs 
     "p2o_jax.generate": (
         "tests/commands/test_commands.py::test_generate_writes_k_completions_of_each_prompt"
     ),
+    "examples.laptop": (
+        "tests/test_laptop.py::test_the_command_trains_both_arms_on_the_model_and_writes_the_report"
+    ),
     "p2o_jax.probe": "tests/commands/test_probe.py::test_probe",
     "p2o_jax.grade": "tests/commands/test_grade.py::test_lines_come_back_with_their_grades",
     "p2o_jax.score": "tests/commands/test_commands.py::test_score_equals_golden",
