@@ -19,7 +19,7 @@ from benchmarks.report import Target
 from p2o_jax.config import ConfigError, loading
 from p2o_jax.config.command_line import CommandLine, Flag
 from p2o_jax.main import command
-from p2o_jax.tracking.metric_names import read_rows
+from p2o_jax.tracking.record_rows import read_strict
 
 TARGETS = {
     "within eleven minutes": Target("seconds", "<=", 660),
@@ -106,7 +106,7 @@ def figures_of(workdir: Path) -> dict[str, Any]:
         figures["p2o_minus_grpo"] = round(figures["p2o"] - figures["grpo"], 4)
     times, rates = {}, {}
     for arm, folder in arms.items():
-        rows = read_rows(folder / "metrics.jsonl")
+        rows = read_strict(folder / "metrics.jsonl")
         times[arm] = seconds_by_phase(rows)
         sampled = sum(row.get("rollout/generated_tokens", 0) for row in rows)
         rates[arm] = round(sampled / max(sum(row.get("time/rollout_s", 0) for row in rows), 1e-9))

@@ -21,7 +21,7 @@ from p2o_jax.config import ConfigError
 from p2o_jax.config.command_line import CommandLine, Flag
 from p2o_jax.config.ranges import COUNT
 from p2o_jax.main import command
-from p2o_jax.tracking.metric_names import read_rows
+from p2o_jax.tracking.record_rows import read_strict
 
 ROOT = Path(__file__).parent.parent
 STEPS_PER_EPOCH = 50
@@ -90,7 +90,7 @@ def run(argv: Sequence[str]) -> None:
         }
         samples, seconds = watched(folder / "run", settings)
         figures = figures_of(
-            samples, read_rows(folder / "run" / "metrics.jsonl"), epochs * STEPS_PER_EPOCH
+            samples, read_strict(folder / "run" / "metrics.jsonl"), epochs * STEPS_PER_EPOCH
         )
     report.finish("soak", {**figures, "seconds": round(seconds, 1)}, TARGETS)
 

@@ -8,13 +8,16 @@ dropped.
 import re
 from typing import Literal, NamedTuple
 
+from p2o_jax.rewards.boxed import THINKING_BEGINS, THINKING_ENDS
 from p2o_jax.types import Reply
 
 Unfinished = Literal["", "think", "no_fence", "empty"]
 
 # In quotes or backticks a tag is only mentioned.
-_THOUGHT_ENDS = re.compile(r"(?<![`'\"])</think>(?![`'\"])")
-_THOUGHT_BEGINS = re.compile(r"(?:^|</think>)[ \t]*<think>", re.MULTILINE)
+_THOUGHT_ENDS = re.compile(rf"(?<![`'\"])(?:{THINKING_ENDS})(?![`'\"])")
+_THOUGHT_BEGINS = re.compile(rf"(?:^|{THINKING_ENDS})[ \t]*(?:{THINKING_BEGINS})", re.MULTILINE)
+_BEGINS_WITH_THOUGHT = re.compile(rf"\s*(?:{THINKING_BEGINS})")
+_BEGINS_WITH_END = re.compile(rf"(?:{THINKING_ENDS})")
 _FENCE = re.compile(r"`{3,}")
 _TAG = re.compile(r"[^\s`]*[ \t]*\r?\n")  # of an opening fence: a language, or nothing
 _LANGUAGE = re.compile(r"[A-Za-z][\w+.#-]*[ \t]*\r?\n")
@@ -44,12 +47,12 @@ class _Fence(NamedTuple):
 def templates(reply: Reply) -> tuple[list[str], Unfinished]:
     """Returns the texts of the blocks after the reply's thoughts, in order; or what is unfinished.
 
-    Thoughts end with the last `</think>` that is not part of a block. A reply without one has
-    unfinished thoughts if it begins with `<think>` or inside a thought.
+    Thoughts end with the last `</think>`, or another family's tag, that is not part of a block. A
+    reply without one has unfinished thoughts if it begins with `<think>` or inside a thought.
     """
     text = reply.text
     ends = [match.start() for match in _THOUGHT_ENDS.finditer(text)]
-    begins_in_thought = reply.in_thought or text.lstrip().startswith("<think>")
+    begins_in_thought = reply.in_thought or bool(_BEGINS_WITH_THOUGHT.match(text))
     for start in (*ends[: -_MOST_ENDS - 1 : -1], *([] if begins_in_thought else [0])):
         answer = text[start:]
         fenced = blocks(answer)
@@ -60,7 +63,7 @@ def templates(reply: Reply) -> tuple[list[str], Unfinished]:
     answer = text[ends[-1] :] if ends else text
     if (begins_in_thought and not ends) or _THOUGHT_BEGINS.search(answer):
         return [], "think"
-    return [], "no_fence" if answer.removeprefix("</think>").strip() else "empty"
+    return [], "no_fence" if _BEGINS_WITH_END.sub("", answer, count=1).strip() else "empty"
 
 
 def _outside(text: str, fenced: list[Block]) -> list[str]:

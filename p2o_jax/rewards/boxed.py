@@ -10,10 +10,13 @@ _OPENING = re.compile(r"\\boxed\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 # Thinking, in the tags of several families. gpt-oss's are special tokens, of which the names stay.
 _NAMES = "think|thinking|thought|thoughts|reasoning|seed:think"
-_THINKING = re.compile(
-    rf"(?P<open><(?:{_NAMES})>|\[THINK\]|◁think▷|<\|channel\|>analysis<\|message\|>|\Aanalysis(?=[A-Z]))"
-    rf"|</(?:{_NAMES})>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>|assistantfinal"
+THINKING_BEGINS = (
+    rf"<(?:{_NAMES})>|\[THINK\]|◁think▷|<\|channel\|>analysis<\|message\|>|\Aanalysis(?=[A-Z])"
 )
+THINKING_ENDS = (
+    rf"</(?:{_NAMES})>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>|assistantfinal"
+)
+_THINKING = re.compile(rf"(?P<open>{THINKING_BEGINS})|{THINKING_ENDS}")
 # What may stand between the boxes of one statement: "x = \boxed{1}$ or $x = \boxed{2}".
 _BETWEEN = re.compile(
     r"(?:[\s$,;&~*]|\\[,;:! ()\[\]]|\\q?quad(?![A-Za-z])|\\text ?\{[\s,]*(?:and|or)?[\s,]*\}"

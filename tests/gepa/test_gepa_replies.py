@@ -17,6 +17,10 @@ DRAFT = "Perhaps\n```\na draft\n```\nNo, better"
         (f"<think>{DRAFT}</think>\n```\nBe careful.\n```", ["Be careful."]),
         # the chat template opened the thought, and only its end is part of the reply
         (f"Okay. {DRAFT}\n</think>\n```\nBe careful.\n```", ["Be careful."]),
+        # the tags of other families
+        (f"[THINK]{DRAFT}[/THINK]\n```\nBe careful.\n```", ["Be careful."]),
+        (f"<seed:think>{DRAFT}</seed:think>\n```\nBe careful.\n```", ["Be careful."]),
+        (f"analysisWe need {DRAFT}assistantfinal\n```\nBe careful.\n```", ["Be careful."]),
         # an unclosed draft, and tags that are mentioned in thoughts
         ("<think>```\ndraft </think>\n```\nBe careful.\n```", ["Be careful."]),
         ("<think>Should I say `</think>`?</think>\n```\nBe careful.\n```", ["Be careful."]),
@@ -38,6 +42,8 @@ def test_thoughts_are_dropped_and_mentions_of_them_are_not(text, expected):
     [
         (Reply(f"<think>{DRAFT}"), "think"),
         (Reply(f" \n<think>{DRAFT}"), "think"),
+        (Reply(f"[THINK]{DRAFT}"), "think"),
+        (Reply("[THINK]a[/THINK] \n"), "empty"),
         (Reply(f"Sure.\n<think>\n{DRAFT}"), "think"),
         (Reply(f"<think>a</think>\n<think>{DRAFT}"), "think"),
         (Reply(f"<think>a</think> <think>{DRAFT}"), "think"),
