@@ -1,9 +1,12 @@
 """What benchmarks print, and that they run."""
 
+import ast
+import importlib.util
 import json
 import os
 import random
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,11 @@ from benchmarks import load, memory, quick, report, resume
 from benchmarks.report import Target
 from p2o_jax import config
 from p2o_jax.config import ConfigError
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(
+    path for folder in ("benchmarks", "docs", "examples") for path in (ROOT / folder).rglob("*.py")
+)
 
 
 def last_line(capsys):
@@ -210,3 +218,15 @@ def test_resume_sees_every_change_but_a_checkpoint_moved_aside(tmp_path):
     assert resume.contents(tmp_path) == before
     (tmp_path / "checkpoints_damaged/3/host").write_text("b")
     assert resume.contents(tmp_path) != before
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_scripts_import_what_the_package_has(path):
+    """Most scripts are not run by tests, and the type checker sees the package alone."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("p2o_jax"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name) or importlib.util.find_spec(
+                    f"{node.module}.{alias.name}"
+                ), f"{node.module} has no {alias.name}"
