@@ -88,7 +88,7 @@ def run(argv: Sequence[str]) -> None:
 
     from p2o_jax.evaluation.benchmark import Protocol
     from p2o_jax.offline.evaluate import EvaluateOptions, compare, evaluate
-    from p2o_jax.offline.policy import Source
+    from p2o_jax.offline.policy import ModelSource
 
     out = Path(flags["out"])
     if flags["compare"]:
@@ -99,7 +99,7 @@ def run(argv: Sequence[str]) -> None:
         EvaluateOptions(
             out=out,
             benchmarks=flags["benchmarks"],
-            source=Source(
+            source=ModelSource(
                 flags["model"], flags["workdir"], flags["step"], bool(flags["allow-reward-fn"])
             ),
             template=flags["template"],

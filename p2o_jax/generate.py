@@ -76,11 +76,11 @@ def run(argv: Sequence[str]) -> None:
     flags, overrides = COMMAND_LINE.parse(argv, _problems)
 
     from p2o_jax.offline.generate import GenerateOptions, generate
-    from p2o_jax.offline.policy import Source
+    from p2o_jax.offline.policy import ModelSource
 
     generate(
         GenerateOptions(
-            source=Source(
+            source=ModelSource(
                 flags["model"], flags["workdir"], flags["step"], bool(flags["allow-reward-fn"])
             ),
             prompts=Path(flags["prompts"]),

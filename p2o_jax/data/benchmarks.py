@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from p2o_jax import config
 from p2o_jax.data import sources
-from p2o_jax.data.layouts import Missing
+from p2o_jax.data.layouts import MissingColumn
 from p2o_jax.data.sources import Loaded, Record
 from p2o_jax.rewards import reasoning_gym
 
@@ -43,7 +43,7 @@ class Benchmark:
         if question is None or answer is None:
             wanted = " or ".join(QUESTIONS if question is None else ANSWERS)
             columns = ", ".join(map(str, record)) or "none"
-            return Missing(f"no column {wanted}; it has {columns}")
+            return MissingColumn(f"no column {wanted}; it has {columns}")
         rest = {k: v for k, v in record.items() if k not in (question, answer)}
         return {**rest, "question": record[question], "answer": record[answer]}
 

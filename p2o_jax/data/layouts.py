@@ -63,11 +63,11 @@ LAYOUTS = (
 )
 
 
-class Missing(str):
+class MissingColumn(str):
     """A problem with columns, which all records with the same columns share."""
 
 
-class Fields(NamedTuple):
+class QuestionFields(NamedTuple):
     """The values of a record, and the layout in which they stood."""
 
     question: Any
@@ -76,7 +76,7 @@ class Fields(NamedTuple):
     layout: Layout
 
 
-def fields(record: Record, cfg: config.DataConfig) -> Fields | str:
+def fields(record: Record, cfg: config.DataConfig) -> QuestionFields | str:
     """The fields of a record, or its problem."""
     layout = _layout(record, cfg)
     if isinstance(layout, str):
@@ -92,7 +92,7 @@ def fields(record: Record, cfg: config.DataConfig) -> Fields | str:
                 return f"{layout.question}: the last message must be the assistant's"
             answer = question[-1].get("content")
         question = question[:-1] if is_answered else question
-    return Fields(question, answer, rest, layout)
+    return QuestionFields(question, answer, rest, layout)
 
 
 def lookup(record: Record, path: str) -> Any:
@@ -110,7 +110,7 @@ def lookup(record: Record, path: str) -> Any:
     return lookup(inside, rest)
 
 
-def _layout(record: Record, cfg: config.DataConfig) -> Layout | Missing:
+def _layout(record: Record, cfg: config.DataConfig) -> Layout | MissingColumn:
     asked = Layout("", cfg.question_field, cfg.answer_field)
     if _fits(record, asked):
         return asked
@@ -124,7 +124,7 @@ def _layout(record: Record, cfg: config.DataConfig) -> Layout | Missing:
         )
         if agrees and _fits(record, layout):
             return layout
-    return Missing(_missing(record, cfg))
+    return MissingColumn(_missing(record, cfg))
 
 
 def _fits(record: Record, layout: Layout) -> bool:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from p2o_jax import config
 from p2o_jax.data import folder, reasoning_gym_tasks, tables
-from p2o_jax.data.layouts import Missing
+from p2o_jax.data.layouts import MissingColumn
 from p2o_jax.data.reader import Reader
 from p2o_jax.data.tables import Record, Row
 from p2o_jax.rewards import reasoning_gym
@@ -93,7 +93,7 @@ def read(
 ) -> ReadRows:
     """The line and the question of every record, duplicates included; see `load`."""
     problems: dict[str, int] = {}  # and how many further records have the same
-    missing: dict[Missing, str] = {}
+    missing: dict[MissingColumn, str] = {}
     rows: list[tuple[int, Question]] = []
     reader = _reader(str(path), cfg)
     for line, record in records(path, cfg.tfds_dir):
@@ -103,7 +103,7 @@ def read(
             rows.append((line, result))
             continue
         problem = f"{path}:{line}: {result}" if line else f"{path}: {result}"
-        if isinstance(result, Missing):
+        if isinstance(result, MissingColumn):
             problem = missing.setdefault(result, problem)
         problems[problem] = problems.get(problem, -1) + 1
     if not rows and not problems:

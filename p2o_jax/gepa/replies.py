@@ -24,7 +24,7 @@ _LANGUAGE = re.compile(r"[A-Za-z][\w+.#-]*[ \t]*\r?\n")
 _MOST_ENDS = 32  # ends of thoughts that are tried, the last first
 
 
-class Block(NamedTuple):
+class FencedBlock(NamedTuple):
     """A fenced block: its extent with the fences, and the text between them."""
 
     start: int
@@ -66,20 +66,20 @@ def templates(reply: Reply) -> tuple[list[str], Unfinished]:
     return [], "no_fence" if _BEGINS_WITH_END.sub("", answer, count=1).strip() else "empty"
 
 
-def _outside(text: str, fenced: list[Block]) -> list[str]:
+def _outside(text: str, fenced: list[FencedBlock]) -> list[str]:
     """What stands before, between and after the blocks."""
     edges = [0, *(edge for block in fenced for edge in (block.start, block.end)), len(text)]
     return [text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def blocks(text: str) -> list[Block] | None:
+def blocks(text: str) -> list[FencedBlock] | None:
     """Returns the outermost fenced blocks, in order; None if the last is not closed.
 
     A fence with a language at the start of a line inside a block opens a block inside it, and
     shorter fences than a block's own are part of its text, as are pairs of fences on one line. A
     block that begins in the middle of a line ends at the next fence.
     """
-    closed: list[Block] = []
+    closed: list[FencedBlock] = []
     stack: list[_Fence] = []
     for fence in _fences(text):
         if stack and fence.size < stack[-1].size:
@@ -90,7 +90,7 @@ def blocks(text: str) -> list[Block] | None:
             opening = stack.pop()
             if not stack:
                 content = _untagged(text[opening.end : fence.start])
-                closed.append(Block(opening.start, fence.end, content))
+                closed.append(FencedBlock(opening.start, fence.end, content))
     return None if stack else closed
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from p2o_jax import config
-from p2o_jax.gepa import budget, cover, draws, leaks, pool, reflection
+from p2o_jax.gepa import budget, cover, draws, gate, leaks, pool, reflection
 from p2o_jax.gepa import steps as steps
 from p2o_jax.types import Outcome, Question, Reply, SearchResult
 
@@ -147,25 +147,16 @@ def search(
         start: templates that the phase begins with beside the empty one, as far as they fit and the
             budget can evaluate them.
     """
-    train, dev = draws.split(questions, cfg.dev_size, seed)
-    common = leaks.common_ngrams((*train, *dev))
-    phase = steps.SearchSetup(
-        train, dev, cfg, seed, budget.total(cfg, len(train), len(dev)), common, success_above
-    )
+    phase = _setup(questions, cfg, seed, success_above)
     evaluator = _Evaluator(phase, evaluate, reflect, count_tokens, on_stage)
-    if not dev:
-        return _result(phase, steps.SearchState(("",), (None,), ((),), stage="done"), evaluator)
-
-    given, dropped = pool.fitting(start, (*train, *dev), fits, steps.affordable(phase) - 1)
-    templates = ["", *given]
-    state = steps.init(phase, templates, *evaluator.dev(templates, "seed"), dropped)
+    state = _begun(phase, evaluator, start, fits)
     while (state := steps.select(phase, state)).stage != "done":
         before, examples = evaluator.parents(state)
         replies = evaluator.replies(state, before, examples)
         state = steps.propose(phase, state, before, replies, count_tokens, fits, spells_special)
-        state = steps.gate(phase, state, evaluator.children(state))
+        state = gate.gate(phase, state, evaluator.children(state))
         while state.stage == "gate":
-            state = steps.compare_more(phase, state, *evaluator.tied(state))
+            state = gate.compare_more(phase, state, *evaluator.tied(state))
         num_before = len(state.events)
         state = steps.promote(
             phase, state, *evaluator.dev([p.text for p in steps.undecided(state)], "dev")
@@ -175,6 +166,32 @@ def search(
             [event["outcome"] for event in state.events[num_before:]],
         )
     return _result(phase, state, evaluator)
+
+
+def _setup(
+    questions: Sequence[Question], cfg: config.GepaConfig, seed: str, success_above: float
+) -> steps.SearchSetup:
+    train, dev = draws.split(questions, cfg.dev_size, seed)
+    total = budget.total(cfg, len(train), len(dev))
+    common = leaks.common_ngrams((*train, *dev))
+    return steps.SearchSetup(train, dev, cfg, seed, total, common, success_above)
+
+
+def _begun(
+    phase: steps.SearchSetup,
+    evaluator: "_Evaluator",
+    start: Sequence[str],
+    fits: Callable[[str, Question], bool],
+) -> steps.SearchState:
+    """Returns the state with the templates that the phase begins with, evaluated on dev; a phase
+    without dev questions is done.
+    """
+    if not phase.dev:
+        return steps.SearchState(("",), (None,), ((),), stage="done")
+    questions, most = (*phase.train, *phase.dev), steps.affordable(phase) - 1
+    given, dropped = pool.fitting(start, questions, fits, most)
+    templates = ["", *given]
+    return steps.init(phase, templates, *evaluator.dev(templates, "seed"), dropped)
 
 
 class _Evaluator:
@@ -258,7 +275,7 @@ class _Evaluator:
         """Returns the scores of the parents and children of ties, summed over their further
         minibatches.
         """
-        ties = steps.tied(state)
+        ties = gate.tied(state)
         parents = self._minibatches([(state.templates[p.parent], p.more) for p in ties], "parents")
         children = self._minibatches([(p.text, p.more) for p in ties], "children")
         return [sum(score for _, score, _ in group) for group in parents], [
@@ -289,7 +306,7 @@ class _Evaluator:
         """
         cfg = self._phase.cfg
         skipped = [
-            bool(cfg.skip_perfect) and steps.is_unbeatable(self._phase, p, b)
+            bool(cfg.skip_perfect) and gate.is_unbeatable(self._phase, p, b)
             for p, b in zip(state.wave, before, strict=True)
         ]
         prompts = [

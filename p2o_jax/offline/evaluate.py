@@ -18,7 +18,7 @@ from p2o_jax.evaluation import report
 from p2o_jax.evaluation.benchmark import BenchmarkSampler, Judges, Protocol
 from p2o_jax.models import sharding
 from p2o_jax.offline import policy, sampler_shapes, settings
-from p2o_jax.offline.policy import Source
+from p2o_jax.offline.policy import ModelSource
 from p2o_jax.rewards.lenient import LenientGrader
 from p2o_jax.rewards.scorer import Scorer
 from p2o_jax.rollout.pipeline import RolloutPipeline
@@ -37,7 +37,7 @@ class EvaluateOptions(NamedTuple):
 
     out: Path
     benchmarks: str
-    source: Source = Source()
+    source: ModelSource = ModelSource()
     template: str = ""  # its text, or `best`, the run's
     protocol: Protocol = Protocol()
     overrides: settings.Overrides = ()

@@ -18,7 +18,7 @@ from p2o_jax.config import Config, ConfigError
 from p2o_jax.data import seed_templates, sources
 from p2o_jax.data.prompts import PromptRow, read_prompts
 from p2o_jax.offline import policy, sampler_shapes, settings
-from p2o_jax.offline.policy import Source
+from p2o_jax.offline.policy import ModelSource
 from p2o_jax.rewards.scorer import Scorer
 from p2o_jax.rollout import sampling_params
 from p2o_jax.runtime import distributed, files, rng
@@ -34,7 +34,7 @@ Place = tuple[str, int, int]  # template, number of the prompt, number of its co
 class GenerateOptions(NamedTuple):
     """What is sampled from which model, and where it is written."""
 
-    source: Source
+    source: ModelSource
     prompts: Path
     template: str = ""
     templates: str = ""  # a file of several; the prompts are asked plainly, too

@@ -30,7 +30,7 @@ class GradeOptions(NamedTuple):
     overrides: Sequence[tuple[str, str]] = ()  # of settings: (key, text)
 
 
-class Row(NamedTuple):
+class ResponseRow(NamedTuple):
     """A line of the file."""
 
     line: int  # from 1
@@ -46,7 +46,7 @@ class Tally:
         self.counts: Counter[str] = Counter()
         self.disagreements: list[str] = []
 
-    def add(self, row: Row, grades: dict[str, Any], lenient: str) -> None:
+    def add(self, row: ResponseRow, grades: dict[str, Any], lenient: str) -> None:
         """Counts a row; `lenient` is the status of the lenient grader."""
         disagree = (grades["status"] == "correct") != (lenient == "correct")
         self.counts.update(
@@ -99,7 +99,7 @@ def grade(options: GradeOptions) -> None:
     reporter, tally = Reporter(), Tally()
     with Scorer(cfg.reward) as strict, LenientGrader(cfg.reward) as lenient:
         raise_problems(strict.problems())
-        rows = (row for row in _rows(options.responses, cfg) if isinstance(row, Row))
+        rows = (row for row in _rows(options.responses, cfg) if isinstance(row, ResponseRow))
         try:
             with (
                 files.replacing(options.out) as file,
@@ -147,30 +147,30 @@ def _check(path: Path, cfg: Config) -> int:
     return total
 
 
-def _rows(path: Path, cfg: Config) -> Iterator[Row | str]:
+def _rows(path: Path, cfg: Config) -> Iterator[ResponseRow | str]:
     """The rows of the file, and a line for each that is wrong."""
     for line, record in tables.read_jsonl(path):
         row = record if isinstance(record, str) else _row(line, record, cfg)
         yield f"{path}:{line}: {row}" if isinstance(row, str) else row
 
 
-def _row(line: int, record: tables.Record, cfg: Config) -> Row | str:
+def _row(line: int, record: tables.Record, cfg: Config) -> ResponseRow | str:
     """The row, or what is wrong with it."""
     response, answer = record.get("response"), record.get("answer")
     if not isinstance(response, str):
         what = tables.kind(response) if "response" in record else "none"
         return f"response: expected a text, got {what}"
     if answer is None and not compares_answers(cfg.reward.fn):
-        return Row(line, record, "", False)
+        return ResponseRow(line, record, "", False)
     try:
         text, where = answers.as_reference(answer, cfg.data.answers)
     except ValueError as e:
         return f"answer: {e}"
-    return Row(line, record, text, bool(where))
+    return ResponseRow(line, record, text, bool(where))
 
 
 def _graded(
-    batch: Sequence[Row], strict: Scorer, lenient: LenientGrader, tally: Tally
+    batch: Sequence[ResponseRow], strict: Scorer, lenient: LenientGrader, tally: Tally
 ) -> Iterator[dict[str, Any]]:
     """The rows with their grades."""
     responses = [row.fields["response"] for row in batch]

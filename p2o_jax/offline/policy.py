@@ -15,7 +15,7 @@ from p2o_jax.runtime import distributed, files
 from p2o_jax.tracking.results import best_templates
 
 
-class Source(NamedTuple):
+class ModelSource(NamedTuple):
     """A model directory, or a step of a run."""
 
     model: str = ""  # either this
@@ -24,7 +24,7 @@ class Source(NamedTuple):
     allow_reward_fn: bool = False  # run the code that the run directory names
 
 
-def base_config(source: Source, overrides: settings.Overrides) -> Config:
+def base_config(source: ModelSource, overrides: settings.Overrides) -> Config:
     """The config of the run, or the defaults.
 
     Raises:
@@ -39,7 +39,9 @@ def base_config(source: Source, overrides: settings.Overrides) -> Config:
     return base
 
 
-def directory(source: Source, folder: Path, overrides: settings.Overrides, stack: ExitStack) -> str:
+def directory(
+    source: ModelSource, folder: Path, overrides: settings.Overrides, stack: ExitStack
+) -> str:
     """The model directory, or a new one with the policy of the run.
 
     Args:

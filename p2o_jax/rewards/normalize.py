@@ -30,7 +30,8 @@ _EDITS = tuple(
 )
 _WRAPPERS = (
     re.compile(
-        r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mbox|boldsymbol|boxed|fbox)"
+        r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit"
+        r"|mbox|boldsymbol|boxed|fbox)"
         r" ?\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
     ),
     re.compile(r"\\[(\[](.*)\\[)\]]", re.DOTALL),

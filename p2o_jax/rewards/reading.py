@@ -20,7 +20,8 @@ Read = sympy.Basic | sympy.MatrixBase
 _SPELLING = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
 _CASE_MATTERS = ConversionConfig(lowercase_symbols=False)
 _E_NOTATION = re.compile(
-    r"(?<![A-Za-z0-9_.}])(?P<mantissa>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE](?P<exponent>[+-]?[0-9]{1,9})"
+    r"(?<![A-Za-z0-9_.}])(?P<mantissa>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+    r"[eE](?P<exponent>[+-]?[0-9]{1,9})"
     r"(?![0-9.A-Za-z])"
 )
 _MIXED = re.compile(
@@ -80,13 +81,13 @@ def read(text: str, euler: bool = False, natural_log: bool = False) -> Read | No
         if builder := _SET_BUILDER.fullmatch(latex):
             relation = read(builder[1], euler, natural_log)
             return relation.as_set() if isinstance(relation, sympy.logic.boolalg.Boolean) else None
-        result = _parsed(_Reader(text), normalize_latex(latex, _SPELLING))
+        result = _parsed(_LatexReader(text), normalize_latex(latex, _SPELLING))
     except Exception:  # the edge: an unreadable answer may raise anything
         return None
     return result if isinstance(result, sympy.Basic | sympy.MatrixBase) else None
 
 
-def _parsed(reader: "_Reader", latex: str) -> Any:
+def _parsed(reader: "_LatexReader", latex: str) -> Any:
     """What the text says; of a chain with a side that cannot be read, its last value."""
     try:
         return reader.parse(latex)
@@ -139,7 +140,7 @@ def _mixed(match: re.Match[str]) -> str:
     return rf"{match['whole']}\cdot\frac{{{top}}}{{{bottom}}}" if match["above"] else match.group()
 
 
-class _Reader(_Latex2Sympy):
+class _LatexReader(_Latex2Sympy):
     """The parser of math-verify, without its guesses."""
 
     def __init__(self, text: str):

@@ -76,6 +76,9 @@ def plan(prompts: Sequence[tuple[int, ...]], chunk: int, share: bool) -> list[li
     return levels
 
 
+Carry = tuple[reference.Partial, Cache]  # attention to the chunks so far, and their cache
+
+
 @jax.named_scope("prefill")
 def extend(
     spec: ModelSpec,
@@ -118,9 +121,7 @@ def extend(
             distance_tt = jnp.arange(t)[:, None] - jnp.arange(t)[None] + (level - i) * t
             return distance_tt < window
 
-        def earlier(
-            i: jax.Array, carry: tuple[reference.Partial, Cache]
-        ) -> tuple[reference.Partial, Cache]:
+        def earlier(i: jax.Array, carry: Carry) -> Carry:
             total, cache = carry
             at = place(i)
             chunk = reference.by_position(lambda axis, x: _read(x, source_m, axis, at, t), cache)

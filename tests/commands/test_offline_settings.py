@@ -8,7 +8,7 @@ from p2o_jax import config
 from p2o_jax.config import ConfigError
 from p2o_jax.offline.evaluate import EvaluateOptions, evaluation_config
 from p2o_jax.offline.export import prompt_settings
-from p2o_jax.offline.policy import Source
+from p2o_jax.offline.policy import ModelSource
 from p2o_jax.offline.settings import ALL_SETTINGS, CHAT_SETTINGS, exported_settings
 from p2o_jax.runtime import distributed
 
@@ -26,7 +26,7 @@ def exported(tmp_path):
 
 def test_an_export_is_evaluated_with_the_prompts_of_its_run(exported, monkeypatch):
     monkeypatch.setattr(distributed, "start", lambda mesh, compile_cache: 8)
-    options = EvaluateOptions(exported / "out", "aime24", Source(model=str(exported)))
+    options = EvaluateOptions(exported / "out", "aime24", ModelSource(model=str(exported)))
     cfg = evaluation_config(options)
     assert (cfg.chat, cfg.data.prompt_template) == (RUN.chat, "Now {question}")
     given = [("chat.system_prompt", "Mine."), ("data.prompt_template", "{question}")]

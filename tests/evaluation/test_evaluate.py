@@ -18,7 +18,7 @@ from p2o_jax.evaluation import report
 from p2o_jax.evaluation.benchmark import Protocol
 from p2o_jax.models import hf, hf_config, sharding
 from p2o_jax.offline.evaluate import EvaluateOptions, evaluation_config
-from p2o_jax.offline.policy import Source
+from p2o_jax.offline.policy import ModelSource
 from p2o_jax.rewards.lenient import Grade
 from p2o_jax.rl.learner import Learner, TrainState
 from p2o_jax.state import RunState
@@ -195,7 +195,7 @@ def test_a_run_directory_runs_no_code_of_its_own(tmp_path, monkeypatch, fn):
         "p2o_jax.runtime.distributed.start",
         lambda mesh, compile_cache: folders.append(compile_cache) or 8,
     )
-    options = EvaluateOptions(tmp_path / "out", "aime24", Source(workdir=str(tmp_path)))
+    options = EvaluateOptions(tmp_path / "out", "aime24", ModelSource(workdir=str(tmp_path)))
     with pytest.raises(ConfigError) as error:
         evaluation_config(options._replace(overrides=[("train.seed", "1")]))
     (line,) = error.value.problems
@@ -206,7 +206,7 @@ def test_a_run_directory_runs_no_code_of_its_own(tmp_path, monkeypatch, fn):
     assert "--allow-reward-fn" in line and folders == []
     assert (
         evaluation_config(
-            options._replace(source=Source(workdir=str(tmp_path), allow_reward_fn=True))
+            options._replace(source=ModelSource(workdir=str(tmp_path), allow_reward_fn=True))
         ).reward
         == reward
     )

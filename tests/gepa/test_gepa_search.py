@@ -6,7 +6,7 @@ import json
 import pytest
 from gepa_toy import LETTERS, Toy, count_tokens, letter_of, make_question, questions, settings
 
-from p2o_jax.gepa import STATS, cover, pareto, reasons, search, steps
+from p2o_jax.gepa import STATS, cover, gate, pareto, reasons, search, steps
 from p2o_jax.gepa.search import REJECTIONS, SHORT_REASONS
 from p2o_jax.types import Reply, digest
 
@@ -146,7 +146,7 @@ def test_the_last_wave_promotes_the_children_that_improve_most():
     start = steps.SearchState(
         ("",), (None,), ((0, 0, 0, 0),), stage="gate", wave=proposals, charged=100 - 9 - 5
     )
-    wave = steps.gate(phase, start, [1.0, 3.0, 2.0]).wave
+    wave = gate.gate(phase, start, [1.0, 3.0, 2.0]).wave
     assert [p.outcome for p in wave] == ["budget", "", "budget"]
 
 
@@ -166,19 +166,19 @@ def test_ties_are_compared_on_further_minibatches():
     ties again and is better on the last three questions.
     """
     phase, state = waiting(4, max_minibatches=3)
-    state = steps.gate(phase, state, [0.0, 1.0, 0.0, -1.0])
+    state = gate.gate(phase, state, [0.0, 1.0, 0.0, -1.0])
     assert state.stage == "gate" and state.charged == 9 + 4 * 3
-    first, second = steps.tied(state)
+    first, second = gate.tied(state)
     assert (first.text, second.text) == ("t0", "t2")
     assert len({*first.more, *second.more}) == 6 and not {0, 1, 2} & {*first.more, *second.more}
     assert steps.from_json(json.loads(json.dumps(steps.to_json(state)))) == state
 
-    state = steps.compare_more(phase, state, [1.0, 0.0], [0.0, 0.0])
+    state = gate.compare_more(phase, state, [1.0, 0.0], [0.0, 0.0])
     assert state.charged == 21 + 2 * 2 * 3
-    (third,) = steps.tied(state)
+    (third,) = gate.tied(state)
     assert third.text == "t2" and set(third.more) == set(range(9)) - set(third.minibatch)
 
-    state = steps.compare_more(phase, state, [0.0], [1.0])
+    state = gate.compare_more(phase, state, [0.0], [1.0])
     assert state.stage == "promote" and state.charged == state.generated + 9 == 33 + 2 * 3
     assert [(p.outcome, p.before, p.after, len(p.minibatch)) for p in state.wave] == [
         ("gate", 1.0, 0.0, 6),
@@ -196,14 +196,14 @@ def test_ties_are_compared_on_further_minibatches():
 )
 def test_ties_get_no_more_than_the_budget_allows_beside_a_promotion(budget, expected):
     phase, state = waiting(2, budget, max_minibatches=2)
-    state = steps.gate(phase, state, [0.0, 0.0])
-    assert len(steps.tied(state)) == expected
+    state = gate.gate(phase, state, [0.0, 0.0])
+    assert len(gate.tied(state)) == expected
     assert state.stage == ("gate" if expected else "promote")
 
 
 def test_the_released_gate_has_one_minibatch():
     phase, state = waiting(2)
-    state = steps.gate(phase, state, [0.0, 0.0])
+    state = gate.gate(phase, state, [0.0, 0.0])
     assert state.stage == "promote" and [p.outcome for p in state.wave] == ["gate"] * 2
 
 
@@ -380,7 +380,7 @@ def test_state_survives_json_at_every_stage():
         Reply("no"),
     ]
     seen.append(steps.propose(phase, seen[-1], [0.0, 0.0, 0.0, 0.0], replies, count_tokens))
-    seen.append(steps.gate(phase, seen[-1], [1.0, 0.0]))
+    seen.append(gate.gate(phase, seen[-1], [1.0, 0.0]))
     seen.append(steps.promote(phase, seen[-1], [[1.0, 0.0, 0.0, 0.0]]))
     assert [s.stage for s in seen] == ["select", "propose", "gate", "promote", "select"]
     for each in seen:
@@ -408,7 +408,7 @@ def test_with_reliance_parents_that_lean_less_are_drawn_more_and_the_state_survi
         phase, each, [0.0] * len(each.wave), [Reply("``` a ```")] * len(each.wave), count_tokens
     )
     each = steps.promote(
-        phase, steps.gate(phase, each, [3.0]), [[0.0, 1.0, 0.0, 0.0]], [[0.0, 0.7, 0.0, 0.0]]
+        phase, gate.gate(phase, each, [3.0]), [[0.0, 1.0, 0.0, 0.0]], [[0.0, 0.7, 0.0, 0.0]]
     )
     assert each.transfer_ZN == ((0.0, 0.2, 0.0, 0.0), (0.0, 0.7, 0.0, 0.0))
     assert steps.from_json(json.loads(json.dumps(steps.to_json(each)))) == each
@@ -531,7 +531,7 @@ def test_what_no_child_can_beat(margin, before, expected):
     """
     cfg = settings() if margin is None else settings(acceptance="margin", acceptance_margin=margin)
     phase = steps.SearchSetup(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
-    assert steps.is_unbeatable(phase, steps.Proposal(0, (0, 1, 2)), before) == expected
+    assert gate.is_unbeatable(phase, steps.Proposal(0, (0, 1, 2)), before) == expected
 
 
 @pytest.mark.parametrize(
@@ -549,7 +549,7 @@ def test_a_phase_ends_where_all_that_was_sent_was_left_unanswered(missing, stage
     each = steps.propose(
         phase, each, [0.0] * 4, [steps.NoReply(why) for why in missing], count_tokens
     )
-    assert steps.promote(phase, steps.gate(phase, each, []), []).stage == stage
+    assert steps.promote(phase, gate.gate(phase, each, []), []).stage == stage
 
 
 def test_every_rejection_has_words_and_the_main_reason_comes_first():

@@ -218,7 +218,6 @@ def splash(
         interpret: run the kernel's interpreter, for tests on CPU.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     (_, T, H, C), K, split = q_BTHC.shape, k_BTKC.shape[2], mesh.shape["tensor"]
     block = next((b for b in SPLASH_BLOCKS if T % b == 0), 0)
@@ -226,27 +225,7 @@ def splash(
         return chunked(q_BTHC, k_BTKC, v_BTKC, segment_BT, window, soft_cap)
     if K % split:  # every device holds all key/value heads, but only some query heads
         k_BTKC, v_BTKC = (jnp.repeat(x, H // K, axis=2) for x in (k_BTKC, v_BTKC))
-    sizes = kernels.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_kv_compute=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_kv_dkv_compute=block,
-        block_q_dq=block,
-        block_kv_dq=block,
-    )
-    causal = masks.CausalMask((T, T))
-    if window and window < T:
-        causal = masks.LocalMask((T, T), (window - 1, 0), 0)
-    attend: Any = kernels.make_splash_mha(
-        masks.MultiHeadMask([causal] * (H // split)),
-        head_shards=1,
-        q_seq_shards=1,
-        block_sizes=sizes,
-        attn_logits_soft_cap=soft_cap or None,
-        interpret=interpret,
-    )
+    attend = _splash_kernel(T, H // split, block, window, soft_cap, interpret)
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segment: jax.Array) -> jax.Array:
         q = (q.astype(jnp.float32) * C**-0.5).astype(q.dtype)
@@ -264,3 +243,33 @@ def splash(
         check_vma=False,
     )
     return sharded(q_BTHC, k_BTKC, v_BTKC, segment_BT)
+
+
+def _splash_kernel(
+    T: int, heads: int, block: int, window: int, soft_cap: float, interpret: bool
+) -> Any:
+    """The kernel for `heads` causal heads over T positions, in blocks of `block`."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    sizes = kernels.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    causal = masks.CausalMask((T, T))
+    if window and window < T:
+        causal = masks.LocalMask((T, T), (window - 1, 0), 0)
+    return kernels.make_splash_mha(
+        masks.MultiHeadMask([causal] * heads),
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=sizes,
+        attn_logits_soft_cap=soft_cap or None,
+        interpret=interpret,
+    )

@@ -76,10 +76,8 @@ def gpu(
     parts = pl.cdiv(h, rows)
     splits = max(1, min(GPU_PROGRAMS // (B * K * parts), pl.cdiv(S, block)))
     outs = [jax.ShapeDtypeStruct((splits, B, K, h, *tail), jnp.float32) for tail in ((C,), (), ())]
-    per_heads = [
-        pl.BlockSpec((None, None, None, rows), lambda b, n, s: (s, b, n // parts, n % parts))
-    ] * 2
     tensors = [x for x in cache if x is not None]
+    in_specs, out_specs = _gpu_specs(rows, C, parts, len(tensors))
     o, m, total = pl.pallas_call(
         functools.partial(
             _gpu_kernel,
@@ -90,24 +88,29 @@ def gpu(
             soft_cap=soft_cap,
         ),
         grid=(B, K * parts, splits),
-        in_specs=[
-            pl.BlockSpec(),
-            pl.BlockSpec(),
-            pl.BlockSpec((None, None, rows, C), lambda b, n, s: (b, n // parts, n % parts, 0)),
-            *(pl.BlockSpec() for _ in tensors),
-        ],
-        out_specs=[
-            pl.BlockSpec(
-                (None, None, None, rows, C), lambda b, n, s: (s, b, n // parts, n % parts, 0)
-            ),
-            *per_heads,
-        ],
+        in_specs=in_specs,
+        out_specs=out_specs,
         out_shape=outs,
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
         interpret=interpret,
         name="ragged_decode",
     )(length_B, jnp.arange(B) if row_B is None else row_B, q_BHC.reshape(B, K, h, C), *tensors)
     return _merged(o.reshape(splits, B, H, C), m.reshape(splits, B, H), total.reshape(splits, B, H))
+
+
+def _gpu_specs(
+    rows: int, size: int, parts: int, num_tensors: int
+) -> tuple[list[pl.BlockSpec], list[pl.BlockSpec]]:
+    """The blocks of a program: lengths, rows of the cache, queries and the cache's tensors; the
+    partial sums of values, maxima and totals. Query heads come in `parts` of `rows`.
+    """
+    queries = pl.BlockSpec((None, None, rows, size), lambda b, n, s: (b, n // parts, n % parts, 0))
+    values = pl.BlockSpec(
+        (None, None, None, rows, size), lambda b, n, s: (s, b, n // parts, n % parts, 0)
+    )
+    per_head = pl.BlockSpec((None, None, None, rows), lambda b, n, s: (s, b, n // parts, n % parts))
+    whole = [pl.BlockSpec() for _ in range(num_tensors)]
+    return [pl.BlockSpec(), pl.BlockSpec(), queries, *whole], [values, per_head, per_head]
 
 
 def _merged(o: jax.Array, m: jax.Array, total: jax.Array) -> Partial:
@@ -227,12 +230,18 @@ def tpu(
         interpret=interpret,
         name="ragged_decode",
     )(*work, length_B, jnp.arange(B) if row_B is None else row_B, q, *tensors)
+    return _of_filled(o[:, :, :h], stats[:, :, :h], length_B)
+
+
+def _of_filled(o_BKhC: jax.Array, stats_BKhL: jax.Array, length_B: jax.Array) -> Partial:
+    """The kernel's results; nothing of slots without positions, which it leaves as they are."""
+    B, K, h, C = o_BKhC.shape
     filled = (length_B > 0)[:, None, None]
     m, total = (
-        jnp.where(filled, stats[:, :, :h, i], empty).reshape(B, H)
+        jnp.where(filled, stats_BKhL[..., i], empty).reshape(B, K * h)
         for i, empty in enumerate((NEG, 0.0))
     )
-    return Partial(jnp.where(filled[..., None], o[:, :, :h], 0.0).reshape(B, H, C), m, total)
+    return Partial(jnp.where(filled[..., None], o_BKhC, 0.0).reshape(B, K * h, C), m, total)
 
 
 def _vectors(
