@@ -75,6 +75,7 @@ def print_next(workdir: Path, *runs: Path) -> None:
 
 
 def any_process(holds: bool) -> bool:
+    """Whether this holds on any process of the run."""
     from p2o_jax.runtime import distributed
 
     return distributed.any_process(holds)

@@ -39,10 +39,12 @@ class Range:
 
     @property
     def low(self) -> float:
+        """The lower bound; it is part of the range if it is `ge`."""
         return cast(float, self.gt if self.ge is None else self.ge)
 
     @property
     def high(self) -> float:
+        """The upper bound; it is part of the range if it is `le`."""
         return cast(float, self.lt if self.le is None else self.le)
 
     def __contains__(self, value: float) -> bool:

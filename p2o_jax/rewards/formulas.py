@@ -35,6 +35,9 @@ ENOUGH_POINTS = 3
 
 
 def expressions_equal(gold: sympy.Expr, answer: sympy.Expr) -> bool:
+    """Whether an answer's expression equals the reference's. A percent sign counts as a factor
+    of 1/100, or as a unit that one of the two leaves out.
+    """
     (gold, gold_percent), (answer, answer_percent) = _percent(gold), _percent(answer)
     if gold_percent != answer_percent:
         hundredth = sympy.Rational(1, 100)
@@ -115,6 +118,7 @@ def _exponent(value: sympy.Number) -> int:
 
 
 def difference(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
+    """a - b, not evaluated."""
     return sympy.Add(a, sympy.Mul(-1, b, evaluate=False), evaluate=False)
 
 
@@ -183,6 +187,7 @@ def _renamed(value: Any) -> Any:
 
 
 def variables(*values: sympy.Expr) -> list[str]:
+    """The names of the variables in the expressions, sorted."""
     return sorted({s.name for v in values for s in v.free_symbols if isinstance(s, sympy.Symbol)})
 
 
@@ -198,6 +203,7 @@ def _values(names: Sequence[str], point: Sequence[Fraction], *expressions: Any) 
 
 
 def at(value: sympy.Expr, names: Sequence[str], point: Sequence[Fraction]) -> Any:
+    """The finite value of an expression at a point of its variables; None if it has none."""
     try:
         result = value.evalf(40, subs=_values(names, point, value))
     except (ValueError, TypeError, ZeroDivisionError, NotImplementedError, AttributeError):

@@ -36,6 +36,7 @@ class Plan:
 
     @property
     def total(self) -> int:
+        """All bytes of the plan."""
         return (
             self.weights
             + self.prompt_cache

@@ -46,10 +46,12 @@ class Components(LoopComponents[RunState]):
 
     @property
     def per_step(self) -> int:
+        """Questions of a step."""
         return self.cfg.rollout.questions
 
     @property
     def from_json(self) -> Callable[[Any, Mapping[str, Any]], RunState]:
+        """Makes a state of the learner's arrays and a checkpoint's JSON."""
         return RunState.from_json
 
     def initial_state(self, learner: Any) -> RunState:

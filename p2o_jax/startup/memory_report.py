@@ -45,14 +45,17 @@ class Footprint(NamedTuple):
 
     @property
     def held(self) -> int:
+        """What is held all the time."""
         return self.params + self.optimizer + self.reference
 
     @property
     def sampling(self) -> int:
+        """What is held while sampling."""
         return self.held + self.sampling_params + self.kv_cache + self.sampling_activations
 
     @property
     def update(self) -> int:
+        """What is held during an update."""
         return self.held + self.gradients + self.update_activations
 
     def table(self) -> list[str]:

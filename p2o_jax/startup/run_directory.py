@@ -84,6 +84,7 @@ class RunDirectory:
 
     @property
     def date(self) -> str:
+        """The date of the run's first start (ISO), which its chat template shows."""
         return self.run["date"]
 
     def revision(self, model_path: str) -> str | None:

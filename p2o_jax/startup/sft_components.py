@@ -39,6 +39,7 @@ class SftComponents(LoopComponents[SftState]):
 
     @property
     def per_step(self) -> int:
+        """Rows of a step."""
         return self.cfg.sft.examples
 
     @property
@@ -48,9 +49,11 @@ class SftComponents(LoopComponents[SftState]):
 
     @property
     def from_json(self) -> Callable[[Any, Mapping[str, Any]], SftState]:
+        """Makes a state of the learner's arrays and a checkpoint's JSON."""
         return SftState.from_json
 
     def initial_state(self, learner: Any) -> SftState:
+        """The state before the first step."""
         return SftState(learner)
 
     @cached_property
@@ -100,6 +103,7 @@ class SftComponents(LoopComponents[SftState]):
         return values, {**spent, "seconds": time.monotonic() - start}
 
     def describe(self) -> str:
+        """Model, mesh, rows and bytes in a line."""
         spec, mesh = self.model.spec, self.model.mesh
         shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
         state = bytes_per_device(self.learner.abstract_state()) / 2**30

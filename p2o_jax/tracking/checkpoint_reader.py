@@ -119,11 +119,13 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def one_line(e: BaseException) -> str:
+    """An exception's message in one line of at most 605 characters, its middle left out."""
     text = " ".join(str(e).split()) or type(e).__name__
     return text if len(text) <= 600 else f"{text[:300]} ... {text[-300:]}"
 
 
 def ticks_in(where: epath.Path) -> list[int]:
+    """The ticks that the folder has checkpoints of, sorted."""
     return sorted(ocp.utils.checkpoint_steps(where)) if where.is_dir() else []
 
 

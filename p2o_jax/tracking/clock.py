@@ -18,6 +18,7 @@ class Clock:
         self.write()
 
     def write(self) -> None:
+        """Writes the seconds of all starts so far."""
         files.write_json(self.path, [*self.before, round(time.monotonic() - self.begin, 2)])
 
 

@@ -40,14 +40,16 @@ class JsonlWriter:
         self.workdir = workdir
 
     def metrics(self, tick: int, step: int, values: Mapping[str, float]) -> None:
+        """Appends a row to metrics.jsonl."""
         row = {"step": step, **{name: float(value) for name, value in values.items()}}
         self.rows("metrics", tick, [row])
 
     def rows(self, name: str, tick: int, rows: Rows) -> None:
+        """Appends the rows to the file of that name."""
         jsonl.append(self.workdir / f"{name}.jsonl", tick, rows)
 
     def close(self) -> None:
-        pass
+        """Nothing is pending: every row is written at once."""
 
 
 class TensorboardWriter:
@@ -60,13 +62,15 @@ class TensorboardWriter:
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
 
     def metrics(self, tick: int, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point to each metric's curve."""
         for name, value in values.items():
             self._events.add_scalar(name, float(value), step)
 
     def rows(self, name: str, tick: int, rows: Rows) -> None:
-        pass
+        """Ignores them: there are no curves of rows."""
 
     def close(self) -> None:
+        """Writes what is pending."""
         self._events.close()
 
 
@@ -123,9 +127,10 @@ class WandbWriter:
         )
 
     def rows(self, name: str, tick: int, rows: Rows) -> None:
-        pass
+        """Ignores them: they stay on this machine."""
 
     def close(self) -> None:
+        """Sends what is pending and ends the run."""
         self.run.finish()
 
 
