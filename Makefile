@@ -9,7 +9,7 @@ COMMA := ,
 BIN := .venv/bin
 # Modules are compiled when they are first imported: most never are.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable
-TEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+TEST := $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-all test-venv lint docs venv clean
 

@@ -66,7 +66,7 @@ def test_the_reference_by_hand(own_rows, kind):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
-@pytest.mark.parametrize("positions", [512, 600])
+@pytest.mark.parametrize("positions", [pytest.param(512, marks=pytest.mark.slow), 600])
 @pytest.mark.parametrize(("kind", "soft_cap"), [(0, 0.7), (1, 0.0)])
 def test_windows_change_nothing(dtype, positions, kind, soft_cap):
     q, *caches, lengths, rows = make(positions, dtype)

@@ -111,7 +111,7 @@ def test_cispo_keeps_every_token_s_gradient_with_a_clipped_weight():
     assert list(losses.policy_loss(jnp.zeros(3), log_ratio, advantage, cfg).clipped) == [0, 1, 1]
 
 
-@pytest.mark.parametrize("ratio", ["sequence", "cispo"])
+@pytest.mark.parametrize("ratio", ["sequence", pytest.param("cispo", marks=pytest.mark.slow)])
 def test_ratio_levels_do_not_depend_on_packing(ratio):
     changes = {"loss__ratio": ratio, "loss__aggregation": "seq-mean-token-mean"}
     packed = reference.learn(reference.make_config(**changes, optim__row_tokens=40))

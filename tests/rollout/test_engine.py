@@ -172,7 +172,7 @@ def test_max_new_tokens_is_honoured_and_a_shorter_text_is_the_beginning_of_a_lon
 @pytest.mark.parametrize(
     "changes",
     [
-        {"slots": 3},
+        pytest.param({"slots": 3}, marks=pytest.mark.slow),
         pytest.param({"slots": 64, "min_slots": 32}, marks=pytest.mark.slow),
         {"slots": 16, "min_slots": 4},
         pytest.param({"slots": 16, "min_slots": 0}, marks=pytest.mark.slow),
@@ -181,7 +181,7 @@ def test_max_new_tokens_is_honoured_and_a_shorter_text_is_the_beginning_of_a_lon
         {"prompt_buckets": (16,), "prompt_cache_tokens": 32, "prefill_tokens": 16},
         {"prompt_buckets": (40,), "share_prefixes": False},
         {"prompt_buckets": (40,), "prefill_tokens": 8},
-        {"capacities": (CAPACITY, 64), "questions": 1},
+        pytest.param({"capacities": (CAPACITY, 64), "questions": 1}, marks=pytest.mark.slow),
         pytest.param({"shape": (1, 8, 1)}, marks=pytest.mark.slow),
         {"shape": (2, 2, 2)},
         pytest.param({"shape": (1, 4, 2)}, marks=pytest.mark.slow),

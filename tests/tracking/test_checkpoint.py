@@ -219,7 +219,15 @@ def test_a_prompt_phase_s_state_is_the_milestone_of_its_step(tmp_path):
     assert checkpoint_reader.policies(kept.directory) == {0: 0, 2: 3, 3: 4}
 
 
-@pytest.mark.parametrize("damage", ["missing", "half", "empty", "flipped"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "missing",
+        "flipped",
+        pytest.param("half", marks=pytest.mark.slow),
+        pytest.param("empty", marks=pytest.mark.slow),
+    ],
+)
 def test_no_damage_to_any_file_goes_unnoticed(tmp_path, damage):
     """The state before is taken instead, or all bits are there (files that nobody reads); the
     damaged step is named and kept aside.
