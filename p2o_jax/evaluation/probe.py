@@ -2,6 +2,7 @@
 context ratio mask leaves out; a verdict and a recommendation.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from p2o_jax.types import Rollout
 SHOWN_TOKENS = 4  # masked tokens that are named
 MAX_MASKED = 0.01  # share of tokens of right responses above which the mask is advised against
 PAPER = DistillConfig(eps_low=0.99)  # the paper's context ratio mask
+SIGN_TEST = 0.025  # one-sided
 FEW_UNSOLVED = 0.1  # share of questions without a plain success below which P²O has little to do
 
 
@@ -61,6 +63,7 @@ class PromptFigures:
     mixed: float  # share of groups with successes and failures
     unsolved: int  # questions without a plain success
     rescued: int  # of these, with a success here
+    lost: int  # questions with a plain success, but without one here
     format: float  # share of responses with a final boxed answer
     stopped: float  # share of responses that ended before the limit
     prompt_tokens: float  # mean
@@ -119,6 +122,7 @@ def measure(
         mixed=float(np.mean((rates > 0) & (rates < 1))),
         unsolved=sum(unsolved),
         rescued=int(np.sum(successes.any(axis=1) & np.array(unsolved))),
+        lost=int(np.sum(~successes.any(axis=1) & ~np.array(unsolved))),
         format=float(np.mean([r.verdict.format_score > 0 for r in sampled])),
         stopped=float(np.mean([r.completion.stopped for r in sampled])),
         prompt_tokens=float(np.mean([len(r.prompt_ids) for r in sampled])),
@@ -157,7 +161,8 @@ def verdict(measured: Sequence[PromptFigures]) -> str:
         )
     rescued = f"{top.rescued} of the {top.unsolved} questions without a plain success"
     number = list(measured).index(top)
-    if top.sampled.low > plain.sampled.high and top.rescued:
+    better = top.sampled.low > plain.sampled.high or _is_shown(top, len(measured) - 1)
+    if better and top.rescued:
         return (
             f"P²O can help: {rate}, under template {number} {_text(top.sampled.mean)}; it solves"
             f" {rescued}"
@@ -165,12 +170,22 @@ def verdict(measured: Sequence[PromptFigures]) -> str:
     if top.rescued > 1 and top.sampled.mean > plain.sampled.mean:
         return (
             f"not clear: {rate}, under template {number} {_text(top.sampled.mean)}; it solves"
-            f" {rescued}, and the intervals overlap: try more questions or other templates"
+            f" {rescued}, which may be chance: try more questions or other templates"
         )
     return (
         f"P²O needs better templates: {rate}, under the best of {len(measured) - 1}"
         f" {_text(top.sampled.mean)}; it solves {rescued}"
     )
+
+
+def _is_shown(top: PromptFigures, templates: int) -> bool:
+    """Whether a template solves more questions than the plain prompt by a sign test: as many
+    rescued ones among those that differ have a chance below 2.5 %, divided by the number of
+    templates that it is the best of.
+    """
+    differ = top.rescued + top.lost
+    chance = sum(math.comb(differ, k) for k in range(top.rescued, differ + 1)) / 2**differ
+    return chance < SIGN_TEST / templates
 
 
 def recommendation(measured: Sequence[PromptFigures], distill: DistillConfig) -> str:

@@ -44,7 +44,8 @@ def test_shares_and_questions_without_a_plain_success():
     figures = measured("t", "x...", "xx..", "xxxx", "....", unsolved=unsolved)
     assert (figures.greedy.mean, figures.sampled.mean) == (0.75, 7 / 16)
     assert figures.sampled.low < 7 / 16 < figures.sampled.high
-    assert (figures.mixed, figures.unsolved, figures.rescued) == (0.5, 2, 1)
+    assert (figures.mixed, figures.unsolved, figures.rescued, figures.lost) == (0.5, 2, 1, 0)
+    assert measured("t", "....", "....", "x...", "....", unsolved=unsolved).lost == 1
     assert (figures.format, figures.stopped, figures.response_tokens) == (1.0, 1.0, 3.0)
     assert (figures.generated_tokens, figures.unjudged) == (16 * 3 + 4 * 3, 9 + 1)
 
@@ -86,7 +87,7 @@ def test_recommendation():
     [
         (["xx.."] * 4, ["xxx."] * 4, "GRPO is enough: plainly 50 % of responses are right"),
         (PLAIN, ["xxx."] * 4, "P²O can help: plainly 0 % of responses are right, under template 1"),
-        (PLAIN, ["x...", "x...", "....", "...."], "not clear"),
+        (PLAIN, ["x...", "....", "....", "...."], "P²O can help"),  # 6 of 24: 1 in 64
         (PLAIN, PLAIN, "P²O needs better templates"),
         (PLAIN, None, "no templates were tried"),
     ],
@@ -97,4 +98,26 @@ def test_verdicts(plain, templated, verdict):
     figures = [measured("", *list(plain) * many, unsolved=unsolved)]
     if templated:
         figures.append(measured("t", *list(templated) * many, unsolved=unsolved))
+    assert probe.verdict(figures).startswith(verdict)
+
+
+@pytest.mark.parametrize(
+    ("rescued", "lost", "templates", "verdict"),
+    [
+        (6, 0, 1, "P²O can help"),  # chance 1/64 = .016
+        (5, 0, 1, "not clear"),  # 1/32 = .031
+        (8, 0, 5, "P²O can help"),  # 1/256 = .0039 < .005
+        (7, 0, 5, "not clear"),  # 1/128 = .0078
+        (9, 2, 1, "not clear"),  # 67/2048 = .033
+        (10, 2, 1, "P²O can help"),  # 79/4096 = .019
+    ],
+)
+def test_few_right_responses_are_judged_by_a_sign_test_of_questions(
+    rescued, lost, templates, verdict
+):
+    unsolved = [True] * (48 - lost) + [False] * lost
+    plain = measured("", *["...."] * (48 - lost), *["x..."] * lost, unsolved=unsolved)
+    under = ["x..."] * rescued + ["...."] * (48 - rescued)
+    others = [measured("u", *["...."] * 48, unsolved=unsolved)] * (templates - 1)
+    figures = [plain, measured("t", *under, unsolved=unsolved), *others]
     assert probe.verdict(figures).startswith(verdict)
