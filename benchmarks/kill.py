@@ -77,6 +77,7 @@ PAUSE_S = 0.005  # around phases that are shorter than the delivery of a signal
 # Environment variable: the point at which the run signals itself.
 AIM = "P2O_BENCHMARK_AIM"
 SIGNALLED = "signalled"
+MARK = "phase: "  # begins the lines about phases on the run's standard output
 RECORDS = ("metrics", "samples", "templates", "evaluations", "questions")
 
 
@@ -90,11 +91,11 @@ def child(argv: Sequence[str]) -> None:
     seen, aim = Counter[str](), json.loads(os.environ.get(AIM, "null"))
 
     def strike() -> None:
-        os.write(1, f"{SIGNALLED}\n".encode())
+        os.write(1, f"{MARK}{SIGNALLED}\n".encode())
         os.kill(os.getpid(), aim["signal"])
 
     def say(phase: str) -> None:
-        os.write(1, f"{phase}\n".encode())
+        os.write(1, f"{MARK}{phase}\n".encode())
         seen[phase] += 1
         if aim and phase == aim["phase"] and seen[phase] == aim["number"]:
             threading.Timer(aim["delay"], strike).start() if aim["delay"] else strike()
@@ -176,8 +177,11 @@ class Run:
     def _read(self) -> None:
         assert self.process.stdout
         for line in self.process.stdout:
+            text = line.decode().strip()
+            if not text.startswith(MARK):  # the run's own output
+                continue
             with self._changed:
-                self.phase = line.decode().strip()
+                self.phase = text.removeprefix(MARK)
                 self.last = self.last if self.phase == SIGNALLED else self.phase
                 self._seen[self.phase] += 1
                 self._changed.notify_all()
