@@ -128,7 +128,8 @@ def make(arm: Arm, seed: int, data: Path) -> dict[str, Any]:
             )
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
-            if child.returncode:
+            # after SIGTERM a run leaves with exit code 0
+            if child.returncode or not (run / "result.json").exists():
                 output.seek(0)
                 raise ConfigError(f"{arm.name}, seed {seed}: {output.read()[-1500:]}")
         return figures(run) | {
@@ -149,7 +150,8 @@ def figures(run: Path) -> dict[str, Any]:
         [row["generated_tokens"], row["accuracy"]] for row in read_strict(run / "evaluations.jsonl")
     ]
     losses = [row["train/loss"] for row in metrics if "train/loss" in row]
-    masked = [row["distill/frac_right_masked"] for row in metrics if _masks(row)]
+    name = "distill/frac_right_masked"
+    masked = [row[name] for row in metrics if name in row]
     return {
         "accuracy": result["accuracy"],
         "by_family": result["by_family"],
@@ -160,10 +162,6 @@ def figures(run: Path) -> dict[str, Any]:
         "digest": types.digest(json.dumps([losses, curve])),
         "versions": {name: versions[name] for name in ("jax", "jaxlib")},
     }
-
-
-def _masks(row: Mapping[str, Any]) -> bool:
-    return "distill/frac_right_masked" in row
 
 
 def write(rows: Sequence[Mapping[str, Any]], page: Path = PAGE) -> None:

@@ -58,19 +58,21 @@ def generate(options: GenerateOptions) -> None:
     own = {} if source.workdir else LENGTH  # a run has one
     cfg = settings.command_config(base, DEFAULTS | own | exported, overrides)
     prompts = read_prompts(options.prompts, cfg.data)
+    templates = [seed.text for seed in seed_templates.read(options.templates)]
     sources.raise_problems(distributed.broadcast_from_main(lambda: _out_problems(options.out)))
     reporter = Reporter(enabled=distributed.is_main_process())
     with ExitStack() as stack:
         folder = Path(source.workdir) / "generate_model"
         path = policy.directory(source, folder, overrides, stack)
         cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, path=path))
-        _generate(cfg, options, prompts, reporter, stack)
+        _generate(cfg, options, prompts, templates, reporter, stack)
 
 
 def _generate(
     cfg: Config,
     options: GenerateOptions,
     prompts: Sequence[PromptRow],
+    several: Sequence[str],
     reporter: Reporter,
     stack: ExitStack,
 ) -> None:
@@ -80,20 +82,20 @@ def _generate(
         cfg: with the directory.
         options: what is sampled.
         prompts: those of the file.
+        several: templates to ask them under, besides none; empty: `options.template` alone.
         reporter: shows progress.
         stack: closes the graders and the output file.
     """
     workdir = options.source.workdir
     date = run_directory.read_date(Path(workdir)) if workdir else None
     model = open_model(cfg, reporter, date)
-    several = [seed.text for seed in seed_templates.read(options.templates)]
     templates = ["", *several] if several else [policy.chosen_template(options.template, workdir)]
     jobs = {
         z: [Job(p.question, model.chat.render(p.question, z), options.n) for p in prompts]
         for z in templates
     }
-    given, all_jobs = {key for key, _ in options.overrides}, sum(jobs.values(), [])
-    lengths = [len(job.prompt_ids) for job in all_jobs]
+    given = {key for key, _ in options.overrides}
+    lengths = [len(job.prompt_ids) for asked in jobs.values() for job in asked]
     cfg = sampler_shapes.fit(cfg, given, model, lengths, options.n)
     _check_lengths(options.prompts, cfg, model, [*prompts] * len(templates), lengths)
     temperature = options.temperature
