@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.science import estimates
+from benchmarks.science import estimates, report
 from examples.laptop import questions, smollm2
 from p2o_jax import types
 from p2o_jax.config import ConfigError
@@ -170,11 +170,8 @@ def write(rows: Sequence[Mapping[str, Any]], page: Path = PAGE) -> None:
     Raises:
         ConfigError: the page has no markers.
     """
-    text = page.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise ConfigError(f"{page}: no lines {BEGIN!r} and {END!r}")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    files.write_whole(page, f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{after}")
+    before, after = report.around(page, BEGIN, END)
+    files.write_whole(page, f"{before}\n\n{table(rows)}\n\n{after}")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -40,16 +40,25 @@ def write(results: Path) -> None:
     Raises:
         ConfigError: the page has no markers, or there are no rows.
     """
-    rows, page = read(results), PAGE.read_text(encoding="utf-8")
-    if BEGIN not in page or END not in page:
-        raise ConfigError(f"{PAGE}: no lines {BEGIN!r} and {END!r}")
+    rows, (before, after) = read(results), around(PAGE, BEGIN, END)
     written = "\n\n".join(
         section for section in (dial(rows), paper(rows), recipe(rows), account(rows)) if section
     )
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    files.write_whole(PAGE, f"{before}{BEGIN}\n\n{written}\n\n{END}{after}")
+    files.write_whole(PAGE, f"{before}\n\n{written}\n\n{after}")
     plot_dial(rows)
     plot_recipe(rows)
+
+
+def around(page: Path, begin: str, end: str) -> tuple[str, str]:
+    """What stands before and after two markers of a page, the markers included.
+
+    Raises:
+        ConfigError: the page has no markers.
+    """
+    text = page.read_text(encoding="utf-8")
+    if begin not in text or end not in text:
+        raise ConfigError(f"{page}: no lines {begin!r} and {end!r}")
+    return text.split(begin)[0] + begin, end + text.split(end)[1]
 
 
 def read(results: Path) -> Rows:
