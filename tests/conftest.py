@@ -53,8 +53,8 @@ MAX_MAPS = 10_000
 LONGEST = (
     "tests/multihost/test_training.py",
     "tests/test_end_to_end.py",
-    "tests/benchmarks/test_kill.py",
     "tests/rollout/test_engine.py",
+    "tests/benchmarks/test_kill.py",
     "tests/rl/test_learner.py",
     "tests/evaluation/test_training.py",
     "tests/gepa/test_gepa_command.py",

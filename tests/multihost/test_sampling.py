@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 WORKER = Path(__file__).with_name("sampling_worker.py")
@@ -43,6 +44,8 @@ def run(folder: Path, num_processes: int, devices_each: int) -> list[dict]:
     return [json.loads(out.read_text()) for out in outs]
 
 
+# the runs of test_training sample and judge as one process does, too
+@pytest.mark.slow
 def test_two_processes_sample_what_one_does_and_process_0_judges(tmp_path):
     (alone,) = run(tmp_path, 1, 4)
     first, second = run(tmp_path, 2, 2)
