@@ -1,15 +1,15 @@
 """Estimated floating-point operations: 2 per weight and token of a forward pass, plus attention.
 
-A token at position i (from 0) costs 2 N + 4 L H C (i + 1): N weights including embedding and head;
-scores and weighted sum over i + 1 keys of C channels, for H heads in L layers, at 2 operations per
-multiplication. Layers with a sliding window count its keys at most. A backward pass costs twice a
-forward pass, so an update costs 6 N. Recomputed layers, padding, the optimizer and sampling itself
-are not counted. Results are integers, so sums are exact.
+A token at position i (from 0) costs 2 N + 4 L H C (i + 1): N weights including embedding and head,
+of experts only the chosen ones; scores and weighted sum over i + 1 keys of C channels, for H heads
+in L layers, at 2 operations per multiplication. Layers with a sliding window count its keys at
+most. A backward pass costs twice a forward pass, so an update costs 6 N. Recomputed layers,
+padding, the optimizer and sampling itself are not counted. Results are integers, so sums are exact.
 """
 
 from collections.abc import Iterable, Sequence
 
-from p2o_jax.models.spec import ModelSpec, num_params
+from p2o_jax.models.spec import ModelSpec, num_active_params
 
 # (prompt ids, number of tokens after it)
 PromptAndLength = tuple[tuple[int, ...], int]
@@ -20,7 +20,7 @@ def forward(spec: ModelSpec, start: int, end: int) -> int:
     cached.
     """
     keys = sum(_attended(layer.window, start, end) for layer in spec.layer_types)
-    return 2 * num_params(spec.base) * (end - start) + 4 * spec.heads * spec.head_dim * keys
+    return 2 * num_active_params(spec.base) * (end - start) + 4 * spec.heads * spec.head_dim * keys
 
 
 def _attended(window: int, start: int, end: int) -> int:

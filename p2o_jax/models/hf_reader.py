@@ -2,6 +2,7 @@
 devices.
 """
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -213,7 +214,8 @@ def load_leaf(
 
     Args:
         files: the checkpoint's files.
-        stored: the tensors that make up the leaf, one per layer if it is stacked.
+        stored: the tensors that make up the leaf, one per layer if it is stacked, or per expert of
+            each layer.
         shape: global shape of the leaf.
         sharding: its sharding.
         dtype: its dtype.
@@ -239,17 +241,20 @@ def _read_part(
     bounds: Bounds,
     dtype: np.dtype,
 ) -> np.ndarray:
-    """Reads the part of a leaf within the bounds, layer by layer if it is stacked."""
+    """Reads the part of a leaf within the bounds, one tensor after the other."""
     out = _aligned_empty(tuple(stop - start for start, stop in bounds), dtype)
-    if stored[0].layer is None:
+    if not stored[0].place:
         start, stop = bounds[0]
         # rows beyond pad the vocabulary
         end = min(max(stored[0].shape[0], start), stop)
         out[end - start :] = 0
         _read_tensor(files, stored[0], shape, ((start, end), *bounds[1:]), out[: end - start])
     else:
-        for i, t in enumerate(stored[slice(*bounds[0])]):
-            _read_tensor(files, t, shape[1:], bounds[1:], out[i])
+        separate = len(stored[0].place)
+        by_place = {t.place: t for t in stored}
+        for index in itertools.product(*(range(*bound) for bound in bounds[:separate])):
+            place = tuple(i - start for i, (start, _) in zip(index, bounds, strict=False))
+            _read_tensor(files, by_place[index], shape[separate:], bounds[separate:], out[place])
     return out
 
 
@@ -271,11 +276,13 @@ def _read_tensor(
         part = list(bounds)
         part[rows] = (first, min(first + step, end))
         starts = [t.first_row] + [0] * (len(leading) - 1)
-        cut = tuple(
+        cut = [
             slice(begin + part[i][0] * unit, begin + part[i][1] * unit)
             for i, unit, begin in zip(leading, units, starts, strict=True)
-        )
-        block = files.tensor(t.name)[cut].reshape(
+        ]
+        mine, turns = t.turn
+        cut[-1] = slice(cut[-1].start * turns, cut[-1].stop * turns)
+        block = files.tensor(t.name)[tuple(cut)][..., mine::turns].reshape(
             [part[i][1] - part[i][0] if i in leading else shape[i] for i in order]
         )
         ours = block.transpose(np.argsort(order))[

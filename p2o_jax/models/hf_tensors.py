@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from p2o_jax.models.families import FAMILIES
-from p2o_jax.models.families.family import Axes
+from p2o_jax.models.families.family import EXPERT, Axes
 from p2o_jax.models.spec import ModelSpec, Weight, block_weights, weights
 
 SINGLE_FILE = "model.safetensors"
@@ -14,16 +14,19 @@ INDEX_FILE = "model.safetensors.index.json"
 
 
 class Stored(NamedTuple):
-    """A tensor of a checkpoint's files, or some of its rows, and the part of our params that it
+    """A tensor of a checkpoint's files, or a part of it, and the part of our params that it
     holds.
     """
 
     name: str
     path: tuple[str, ...]  # in the params tree
-    layer: int | None  # index along the leading axis of a stacked leaf
-    shape: tuple[int, ...]  # in the file
+    # along the leading axes of a leaf: layer and expert, as far as they have tensors of their own
+    place: tuple[int, ...]
+    shape: tuple[int, ...]  # of the part, in the file
     axes: Axes
-    first_row: int = 0  # in the tensor, where it holds several of our arrays
+    first_row: int = 0  # in the tensor, where it holds several of our arrays one after the other
+    # where it holds several in turns along its last axis: which of them this is, of how many
+    turn: tuple[int, int] = (0, 1)
 
 
 def tensors(spec: ModelSpec) -> list[Stored]:
@@ -34,31 +37,32 @@ def tensors(spec: ModelSpec) -> list[Stored]:
     top_tensors, block_tensors = family.top_tensors, family.block_tensors
 
     def stored(
-        name: str, path: tuple[str, ...], layer: int | None, shape: tuple[int, ...], axes: Axes
+        name: str, path: tuple[str, ...], place: tuple[int, ...], shape: tuple[int, ...], axes: Axes
     ) -> Stored:
-        return Stored(
-            name, path, layer, tuple(math.prod(shape[i] for i in group) for group in axes), axes
-        )
+        shape = tuple(math.prod(shape[i] for i in group) for group in axes)
+        return Stored(name, path, place, shape, axes, turn=family.turns.get(path[-1], (0, 1)))
 
     top = {
-        name: stored(top_tensors[name][0], (name,), None, w.shape, top_tensors[name][1])
+        name: stored(top_tensors[name][0], (name,), (), w.shape, top_tensors[name][1])
         for name, w in table.items()
         if isinstance(w, Weight)
     }
     places = {
         layer: (stack.key, i) for stack in spec.stacks for i, layer in enumerate(stack.layers)
     }
-    layers = [
-        stored(
-            f"model.layers.{layer}.{block_tensors[name][0]}",
-            (places[layer][0], name),
-            places[layer][1],
-            w.shape,
-            block_tensors[name][1],
-        )
-        for layer, type in enumerate(spec.layer_types)
-        for name, w in block_weights(spec.base, type).items()
-    ]
+    layers = []
+    for layer, type in enumerate(spec.layer_types):
+        stack, i = places[layer]
+        for name, w in block_weights(spec.base, type).items():
+            theirs, axes = block_tensors[name]
+            theirs, path = f"model.layers.{layer}.{theirs}", (stack, name)
+            if EXPERT in theirs:
+                layers += [
+                    stored(theirs.replace(EXPERT, str(e)), path, (i, e), w.shape[1:], axes)
+                    for e in range(w.shape[0])
+                ]
+            else:
+                layers.append(stored(theirs, path, (i,), w.shape, axes))
     return [top.pop("embed"), *_in_parts(layers), *top.values()]
 
 
@@ -66,14 +70,16 @@ def whole_shapes(table: list[Stored]) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each tensor."""
     shapes = {}
     for t in table:
-        shapes[t.name] = (t.first_row + t.shape[0], *t.shape[1:])
+        rows, *others = t.shape
+        shapes[t.name] = (t.first_row + rows, *others[:-1], *(n * t.turn[1] for n in others[-1:]))
     return shapes
 
 
 def _in_parts(table: list[Stored]) -> list[Stored]:
-    """Returns the table with parts of the same tensor one after the other, at their rows."""
+    """Returns the table with parts of the same tensor next to each other, at their rows."""
     parts: dict[str, list[Stored]] = {}
     for t in table:
         before = parts.setdefault(t.name, [])
-        before.append(t._replace(first_row=sum(other.shape[0] for other in before)))
+        in_turns = t.turn[1] > 1
+        before.append(t._replace(first_row=0 if in_turns else sum(o.shape[0] for o in before)))
     return [t for same in parts.values() for t in same]

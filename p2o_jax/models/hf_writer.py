@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,28 +65,50 @@ def write_piece(
     text += b" " * (-len(text) % 8)
     if out is not None:
         out.write(len(text).to_bytes(8, "little") + text)
-    for t in content:
+    for _, parts in itertools.groupby(content, key=lambda t: t.name):
+        for theirs in _in_file_order(params, list(parts), dtype):
+            if out is not None:
+                out.write(np.ascontiguousarray(theirs).reshape(-1).view(np.uint8).data)
+
+
+def _in_file_order(params: dict[str, Any], parts: list[Stored], dtype: str) -> Iterator[np.ndarray]:
+    """Yields the contents of a tensor: its parts one after the other, or all of them if they take
+    turns.
+    """
+
+    def array(t: Stored) -> np.ndarray:
         leaf: Any = params
         for key in t.path:
             leaf = leaf[key]
-        theirs = np.asarray(_gatherer(_replicated(leaf), dtype, t.axes, t.shape)(leaf, t.layer))
-        if out is not None:
-            out.write(np.ascontiguousarray(theirs).reshape(-1).view(np.uint8).data)
+        gather = _gatherer(_replicated(leaf), dtype, len(t.place), t.axes, t.shape)
+        return np.asarray(gather(leaf, t.place))
+
+    if parts[0].turn[1] > 1:
+        yield np.stack([array(t) for t in parts], axis=-1)
+    else:
+        yield from map(array, parts)
 
 
 @functools.cache
-def _gatherer(sharding: Sharding | None, dtype: str, axes: Axes, shape: tuple[int, ...]) -> Any:
-    """Returns a jitted function from (leaf, layer or None) to the tensor as the file stores it, on
-    every device.
+def _gatherer(
+    sharding: Sharding | None, dtype: str, separate: int, axes: Axes, shape: tuple[int, ...]
+) -> Any:
+    """Returns a jitted function from (leaf, index) to the tensor as the file stores it, on every
+    device.
+
+    Args:
+        sharding: where the tensor goes.
+        dtype: dtype of the file.
+        separate: leading axes of the leaf with an index; without any, its first rows are taken.
+        axes: see `Stored`.
+        shape: shape of the tensor.
     """
     order = [i for group in axes for i in group]
 
-    def gather(leaf: jax.Array, layer: jax.Array | None) -> jax.Array:
-        ours = (
-            leaf[: shape[0]]
-            if layer is None
-            else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
-        )
+    def gather(leaf: jax.Array, index: tuple[jax.Array, ...]) -> jax.Array:
+        ours = leaf if separate else leaf[: shape[0]]
+        for i in index:
+            ours = jax.lax.dynamic_index_in_dim(ours, i, keepdims=False)
         return ours.astype(dtype).transpose(order).reshape(shape)
 
     return jax.jit(gather, out_shardings=sharding)

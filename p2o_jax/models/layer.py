@@ -2,17 +2,43 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from p2o_jax.models import rope
+from p2o_jax.models import experts, lora, rope
 from p2o_jax.models.rope import Rotation
 from p2o_jax.models.spec import LayerType, ModelSpec, Weight, block_weights
 
-Attend = Callable[[LayerType, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+
+class Heads(NamedTuple):
+    """What attention gets of the new tokens: queries and keys at their positions, values, and the
+    score of each head's sink; None: no sinks.
+    """
+
+    q_BTHC: jax.Array
+    k_BTKC: jax.Array
+    v_BTKC: jax.Array
+    sink_H: jax.Array | None = None
+
+
+# (type of the layer, new tokens, the layer's cache) -> (output [B, T, H, C], new cache)
+Attend = Callable[[LayerType, Heads, Any], tuple[jax.Array, Any]]
+
+
+class Mixing(NamedTuple):
+    """What a layer leaves to its caller: how its tokens see each other, and where its experts are.
+
+    Args:
+        attend: attention of the new tokens to each other and to the layer's cache.
+        mix_experts: weighted sum of each token's experts.
+    """
+
+    attend: Attend
+    mix_experts: experts.Mixture = experts.mixture
+
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -21,7 +47,7 @@ ACTIVATIONS = {
 
 
 class Block(nnx.Module):
-    """One layer: attention and a gated MLP, each added to the residual stream. Weights:
+    """One layer: attention and a gated MLP or experts, each added to the residual stream. Weights:
     `spec.block_weights`; a weight that the layer does not have is not set.
     """
 
@@ -29,9 +55,7 @@ class Block(nnx.Module):
     k: nnx.Param
     v: nnx.Param
     o: nnx.Param
-    gate: nnx.Param
-    up: nnx.Param
-    down: nnx.Param
+    sinks: nnx.Param
     attn_norm: nnx.Param
     attn_post_norm: nnx.Param
     mlp_norm: nnx.Param
@@ -44,22 +68,22 @@ class Block(nnx.Module):
         declare(self, block_weights(spec, layer))
 
     def __call__(
-        self, x_BTD: jax.Array, rotation: Rotation | None, attend: Attend, cache: Any
+        self, x_BTD: jax.Array, rotation: Rotation | None, mixing: Mixing, cache: Any
     ) -> tuple[jax.Array, Any]:
         """Returns the layer's output and its new cache.
 
         Args:
             x_BTD: residual stream.
             rotation: places queries and keys at their positions; None: they have none.
-            attend: attention of the new queries, keys and values, given the cache.
-            cache: this layer's cache, passed to `attend`.
+            mixing: attention, and products of tokens and experts.
+            cache: this layer's cache, passed to `mixing.attend`.
         """
         B, T, D = x_BTD.shape
         # flat rows: on CPU the weights' gradients are several times faster than with [B, T]
         x_ND = x_BTD.reshape(-1, D)
-        attended_ND, cache = self._attention(x_ND, (B, T), rotation, attend, cache)
+        attended_ND, cache = self._attention(x_ND, (B, T), rotation, mixing.attend, cache)
         x_ND = x_ND + self._scaled(attended_ND)
-        return (x_ND + self._scaled(self._mlp(x_ND))).reshape(B, T, D), cache
+        return (x_ND + self._scaled(self._mlp(x_ND, mixing))).reshape(B, T, D), cache
 
     def _scaled(self, x_ND: jax.Array) -> jax.Array:
         scale = self.spec.residual_scale
@@ -85,7 +109,8 @@ class Block(nnx.Module):
             q, k = self._qk_norm(self.q_norm, q), self._qk_norm(self.k_norm, k)
         q, k, v = (x.reshape(B, T, *x.shape[1:]) for x in (q, k, v))
         q, k = self._placed(q, rotation, queries=True), self._placed(k, rotation)
-        attended, cache = attend(self.layer, q, k, v, cache)
+        sinks = self.sinks[...] if self.spec.sinks else None
+        attended, cache = attend(self.layer, Heads(q, k, v, sinks), cache)
         out = self._project("o", attended.astype(dtype).reshape(B * T, -1))
         return self._norm(self.attn_post_norm, out) if self.spec.post_norms else out, cache
 
@@ -104,12 +129,25 @@ class Block(nnx.Module):
         return placed.astype(x_BTHC.dtype)
 
     @jax.named_scope("mlp")
-    def _mlp(self, x_ND: jax.Array) -> jax.Array:
+    def _mlp(self, x_ND: jax.Array, mixing: Mixing) -> jax.Array:
         """Returns the MLP's contribution to the residual stream."""
         h = self._norm(self.mlp_norm, x_ND) if self.spec.pre_norms else x_ND
-        gated = ACTIVATIONS[self.spec.activation](self._project("gate", h))
-        out = self._project("down", gated * self._project("up", h))
+        activation = ACTIVATIONS[self.spec.activation]
+        if self.layer.experts:
+            out = mixing.mix_experts(self.layer.experts, activation, self._expert_weights(), h)
+        else:
+            gated = activation(self._project("gate", h))
+            out = self._project("down", gated * self._project("up", h))
         return self._norm(self.mlp_post_norm, out) if self.spec.post_norms else out
+
+    def _expert_weights(self) -> dict[str, jax.Array]:
+        """Returns router and experts, with adapters added to the experts."""
+        weights = {
+            name: getattr(self, name)[...]
+            for name in block_weights(self.spec, self.layer)
+            if name.startswith(("router", "expert"))
+        }
+        return lora.with_adapters(self.spec.lora, weights) if self.spec.lora else weights
 
     def _norm(self, weight: nnx.Param, x: jax.Array) -> jax.Array:
         return rms_norm(x, weight[...], self.spec)
@@ -130,12 +168,12 @@ class Block(nnx.Module):
         if hasattr(self, f"{name}_bias"):
             bias = getattr(self, f"{name}_bias")[...].reshape(-1)
             y = y + over_rows(bias.astype(y.dtype), y)
-        lora = self.spec.lora
-        if lora is None or name not in lora.targets:
+        adapters = self.spec.lora
+        if adapters is None or name not in adapters.targets:
             return y
         a, b = getattr(self, f"{name}_lora_a")[...], getattr(self, f"{name}_lora_b")[...]
-        low = x_NI @ a.reshape(inputs, -1).astype(x_NI.dtype) * (lora.alpha / lora.rank)
-        return y + low @ b.reshape(lora.rank, -1).astype(x_NI.dtype)
+        low = x_NI @ a.reshape(inputs, -1).astype(x_NI.dtype) * (adapters.alpha / adapters.rank)
+        return y + low @ b.reshape(adapters.rank, -1).astype(x_NI.dtype)
 
 
 @jax.named_scope("norm")

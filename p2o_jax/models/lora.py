@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from p2o_jax import config
 from p2o_jax.models.families import FAMILIES
-from p2o_jax.models.spec import LoraSpec, ModelSpec, weights
+from p2o_jax.models.spec import LoraSpec, ModelSpec, num_inputs, weights
 
 Params = dict[str, Any]
 
@@ -91,20 +91,27 @@ def merge(spec: ModelSpec, params: Params, dtype: str | None = None) -> Params:
     spec = spec_of(spec, params)
     if spec.lora is None:
         return params
-    return {**params, **{key: _merged(spec.lora, params[key], dtype) for key in _keys(spec)}}
+    lora = spec.lora
+    return {**params, **{key: with_adapters(lora, params[key], dtype) for key in _keys(spec)}}
 
 
-def _merged(lora: LoraSpec, blocks: Params, dtype: str | None) -> Params:
-    """Returns the params of a stack with its adapters added."""
+def with_adapters(lora: LoraSpec, blocks: Params, dtype: str | None = None) -> Params:
+    """Returns the weights of a layer, or of a stack of layers, with their adapters added in
+    float32.
+
+    Args:
+        lora: the adapters.
+        blocks: weights by name, adapters among them.
+        dtype: dtype of the weights that have an adapter; None: theirs.
+    """
     merged = {name: w for name, w in blocks.items() if not is_adapter(name)}
-    for name in lora.targets:
-        a, b = (blocks[f"{name}_lora_{part}"].astype(jnp.float32) for part in "ab")
-        w = blocks[name]
-        layers, rank = w.shape[0], lora.rank
-        change = jnp.einsum(
-            "LIJ,LJO->LIO", a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)
-        ) * (lora.alpha / rank)
-        merged[name] = (w.astype(jnp.float32) + change.reshape(w.shape)).astype(dtype or w.dtype)
+    for name, w in merged.items():
+        if f"{name}_lora_a" in blocks:
+            a, b = (blocks[f"{name}_lora_{part}"].astype(jnp.float32) for part in "ab")
+            each = a.shape[: -1 - num_inputs(name)]  # layers and experts have an adapter each
+            change = a.reshape(*each, -1, lora.rank) @ b.reshape(*each, lora.rank, -1)
+            change = change.reshape(w.shape) * (lora.alpha / lora.rank)
+            merged[name] = (w.astype(jnp.float32) + change).astype(dtype or w.dtype)
     return merged
 
 

@@ -32,6 +32,9 @@ LEARNER: Rules = {
     "kv_head": "tensor",
     "channel": None,
     "mlp": "tensor",
+    "router": None,
+    "expert": "tensor",
+    "expert_mlp": None,
     "norm": None,
     "rank": None,
 }

@@ -6,8 +6,13 @@ one place of the pattern are stacked, so that the repeats run in one loop (`Mode
 """
 
 import functools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+# the projections of a sparse MLP, by those of a dense one
+EXPERT_OF = {"gate": "expert_gate", "up": "expert_up", "down": "expert_down"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,20 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A sparse MLP: of many MLPs, the experts, a router chooses a few for each token."""
+
+    count: int
+    chosen: int  # experts per token
+    mlp: int  # channels of each
+    normalized: bool = True  # weights of the chosen experts sum to 1; else, those of all do
+    bias: bool = False  # router and experts have biases
+    # gate g <= limit, |up| <= limit, then (up + 1) g sigmoid(alpha g); 0: activation(g) up
+    swiglu_limit: float = 0.0
+    swiglu_alpha: float = 0.0
+
+
+@dataclass(frozen=True)
 class LayerType:
     """What distinguishes a layer from other layers of its model. What they have in common is in
     `ModelSpec`.
@@ -45,6 +64,7 @@ class LayerType:
     soft_cap: float = 0.0  # attention scores s become cap tanh(s / cap); 0: not
     rope: Rope | None = None  # None: that of the model
     positions: bool = True  # whether queries and keys are rotated to their positions
+    experts: Experts | None = None  # None: one MLP for all tokens
 
 
 class Stack(NamedTuple):
@@ -90,6 +110,7 @@ class ModelSpec:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    sinks: bool = False  # each head has a score of its own in the softmax, whose share is dropped
     query_scale: float = 0.0  # multiplies attention scores; 0: head_dim ** -0.5
     embed_scale: float = 1.0  # multiplies embeddings, but not the output head
     residual_scale: float = 1.0  # multiplies what a layer adds to the residual stream
@@ -130,6 +151,14 @@ class ModelSpec:
             for i in range(whole, self.layers)
         ]
         return (*repeated, *remaining)
+
+    @property
+    def mlp_channels(self) -> int:
+        """Channels of the hidden layer of the widest MLP that a token passes through."""
+        return max(
+            layer.experts.chosen * layer.experts.mlp if layer.experts else self.mlp
+            for layer in self.pattern
+        )
 
     def rope_of(self, layer: LayerType) -> Rope | None:
         """Returns the rope of a layer; None if it has no positions."""
@@ -225,15 +254,51 @@ def block_weights(spec: ModelSpec, layer: LayerType) -> dict[str, Weight]:
         "k": Weight((D, K, C), ("width", "kv_head", "channel")),
         "v": Weight((D, K, C), ("width", "kv_head", "channel")),
         "o": Weight((H, C, D), ("head", "channel", "width"), scale=residual_scale),
-        "gate": Weight((D, F), ("width", "mlp")),
-        "up": Weight((D, F), ("width", "mlp")),
-        "down": Weight((F, D), ("mlp", "width"), scale=residual_scale),
     }
-    block |= _norms(spec) | _biases(spec)
+    if layer.experts:
+        block |= _experts(layer.experts, D, residual_scale)
+    else:
+        block |= {
+            "gate": Weight((D, F), ("width", "mlp")),
+            "up": Weight((D, F), ("width", "mlp")),
+            "down": Weight((F, D), ("mlp", "width"), scale=residual_scale),
+        }
+    block |= _norms(spec) | _biases(spec, layer)
+    if spec.sinks:
+        block["sinks"] = Weight((H,), ("head",), "zeros")
     if spec.lora:
-        for name in spec.lora.targets:
+        for name in adapted(spec.lora, layer):
             block |= _adapter(name, block[name], spec.lora.rank)
     return block
+
+
+def adapted(lora: LoraSpec, layer: LayerType) -> tuple[str, ...]:
+    """Returns the weights of a layer that get an adapter: the targets; in a layer with experts, the
+    experts' own gate, up and down.
+    """
+    if not layer.experts:
+        return lora.targets
+    return tuple(EXPERT_OF.get(name, name) for name in lora.targets)
+
+
+def _experts(experts: Experts, width: int, residual_scale: float) -> dict[str, Weight]:
+    """Returns the weights of a sparse MLP."""
+    E, D, F = experts.count, width, experts.mlp
+    inward, outward = ("expert", "width", "expert_mlp"), ("expert", "expert_mlp", "width")
+    weights = {
+        "router": Weight((D, E), ("width", "router")),
+        "expert_gate": Weight((E, D, F), inward),
+        "expert_up": Weight((E, D, F), inward),
+        "expert_down": Weight((E, F, D), outward, scale=residual_scale),
+    }
+    if experts.bias:
+        weights |= {
+            "router_bias": Weight((E,), ("router",), "zeros"),
+            "expert_gate_bias": Weight((E, F), ("expert", "expert_mlp"), "zeros"),
+            "expert_up_bias": Weight((E, F), ("expert", "expert_mlp"), "zeros"),
+            "expert_down_bias": Weight((E, D), ("expert", "norm"), "zeros"),
+        }
+    return weights
 
 
 def norm_weight(spec: ModelSpec, *shape: int, axes: tuple[str, ...] = ("norm",)) -> Weight:
@@ -259,8 +324,8 @@ def _norms(spec: ModelSpec) -> dict[str, Weight]:
     return norms
 
 
-def _biases(spec: ModelSpec) -> dict[str, Weight]:
-    """Returns the biases of a layer."""
+def _biases(spec: ModelSpec, layer: LayerType) -> dict[str, Weight]:
+    """Returns the biases of a layer, without those of experts."""
     D, H, K, C, F = spec.width, spec.heads, spec.kv_heads, spec.head_dim, spec.mlp
     biases = {}
     if spec.qkv_bias:
@@ -271,7 +336,7 @@ def _biases(spec: ModelSpec) -> dict[str, Weight]:
         }
     if spec.o_bias:
         biases["o_bias"] = Weight((D,), ("norm",), "zeros")
-    if spec.mlp_bias:
+    if spec.mlp_bias and not layer.experts:
         biases |= {
             "gate_bias": Weight((F,), ("mlp",), "zeros"),
             "up_bias": Weight((F,), ("mlp",), "zeros"),
@@ -280,21 +345,27 @@ def _biases(spec: ModelSpec) -> dict[str, Weight]:
     return biases
 
 
+def num_inputs(name: str) -> int:
+    """Returns the number of axes of a projection's inputs: heads and channels of `o`, else one."""
+    return 2 if name == "o" else 1
+
+
 def _adapter(name: str, w: Weight, rank: int) -> dict[str, Weight]:
-    """Returns A [inputs, rank] and B [rank, outputs] of a projection. The inputs of `o` are heads
-    and channels.
+    """Returns A [inputs, rank] and B [rank, outputs] of a projection. Experts have an A and a B
+    each.
     """
-    num_inputs = 2 if name == "o" else 1
-    inputs, outputs = w.shape[:num_inputs], w.shape[num_inputs:]
-    fan_in = 1
-    for n in inputs:
-        fan_in *= n
+    first = int(name in EXPERT_OF.values())
+    end = first + num_inputs(name)
+    fan_in = math.prod(w.shape[first:end])
     return {
         f"{name}_lora_a": Weight(
-            (*inputs, rank), (*w.axes[:num_inputs], "rank"), scale=fan_in**-0.5, adapter=True
+            (*w.shape[:end], rank), (*w.axes[:end], "rank"), scale=fan_in**-0.5, adapter=True
         ),
         f"{name}_lora_b": Weight(
-            (rank, *outputs), ("rank", *w.axes[num_inputs:]), "zeros", adapter=True
+            (*w.shape[:first], rank, *w.shape[end:]),
+            (*w.axes[:first], "rank", *w.axes[end:]),
+            "zeros",
+            adapter=True,
         ),
     }
 
@@ -302,17 +373,24 @@ def _adapter(name: str, w: Weight, rank: int) -> dict[str, Weight]:
 @functools.cache
 def num_params(spec: ModelSpec) -> int:
     """Returns the number of parameters."""
+    return _count(weights(spec), lambda w: 1)
 
-    def count(tree: Weights) -> int:
-        total = 0
-        for w in tree.values():
-            if isinstance(w, Weight):
-                size = 1
-                for n in w.shape:
-                    size *= n
-                total += size
-            else:
-                total += count(w)
-        return total
 
-    return count(weights(spec))
+@functools.cache
+def num_active_params(spec: ModelSpec) -> int:
+    """Returns the number of parameters that a token is multiplied by: of experts, the chosen ones
+    only.
+    """
+    total = num_params(spec)
+    for stack in spec.stacks:
+        if experts := stack.type.experts:
+            of_experts = _count(weights(spec)[stack.key], lambda w: "expert" in w.axes)
+            total -= of_experts // experts.count * (experts.count - experts.chosen)
+    return total
+
+
+def _count(tree: Any, times: Callable[[Weight], int]) -> int:
+    """Returns the parameters of a tree of weights, those of each weight so many times."""
+    if isinstance(tree, Weight):
+        return math.prod(tree.shape) * times(tree)
+    return sum(_count(w, times) for w in tree.values())

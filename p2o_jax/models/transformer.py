@@ -6,10 +6,10 @@ created once per spec, and the functions below merge them with the params during
 learner's params hold stacks of layers (`ModelSpec.stacks`): one `lax.scan` runs over the repeats of
 the pattern. In rollout layout `blocks` is a tuple with a tree for each layer, which is unrolled.
 
-The caller decides what attends to what: `attend(layer type, q, k, v, cache) -> (output, new cache)`
-is called once in each layer.
+The caller decides what attends to what: `Mixing.attend` is called once in each layer.
 
-Named scopes mark the parts in a profile: embed, layer (attention, mlp, norm), lm_head, logprobs.
+Named scopes mark the parts in a profile: embed, layer (attention, mlp, router, norm), lm_head,
+logprobs.
 """
 
 import functools
@@ -22,10 +22,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from p2o_jax.models import chunked_logprobs, rope, sharding
+from p2o_jax.models import chunked_logprobs, experts, rope, sharding
 from p2o_jax.models.attention import packed, reference
 from p2o_jax.models.chunked_logprobs import PADDING_LOGIT
-from p2o_jax.models.layer import Attend, block_graph, declare, over_rows, rms_norm
+from p2o_jax.models.layer import Heads, Mixing, block_graph, declare, over_rows, rms_norm
 from p2o_jax.models.rope import Rotation
 from p2o_jax.models.spec import LayerType, ModelSpec, Rope, Stack, Weight, weights
 
@@ -50,7 +50,7 @@ def hidden(
     params: Params,
     token_BT: Int[Array, "B T"],
     position_BT: Int[Array, "B T"],
-    attend: Attend,
+    mixing: Mixing,
     caches: Any = None,
     dtype: Any = jnp.float32,
     remat: Remat = "none",
@@ -62,9 +62,9 @@ def hidden(
         params: its params, as stacks or in rollout layout.
         token_BT: token ids.
         position_BT: position of each token in its sequence, for rope.
-        attend: attention of a layer, see the module's docstring.
-        caches: a cache for each layer, passed to `attend`, with params in rollout layout. Stacks
-            have no caches.
+        mixing: attention of a layer, and products of tokens and experts.
+        caches: a cache for each layer, passed to `mixing.attend`, with params in rollout layout.
+            Stacks have no caches.
         dtype: compute dtype.
         remat: what the backward pass recomputes.
     """
@@ -80,9 +80,9 @@ def hidden(
         if spec.embed_scale != 1:
             x = x * jnp.asarray(spec.embed_scale, dtype)
     if isinstance(params.get("blocks"), tuple):
-        x, caches = _unrolled(spec, params["blocks"], x, rotations, attend, caches)
+        x, caches = _unrolled(spec, params["blocks"], x, rotations, mixing, caches)
     else:
-        x = _scanned(spec, params, x, rotations, attend, remat)
+        x = _scanned(spec, params, x, rotations, mixing, remat)
     return rms_norm(x, top.final_norm[...], spec), caches
 
 
@@ -91,7 +91,7 @@ def _scanned(
     params: Params,
     x: jax.Array,
     rotations: dict[Rope, Rotation],
-    attend: Attend,
+    mixing: Mixing,
     remat: Remat,
 ) -> jax.Array:
     """Returns the residual stream after all stacks: a scan over the repeats of the pattern, and the
@@ -102,7 +102,7 @@ def _scanned(
         params: stacks of layers.
         x: residual stream.
         rotations: rotation of each rope.
-        attend: attention of a layer.
+        mixing: attention of a layer, and products of tokens and experts.
         remat: what the backward pass recomputes.
     """
 
@@ -110,7 +110,7 @@ def _scanned(
 
     def run(stack: Stack, x: jax.Array, block_params: Params) -> jax.Array:
         def compute(x: jax.Array, block_params: Params) -> jax.Array:
-            return _layer(spec, stack.type, block_params, x, rotations, attend, None)[0]
+            return _layer(spec, stack.type, block_params, x, rotations, mixing, None)[0]
 
         if remat != "none":
             compute = jax.checkpoint(compute, prevent_cse=not stack.repeats, policy=dots)
@@ -135,7 +135,7 @@ def _unrolled(
     blocks: tuple[Params, ...],
     x: jax.Array,
     rotations: dict[Rope, Rotation],
-    attend: Attend,
+    mixing: Mixing,
     caches: Any,
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     """Returns the residual stream after all layers of the rollout layout, and their new caches.
@@ -145,7 +145,7 @@ def _unrolled(
         blocks: params of each layer.
         x: residual stream.
         rotations: rotation of each rope.
-        attend: attention of a layer.
+        mixing: attention of a layer, and products of tokens and experts.
         caches: cache of each layer; None: no caches.
     """
     rotations = {
@@ -155,7 +155,7 @@ def _unrolled(
     new = []
     columns = zip(spec.layer_types, blocks, caches or [None] * len(blocks), strict=True)
     for layer, block_params, cache in columns:
-        x, out = _layer(spec, layer, block_params, x, rotations, attend, cache)
+        x, out = _layer(spec, layer, block_params, x, rotations, mixing, cache)
         new.append(out)
     return x, tuple(new)
 
@@ -167,12 +167,12 @@ def _layer(
     block_params: Params,
     x: jax.Array,
     rotations: dict[Rope, Rotation],
-    attend: Attend,
+    mixing: Mixing,
     cache: Any,
 ) -> tuple[jax.Array, Any]:
     own = spec.rope_of(layer)
     rotation = None if own is None else rotations[own]
-    return nnx.merge(block_graph(spec, layer), block_params)(x, rotation, attend, cache)
+    return nnx.merge(block_graph(spec, layer), block_params)(x, rotation, mixing, cache)
 
 
 def _computed_once(x: jax.Array) -> jax.Array:
@@ -204,18 +204,20 @@ def logits(
     )
 
 
-def attend_packed(
-    segment_BT: Int[Array, "B T"], attention: packed.Attention = reference.packed
-) -> Attend:
-    """Returns causal attention within the segments of each row, without a cache."""
+def within_segments(segment_BT: Int[Array, "B T"], mesh: Mesh | None = None) -> Mixing:
+    """Returns causal attention within the segments of each row, without a cache.
 
-    def attend(
-        layer: LayerType, q: jax.Array, k: jax.Array, v: jax.Array, cache: None
-    ) -> tuple[jax.Array, None]:
-        options = {"window": layer.window, "soft_cap": layer.soft_cap}
-        return attention(q, k, v, segment_BT, **options), cache
+    Args:
+        segment_BT: segment number of each token, from 1; 0 is padding.
+        mesh: the mesh of the rows; None: attention is dense, and everything on one device.
+    """
+    attention = packed.for_mesh(mesh) if mesh else reference.packed
 
-    return attend
+    def attend(layer: LayerType, new: Heads, cache: None) -> tuple[jax.Array, None]:
+        q, k, v, sinks = new
+        return attention(q, k, v, segment_BT, layer.window, layer.soft_cap, sinks), cache
+
+    return Mixing(attend, experts.over_mesh(mesh))
 
 
 def token_logps(
@@ -253,9 +255,8 @@ def token_logps(
         entropy_gradient: whether the entropy has a gradient.
         mesh: the mesh of the batch.
     """
-    attention = packed.for_mesh(mesh) if mesh else reference.packed
-    attend = attend_packed(segment_BT, attention)
-    x_BTD, _ = hidden(spec, params, token_BT, position_BT, attend, dtype=dtype, remat=remat)
+    mixing = within_segments(segment_BT, mesh)
+    x_BTD, _ = hidden(spec, params, token_BT, position_BT, mixing, dtype=dtype, remat=remat)
     B, T, D = x_BTD.shape
     predicts_BT = _predicts_wanted(segment_BT, wanted_BT)
     head_VD = params["embed"] if spec.tied else params["lm_head"]

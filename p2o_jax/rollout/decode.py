@@ -28,10 +28,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from p2o_jax.models import transformer
+from p2o_jax.models import experts, transformer
 from p2o_jax.models.attention import decoding, reference
 from p2o_jax.models.attention.decoding import Spans
 from p2o_jax.models.attention.reference import Cache, Partial
+from p2o_jax.models.layer import Heads, Mixing
 from p2o_jax.models.sharding import BATCH_AXES
 from p2o_jax.models.spec import LayerType, ModelSpec
 from p2o_jax.rollout import layer_caches
@@ -51,6 +52,7 @@ class DecodeOptions(NamedTuple):
         group: rollouts that read a row of the prompt cache together; 1: each slot reads its own.
         filtered: whether top-k, top-p or min-p may be on.
         cache_ops: how this kind of device reads and writes caches.
+        mix_experts: see `layer.Mixing`.
         longest: tokens of the longest sequence, which decides which layers have a ring.
     """
 
@@ -59,6 +61,7 @@ class DecodeOptions(NamedTuple):
     group: int
     filtered: bool
     cache_ops: decoding.CacheOps
+    mix_experts: experts.Mixture
     longest: int
 
 
@@ -295,31 +298,33 @@ def _forward_one(
         return cache_ops.attend(q_BHC, prompts, in_prompt_B, row_B, soft_cap)
 
     def attend(
-        layer: LayerType,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        caches: tuple[Cache, Spans],
+        layer: LayerType, new: Heads, caches: tuple[Cache, Spans]
     ) -> tuple[jax.Array, Spans]:
-        prompts, spans = caches
+        (q, k, v, sinks), (prompts, spans) = new, caches
         cap, ring = layer.soft_cap, layer_caches.ring(layer, options.longest)
-        new = reference.stored(k.swapaxes(1, 2), v.swapaxes(1, 2), spans[0])
+        fed_kv = reference.stored(k.swapaxes(1, 2), v.swapaxes(1, 2), spans[0])
         if ring:
             position_B = position_B1[:, 0]
-            spans = decoding.append(cache_ops, spans, new, position_B % ring)
+            spans = decoding.append(cache_ops, spans, fed_kv, position_B % ring)
             kept_B = jnp.where(fed.active_B, jnp.minimum(position_B + 1, ring), 1)
             own = decoding.over_spans(cache_ops, q[:, 0], spans, kept_B, cap)
         else:
-            spans = decoding.append(cache_ops, spans, new, fed.age_B)
+            spans = decoding.append(cache_ops, spans, fed_kv, fed.age_B)
             own = decoding.over_spans(cache_ops, q[:, 0], spans, in_slot_B, cap)
             own = reference.merge(over_prompts(q[:, 0], prompts, cap), own)
-        return own.o_BHC[:, None], spans
+        return reference.with_sink(own, sinks).o_BHC[:, None], spans
 
     position_B1 = (in_prompt_cache_M[fed.prompt_B] + fed.age_B)[:, None]
     dtype = weights["final_norm"].dtype
     caches = tuple(zip(slots.prompts or call.prompt_cache, slots.spans, strict=True))
     x_B1D, spans = transformer.hidden(
-        spec, weights, fed.token_B[:, None], position_B1, attend, caches=caches, dtype=dtype
+        spec,
+        weights,
+        fed.token_B[:, None],
+        position_B1,
+        Mixing(attend, options.mix_experts),
+        caches=caches,
+        dtype=dtype,
     )
     return transformer.logits(spec, weights, x_B1D[:, 0]), spans
 

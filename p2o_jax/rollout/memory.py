@@ -170,7 +170,7 @@ def _prefill_bytes(engine: Engine, bucket: int, rows: int) -> int:
     tokens = engine.pieces(bucket, rows) * chunk
     scores = 3 * tokens * engine.spec.heads * chunk * 4
     return (
-        scores + tokens * (3 * engine.spec.mlp + 4 * engine.spec.width) * 4
+        scores + tokens * (3 * engine.spec.mlp_channels + 4 * engine.spec.width) * 4
     ) // engine.mesh.shape["tensor"]
 
 

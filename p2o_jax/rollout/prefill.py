@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from p2o_jax.models import transformer
+from p2o_jax.models import experts, transformer
 from p2o_jax.models.attention import reference
 from p2o_jax.models.attention.reference import Cache
+from p2o_jax.models.layer import Attend, Heads, Mixing
 from p2o_jax.models.spec import LayerType, ModelSpec
 from p2o_jax.rollout import layer_caches
 
@@ -88,11 +89,10 @@ def extend(
     row_m: jax.Array,
     source_m: jax.Array,
     level: jax.Array,
+    mix_experts: experts.Mixture = experts.mixture,
 ) -> tuple[Any, ...]:
     """Returns the prompt cache with chunk number `level` of m prompts, and the chunks before it
     copied from their source rows.
-
-    Attention reads the earlier chunks one at a time; with a sliding window, those that it reaches.
 
     Args:
         spec: the model.
@@ -102,14 +102,32 @@ def extend(
         row_m: row of each prompt; a row beyond the cache is padding, computed and dropped.
         source_m: row that holds the chunks before.
         level: number of the chunk.
+        mix_experts: see `layer.Mixing`.
     """
     m, t = token_mt.shape
     dtype = weights["final_norm"].dtype
+    attend = _by_chunks(t, row_m, source_m, level)
+    position_mt = jnp.broadcast_to(level * t + jnp.arange(t)[None], (m, t))
+    return transformer.hidden(
+        spec,
+        weights,
+        token_mt,
+        position_mt,
+        Mixing(attend, mix_experts),
+        caches=prompt_cache,
+        dtype=dtype,
+    )[1]
 
-    def attend(
-        layer: LayerType, q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache
-    ) -> tuple[jax.Array, Cache]:
-        cap, window = layer.soft_cap, layer.window
+
+def _by_chunks(t: int, row_m: jax.Array, source_m: jax.Array, level: jax.Array) -> Attend:
+    """Returns attention of a chunk of t tokens of each prompt to itself and to the chunks before
+    it, which it copies. For the arguments see `extend`.
+
+    The earlier chunks are read one at a time; with a sliding window, those that it reaches.
+    """
+
+    def attend(layer: LayerType, new: Heads, cache: Cache) -> tuple[jax.Array, Cache]:
+        (q, k, v, sinks), cap, window = new, layer.soft_cap, layer.window
         kept = reference.num_positions(cache) // t  # chunks; beyond them, a ring
 
         def place(i: jax.Array) -> jax.Array:
@@ -132,14 +150,12 @@ def extend(
         own = reference.over_rows(q, Cache(k, v), reference.causal(t, window), cap)
         first = jnp.maximum(level - layer_caches.chunks_before(window, t), 0) if window else 0
         total, cache = lax.fori_loop(first, level, earlier, (own, cache))
-        return total.o_BHC.reshape(m, t, *q.shape[2:]), _written(
+        total = reference.with_sink(total, sinks)
+        return total.o_BHC.reshape(q.shape), _written(
             cache, reference.stored(k, v, cache), row_m, place(level)
         )
 
-    position_mt = jnp.broadcast_to(level * t + jnp.arange(t)[None], (m, t))
-    return transformer.hidden(
-        spec, weights, token_mt, position_mt, attend, caches=prompt_cache, dtype=dtype
-    )[1]
+    return attend
 
 
 def _read(x: jax.Array, row_m: jax.Array, axis: int, start: jax.Array, size: int) -> jax.Array:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from p2o_jax.config import RolloutConfig
-from p2o_jax.models import lora, sharding, transformer
+from p2o_jax.models import experts, lora, sharding, transformer
 from p2o_jax.models.attention import decoding
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rollout import decode, decode_state, layer_caches, prefill, token_sampling
@@ -73,6 +73,7 @@ class SamplerPrograms:
         self.mesh, self.cfg, self.dtype = mesh, cfg, dtype
         self.cache_dtype = jnp.int8 if cfg.cache_dtype == "int8" else dtype
         self.cache_ops = decoding.for_mesh(mesh, spec.kv_heads, spec.head_dim)
+        self.mix_experts = experts.over_tensor(mesh)
         self.capacities = sorted(set(capacities))
         self.grouped_up_to = max(cfg.prompt_buckets) if grouped_up_to is None else grouped_up_to
         self.num_shards = sharding.num_shards(mesh)
@@ -221,7 +222,8 @@ class SamplerPrograms:
         )
 
     def _lower_prefill(self, p: Program) -> Any:
-        run = self._over_shards(functools.partial(prefill.extend, self.spec), "wrrrrw", "r")
+        extend = functools.partial(prefill.extend, self.spec, mix_experts=self.mix_experts)
+        run = self._over_shards(extend, "wrrrrw", "r")
         m = self.pieces(p.bucket, p.rows)
         args = [
             self._of_rows((m, prefill.chunk_of(p.bucket)), np.int32),
@@ -265,6 +267,7 @@ class SamplerPrograms:
             group=p.group,
             filtered=p.filtered,
             cache_ops=self.cache_ops,
+            mix_experts=self.mix_experts,
             longest=self.longest(p.capacity),
         )
         run = functools.partial(decode.decode_chunk, self.spec, options=options)

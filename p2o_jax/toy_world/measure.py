@@ -129,7 +129,7 @@ def _score_rows(
         segment_BT: 1 for tokens and 0 for padding.
     """
     x_BTD, _ = transformer.hidden(
-        spec, params, token_BT, position_BT, transformer.attend_packed(segment_BT)
+        spec, params, token_BT, position_BT, transformer.within_segments(segment_BT)
     )
     logp_BTV = jax.nn.log_softmax(transformer.logits(spec, params, x_BTD[:, :-1]))
     target_BT = token_BT[:, 1:]

@@ -7,6 +7,7 @@ import transformers
 
 from p2o_jax.models import hf_config, hf_tensors
 from p2o_jax.models.families import COMPOSITES, FAMILIES
+from p2o_jax.models.families.family import EXPERT
 from p2o_jax.models.families.parts import repeating
 from p2o_jax.models.spec import LayerType, block_weights
 
@@ -28,7 +29,7 @@ def test_a_family_is_that_of_transformers(name, tmp_path):
     """What config.json does not state is read as transformers' default."""
     family, theirs = FAMILIES[name], transformers.AutoConfig.for_model(name).to_dict()
     assert hasattr(transformers, ALIASES.get(name, family.architecture))
-    required = REQUIRED + ("rope_parameters",) * (name == "ministral3")
+    required = REQUIRED + ("rope_parameters",) * (name in ("ministral3", "gpt_oss"))
     few = {key: theirs[key] for key in required if theirs[key] is not None}
     assert read(tmp_path, few) == read(tmp_path, theirs)
     if name == "gemma3_text":  # composite checkpoints leave out the sizes, too
@@ -40,9 +41,10 @@ def test_a_spec_of_a_family_is_written_as_it_is_read(name, tmp_path):
     family, theirs = FAMILIES[name], transformers.AutoConfig.for_model(name).to_dict()
     spec = read(tmp_path, theirs | {"bos_token_id": 3})
     assert read(tmp_path, hf_config.write_config(spec)) == spec
-    in_files = {t.name for t in hf_tensors.tensors(spec) if t.layer == 0}
+    in_files = {t.name for t in hf_tensors.tensors(spec) if t.place[:1] == (0,)}
     names = block_weights(spec, spec.pattern[0])
-    assert {f"model.layers.0.{family.block_tensors[n][0]}" for n in names} <= in_files
+    expected = {family.block_tensors[n][0].replace(EXPERT, "0") for n in names}
+    assert {f"model.layers.0.{name}" for name in expected} <= in_files
     # transformers reads what is written as the model that it was
     again = transformers.AutoConfig.from_pretrained(tmp_path).to_dict()
     assert read(tmp_path, again) == spec

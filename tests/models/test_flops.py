@@ -52,7 +52,11 @@ def test_xla_counts_about_as_much():
 
     def run(params):
         x_BTD, _ = transformer.hidden(
-            SPEC, params, token_BT, position_BT, transformer.attend_packed(jnp.ones_like(token_BT))
+            SPEC,
+            params,
+            token_BT,
+            position_BT,
+            transformer.within_segments(jnp.ones_like(token_BT)),
         )
         return transformer.logits(SPEC, params, x_BTD)
 

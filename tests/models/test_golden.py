@@ -30,7 +30,7 @@ def load(name, mesh_shape=(1, 1, 1), rules=sharding.LEARNER, dtype="float32"):
 def all_logits(spec, params, token_BT, mask_BT):
     position_BT, segment_BT = transformer.segments(mask_BT)
     x_BTD, _ = transformer.hidden(
-        spec, params, token_BT, position_BT, transformer.attend_packed(segment_BT)
+        spec, params, token_BT, position_BT, transformer.within_segments(segment_BT)
     )
     return transformer.logits(spec, params, x_BTD)
 

@@ -762,7 +762,7 @@ def test_transformers_loads_the_export_and_computes_the_same(source, tmp_path, c
         theirs = model(torch.tensor(tokens), attention_mask=torch.tensor(mask)).logits.numpy()
     position, segment = transformer.segments(jnp.asarray(mask > 0))
     x, _ = transformer.hidden(
-        spec, params, jnp.asarray(tokens), position, transformer.attend_packed(segment)
+        spec, params, jnp.asarray(tokens), position, transformer.within_segments(segment)
     )
     ours = np.asarray(transformer.logits(spec, params, x))
     assert np.abs(ours - theirs)[mask > 0].max() <= 2e-4 * max(1.0, np.abs(theirs).max())

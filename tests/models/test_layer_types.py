@@ -26,8 +26,8 @@ def by_layer(params, spec=SPEC):
 def run(spec, params, remat="none"):
     ones = jnp.ones_like(TOKENS)
     position = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
-    attend = transformer.attend_packed(ones)
-    return transformer.hidden(spec, params, TOKENS, position, attend, remat=remat)[0]
+    mixing = transformer.within_segments(ones)
+    return transformer.hidden(spec, params, TOKENS, position, mixing, remat=remat)[0]
 
 
 def random_params(spec=SPEC):
@@ -78,7 +78,7 @@ def test_the_program_does_not_grow_with_depth():
 
 
 def test_tensors_of_a_checkpoint_are_found_in_their_stacks():
-    places = {t.name: (t.path[0], t.layer) for t in hf_tensors.tensors(SPEC)}
+    places = {t.name: (t.path[0], *t.place) for t in hf_tensors.tensors(SPEC)}
     name = "model.layers.{}.self_attn.q_proj.weight"
     assert [places[name.format(i)] for i in range(5)] == [
         ("blocks_0", 0),

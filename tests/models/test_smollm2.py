@@ -48,7 +48,7 @@ def test_logps_equal_golden():
         mask[i, : len(row["tokens"])] = True
     position_BT, segment_BT = transformer.segments(jnp.asarray(mask))
     x_BTD, _ = transformer.hidden(
-        spec, params, jnp.asarray(tokens), position_BT, transformer.attend_packed(segment_BT)
+        spec, params, jnp.asarray(tokens), position_BT, transformer.within_segments(segment_BT)
     )
     logits = np.asarray(transformer.logits(spec, params, x_BTD))
     logps = np.asarray(jax.nn.log_softmax(logits, axis=-1))

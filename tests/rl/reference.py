@@ -149,7 +149,11 @@ def padded_logps(params, token_NT, length_N, temperature):
     inside_NT = jnp.arange(T)[None] < length_N[:, None]
     position_NT = jnp.broadcast_to(jnp.arange(T)[None], token_NT.shape)
     x_NTD, _ = transformer.hidden(
-        SPEC, params, token_NT, position_NT, transformer.attend_packed(inside_NT.astype(jnp.int32))
+        SPEC,
+        params,
+        token_NT,
+        position_NT,
+        transformer.within_segments(inside_NT.astype(jnp.int32)),
     )
     logp_NTV = jax.nn.log_softmax(transformer.logits(SPEC, params, x_NTD) / temperature, axis=-1)
     entropy_NT = -jnp.sum(jnp.exp(logp_NTV) * logp_NTV, axis=-1)

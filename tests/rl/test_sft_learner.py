@@ -8,7 +8,6 @@ import pytest
 
 from p2o_jax import config
 from p2o_jax.models import transformer
-from p2o_jax.models.attention import reference as attention
 from p2o_jax.rl.sft_learner import SftExample, SftLearner
 from tests.factories import make_spec, single_device_mesh
 
@@ -44,8 +43,8 @@ def reference_nll(params) -> jax.Array:
     for example in EXAMPLES:
         token_1T = jnp.array([[*example.prompt_ids, *example.response_ids]])
         T, first = token_1T.shape[1], len(example.prompt_ids)
-        attend = transformer.attend_packed(jnp.ones((1, T), jnp.int32), attention.packed)
-        hidden, _ = transformer.hidden(SPEC, params, token_1T, jnp.arange(T)[None], attend)
+        mixing = transformer.within_segments(jnp.ones((1, T), jnp.int32))
+        hidden, _ = transformer.hidden(SPEC, params, token_1T, jnp.arange(T)[None], mixing)
         logp_TV = jax.nn.log_softmax(transformer.logits(SPEC, params, hidden)[0])
         total -= logp_TV[jnp.arange(first - 1, T - 1), token_1T[0, first:]].sum()
         count += T - first

@@ -127,8 +127,8 @@ def test_greedy_takes_the_most_likely_token():
 @jax.jit
 def _most_likely(ids):
     """Returns the most likely next token at each position of [1, T] ids."""
-    attend = transformer.attend_packed(jnp.ones_like(ids))
-    x, _ = transformer.hidden(SPEC, PARAMS, ids, jnp.arange(ids.size)[None], attend)
+    mixing = transformer.within_segments(jnp.ones_like(ids))
+    x, _ = transformer.hidden(SPEC, PARAMS, ids, jnp.arange(ids.size)[None], mixing)
     return transformer.logits(SPEC, PARAMS, x[0]).argmax(axis=-1)
 
 

@@ -115,6 +115,7 @@ def sequences(requests, completions):
     ("name", "shape", "group"),
     [
         ("gemma2", (1, 1, 1), 2),
+        ("gpt_oss", (1, 2, 4), 2),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
@@ -127,6 +128,10 @@ def sequences(requests, completions):
                 ("granite", (1, 1, 1), 1),
                 ("phi3", (1, 1, 1), 2),
                 ("ministral3", (1, 1, 1), 2),
+                ("qwen3_moe", (1, 1, 1), 1),
+                ("qwen3_moe", (1, 4, 2), 2),
+                ("qwen3_moe_dense", (1, 1, 1), 2),
+                ("gpt_oss", (1, 1, 1), 1),
             )
         ),
     ],
@@ -158,4 +163,4 @@ def test_samples_are_greedy_and_scored_as_by_transformers_and_the_learner(name, 
     )
     for row, request, completion in zip(np.asarray(logps), requests, samples[1], strict=True):
         start = len(request.prompt_ids)
-        np.testing.assert_allclose(row[start : start + 16], completion.logp_R, atol=1e-5)
+        np.testing.assert_allclose(row[start : start + 16], completion.logp_R, rtol=1e-5, atol=1e-5)

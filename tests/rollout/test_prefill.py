@@ -7,6 +7,7 @@ import pytest
 
 from p2o_jax.models import transformer
 from p2o_jax.models.attention import reference
+from p2o_jax.models.layer import Mixing
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rollout import layer_caches, prefill
 from p2o_jax.rollout.prefill import Piece
@@ -118,10 +119,11 @@ def expected(prompt):
 def whole_forward_pass(ids):
     """Returns k and v of each layer, [1, T, K, C]; padding at the end changes none before it."""
 
-    def attend(layer, q, k, v, cache):
+    def attend(layer, new, cache):
+        q, k, v, _ = new
         return reference.packed(q, k, v, jnp.ones_like(ids)), (k, v)
 
-    return transformer.hidden(SPEC, WEIGHTS, ids, jnp.arange(ids.size)[None], attend)[1]
+    return transformer.hidden(SPEC, WEIGHTS, ids, jnp.arange(ids.size)[None], Mixing(attend))[1]
 
 
 @pytest.mark.parametrize("share", [True, False])

@@ -52,12 +52,13 @@ def by_length(
     segment_BT: jax.Array,
     window: int = 0,
     soft_cap: float = 0.0,
+    sink_H: jax.Array | None = None,
 ) -> jax.Array:
     """Dense attention for short rows, query chunks for long ones. For the arguments see
     `reference.packed`.
     """
     path = reference.packed if q_BTHC.shape[1] <= DENSE_UP_TO else chunked
-    return path(q_BTHC, k_BTKC, v_BTKC, segment_BT, window, soft_cap)
+    return path(q_BTHC, k_BTKC, v_BTKC, segment_BT, window, soft_cap, sink_H)
 
 
 def chunked(
@@ -67,6 +68,7 @@ def chunked(
     segment_BT: Int[Array, "B T"],
     window: int = 0,
     soft_cap: float = 0.0,
+    sink_H: Float[Array, "H"] | None = None,
     chunk: int = QUERY_CHUNK,
 ) -> Float[Array, "B T H C"]:
     """`reference.packed`, one chunk of queries at a time against the keys up to the end of its
@@ -80,6 +82,7 @@ def chunked(
         segment_BT: segment number of each token; 0 is padding.
         window: keys that a query attends to; 0: all before it.
         soft_cap: cap of the scores.
+        sink_H: score of each head's sink.
         chunk: queries of a chunk.
     """
     T = q_BTHC.shape[1]
@@ -106,7 +109,8 @@ def chunked(
                 lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in (q, segment)
             )
             start = i * chunk - begin if begin else i * chunk
-            return _against(q_here, segment_here, start, k_here, v_here, of_keys, window, soft_cap)
+            queries, keys = (q_here, segment_here), (k_here, v_here, of_keys)
+            return _against(queries, start, keys, window, soft_cap, sink_H)
 
         if last - first == 1:
             parts.append(one(jnp.int32(first)))
@@ -118,27 +122,24 @@ def chunked(
 
 
 def _against(
-    q_BtHC: jax.Array,
-    segment_Bt: jax.Array,
+    queries: tuple[jax.Array, jax.Array],
     start: jax.Array,
-    k_BSKC: jax.Array,
-    v_BSKC: jax.Array,
-    segment_BS: jax.Array,
+    keys: tuple[jax.Array, jax.Array, jax.Array],
     window: int,
     soft_cap: float,
+    sink_H: jax.Array | None,
 ) -> jax.Array:
     """Causal attention of a chunk of queries to S keys, within segments.
 
     Args:
-        q_BtHC: queries of the chunk.
-        segment_Bt: their segments.
+        queries: queries [B, t, H, C] of the chunk, and their segments.
         start: position of the chunk, from the first key.
-        k_BSKC: keys.
-        v_BSKC: values.
-        segment_BS: segments of the keys.
+        keys: keys [B, S, K, C], values, and their segments.
         window: keys that a query attends to; 0: all before it.
         soft_cap: cap of the scores.
+        sink_H: score of each head's sink.
     """
+    (q_BtHC, segment_Bt), (k_BSKC, v_BSKC, segment_BS) = queries, keys
     B, t, H, C = q_BtHC.shape
     S, K = k_BSKC.shape[1:3]
     scores = (
@@ -155,9 +156,8 @@ def _against(
         earlier &= jnp.arange(S)[None] > start + jnp.arange(t)[:, None] - window
     visible = (segment_Bt[:, :, None] == segment_BS[:, None, :]) & earlier[None]
     scores = reference.capped(scores, soft_cap)
-    probs = jax.nn.softmax(
-        jnp.where(visible[:, None, None], scores, reference.NEG), axis=-1
-    ).astype(v_BSKC.dtype)
+    scores = jnp.where(visible[:, None, None], scores, reference.NEG)
+    probs = reference.softmax(scores, sink_H).astype(v_BSKC.dtype)
     return jnp.einsum("BKhtS,BSKC->BtKhC", probs, v_BSKC).reshape(B, t, H, C)
 
 
@@ -168,10 +168,11 @@ def cudnn(
     segment_BT: jax.Array,
     window: int = 0,
     soft_cap: float = 0.0,
+    sink_H: jax.Array | None = None,
     kernel: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
     """cuDNN's flash attention, causal, with segments and window as a [B, 1, T, T] mask (its public
-    interface has no segment ids). It has no soft cap.
+    interface has no segment ids). It has neither soft cap nor sinks.
 
     Args:
         q_BTHC: queries.
@@ -180,11 +181,13 @@ def cudnn(
         segment_BT: segment number of each token; 0 is padding.
         window: keys that a query attends to; 0: all before it.
         soft_cap: cap of the scores.
+        sink_H: score of each head's sink.
         kernel: implementation of `jax.nn.dot_product_attention`.
     """
     T, C = q_BTHC.shape[1], q_BTHC.shape[-1]
-    if q_BTHC.dtype not in (jnp.bfloat16, jnp.float16) or C % 8 or C > 128 or soft_cap:
-        return by_length(q_BTHC, k_BTKC, v_BTKC, segment_BT, window, soft_cap)
+    supported = q_BTHC.dtype in (jnp.bfloat16, jnp.float16) and C % 8 == 0 and C <= 128
+    if not supported or soft_cap or sink_H is not None:
+        return by_length(q_BTHC, k_BTKC, v_BTKC, segment_BT, window, soft_cap, sink_H)
     same = (segment_BT[:, :, None] == segment_BT[:, None, :])[:, None]
     if window and window < T:
         same &= reference.causal(T, window)[None, None]
@@ -200,12 +203,13 @@ def splash(
     segment_BT: jax.Array,
     window: int = 0,
     soft_cap: float = 0.0,
+    sink_H: jax.Array | None = None,
     *,
     mesh: Mesh,
     interpret: bool = False,
 ) -> jax.Array:
     """TPU splash attention with segment ids; each device computes its rows (data x fsdp) and heads
-    (tensor).
+    (tensor). It has no sinks.
 
     Args:
         q_BTHC: queries.
@@ -214,6 +218,7 @@ def splash(
         segment_BT: segment number of each token; 0 is padding.
         window: keys that a query attends to; 0: all before it.
         soft_cap: cap of the scores.
+        sink_H: score of each head's sink.
         mesh: the mesh of the rows.
         interpret: run the kernel's interpreter, for tests on CPU.
     """
@@ -221,8 +226,8 @@ def splash(
 
     (_, T, H, C), K, split = q_BTHC.shape, k_BTKC.shape[2], mesh.shape["tensor"]
     block = next((b for b in SPLASH_BLOCKS if T % b == 0), 0)
-    if not block or C % 128:
-        return chunked(q_BTHC, k_BTKC, v_BTKC, segment_BT, window, soft_cap)
+    if not block or C % 128 or sink_H is not None:
+        return chunked(q_BTHC, k_BTKC, v_BTKC, segment_BT, window, soft_cap, sink_H)
     if K % split:  # every device holds all key/value heads, but only some query heads
         k_BTKC, v_BTKC = (jnp.repeat(x, H // K, axis=2) for x in (k_BTKC, v_BTKC))
     attend = _splash_kernel(T, H // split, block, window, soft_cap, interpret)

@@ -32,6 +32,7 @@ def packed(
     segment_BT: Int[Array, "B T"],
     window: int = 0,
     soft_cap: float = 0.0,
+    sink_H: Float[Array, "H"] | None = None,
 ) -> Float[Array, "B T H C"]:
     """Causal attention within each segment of a row. Segment 0 is padding; its output is
     meaningless.
@@ -43,6 +44,7 @@ def packed(
         segment_BT: segment number of each token. The tokens of a segment are consecutive.
         window: keys that a query attends to, its own included; 0: all of its segment before it.
         soft_cap: see `capped`.
+        sink_H: see `softmax`.
     """
     B, T, H, C = q_BTHC.shape
     K = k_BTKC.shape[2]
@@ -52,9 +54,7 @@ def packed(
     )
     visible = (segment_BT[:, :, None] == segment_BT[:, None, :]) & causal(T, window)[None]
     scores = capped(scores, soft_cap)
-    probs = jax.nn.softmax(jnp.where(visible[:, None, None], scores, NEG), axis=-1).astype(
-        v_BTKC.dtype
-    )
+    probs = softmax(jnp.where(visible[:, None, None], scores, NEG), sink_H).astype(v_BTKC.dtype)
     return jnp.einsum("BKhTS,BSKC->BTKhC", probs, v_BTKC).reshape(B, T, H, C)
 
 
@@ -69,6 +69,17 @@ def causal(num_tokens: int, window: int = 0) -> Bool[Array, "T T"]:
 def capped(scores: jax.Array, soft_cap: float) -> jax.Array:
     """Returns scores kept within a cap: cap tanh(scores / cap). A cap of 0 is none."""
     return soft_cap * jnp.tanh(scores / soft_cap) if soft_cap else scores
+
+
+def softmax(scores_BKhTS: jax.Array, sink_H: jax.Array | None) -> jax.Array:
+    """Returns the share of each key. A sink is a score of each head that takes a share, too, but
+    has no value.
+    """
+    if sink_H is None:
+        return jax.nn.softmax(scores_BKhTS, axis=-1)
+    B, K, h, T, _ = scores_BKhTS.shape
+    sink = jnp.broadcast_to(sink_H.astype(jnp.float32).reshape(1, K, h, 1, 1), (B, K, h, T, 1))
+    return jax.nn.softmax(jnp.concatenate([scores_BKhTS, sink], axis=-1), axis=-1)[..., :-1]
 
 
 class Cache(NamedTuple):
@@ -252,3 +263,13 @@ def merge(a: Partial, b: Partial) -> Partial:
     wa, wb = a.l_BH * jnp.exp(a.m_BH - m), b.l_BH * jnp.exp(b.m_BH - m)
     share_a, share_b = (w / jnp.maximum(wa + wb, 1e-30) for w in (wa, wb))
     return Partial(a.o_BHC * share_a[..., None] + b.o_BHC * share_b[..., None], m, wa + wb)
+
+
+def with_sink(a: Partial, sink_H: Float[Array, "H"] | None) -> Partial:
+    """Returns attention to all keys with a sink (see `softmax`); the result is not to be merged."""
+    if sink_H is None:
+        return a
+    sink_BH = sink_H.astype(jnp.float32)[None]
+    m = jnp.maximum(a.m_BH, sink_BH)
+    keys, sink = a.l_BH * jnp.exp(a.m_BH - m), jnp.exp(sink_BH - m)
+    return a._replace(o_BHC=a.o_BHC * (keys / (keys + sink))[..., None])

@@ -3,6 +3,7 @@
 from p2o_jax.models.families import (
     gemma2,
     gemma3,
+    gpt_oss,
     granite,
     llama,
     ministral3,
@@ -11,6 +12,7 @@ from p2o_jax.models.families import (
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
 )
 from p2o_jax.models.families.family import ModelFamily
@@ -30,6 +32,8 @@ FAMILIES: dict[str, ModelFamily] = {
         granite.FAMILY,
         phi3.FAMILY,
         ministral3.FAMILY,
+        qwen3_moe.FAMILY,
+        gpt_oss.FAMILY,
         qwen2.SEED_OSS,
         llama.INTERNLM3,
         llama.IQUESTCODER,

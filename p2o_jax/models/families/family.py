@@ -12,6 +12,7 @@ from p2o_jax.models.spec import ModelSpec
 
 # for each axis of the file's tensor, the axes of our array (without layer) that it fuses
 Axes = tuple[tuple[int, ...], ...]
+EXPERT = "{expert}"  # in a tensor's name: every expert has such a tensor
 
 # our name -> (name in the file, axes). torch stores a linear layer as [out, in]; our arrays are
 # [in, out] with a separate axis for heads.
@@ -39,6 +40,10 @@ BLOCK_TENSORS: Mapping[str, tuple[str, Axes]] = {
     "gate_bias": ("mlp.gate_proj.bias", ((0,),)),
     "up_bias": ("mlp.up_proj.bias", ((0,),)),
     "down_bias": ("mlp.down_proj.bias", ((0,),)),
+    "router": ("mlp.gate.weight", ((1,), (0,))),
+    "expert_gate": (f"mlp.experts.{EXPERT}.gate_proj.weight", ((1,), (0,))),
+    "expert_up": (f"mlp.experts.{EXPERT}.up_proj.weight", ((1,), (0,))),
+    "expert_down": (f"mlp.experts.{EXPERT}.down_proj.weight", ((1,), (0,))),
 }
 
 
@@ -70,6 +75,8 @@ class ModelFamily:
         kv_heads_default: whether a missing num_key_value_heads means num_attention_heads.
         top_tensors: names and axes of tensors outside the layers.
         block_tensors: names and axes of tensors of a layer.
+        turns: arrays that a tensor holds in turns along its last axis, as gate and up of each
+            channel: which of them this is, of how many.
     """
 
     name: str
@@ -82,3 +89,4 @@ class ModelFamily:
     kv_heads_default: bool = False
     top_tensors: Mapping[str, tuple[str, Axes]] = field(default_factory=lambda: TOP_TENSORS)
     block_tensors: Mapping[str, tuple[str, Axes]] = field(default_factory=lambda: BLOCK_TENSORS)
+    turns: Mapping[str, tuple[int, int]] = field(default_factory=dict)

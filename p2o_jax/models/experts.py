@@ -1,0 +1,220 @@
+"""Sparse MLPs: a router chooses a few of many experts for each token, and grouped products compute
+only those. No token is dropped.
+
+`mixture` runs on one device, or where the compiler partitions it. `over_mesh` and `over_tensor`
+split the experts over the tensor axis: each device computes the chosen experts that it holds, for
+all tokens of its shard of the batch, and the results are summed. Weights stay where they are.
+
+On CPU every expert computes every token: grouped products are no faster there, and take more memory
+(docs/performance.md).
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from p2o_jax.models.sharding import BATCH_AXES, num_shards
+from p2o_jax.models.spec import Experts
+
+Activation = Callable[[jax.Array], jax.Array]
+Weights = Mapping[str, jax.Array]  # those of `spec.block_weights` that belong to the experts
+# (experts, activation, weights, tokens) -> their output
+Mixture = Callable[[Experts, Activation, Weights, Any], jax.Array]
+
+
+@jax.named_scope("router")
+def route(
+    experts: Experts, weights: Weights, x_ND: Float[Array, "N D"]
+) -> tuple[Float[Array, "N k"], Int[Array, "N k"]]:
+    """Returns the weight of each chosen expert, float32, and its number."""
+    logits = jnp.matmul(
+        x_ND, weights["router"].astype(x_ND.dtype), preferred_element_type=jnp.float32
+    )
+    if experts.bias:
+        logits = logits + weights["router_bias"].astype(jnp.float32)[None]
+    if experts.normalized:  # a softmax over the chosen ones
+        chosen, expert = lax.top_k(logits, experts.chosen)
+        return jax.nn.softmax(chosen, axis=-1), expert
+    weight, expert = lax.top_k(jax.nn.softmax(logits, axis=-1), experts.chosen)
+    return weight, expert
+
+
+def mixture(
+    experts: Experts, activation: Activation, weights: Weights, x_ND: Float[Array, "N D"]
+) -> Float[Array, "N D"]:
+    """Returns the weighted sum of each token's chosen experts, in x's dtype.
+
+    Args:
+        experts: sizes and kind of the experts.
+        activation: of the gate.
+        weights: router and experts.
+        x_ND: tokens.
+    """
+    weight_Nk, expert_Nk = route(experts, weights, x_ND)
+    return _chosen(experts, activation, weights, x_ND, weight_Nk, expert_Nk)
+
+
+def over_tensor(mesh: Mesh) -> Mixture:
+    """Returns `mixture` for use inside a shard_map over data and fsdp."""
+    if mesh.shape["tensor"] == 1:
+        return mixture
+    return functools.partial(_split, {"axis_names": {"tensor"}}, PartitionSpec())
+
+
+def over_mesh(mesh: Mesh | None) -> Mixture:
+    """Returns `mixture` for rows that are split over data and fsdp.
+
+    Grouped products sort tokens by expert; each shard sorts its own. Rows that do not divide over
+    the shards are left to the compiler.
+    """
+    if mesh is None or mesh.size == 1:
+        return mixture
+    split = functools.partial(_split, {"mesh": mesh}, PartitionSpec(BATCH_AXES))
+
+    def mixed(
+        experts: Experts, activation: Activation, weights: Weights, x_ND: jax.Array
+    ) -> jax.Array:
+        divides = len(x_ND) % num_shards(mesh) == 0
+        return (split if divides else mixture)(experts, activation, weights, x_ND)
+
+    return mixed
+
+
+def _split(
+    where: dict[str, Any],
+    rows: PartitionSpec,
+    experts: Experts,
+    activation: Activation,
+    weights: Weights,
+    x_ND: jax.Array,
+) -> jax.Array:
+    """Returns `mixture` with the experts split over the tensor axis.
+
+    Args:
+        where: mesh or axes of the shard_map.
+        rows: how the tokens are split.
+        experts: sizes and kind of the experts.
+        activation: of the gate.
+        weights: router and experts.
+        x_ND: tokens.
+    """
+
+    def local(weights: Weights, x_ND: jax.Array) -> jax.Array:
+        weight_Nk, expert_Nk = route(experts, weights, x_ND)
+        held = len(weights["expert_gate"])
+        mine_Nk = expert_Nk - lax.axis_index("tensor") * held
+        out = _chosen(experts, activation, weights, x_ND, weight_Nk, mine_Nk)
+        return lax.psum(out, "tensor")
+
+    of_expert = {
+        name: PartitionSpec("tensor" if name.startswith("expert") else None) for name in weights
+    }
+    run = jax.shard_map(local, in_specs=(of_expert, rows), out_specs=rows, check_vma=False, **where)
+    return run(dict(weights), x_ND)
+
+
+def _chosen(
+    experts: Experts,
+    activation: Activation,
+    weights: Weights,
+    x_ND: jax.Array,
+    weight_Nk: jax.Array,
+    expert_Nk: jax.Array,
+) -> jax.Array:
+    """Returns the weighted sum of the chosen experts among those whose weights are given: the
+    others have numbers beyond them.
+
+    Args:
+        experts: sizes and kind of the experts.
+        activation: of the gate.
+        weights: weights of the experts.
+        x_ND: tokens.
+        weight_Nk: weight of each chosen expert.
+        expert_Nk: its number among those given.
+    """
+    gated = functools.partial(_gated, experts, activation)
+    return lax.platform_dependent(
+        dict(weights),
+        x_ND,
+        weight_Nk,
+        expert_Nk,
+        cpu=functools.partial(dense, gated),
+        default=functools.partial(grouped, gated),
+    )
+
+
+def _gated(experts: Experts, activation: Activation, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """Returns the hidden layer of an expert."""
+    if not experts.swiglu_limit:
+        return activation(gate) * up
+    limit = experts.swiglu_limit
+    gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
+    return (up + 1) * gate * jax.nn.sigmoid(experts.swiglu_alpha * gate)
+
+
+def dense(
+    gated: Callable[[jax.Array, jax.Array], jax.Array],
+    weights: Weights,
+    x_ND: jax.Array,
+    weight_Nk: jax.Array,
+    expert_Nk: jax.Array,
+) -> jax.Array:
+    """The mixture, with every expert computing every token. For the arguments see `grouped`."""
+    dtype = x_ND.dtype
+    E = len(weights["expert_gate"])
+    # 0 for experts that were not chosen; numbers beyond E have no place
+    weight_NE = (jax.nn.one_hot(expert_Nk, E) * weight_Nk[..., None]).sum(axis=1)
+
+    def inward(name: str) -> jax.Array:
+        h_ENF = jnp.einsum("ND,EDF->ENF", x_ND, weights[name].astype(dtype))
+        bias = weights.get(f"{name}_bias")
+        return h_ENF if bias is None else h_ENF + bias.astype(dtype)[:, None]
+
+    h_ENF = gated(inward("expert_gate"), inward("expert_up")) * weight_NE.T[..., None].astype(dtype)
+    out = jnp.einsum("ENF,EFD->ND", h_ENF, weights["expert_down"].astype(dtype))
+    if "expert_down_bias" in weights:
+        out = out + weight_NE.astype(dtype) @ weights["expert_down_bias"].astype(dtype)
+    return out
+
+
+def grouped(
+    gated: Callable[[jax.Array, jax.Array], jax.Array],
+    weights: Weights,
+    x_ND: jax.Array,
+    weight_Nk: jax.Array,
+    expert_Nk: jax.Array,
+) -> jax.Array:
+    """The mixture, with tokens sorted by expert, so that each expert computes the tokens that chose
+    it.
+
+    Args:
+        gated: returns an expert's hidden layer, from gate and up.
+        weights: weights of the experts.
+        x_ND: tokens.
+        weight_Nk: weight of each chosen expert.
+        expert_Nk: its number; those below 0 or beyond the given experts do not count.
+    """
+    dtype, (N, k) = x_ND.dtype, expert_Nk.shape
+    E = len(weights["expert_gate"])
+    expert_n = jnp.where((expert_Nk >= 0) & (expert_Nk < E), expert_Nk, E).reshape(-1)
+    order_n = jnp.argsort(expert_n, stable=True)  # n: N k choices, by expert
+    sorted_n = expert_n[order_n]
+    size_E = jnp.bincount(sorted_n, length=E)
+
+    def product(name: str, rows: jax.Array) -> jax.Array:
+        y = lax.ragged_dot(rows, weights[name].astype(dtype), size_E)
+        bias = weights.get(f"{name}_bias")
+        return y if bias is None else y + bias.astype(dtype)[jnp.minimum(sorted_n, E - 1)]
+
+    x_nD = x_ND[order_n // k]
+    out_nD = product("expert_down", gated(product("expert_gate", x_nD), product("expert_up", x_nD)))
+    weight_n1 = jnp.where(sorted_n < E, weight_Nk.reshape(-1)[order_n], 0.0)[:, None]
+    # rows of experts elsewhere are not computed, and may hold anything
+    weighted_nD = jnp.where(sorted_n[:, None] < E, out_nD.astype(jnp.float32) * weight_n1, 0.0)
+    return weighted_nD[jnp.argsort(order_n)].reshape(N, k, -1).sum(axis=1).astype(dtype)

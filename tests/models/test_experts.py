@@ -1,0 +1,188 @@
+"""Sparse MLPs: routing by hand, and grouped products, split experts and their gradients against
+every expert computing every token.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from p2o_jax.models import experts, flops, lora, sharding, transformer
+from p2o_jax.models.spec import (
+    Experts,
+    LayerType,
+    LoraSpec,
+    num_active_params,
+    num_params,
+    weights,
+)
+from tests.factories import make_spec
+
+EXPERTS = Experts(count=8, chosen=3, mlp=12, bias=True)
+SPEC = make_spec(pattern=(LayerType(experts=EXPERTS),))
+PLAIN = make_spec(pattern=(LayerType(experts=Experts(8, 3, 12)),))
+
+
+def random_layer(seed=0):
+    """Returns the weights of one sparse MLP, its biases random, too."""
+    keys = iter(jax.random.split(jax.random.key(seed), 20))
+    table = weights(SPEC)["blocks"]
+    return {
+        name: jax.random.normal(next(keys), w.shape[1:]) * 0.3
+        for name, w in table.items()
+        if name.startswith(("router", "expert"))
+    }
+
+
+X_ND = jax.random.normal(jax.random.key(9), (20, SPEC.width))
+
+
+def test_routing_by_hand():
+    """Logits 1, 3, 2, 0: the experts 1 and 2; e^3 / (e^3 + e^2), or of the sum over all four."""
+    router = jnp.array([[1.0, 3.0, 2.0, 0.0]])
+    x = jnp.ones((1, 1))
+    for normalized in (True, False):
+        kind = Experts(4, 2, 5, normalized=normalized)
+        weight, chosen = experts.route(kind, {"router": router}, x)
+        total = math.e**3 + math.e**2 + (0 if normalized else math.e + 1)
+        np.testing.assert_array_equal(chosen, [[1, 2]])
+        np.testing.assert_allclose(weight, [[math.e**3 / total, math.e**2 / total]], rtol=1e-6)
+
+
+def token_by_token(weights, x_ND):
+    """The mixture of each token, written out in NumPy."""
+    w = jax.tree.map(lambda a: np.asarray(a, np.float64), weights)
+    out = np.zeros(x_ND.shape)
+    for n, x in enumerate(np.asarray(x_ND, np.float64)):
+        logits = x @ w["router"] + w["router_bias"]
+        chosen = np.argsort(-logits)[: EXPERTS.chosen]
+        share = np.exp(logits[chosen]) / np.exp(logits[chosen]).sum()
+        for p, e in zip(share, chosen, strict=True):
+            gate, up = (
+                x @ w[f"expert_{name}"][e] + w[f"expert_{name}_bias"][e] for name in ("gate", "up")
+            )
+            hidden = gate / (1 + np.exp(-gate)) * up
+            out[n] += p * (hidden @ w["expert_down"][e] + w["expert_down_bias"][e])
+    return out
+
+
+def mixed(product, weights, x_ND):
+    weight_Nk, expert_Nk = experts.route(EXPERTS, weights, x_ND)
+    gated = functools.partial(experts._gated, EXPERTS, jax.nn.silu)
+    return product(gated, weights, x_ND, weight_Nk, expert_Nk)
+
+
+@pytest.mark.parametrize("product", [experts.dense, experts.grouped])
+def test_products_are_those_written_out(product):
+    layer = random_layer()
+    np.testing.assert_allclose(
+        mixed(product, layer, X_ND), token_by_token(layer, X_ND), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_both_products_have_the_same_gradients():
+    def loss(layer, x_ND, product):
+        return (mixed(product, layer, x_ND) * jnp.arange(1.0, 21)[:, None]).sum()
+
+    a, b = (
+        jax.jit(jax.grad(functools.partial(loss, product=product), argnums=(0, 1)))(
+            random_layer(), X_ND
+        )
+        for product in (experts.dense, experts.grouped)
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-4), a, b)
+    assert all(jnp.abs(g).max() > 0.1 for g in jax.tree.leaves(a))
+
+
+@pytest.mark.parametrize("product", ["dense", "grouped"])
+@pytest.mark.parametrize("shape", [(1, 2, 4), (2, 1, 2)])
+def test_split_experts_give_the_same_numbers_and_gradients(shape, product, monkeypatch):
+    """Each device of the tensor axis has two experts or four."""
+    monkeypatch.setattr(experts, "dense", getattr(experts, product))
+    mesh = sharding.make_mesh(shape, jax.devices()[: math.prod(shape)])
+
+    def loss(layer, x_ND, mix):
+        out = mix(EXPERTS, jax.nn.silu, layer, x_ND)
+        return (out * jnp.arange(1.0, 21)[:, None]).sum(), out
+
+    results = [
+        jax.jit(jax.grad(functools.partial(loss, mix=mix), argnums=(0, 1), has_aux=True))(
+            random_layer(), X_ND
+        )
+        for mix in (experts.mixture, experts.over_mesh(mesh))
+    ]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-4), *results)
+
+
+def test_a_device_computes_no_expert_that_it_does_not_hold():
+    """Choices outside of the given experts add nothing, also where rows are left uncomputed."""
+    layer = {name: w[2:4] if name.startswith("expert") else w for name, w in random_layer().items()}
+    weight_Nk = jnp.ones((20, 3))
+    gated = functools.partial(experts._gated, EXPERTS, jax.nn.silu)
+    for product in (experts.dense, experts.grouped):
+        for outside in (-1, 2, 7):
+            none = product(gated, layer, X_ND, weight_Nk, jnp.full((20, 3), outside))
+            assert not np.asarray(none).any()
+
+
+def test_weights_are_split_over_experts_and_width():
+    mesh = sharding.make_mesh((1, 2, 4))
+    learner, rollout = (
+        sharding.param_shardings(SPEC, mesh, rules)["blocks"]
+        for rules in (sharding.LEARNER, sharding.ROLLOUT)
+    )
+    assert tuple(learner["expert_gate"].spec) == (None, "tensor", "fsdp", None)
+    assert tuple(learner["expert_down"].spec) == (None, "tensor", None, "fsdp")
+    assert tuple(rollout["expert_up"].spec) == (None, "tensor", None, None)
+    odd = make_spec(pattern=(LayerType(experts=Experts(6, 2, 12)),))
+    (line, *_) = sharding.problems(odd, mesh, sharding.LEARNER)
+    assert "splits 6 over 4" in line
+
+
+def test_a_token_is_multiplied_by_its_chosen_experts_only():
+    """Of 8 experts with 3 x 32 x 12 weights, 3 are chosen."""
+    dense = num_params(PLAIN) - 2 * 8 * 3 * 32 * 12
+    assert num_active_params(PLAIN) == dense + 2 * 3 * 3 * 32 * 12
+    assert flops.forward(PLAIN, 0, 1) == 2 * num_active_params(PLAIN) + 4 * 4 * 8 * 2
+    assert PLAIN.mlp_channels == 36 and make_spec().mlp_channels == 48
+    assert num_active_params(make_spec()) == num_params(make_spec())
+
+
+@jax.jit(static_argnums=0)
+def logps(spec, params):
+    token = jnp.arange(24).reshape(2, 12)
+    position = jnp.broadcast_to(jnp.arange(12), (2, 12))
+    return transformer.token_logps(spec, params, token, position, jnp.ones_like(token))[0]
+
+
+def test_adapters_of_experts_are_trained_and_merged():
+    spec = dataclasses.replace(PLAIN, lora=LoraSpec(2, 4.0, ("q", "up", "down")))
+    params = transformer.init(spec, jax.random.key(0))
+    block = params["blocks"]
+    assert block["expert_up_lora_a"].shape == (2, 8, 32, 2)
+    assert block["expert_down_lora_b"].shape == (2, 8, 2, 32) and "up_lora_a" not in block
+    params["blocks"] = block | {
+        name: jax.random.normal(jax.random.key(1), w.shape) * 0.3
+        for name, w in block.items()
+        if name.endswith("_lora_b")
+    }
+    merged = lora.merge(spec, params)
+    assert merged["blocks"].keys() == weights(PLAIN)["blocks"].keys()
+    adapted = logps(spec, params)
+    np.testing.assert_allclose(logps(PLAIN, merged), adapted, rtol=1e-5, atol=1e-5)
+    assert np.abs(logps(PLAIN, {**merged, "blocks": block_of(merged, block)}) - adapted).max() > 0.1
+    trained, frozen = lora.split(spec, params)
+    assert set(trained["blocks"]) == {f"{n}_lora_{p}" for n in ADAPTED for p in "ab"}
+    assert not any(map(lora.is_adapter, frozen["blocks"]))
+
+
+ADAPTED = ("q", "expert_up", "expert_down")
+
+
+def block_of(merged, block):
+    """Returns the merged blocks without what the experts' adapters added."""
+    return merged["blocks"] | {name: block[name] for name in ADAPTED[1:]}
