@@ -1,7 +1,7 @@
 """The Python API: the documented example, stopping and continuing, and what a Run refuses."""
 
+import ast
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,29 +11,20 @@ import pytest
 
 from p2o_jax import Run
 from p2o_jax.config import Config, ConfigError
+from tests import toy_runs
 
+STEPS = toy_runs.STEPS_PER_EPOCH
 ROOT = Path(__file__).parent.parent
 EXAMPLE = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python-api.md").read_text(), re.DOTALL)
-SMALL = {
-    "world.steps": 5,
-    "world.layers": 1,
-    "world.hard_per_family": 1,
-    "world.easy_per_family": 2,
-    "world.heldout_per_family": 1,
-    "rollout.questions": 4,
-    "rollout.max_new_tokens": 8,
-    "optim.minibatch_questions": 4,
-    "train.num_samples_logged": 2,
-}
-STEPS = 2
 
 
-def test_the_example_of_the_documentation_and_a_run_that_is_stopped(tmp_path):
-    """The example as it stands, with a smaller world. A run that is stopped and continued has the
-    same records.
+def test_the_example_of_the_documentation_and_a_run_that_is_stopped(tmp_path, shared):
+    """The example as it stands, with the small world of the other runs. A run that is stopped and
+    continued has the same records.
     """
     (tmp_path / "configs").mkdir()
-    lines = "".join(f"    c.{key} = {value!r}\n" for key, value in SMALL.items())
+    settings = {**toy_runs.settings(shared), "train.num_samples_logged": 2}
+    lines = "".join(f"    c.{key} = {_typed(value)!r}\n" for key, value in settings.items())
     (tmp_path / "configs/smoke.py").write_text(
         "import runpy\n\n\ndef get_config():\n"
         f"    c = runpy.run_path({str(ROOT / 'configs/smoke.py')!r})['get_config']()\n"
@@ -43,14 +34,14 @@ def test_the_example_of_the_documentation_and_a_run_that_is_stopped(tmp_path):
 again = Run(run.cfg, "runs/stopped", {"train.epochs": 1})
 state = again.train(lambda step, values: again.stop() if "train/loss" in values else None)
 assert state.step == 1 and again.state is state, state.step
-assert again.train().step == 2
-assert len(again.samples()) == 4
+assert again.train().step == STEPS
+assert len(again.samples()) == 2 * STEPS
 again.close()
-"""
+""".replace("STEPS", str(STEPS))
     script = (
         f"rewards = None\n{EXAMPLE[0]}\nassert len(rewards) == {STEPS}\n{EXAMPLE[1]}\n{stopped}"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**toy_runs.environment(), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,
@@ -65,6 +56,14 @@ again.close()
     assert whole == continued and len(whole) == STEPS + evaluations
     result = Run(tmp_path / "configs/smoke.py", tmp_path / "runs/stopped").result()
     assert result["steps"] == STEPS
+
+
+def _typed(value: object) -> object:
+    """Returns a setting as a config file states it, which may be text of the command line."""
+    if isinstance(value, Path):
+        return str(value)
+    text = {"true": "True", "false": "False"}.get(str(value), str(value))
+    return ast.literal_eval(text) if text[:1] in "(TF" else value
 
 
 def _untimed(workdir: Path) -> list[dict]:

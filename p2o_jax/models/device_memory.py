@@ -35,7 +35,10 @@ def bytes_per_device(tree: Any, shardings: Any = None) -> int:
 
 
 def kv_bytes_per_token(spec: ModelSpec, dtype: Any, tensor: int = 1) -> int:
-    """Bytes of one token's keys and values in all layers, on one of `tensor` devices."""
+    """Bytes of one token's keys and values in all layers that keep them, on one of `tensor`
+    devices.
+    """
     heads = spec.kv_heads if spec.kv_heads % tensor else spec.kv_heads // tensor
     scale = SCALE_BYTES if dtype == jnp.int8 else 0
-    return 2 * spec.layers * heads * (spec.head_dim * jnp.dtype(dtype).itemsize + scale)
+    layers = sum(not layer.delta for layer in spec.layer_types)
+    return 2 * layers * heads * (spec.head_dim * jnp.dtype(dtype).itemsize + scale)

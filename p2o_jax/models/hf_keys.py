@@ -118,7 +118,7 @@ def _restricted(values: Mapping[str, Any], family: ModelFamily) -> str:
     if values.get("use_sliding_window"):
         return f"use_sliding_window=true (sliding_window={values.get('sliding_window')})"
     layer_types = values.get("layer_types") or []
-    if "sliding_window" in family.defaults:
+    if "sliding_window" in family.defaults or "layer_types" in family.keys:
         return ""
     if not isinstance(layer_types, list):
         return f"layer_types={layer_types!r}"

@@ -98,7 +98,9 @@ class TensorFiles:
             f"{self.file_of[name]}: tensor {name} {list(self.shape_of[name])} is not part of this"
             " model"
             for name in sorted(set(self.file_of) - set(expected))
-            if not name.endswith("rotary_emb.inv_freq") and not (name == head and spec.tied)
+            if not name.endswith("rotary_emb.inv_freq")
+            and not name.startswith(FAMILIES[spec.family].ignored)
+            and not (name == head and spec.tied)
         ]
         problems = [line for lines in (other_types, problems, unknown) for line in _first(lines)]
         if problems:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from p2o_jax.models import experts, lora, rope
+from p2o_jax.models import delta_net, experts, lora, rope
 from p2o_jax.models.rope import Rotation
-from p2o_jax.models.spec import LayerType, ModelSpec, Weight, block_weights
+from p2o_jax.models.spec import DeltaNet, LayerType, ModelSpec, Weight, block_weights
 
 
 class Heads(NamedTuple):
@@ -28,15 +28,21 @@ class Heads(NamedTuple):
 Attend = Callable[[LayerType, Heads, Any], tuple[jax.Array, Any]]
 
 
+# (Gated DeltaNet, new tokens, the layer's cache) -> (output [B, T, V, c], new cache)
+Recur = Callable[[DeltaNet, delta_net.Inputs, Any], tuple[jax.Array, Any]]
+
+
 class Mixing(NamedTuple):
     """What a layer leaves to its caller: how its tokens see each other, and where its experts are.
 
     Args:
         attend: attention of the new tokens to each other and to the layer's cache.
+        recur: Gated DeltaNet of the new tokens, given the layer's cache.
         mix_experts: weighted sum of each token's experts.
     """
 
     attend: Attend
+    recur: Recur
     mix_experts: experts.Mixture = experts.mixture
 
 
@@ -47,8 +53,8 @@ ACTIVATIONS = {
 
 
 class Block(nnx.Module):
-    """One layer: attention and a gated MLP or experts, each added to the residual stream. Weights:
-    `spec.block_weights`; a weight that the layer does not have is not set.
+    """One layer: attention or Gated DeltaNet, and a gated MLP or experts, each added to the
+    residual stream. Weights: `spec.block_weights`; one that the layer does not have is not set.
     """
 
     q: nnx.Param
@@ -56,6 +62,12 @@ class Block(nnx.Module):
     v: nnx.Param
     o: nnx.Param
     sinks: nnx.Param
+    conv_q: nnx.Param
+    conv_k: nnx.Param
+    conv_v: nnx.Param
+    a_log: nnx.Param
+    step_bias: nnx.Param
+    delta_norm: nnx.Param
     attn_norm: nnx.Param
     attn_post_norm: nnx.Param
     mlp_norm: nnx.Param
@@ -76,13 +88,19 @@ class Block(nnx.Module):
             x_BTD: residual stream.
             rotation: places queries and keys at their positions; None: they have none.
             mixing: attention, and products of tokens and experts.
-            cache: this layer's cache, passed to `mixing.attend`.
+            cache: this layer's cache, passed to `mixing.attend` or `mixing.recur`.
         """
         B, T, D = x_BTD.shape
         # flat rows: on CPU the weights' gradients are several times faster than with [B, T]
         x_ND = x_BTD.reshape(-1, D)
-        attended_ND, cache = self._attention(x_ND, (B, T), rotation, mixing.attend, cache)
-        x_ND = x_ND + self._scaled(attended_ND)
+        h_ND = self._norm(self.attn_norm, x_ND) if self.spec.pre_norms else x_ND
+        if self.layer.delta:
+            mixed_ND, cache = self._delta_net(self.layer.delta, h_ND, (B, T), mixing.recur, cache)
+        else:
+            mixed_ND, cache = self._attention(h_ND, (B, T), rotation, mixing.attend, cache)
+        if self.spec.post_norms:
+            mixed_ND = self._norm(self.attn_post_norm, mixed_ND)
+        x_ND = x_ND + self._scaled(mixed_ND)
         return (x_ND + self._scaled(self._mlp(x_ND, mixing))).reshape(B, T, D), cache
 
     def _scaled(self, x_ND: jax.Array) -> jax.Array:
@@ -92,27 +110,56 @@ class Block(nnx.Module):
     @jax.named_scope("attention")
     def _attention(
         self,
-        x_ND: jax.Array,
+        h_ND: jax.Array,
         shape: tuple[int, int],
         rotation: Rotation | None,
         attend: Attend,
         cache: Any,
     ) -> tuple[jax.Array, Any]:
-        """Returns the attention's contribution to the residual stream, and the new cache."""
-        (B, T), dtype = shape, x_ND.dtype
-        h = self._norm(self.attn_norm, x_ND) if self.spec.pre_norms else x_ND
-        q, k, v = (
-            self._project(name, h).reshape(B * T, -1, self.spec.head_dim)
-            for name in ("q", "k", "v")
-        )
+        """Returns the attention of the normalized residual stream, and the new cache."""
+        (B, T), C, dtype = shape, self.spec.head_dim, h_ND.dtype
+        heads = {"q": self.spec.heads, "k": self.spec.kv_heads, "v": self.spec.kv_heads}
+        q, k, v = (self._project(name, h_ND).reshape(B * T, n, -1) for name, n in heads.items())
+        q, gate = (q[..., :C], q[..., C:]) if self.spec.attn_gate else (q, None)
         if self.spec.qk_norm:
             q, k = self._qk_norm(self.q_norm, q), self._qk_norm(self.k_norm, k)
         q, k, v = (x.reshape(B, T, *x.shape[1:]) for x in (q, k, v))
         q, k = self._placed(q, rotation, queries=True), self._placed(k, rotation)
         sinks = self.sinks[...] if self.spec.sinks else None
         attended, cache = attend(self.layer, Heads(q, k, v, sinks), cache)
-        out = self._project("o", attended.astype(dtype).reshape(B * T, -1))
-        return self._norm(self.attn_post_norm, out) if self.spec.post_norms else out, cache
+        attended = attended.astype(dtype).reshape(B * T, -1)
+        if gate is not None:
+            attended = attended * jax.nn.sigmoid(gate.reshape(B * T, -1))
+        return self._project("o", attended), cache
+
+    @jax.named_scope("delta_net")
+    def _delta_net(
+        self, delta: DeltaNet, h_ND: jax.Array, shape: tuple[int, int], recur: Recur, cache: Any
+    ) -> tuple[jax.Array, Any]:
+        """Returns the Gated DeltaNet of the normalized residual stream, and the new cache."""
+        q, k, v, gate = (
+            self._project(f"delta_{name}", h_ND).reshape(*shape, -1, channels)
+            for name, channels in (
+                ("q", delta.key_dim),
+                ("k", delta.key_dim),
+                ("v", delta.value_dim),
+                ("gate", delta.value_dim),
+            )
+        )
+        write, step = (
+            self._project(f"delta_{name}", h_ND).astype(jnp.float32).reshape(*shape, -1)
+            for name in ("write", "step")
+        )
+        a_V, bias_V = (w[...].astype(jnp.float32) for w in (self.a_log, self.step_bias))
+        step = jax.nn.softplus(step + over_rows(bias_V, step))
+        convs = (w[...][:, :, 0] for w in (self.conv_q, self.conv_k, self.conv_v))
+        new = delta_net.Inputs(
+            q, k, v, -over_rows(jnp.exp(a_V), step) * step, jax.nn.sigmoid(write), *convs
+        )
+        out, cache = recur(delta, new, cache)
+        out = normalized(out, self.spec.norm_eps) * over_rows(self.delta_norm[...], out)
+        out = out * jax.nn.silu(gate.astype(jnp.float32))
+        return self._project("delta_o", out.astype(h_ND.dtype).reshape(len(h_ND), -1)), cache
 
     def _placed(
         self, x_BTHC: jax.Array, rotation: Rotation | None, queries: bool = False
@@ -181,10 +228,15 @@ def rms_norm(x: jax.Array, weight: jax.Array, spec: ModelSpec) -> jax.Array:
     """Returns x divided by the root of its mean square (float32), times the weight or 1 + weight,
     in x's dtype.
     """
-    x32 = x.astype(jnp.float32)
-    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + spec.norm_eps)
+    x32 = normalized(x, spec.norm_eps)
     weight = weight.astype(jnp.float32)
     return (x32 * over_rows(1 + weight if spec.norm_offset else weight, x)).astype(x.dtype)
+
+
+def normalized(x: jax.Array, eps: float) -> jax.Array:
+    """Returns x divided by the root of its mean square, float32."""
+    x32 = x.astype(jnp.float32)
+    return x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
 
 
 def over_rows(weight: jax.Array, x: jax.Array) -> jax.Array:

@@ -35,6 +35,7 @@ LEARNER: Rules = {
     "router": None,
     "expert": "tensor",
     "expert_mlp": None,
+    "conv": None,
     "norm": None,
     "rank": None,
 }

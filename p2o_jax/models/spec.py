@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 # the projections of a sparse MLP, by those of a dense one
 EXPERT_OF = {"gate": "expert_gate", "up": "expert_up", "down": "expert_down"}
+# the projections of a Gated DeltaNet, by those of attention
+DELTA_OF = {"q": "delta_q", "k": "delta_k", "v": "delta_v", "o": "delta_o"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,17 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class DeltaNet:
+    """Gated DeltaNet in place of attention: a state per head instead of keys and values."""
+
+    key_heads: int  # of queries and keys; each serves value_heads / key_heads heads of values
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    conv: int  # tokens that a convolution covers, its own included
+
+
+@dataclass(frozen=True)
 class LayerType:
     """What distinguishes a layer from other layers of its model. What they have in common is in
     `ModelSpec`.
@@ -65,6 +78,7 @@ class LayerType:
     rope: Rope | None = None  # None: that of the model
     positions: bool = True  # whether queries and keys are rotated to their positions
     experts: Experts | None = None  # None: one MLP for all tokens
+    delta: DeltaNet | None = None  # None: attention
 
 
 class Stack(NamedTuple):
@@ -110,6 +124,7 @@ class ModelSpec:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    attn_gate: bool = False  # attention's output is multiplied by a gate of each channel
     sinks: bool = False  # each head has a score of its own in the softmax, whose share is dropped
     query_scale: float = 0.0  # multiplies attention scores; 0: head_dim ** -0.5
     embed_scale: float = 1.0  # multiplies embeddings, but not the output head
@@ -162,7 +177,7 @@ class ModelSpec:
 
     def rope_of(self, layer: LayerType) -> Rope | None:
         """Returns the rope of a layer; None if it has no positions."""
-        return (layer.rope or self.rope) if layer.positions else None
+        return (layer.rope or self.rope) if layer.positions and not layer.delta else None
 
     @property
     def vocab_rows(self) -> int:
@@ -249,12 +264,16 @@ def block_weights(spec: ModelSpec, layer: LayerType) -> dict[str, Weight]:
     """Returns the weights of one layer of this type."""
     D, H, K, C, F = spec.width, spec.heads, spec.kv_heads, spec.head_dim, spec.mlp
     residual_scale = 0.02 / (2 * spec.layers) ** 0.5
-    block = {
-        "q": Weight((D, H, C), ("width", "head", "channel")),
-        "k": Weight((D, K, C), ("width", "kv_head", "channel")),
-        "v": Weight((D, K, C), ("width", "kv_head", "channel")),
-        "o": Weight((H, C, D), ("head", "channel", "width"), scale=residual_scale),
-    }
+    if layer.delta:
+        block = _delta_net(layer.delta, D, residual_scale)
+    else:
+        block = {
+            # with a gate, each head's query channels and then those of its gate
+            "q": Weight((D, H, C * (1 + spec.attn_gate)), ("width", "head", "channel")),
+            "k": Weight((D, K, C), ("width", "kv_head", "channel")),
+            "v": Weight((D, K, C), ("width", "kv_head", "channel")),
+            "o": Weight((H, C, D), ("head", "channel", "width"), scale=residual_scale),
+        }
     if layer.experts:
         block |= _experts(layer.experts, D, residual_scale)
     else:
@@ -263,8 +282,8 @@ def block_weights(spec: ModelSpec, layer: LayerType) -> dict[str, Weight]:
             "up": Weight((D, F), ("width", "mlp")),
             "down": Weight((F, D), ("mlp", "width"), scale=residual_scale),
         }
-    block |= _norms(spec) | _biases(spec, layer)
-    if spec.sinks:
+    block |= _norms(spec, layer) | _biases(spec, layer)
+    if spec.sinks and not layer.delta:
         block["sinks"] = Weight((H,), ("head",), "zeros")
     if spec.lora:
         for name in adapted(spec.lora, layer):
@@ -274,11 +293,35 @@ def block_weights(spec: ModelSpec, layer: LayerType) -> dict[str, Weight]:
 
 def adapted(lora: LoraSpec, layer: LayerType) -> tuple[str, ...]:
     """Returns the weights of a layer that get an adapter: the targets; in a layer with experts, the
-    experts' own gate, up and down.
+    experts' own gate, up and down; in one with a DeltaNet, its own q, k, v and o.
     """
-    if not layer.experts:
-        return lora.targets
-    return tuple(EXPERT_OF.get(name, name) for name in lora.targets)
+    own = (EXPERT_OF if layer.experts else {}) | (DELTA_OF if layer.delta else {})
+    return tuple(own.get(name, name) for name in lora.targets)
+
+
+def _delta_net(delta: DeltaNet, width: int, residual_scale: float) -> dict[str, Weight]:
+    """Returns the weights of a Gated DeltaNet: projections of queries, keys, values, the gate of
+    the output, b, and the step of g; convolutions; g = -exp(a_log) softplus(step + step_bias).
+    """
+    D, K, V = width, delta.key_heads, delta.value_heads
+    keys, values, conv_scale = (K, delta.key_dim), (V, delta.value_dim), delta.conv**-0.5
+    key_axes, value_axes = ("kv_head", "channel"), ("head", "channel")
+    return {
+        "delta_q": Weight((D, *keys), ("width", *key_axes)),
+        "delta_k": Weight((D, *keys), ("width", *key_axes)),
+        "delta_v": Weight((D, *values), ("width", *value_axes)),
+        "delta_gate": Weight((D, *values), ("width", *value_axes)),
+        "delta_write": Weight((D, V), ("width", "head")),
+        "delta_step": Weight((D, V), ("width", "head")),
+        # [heads, channels, 1, tokens]
+        "conv_q": Weight((*keys, 1, delta.conv), (*key_axes, "conv", "conv"), scale=conv_scale),
+        "conv_k": Weight((*keys, 1, delta.conv), (*key_axes, "conv", "conv"), scale=conv_scale),
+        "conv_v": Weight((*values, 1, delta.conv), (*value_axes, "conv", "conv"), scale=conv_scale),
+        "a_log": Weight((V,), ("head",), "zeros"),
+        "step_bias": Weight((V,), ("head",), "ones"),
+        "delta_norm": Weight((delta.value_dim,), ("norm",), "ones"),
+        "delta_o": Weight((*values, D), ("head", "channel", "width"), scale=residual_scale),
+    }
 
 
 def _experts(experts: Experts, width: int, residual_scale: float) -> dict[str, Weight]:
@@ -306,7 +349,7 @@ def norm_weight(spec: ModelSpec, *shape: int, axes: tuple[str, ...] = ("norm",))
     return Weight(shape, axes, "zeros" if spec.norm_offset else "ones")
 
 
-def _norms(spec: ModelSpec) -> dict[str, Weight]:
+def _norms(spec: ModelSpec, layer: LayerType) -> dict[str, Weight]:
     """Returns the norms of a layer."""
     D, H, K, C = spec.width, spec.heads, spec.kv_heads, spec.head_dim
     norms = {}
@@ -314,6 +357,8 @@ def _norms(spec: ModelSpec) -> dict[str, Weight]:
         norms |= {"attn_norm": norm_weight(spec, D), "mlp_norm": norm_weight(spec, D)}
     if spec.post_norms:
         norms |= {"attn_post_norm": norm_weight(spec, D), "mlp_post_norm": norm_weight(spec, D)}
+    if layer.delta:
+        return norms
     if spec.qk_norm and spec.qk_norm_whole:
         norms |= {
             "q_norm": norm_weight(spec, H, C, axes=("head", "channel")),
@@ -328,13 +373,13 @@ def _biases(spec: ModelSpec, layer: LayerType) -> dict[str, Weight]:
     """Returns the biases of a layer, without those of experts."""
     D, H, K, C, F = spec.width, spec.heads, spec.kv_heads, spec.head_dim, spec.mlp
     biases = {}
-    if spec.qkv_bias:
+    if spec.qkv_bias and not layer.delta:
         biases |= {
             "q_bias": Weight((H, C), ("head", "channel"), "zeros"),
             "k_bias": Weight((K, C), ("kv_head", "channel"), "zeros"),
             "v_bias": Weight((K, C), ("kv_head", "channel"), "zeros"),
         }
-    if spec.o_bias:
+    if spec.o_bias and not layer.delta:
         biases["o_bias"] = Weight((D,), ("norm",), "zeros")
     if spec.mlp_bias and not layer.experts:
         biases |= {
@@ -346,8 +391,10 @@ def _biases(spec: ModelSpec, layer: LayerType) -> dict[str, Weight]:
 
 
 def num_inputs(name: str) -> int:
-    """Returns the number of axes of a projection's inputs: heads and channels of `o`, else one."""
-    return 2 if name == "o" else 1
+    """Returns the number of axes of a projection's inputs: heads and channels of an output
+    projection, else one.
+    """
+    return 2 if name in ("o", "delta_o") else 1
 
 
 def _adapter(name: str, w: Weight, rank: int) -> dict[str, Weight]:

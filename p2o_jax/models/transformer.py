@@ -22,12 +22,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from p2o_jax.models import chunked_logprobs, experts, rope, sharding
+from p2o_jax.models import chunked_logprobs, delta_net, experts, rope, sharding
 from p2o_jax.models.attention import packed, reference
 from p2o_jax.models.chunked_logprobs import PADDING_LOGIT
 from p2o_jax.models.layer import Heads, Mixing, block_graph, declare, over_rows, rms_norm
 from p2o_jax.models.rope import Rotation
-from p2o_jax.models.spec import LayerType, ModelSpec, Rope, Stack, Weight, weights
+from p2o_jax.models.spec import DeltaNet, LayerType, ModelSpec, Rope, Stack, Weight, weights
 
 Params = dict[str, Any]
 # what the backward pass recomputes: nothing, all, or all but matrix products
@@ -205,7 +205,8 @@ def logits(
 
 
 def within_segments(segment_BT: Int[Array, "B T"], mesh: Mesh | None = None) -> Mixing:
-    """Returns causal attention within the segments of each row, without a cache.
+    """Returns causal attention, or Gated DeltaNet, within the segments of each row, without a
+    cache.
 
     Args:
         segment_BT: segment number of each token, from 1; 0 is padding.
@@ -217,7 +218,10 @@ def within_segments(segment_BT: Int[Array, "B T"], mesh: Mesh | None = None) -> 
         q, k, v, sinks = new
         return attention(q, k, v, segment_BT, layer.window, layer.soft_cap, sinks), cache
 
-    return Mixing(attend, experts.over_mesh(mesh))
+    def recur(delta: DeltaNet, new: delta_net.Inputs, cache: None) -> tuple[jax.Array, None]:
+        return delta_net.packed(delta, new, segment_BT), cache
+
+    return Mixing(attend, recur, experts.over_mesh(mesh))
 
 
 def token_logps(

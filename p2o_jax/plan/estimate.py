@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from p2o_jax import config
 from p2o_jax.gepa import budget
 from p2o_jax.models import flops
-from p2o_jax.models.spec import num_params
+from p2o_jax.models.spec import LayerType, num_params
 from p2o_jax.plan.chips import Topology
 from p2o_jax.plan.cost import Cost, Kernel
 from p2o_jax.plan.memory import ResidentBytes, position_bytes
@@ -210,8 +210,14 @@ def _positions(parts: PlannedRun, full: float, sliding: float) -> float:
         sliding: those of a slot's own ring, if it is not full earlier.
     """
     longest = parts.engine.longest(parts.engine.capacities[-1])
-    rings = layer_caches.rings(parts.spec, longest)
-    return sum(min(ring, sliding) if ring else full for ring in rings) / len(rings)
+
+    def read(layer: LayerType) -> float:
+        if layer.delta:
+            return 0
+        ring = layer_caches.ring(layer, longest)
+        return min(ring, sliding) if ring else full
+
+    return sum(map(read, parts.spec.layer_types)) / parts.spec.layers
 
 
 def _learning(

@@ -322,7 +322,8 @@ def _memory(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled, caches: 
     analysis = compiled.memory_analysis()
     assert analysis is not None
     pairs = zip(lowered.args_info[0], compiled.input_shardings[0], strict=True)
-    sizes = tuple(bytes_per_device(arg, splits) for arg, splits in pairs)
+    # None: an argument that the program leaves out
+    sizes = tuple(0 if splits is None else bytes_per_device(arg, splits) for arg, splits in pairs)
     temporaries = max(analysis.peak_memory_in_bytes - sum(sizes), 0)
     return Memory(
         sizes,

@@ -28,13 +28,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from p2o_jax.models import experts, transformer
+from p2o_jax.models import delta_net, experts, transformer
 from p2o_jax.models.attention import decoding, reference
 from p2o_jax.models.attention.decoding import Spans
 from p2o_jax.models.attention.reference import Cache, Partial
+from p2o_jax.models.delta_net import DeltaState
 from p2o_jax.models.layer import Heads, Mixing
 from p2o_jax.models.sharding import BATCH_AXES
-from p2o_jax.models.spec import LayerType, ModelSpec
+from p2o_jax.models.spec import DeltaNet, LayerType, ModelSpec
 from p2o_jax.rollout import layer_caches
 from p2o_jax.rollout.decode_state import DecodeChunk, DecodeState, Queue, SlotState
 from p2o_jax.rollout.layer_caches import Caches
@@ -176,8 +177,8 @@ def _step(
     token.
     """
     queue, N = call.queue, call.queue.prompt_N.size
-    rings = layer_caches.rings(spec, options.longest)
-    state = refilled(state, queue, call.prompt_cache, rings)
+    in_slot = tuple(layer_caches.in_slot(layer, options.longest) for layer in spec.layer_types)
+    state = refilled(state, queue, call.prompt_cache, in_slot)
     slots = state.slots
     rollout_B = jnp.minimum(slots.rollout_B, N - 1)
     fed = _Fed(
@@ -322,11 +323,18 @@ def _forward_one(
         weights,
         fed.token_B[:, None],
         position_B1,
-        Mixing(attend, options.mix_experts),
+        Mixing(attend, _recur, options.mix_experts),
         caches=caches,
         dtype=dtype,
     )
     return transformer.logits(spec, weights, x_B1D[:, 0]), spans
+
+
+def _recur(
+    delta: DeltaNet, new: delta_net.Inputs, caches: tuple[Any, DeltaState]
+) -> tuple[jax.Array, DeltaState]:
+    """Returns the output of the fed tokens, and the slots' states after them."""
+    return delta_net.step(delta, new, caches[1])
 
 
 def _over_cells(

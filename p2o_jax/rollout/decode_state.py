@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from p2o_jax.models import delta_net
 from p2o_jax.models.attention import decoding, reference
 from p2o_jax.models.attention.decoding import Spans
 from p2o_jax.models.attention.reference import Cache
-from p2o_jax.models.spec import ModelSpec
+from p2o_jax.models.delta_net import DeltaState
+from p2o_jax.models.spec import LayerType, ModelSpec
+from p2o_jax.rollout import layer_caches
 
 
 class Queue(NamedTuple):
@@ -31,10 +34,10 @@ class SlotState(NamedTuple):
     age_B: jax.Array
     rollout_B: jax.Array
     active_B: jax.Array
-    # of each layer: the cache of generated tokens, or a ring (`layer_caches`)
-    spans: tuple[Spans, ...]
-    # copies of rows of the prompt cache, None for layers with a ring; empty where the prompt cache
-    # itself is read
+    # of each layer: the cache of generated tokens, or all it keeps of a sequence (`layer_caches`)
+    spans: tuple[Spans | DeltaState, ...]
+    # copies of rows of the prompt cache, None for layers whose prompts are in the spans; empty
+    # where the prompt cache itself is read
     prompts: tuple[Cache | None, ...]
 
 
@@ -76,7 +79,7 @@ def begin(
     max_positions: int,
     dtype: Any,
     cache_ops: decoding.CacheOps,
-    rings: tuple[int, ...],
+    longest: int,
     prompt_positions: int = 0,
 ) -> DecodeState:
     """Returns the state before the first chunk: idle slots, nothing sampled.
@@ -88,7 +91,7 @@ def begin(
         max_positions: response tokens to allocate.
         dtype: dtype of the caches.
         cache_ops: how this kind of device holds its caches.
-        rings: positions of each layer's ring; 0: none.
+        longest: tokens of the longest sequence, which decides which layers have a ring.
         prompt_positions: positions of a slot's copy of its prompt's cache; 0: no copies.
     """
     zeros_B, zero = jnp.zeros(num_slots, jnp.int32), jnp.zeros(1, jnp.int32)
@@ -98,10 +101,17 @@ def begin(
         heads, kind = spec.kv_heads, cache_ops.cache
         return reference.empty_cache(num_slots, heads, size, spec.head_dim, dtype, kind)
 
-    prompts = tuple(None if ring else empty(prompt_positions) for ring in rings)
-    spans = tuple(
-        tuple(map(empty, decoding.spans_of(cache_ops, ring or positions))) for ring in rings
+    def kept(layer: LayerType) -> Spans | DeltaState:
+        if layer.delta:
+            return delta_net.empty(layer.delta, num_slots)
+        size = layer_caches.ring(layer, longest) or positions
+        return tuple(map(empty, decoding.spans_of(cache_ops, size)))
+
+    prompts = tuple(
+        None if layer_caches.in_slot(layer, longest) else empty(prompt_positions)
+        for layer in spec.layer_types
     )
+    spans = tuple(map(kept, spec.layer_types))
     slots = SlotState(
         zeros_B, zeros_B, zeros_B, zeros_B > 0, spans, prompts if prompt_positions else ()
     )

@@ -269,19 +269,14 @@ class Engine(SamplerPrograms):
             pieces = [plan[level] if level < len(plan) else [] for plan in plans]
             for first in range(0, max(map(len, pieces)), m):
                 token = np.full((self.num_shards, m, chunk), self.pad_id, np.int32)
-                row, source = (
-                    np.full((self.num_shards, m), rows, np.int32),
-                    np.zeros((self.num_shards, m), np.int32),
-                )
+                count, source = np.zeros((2, self.num_shards, m), np.int32)
+                row = np.full((self.num_shards, m), rows, np.int32)
                 for s, shard in enumerate(wave.shards):
                     for n, piece in enumerate(pieces[s][first : first + m]):
                         ids = shard.prompts[piece.row][:-1][level * chunk : (level + 1) * chunk]
-                        token[s, n, : len(ids)], row[s, n], source[s, n] = (
-                            ids,
-                            piece.row,
-                            piece.source,
-                        )
-                at = [self._put(x) for x in (token, row, source)]
+                        token[s, n, : len(ids)], count[s, n] = ids, len(ids)
+                        row[s, n], source[s, n] = piece
+                at = [self._put(x) for x in (token, count, row, source)]
                 prompt_cache = extend(weights, prompt_cache, *at, np.int32(level))
                 self.work = self.work.plus(Work(prefilled=token.size))
         prompt_tokens = sum(len(prompt) - 1 for shard in wave.shards for prompt in shard.prompts)

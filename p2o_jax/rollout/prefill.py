@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from p2o_jax.models import experts, transformer
+from p2o_jax.models import delta_net, experts, transformer
 from p2o_jax.models.attention import reference
 from p2o_jax.models.attention.reference import Cache
+from p2o_jax.models.delta_net import DeltaState
 from p2o_jax.models.layer import Attend, Heads, Mixing
-from p2o_jax.models.spec import LayerType, ModelSpec
+from p2o_jax.models.spec import DeltaNet, LayerType, ModelSpec
 from p2o_jax.rollout import layer_caches
+from p2o_jax.rollout.layer_caches import Caches
 
 MIN_CHUNK, MAX_CHUNK = 16, 512
 CHUNKS = 8  # chunks of a bucket, within these bounds
@@ -52,7 +54,8 @@ def plan(prompts: Sequence[tuple[int, ...]], chunk: int, share: bool) -> list[li
     """Returns, for each chunk number, the pieces to compute; prompt i has row i.
 
     Every prompt computes its own last chunk. An earlier chunk is computed by the first prompt that
-    begins with the same tokens.
+    begins with the same tokens. Pieces that others continue from are last, so that a row is not
+    overwritten before it is copied: its DeltaNet states are those of its newest chunk only.
     """
     levels: list[list[Piece]] = []
     source = list(range(len(prompts)))
@@ -72,7 +75,7 @@ def plan(prompts: Sequence[tuple[int, ...]], chunk: int, share: bool) -> list[li
             source[i] = i
             if len(tokens) == chunk:
                 first.setdefault(prefix, i)
-        levels.append(pieces)
+        levels.append(sorted(pieces, key=lambda piece: piece.row == piece.source))
         waiting = [i for i in waiting if len(prompts[i]) - 1 > start + chunk]
     return levels
 
@@ -84,8 +87,9 @@ Carry = tuple[reference.Partial, Cache]  # attention to the chunks so far, and t
 def extend(
     spec: ModelSpec,
     weights: Any,
-    prompt_cache: tuple[Cache, ...],
+    prompt_cache: Caches,
     token_mt: jax.Array,
+    count_m: jax.Array,
     row_m: jax.Array,
     source_m: jax.Array,
     level: jax.Array,
@@ -98,7 +102,8 @@ def extend(
         spec: the model.
         weights: params in rollout layout.
         prompt_cache: the cache of each layer.
-        token_mt: tokens of the chunks.
+        token_mt: tokens of the chunks, padded at the end.
+        count_m: number of tokens of each chunk.
         row_m: row of each prompt; a row beyond the cache is padding, computed and dropped.
         source_m: row that holds the chunks before.
         level: number of the chunk.
@@ -107,13 +112,21 @@ def extend(
     m, t = token_mt.shape
     dtype = weights["final_norm"].dtype
     attend = _by_chunks(t, row_m, source_m, level)
+
+    def recur(
+        delta: DeltaNet, new: delta_net.Inputs, memory: DeltaState
+    ) -> tuple[jax.Array, DeltaState]:
+        before = jax.tree.map(lambda x: jnp.where(level > 0, x[source_m], 0.0), memory)
+        out, after = delta_net.extend(delta, new, before, count_m)
+        return out, jax.tree.map(lambda x, y: x.at[row_m].set(y, mode="drop"), memory, after)
+
     position_mt = jnp.broadcast_to(level * t + jnp.arange(t)[None], (m, t))
     return transformer.hidden(
         spec,
         weights,
         token_mt,
         position_mt,
-        Mixing(attend, mix_experts),
+        Mixing(attend, recur, mix_experts),
         caches=prompt_cache,
         dtype=dtype,
     )[1]

@@ -89,8 +89,6 @@ class SamplerPrograms:
             cfg.slots // self.num_shards, cfg.min_slots if on_cpu else 0
         )
         self.whole, self.rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-        split = "tensor" if spec.kv_heads % mesh.shape["tensor"] == 0 else None
-        self.caches = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES, split))
         self.stop_V = np.zeros(spec.vocab_rows, bool)
         self.stop_V[list(stop_ids)] = True
         self._to_layout = jax.jit(
@@ -209,7 +207,8 @@ class SamplerPrograms:
         return lower[p.kind](p)
 
     def _lower_prompt_cache(self, p: Program) -> Any:
-        return jax.jit(lambda: self._empty_prompt_cache(p), out_shardings=self.caches).lower()
+        shardings = _shardings(self.abstract_prompt_cache(p))
+        return jax.jit(lambda: self._empty_prompt_cache(p), out_shardings=shardings).lower()
 
     def _empty_prompt_cache(self, p: Program) -> Caches:
         whole, chunk = prefill.positions(p.bucket), prefill.chunk_of(p.bucket)
@@ -223,22 +222,21 @@ class SamplerPrograms:
 
     def _lower_prefill(self, p: Program) -> Any:
         extend = functools.partial(prefill.extend, self.spec, mix_experts=self.mix_experts)
-        run = self._over_shards(extend, "wrrrrw", "r")
+        run = self._over_shards(extend, "wrrrrrw", "r")
         m = self.pieces(p.bucket, p.rows)
         args = [
             self._of_rows((m, prefill.chunk_of(p.bucket)), np.int32),
-            *[self._of_rows((m,), np.int32)] * 2,
+            *[self._of_rows((m,), np.int32)] * 3,
             self._scalar(np.int32),
         ]
-        return jax.jit(run, donate_argnums=1, out_shardings=self.caches).lower(
-            self.abstract_weights, self.abstract_prompt_cache(p), *args
-        )
+        prompt_cache = self.abstract_prompt_cache(p)
+        jitted = jax.jit(run, donate_argnums=1, out_shardings=_shardings(prompt_cache))
+        return jitted.lower(self.abstract_weights, prompt_cache, *args)
 
     def _lower_slots(self, p: Program) -> Any:
-        begin = functools.partial(self._begin, p._replace(size=self.sizes[0]))
-        return jax.jit(
-            self._over_shards(begin, "", "r"), out_shardings=self._state_shardings
-        ).lower()
+        p = p._replace(size=self.sizes[0])
+        run = self._over_shards(functools.partial(self._begin, p), "", "r")
+        return jax.jit(run, out_shardings=_shardings(self.abstract_state(p))).lower()
 
     def _begin(self, p: Program) -> decode_state.DecodeState:
         positions = prefill.positions(p.bucket) if p.bucket else 0
@@ -249,7 +247,7 @@ class SamplerPrograms:
             p.capacity,
             self.cache_dtype,
             self.cache_ops,
-            layer_caches.rings(self.spec, self.longest(p.capacity)),
+            self.longest(p.capacity),
             positions,
         )
 
@@ -276,10 +274,11 @@ class SamplerPrograms:
         queue = decode_state.Queue(
             *(self._of_rows(n, np.uint32 if len(n) > 1 else np.int32) for n in sizes)
         )
+        state = self.abstract_state(p._replace(bucket=self.copied(p.bucket, p.group)))
         args = (
             self.abstract_prompt_cache(p),
             queue,
-            self.abstract_state(p._replace(bucket=self.copied(p.bucket, p.group))),
+            state,
             self._scalar(bool, self.stop_V.shape),
             self._scalar(np.uint32, (2,)),
             token_sampling.abstract_scalars(),
@@ -288,16 +287,16 @@ class SamplerPrograms:
         jitted = jax.jit(
             self._over_shards(run, "wrrrwwww", "rr"),
             donate_argnums=3,
-            out_shardings=(self._state_shardings, self.rows),
+            out_shardings=(_shardings(state), self.rows),
         )
         return jitted.lower(self.abstract_weights, *args)
 
     def _lower_pack(self, p: Program) -> Any:
         smaller = self.sizes[self.sizes.index(p.size) + 1]
         run = self._over_shards(functools.partial(decode_state.pack, num_slots=smaller), "r", "r")
-        return jax.jit(run, out_shardings=self._state_shardings.slots).lower(
-            self.abstract_state(p).slots
-        )
+        packed = self.abstract_state(p._replace(size=smaller)).slots
+        jitted = jax.jit(run, out_shardings=_shardings(packed))
+        return jitted.lower(self.abstract_state(p).slots)
 
     @functools.cached_property
     def abstract_weights(self) -> Any:
@@ -312,29 +311,30 @@ class SamplerPrograms:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
         )
 
-    @functools.cached_property
-    def _state_shardings(self) -> Any:
-        rows: Any = self.rows
-        caches: Any = self.caches
-        slots = decode_state.SlotState(rows, rows, rows, rows, caches, caches)
-        return decode_state.DecodeState(slots, *[rows] * 6)
-
     def abstract_prompt_cache(self, p: Program) -> Any:
         """Returns shapes, dtypes and shardings of a prompt cache, over all shards."""
-        shapes = jax.eval_shape(lambda: self._empty_prompt_cache(p))
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.caches), shapes
-        )
+        return self._split_over_heads(jax.eval_shape(lambda: self._empty_prompt_cache(p)))
 
     def abstract_state(self, p: Program) -> Any:
         """Returns shapes, dtypes and shardings of the decode state, over all shards."""
         local = jax.eval_shape(lambda: self._begin(p))
         whole = jax.tree.map(lambda x: self._of_rows(x.shape, x.dtype), local)
-        shapes = (whole.slots.spans, whole.slots.prompts)
-        spans, prompts = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.caches), shapes
-        )
+        spans, prompts = self._split_over_heads((whole.slots.spans, whole.slots.prompts))
         return whole._replace(slots=whole.slots._replace(spans=spans, prompts=prompts))
+
+    def _split_over_heads(self, caches: Any) -> Any:
+        """Returns caches [rows, heads, ...] with their shardings: rows over the shards, and heads
+        over the tensor axis where they divide.
+        """
+
+        def placed(x: Any) -> Any:
+            split = None if x.shape[1] % self.mesh.shape["tensor"] else "tensor"
+            placement = PartitionSpec(sharding.BATCH_AXES, split)
+            return jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=NamedSharding(self.mesh, placement)
+            )
+
+        return jax.tree.map(placed, caches)
 
     def _of_rows(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Returns a global array of which every shard holds a part of this shape."""
@@ -358,6 +358,10 @@ class SamplerPrograms:
             axis_names=set(sharding.BATCH_AXES),
             check_vma=False,
         )
+
+
+def _shardings(abstract: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, abstract)
 
 
 def _to_rollout_layout(spec: ModelSpec, dtype: Any, params: Any) -> Any:

@@ -2,6 +2,7 @@
 prompts.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -15,9 +16,16 @@ from p2o_jax.rollout.layer_caches import Caches
 
 @jax.named_scope("refill")
 def refilled(
-    state: DecodeState, queue: Queue, prompt_cache: Caches, rings: tuple[int, ...]
+    state: DecodeState, queue: Queue, prompt_cache: Caches, in_slot: tuple[bool, ...]
 ) -> DecodeState:
-    """Returns the state with the next rollouts of the queue in its free slots, in order."""
+    """Returns the state with the next rollouts of the queue in its free slots, in order.
+
+    Args:
+        state: the state, with free slots or not.
+        queue: the rollouts to sample.
+        prompt_cache: cache of the prompts, of each layer.
+        in_slot: which layers keep their prompts in the slots (`layer_caches.in_slot`).
+    """
     slots = state.slots
     free_B = ~slots.active_B
     candidate_B = state.head + jnp.cumsum(free_B) - 1
@@ -30,7 +38,7 @@ def refilled(
         rollout_B=rollout_B,
         active_B=slots.active_B | fill_B,
     )
-    filled = _with_prompts(filled, prompt_cache, queue.length_M - 1, rings, fill_B, prompt_B)
+    filled = _with_prompts(filled, prompt_cache, queue.length_M - 1, in_slot, fill_B, prompt_B)
     return state._replace(slots=filled, head=state.head + fill_B.sum())
 
 
@@ -38,7 +46,7 @@ def _with_prompts(
     slots: SlotState,
     prompt_cache: Caches,
     in_prompt_cache_M: jax.Array,
-    rings: tuple[int, ...],
+    in_slot: tuple[bool, ...],
     fill_B: jax.Array,
     prompt_B: jax.Array,
 ) -> SlotState:
@@ -46,37 +54,32 @@ def _with_prompts(
     are few.
 
     Args:
-        slots: the slots, with copies of prompts or rings, or neither.
+        slots: the slots, with copies of prompts, or layers that keep them, or neither.
         prompt_cache: cache of the prompts, of each layer.
         in_prompt_cache_M: cached tokens of each prompt.
-        rings: positions of each layer's ring; 0: none.
+        in_slot: which layers keep their prompts in the slots.
         fill_B: which slots to fill.
         prompt_B: prompt of each slot.
     """
-    if not slots.prompts and not any(rings):
+    if not slots.prompts and not any(in_slot):
         return slots
     to_fill_B = jnp.argsort(~fill_B, stable=True)
-    read = zip(prompt_cache, rings, strict=True) if slots.prompts else ()
-    copied = tuple(None if ring else cache for cache, ring in read)
-    ringed = {i: slots.spans[i] for i, ring in enumerate(rings) if ring}
+    read = zip(prompt_cache, in_slot, strict=True) if slots.prompts else ()
+    copied = tuple(None if held else cache for cache, held in read)
+    kept = {i: slots.spans[i] for i, held in enumerate(in_slot) if held}
 
     def copy(i: jax.Array, held: Any) -> Any:
-        prompts, ringed = held
+        prompts, kept = held
         slot = to_fill_B[i]
         row = prompt_B[slot]
-
-        def one(x: jax.Array, held: jax.Array) -> jax.Array:
-            return lax.dynamic_update_slice_in_dim(
-                x, lax.dynamic_slice_in_dim(held, row, 1), slot, 0
-            )
-
         num_cached = in_prompt_cache_M[row]
-        ringed = {
+        kept = {
             layer: layer_caches.with_prompt(spans, slot, prompt_cache[layer], row, num_cached)
-            for layer, spans in ringed.items()
+            for layer, spans in kept.items()
         }
-        return jax.tree.map(one, prompts, copied), ringed
+        one = functools.partial(layer_caches.with_row, at=slot, row=row)
+        return jax.tree.map(lambda x, y: one(x, other=y), prompts, copied), kept
 
-    prompts, ringed = lax.fori_loop(0, fill_B.sum(), copy, (slots.prompts, ringed))
-    spans = tuple(ringed.get(layer, spans) for layer, spans in enumerate(slots.spans))
+    prompts, kept = lax.fori_loop(0, fill_B.sum(), copy, (slots.prompts, kept))
+    spans = tuple(kept.get(layer, spans) for layer, spans in enumerate(slots.spans))
     return slots._replace(prompts=prompts, spans=spans)

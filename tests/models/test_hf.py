@@ -245,7 +245,7 @@ def test_unknown_model_type_lists_the_supported(tmp_path):
     edit(path, model_type="gemma3n", architectures=["Gemma3nForCausalLM"])
     (messages,) = problems(hf_config.read_spec, path.parent)
     assert messages.startswith(f"{path}: model_type='gemma3n' is not supported; supported: qwen3, ")
-    assert messages.endswith(", gemma3, mistral3")
+    assert messages.endswith(", gemma3, mistral3, qwen3_5")
 
 
 @pytest.mark.parametrize(

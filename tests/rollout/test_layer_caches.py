@@ -12,7 +12,8 @@ import pytest
 from p2o_jax.config import RolloutConfig
 from p2o_jax.models import hf, hf_config, sharding, transformer
 from p2o_jax.models.attention.reference import Cache, Transposed, empty_cache
-from p2o_jax.models.spec import LayerType
+from p2o_jax.models.delta_net import DeltaState
+from p2o_jax.models.spec import DeltaNet, LayerType
 from p2o_jax.rollout import layer_caches
 from p2o_jax.rollout.engine import Engine
 from p2o_jax.rollout.programs import Program
@@ -111,11 +112,58 @@ def sequences(requests, completions):
     return tokens, np.arange(width)[None] < np.array([[len(row)] for row in rows])
 
 
+def greedy_samples(name, mesh, group):
+    """Returns greedy completions of the golden prompts, with fewer slots than rollouts."""
+    spec = hf_config.read_spec(GOLDEN / name).for_length(64)
+    engine = make_engine(spec, mesh, slots=3, group=group)
+    weights = engine.to_rollout_layout(hf.load(GOLDEN / name, spec))
+    prompts, greedy = golden_requests(name)
+    requests = [Request(p, f"{i}.{m}") for i, p in enumerate(prompts) for m in range(group)]
+    sampling = SamplingParams(temperature=0.0, max_new_tokens=16)
+    samples = engine.generate(weights, requests, sampling, jax.random.key(0))
+    return [c.token_ids.tolist() for c in samples[: len(greedy) * group : group]], greedy.tolist()
+
+
+@pytest.mark.parametrize(
+    "lost",
+    ["tail_q_AKcW", "tail_k_AKcW", "tail_v_AVcW", "state_AVkv"],
+)
+def test_what_a_refill_loses_of_a_delta_net_is_seen(lost, monkeypatch):
+    """Planted: the slot's state, or the tail of its convolution, is not that of its prompt."""
+    whole = layer_caches.with_prompt
+
+    def losing(held, slot, prompts, row, num_cached):
+        filled = whole(held, slot, prompts, row, num_cached)
+        if not isinstance(filled, DeltaState):
+            return filled
+        empty = getattr(filled, lost).at[slot].set(0.0)
+        return filled._replace(**{lost: empty})
+
+    monkeypatch.setattr(layer_caches, "with_prompt", losing)
+    mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+    samples, greedy = greedy_samples("qwen3_5", mesh, group=1)
+    assert samples != greedy
+
+
+def test_a_slot_keeps_a_state_of_fixed_size():
+    """Whatever the lengths; and no copy of the prompt's keys and values."""
+    delta = DeltaNet(2, 4, 8, 6, conv=4)
+    spec = make_spec(layers=2, pattern=(LayerType(delta=delta), FULL))
+    engine = make_engine(spec, sharding.make_mesh((1, 1, 1), jax.devices()[:1]), slots=4)
+    state = engine.abstract_state(Program("slots", 48, capacity=16, size=4))
+    assert [x.shape for x in state.slots.spans[0]] == [
+        (4, 4, 8, 6), (4, 2, 8, 3), (4, 2, 8, 3), (4, 4, 6, 3),
+    ]  # fmt: skip
+    assert state.slots.prompts[0] is None and state.slots.prompts[1].v_AKSC.shape[2] == 48
+    assert {x.dtype for x in state.slots.spans[0]} == {jnp.dtype(jnp.float32)}
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "group"),
     [
         ("gemma2", (1, 1, 1), 2),
         ("gpt_oss", (1, 2, 4), 2),
+        ("qwen3_5", (1, 1, 1), 2),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
@@ -132,6 +180,8 @@ def sequences(requests, completions):
                 ("qwen3_moe", (1, 4, 2), 2),
                 ("qwen3_moe_dense", (1, 1, 1), 2),
                 ("gpt_oss", (1, 1, 1), 1),
+                ("qwen3_5", (2, 2, 2), 2),
+                ("qwen3_5", (1, 4, 2), 1),
             )
         ),
     ],

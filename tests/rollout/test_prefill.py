@@ -60,8 +60,9 @@ def test_plan_by_hand():
     ]
     assert prefill.plan(prompts, 2, share=True) == [
         [Piece(0, 0), Piece(4, 4)],  # 4 ends here; 1, 2 and 5 begin as 0 does
-        [Piece(0, 0), Piece(1, 0), Piece(2, 0)],  # 0 and 1 end here; 5 continues from 0
-        [Piece(2, 2), Piece(5, 0)],
+        # 0 and 1 end here; 5 continues from 0, which is written last
+        [Piece(1, 0), Piece(2, 0), Piece(0, 0)],
+        [Piece(5, 0), Piece(2, 2)],
     ]
     alone = prefill.plan(prompts, 2, share=False)
     assert [[piece.row for piece in level] for level in alone] == [
@@ -97,14 +98,12 @@ def fill(prompts, chunk, share, rows_at_a_time, kind=reference.Transposed, dtype
     for level, pieces in enumerate(levels):
         for first in range(0, len(pieces), rows_at_a_time):
             token = np.zeros((rows_at_a_time, chunk), np.int32)
-            row, source = (
-                np.full(rows_at_a_time, len(prompts), np.int32),
-                np.zeros(rows_at_a_time, np.int32),
-            )
+            count, source = np.zeros((2, rows_at_a_time), np.int32)
+            row = np.full(rows_at_a_time, len(prompts), np.int32)
             for n, piece in enumerate(pieces[first : first + rows_at_a_time]):
                 ids = prompts[piece.row][:-1][level * chunk : (level + 1) * chunk]
-                token[n, : len(ids)], row[n], source[n] = ids, *piece
-            prompt_cache = run(prompt_cache, token, row, source, level)
+                token[n, : len(ids)], count[n], row[n], source[n] = ids, len(ids), *piece
+            prompt_cache = run(prompt_cache, token, count, row, source, level)
     return prompt_cache, sum(map(len, levels))
 
 
@@ -115,6 +114,10 @@ def expected(prompt):
     return [tuple(x[0, :n].swapaxes(0, 1) for x in layer) for layer in caches]
 
 
+def no_recurrence(delta, new, cache):
+    raise AssertionError("a layer without a DeltaNet")
+
+
 @jax.jit
 def whole_forward_pass(ids):
     """Returns k and v of each layer, [1, T, K, C]; padding at the end changes none before it."""
@@ -123,7 +126,9 @@ def whole_forward_pass(ids):
         q, k, v, _ = new
         return reference.packed(q, k, v, jnp.ones_like(ids)), (k, v)
 
-    return transformer.hidden(SPEC, WEIGHTS, ids, jnp.arange(ids.size)[None], Mixing(attend))[1]
+    return transformer.hidden(
+        SPEC, WEIGHTS, ids, jnp.arange(ids.size)[None], Mixing(attend, no_recurrence)
+    )[1]
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -157,7 +162,14 @@ def test_a_wrong_source_is_noticed():
     for level, source in ((0, [0, 1]), (1, [0, 0])):
         token = np.array([p[2 * level : 2 * level + 2] for p in prompts], np.int32)
         prompt_cache = prefill.extend(
-            SPEC, WEIGHTS, prompt_cache, token, np.array([0, 1]), np.array(source), jnp.int32(level)
+            SPEC,
+            WEIGHTS,
+            prompt_cache,
+            token,
+            np.array([2, 2]),
+            np.array([0, 1]),
+            np.array(source),
+            jnp.int32(level),
         )
     assert np.abs(prompt_cache[0].k_AKSC[1, :, :4] - expected(prompts[1])[0][0]).max() > 1e-2
 

@@ -12,6 +12,7 @@ from p2o_jax.models.families import (
     phi3,
     qwen2,
     qwen3,
+    qwen3_5,
     qwen3_moe,
     smollm3,
 )
@@ -34,10 +35,11 @@ FAMILIES: dict[str, ModelFamily] = {
         ministral3.FAMILY,
         qwen3_moe.FAMILY,
         gpt_oss.FAMILY,
+        qwen3_5.FAMILY,
         qwen2.SEED_OSS,
         llama.INTERNLM3,
         llama.IQUESTCODER,
     )
 }
 # checkpoints of several models: the text model's type where text_config does not name it
-COMPOSITES = {"gemma3": "gemma3_text", "mistral3": "mistral"}
+COMPOSITES = {"gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_5": "qwen3_5_text"}

@@ -77,6 +77,7 @@ class ModelFamily:
         block_tensors: names and axes of tensors of a layer.
         turns: arrays that a tensor holds in turns along its last axis, as gate and up of each
             channel: which of them this is, of how many.
+        ignored: beginnings of the names of tensors that a model of text does without.
     """
 
     name: str
@@ -90,3 +91,4 @@ class ModelFamily:
     top_tensors: Mapping[str, tuple[str, Axes]] = field(default_factory=lambda: TOP_TENSORS)
     block_tensors: Mapping[str, tuple[str, Axes]] = field(default_factory=lambda: BLOCK_TENSORS)
     turns: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
