@@ -1,5 +1,6 @@
 """Means over seeds with bootstrap intervals, alone and paired, and mean accuracies over tokens."""
 
+import functools
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,11 @@ class Estimate(NamedTuple):
 
 def estimate(values: Sequence[float]) -> Estimate:
     """The estimate for the values of all seeds; deterministic."""
+    return _bootstrapped(tuple(values))
+
+
+@functools.cache
+def _bootstrapped(values: tuple[float, ...]) -> Estimate:
     rng, n = random.Random(0), len(values)
     means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(RESAMPLES))
     return Estimate(sum(values) / n, means[RESAMPLES // 40], means[-RESAMPLES // 40 - 1], n)

@@ -437,7 +437,7 @@ def num_active_params(spec: ModelSpec) -> int:
 
 
 def _count(tree: Any, times: Callable[[Weight], int]) -> int:
-    """Returns the parameters of a tree of weights, those of each weight so many times."""
+    """Returns the parameters of a tree of weights, each counted `times(weight)` times."""
     if isinstance(tree, Weight):
         return math.prod(tree.shape) * times(tree)
     return sum(_count(w, times) for w in tree.values())

@@ -9,7 +9,7 @@ exactly what the newest token attends to, so that it is read without a mask. Whe
 its ring is copied from the prompt cache, which keeps whole chunks of the prompt, as a ring too.
 
 A Gated DeltaNet keeps its state and the tail of its convolution. The prompt cache has those after
-the prompt's chunks so far, from which a prompt with the same beginning goes on; a slot that is
+the prompt's chunks so far, from which prompts with the same beginning continue; a slot that is
 filled gets a copy.
 """
 

@@ -134,9 +134,9 @@ def test_the_reference_catches_swapped_groups(monkeypatch):
         {"optim__micro_rows": 2, "optim__row_tokens": 40},
         {"optim__micro_rows": 24},
         {"optim__row_tokens": 0},
-        {"optim__row_tokens": 150},
+        pytest.param({"optim__row_tokens": 150}, marks=pytest.mark.slow),
         {"optim__row_tokens": 40, "model__remat": "full"},
-        {"optim__row_tokens": 40, "model__remat": "dots"},
+        pytest.param({"optim__row_tokens": 40, "model__remat": "dots"}, marks=pytest.mark.slow),
         {"optim__row_tokens": 40, "model__logit_chunk": 7},
     ],
     ids=[

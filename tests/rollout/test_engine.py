@@ -182,7 +182,7 @@ def test_max_new_tokens_is_honoured_and_a_shorter_text_is_the_beginning_of_a_lon
         {"slots": 16, "min_slots": 4},
         pytest.param({"slots": 16, "min_slots": 0}, marks=pytest.mark.slow),
         {"group_size": 1, "questions": 40},
-        {"prompt_buckets": (5, 16, 30)},
+        pytest.param({"prompt_buckets": (5, 16, 30)}, marks=pytest.mark.slow),
         {"prompt_buckets": (16,), "prompt_cache_tokens": 32, "prefill_tokens": 16},
         {"prompt_buckets": (40,), "share_prefixes": False},
         {"prompt_buckets": (40,), "prefill_tokens": 8},
@@ -321,11 +321,12 @@ def test_prefixes_in_common_are_computed_once_and_change_nothing():
 
 def test_windows_over_long_caches_change_nothing(monkeypatch):
     monkeypatch.setattr(decoding, "WINDOWED_FROM", 16)
-    engine, weights = make_engine(slots=16, group_size=1, questions=40, min_slots=0)
+    settings = {"slots": 16, "group_size": 1, "questions": 40, "min_slots": 0}
+    engine, weights = make_engine(prompt_buckets=(16,), **settings)
     assert texts(engine.generate(weights, make_requests(), SAMPLING, KEY)) == texts(baseline())
 
 
-@pytest.mark.parametrize("kernel", ["gpu", "tpu"])
+@pytest.mark.parametrize("kernel", [pytest.param("gpu", marks=pytest.mark.slow), "tpu"])
 def test_the_same_text_with_kernels(kernel, monkeypatch):
     """The kernels run in the interpreter, on head sizes that they support."""
     spec = dataclasses.replace(SPEC, head_dim={"gpu": 16, "tpu": 128}[kernel])
