@@ -3,13 +3,14 @@
 A token at position i (from 0) costs 2 N + 4 L H C (i + 1): N weights including embedding and head,
 of experts only the chosen ones; scores and weighted sum over i + 1 keys of C channels, for H heads
 in L layers, at 2 operations per multiplication. Layers with a sliding window count its keys at
-most. A backward pass costs twice a forward pass, so an update costs 6 N. Recomputed layers,
-padding, the optimizer and sampling itself are not counted. Results are integers, so sums are exact.
+most, a Gated DeltaNet 6 operations per entry of its states instead. A backward pass costs twice a
+forward pass, so an update costs 6 N. Recomputed layers, padding, the optimizer and sampling itself
+are not counted. Results are integers, so sums are exact.
 """
 
 from collections.abc import Iterable, Sequence
 
-from p2o_jax.models.spec import ModelSpec, num_active_params
+from p2o_jax.models.spec import DeltaNet, ModelSpec, num_active_params
 
 # (prompt ids, number of tokens after it)
 PromptAndLength = tuple[tuple[int, ...], int]
@@ -19,8 +20,18 @@ def forward(spec: ModelSpec, start: int, end: int) -> int:
     """Returns the cost of a forward pass over positions start ... end - 1; earlier positions are
     cached.
     """
-    keys = sum(_attended(layer.window, start, end) for layer in spec.layer_types)
-    return 2 * num_active_params(spec.base) * (end - start) + 4 * spec.heads * spec.head_dim * keys
+    tokens = end - start
+    states = sum(_of_state(layer.delta) for layer in spec.layer_types if layer.delta)
+    keys = sum(_attended(layer.window, start, end) for layer in spec.layer_types if not layer.delta)
+    attention = 4 * spec.heads * spec.head_dim * keys
+    return (2 * num_active_params(spec.base) + states) * tokens + attention
+
+
+def _of_state(delta: DeltaNet) -> int:
+    """Returns the cost of a token in the states of a Gated DeltaNet: three products of a state and
+    a vector, the last of which writes.
+    """
+    return 3 * 2 * delta.value_heads * delta.key_dim * delta.value_dim
 
 
 def _attended(window: int, start: int, end: int) -> int:

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from p2o_jax import config
 from p2o_jax.models.families import FAMILIES
-from p2o_jax.models.spec import LoraSpec, ModelSpec, num_inputs, weights
+from p2o_jax.models.spec import LoraSpec, ModelSpec, adapted, num_inputs, weights
 
 Params = dict[str, Any]
 
@@ -124,9 +124,16 @@ def peft_names(spec: ModelSpec) -> dict[str, str]:
     """Returns the module in transformers of each projection that has an adapter.
 
     Raises:
-        ConfigError: the family keeps several of our projections in one module.
+        ConfigError: the family keeps several of our projections in one module, or has none for
+            experts or a Gated DeltaNet.
     """
     assert spec.lora is not None
+    own = {name for layer in spec.pattern for name in adapted(spec.lora, layer)}
+    if own != set(spec.lora.targets):
+        raise config.ConfigError(
+            f"--adapter=peft: adapters of experts and of Gated DeltaNet in {spec.family} have no"
+            " modules in peft; export the merged weights, without --adapter"
+        )
     tensors = FAMILIES[spec.family].block_tensors
     modules = {name: tensors[name][0].removesuffix(".weight") for name in spec.lora.targets}
     fused = [name for name in modules if not modules[name].endswith(f".{name}_proj")]

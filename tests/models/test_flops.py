@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from p2o_jax.models import flops, transformer
-from p2o_jax.models.spec import LayerType, LoraSpec, ModelSpec, num_params
+from p2o_jax.models.spec import DeltaNet, LayerType, LoraSpec, ModelSpec, num_params
 from p2o_jax.rl.batch import Example
 from p2o_jax.rl.cost import cost
 from tests.factories import make_spec
@@ -25,6 +25,15 @@ def test_forward_by_hand():
     assert flops.forward(sliding, 6, 9) == flops.forward(SPEC, 6, 9) - saved
     assert flops.forward(sliding, 0, 9) == flops.forward(SPEC, 0, 9) - saved - A // 2 * (1 + 2)
     assert flops.forward(sliding, 0, 4) == flops.forward(SPEC, 0, 4)
+
+
+def test_a_delta_net_costs_the_same_at_every_position():
+    """Four heads with states of 8 x 6: three products of 2 operations each."""
+    delta = LayerType(delta=DeltaNet(2, 4, 8, 6, conv=4))
+    hybrid = replace(SPEC, pattern=(delta, LayerType()))
+    weights = 2 * num_params(hybrid)
+    assert flops.forward(hybrid, 0, 1) == weights + 3 * 2 * 4 * 8 * 6 + A // 2
+    assert flops.forward(hybrid, 6, 7) == weights + 3 * 2 * 4 * 8 * 6 + A // 2 * 7
 
 
 def test_a_prompt_that_is_sampled_twice_is_read_once():

@@ -265,6 +265,7 @@ def flat(config, prefix=""):
     [
         ("gemma3", "gemma3_text", "language_model.model.", "Gemma3ForConditionalGeneration"),
         ("mistral3", "ministral3", "model.language_model.", "Mistral3ForConditionalGeneration"),
+        ("qwen3_5", "qwen3_5", "model.language_model.", "Qwen3_5ForConditionalGeneration"),
     ],
 )
 def test_the_text_model_of_a_composite_checkpoint_is_read(
@@ -281,7 +282,8 @@ def test_the_text_model_of_a_composite_checkpoint_is_read(
         else prefix + name.removeprefix("model."): tensor
         for name, tensor in load_file(GOLDEN / inner / "model.safetensors").items()
     }
-    vision = {f"{p}vision_tower.patch.weight": np.ones((2, 2), np.float32) for p in ("", "model.")}
+    others = ("vision_tower.patch.weight", "model.vision_tower.patch.weight", "mtp.norm.weight")
+    vision = {name: np.ones((2, 2), np.float32) for name in others}
     save_file(tensors | vision, tmp_path / "model.safetensors")
     spec = hf_config.read_spec(tmp_path)
     assert spec == hf_config.read_spec(GOLDEN / inner)
@@ -302,6 +304,15 @@ def test_adapters_of_fused_projections_are_not_written_for_peft(tmp_path):
         lora.peft_names(adapted)
     only = dataclasses.replace(spec, lora=LoraSpec(2, 4.0, ("o", "down")))
     assert lora.peft_names(only) == {"o": "self_attn.o_proj", "down": "mlp.down_proj"}
+
+
+def test_adapters_of_experts_and_delta_nets_are_not_written_for_peft():
+    for name, targets in (("qwen3_moe", ("q", "up")), ("qwen3_5", ("v",))):
+        adapted = dataclasses.replace(golden(name)[0], lora=LoraSpec(2, 4.0, targets))
+        with pytest.raises(ConfigError, match="have no modules in peft"):
+            lora.peft_names(adapted)
+    attention = dataclasses.replace(golden("qwen3_moe")[0], lora=LoraSpec(2, 4.0, ("q", "v")))
+    assert lora.peft_names(attention) == {"q": "self_attn.q_proj", "v": "self_attn.v_proj"}
 
 
 def test_models_under_another_name_are_read_as_llama(tmp_path):

@@ -51,7 +51,11 @@ class LoraConfig:
 
     rank: int = setting(0, "Rank of the adapters. 0: no adapters; all weights are trained.", ge=0)
     alpha: float = setting(16.0, "The adapters' output is scaled by alpha / rank.", gt=0, le=1e6)
-    targets: tuple[str, ...] = setting(LORA_TARGETS, "Projections that get an adapter.")
+    targets: tuple[str, ...] = setting(
+        LORA_TARGETS,
+        "Projections that get an adapter. gate, up and down are those of each expert, too; q, k, v"
+        " and o those of Gated DeltaNet layers.",
+    )
 
 
 @dataclass(frozen=True)
