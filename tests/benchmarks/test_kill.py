@@ -4,12 +4,14 @@
 
 import json
 import random
+import shutil
 import signal
 
 import pytest
 
 from benchmarks import kill
 from benchmarks.kill import Run
+from p2o_jax.models import hf_config
 from tests import toy_runs
 
 DYNAMIC = {"rollout.dynamic_sampling": "true", "train.epochs": 1, "gepa.enabled": "false"}
@@ -60,8 +62,6 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_the_same(whole, settings,
 
 def test_differences_are_found(whole, tmp_path):
     """The comparison itself can fail: one digit of a metric, one row too many, one journal less."""
-    import shutil
-
     for name, damage in (
         ("metrics.jsonl", lambda text: text.replace('"step": 3', '"step": 4', 1)),
         ("samples.jsonl", lambda text: text + text.splitlines()[0] + "\n"),
@@ -132,3 +132,63 @@ def test_a_run_moves_from_two_devices_to_eight_to_one(whole, settings, tmp_path)
             {k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))} for row in (a, b)
         ]
         assert untimed[0] == pytest.approx(untimed[1], rel=1e-4, abs=1e-4)
+
+
+OTHER_MODELS = {
+    "data.prompt_template": "{question}",
+    "data.max_prompt_tokens": 120,
+    "rollout.questions": 4,
+    "rollout.group_size": 4,
+    "rollout.max_new_tokens": 16,
+    "rollout.prompt_buckets": "(160, 512)",
+    "rollout.slots": 8,
+    "rollout.min_slots": 0,
+    "rollout.prompt_cache_tokens": 8192,
+    "optim.micro_rows": 8,
+    "optim.row_tokens": 192,
+    "optim.minibatch_questions": 4,
+    "loss.entropy_coef": 0.01,
+    "reward.fn": "p2o_jax.rewards.examples:pattern",
+    "reward.workers": 1,
+    "gepa.min_hard": 2,
+    "gepa.dev_size": 4,
+    "gepa.max_metric_calls": 40,
+    "gepa.temperature": 1.0,
+    "gepa.acceptance": "margin",
+    "gepa.acceptance_margin": 0,
+    "gepa.filter_replies": "false",
+    "gepa.reflect_prompt_tokens": 440,
+    "gepa.reflect_new_tokens": 16,
+    "gepa.prompt_style": "compact",
+    "train.epochs": 2,
+    "eval.every_steps": 0,
+    "checkpoint.every_steps": 1,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma3_text", "qwen3_moe", "qwen3_5"])
+def test_models_with_windows_experts_and_delta_nets_killed(name, shared, tmp_path):
+    """Two epochs of two steps with a prompt phase between them, killed in an update and in it."""
+    model = tmp_path / "model"
+    shutil.copytree(kill.ROOT / "tests/golden/hf" / name, model)
+    for file in hf_config.tokenizer_files(kill.ROOT / "tests/golden/hf/qwen3_tied"):
+        shutil.copy(file, model)
+    rows = [{"question": f"Which letters, number {i}?", "answer": "[aeiou]"} for i in range(8)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        **OTHER_MODELS,
+        "model.path": model,
+        "data.path": tmp_path / "data.jsonl",
+        "train.compile_cache": toy_runs.settings(shared)["train.compile_cache"],
+    }
+    assert Run(tmp_path / "whole", settings).wait() == 0, log_of(tmp_path / "whole")[-3000:]
+    metrics = [
+        json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()
+    ]
+    assert sum("train/loss" in row for row in metrics) == 4
+    assert any(row.get("gepa/generated_tokens", 0) > 0 for row in metrics)
+    for phase, number in (("update", 2), ("gepa", 2)):
+        assert "ended" not in Run(tmp_path / "killed", settings, phase, number, 0.01).hit()
+    assert Run(tmp_path / "killed", settings).wait() == 0
+    assert kill.differences(tmp_path / "whole", tmp_path / "killed") == []

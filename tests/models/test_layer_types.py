@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from p2o_jax.models import hf_tensors, lora, transformer
-from p2o_jax.models.spec import LayerType, LoraSpec, Rope
+from p2o_jax.models import hf_tensors, lora, sharding, transformer
+from p2o_jax.models.spec import DeltaNet, Experts, LayerType, LoraSpec, Rope
 from tests.factories import make_spec
 
 FULL, LOCAL, NOPE = LayerType(), LayerType(rope=Rope(theta=50.0)), LayerType(positions=False)
@@ -123,3 +123,51 @@ def test_new_adapters_of_every_stack_change_nothing(adapted):
     np.testing.assert_array_equal(run(spec, params), run(SPEC, base))
     drawn = [params[stack.key]["q_lora_a"] for stack in spec.stacks]
     assert len({float(a[0, 0, 0]) for a in drawn}) == len(drawn)
+
+
+HYBRID = make_spec(
+    layers=3,
+    pattern=(
+        LayerType(delta=DeltaNet(2, 4, 8, 6, conv=3), experts=Experts(4, 2, 16)),
+        LayerType(window=5),
+    ),
+)
+
+
+@jax.jit(static_argnames=("mesh", "remat"))
+def logps_and_gradients(params, token, segment, mesh=None, remat="none"):
+    """Returns the log-probs of packed rows, and the gradients of their weighted sum."""
+    same = (segment[:, :, None] == segment[:, None, :]) & jnp.tri(token.shape[1], dtype=bool)[None]
+    position = same.sum(axis=2) - 1
+
+    def loss(params):
+        logp, _ = transformer.token_logps(
+            HYBRID, params, token, position, segment, mesh=mesh, remat=remat, chunk=16
+        )
+        return (logp * jnp.cos(token)).sum(), logp
+
+    return jax.grad(loss, has_aux=True)(params)
+
+
+def close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), a, b)
+
+
+def test_experts_delta_nets_and_windows_packed_recomputed_and_on_eight_devices():
+    """Four rows of two sequences; the same sequences in a row each; and the first split eight
+    ways.
+    """
+    params = transformer.init(HYBRID, jax.random.key(0))
+    params = jax.tree.map(lambda w: w * 4 if w.ndim > 2 else w, params)
+    token = jax.random.randint(jax.random.key(1), (4, 24), 0, HYBRID.vocab)
+    segment = jnp.array([[1] * 9 + [2] * 15, [1] * 14 + [2] * 8 + [0] * 2] * 2)
+    one = logps_and_gradients(params, token, segment)
+    assert all(np.abs(g).max() > 1e-3 for g in jax.tree.leaves(one[0]))
+    alone = jnp.concatenate([token, token]), jnp.concatenate([segment == 1, segment == 2])
+    (gradients, logps) = logps_and_gradients(params, alone[0], alone[1].astype(jnp.int32))
+    close((gradients, logps[:4] + logps[4:]), one)
+    close(logps_and_gradients(params, token, segment, remat="full"), one)
+    mesh = sharding.make_mesh((2, 2, 2))
+    placed = jax.device_put(params, sharding.param_shardings(HYBRID, mesh, sharding.LEARNER))
+    rows = jax.device_put((token, segment), sharding.batch_sharding(mesh))
+    close(logps_and_gradients(placed, *rows, mesh=mesh), one)
