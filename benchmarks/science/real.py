@@ -62,6 +62,11 @@ ARMS = (
         {"gepa.enabled": "false", "data.prompt_template": ASK},
     ),
     Arm("weaker", "P²O with a weaker mask (`distill.eps_low=.9995`)", {"distill.eps_low": ".9995"}),
+    Arm(
+        "soft",
+        "P²O, the paper's mask as a soft clip (`distill.clip=soft`, `eps_low=.99`)",
+        {"distill.clip": "soft", "distill.eps_low": "0.99"},
+    ),
     Arm("importance", "P²O, importance weights", {"distill.mode": "importance"}),
     Arm("truncated", "P²O, truncated weights", {"distill.mode": "truncated"}),
     Arm("off", "P²O, trained under the templates (`distill.mode=off`)", {"distill.mode": "off"}),

@@ -138,7 +138,7 @@ def _chosen(
         weight_Nk: weight of each chosen expert.
         expert_Nk: its number among those given.
     """
-    gated = functools.partial(_gated, experts, activation)
+    gated = functools.partial(hidden, experts, activation)
     return lax.platform_dependent(
         dict(weights),
         x_ND,
@@ -149,7 +149,7 @@ def _chosen(
     )
 
 
-def _gated(experts: Experts, activation: Activation, gate: jax.Array, up: jax.Array) -> jax.Array:
+def hidden(experts: Experts, activation: Activation, gate: jax.Array, up: jax.Array) -> jax.Array:
     """Returns the hidden layer of an expert."""
     if not experts.swiglu_limit:
         return activation(gate) * up

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import experts as benchmark
 from p2o_jax.models import experts, flops, lora, sharding, transformer
 from p2o_jax.models.spec import (
     Experts,
@@ -72,7 +73,7 @@ def token_by_token(weights, x_ND):
 
 def mixed(product, weights, x_ND):
     weight_Nk, expert_Nk = experts.route(EXPERTS, weights, x_ND)
-    gated = functools.partial(experts._gated, EXPERTS, jax.nn.silu)
+    gated = functools.partial(experts.hidden, EXPERTS, jax.nn.silu)
     return product(gated, weights, x_ND, weight_Nk, expert_Nk)
 
 
@@ -122,7 +123,7 @@ def test_a_device_computes_no_expert_that_it_does_not_hold():
     """Choices outside of the given experts add nothing, also where rows are left uncomputed."""
     layer = {name: w[2:4] if name.startswith("expert") else w for name, w in random_layer().items()}
     weight_Nk = jnp.ones((20, 3))
-    gated = functools.partial(experts._gated, EXPERTS, jax.nn.silu)
+    gated = functools.partial(experts.hidden, EXPERTS, jax.nn.silu)
     for product in (experts.dense, experts.grouped):
         for outside in (-1, 2, 7):
             none = product(gated, layer, X_ND, weight_Nk, jnp.full((20, 3), outside))
@@ -186,3 +187,11 @@ ADAPTED = ("q", "expert_up", "expert_down")
 def block_of(merged, block):
     """Returns the merged blocks without what the experts' adapters added."""
     return merged["blocks"] | {name: block[name] for name in ADAPTED[1:]}
+
+
+def test_the_benchmark_measures_both_ways():
+    figures = benchmark.measure(4, 2, 8, tokens=4, repeats=1)
+    assert set(figures) == {
+        "dense", "dense_gradients", "grouped", "grouped_gradients", "grouped_over_dense",
+    }  # fmt: skip
+    assert all(x > 0 for x in figures.values())
