@@ -48,6 +48,8 @@ def read(fields: Fields, max_positions: int) -> dict[str, Any]:
             f"linear_num_value_heads={delta.value_heads} must be a multiple of"
             f" linear_num_key_heads={delta.key_heads}"
         )
+    if fields.values.get("attn_output_gate", True) is not True:
+        fields.problems.append("attn_output_gate=false is not supported; supported: true")
     if delta.conv < 2:
         fields.problems.append(f"linear_conv_kernel_dim={delta.conv}: expected at least 2")
     interval = fields.integer("full_attention_interval", 4)
