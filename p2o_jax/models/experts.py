@@ -11,13 +11,13 @@ On CPU every expert computes every token: grouped products are no faster there, 
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from p2o_jax.models.sharding import BATCH_AXES, num_shards
 from p2o_jax.models.spec import Experts
@@ -33,16 +33,55 @@ def route(
     experts: Experts, weights: Weights, x_ND: Float[Array, "N D"]
 ) -> tuple[Float[Array, "N k"], Int[Array, "N k"]]:
     """Returns the weight of each chosen expert, float32, and its number."""
-    logits = jnp.matmul(
-        x_ND, weights["router"].astype(x_ND.dtype), preferred_element_type=jnp.float32
-    )
-    if experts.bias:
-        logits = logits + weights["router_bias"].astype(jnp.float32)[None]
+    logits = _router_logits(experts, weights, x_ND)
     if experts.normalized:  # a softmax over the chosen ones
         chosen, expert = lax.top_k(logits, experts.chosen)
         return jax.nn.softmax(chosen, axis=-1), expert
     weight, expert = lax.top_k(jax.nn.softmax(logits, axis=-1), experts.chosen)
     return weight, expert
+
+
+def _router_logits(experts: Experts, weights: Weights, x_ND: jax.Array) -> jax.Array:
+    logits = jnp.matmul(
+        x_ND, weights["router"].astype(x_ND.dtype), preferred_element_type=jnp.float32
+    )
+    if experts.bias:
+        logits = logits + weights["router_bias"].astype(jnp.float32)[None]
+    return logits
+
+
+class Routing(NamedTuple):
+    """What a router did with the real tokens of a batch: sums over them, float32."""
+
+    chosen_E: jax.Array  # tokens that chose each expert
+    probability_E: jax.Array  # of each expert, in a softmax over all
+    entropy: jax.Array  # of this softmax, nats
+    tokens: jax.Array
+
+
+def routing(
+    experts: Experts, weights: Weights, x_ND: Float[Array, "N D"], real_N: Bool[Array, "N"]
+) -> Routing:
+    """Returns what the router does with these tokens, of which some are padding."""
+    logits = _router_logits(experts, weights, x_ND)
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    p, real_N1 = jnp.exp(log_p), real_N.astype(jnp.float32)[:, None]
+    _, expert_Nk = lax.top_k(logits, experts.chosen)
+    counted_Nk = jnp.broadcast_to(real_N1, expert_Nk.shape)
+    chosen_E = jnp.zeros(experts.count).at[expert_Nk].add(counted_Nk)
+    entropy = -(p * log_p * real_N1).sum()
+    return Routing(chosen_E, (p * real_N1).sum(axis=0), entropy, real_N1.sum())
+
+
+def balance(routing: Routing) -> Float[Array, "*L"]:
+    """Returns the load-balancing loss of each layer (arXiv 2101.03961, equation 4): the number of
+    experts times the sum over experts of their share of the choices times their mean probability.
+    It is 1 if both are even, and its gradient is that of the probabilities.
+    """
+    choices = jnp.maximum(routing.chosen_E.sum(axis=-1, keepdims=True), 1.0)
+    share_E = lax.stop_gradient(routing.chosen_E / choices)
+    p_E = routing.probability_E / jnp.maximum(routing.tokens, 1.0)[..., None]
+    return routing.chosen_E.shape[-1] * (share_E * p_E).sum(axis=-1)
 
 
 def mixture(

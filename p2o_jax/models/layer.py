@@ -10,7 +10,7 @@ from flax import nnx
 
 from p2o_jax.models import delta_net, experts, lora, rope
 from p2o_jax.models.rope import Rotation
-from p2o_jax.models.spec import DeltaNet, LayerType, ModelSpec, Weight, block_weights
+from p2o_jax.models.spec import DeltaNet, Experts, LayerType, ModelSpec, Weight, block_weights
 
 
 class Heads(NamedTuple):
@@ -39,11 +39,13 @@ class Mixing(NamedTuple):
         attend: attention of the new tokens to each other and to the layer's cache.
         recur: Gated DeltaNet of the new tokens, given the layer's cache.
         mix_experts: weighted sum of each token's experts.
+        watch: what the router does with the tokens, as a part of the result; None: nothing.
     """
 
     attend: Attend
     recur: Recur
     mix_experts: experts.Mixture = experts.mixture
+    watch: Callable[[Experts, experts.Weights, jax.Array], experts.Routing] | None = None
 
 
 ACTIVATIONS = {
@@ -81,8 +83,8 @@ class Block(nnx.Module):
 
     def __call__(
         self, x_BTD: jax.Array, rotation: Rotation | None, mixing: Mixing, cache: Any
-    ) -> tuple[jax.Array, Any]:
-        """Returns the layer's output and its new cache.
+    ) -> tuple[jax.Array, Any, experts.Routing | None]:
+        """Returns the layer's output, its new cache, and what `mixing.watch` gives.
 
         Args:
             x_BTD: residual stream.
@@ -101,7 +103,8 @@ class Block(nnx.Module):
         if self.spec.post_norms:
             mixed_ND = self._norm(self.attn_post_norm, mixed_ND)
         x_ND = x_ND + self._scaled(mixed_ND)
-        return (x_ND + self._scaled(self._mlp(x_ND, mixing))).reshape(B, T, D), cache
+        out_ND, routing = self._mlp(x_ND, mixing)
+        return (x_ND + self._scaled(out_ND)).reshape(B, T, D), cache, routing
 
     def _scaled(self, x_ND: jax.Array) -> jax.Array:
         scale = self.spec.residual_scale
@@ -176,16 +179,20 @@ class Block(nnx.Module):
         return placed.astype(x_BTHC.dtype)
 
     @jax.named_scope("mlp")
-    def _mlp(self, x_ND: jax.Array, mixing: Mixing) -> jax.Array:
-        """Returns the MLP's contribution to the residual stream."""
+    def _mlp(self, x_ND: jax.Array, mixing: Mixing) -> tuple[jax.Array, experts.Routing | None]:
+        """Returns the MLP's contribution to the residual stream, and what its router did."""
+        routing = None
         h = self._norm(self.mlp_norm, x_ND) if self.spec.pre_norms else x_ND
         activation = ACTIVATIONS[self.spec.activation]
         if self.layer.experts:
-            out = mixing.mix_experts(self.layer.experts, activation, self._expert_weights(), h)
+            weights = self._expert_weights()
+            out = mixing.mix_experts(self.layer.experts, activation, weights, h)
+            if mixing.watch:
+                routing = mixing.watch(self.layer.experts, weights, h)
         else:
             gated = activation(self._project("gate", h))
             out = self._project("down", gated * self._project("up", h))
-        return self._norm(self.mlp_post_norm, out) if self.spec.post_norms else out
+        return self._norm(self.mlp_post_norm, out) if self.spec.post_norms else out, routing
 
     def _expert_weights(self) -> dict[str, jax.Array]:
         """Returns router and experts, with adapters added to the experts."""

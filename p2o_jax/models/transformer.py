@@ -14,7 +14,7 @@ logprobs.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,8 @@ def hidden(
     dtype: Any = jnp.float32,
     remat: Remat = "none",
 ) -> tuple[Float[Array, "B T D"], Any]:
-    """Returns the normalized last hidden states in the compute dtype, and each layer's new cache.
+    """Returns the normalized last hidden states in the compute dtype; and each layer's new cache,
+    or with stacks what the routers did, by stack, if `mixing` watches them.
 
     Args:
         spec: the model.
@@ -82,7 +83,7 @@ def hidden(
     if isinstance(params.get("blocks"), tuple):
         x, caches = _unrolled(spec, params["blocks"], x, rotations, mixing, caches)
     else:
-        x = _scanned(spec, params, x, rotations, mixing, remat)
+        x, caches = _scanned(spec, params, x, rotations, mixing, remat)
     return rms_norm(x, top.final_norm[...], spec), caches
 
 
@@ -93,9 +94,9 @@ def _scanned(
     rotations: dict[Rope, Rotation],
     mixing: Mixing,
     remat: Remat,
-) -> jax.Array:
+) -> tuple[jax.Array, dict[str, experts.Routing]]:
     """Returns the residual stream after all stacks: a scan over the repeats of the pattern, and the
-    layers that remain.
+    layers that remain. And what the routers of each stack did.
 
     Args:
         spec: the model.
@@ -108,9 +109,12 @@ def _scanned(
 
     dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
 
-    def run(stack: Stack, x: jax.Array, block_params: Params) -> jax.Array:
-        def compute(x: jax.Array, block_params: Params) -> jax.Array:
-            return _layer(spec, stack.type, block_params, x, rotations, mixing, None)[0]
+    def run(
+        stack: Stack, x: jax.Array, block_params: Params
+    ) -> tuple[jax.Array, experts.Routing | None]:
+        def compute(x: jax.Array, block_params: Params) -> tuple[jax.Array, experts.Routing | None]:
+            out, _, routing = _layer(spec, stack.type, block_params, x, rotations, mixing, None)
+            return out, routing
 
         if remat != "none":
             compute = jax.checkpoint(compute, prevent_cse=not stack.repeats, policy=dots)
@@ -118,16 +122,20 @@ def _scanned(
 
     repeated = [stack for stack in spec.stacks if stack.repeats]
 
-    def repeat(x: jax.Array, blocks: Params) -> tuple[jax.Array, None]:
+    def repeat(x: jax.Array, blocks: Params) -> tuple[jax.Array, dict[str, Any]]:
+        routings = {}
         for stack in repeated:
-            x = run(stack, x, blocks[stack.key])
-        return x, None
+            x, routings[stack.key] = run(stack, x, blocks[stack.key])
+        return x, routings
 
+    routings: dict[str, Any] = {}
     if repeated:
-        x, _ = jax.lax.scan(repeat, x, {stack.key: params[stack.key] for stack in repeated})
+        blocks = {stack.key: params[stack.key] for stack in repeated}
+        x, routings = jax.lax.scan(repeat, x, blocks)
     for stack in spec.stacks[len(repeated) :]:
-        x = run(stack, x, jax.tree.map(lambda w: w[0], params[stack.key]))
-    return x
+        x, routing = run(stack, x, jax.tree.map(lambda w: w[0], params[stack.key]))
+        routings[stack.key] = jax.tree.map(lambda s: s[None], routing)
+    return x, {key: routing for key, routing in routings.items() if routing is not None}
 
 
 def _unrolled(
@@ -155,7 +163,7 @@ def _unrolled(
     new = []
     columns = zip(spec.layer_types, blocks, caches or [None] * len(blocks), strict=True)
     for layer, block_params, cache in columns:
-        x, out = _layer(spec, layer, block_params, x, rotations, mixing, cache)
+        x, out, _ = _layer(spec, layer, block_params, x, rotations, mixing, cache)
         new.append(out)
     return x, tuple(new)
 
@@ -169,7 +177,7 @@ def _layer(
     rotations: dict[Rope, Rotation],
     mixing: Mixing,
     cache: Any,
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, Any, experts.Routing | None]:
     own = spec.rope_of(layer)
     rotation = None if own is None else rotations[own]
     return nnx.merge(block_graph(spec, layer), block_params)(x, rotation, mixing, cache)
@@ -221,7 +229,18 @@ def within_segments(segment_BT: Int[Array, "B T"], mesh: Mesh | None = None) -> 
     def recur(delta: DeltaNet, new: delta_net.Inputs, cache: None) -> tuple[jax.Array, None]:
         return delta_net.packed(delta, new, segment_BT), cache
 
-    return Mixing(attend, recur, experts.over_mesh(mesh))
+    watch = functools.partial(experts.routing, real_N=segment_BT.reshape(-1) > 0)
+    return Mixing(attend, recur, experts.over_mesh(mesh), watch)
+
+
+class Scored(NamedTuple):
+    """Log-probs and entropies of tokens, and what the routers of each stack with experts did,
+    [layers, ...].
+    """
+
+    logp_BT: jax.Array
+    entropy_BT: jax.Array
+    routings: dict[str, experts.Routing]
 
 
 def token_logps(
@@ -237,9 +256,9 @@ def token_logps(
     wanted_BT: Bool[Array, "B T"] | None = None,
     entropy_gradient: bool = True,
     mesh: Mesh | None = None,
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+) -> Scored:
     """Returns log p(token t | earlier tokens of its segment) and the entropy of that prediction,
-    float32.
+    float32; and what routers of experts did.
 
     Both are 0 at a segment's first token, on padding, and where not wanted. Only wanted tokens cost
     time in the output head. Without a mesh, attention is dense and everything runs on one device.
@@ -260,7 +279,7 @@ def token_logps(
         mesh: the mesh of the batch.
     """
     mixing = within_segments(segment_BT, mesh)
-    x_BTD, _ = hidden(spec, params, token_BT, position_BT, mixing, dtype=dtype, remat=remat)
+    x_BTD, routings = hidden(spec, params, token_BT, position_BT, mixing, dtype=dtype, remat=remat)
     B, T, D = x_BTD.shape
     predicts_BT = _predicts_wanted(segment_BT, wanted_BT)
     head_VD = params["embed"] if spec.tied else params["lm_head"]
@@ -282,7 +301,7 @@ def token_logps(
         spec.logit_divisor,
         spec.logit_cap,
     )
-    return _to_own_token(logp, B, T), _to_own_token(entropy, B, T)
+    return Scored(_to_own_token(logp, B, T), _to_own_token(entropy, B, T), routings)
 
 
 def _predicts_wanted(segment_BT: jax.Array, wanted_BT: jax.Array | None) -> jax.Array:

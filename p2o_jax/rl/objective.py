@@ -1,10 +1,15 @@
-"""The training objective of one micro-batch: policy loss, KL penalty and entropy bonus."""
+"""The training objective of one micro-batch: policy loss, KL penalty, entropy bonus, and the
+load-balancing loss of routers.
+"""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from p2o_jax.config import LossConfig
+from p2o_jax.models.experts import Routing, balance
 from p2o_jax.rl import losses
 from p2o_jax.rl.batch import PackedBatch
 
@@ -46,3 +51,40 @@ def objective(
     gap_BT = jnp.where(row.fresh, jnp.abs(logp_new_BT - row.logp_sampler), 0.0)
     sums |= {"fresh_tokens": row.fresh.sum(), "gap": gap_BT.sum(), "max_gap": gap_BT.max()}
     return total, {"loss": total, **sums}
+
+
+def routers(
+    routings: Sequence[Routing], share: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the load-balancing loss of a micro-batch, the mean over layers with experts, and sums
+    for metrics.
+
+    Args:
+        routings: what the routers did, of each stack of layers.
+        share: the micro-batch's share of the update.
+    """
+    balances = jnp.concatenate([balance(routing) for routing in routings])
+    total = share * balances.mean()
+    sums = {
+        "router_balance": total,
+        "router_entropy": sum(routing.entropy.sum() for routing in routings),
+        "router_tokens": sum(routing.tokens.sum() for routing in routings),
+    }
+    choices = {f"{_CHOICES}{i}": routing.chosen_E for i, routing in enumerate(routings)}
+    return total, {**sums, **choices}
+
+
+_CHOICES = "router_choices_"  # of each stack: choices of each expert [layers, E]
+
+
+def with_max_load(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Returns the sums of all micro-batches with `router_max_load` in place of the choices of
+    experts: those of a layer's most chosen expert over an even share, mean over layers.
+    """
+    choices = [x for name, x in sums.items() if name.startswith(_CHOICES)]
+    if not choices:
+        return sums
+    even = [jnp.maximum(x.mean(axis=-1), 1e-9) for x in choices]
+    loads = [x.max(axis=-1) / mean for x, mean in zip(choices, even, strict=True)]
+    others = {name: x for name, x in sums.items() if not name.startswith(_CHOICES)}
+    return {**others, "router_max_load": jnp.concatenate(loads).mean()}

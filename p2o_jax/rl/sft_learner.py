@@ -15,7 +15,7 @@ from p2o_jax.models import lora
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rl.batch import PackedBatch
 from p2o_jax.rl.learner import Learner
-from p2o_jax.rl.stats import Stats
+from p2o_jax.rl.stats import Stats, router_stats
 from p2o_jax.rl.train_step import TrainState, TrainStep
 
 
@@ -31,15 +31,15 @@ class SftStep(TrainStep):
     """A TrainStep whose loss is the negative log-likelihood."""
 
     def _loss(
-        self, trained: Any, frozen: Any, row: PackedBatch
+        self, trained: Any, frozen: Any, row: PackedBatch, share: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns this micro-batch's part of the loss: `row.scale` is 1 over the trained tokens of
-        the whole batch.
+        the whole batch. For the arguments see `TrainStep`.
         """
-        logp_BT, _ = self._logps(lora.join(trained, frozen), row)
-        loss = jnp.sum(jnp.where(row.trained, -logp_BT * row.scale, 0.0))
+        scored = self._logps(lora.join(trained, frozen), row)
+        loss = jnp.sum(jnp.where(row.trained, -scored.logp_BT * row.scale, 0.0))
         sums = {"tokens": row.trained.sum(), "real_tokens": (row.segment > 0).sum()}
-        return loss, {"loss": loss, **sums}
+        return self._routed(scored, loss, {"loss": loss, **sums}, share)
 
 
 class SftLearner(Learner):
@@ -85,6 +85,7 @@ class SftLearner(Learner):
             "train/bad_updates": values["bad"],
             "train/trained_tokens": values["tokens"],
             "perf/frac_row_tokens_real": values["real_tokens"] / computed,
+            **router_stats(values),
         }
         if stats["train/bad_updates"]:
             self._on_bad_update(packed, int(state.bad_updates))

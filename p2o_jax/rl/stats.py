@@ -96,7 +96,18 @@ def update_stats(sums: Stats, computed_tokens: int) -> Stats:
         stats["perf/frac_row_tokens_real"] = sums["real_tokens"] / computed_tokens
     if sums["fresh_tokens"]:
         stats |= _gap(sums["gap"] / sums["fresh_tokens"], sums["max_gap"], sums["fresh_tokens"])
-    return stats
+    return stats | router_stats(sums)
+
+
+def router_stats(sums: Stats) -> Stats:
+    """Returns train/router_* from the sums of an update; empty for models without experts."""
+    if not sums.get("router_tokens"):
+        return {}
+    return {
+        "train/router_balance": sums["router_balance"],
+        "train/router_entropy": sums["router_entropy"] / sums["router_tokens"],
+        "train/router_max_load": sums["router_max_load"],
+    }
 
 
 def _gap(mean: float, largest: float, tokens: float) -> Stats:

@@ -18,7 +18,7 @@ from p2o_jax import config
 from p2o_jax.models import lora, transformer
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rl.batch import PackedBatch
-from p2o_jax.rl.objective import objective
+from p2o_jax.rl.objective import objective, routers, with_max_load
 from p2o_jax.rl.optimizer import apply_updates, in_float32
 
 
@@ -49,7 +49,7 @@ class TrainStep:
         """Returns a fresh state for these trained params."""
         return TrainState(params, self.optimizer.init(params), jnp.int32(0))
 
-    def _logps(self, params: Any, row: PackedBatch) -> tuple[jax.Array, jax.Array]:
+    def _logps(self, params: Any, row: PackedBatch) -> transformer.Scored:
         return transformer.token_logps(
             lora.spec_of(self.spec, params),
             params,
@@ -72,17 +72,35 @@ class TrainStep:
         """
 
         def micro(i: jax.Array, logp_UBT: jax.Array) -> jax.Array:
-            logp_BT, _ = self._logps(params, _micro_batch(rows, i))
+            logp_BT = self._logps(params, _micro_batch(rows, i)).logp_BT
             return lax.dynamic_update_index_in_dim(logp_UBT, logp_BT, i, 0)
 
         return lax.fori_loop(0, num_micro, micro, jnp.zeros(rows.token.shape, jnp.float32))
 
     def _loss(
-        self, trained: Any, frozen: Any, row: PackedBatch
+        self, trained: Any, frozen: Any, row: PackedBatch, share: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns this micro-batch's part of the loss, and sums over its trained tokens."""
-        logp_new_BT, entropy_BT = self._logps(lora.join(trained, frozen), row)
-        return objective(logp_new_BT, entropy_BT, row, self.cfg.loss)
+        """Returns this micro-batch's part of the loss, and sums over its trained tokens.
+
+        Args:
+            trained: trained params.
+            frozen: the others.
+            row: the micro-batch.
+            share: its share of the update, which weighs what is no sum over tokens.
+        """
+        scored = self._logps(lora.join(trained, frozen), row)
+        loss, sums = objective(scored.logp_BT, scored.entropy_BT, row, self.cfg.loss)
+        return self._routed(scored, loss, sums, share)
+
+    def _routed(
+        self, scored: transformer.Scored, loss: jax.Array, sums: dict[str, jax.Array], share: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns loss and sums with those of routers, in models with experts."""
+        if not scored.routings:
+            return loss, sums
+        balance, more = routers(list(scored.routings.values()), share)
+        loss += self.cfg.loss.router_balance_coef * balance
+        return loss, {**sums, **more, "loss": loss}
 
     @jax.named_scope("update")
     def update(
@@ -95,7 +113,8 @@ class TrainStep:
 
         def micro(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             with jax.named_scope("forward_backward"):
-                (_, sums), grads = value_and_grad(state.params, frozen, _micro_batch(rows, i))
+                row = _micro_batch(rows, i)
+                (_, sums), grads = value_and_grad(state.params, frozen, row, 1.0 / num_micro)
             with jax.named_scope("accumulate"):
                 grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
                 return jax.tree.map(jnp.add, carry[0], grads), _added(carry[1], sums)
@@ -106,7 +125,7 @@ class TrainStep:
             self.param_shardings,
         )
         _, shapes = jax.eval_shape(
-            self._loss, state.params, frozen, _micro_batch(rows, jnp.int32(0))
+            self._loss, state.params, frozen, _micro_batch(rows, jnp.int32(0)), jnp.float32(1)
         )
         grads, sums = lax.fori_loop(
             0,
@@ -114,7 +133,7 @@ class TrainStep:
             micro,
             (zeros, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)),
         )
-        return self._apply(state, grads, sums)
+        return self._apply(state, grads, with_max_load(sums))
 
     @jax.named_scope("optimizer")
     def _apply(

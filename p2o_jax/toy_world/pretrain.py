@@ -184,7 +184,7 @@ def train_step(
         token_BT, position_BT, segment_BT = map(
             jnp.asarray, (batch.token_BT, batch.position_BT, batch.segment_BT)
         )
-        logp_BT, _ = transformer.token_logps(
+        logp_BT, *_ = transformer.token_logps(
             spec, params, token_BT, position_BT, segment_BT, chunk=token_BT.size
         )
         predicted_BT = batch.weight_BT * (batch.position_BT > 0)

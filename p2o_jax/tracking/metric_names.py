@@ -71,6 +71,15 @@ METRICS: dict[str, str] = {
     "train/frac_rollout_is_capped": (
         "share of trained tokens whose importance weight against the sampler is at the cap"
     ),
+    "train/router_balance": (
+        "load-balancing loss of models with experts, before its coefficient; 1 if even"
+    ),
+    "train/router_entropy": (
+        "mean entropy of the router's distribution over experts, nats, over real tokens and layers"
+    ),
+    "train/router_max_load": (
+        "choices of the most chosen expert, as a multiple of an even share; mean over layers"
+    ),
     "rollout/generated_tokens": "tokens sampled in this step",
     "rollout/mean_tokens": "mean response length",
     "rollout/frac_truncated": "share of responses cut at max_new_tokens",

@@ -99,6 +99,44 @@ def test_both_products_have_the_same_gradients():
     assert all(jnp.abs(g).max() > 0.1 for g in jax.tree.leaves(a))
 
 
+def test_what_a_router_did_by_hand():
+    """Logits ln 3 and 0 for two experts of which one is chosen, then 0 and ln 3, then padding: each
+    is chosen once, with mean probability .5 and the entropy of (.75, .25).
+    """
+    kind, router = Experts(2, 1, 5), jnp.array([[math.log(3.0), 0.0], [0.0, math.log(3.0)]])
+    x, real = jnp.array([[1.0, 0], [0, 1], [5, 0]]), jnp.array([True, True, False])
+    did = experts.routing(kind, {"router": router}, x, real)
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    np.testing.assert_allclose(did.chosen_E, [1, 1])
+    np.testing.assert_allclose(did.probability_E, [1, 1], rtol=1e-6)
+    np.testing.assert_allclose([did.entropy, did.tokens], [2 * entropy, 2], rtol=1e-6)
+    np.testing.assert_allclose(experts.balance(did), 1.0, rtol=1e-6)
+    # both choose the first: 2 (1 * .75 + 0 * .25)
+    same = experts.routing(kind, {"router": router}, jnp.array([[1.0, 0], [1, 0]]), real[:2])
+    np.testing.assert_allclose(experts.balance(same), 1.5, rtol=1e-6)
+
+
+def test_the_balance_of_layers_in_stacks_is_watched():
+    """One sparse layer in two; the tokens of padding do not count."""
+    spec = make_spec(layers=5, pattern=(LayerType(experts=Experts(8, 3, 12)), LayerType()))
+    params = transformer.init(spec, jax.random.key(0))
+    token = jnp.arange(24).reshape(2, 12)
+    segment = jnp.array([[1] * 12, [1] * 7 + [0] * 5])
+    position = jnp.broadcast_to(jnp.arange(12), (2, 12))
+    routings = transformer.token_logps(spec, params, token, position, segment).routings
+    assert {key: r.chosen_E.shape for key, r in routings.items()} == {
+        "blocks_0": (2, 8),
+        "tail_0": (1, 8),
+    }
+    for routing in routings.values():
+        np.testing.assert_allclose(routing.tokens, 19)
+        np.testing.assert_allclose(routing.chosen_E.sum(axis=-1), 3 * 19)
+    dense = transformer.token_logps(
+        make_spec(), transformer.init(make_spec(), jax.random.key(0)), token, position, segment
+    )
+    assert dense.routings == {}
+
+
 @pytest.mark.parametrize("product", ["dense", "grouped"])
 @pytest.mark.parametrize("shape", [(1, 2, 4), (2, 1, 2)])
 def test_split_experts_give_the_same_numbers_and_gradients(shape, product, monkeypatch):

@@ -141,7 +141,7 @@ def logps_and_gradients(params, token, segment, mesh=None, remat="none"):
     position = same.sum(axis=2) - 1
 
     def loss(params):
-        logp, _ = transformer.token_logps(
+        logp, *_ = transformer.token_logps(
             HYBRID, params, token, position, segment, mesh=mesh, remat=remat, chunk=16
         )
         return (logp * jnp.cos(token)).sum(), logp

@@ -186,7 +186,7 @@ def test_chunked_log_probs_are_the_dense_ones():
     )
 
     def chunked(params):
-        logp, entropy = transformer.token_logps(
+        logp, entropy, _ = transformer.token_logps(
             SPEC, params, token_NT, position, segment, TEMPERATURE, chunk=7
         )
         return jnp.sum(weight * (logp + 0.3 * entropy)), (logp, entropy)

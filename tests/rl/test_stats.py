@@ -1,11 +1,20 @@
 """Metrics of an update by hand: means are absent where nothing was counted."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from p2o_jax import config
+from p2o_jax.models import transformer
+from p2o_jax.models.experts import Routing
+from p2o_jax.models.spec import Experts, LayerType
 from p2o_jax.report import curves
-from p2o_jax.rl import stats
+from p2o_jax.rl import objective, stats
+from p2o_jax.rl.sft_learner import SftExample, SftLearner
 from p2o_jax.rollout.engine import Work
 from p2o_jax.tracking import metric_names
+from tests.factories import make_spec, single_device_mesh
 
 SUMS = {
     "loss": 0.5,
@@ -119,4 +128,65 @@ def test_a_sampler_that_did_nothing_has_no_shares():
             "perf/frac_prefill_time": 0.25,
             "perf/frac_tail_time": 0.5,
         }
+    )
+
+
+def test_routers_by_hand():
+    """Two layers of two experts: 3 of 4 and 6 of 8 choices on the first are 1.5 even shares each,
+    also where they come in two micro-batches.
+    """
+    parts = [
+        [Routing(*map(jnp.array, ([[2.0, 0]], [[1.5, 0.5]], [1.0], [2.0])))] * 2,
+        [
+            Routing(*map(jnp.array, ([[1.0, 1]], [[1.0, 1]], [1.4], [2.0]))),
+            Routing(*map(jnp.array, ([[4.0, 2]], [[3.0, 3]], [4.2], [6.0]))),
+        ],
+    ]
+    losses, sums = zip(*(objective.routers(part, jnp.float32(0.5)) for part in parts), strict=True)
+    # balances 1.5 and 1.5, then 1 and 1; half of each mean
+    np.testing.assert_allclose(losses, [0.75, 0.5], rtol=1e-6)
+    total = objective.with_max_load({name: a + sums[1][name] for name, a in sums[0].items()})
+    assert not any("choices" in name for name in total)
+    values = stats.router_stats({name: float(x) for name, x in total.items()})
+    assert values == pytest.approx(
+        {
+            "train/router_balance": 1.25,
+            "train/router_entropy": (1 + 1 + 1.4 + 4.2) / 12,
+            "train/router_max_load": 1.5,
+        }
+    )
+    assert stats.router_stats({"loss": 1.0}) == {}
+
+
+def test_an_update_reports_its_routers_and_evens_them_if_asked():
+    """A learner on a model with experts: the coefficient adds to the loss and to the gradient of
+    routers; micro-batches count alike.
+    """
+    spec = make_spec(pattern=(LayerType(experts=Experts(4, 2, 16)),))
+    params = transformer.init(spec, jax.random.key(0))
+    examples = [
+        SftExample((1, 2, 3), np.array(response)) for response in ((4, 5), (6, 7, 8), (9, 1), (2,))
+    ]
+    results = {}
+    for coef in (0.0, 2.0):
+        cfg = config.Config(
+            data=config.DataConfig(max_prompt_tokens=3),
+            rollout=config.RolloutConfig(
+                questions=4, group_size=1, max_new_tokens=4, prompt_buckets=(8,), slots=4
+            ),
+            loss=config.LossConfig(router_balance_coef=coef),
+            optim=config.OptimConfig(lr=1e-2, micro_rows=2, row_tokens=6, warmup_frac=0.0),
+            sft=config.SftConfig(examples=4),
+        )
+        learner = SftLearner(spec, single_device_mesh(), cfg, 1, jnp.float32, pad_id=0)
+        _, results[coef] = learner.update(learner.init(params), examples)
+    without, with_it = results[0.0], results[2.0]
+    assert 1 <= without["train/router_max_load"] <= 4 / 2
+    assert 0 < without["train/router_entropy"] < np.log(4)
+    assert with_it["train/router_balance"] == pytest.approx(without["train/router_balance"])
+    added = with_it["train/loss"] - without["train/loss"]
+    assert added == pytest.approx(2 * without["train/router_balance"], rel=1e-4)
+    assert with_it["train/grad_norm"] != pytest.approx(without["train/grad_norm"], rel=1e-4)
+    assert {"train/router_balance", "train/router_entropy", "train/router_max_load"} <= set(
+        metric_names.METRICS
     )

@@ -279,8 +279,8 @@ def test_no_logits_of_all_tokens_are_held():
 
     def temporaries(chunk: int) -> int:
         def loss(params, token):
-            logp, entropy = transformer.token_logps(spec, params, token, token, token, chunk=chunk)
-            return logp.sum() + entropy.sum()
+            scored = transformer.token_logps(spec, params, token, token, token, chunk=chunk)
+            return scored.logp_BT.sum() + scored.entropy_BT.sum()
 
         return (
             jax.jit(jax.grad(loss))

@@ -96,7 +96,7 @@ def test_log_probs_are_those_of_teacher_forcing():
             whole = [*request.prompt_ids, *c.token_ids]
             token[n, : len(whole)], segment[n, : len(whole)] = whole, 1
         position = np.broadcast_to(np.arange(token.shape[1]), token.shape)
-        forced, _ = _token_logps(
+        forced, *_ = _token_logps(
             PARAMS,
             token,
             position,

@@ -208,7 +208,7 @@ def test_samples_are_greedy_and_scored_as_by_transformers_and_the_learner(name, 
         np.testing.assert_array_equal(completion.token_ids, greedy[i // group])
     tokens, mask = sequences(requests, samples[1])
     position, segment = transformer.segments(mask)
-    logps, _ = jax.jit(transformer.token_logps, static_argnums=0)(
+    logps, *_ = jax.jit(transformer.token_logps, static_argnums=0)(
         spec, hf.load(GOLDEN / name, spec), tokens, position, segment
     )
     for row, request, completion in zip(np.asarray(logps), requests, samples[1], strict=True):

@@ -95,8 +95,8 @@ def test_the_saved_model_is_the_trained_one(base):
     loaded = hf.load(directory, loaded_spec)
     token = np.arange(12)[None] % spec.vocab
     rows = token, np.arange(12)[None], np.ones((1, 12), np.int32)
-    want, _ = transformer.token_logps(spec, params, *map(jnp.asarray, rows))
-    got, _ = transformer.token_logps(loaded_spec, loaded, *map(jnp.asarray, rows))
+    want, *_ = transformer.token_logps(spec, params, *map(jnp.asarray, rows))
+    got, *_ = transformer.token_logps(loaded_spec, loaded, *map(jnp.asarray, rows))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     generation = json.loads((directory / "generation_config.json").read_text())
@@ -161,5 +161,5 @@ def test_scores_agree_with_token_logps():
         jnp.asarray(row)[None]
         for row in (token, np.arange(len(token)), np.ones(len(token), np.int32))
     )
-    want, _ = transformer.token_logps(spec, params, *rows)
+    want, *_ = transformer.token_logps(spec, params, *rows)
     np.testing.assert_allclose(logp, want[0, -13:], rtol=1e-5, atol=1e-5)

@@ -114,6 +114,14 @@ class LossConfig:
         ge=-100,
         le=100,
     )
+    router_balance_coef: float = setting(
+        0.0,
+        "Coefficient of the load-balancing loss of models with experts, the mean over layers and"
+        " micro-batches; it is 1 where routers choose evenly.",
+        ge=0,
+        le=100,
+        why="a negative one would reward an uneven choice of experts",
+    )
     overlong: Literal["none", "mask", "penalty"] = setting(
         "none",
         "Truncated responses. mask: they are left out of the loss; penalty: DAPO's, subtracted from"
