@@ -27,7 +27,7 @@ from p2o_jax.models.attention import packed, reference
 from p2o_jax.models.chunked_logprobs import PADDING_LOGIT
 from p2o_jax.models.layer import Heads, Mixing, block_graph, declare, over_rows, rms_norm
 from p2o_jax.models.rope import Rotation
-from p2o_jax.models.spec import DeltaNet, LayerType, ModelSpec, Rope, Stack, Weight, weights
+from p2o_jax.models.spec import DeltaNet, Experts, LayerType, ModelSpec, Rope, Stack, Weight, weights
 
 Params = dict[str, Any]
 # what the backward pass recomputes: nothing, all, or all but matrix products
@@ -229,7 +229,9 @@ def within_segments(segment_BT: Int[Array, "B T"], mesh: Mesh | None = None) -> 
     def recur(delta: DeltaNet, new: delta_net.Inputs, cache: None) -> tuple[jax.Array, None]:
         return delta_net.packed(delta, new, segment_BT), cache
 
-    watch = functools.partial(experts.routing, real_N=segment_BT.reshape(-1) > 0)
+    def watch(kind: Experts, weights: experts.Weights, x_ND: jax.Array) -> experts.Routing:
+        return experts.routing(kind, weights, x_ND, segment_BT.reshape(-1) > 0)
+
     return Mixing(attend, recur, experts.over_mesh(mesh), watch)
 
 
