@@ -27,7 +27,16 @@ from p2o_jax.models.attention import packed, reference
 from p2o_jax.models.chunked_logprobs import PADDING_LOGIT
 from p2o_jax.models.layer import Heads, Mixing, block_graph, declare, over_rows, rms_norm
 from p2o_jax.models.rope import Rotation
-from p2o_jax.models.spec import DeltaNet, Experts, LayerType, ModelSpec, Rope, Stack, Weight, weights
+from p2o_jax.models.spec import (
+    DeltaNet,
+    Experts,
+    LayerType,
+    ModelSpec,
+    Rope,
+    Stack,
+    Weight,
+    weights,
+)
 
 Params = dict[str, Any]
 # what the backward pass recomputes: nothing, all, or all but matrix products
