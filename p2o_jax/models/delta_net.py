@@ -190,26 +190,23 @@ def _unit_lower_inverse(strict: Float[Array, "*N C C"]) -> Float[Array, "*N C C"
     """Returns the inverse of I + strict, a strictly lower triangular matrix whose size is a power
     of two.
 
-    Blocks on the diagonal grow: the inverse of [[A, 0], [B, C]] is [[A', 0], [-C' B A', C']]. As
-    exact as substitution, but of products only, which every device computes fast and the compiler
-    can split.
+    Blocks on the diagonal are inverted, of size 1, 2, 4 and so on: where blocks A and C follow each
+    other with B below A, the inverse of [[A, 0], [B, C]] is [[A', 0], [-C' B A', C']]. As exact as
+    substitution, but of products of whole matrices only, which every device computes fast and the
+    compiler can split. (Small blocks as arrays of their own would be padded to 8 x 128 on TPUs.)
     """
-    *lead, size, _ = strict.shape
-    inverse = jnp.ones((*lead, size, 1, 1), strict.dtype)  # of the blocks on the diagonal
-    half = 1
-    while half < size:
-        blocks = strict.reshape(*lead, size // half // 2, 2, half, size // half // 2, 2, half)
-        below = jnp.moveaxis(
-            jnp.diagonal(blocks[..., :, 1, :, :, 0, :], axis1=-4, axis2=-2), -1, -3
-        )
-        first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
-        corner = -_product(
-            "...ij,...jk->...ik", second, _product("...ij,...jk->...ik", below, first)
-        )
-        top = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
-        inverse = jnp.concatenate([top, jnp.concatenate([corner, second], axis=-1)], axis=-2)
-        half *= 2
-    return inverse[..., 0, :, :]
+    size = strict.shape[-1]
+    block = jnp.arange(size)
+    inverse = jnp.broadcast_to(jnp.eye(size), strict.shape)
+    while size > 1:
+        size //= 2
+        # rows in the second block of a pair, columns in the first
+        below = (block[:, None] % 2 == 1) & (block[None] == block[:, None] - 1)
+        part = jnp.where(below.reshape((1,) * (strict.ndim - 2) + below.shape), strict, 0.0)
+        left = _product("...ij,...jk->...ik", inverse, part)
+        inverse = inverse - _product("...ij,...jk->...ik", left, inverse)
+        block = block // 2
+    return inverse
 
 
 def _convolved(
