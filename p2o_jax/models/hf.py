@@ -28,7 +28,7 @@ def load(
     Each process reads only what its devices hold. The host holds one device's part of one leaf at a
     time; on CPU devices that part is the array itself, not a copy. Without shardings everything
     goes to one device. Rows that pad the vocabulary are zero. Adapters (`spec.lora`) are not in
-    these files.
+    these files. `dtype` is model.param_dtype.
 
     Raises:
         ConfigError: with a line for every file or tensor that is missing, damaged, misshapen or
@@ -48,9 +48,8 @@ def load(
         )
 
     def leaf(path: Any, w: Weight, sharding: Sharding) -> jax.Array:
-        return load_leaf(
-            tensor_files, by_path[tuple(k.key for k in path)], w.shape, sharding, jnp.dtype(dtype)
-        )
+        stored = by_path[tuple(k.key for k in path)]
+        return load_leaf(tensor_files, stored, w.shape, sharding, jnp.dtype(w.dtype(dtype)))
 
     return jax.tree.map_with_path(leaf, leaves, shardings, is_leaf=_is_weight)
 

@@ -26,8 +26,6 @@ class Heads(NamedTuple):
 
 # (type of the layer, new tokens, the layer's cache) -> (output [B, T, H, C], new cache)
 Attend = Callable[[LayerType, Heads, Any], tuple[jax.Array, Any]]
-
-
 # (Gated DeltaNet, new tokens, the layer's cache) -> (output [B, T, V, c], new cache)
 Recur = Callable[[DeltaNet, delta_net.Inputs, Any], tuple[jax.Array, Any]]
 

@@ -228,6 +228,7 @@ class Weight(NamedTuple):
     init: Literal["normal", "ones", "zeros"] = "normal"
     scale: float = 0.02
     adapter: bool = False
+    exact: bool = False  # small, and used in float32: not rounded for sampling either
 
     def dtype(self, param_dtype: str) -> str:
         """Returns the dtype in which params hold this weight; `param_dtype` is model.param_dtype.
@@ -235,7 +236,7 @@ class Weight(NamedTuple):
         Adapters are always float32: they are small, and the only weights that a run with adapters
         trains.
         """
-        return "float32" if self.adapter else param_dtype
+        return "float32" if self.adapter or self.exact else param_dtype
 
 
 Weights = dict[str, "Weight | Weights"]
@@ -284,7 +285,7 @@ def block_weights(spec: ModelSpec, layer: LayerType) -> dict[str, Weight]:
         }
     block |= _norms(spec, layer) | _biases(spec, layer)
     if spec.sinks and not layer.delta:
-        block["sinks"] = Weight((H,), ("head",), "zeros")
+        block["sinks"] = Weight((H,), ("head",), "zeros", exact=True)
     if spec.lora:
         for name in adapted(spec.lora, layer):
             block |= _adapter(name, block[name], spec.lora.rank)
@@ -317,8 +318,8 @@ def _delta_net(delta: DeltaNet, width: int, residual_scale: float) -> dict[str, 
         "conv_q": Weight((*keys, 1, delta.conv), (*key_axes, "conv", "conv"), scale=conv_scale),
         "conv_k": Weight((*keys, 1, delta.conv), (*key_axes, "conv", "conv"), scale=conv_scale),
         "conv_v": Weight((*values, 1, delta.conv), (*value_axes, "conv", "conv"), scale=conv_scale),
-        "a_log": Weight((V,), ("head",), "zeros"),
-        "step_bias": Weight((V,), ("head",), "ones"),
+        "a_log": Weight((V,), ("head",), "zeros", exact=True),
+        "step_bias": Weight((V,), ("head",), "ones", exact=True),
         "delta_norm": Weight((delta.value_dim,), ("norm",), "ones"),
         "delta_o": Weight((*values, D), ("head", "channel", "width"), scale=residual_scale),
     }
@@ -336,7 +337,7 @@ def _experts(experts: Experts, width: int, residual_scale: float) -> dict[str, W
     }
     if experts.bias:
         weights |= {
-            "router_bias": Weight((E,), ("router",), "zeros"),
+            "router_bias": Weight((E,), ("router",), "zeros", exact=True),
             "expert_gate_bias": Weight((E, F), ("expert", "expert_mlp"), "zeros"),
             "expert_up_bias": Weight((E, F), ("expert", "expert_mlp"), "zeros"),
             "expert_down_bias": Weight((E, D), ("expert", "norm"), "zeros"),

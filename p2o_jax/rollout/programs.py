@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from p2o_jax.config import RolloutConfig
 from p2o_jax.models import experts, lora, sharding, transformer
 from p2o_jax.models.attention import decoding
-from p2o_jax.models.spec import ModelSpec
+from p2o_jax.models.spec import ModelSpec, Weight, weights
 from p2o_jax.rollout import decode, decode_state, layer_caches, prefill, token_sampling
 from p2o_jax.rollout.layer_caches import Caches
 from p2o_jax.types import SamplingParams
@@ -366,7 +366,13 @@ def _shardings(abstract: Any) -> Any:
 
 def _to_rollout_layout(spec: ModelSpec, dtype: Any, params: Any) -> Any:
     """Merges adapters, casts to the compute dtype, and unstacks the layers."""
-    params = jax.tree.map(lambda w: w.astype(dtype), lora.merge(spec, params))
+    table = weights(replace(spec, lora=None))
+    params = jax.tree.map(
+        lambda w, x: x.astype(jnp.float32 if w.exact else dtype),
+        table,
+        lora.merge(spec, params),
+        is_leaf=lambda w: isinstance(w, Weight),
+    )
     return transformer.unstacked(spec, params, lambda stack, i: jax.tree.map(lambda w: w[i], stack))
 
 

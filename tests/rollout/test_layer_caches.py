@@ -158,6 +158,20 @@ def test_a_slot_keeps_a_state_of_fixed_size():
     assert {x.dtype for x in state.slots.spans[0]} == {jnp.dtype(jnp.float32)}
 
 
+def test_weights_used_in_float32_are_not_rounded_for_sampling():
+    """Decays, sinks and biases of routers, in bfloat16 as in float32; the others are rounded."""
+    mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+    cfg = RolloutConfig(questions=2, slots=2, prompt_buckets=(48,), prompt_cache_tokens=96)
+    for name, exact in (("qwen3_5", {"a_log", "step_bias"}), ("gpt_oss", {"sinks", "router_bias"})):
+        spec = hf_config.read_spec(GOLDEN / name)
+        engine = Engine(spec, mesh, cfg, [16], [], 0, jnp.bfloat16)
+        block = engine.abstract_weights["blocks"][0]
+        assert {n for n, w in block.items() if w.dtype == jnp.float32} == exact
+        assert {w.dtype for w in block.values()} == {jnp.dtype(jnp.float32), jnp.dtype("bfloat16")}
+        loaded = hf.load(GOLDEN / name, spec, dtype="bfloat16")["blocks_0"]
+        assert {n for n, w in loaded.items() if w.dtype == jnp.float32} == exact
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "group"),
     [
