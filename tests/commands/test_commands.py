@@ -139,6 +139,7 @@ def test_generate_gives_the_same_whatever_else_is_in_the_file_and_whatever_shape
     assert "tokens/s" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_generate_at_temperature_0_says_the_same_every_time(sampled, tmp_path):
     rows = generated(sampled[0], tmp_path, "--n=2", "--temperature=0")
     assert [r["token_ids"] for r in rows[::2]] == [r["token_ids"] for r in rows[1::2]]

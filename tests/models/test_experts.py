@@ -137,8 +137,15 @@ def test_the_balance_of_layers_in_stacks_is_watched():
     assert dense.routings == {}
 
 
-@pytest.mark.parametrize("product", ["dense", "grouped"])
-@pytest.mark.parametrize("shape", [(1, 2, 4), (2, 1, 2)])
+@pytest.mark.parametrize(
+    ("shape", "product"),
+    [
+        ((1, 2, 4), "grouped"),
+        ((2, 1, 2), "dense"),
+        pytest.param((1, 2, 4), "dense", marks=pytest.mark.slow),
+        pytest.param((2, 1, 2), "grouped", marks=pytest.mark.slow),
+    ],
+)
 def test_split_experts_give_the_same_numbers_and_gradients(shape, product, monkeypatch):
     """Each device of the tensor axis has two experts or four."""
     monkeypatch.setattr(experts, "dense", getattr(experts, product))

@@ -137,7 +137,7 @@ def test_the_reference_catches_swapped_groups(monkeypatch):
         pytest.param({"optim__row_tokens": 150}, marks=pytest.mark.slow),
         {"optim__row_tokens": 40, "model__remat": "full"},
         pytest.param({"optim__row_tokens": 40, "model__remat": "dots"}, marks=pytest.mark.slow),
-        {"optim__row_tokens": 40, "model__logit_chunk": 7},
+        pytest.param({"optim__row_tokens": 40, "model__logit_chunk": 7}, marks=pytest.mark.slow),
     ],
     ids=[
         "micro-batched",
@@ -165,6 +165,7 @@ def test_a_sharded_update_is_the_single_device_s(shape):
     check(learn(make_config(optim__row_tokens=40), sharding.make_mesh(shape)), outcome("default"))
 
 
+@pytest.mark.slow
 def test_a_sharded_update_with_kl_and_entropy_is_the_single_device_s():
     name = "seq-mean-token-mean, KL, entropy"
     check(

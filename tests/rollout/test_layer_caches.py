@@ -126,7 +126,11 @@ def greedy_samples(name, mesh, group):
 
 @pytest.mark.parametrize(
     "lost",
-    ["tail_q_AKcW", "tail_k_AKcW", "tail_v_AVcW", "state_AVkv"],
+    [
+        "state_AVkv",
+        "tail_v_AVcW",
+        *(pytest.param(tail, marks=pytest.mark.slow) for tail in ("tail_q_AKcW", "tail_k_AKcW")),
+    ],
 )
 def test_what_a_refill_loses_of_a_delta_net_is_seen(lost, monkeypatch):
     """Planted: the slot's state, or the tail of its convolution, is not that of its prompt."""
