@@ -85,6 +85,16 @@ def test_products_are_those_written_out(product):
     )
 
 
+def test_choices_are_sorted_by_expert():
+    """1 0 2 1 0, of two experts: the zeros come first, then the ones, then what is beyond."""
+    position, sizes = experts._by_expert(jnp.array([1, 0, 2, 1, 0]), 2)
+    assert position.tolist() == [2, 0, 4, 3, 1] and sizes.tolist() == [2, 2]
+    many = jax.random.randint(jax.random.key(0), (500,), 0, 8)
+    position, sizes = experts._by_expert(many, 7)
+    np.testing.assert_array_equal(jnp.argsort(position), jnp.argsort(many, stable=True))
+    np.testing.assert_array_equal(sizes, jnp.bincount(many, length=8)[:7])
+
+
 def test_both_products_have_the_same_gradients():
     def loss(layer, x_ND, product):
         return (mixed(product, layer, x_ND) * jnp.arange(1.0, 21)[:, None]).sum()
