@@ -24,7 +24,7 @@ from p2o_jax.rl.batch import Example, PackedBatch
 from p2o_jax.rl.optimizer import make_optimizer
 from p2o_jax.rl.stats import Stats, distill_stats, gap_stats, rollout_weight_stats, update_stats
 from p2o_jax.rl.train_step import TrainState, TrainStep
-from p2o_jax.runtime import distributed
+from p2o_jax.runtime import allocator, distributed
 from p2o_jax.types import Rollout
 
 
@@ -155,6 +155,7 @@ class Learner:
         update that starts from `params`: its own log-probs are their old ones, so they are scored
         only if a weight depends on it.
         """
+        allocator.give_back()  # what sampling has freed: the updates need it
         scored = list(examples)
         contributing = [i for i, e in enumerate(examples) if self._contributes(e)]
         needs_importance = self.cfg.train.rollout_is != "none"
