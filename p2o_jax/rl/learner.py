@@ -254,6 +254,19 @@ class Learner:
             self._on_bad_update(packed, int(state.bad_updates))
         return state, stats
 
+    def saved_bytes(self, remat: transformer.Remat) -> int:
+        """Returns the bytes per device that an update with this `model.remat` keeps between the
+        forward and the backward pass of a micro-batch, besides params.
+        """
+        params = sharding.abstract_params(
+            self.spec, self.mesh, sharding.LEARNER, self.cfg.model.param_dtype
+        )
+        rows = self._pack([], config.trained_row_tokens(self.cfg), 1).rows
+        row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
+        cfg = replace(self.cfg, model=replace(self.cfg.model, remat=remat))
+        saved = replace(self._step, cfg=cfg).saved_bytes(*lora.split(self.spec, params), row)
+        return saved // sharding.num_shards(self.mesh)
+
     def programs(self) -> list[tuple[str, jax.stages.Lowered]]:
         """Returns the learner's programs, lowered for the mesh's devices, which need not exist
         (p2o_jax/plan).
