@@ -155,7 +155,8 @@ class Learner:
         update that starts from `params`: its own log-probs are their old ones, so they are scored
         only if a weight depends on it.
         """
-        allocator.give_back()  # what sampling has freed: the updates need it
+        # what sampling has freed: the updates need it
+        allocator.give_back(self.mesh.devices.flat[0].platform)
         scored = list(examples)
         contributing = [i for i, e in enumerate(examples) if self._contributes(e)]
         needs_importance = self.cfg.train.rollout_is != "none"

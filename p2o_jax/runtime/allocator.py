@@ -7,14 +7,12 @@ free, but too small for the arrays of an update.
 import ctypes
 import os
 
-import jax
 
-
-def give_back() -> None:
-    """Returns freed memory to the system, if JAX computes on a CPU and the C library can do it
+def give_back(platform: str) -> None:
+    """Returns freed memory to the system, if JAX's arrays are on a CPU and the C library can do it
     (glibc).
     """
-    if jax.default_backend() != "cpu":
+    if platform != "cpu":
         return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -22,7 +20,7 @@ def give_back() -> None:
 
 
 def held_bytes() -> int:
-    """The resident memory of this process; 0 where the system does not tell (it is Linux's)."""
+    """The resident memory of this process; 0 on systems other than Linux."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             pages = int(file.read().split()[1])

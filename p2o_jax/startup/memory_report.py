@@ -102,7 +102,6 @@ def measure(cfg: config.Config, learner: Learner, engine: Engine, reference: int
     params = bytes_per_device(state.params)
     adapted = learner.spec.lora is not None
     gradients, activations = _update(cfg, learner, _in_float32(state.params))
-    on_cpu = _on_cpu(learner)
     return Footprint(
         params=params + reference * adapted,
         optimizer=bytes_per_device(state.opt_state),
@@ -112,8 +111,8 @@ def measure(cfg: config.Config, learner: Learner, engine: Engine, reference: int
         sampling_activations=plan.outputs + plan.temporaries,
         gradients=gradients,
         update_activations=activations,
-        checkpoint=bytes_per_device(state) * on_cpu,
-        process=_process_bytes(learner.mesh) * on_cpu,
+        checkpoint=bytes_per_device(state) if _on_cpu(learner) else 0,
+        process=_process_bytes(learner.mesh) if _on_cpu(learner) else 0,
         limit=memory.device_bytes(engine.mesh),
     )
 
@@ -157,7 +156,7 @@ def _process_bytes(mesh: Mesh) -> int:
     """A device's part of this process: what it holds now, before the run has arrays, and what
     compiling will add.
     """
-    allocator.give_back()
+    allocator.give_back("cpu")
     held = max(allocator.held_bytes() + COMPILED, RUNTIME)
     return held // len(mesh.local_devices)
 

@@ -189,7 +189,7 @@ class Checkpoints(Generic[S]):
         self._in_use = True
         if state.tick in self._manager.all_steps():
             return
-        allocator.give_back()  # on a CPU, orbax copies the arrays
+        allocator.give_back(jax.default_backend())  # on a CPU, orbax copies the arrays
         self._steps[state.tick] = state.step
         values = {
             "settings": self.settings,
