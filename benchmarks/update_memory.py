@@ -172,8 +172,8 @@ def questions(first: int, count: int) -> str:
 def sums_of(text: str) -> dict[str, float]:
     """GiB of the sums in the table that a run prints."""
     rows = [line.split() for line in text.splitlines() if line.startswith("  while ")]
-    found = {row[1]: float(row[2]) / (1 if row[3] == "GiB" else 1024) for row in rows}
-    return {phase: found[phase] for phase in PHASES}
+    gib = {row[1]: float(row[2]) / (1 if row[3] == "GiB" else 1024) for row in rows}
+    return {phase: gib[phase] for phase in PHASES}
 
 
 def write_model(directory: Path, spec: dict[str, Any]) -> None:
