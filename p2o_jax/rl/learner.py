@@ -24,7 +24,7 @@ from p2o_jax.rl.batch import Example, PackedBatch
 from p2o_jax.rl.optimizer import make_optimizer
 from p2o_jax.rl.stats import Stats, distill_stats, gap_stats, rollout_weight_stats, update_stats
 from p2o_jax.rl.train_step import TrainState, TrainStep
-from p2o_jax.runtime import distributed
+from p2o_jax.runtime import allocator, distributed
 from p2o_jax.types import Rollout
 
 
@@ -155,6 +155,8 @@ class Learner:
         update that starts from `params`: its own log-probs are their old ones, so they are scored
         only if a weight depends on it.
         """
+        # what sampling has freed: the updates need it
+        allocator.give_back(self.mesh.devices.flat[0].platform)
         scored = list(examples)
         contributing = [i for i, e in enumerate(examples) if self._contributes(e)]
         needs_importance = self.cfg.train.rollout_is != "none"
@@ -252,6 +254,19 @@ class Learner:
         if stats["train/bad_updates"]:
             self._on_bad_update(packed, int(state.bad_updates))
         return state, stats
+
+    def saved_bytes(self, remat: transformer.Remat) -> int:
+        """Returns the bytes per device that an update with this `model.remat` keeps between the
+        forward and the backward pass of a micro-batch, besides params.
+        """
+        params = sharding.abstract_params(
+            self.spec, self.mesh, sharding.LEARNER, self.cfg.model.param_dtype
+        )
+        rows = self._pack([], config.trained_row_tokens(self.cfg), 1).rows
+        row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
+        cfg = replace(self.cfg, model=replace(self.cfg.model, remat=remat))
+        saved = replace(self._step, cfg=cfg).saved_bytes(*lora.split(self.spec, params), row)
+        return saved // sharding.num_shards(self.mesh)
 
     def programs(self) -> list[tuple[str, jax.stages.Lowered]]:
         """Returns the learner's programs, lowered for the mesh's devices, which need not exist

@@ -5,6 +5,7 @@ phases in a profile.
 """
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.extend import core
 from jax.sharding import Mesh
 
 from p2o_jax import config
@@ -101,6 +103,26 @@ class TrainStep:
         balance, more = routers(list(scored.routings.values()), share)
         loss += self.cfg.loss.router_balance_coef * balance
         return loss, {**sums, **more, "loss": loss}
+
+    def saved_bytes(self, trained: Any, frozen: Any, row: PackedBatch) -> int:
+        """Returns the bytes that the forward pass of a micro-batch keeps for the backward pass,
+        besides params. It is traced only: arguments may be abstract.
+        """
+
+        def forward(trained: Any, frozen: Any, row: PackedBatch) -> Any:
+            whole = jnp.float32(1)
+            return jax.vjp(lambda params: self._loss(params, frozen, row, whole)[0], trained)[1]
+
+        jaxpr = jax.make_jaxpr(forward)(trained, frozen, row).jaxpr
+        kept = {v for v in jaxpr.outvars if isinstance(v, core.Var)}.difference(jaxpr.invars)
+        values: list[Any] = [v.aval for v in kept]
+        # the output head is among them, as it is
+        params = {(x.shape, x.dtype) for x in jax.tree.leaves((trained, frozen))}
+        return sum(
+            math.prod(x.shape) * x.dtype.itemsize
+            for x in values
+            if (x.shape, x.dtype) not in params
+        )
 
     @jax.named_scope("update")
     def update(

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from p2o_jax import config
-from p2o_jax.runtime import distributed, file_digests
+from p2o_jax.runtime import allocator, distributed, file_digests
 from p2o_jax.tracking import best, checkpoint_reader
 from p2o_jax.types import digest
 
@@ -189,6 +189,7 @@ class Checkpoints(Generic[S]):
         self._in_use = True
         if state.tick in self._manager.all_steps():
             return
+        allocator.give_back(jax.default_backend())  # on a CPU, orbax copies the arrays
         self._steps[state.tick] = state.step
         values = {
             "settings": self.settings,

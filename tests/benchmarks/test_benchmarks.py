@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gepa as gepa_bench
-from benchmarks import load, memory, quick, report, resume
+from benchmarks import load, memory, quick, report, resume, update_memory
 from benchmarks.report import Target
 from p2o_jax import config
 from p2o_jax.config import ConfigError
+from p2o_jax.data.chat import Chat, load_tokenizer
+from p2o_jax.models import hf_config
+from p2o_jax.startup import memory_report
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
@@ -52,6 +55,26 @@ def test_load_reads_what_it_wrote(tmp_path, capsys):
         2 * figures["parameters"] / 1e9, 3
     )
     assert figures["peak_rss_gb"] > 0 and list(tmp_path.iterdir()) == []
+
+
+def test_the_sums_of_a_run_s_table_are_read_in_gib():
+    counts = (*[2**30] * 6, 2**20, *[0] * 4)
+    table = memory_report.Footprint(*counts).table()
+    assert update_memory.sums_of("\n".join(table)) == {
+        "sampling": 6.0,
+        "updating": pytest.approx(3, abs=0.01),
+        "saving": 3.0,
+    }
+
+
+def test_random_models_can_be_opened_and_asked(tmp_path):
+    """The shapes of the toy world; all have its tokenizer."""
+    update_memory.write_model(tmp_path, update_memory.CASES["toy"].spec)
+    chat = Chat(load_tokenizer(tmp_path), config.ChatConfig())
+    rows = [json.loads(line) for line in update_memory.questions(64, 64).splitlines()]
+    assert len({row["question"] for row in rows}) == 64
+    assert chat.count_tokens(rows[0]["question"]) == 2
+    assert hf_config.read_spec(tmp_path).width == 128
 
 
 def test_load_tells_bad_flags(tmp_path):

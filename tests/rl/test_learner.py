@@ -14,7 +14,7 @@ from p2o_jax.rl import advantages, batch
 from p2o_jax.rl.learner import Learner
 from p2o_jax.rl.optimizer import make_optimizer
 from p2o_jax.rollout.engine import Engine
-from p2o_jax.runtime import rng
+from p2o_jax.runtime import allocator, rng
 from p2o_jax.types import Request, SamplingParams
 from tests.factories import single_device_mesh
 from tests.rl.reference import (
@@ -217,6 +217,14 @@ def test_templated_with_the_empty_template_is_plain():
         masked, learn(make_config(optim__row_tokens=40, distill__mode="plain"), rollouts=rollouts)
     )
     check(masked, expected(make_config(), rollouts))
+
+
+def test_what_sampling_has_freed_goes_back_before_the_updates(monkeypatch):
+    calls = []
+    monkeypatch.setattr(allocator, "give_back", calls.append)
+    learner = make_learner(make_config(optim__row_tokens=40))
+    learner.score(OLD, None, [])
+    assert calls == ["cpu"]
 
 
 def test_scores_are_log_probs_on_the_right_prompts():

@@ -1,10 +1,11 @@
 """The table of bytes per chip: what is kept counted by hand, and what is estimated against the
-TPU compiler's peaks.
+compilers' figures.
 """
 
 from dataclasses import replace
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -58,7 +59,10 @@ def test_params_and_optimizer_by_hand():
     by_fsdp = SPEC.width * SPEC.layers * 2  # norms over the width are split over fsdp, if at all
     assert abs(footprint.params - 4 * (matrices // 4 + norms)) <= 4 * by_fsdp
     assert 2 * footprint.params <= footprint.optimizer <= 2 * footprint.params + 64
-    assert footprint.gradients == footprint.params and footprint.reference == 0
+    assert footprint.gradients == 2 * footprint.params and footprint.reference == 0
+    state = footprint.params + footprint.optimizer
+    assert 0 < footprint.checkpoint - state < 64, "and a counter"
+    assert 8 * footprint.process > memory_report.RUNTIME - 8, "a process, not each device, has it"
     assert measured(settings(kl="k3"), reference=777).reference == 777
 
 
@@ -76,17 +80,42 @@ def test_sampling_by_hand():
 
 
 def test_the_table_has_a_line_for_each_group_and_both_sums():
-    footprint = memory_report.Footprint(
-        1 * GIB, 2 * GIB, 3 * GIB, 4 * GIB, 5 * GIB, 6 * GIB, 7 * GIB, 8 * GIB, 9 * GIB
-    )
+    footprint = memory_report.Footprint(*(n * GIB for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 99)))
     lines = footprint.table()
-    assert len(lines) == 11 and len({len(line.split("GiB")[0]) for line in lines[1:]}) == 1, (
+    assert len(lines) == 14 and len({len(line.split("GiB")[0]) for line in lines[1:]}) == 1, (
         "a line each, figures below each other"
     )
-    assert lines[9].split()[2:] == ["21.00", "GiB", "of", "9.00", "GiB"] and lines[10].split()[
-        2:4
-    ] == ["21.00", "GiB"]
+    sums = [line.split() for line in lines if line.startswith("  while")]
+    assert [row[1:] for row in sums] == [
+        [name, f"{total}.00", "GiB", "of", "99.00", "GiB"]
+        for name, total in (("sampling", 31), ("updating", 31), ("saving", 25))
+    ]
     assert "estimate" in lines[6] and "KV cache" in lines[5] and "5.00" in lines[5]
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize(
+    ("layers", "vocab", "rows", "row_tokens"),
+    [(3, 192, 8, 96), (3, 192, 4, 512), (2, 8192, 4, 48), (2, 8192, 1, 48)],
+    ids=["layers", "long rows", "logits", "optimizer"],
+)
+def test_an_update_takes_what_the_compiler_says_on_a_cpu(remat, layers, vocab, rows, row_tokens):
+    """What is largest, by id."""
+    spec = make_spec(vocab=vocab, layers=layers, width=128, mlp=256, head_dim=32)
+    cfg = settings()
+    cfg = replace(
+        cfg,
+        model=replace(cfg.model, remat=remat),
+        optim=replace(cfg.optim, micro_rows=rows, row_tokens=row_tokens),
+    )
+    learner = Learner(
+        spec, sharding.make_mesh((1, 1, 1), jax.devices()[:1]), cfg, 10, jnp.float32, 0
+    )
+    (_, update), *_ = learner.programs()
+    gradients = memory_report._in_float32(learner.abstract_state().params)
+    estimated = sum(memory_report._update(cfg, learner, gradients))
+    compiled = update.compile().memory_analysis().temp_size_in_bytes
+    assert estimated == pytest.approx(compiled, rel=0.2)
 
 
 @pytest.mark.parametrize(
