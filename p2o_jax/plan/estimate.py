@@ -188,17 +188,29 @@ def _rollout(
     slots = r.slots // shards
     shared, whole = work.prompt / r.group_size, work.prompt + work.response / 2
     reads = slots * _positions(parts, shared + work.response / 2, whole) * position_bytes(parts)
-    step = turn.total([])
+    reads += 2 * slots * _state_bytes(parts)  # read and written
+    filled = (slots / work.response,)  # in a step; loops in it copy a prompt into each slot
+    step = turn.total(filled)
     attention = 0.0
     if step.kernels:
         heads = spec.heads / parts.mesh.shape["tensor"]
         attention = 4 * heads * spec.head_dim * slots * _positions(parts, whole, whole)
         attention *= spec.layers
-    phase = _of_program("decode", turn, (), slice_of, kept.weights + reads)
+    phase = _of_program("decode", turn, filled, slice_of, kept.weights + reads)
     return (
         functools.reduce(_added, levels).times(calls, "prefill"),
         phase._replace(flops=phase.flops + attention).times(steps, "decode"),
     )
+
+
+def _state_bytes(parts: PlannedRun) -> int:
+    """Returns the bytes of a slot's states of Gated DeltaNet on a chip, float32."""
+    sizes = (
+        layer.delta.value_heads * layer.delta.key_dim * layer.delta.value_dim
+        for layer in parts.spec.layer_types
+        if layer.delta
+    )
+    return 4 * sum(sizes) // parts.mesh.shape["tensor"]
 
 
 def _positions(parts: PlannedRun, full: float, sliding: float) -> float:

@@ -4,13 +4,15 @@ are made up; no compiler is asked.
 
 import dataclasses
 import math
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import pytest
 
 from p2o_jax import config
 from p2o_jax.config import Config, ConfigError
-from p2o_jax.models.spec import ModelSpec, num_params
+from p2o_jax.models.spec import DeltaNet, LayerType, ModelSpec, num_params
 from p2o_jax.plan import (
     advice,
     chips,
@@ -29,6 +31,7 @@ from p2o_jax.plan.cost import Collective, Cost
 from p2o_jax.plan.estimate import Workload
 from p2o_jax.plan.memory import Load, ResidentBytes
 from p2o_jax.plan.programs import CompiledProgram, Memory
+from tests.factories import make_spec
 
 SPEC = ModelSpec(
     "qwen3",
@@ -214,6 +217,9 @@ def test_specs_have_their_names_sizes():
         "gemma3-4b": 3.88,
         "olmo3-7b": 7.3,
         "smollm3-3b": 3.08,
+        "qwen3.5-4b": 4.21,
+        "qwen3-30b-a3b": 30.53,
+        "gpt-oss-20b": 20.91,
     }
     assert {
         name: round(num_params(spec) / 1e9, 2) for name, spec in programs.SPECS.items()
@@ -526,3 +532,18 @@ def test_text_and_json_agree(parts):
         and too_large["step"] is None
     )
     assert math.isclose(too_large["memory_gib"][0]["total"], 20)
+
+
+def test_a_decode_step_of_windows_and_delta_nets_fills_slots_and_moves_states():
+    """Slots are filled in a loop inside the decode loop: once per slot and response. A slot's state
+    has 4 x 8 x 6 entries of 4 bytes in each of two layers.
+    """
+    delta = LayerType(delta=DeltaNet(2, 4, 8, 6, conv=4))
+    parts = SimpleNamespace(
+        spec=make_spec(layers=4, pattern=(delta, LayerType())),
+        mesh=SimpleNamespace(shape={"tensor": 2}),
+    )
+    assert estimate._state_bytes(cast(Any, parts)) == 2 * 4 * 8 * 6 * 4 // 2
+    inner = Cost(flops=3.0)
+    turn = Cost(flops=10.0, loops=((1.0, inner),))
+    assert turn.total((8 / 100,)).flops == pytest.approx(10 + 0.08 * 3)
