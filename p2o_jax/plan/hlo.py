@@ -36,6 +36,7 @@ _CALLED = re.compile(
 )
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_END_ELSEWHERE = "}, execution_thread="  # of computations that run on a SparseCore
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 
 
@@ -111,7 +112,7 @@ def parse(text: str) -> Module:
         if header is None:
             header = _HEADER.match(line)
             lines, root = {}, ""
-        elif line == "}":
+        elif line == "}" or line.startswith(_END_ELSEWHERE):
             computation = Computation(header.group(2), lines, lines[root])
             computations[computation.name] = computation
             entry = computation if header.group(1) else entry

@@ -305,3 +305,27 @@ def test_the_dearest_branch_and_host_transfers_count():
 def test_text_that_is_no_module_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         cost.cost("nothing")
+
+
+def test_computations_of_a_sparse_core_end_where_they_end():
+    """Those have the name of their thread after the brace; what follows is read as usual."""
+    text = """HloModule m, num_partitions=2
+
+%inner (p.0: f32[8]) -> f32[8] {
+  ROOT %p.0 = f32[8] parameter(0)
+}, execution_thread="sparsecore"
+
+%doubled (p.1: f32[8]) -> f32[8] {
+  %p.1 = f32[8] parameter(0)
+  ROOT %add.1 = f32[8] add(%p.1, %p.1)
+}
+
+ENTRY %main (p.2: f32[8]) -> f32[8] {
+  %p.2 = f32[8] parameter(0)
+  ROOT %f = f32[8] fusion(%p.2), kind=kLoop, calls=%doubled
+}
+"""
+    module = hlo.parse(text)
+    assert set(module.computations) == {"inner", "doubled", "main"}
+    assert module.computations["inner"].root.opcode == "parameter"
+    assert cost.cost(text).flops == 0
