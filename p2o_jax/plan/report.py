@@ -151,7 +151,7 @@ def _per_token(programs: Mapping[str, CompiledProgram]) -> dict[str, Any] | None
     decode = next((p for name, p in programs.items() if name.startswith("decode") and p.cost), None)
     if decode is None or decode.cost is None:
         return None
-    turn = decode.cost.loops[0][1].total([])
+    turn = decode.cost.loops[0][1].total([1.0, 1.0])  # loops in it fill slots
     kinds: dict[str, list[float]] = {}
     for collective, n in turn.collectives.items():
         count, size = kinds.get(collective.kind, [0, 0])
