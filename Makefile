@@ -35,10 +35,10 @@ venv: .venv/base-$(EXTRAS)
 
 test-venv: .venv/test-$(EXTRAS)
 
+# An older pip takes twice as long to install the rest.
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one, or name it: make PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv .venv
-	@# old versions take twice as long to install all this
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 
 .venv/base-$(EXTRAS): .venv/bin/python pyproject.toml

@@ -42,3 +42,8 @@ def kv_bytes_per_token(spec: ModelSpec, dtype: Any, tensor: int = 1) -> int:
     scale = SCALE_BYTES if dtype == jnp.int8 else 0
     layers = sum(not layer.delta for layer in spec.layer_types)
     return 2 * layers * heads * (spec.head_dim * jnp.dtype(dtype).itemsize + scale)
+
+
+def state_bytes(spec: ModelSpec, tensor: int = 1) -> int:
+    """Bytes of one sequence's states of Gated DeltaNet, float32, on one of `tensor` devices."""
+    return 4 * sum(layer.delta.state_size for layer in spec.layer_types if layer.delta) // tensor

@@ -5,12 +5,11 @@ only those. No token is dropped.
 split the experts over the tensor axis: each device computes the chosen experts that it holds, for
 all tokens of its shard of the batch, and the results are summed. Weights stay where they are.
 
-On CPU every expert computes every token: grouped products are no faster there, and take more memory
-(docs/performance.md).
+On CPU every expert computes every token: grouped products take longer there (docs/performance.md).
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +22,7 @@ from p2o_jax.models.sharding import BATCH_AXES, num_shards
 from p2o_jax.models.spec import Experts
 
 Activation = Callable[[jax.Array], jax.Array]
-Weights = Mapping[str, jax.Array]  # those of `spec.block_weights` that belong to the experts
+Weights = dict[str, jax.Array]  # those of `spec.block_weights` that belong to the experts
 # (experts, activation, weights, tokens) -> their output
 Mixture = Callable[[Experts, Activation, Weights, Any], jax.Array]
 
@@ -155,7 +154,7 @@ def _split(
         name: PartitionSpec("tensor" if name.startswith("expert") else None) for name in weights
     }
     run = jax.shard_map(local, in_specs=(of_expert, rows), out_specs=rows, check_vma=False, **where)
-    return run(dict(weights), x_ND)
+    return run(weights, x_ND)
 
 
 def _chosen(
@@ -179,7 +178,7 @@ def _chosen(
     """
     gated = functools.partial(hidden, experts, activation)
     return lax.platform_dependent(
-        dict(weights),
+        weights,
         x_ND,
         weight_Nk,
         expert_Nk,

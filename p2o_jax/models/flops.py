@@ -31,7 +31,7 @@ def _of_state(delta: DeltaNet) -> int:
     """Returns the cost of a token in the states of a Gated DeltaNet: three products of a state and
     a vector, the last of which writes.
     """
-    return 3 * 2 * delta.value_heads * delta.key_dim * delta.value_dim
+    return 3 * 2 * delta.state_size
 
 
 def _attended(window: int, start: int, end: int) -> int:

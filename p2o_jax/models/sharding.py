@@ -122,6 +122,19 @@ def problems(spec: ModelSpec, mesh: Mesh, rules: Rules) -> list[str]:
     return lines
 
 
+def divides(spec: ModelSpec, tensor: int) -> bool:
+    """Whether a tensor axis of this size splits all weights evenly that it splits, but for the
+    vocabulary, which can be padded.
+    """
+    flexible = ("vocab", *REPLICATE_IF_UNEVEN)
+    return not any(
+        size % tensor
+        for w in jax.tree.leaves(weights(spec), is_leaf=_is_weight)
+        for axis, size in zip(w.axes, w.shape, strict=True)
+        if ROLLOUT[axis] == "tensor" and axis not in flexible
+    )
+
+
 def batch_sharding(mesh: Mesh, *lead: None) -> NamedSharding:
     """Splits rows over data x fsdp; `lead` adds unsharded leading dimensions."""
     return NamedSharding(mesh, PartitionSpec(*lead, BATCH_AXES))

@@ -66,6 +66,11 @@ class DeltaNet:
     value_dim: int
     conv: int  # tokens that a convolution covers, its own included
 
+    @property
+    def state_size(self) -> int:
+        """Entries of the states of all heads."""
+        return self.value_heads * self.key_dim * self.value_dim
+
 
 @dataclass(frozen=True)
 class LayerType:

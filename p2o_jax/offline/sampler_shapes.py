@@ -6,7 +6,7 @@ from typing import Any
 
 from p2o_jax.config import Config
 from p2o_jax.models import sharding
-from p2o_jax.models.device_memory import kv_bytes_per_token
+from p2o_jax.models.device_memory import kv_bytes_per_token, state_bytes
 from p2o_jax.startup.model import Model
 
 MAX_SLOTS = 128  # per shard of the mesh's data x fsdp
@@ -32,11 +32,16 @@ def fit(
     """
     spec, shards = model.spec, sharding.num_shards(model.mesh)
     longest = max(1 << (max(lengths) - 1).bit_length(), MIN_BUCKET)
-    held = CACHE_BYTES // kv_bytes_per_token(spec, model.dtype)
+    token, state = kv_bytes_per_token(spec, model.dtype), state_bytes(spec)
+
+    def held(positions: int) -> int:
+        """Sequences with this many cached positions that CACHE_BYTES hold."""
+        return CACHE_BYTES // (token * positions + state)
+
     on_cpu = model.mesh.devices.flat[0].platform == "cpu"
     most = MAX_SLOTS_ON_CPU if on_cpu else MAX_SLOTS
-    slots = max(min(most, held // cfg.rollout.max_new_tokens, -(-len(lengths) * n // shards)), 1)
-    rows = max(min(held // longest, -(-len(lengths) // shards)), 1)
+    slots = max(min(most, held(cfg.rollout.max_new_tokens), -(-len(lengths) * n // shards)), 1)
+    rows = max(min(held(longest), -(-len(lengths) // shards)), 1)
     fitted: dict[str, Any] = {
         "prompt_buckets": tuple(sorted({max(longest >> shift, MIN_BUCKET) for shift in (4, 2, 0)})),
         "slots": slots * shards,

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from p2o_jax import config
 from p2o_jax.gepa import budget
 from p2o_jax.models import flops
-from p2o_jax.models.spec import LayerType, num_params
+from p2o_jax.models.device_memory import state_bytes
+from p2o_jax.models.spec import LayerType, ModelSpec, num_params
 from p2o_jax.plan.chips import Topology
 from p2o_jax.plan.cost import Cost, Kernel
 from p2o_jax.plan.memory import ResidentBytes, position_bytes
@@ -188,14 +189,14 @@ def _rollout(
     slots = r.slots // shards
     shared, whole = work.prompt / r.group_size, work.prompt + work.response / 2
     reads = slots * _positions(parts, shared + work.response / 2, whole) * position_bytes(parts)
-    reads += 2 * slots * _state_bytes(parts)  # read and written
+    reads += 2 * slots * state_bytes(spec, parts.mesh.shape["tensor"])  # read and written
     filled = (slots / work.response,)  # in a step; loops in it copy a prompt into each slot
     step = turn.total(filled)
     attention = 0.0
     if step.kernels:
         heads = spec.heads / parts.mesh.shape["tensor"]
         attention = 4 * heads * spec.head_dim * slots * _positions(parts, whole, whole)
-        attention *= spec.layers
+        attention *= len(_with_keys(spec))
     phase = _of_program("decode", turn, filled, slice_of, kept.weights + reads)
     return (
         functools.reduce(_added, levels).times(calls, "prefill"),
@@ -203,18 +204,8 @@ def _rollout(
     )
 
 
-def _state_bytes(parts: PlannedRun) -> int:
-    """Returns the bytes of a slot's states of Gated DeltaNet on a chip, float32."""
-    sizes = (
-        layer.delta.value_heads * layer.delta.key_dim * layer.delta.value_dim
-        for layer in parts.spec.layer_types
-        if layer.delta
-    )
-    return 4 * sum(sizes) // parts.mesh.shape["tensor"]
-
-
 def _positions(parts: PlannedRun, full: float, sliding: float) -> float:
-    """Returns the cached positions that a slot reads, the mean over layers.
+    """Returns the cached positions that a slot reads, the mean over layers that keep keys.
 
     Args:
         parts: the planned run.
@@ -224,12 +215,16 @@ def _positions(parts: PlannedRun, full: float, sliding: float) -> float:
     longest = parts.engine.longest(parts.engine.capacities[-1])
 
     def read(layer: LayerType) -> float:
-        if layer.delta:
-            return 0
         ring = layer_caches.ring(layer, longest)
         return min(ring, sliding) if ring else full
 
-    return sum(map(read, parts.spec.layer_types)) / parts.spec.layers
+    layers = _with_keys(parts.spec)
+    return sum(map(read, layers)) / len(layers)
+
+
+def _with_keys(spec: ModelSpec) -> list[LayerType]:
+    """Returns the types of the layers that keep keys and values, not a state."""
+    return [layer for layer in spec.layer_types if not layer.delta]
 
 
 def _learning(

@@ -13,6 +13,8 @@ from p2o_jax.models.experts import Routing, balance
 from p2o_jax.rl import losses
 from p2o_jax.rl.batch import PackedBatch
 
+_CHOICES = "router_choices_"  # of each stack: choices of each expert [layers, E]
+
 
 def objective(
     logp_new_BT: jax.Array, entropy_BT: jax.Array, row: PackedBatch, cfg: LossConfig
@@ -72,9 +74,6 @@ def routers(
     }
     choices = {f"{_CHOICES}{i}": routing.chosen_E for i, routing in enumerate(routings)}
     return total, {**sums, **choices}
-
-
-_CHOICES = "router_choices_"  # of each stack: choices of each expert [layers, E]
 
 
 def with_max_load(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:

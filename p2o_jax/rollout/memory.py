@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from p2o_jax.config import ConfigError
+from p2o_jax.models import sharding
 from p2o_jax.models.device_memory import bytes_per_device
 from p2o_jax.rollout import prefill
 from p2o_jax.rollout.engine import Engine
@@ -138,9 +139,7 @@ def _more_tensor(engine: Engine, needed: Plan, missing: int) -> str:
     """
     spec, now, shards = engine.spec, engine.mesh.shape["tensor"], engine.num_shards
     for more in (
-        n
-        for n in range(2, shards + 1)
-        if shards % n == 0 and spec.heads % (n * now) == spec.mlp % (n * now) == 0
+        n for n in range(2, shards + 1) if shards % n == 0 and sharding.divides(spec, n * now)
     ):
         if needed.weights * (1 - 1 / more) >= missing:
             return f"set config.mesh.tensor={more * now} (now {now}), which splits the weights, "

@@ -205,7 +205,8 @@ def _layer_and_logits(cfg: config.Config, learner: Learner) -> tuple[int, int]:
     spec, tensor = learner.spec, learner.mesh.shape["tensor"]
     tokens, value, gradient = _tokens(cfg, learner), jnp.dtype(learner.dtype).itemsize, 4
     layer = tokens * (
-        4 * spec.width + (3 * spec.mlp + (spec.heads + 2 * spec.kv_heads) * spec.head_dim) // tensor
+        4 * spec.width
+        + (3 * spec.mlp_channels + (spec.heads + 2 * spec.kv_heads) * spec.head_dim) // tensor
     )
     logits = min(cfg.model.logit_chunk, tokens) * spec.vocab_rows // tensor
     return layer * (value + gradient), logits * gradient

@@ -197,6 +197,8 @@ def test_weights_are_split_over_experts_and_width():
     odd = make_spec(pattern=(LayerType(experts=Experts(6, 2, 12)),))
     (line, *_) = sharding.problems(odd, mesh, sharding.LEARNER)
     assert "splits 6 over 4" in line
+    assert [sharding.divides(odd, n) for n in (1, 2, 4)] == [True, True, False]
+    assert sharding.divides(SPEC, 4) and not sharding.divides(SPEC, 8)  # four heads
 
 
 def test_a_token_is_multiplied_by_its_chosen_experts_only():

@@ -117,6 +117,7 @@ def test_config_json_of_qwen3_5_as_it_is_published(tmp_path):
     for key, value, message in (
         ("attn_output_gate", False, "attn_output_gate=false is not supported"),
         ("linear_num_key_heads", 12, "linear_num_value_heads=32 must be a multiple"),
+        ("layer_types", ["full_attention"] * 32, "layer_types has no linear_attention layer"),
         ("layer_types", ["mamba"] * 32, "layer_types with 'mamba' is not supported"),
         ("output_gate_type", "swish", "output_gate_type='swish' is not a known setting"),
     ):
@@ -140,6 +141,8 @@ def test_experts_of_qwen3_moe_by_either_key_and_what_is_wrong_with_them(tmp_path
     assert [bool(layer.experts) for layer in spec.layer_types] == [False, True, False, False]
     with pytest.raises(ConfigError, match="num_experts_per_tok=2 is more than the experts, 1"):
         read(tmp_path, values | {"num_experts": 1})
+    with pytest.raises(ConfigError, match="decoder_sparse_step leave no experts"):
+        read(tmp_path, values | {"num_experts": 6, "decoder_sparse_step": 5})
     with pytest.raises(ConfigError, match="mlp_only_layers='0': expected a list"):
         read(tmp_path, values | {"num_experts": 6, "mlp_only_layers": "0"})
 
@@ -148,5 +151,7 @@ def test_gpt_oss_as_published_is_refused_for_its_quantization(tmp_path):
     theirs = transformers.AutoConfig.for_model("gpt_oss").to_dict()
     with pytest.raises(ConfigError, match=r"quantization_config \(mxfp4\) is not supported"):
         read(tmp_path, theirs | {"quantization_config": {"quant_method": "mxfp4"}})
+    with pytest.raises(ConfigError, match="num_experts_per_tok=9 is more than the experts, 8"):
+        read(tmp_path, theirs | {"num_local_experts": 8, "num_experts_per_tok": 9})
     spec = read(tmp_path, theirs)
     assert spec.sinks and [layer.window > 0 for layer in spec.pattern] == [True, False]

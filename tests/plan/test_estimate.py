@@ -12,6 +12,7 @@ import pytest
 
 from p2o_jax import config
 from p2o_jax.config import Config, ConfigError
+from p2o_jax.models import device_memory
 from p2o_jax.models.spec import DeltaNet, LayerType, ModelSpec, num_params
 from p2o_jax.plan import (
     advice,
@@ -539,11 +540,15 @@ def test_a_decode_step_of_windows_and_delta_nets_fills_slots_and_moves_states():
     has 4 x 8 x 6 entries of 4 bytes in each of two layers.
     """
     delta = LayerType(delta=DeltaNet(2, 4, 8, 6, conv=4))
+    hybrid = make_spec(layers=4, pattern=(delta, LayerType()))
+    assert device_memory.state_bytes(hybrid, 2) == 2 * 4 * 8 * 6 * 4 // 2
+    # the other two read 30 positions, or a window of 24 of them
     parts = SimpleNamespace(
-        spec=make_spec(layers=4, pattern=(delta, LayerType())),
-        mesh=SimpleNamespace(shape={"tensor": 2}),
+        spec=hybrid, engine=SimpleNamespace(longest=lambda _: 100, capacities=[50])
     )
-    assert estimate._state_bytes(cast(Any, parts)) == 2 * 4 * 8 * 6 * 4 // 2
+    assert estimate._positions(cast(Any, parts), 30.0, 30.0) == 30
+    parts.spec = dataclasses.replace(hybrid, pattern=(delta, LayerType(window=24)))
+    assert estimate._positions(cast(Any, parts), 30.0, 30.0) == 24
     inner = Cost(flops=3.0)
     turn = Cost(flops=10.0, loops=((1.0, inner),))
     assert turn.total((8 / 100,)).flops == pytest.approx(10 + 0.08 * 3)

@@ -8,6 +8,8 @@ from p2o_jax.models.families.family import BLOCK_TENSORS, ModelFamily
 from p2o_jax.models.families.parts import (
     ATTENTION_BIAS,
     attention_bias,
+    experts,
+    experts_of,
     kinds_of,
     layer_kinds,
     repeating,
@@ -15,7 +17,7 @@ from p2o_jax.models.families.parts import (
 )
 from p2o_jax.models.hf_fields import Fields
 from p2o_jax.models.hf_rope import SLIDING, read_rope
-from p2o_jax.models.spec import Experts, LayerType, ModelSpec
+from p2o_jax.models.spec import LayerType, ModelSpec
 
 _GATE_UP, _EACH = "mlp.experts.gate_up_proj", ((0,), (1,), (2,))
 TENSORS = {
@@ -35,10 +37,10 @@ TENSORS = {
 
 def read(fields: Fields, max_positions: int) -> dict[str, Any]:
     """Reads the fields of the spec that not all families have."""
-    experts = Experts(
-        count=fields.integer("num_local_experts"),
-        chosen=fields.integer("num_experts_per_tok"),
-        mlp=fields.integer("intermediate_size"),
+    sparse = experts(
+        fields,
+        "num_local_experts",
+        "intermediate_size",
         bias=True,
         swiglu_limit=fields.number("swiglu_limit", 7.0),
         swiglu_alpha=fields.number("swiglu_alpha", 1.702),
@@ -47,7 +49,7 @@ def read(fields: Fields, max_positions: int) -> dict[str, Any]:
         fields.problems.append("rope_scaling is missing")
     layers = fields.integer("num_hidden_layers")
     kinds = layer_kinds(fields, [i % 2 == 0 for i in range(layers)])
-    types = [LayerType(window(fields) if k == SLIDING else 0, experts=experts) for k in kinds]
+    types = [LayerType(window(fields) if k == SLIDING else 0, experts=sparse) for k in kinds]
     return {
         "rope": read_rope(fields, max_positions),
         "pattern": repeating(types),
@@ -58,15 +60,15 @@ def read(fields: Fields, max_positions: int) -> dict[str, Any]:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Returns the keys of config.json that not all families have."""
-    experts = next(layer.experts for layer in spec.pattern if layer.experts)
+    sparse = experts_of(spec)
     return {
         **kinds_of(spec),
         "head_dim": spec.head_dim,
         "attention_bias": spec.qkv_bias,
-        "num_local_experts": experts.count,
-        "num_experts_per_tok": experts.chosen,
-        "swiglu_limit": experts.swiglu_limit,
-        "swiglu_alpha": experts.swiglu_alpha,
+        "num_local_experts": sparse.count,
+        "num_experts_per_tok": sparse.chosen,
+        "swiglu_limit": sparse.swiglu_limit,
+        "swiglu_alpha": sparse.swiglu_alpha,
     }
 
 

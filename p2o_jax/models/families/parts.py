@@ -7,7 +7,7 @@ from typing import Any
 
 from p2o_jax.models.hf_fields import Fields
 from p2o_jax.models.hf_rope import FULL, SLIDING
-from p2o_jax.models.spec import LayerType, ModelSpec
+from p2o_jax.models.spec import Experts, LayerType, ModelSpec
 
 # keys of `biases`
 ATTENTION_BIAS = frozenset({"attention_bias"})
@@ -52,6 +52,33 @@ def repeating(types: Sequence[LayerType]) -> tuple[LayerType, ...]:
         if all(a == b for a, b in zip(types, types[n:], strict=False))
     )
     return tuple(types[: next(periods, len(types))])
+
+
+def experts(fields: Fields, count: str, channels: str, **kind: Any) -> Experts:
+    """Reads the experts of a sparse MLP.
+
+    Args:
+        fields: config.json.
+        count: key of the number of experts.
+        channels: key of the channels of each.
+        kind: other fields of `Experts`.
+    """
+    read = Experts(
+        fields.integer(count),
+        fields.integer("num_experts_per_tok"),
+        fields.integer(channels),
+        **kind,
+    )
+    if read.chosen > read.count:
+        fields.problems.append(
+            f"num_experts_per_tok={read.chosen} is more than the experts, {read.count}"
+        )
+    return read
+
+
+def experts_of(spec: ModelSpec) -> Experts:
+    """Returns the experts of the model's sparse layers, of which there is at least one."""
+    return next(layer.experts for layer in spec.pattern if layer.experts)
 
 
 def all_sliding(fields: Fields) -> dict[str, Any]:

@@ -57,6 +57,8 @@ def read(fields: Fields, max_positions: int) -> dict[str, Any]:
         LINEAR if (i + 1) % interval else FULL for i in range(fields.integer("num_hidden_layers"))
     ]
     kinds = fields.of_layers("layer_types", usual, (LINEAR, FULL))
+    if missing := {LINEAR, FULL}.difference(kinds):
+        fields.problems.append(f"layer_types has no {missing.pop()} layer")
     types = [LayerType(delta=delta if kind == LINEAR else None) for kind in kinds]
     rope = read_rope(fields, max_positions, partial=True, more_keys=_MROPE_KEYS)
     if "partial_rotary_factor" not in _stated(fields):

@@ -6,9 +6,9 @@ from typing import Any
 
 from p2o_jax.models.families import qwen3
 from p2o_jax.models.families.family import ModelFamily
-from p2o_jax.models.families.parts import ATTENTION_BIAS, repeating
+from p2o_jax.models.families.parts import ATTENTION_BIAS, experts, experts_of, repeating
 from p2o_jax.models.hf_fields import Fields
-from p2o_jax.models.spec import Experts, LayerType, ModelSpec
+from p2o_jax.models.spec import LayerType, ModelSpec
 
 
 def read(fields: Fields, max_positions: int) -> dict[str, Any]:
@@ -16,37 +16,35 @@ def read(fields: Fields, max_positions: int) -> dict[str, Any]:
     num_local_experts in newer files.
     """
     newer = "num_local_experts" in fields.values
-    experts = Experts(
-        count=fields.integer("num_local_experts" if newer else "num_experts"),
-        chosen=fields.integer("num_experts_per_tok"),
-        mlp=fields.integer("moe_intermediate_size"),
+    sparse = experts(
+        fields,
+        "num_local_experts" if newer else "num_experts",
+        "moe_intermediate_size",
         normalized=fields.flag("norm_topk_prob"),
     )
-    if experts.chosen > experts.count:
-        fields.problems.append(
-            f"num_experts_per_tok={experts.chosen} is more than the experts, {experts.count}"
-        )
     step = fields.integer("decoder_sparse_step", 1)
     dense = fields.values.get("mlp_only_layers") or []
     if not isinstance(dense, list) or not all(type(i) is int for i in dense):
         fields.problems.append(f"mlp_only_layers={dense!r}: expected a list of whole numbers")
         dense = []
     types = [
-        LayerType(experts=None if i in dense or (i + 1) % step else experts)
+        LayerType(experts=None if i in dense or (i + 1) % step else sparse)
         for i in range(fields.integer("num_hidden_layers"))
     ]
+    if not any(layer.experts for layer in types):
+        fields.problems.append("mlp_only_layers and decoder_sparse_step leave no experts")
     return {**qwen3.read(fields, max_positions), "pattern": repeating(types)}
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Returns the keys of config.json that not all families have."""
-    experts = next(layer.experts for layer in spec.pattern if layer.experts)
+    sparse = experts_of(spec)
     return {
         **qwen3.write(spec),
-        "num_experts": experts.count,
-        "num_experts_per_tok": experts.chosen,
-        "moe_intermediate_size": experts.mlp,
-        "norm_topk_prob": experts.normalized,
+        "num_experts": sparse.count,
+        "num_experts_per_tok": sparse.chosen,
+        "moe_intermediate_size": sparse.mlp,
+        "norm_topk_prob": sparse.normalized,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [i for i, layer in enumerate(spec.layer_types) if not layer.experts],
     }
