@@ -65,7 +65,8 @@ def measure(count: int, chosen: int, channels: int, tokens: int, repeats: int) -
 
     def mixed(way: Any, weights: Any, x_ND: jax.Array) -> jax.Array:
         gated = functools.partial(experts.hidden, kind, jax.nn.silu)
-        return way(gated, weights, x_ND, *experts.route(kind, weights, x_ND))
+        weight_Nk, routed = experts.route(kind, weights, x_ND)
+        return way(gated, weights, x_ND, weight_Nk, routed.expert_Nk)
 
     def spent(run: Any) -> float:
         jax.block_until_ready(run(weights, x_ND))

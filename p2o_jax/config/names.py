@@ -57,6 +57,7 @@ _ALIASES = {
     "train.epochs": "num_train_epochs total_epochs num_epochs",
     "train.rollout_is": "vllm_importance_sampling_correction rollout_correction tis",
     "train.rollout_is_cap": "vllm_importance_sampling_cap tis_imp_ratio_cap",
+    "train.router_replay": "enable_rollout_routing_replay moe_router_replay rollout_routing_replay",
     "train.num_samples_logged": "num_completions_to_print log_completions",
     "train.wandb_project": "report_to project_name",
 }

@@ -14,30 +14,69 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from p2o_jax.models.sharding import BATCH_AXES, num_shards
-from p2o_jax.models.spec import Experts
+from p2o_jax.models.spec import Experts, ModelSpec
 
 Activation = Callable[[jax.Array], jax.Array]
 Weights = dict[str, jax.Array]  # those of `spec.block_weights` that belong to the experts
-# (experts, activation, weights, tokens) -> their output
-Mixture = Callable[[Experts, Activation, Weights, Any], jax.Array]
+
+
+class Routed(NamedTuple):
+    """What a router decided about some tokens: its logits, float32, the experts that it would
+    choose, and those that compute the token. They differ where a choice is replayed.
+    """
+
+    logits_NE: jax.Array
+    own_Nk: jax.Array
+    expert_Nk: jax.Array
+
+
+# (experts, activation, weights, tokens, recorded choices) -> the tokens' output, and the routing
+Mixture = Callable[[Experts, Activation, Weights, Any, Any], tuple[jax.Array, Routed]]
+
+
+def choices_of_token(spec: ModelSpec, recorded: bool) -> jax.ShapeDtypeStruct:
+    """Returns shape and dtype of what is recorded of a token: the experts that each layer with
+    experts has chosen, [layers, k]; [0, 0] if nothing is.
+    """
+    kinds = [layer.experts for layer in spec.layer_types if layer.experts]
+    most = max((kind.count for kind in kinds), default=0)
+    shape = (len(kinds), max(kind.chosen for kind in kinds)) if recorded and kinds else (0, 0)
+    return jax.ShapeDtypeStruct(shape, np.dtype(np.int8 if most <= 128 else np.int16))
 
 
 @jax.named_scope("router")
 def route(
-    experts: Experts, weights: Weights, x_ND: Float[Array, "N D"]
-) -> tuple[Float[Array, "N k"], Int[Array, "N k"]]:
-    """Returns the weight of each chosen expert, float32, and its number."""
+    experts: Experts,
+    weights: Weights,
+    x_ND: Float[Array, "N D"],
+    recorded_Nk: Int[Array, "N k"] | None = None,
+) -> tuple[Float[Array, "N k"], Routed]:
+    """Returns the weight of each expert that computes a token, float32, and the routing.
+
+    Args:
+        experts: sizes and kind of the experts.
+        weights: weights of the router.
+        x_ND: tokens.
+        recorded_Nk: experts that compute a token whatever the router would choose (arXiv
+            2510.11370); its logits decide their weights all the same. Below 0: the router chooses.
+            None: it always does.
+    """
     logits = _router_logits(experts, weights, x_ND)
-    if experts.normalized:  # a softmax over the chosen ones
-        chosen, expert = lax.top_k(logits, experts.chosen)
-        return jax.nn.softmax(chosen, axis=-1), expert
-    weight, expert = lax.top_k(jax.nn.softmax(logits, axis=-1), experts.chosen)
-    return weight, expert
+    # the weights of the chosen ones: a softmax over them, or a part of that over all
+    score = logits if experts.normalized else jax.nn.softmax(logits, axis=-1)
+    chosen, own_Nk = lax.top_k(score, experts.chosen)
+    expert_Nk = own_Nk
+    if recorded_Nk is not None:
+        expert_Nk = jnp.where(recorded_Nk < 0, own_Nk, recorded_Nk.astype(own_Nk.dtype))
+        chosen = jnp.take_along_axis(score, expert_Nk, axis=1)
+    weight_Nk = jax.nn.softmax(chosen, axis=-1) if experts.normalized else chosen
+    return weight_Nk, Routed(logits, own_Nk, expert_Nk)
 
 
 def _router_logits(experts: Experts, weights: Weights, x_ND: jax.Array) -> jax.Array:
@@ -56,20 +95,27 @@ class Routing(NamedTuple):
     probability_E: jax.Array  # of each expert, in a softmax over all
     entropy: jax.Array  # of this softmax, nats
     tokens: jax.Array
+    # tokens with recorded choices, and those of them for which the router would choose others
+    recorded: jax.Array
+    differ: jax.Array
 
 
 def routing(
-    experts: Experts, weights: Weights, x_ND: Float[Array, "N D"], real_N: Bool[Array, "N"]
+    routed: Routed, real_N: Bool[Array, "N"], recorded_Nk: Int[Array, "N k"] | None = None
 ) -> Routing:
-    """Returns what the router does with these tokens, of which some are padding."""
-    logits = _router_logits(experts, weights, x_ND)
-    log_p = jax.nn.log_softmax(logits, axis=-1)
+    """Returns what a router did with these tokens, of which some are padding."""
+    log_p = jax.nn.log_softmax(routed.logits_NE, axis=-1)
     p, real_N1 = jnp.exp(log_p), real_N.astype(jnp.float32)[:, None]
-    _, expert_Nk = lax.top_k(logits, experts.chosen)
-    counted_Nk = jnp.broadcast_to(real_N1, expert_Nk.shape)
-    chosen_E = jnp.zeros(experts.count).at[expert_Nk].add(counted_Nk)
+    counted_Nk = jnp.broadcast_to(real_N1, routed.expert_Nk.shape)
+    chosen_E = jnp.zeros(p.shape[1]).at[routed.expert_Nk].add(counted_Nk)
     entropy = -(p * log_p * real_N1).sum()
-    return Routing(chosen_E, (p * real_N1).sum(axis=0), entropy, real_N1.sum())
+    recorded = differ = jnp.float32(0)
+    if recorded_Nk is not None:
+        recorded_N = real_N & (recorded_Nk[:, 0] >= 0)
+        among_Nk = (routed.own_Nk[:, :, None] == recorded_Nk[:, None, :]).any(axis=2)
+        recorded = recorded_N.sum(dtype=jnp.float32)
+        differ = (recorded_N & ~among_Nk.all(axis=1)).sum(dtype=jnp.float32)
+    return Routing(chosen_E, (p * real_N1).sum(axis=0), entropy, real_N1.sum(), recorded, differ)
 
 
 def balance(routing: Routing) -> Float[Array, "*L"]:
@@ -84,18 +130,23 @@ def balance(routing: Routing) -> Float[Array, "*L"]:
 
 
 def mixture(
-    experts: Experts, activation: Activation, weights: Weights, x_ND: Float[Array, "N D"]
-) -> Float[Array, "N D"]:
-    """Returns the weighted sum of each token's chosen experts, in x's dtype.
+    experts: Experts,
+    activation: Activation,
+    weights: Weights,
+    x_ND: Float[Array, "N D"],
+    recorded_Nk: Int[Array, "N k"] | None = None,
+) -> tuple[Float[Array, "N D"], Routed]:
+    """Returns the weighted sum of each token's chosen experts, in x's dtype, and the routing.
 
     Args:
         experts: sizes and kind of the experts.
         activation: of the gate.
         weights: router and experts.
         x_ND: tokens.
+        recorded_Nk: choices to replay, see `route`.
     """
-    weight_Nk, expert_Nk = route(experts, weights, x_ND)
-    return _chosen(experts, activation, weights, x_ND, weight_Nk, expert_Nk)
+    weight_Nk, routed = route(experts, weights, x_ND, recorded_Nk)
+    return _chosen(experts, activation, weights, x_ND, weight_Nk, routed.expert_Nk), routed
 
 
 def over_tensor(mesh: Mesh) -> Mixture:
@@ -116,10 +167,14 @@ def over_mesh(mesh: Mesh | None) -> Mixture:
     split = functools.partial(_split, {"mesh": mesh}, PartitionSpec(BATCH_AXES))
 
     def mixed(
-        experts: Experts, activation: Activation, weights: Weights, x_ND: jax.Array
-    ) -> jax.Array:
+        experts: Experts,
+        activation: Activation,
+        weights: Weights,
+        x_ND: jax.Array,
+        recorded_Nk: jax.Array | None = None,
+    ) -> tuple[jax.Array, Routed]:
         divides = len(x_ND) % num_shards(mesh) == 0
-        return (split if divides else mixture)(experts, activation, weights, x_ND)
+        return (split if divides else mixture)(experts, activation, weights, x_ND, recorded_Nk)
 
     return mixed
 
@@ -131,7 +186,8 @@ def _split(
     activation: Activation,
     weights: Weights,
     x_ND: jax.Array,
-) -> jax.Array:
+    recorded_Nk: jax.Array | None = None,
+) -> tuple[jax.Array, Routed]:
     """Returns `mixture` with the experts split over the tensor axis.
 
     Args:
@@ -141,20 +197,25 @@ def _split(
         activation: of the gate.
         weights: router and experts.
         x_ND: tokens.
+        recorded_Nk: choices to replay, see `route`.
     """
 
-    def local(weights: Weights, x_ND: jax.Array) -> jax.Array:
-        weight_Nk, expert_Nk = route(experts, weights, x_ND)
+    def local(
+        weights: Weights, x_ND: jax.Array, recorded_Nk: jax.Array | None
+    ) -> tuple[jax.Array, Routed]:
+        weight_Nk, routed = route(experts, weights, x_ND, recorded_Nk)
         held = len(weights["expert_gate"])
-        mine_Nk = expert_Nk - lax.axis_index("tensor") * held
+        mine_Nk = routed.expert_Nk - lax.axis_index("tensor") * held
         out = _chosen(experts, activation, weights, x_ND, weight_Nk, mine_Nk)
-        return lax.psum(out, "tensor")
+        return lax.psum(out, "tensor"), routed
 
     of_expert = {
         name: PartitionSpec("tensor" if name.startswith("expert") else None) for name in weights
     }
-    run = jax.shard_map(local, in_specs=(of_expert, rows), out_specs=rows, check_vma=False, **where)
-    return run(weights, x_ND)
+    run = jax.shard_map(
+        local, in_specs=(of_expert, rows, rows), out_specs=rows, check_vma=False, **where
+    )
+    return run(weights, x_ND, recorded_Nk)
 
 
 def _chosen(

@@ -10,7 +10,7 @@ from flax import nnx
 
 from p2o_jax.models import delta_net, experts, lora, rope
 from p2o_jax.models.rope import Rotation
-from p2o_jax.models.spec import DeltaNet, Experts, LayerType, ModelSpec, Weight, block_weights
+from p2o_jax.models.spec import DeltaNet, LayerType, ModelSpec, Weight, block_weights
 
 
 class Heads(NamedTuple):
@@ -37,13 +37,13 @@ class Mixing(NamedTuple):
         attend: attention of the new tokens to each other and to the layer's cache.
         recur: Gated DeltaNet of the new tokens, given the layer's cache.
         mix_experts: weighted sum of each token's experts.
-        watch: what the router does with the tokens, as a part of the result; None: nothing.
+        watch: what is returned of a layer's routing, given the recorded choices; None: nothing.
     """
 
     attend: Attend
     recur: Recur
     mix_experts: experts.Mixture = experts.mixture
-    watch: Callable[[Experts, experts.Weights, jax.Array], experts.Routing] | None = None
+    watch: Callable[[experts.Routed, jax.Array | None], Any] | None = None
 
 
 ACTIVATIONS = {
@@ -80,8 +80,13 @@ class Block(nnx.Module):
         declare(self, block_weights(spec, layer))
 
     def __call__(
-        self, x_BTD: jax.Array, rotation: Rotation | None, mixing: Mixing, cache: Any
-    ) -> tuple[jax.Array, Any, experts.Routing | None]:
+        self,
+        x_BTD: jax.Array,
+        rotation: Rotation | None,
+        mixing: Mixing,
+        cache: Any,
+        recorded_Nk: jax.Array | None = None,
+    ) -> tuple[jax.Array, Any, Any]:
         """Returns the layer's output, its new cache, and what `mixing.watch` gives.
 
         Args:
@@ -89,6 +94,7 @@ class Block(nnx.Module):
             rotation: places queries and keys at their positions; None: they have none.
             mixing: attention, and products of tokens and experts.
             cache: this layer's cache, passed to `mixing.attend` or `mixing.recur`.
+            recorded_Nk: choices of experts to replay, see `experts.route`.
         """
         B, T, D = x_BTD.shape
         # flat rows: on CPU the weights' gradients are several times faster than with [B, T]
@@ -101,8 +107,8 @@ class Block(nnx.Module):
         if self.spec.post_norms:
             mixed_ND = self._norm(self.attn_post_norm, mixed_ND)
         x_ND = x_ND + self._scaled(mixed_ND)
-        out_ND, routing = self._mlp(x_ND, mixing)
-        return (x_ND + self._scaled(out_ND)).reshape(B, T, D), cache, routing
+        out_ND, watched = self._mlp(x_ND, mixing, recorded_Nk)
+        return (x_ND + self._scaled(out_ND)).reshape(B, T, D), cache, watched
 
     def _scaled(self, x_ND: jax.Array) -> jax.Array:
         scale = self.spec.residual_scale
@@ -177,20 +183,24 @@ class Block(nnx.Module):
         return placed.astype(x_BTHC.dtype)
 
     @jax.named_scope("mlp")
-    def _mlp(self, x_ND: jax.Array, mixing: Mixing) -> tuple[jax.Array, experts.Routing | None]:
+    def _mlp(
+        self, x_ND: jax.Array, mixing: Mixing, recorded_Nk: jax.Array | None
+    ) -> tuple[jax.Array, Any]:
         """Returns the MLP's contribution to the residual stream, and what its router did."""
-        routing = None
+        watched = None
         h = self._norm(self.mlp_norm, x_ND) if self.spec.pre_norms else x_ND
         activation = ACTIVATIONS[self.spec.activation]
         if self.layer.experts:
             weights = self._expert_weights()
-            out = mixing.mix_experts(self.layer.experts, activation, weights, h)
+            out, routed = mixing.mix_experts(
+                self.layer.experts, activation, weights, h, recorded_Nk
+            )
             if mixing.watch:
-                routing = mixing.watch(self.layer.experts, weights, h)
+                watched = mixing.watch(routed, recorded_Nk)
         else:
             gated = activation(self._project("gate", h))
             out = self._project("down", gated * self._project("up", h))
-        return self._norm(self.mlp_post_norm, out) if self.spec.post_norms else out, routing
+        return self._norm(self.mlp_post_norm, out) if self.spec.post_norms else out, watched
 
     def _expert_weights(self) -> dict[str, jax.Array]:
         """Returns router and experts, with adapters added to the experts."""

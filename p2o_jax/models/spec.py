@@ -173,6 +173,11 @@ class ModelSpec:
         return (*repeated, *remaining)
 
     @property
+    def expert_layers(self) -> tuple[int, ...]:
+        """Numbers of the layers with experts."""
+        return tuple(i for i, layer in enumerate(self.layer_types) if layer.experts)
+
+    @property
     def mlp_channels(self) -> int:
         """Channels of the hidden layer of the widest MLP that a token passes through."""
         return max(

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
@@ -29,7 +30,6 @@ from p2o_jax.models.layer import Heads, Mixing, block_graph, declare, over_rows,
 from p2o_jax.models.rope import Rotation
 from p2o_jax.models.spec import (
     DeltaNet,
-    Experts,
     LayerType,
     ModelSpec,
     Rope,
@@ -41,6 +41,17 @@ from p2o_jax.models.spec import (
 Params = dict[str, Any]
 # what the backward pass recomputes: nothing, all, or all but matrix products
 Remat = Literal["none", "full", "dots"]
+
+
+class Computed(NamedTuple):
+    """What the layers give: normalized last hidden states [B, T, D] in the compute dtype, each
+    layer's new cache (empty without caches), and what `Mixing.watch` gives of the layers with
+    experts: stacked, by the stack's key, or in rollout layout one after another.
+    """
+
+    x_BTD: jax.Array
+    caches: tuple[Any, ...]
+    watched: Any
 
 
 class Transformer(nnx.Module):
@@ -63,9 +74,9 @@ def hidden(
     caches: Any = None,
     dtype: Any = jnp.float32,
     remat: Remat = "none",
-) -> tuple[Float[Array, "B T D"], Any]:
-    """Returns the normalized last hidden states in the compute dtype; and each layer's new cache,
-    or with stacks what the routers did, by stack, if `mixing` watches them.
+    recorded_BTLk: Int[Array, "B T L k"] | None = None,
+) -> Computed:
+    """Returns what the layers compute of these tokens.
 
     Args:
         spec: the model.
@@ -77,6 +88,8 @@ def hidden(
             Stacks have no caches.
         dtype: compute dtype.
         remat: what the backward pass recomputes.
+        recorded_BTLk: choices of experts to replay in each layer that has some, see
+            `experts.route`, with params as stacks.
     """
     top_params = {name: params[name] for name, w in weights(spec).items() if isinstance(w, Weight)}
     top = nnx.merge(_top_graph(spec), top_params)
@@ -90,10 +103,26 @@ def hidden(
         if spec.embed_scale != 1:
             x = x * jnp.asarray(spec.embed_scale, dtype)
     if isinstance(params.get("blocks"), tuple):
-        x, caches = _unrolled(spec, params["blocks"], x, rotations, mixing, caches)
+        x, caches, watched = _unrolled(spec, params["blocks"], x, rotations, mixing, caches)
     else:
-        x, caches = _scanned(spec, params, x, rotations, mixing, remat)
-    return rms_norm(x, top.final_norm[...], spec), caches
+        recorded = _by_stack(spec, recorded_BTLk)
+        x, watched = _scanned(spec, params, x, rotations, mixing, remat, recorded)
+        caches = ()
+    return Computed(rms_norm(x, top.final_norm[...], spec), caches, watched)
+
+
+def _by_stack(spec: ModelSpec, recorded_BTLk: jax.Array | None) -> dict[str, jax.Array]:
+    """Returns the recorded choices of each stack that has experts, [layers, N, k]."""
+    if recorded_BTLk is None:
+        return {}
+    L, k = recorded_BTLk.shape[2:]
+    recorded_LNk = jnp.moveaxis(recorded_BTLk.reshape(-1, L, k), 1, 0)
+    place = {layer: i for i, layer in enumerate(spec.expert_layers)}
+    return {
+        stack.key: recorded_LNk[np.array([place[layer] for layer in stack.layers])]
+        for stack in spec.stacks
+        if stack.type.experts
+    }
 
 
 def _scanned(
@@ -103,9 +132,10 @@ def _scanned(
     rotations: dict[Rope, Rotation],
     mixing: Mixing,
     remat: Remat,
-) -> tuple[jax.Array, dict[str, experts.Routing]]:
+    recorded: dict[str, jax.Array],
+) -> tuple[jax.Array, dict[str, Any]]:
     """Returns the residual stream after all stacks: a scan over the repeats of the pattern, and the
-    layers that remain. And what the routers of each stack did.
+    layers that remain. And what is watched of the routers of each stack.
 
     Args:
         spec: the model.
@@ -114,37 +144,47 @@ def _scanned(
         rotations: rotation of each rope.
         mixing: attention of a layer, and products of tokens and experts.
         remat: what the backward pass recomputes.
+        recorded: choices of experts to replay, of each stack that has some [layers, N, k].
     """
 
     dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
 
     def run(
-        stack: Stack, x: jax.Array, block_params: Params
-    ) -> tuple[jax.Array, experts.Routing | None]:
-        def compute(x: jax.Array, block_params: Params) -> tuple[jax.Array, experts.Routing | None]:
-            out, _, routing = _layer(spec, stack.type, block_params, x, rotations, mixing, None)
-            return out, routing
+        stack: Stack, x: jax.Array, block_params: Params, recorded_Nk: jax.Array | None
+    ) -> tuple[jax.Array, Any]:
+        def compute(
+            x: jax.Array, block_params: Params, recorded_Nk: jax.Array | None
+        ) -> tuple[jax.Array, Any]:
+            out, _, watched = _layer(
+                spec, stack.type, block_params, x, rotations, mixing, recorded_Nk=recorded_Nk
+            )
+            return out, watched
 
         if remat != "none":
             compute = jax.checkpoint(compute, prevent_cse=not stack.repeats, policy=dots)
-        return compute(x, block_params)
+        return compute(x, block_params, recorded_Nk)
 
     repeated = [stack for stack in spec.stacks if stack.repeats]
 
-    def repeat(x: jax.Array, blocks: Params) -> tuple[jax.Array, dict[str, Any]]:
-        routings = {}
+    def repeat(
+        x: jax.Array, of_layer: tuple[Params, dict[str, jax.Array]]
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        blocks, recorded = of_layer
+        watched = {}
         for stack in repeated:
-            x, routings[stack.key] = run(stack, x, blocks[stack.key])
-        return x, routings
+            x, watched[stack.key] = run(stack, x, blocks[stack.key], recorded.get(stack.key))
+        return x, watched
 
-    routings: dict[str, Any] = {}
+    watched: dict[str, Any] = {}
     if repeated:
         blocks = {stack.key: params[stack.key] for stack in repeated}
-        x, routings = jax.lax.scan(repeat, x, blocks)
+        choices = {stack.key: recorded[stack.key] for stack in repeated if stack.key in recorded}
+        x, watched = jax.lax.scan(repeat, x, (blocks, choices))
     for stack in spec.stacks[len(repeated) :]:
-        x, routing = run(stack, x, jax.tree.map(lambda w: w[0], params[stack.key]))
-        routings[stack.key] = jax.tree.map(lambda s: s[None], routing)
-    return x, {key: routing for key, routing in routings.items() if routing is not None}
+        first = jax.tree.map(lambda w: w[0], (params[stack.key], recorded.get(stack.key)))
+        x, of_stack = run(stack, x, *first)
+        watched[stack.key] = jax.tree.map(lambda s: s[None], of_stack)
+    return x, {key: of_stack for key, of_stack in watched.items() if of_stack is not None}
 
 
 def _unrolled(
@@ -154,8 +194,9 @@ def _unrolled(
     rotations: dict[Rope, Rotation],
     mixing: Mixing,
     caches: Any,
-) -> tuple[jax.Array, tuple[Any, ...]]:
-    """Returns the residual stream after all layers of the rollout layout, and their new caches.
+) -> tuple[jax.Array, tuple[Any, ...], tuple[Any, ...]]:
+    """Returns the residual stream after all layers of the rollout layout, their new caches, and
+    what is watched of their routers.
 
     Args:
         spec: the model.
@@ -169,12 +210,13 @@ def _unrolled(
         r: Rotation(_computed_once(cos), _computed_once(sin), scale)
         for r, (cos, sin, scale) in rotations.items()
     }
-    new = []
+    new, watched = [], []
     columns = zip(spec.layer_types, blocks, caches or [None] * len(blocks), strict=True)
     for layer, block_params, cache in columns:
-        x, out, _ = _layer(spec, layer, block_params, x, rotations, mixing, cache)
+        x, out, of_layer = _layer(spec, layer, block_params, x, rotations, mixing, cache)
         new.append(out)
-    return x, tuple(new)
+        watched += [] if of_layer is None else [of_layer]
+    return x, tuple(new), tuple(watched)
 
 
 @jax.named_scope("layer")
@@ -185,11 +227,13 @@ def _layer(
     x: jax.Array,
     rotations: dict[Rope, Rotation],
     mixing: Mixing,
-    cache: Any,
-) -> tuple[jax.Array, Any, experts.Routing | None]:
+    cache: Any = None,
+    recorded_Nk: jax.Array | None = None,
+) -> tuple[jax.Array, Any, Any]:
     own = spec.rope_of(layer)
     rotation = None if own is None else rotations[own]
-    return nnx.merge(block_graph(spec, layer), block_params)(x, rotation, mixing, cache)
+    block = nnx.merge(block_graph(spec, layer), block_params)
+    return block(x, rotation, mixing, cache, recorded_Nk)
 
 
 def _computed_once(x: jax.Array) -> jax.Array:
@@ -238,8 +282,8 @@ def within_segments(segment_BT: Int[Array, "B T"], mesh: Mesh | None = None) -> 
     def recur(delta: DeltaNet, new: delta_net.Inputs, cache: None) -> tuple[jax.Array, None]:
         return delta_net.packed(delta, new, segment_BT), cache
 
-    def watch(kind: Experts, weights: experts.Weights, x_ND: jax.Array) -> experts.Routing:
-        return experts.routing(kind, weights, x_ND, segment_BT.reshape(-1) > 0)
+    def watch(routed: experts.Routed, recorded_Nk: jax.Array | None) -> experts.Routing:
+        return experts.routing(routed, segment_BT.reshape(-1) > 0, recorded_Nk)
 
     return Mixing(attend, recur, experts.over_mesh(mesh), watch)
 
@@ -267,6 +311,7 @@ def token_logps(
     wanted_BT: Bool[Array, "B T"] | None = None,
     entropy_gradient: bool = True,
     mesh: Mesh | None = None,
+    recorded_BTLk: Int[Array, "B T L k"] | None = None,
 ) -> Scored:
     """Returns log p(token t | earlier tokens of its segment) and the entropy of that prediction,
     float32; and what routers of experts did.
@@ -288,22 +333,21 @@ def token_logps(
         wanted_BT: tokens to score; None: all.
         entropy_gradient: whether the entropy has a gradient.
         mesh: the mesh of the batch.
+        recorded_BTLk: choices of experts to replay, see `hidden`; None: none.
     """
-    mixing = within_segments(segment_BT, mesh)
-    x_BTD, routings = hidden(spec, params, token_BT, position_BT, mixing, dtype=dtype, remat=remat)
-    B, T, D = x_BTD.shape
-    predicts_BT = _predicts_wanted(segment_BT, wanted_BT)
-    head_VD = params["embed"] if spec.tied else params["lm_head"]
+    place, mixing = (token_BT, position_BT), within_segments(segment_BT, mesh)
+    computed = hidden(spec, params, *place, mixing, None, dtype, remat, recorded_BTLk)
+    (B, T), predicts_BT = token_BT.shape, _predicts_wanted(segment_BT, wanted_BT)
     parts = sharding.num_shards(mesh) if mesh and B % sharding.num_shards(mesh) == 0 else 1
-    by_part = tuple(
+    x, target, predicts = (
         x.reshape(parts, -1, *x.shape[2:])
-        for x in (x_BTD, jnp.roll(token_BT, -1, axis=1), predicts_BT)
+        for x in (computed.x_BTD, jnp.roll(token_BT, -1, axis=1), predicts_BT)
     )
     logp, entropy = chunked_logprobs.token_logps(
-        by_part[0],
-        head_VD,
-        by_part[1],
-        by_part[2],
+        x,
+        params["embed"] if spec.tied else params["lm_head"],
+        target,
+        predicts,
         temperature,
         spec.vocab,
         chunk,
@@ -312,7 +356,7 @@ def token_logps(
         spec.logit_divisor,
         spec.logit_cap,
     )
-    return Scored(_to_own_token(logp, B, T), _to_own_token(entropy, B, T), routings)
+    return Scored(_to_own_token(logp, B, T), _to_own_token(entropy, B, T), computed.watched)
 
 
 def _predicts_wanted(segment_BT: jax.Array, wanted_BT: jax.Array | None) -> jax.Array:

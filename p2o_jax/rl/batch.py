@@ -11,6 +11,8 @@ import numpy as np
 from p2o_jax.config import DistillConfig
 from p2o_jax.types import Rollout
 
+_NO_CHOICE = np.zeros((0, 0), np.int8)
+
 
 def _empty() -> np.ndarray:
     return np.zeros(0, np.float32)
@@ -34,6 +36,8 @@ class Example:
     # The KL term and the entropy bonus are not weighted.
     weight_R: np.ndarray = field(default_factory=_empty)
     response_weight: float = 1.0  # distill.failed_weight for failed templated responses
+    # the sampler's choices of experts, see `Completion`
+    choice_RLk: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.int8))
     fresh: bool = False  # not scored: sampled from the very params that its update starts from
 
     @property
@@ -58,6 +62,7 @@ class PackedBatch(NamedTuple):
     logp_ref: Any
     logp_sampler: Any
     fresh: Any  # sampled from the params of this update, whose log-probs are thus the old ones
+    choice: Any  # experts to use for a token, [U, B, T, L, k]; -1: the router chooses
 
 
 class Packed(NamedTuple):
@@ -68,6 +73,23 @@ class Packed(NamedTuple):
     rows: PackedBatch
     num_micro: int
     places: list[tuple[int, int, int]]
+
+    @property
+    def flat(self) -> PackedBatch:
+        """The same rows without micro-batches, [U * B, T, ...], to write to."""
+        U, B = self.rows.token.shape[:2]
+        return PackedBatch(*(x.reshape(U * B, *x.shape[2:]) for x in self.rows))
+
+    def replay(self, choices: Sequence[np.ndarray]) -> None:
+        """Sets the experts that compute the predecessor of each response token.
+
+        Args:
+            choices: [R, L, k] of each sequence; empty: the router chooses.
+        """
+        flat = self.flat
+        for (r, a, b), choice_RLk in zip(self.places, choices, strict=True):
+            if choice_RLk.size:
+                flat.choice[r, a - 1 : b - 1] = choice_RLk
 
 
 def examples(
@@ -94,6 +116,7 @@ def examples(
                 ),
                 logp_sampler_R=rollout.completion.logp_R,
                 response_weight=cfg.failed_weight if failed else 1.0,
+                choice_RLk=rollout.completion.choice_RLk,
             )
         )
     return result
@@ -110,6 +133,7 @@ def pack(
     micro_rows: int,
     max_micro: int,
     pad_id: int,
+    choice: Any = _NO_CHOICE,
 ) -> Packed:
     """Packs sequences into rows, first fit by decreasing length. Sequences are never split, and
     attention stays within a sequence.
@@ -120,6 +144,7 @@ def pack(
         micro_rows: rows B of a micro-batch.
         max_micro: micro-batches U to allocate.
         pad_id: token id of padding.
+        choice: shape and dtype of a token's experts, see `experts.choices_of_token`.
 
     Raises:
         ValueError: a sequence is longer than a row.
@@ -151,8 +176,9 @@ def pack(
             ints["position"][r, at:end], ints["segment"][r, at:end] = np.arange(lengths[n]), segment
             places[n] = (r, at + len(prompt), end)
             at = end
-    rows = PackedBatch(token=token, trained=trained, fresh=fresh, **ints, **floats)
-    rows = PackedBatch(*(x.reshape(max_micro, micro_rows, row_tokens) for x in rows))
+    choices = np.full((*shape, *choice.shape), -1, choice.dtype)
+    rows = PackedBatch(token=token, trained=trained, fresh=fresh, choice=choices, **ints, **floats)
+    rows = PackedBatch(*(x.reshape(max_micro, micro_rows, *x.shape[1:]) for x in rows))
     return Packed(rows, -(-len(contents) // micro_rows), places)
 
 

@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 
 from p2o_jax import config
-from p2o_jax.models import lora, sharding, transformer
+from p2o_jax.models import experts, lora, sharding, transformer
 from p2o_jax.models.spec import ModelSpec
 from p2o_jax.rl import batch, distill, losses
 from p2o_jax.rl.batch import Example, PackedBatch
@@ -111,19 +111,24 @@ class Learner:
         return jax.eval_shape(self._step.init, self._abstract_trained(spec))
 
     def score_tokens(
-        self, params: Any, sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: int
+        self,
+        params: Any,
+        sequences: Sequence[tuple[tuple[int, ...], np.ndarray]],
+        row_tokens: int,
+        choices: Sequence[np.ndarray] = (),
     ) -> list[np.ndarray]:
         """Returns log p of every response token at the rollout temperature, float32, for each
-        (prompt, response).
+        (prompt, response). `choices`: the experts to use for each, see `Packed.replay`.
         """
         limit = self.cfg.rollout.questions * self.cfg.rollout.group_size
         scored: list[np.ndarray] = []
         for first in range(0, len(sequences), limit):
             part = sequences[first : first + limit]
             packed = self._pack(part, row_tokens, limit)
-            wanted = packed.rows.trained.reshape(-1, row_tokens)
             for r, a, b in packed.places:
-                wanted[r, a:b] = True
+                packed.flat.trained[r, a:b] = True
+            if choices:
+                packed.replay(choices[first : first + limit])
             logp_UBT = self._score(params, self._put(packed.rows), jnp.int32(packed.num_micro))
             flat = distributed.to_host(logp_UBT).reshape(-1, row_tokens)
             scored += [flat[r, a:b].copy() for r, a, b in packed.places]
@@ -222,7 +227,9 @@ class Learner:
         templated = self._score_on(params, examples, on_template, "sampled_on_ids", sampled)
         ref = plain
         if self.cfg.loss.kl != "off":
-            ref = self._score_on(ref_params, examples, contributing, "trained_on_ids", trained)
+            ref = self._score_on(
+                ref_params, examples, contributing, "trained_on_ids", trained, replay=False
+            )
         return plain, templated, ref
 
     def update(self, state: TrainState, mini: Sequence[Example]) -> tuple[TrainState, Stats]:
@@ -238,7 +245,8 @@ class Learner:
         packed = self._pack(
             [(mini[i].trained_on_ids, mini[i].response_ids) for i in used], row_tokens, limit
         )
-        flat = PackedBatch(*(x.reshape(-1, x.shape[-1]) for x in packed.rows))
+        flat = packed.flat
+        packed.replay([_replayed(mini[i], "trained_on_ids") for i in used])
         for i, (r, a, b) in zip(used, packed.places, strict=True):
             flat.trained[r, a:b] = True
             flat.advantage[r, a:b], flat.scale[r, a:b] = mini[i].advantage, scale_N[i]
@@ -346,11 +354,13 @@ class Learner:
         which: Sequence[int],
         prompt: str,
         row_tokens: int,
+        replay: bool = True,
     ) -> dict[int, np.ndarray]:
         scored = self.score_tokens(
             params,
             [(getattr(examples[i], prompt), examples[i].response_ids) for i in which],
             row_tokens,
+            [_replayed(examples[i], prompt) for i in which] if replay else (),
         )
         return dict(zip(which, scored, strict=True))
 
@@ -358,7 +368,14 @@ class Learner:
         self, sequences: Sequence[tuple[tuple[int, ...], np.ndarray]], row_tokens: int, limit: int
     ) -> batch.Packed:
         micro_rows = self.cfg.optim.micro_rows
-        return batch.pack(sequences, row_tokens, micro_rows, -(-limit // micro_rows), self.pad_id)
+        return batch.pack(
+            sequences,
+            row_tokens,
+            micro_rows,
+            -(-limit // micro_rows),
+            self.pad_id,
+            experts.choices_of_token(self.spec, self.cfg.train.router_replay),
+        )
 
     def _put(self, rows: PackedBatch) -> PackedBatch:
         split = sharding.batch_sharding(self.mesh, None)
@@ -369,6 +386,12 @@ class Learner:
             lambda: transformer.init(spec, jax.random.key(0), self.cfg.model.param_dtype)
         )
         return lora.split(spec, full)[0]
+
+
+def _replayed(example: Example, prompt: str) -> np.ndarray:
+    """Returns the sampler's choices of experts if it saw this prompt of the example; else none."""
+    saw = getattr(example, prompt) == example.sampled_on_ids
+    return example.choice_RLk if saw else example.choice_RLk[:0]
 
 
 def _abstract(tree: Any, shardings: Any) -> Any:

@@ -71,6 +71,8 @@ def routers(
         "router_balance": total,
         "router_entropy": sum(routing.entropy.sum() for routing in routings),
         "router_tokens": sum(routing.tokens.sum() for routing in routings),
+        "router_recorded": sum(routing.recorded.sum() for routing in routings),
+        "router_differ": sum(routing.differ.sum() for routing in routings),
     }
     choices = {f"{_CHOICES}{i}": routing.chosen_E for i, routing in enumerate(routings)}
     return total, {**sums, **choices}

@@ -58,7 +58,8 @@ class SftLearner(Learner):
         bad_batch: Path | None = None,
     ):
         rollout = replace(cfg.rollout, temperature=1.0, questions=cfg.sft.examples, group_size=1)
-        own = replace(cfg, rollout=rollout, loss=replace(cfg.loss, entropy_coef=0.0))
+        train = replace(cfg.train, router_replay=False)
+        own = replace(cfg, rollout=rollout, train=train, loss=replace(cfg.loss, entropy_coef=0.0))
         super().__init__(spec, mesh, own, num_updates, dtype, pad_id, bad_batch)
 
     def update(  # type: ignore[override]  # other examples
@@ -71,7 +72,7 @@ class SftLearner(Learner):
         """
         row_tokens = config.trained_row_tokens(self.cfg)
         packed = self._pack(mini, row_tokens, self.cfg.sft.examples)
-        flat = PackedBatch(*(x.reshape(-1, x.shape[-1]) for x in packed.rows))
+        flat = packed.flat
         scale = np.float32(1 / sum(len(e.response_ids) for e in mini))
         for r, a, b in packed.places:
             flat.trained[r, a:b], flat.scale[r, a:b] = True, scale

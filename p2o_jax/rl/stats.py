@@ -103,10 +103,13 @@ def router_stats(sums: Stats) -> Stats:
     """Returns train/router_* from the sums of an update; empty for models without experts."""
     if not sums.get("router_tokens"):
         return {}
+    recorded = sums["router_recorded"]
+    differ = {"train/router_frac_differ": sums["router_differ"] / recorded} if recorded else {}
     return {
         "train/router_balance": sums["router_balance"],
         "train/router_entropy": sums["router_entropy"] / sums["router_tokens"],
         "train/router_max_load": sums["router_max_load"],
+        **differ,
     }
 
 

@@ -6,7 +6,7 @@ of steps per call.
     slots          k, v of each layer [B, K, S, C]: generated tokens only, in spans of positions;
                    slot b writes at its age; or a ring of a layer's sliding window (`layer_caches`)
     slot state     token, age, rollout, active [B]
-    results        tokens and log-probs [N, R], lengths [N]
+    results        tokens, log-probs and choices of experts (if recorded) [N, R], lengths [N]
 
 A new rollout starts by feeding the prompt's last token. Refilling a finished slot is thus index
 arithmetic inside the loop: no cache is copied, nothing is compiled, the host is not involved, and
@@ -55,6 +55,7 @@ class DecodeOptions(NamedTuple):
         cache_ops: how this kind of device reads and writes caches.
         mix_experts: see `layer.Mixing`.
         longest: tokens of the longest sequence, which decides which layers have a ring.
+        record_experts: whether the experts that compute each token are recorded.
     """
 
     chunk_rollouts: int
@@ -64,6 +65,7 @@ class DecodeOptions(NamedTuple):
     cache_ops: decoding.CacheOps
     mix_experts: experts.Mixture
     longest: int
+    record_experts: bool = False
 
 
 class _Inputs(NamedTuple):
@@ -188,34 +190,41 @@ def _step(
         queue.prompt_N[rollout_B],
         queue.member_N[rollout_B],
     )
-    logits_BV, spans = _forward_one(spec, call, slots, fed, options)
+    logits_BV, spans, chosen = _forward_one(spec, call, slots, fed, options)
+    choice_BLk = _choices(spec, options, chosen, slots.token_B.size)
     with jax.named_scope("sample_token"):
         uniform_B = jax.vmap(lambda k, age: jax.random.uniform(jax.random.fold_in(k, age)))(
             call.key_N[rollout_B], slots.age_B
         )
         token_B, logp_B = draw(logits_BV, uniform_B, call.sampling, options.filtered)
-    return state, _advanced(state, call, spans, token_B, logp_B)
+    return state, _advanced(state, call, spans, _Sampled(token_B, logp_B, choice_BLk))
+
+
+class _Sampled(NamedTuple):
+    """What a step gives for each slot: a token, its log-prob, and the experts that computed the
+    token before it, if they are recorded.
+    """
+
+    token_B: jax.Array
+    logp_B: jax.Array
+    choice_BLk: jax.Array
 
 
 @jax.named_scope("advance")
 def _advanced(
-    state: DecodeState,
-    call: _Inputs,
-    spans: tuple[Spans, ...],
-    token_B: jax.Array,
-    logp_B: jax.Array,
+    state: DecodeState, call: _Inputs, spans: tuple[Spans, ...], new: _Sampled
 ) -> DecodeState:
     """Returns the state with the sampled tokens recorded and finished slots freed."""
     slots, N = state.slots, state.length_N.size
     age_B = slots.age_B + 1
-    done_B = slots.active_B & (call.stop_V[token_B] | (age_B >= call.max_new))
+    done_B = slots.active_B & (call.stop_V[new.token_B] | (age_B >= call.max_new))
     # results of idle slots are dropped
     into_B = jnp.where(slots.active_B, slots.rollout_B, N)
     rank_B = jnp.where(done_B, state.finished[0] + jnp.cumsum(done_B) - 1, N)
     active_B = slots.active_B & ~done_B
     return DecodeState(
         SlotState(
-            token_B,
+            new.token_B,
             jnp.where(active_B, age_B, 0),
             slots.rollout_B,
             active_B,
@@ -225,8 +234,9 @@ def _advanced(
         state.head,
         state.finished + done_B.sum(),
         state.order_N.at[rank_B].set(slots.rollout_B, mode="drop"),
-        state.token_NR.at[into_B, slots.age_B].set(token_B, mode="drop"),
-        state.logp_NR.at[into_B, slots.age_B].set(logp_B, mode="drop"),
+        state.token_NR.at[into_B, slots.age_B].set(new.token_B, mode="drop"),
+        state.logp_NR.at[into_B, slots.age_B].set(new.logp_B, mode="drop"),
+        state.choice_NRLk.at[into_B, slots.age_B].set(new.choice_BLk, mode="drop"),
         state.length_N.at[into_B].set(age_B, mode="drop"),
     )
 
@@ -249,6 +259,7 @@ def _chunk(
         rollout_n,
         state.token_NR[rollout_n],
         state.logp_NR[rollout_n],
+        state.choice_NRLk[rollout_n],
         state.length_N[rollout_n],
         state.finished - first,
         left,
@@ -271,9 +282,9 @@ class _Fed(NamedTuple):
 
 def _forward_one(
     spec: ModelSpec, call: _Inputs, slots: SlotState, fed: _Fed, options: DecodeOptions
-) -> tuple[jax.Array, tuple[Spans, ...]]:
-    """Returns the logits of each slot's next token, and the slots' caches with the fed token's k
-    and v at its age.
+) -> tuple[jax.Array, tuple[Spans, ...], tuple[jax.Array, ...]]:
+    """Returns the logits of each slot's next token, the slots' caches with the fed token's k and v
+    at its age, and the experts that computed it in each layer with experts, if they are recorded.
     """
     weights, length_M, cache_ops = call.weights, call.queue.length_M, options.cache_ops
     group = options.group
@@ -318,16 +329,30 @@ def _forward_one(
     position_B1 = (in_prompt_cache_M[fed.prompt_B] + fed.age_B)[:, None]
     dtype = weights["final_norm"].dtype
     caches = tuple(zip(slots.prompts or call.prompt_cache, slots.spans, strict=True))
-    x_B1D, spans = transformer.hidden(
+    x_B1D, spans, chosen = transformer.hidden(
         spec,
         weights,
         fed.token_B[:, None],
         position_B1,
-        Mixing(attend, _recur, options.mix_experts),
+        Mixing(attend, _recur, options.mix_experts, _chosen if options.record_experts else None),
         caches=caches,
         dtype=dtype,
     )
-    return transformer.logits(spec, weights, x_B1D[:, 0]), spans
+    return transformer.logits(spec, weights, x_B1D[:, 0]), spans, chosen
+
+
+def _chosen(routed: experts.Routed, _: jax.Array | None) -> jax.Array:
+    return routed.expert_Nk
+
+
+def _choices(
+    spec: ModelSpec, options: DecodeOptions, chosen: tuple[jax.Array, ...], num_slots: int
+) -> jax.Array:
+    """Returns the experts of each layer [B, L, k]; [B, 0, 0] if they are not recorded."""
+    choice = experts.choices_of_token(spec, options.record_experts)
+    if not chosen:
+        return jnp.zeros((num_slots, *choice.shape), choice.dtype)
+    return jnp.stack(chosen, axis=1).astype(choice.dtype)
 
 
 def _recur(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from p2o_jax.models import delta_net
+from p2o_jax.models import delta_net, experts
 from p2o_jax.models.attention import decoding, reference
 from p2o_jax.models.attention.decoding import Spans
 from p2o_jax.models.attention.reference import Cache
@@ -52,6 +52,7 @@ class DecodeState(NamedTuple):
     order_N: jax.Array  # rollouts in the order they finished
     token_NR: jax.Array
     logp_NR: jax.Array
+    choice_NRLk: jax.Array  # experts that computed each token's predecessor, if they are recorded
     length_N: jax.Array
 
 
@@ -63,6 +64,7 @@ class DecodeChunk(NamedTuple):
     rollout_n: jax.Array
     token_nR: jax.Array
     logp_nR: jax.Array
+    choice_nRLk: jax.Array
     length_n: jax.Array
     number: jax.Array
     left: jax.Array  # unfinished rollouts of the shard that has most
@@ -81,6 +83,7 @@ def begin(
     cache_ops: decoding.CacheOps,
     longest: int,
     prompt_positions: int = 0,
+    record_experts: bool = False,
 ) -> DecodeState:
     """Returns the state before the first chunk: idle slots, nothing sampled.
 
@@ -93,6 +96,7 @@ def begin(
         cache_ops: how this kind of device holds its caches.
         longest: tokens of the longest sequence, which decides which layers have a ring.
         prompt_positions: positions of a slot's copy of its prompt's cache; 0: no copies.
+        record_experts: whether to record the experts that compute each token.
     """
     zeros_B, zero = jnp.zeros(num_slots, jnp.int32), jnp.zeros(1, jnp.int32)
     positions = -(-max_positions // 8) * 8  # kernels need a multiple of 8
@@ -120,7 +124,9 @@ def begin(
         jnp.zeros((num_rollouts, max_positions), jnp.int32),
         jnp.zeros((num_rollouts, max_positions)),
     )
-    return DecodeState(slots, zero, zero, zeros_N, tokens, logps, zeros_N)
+    choice = experts.choices_of_token(spec, record_experts)
+    choices = jnp.zeros((*tokens.shape, *choice.shape), choice.dtype)
+    return DecodeState(slots, zero, zero, zeros_N, tokens, logps, choices, zeros_N)
 
 
 def pack(slots: SlotState, num_slots: int) -> SlotState:

@@ -85,6 +85,7 @@ class Engine(SamplerPrograms):
         dtype: compute dtype.
         grouped_up_to: length in tokens of the longest prompt that whole groups share; None: any
             length.
+        record_experts: whether completions have the experts that computed their tokens.
     """
 
     def __init__(
@@ -97,8 +98,11 @@ class Engine(SamplerPrograms):
         pad_id: int,
         dtype: Any,
         grouped_up_to: int | None = None,
+        record_experts: bool = False,
     ):
-        super().__init__(spec, mesh, cfg, capacities, stop_ids, dtype, grouped_up_to)
+        super().__init__(
+            spec, mesh, cfg, capacities, stop_ids, dtype, grouped_up_to, record_experts
+        )
         self.pad_id = pad_id
         self.programs = ProgramCache(self.lower)
         self.work = Work()
@@ -241,7 +245,10 @@ class Engine(SamplerPrograms):
                 ids, length = host.token_nR[n], host.length_n[n]
                 stopped = bool(self.stop_V[ids[length - 1]])
                 completion = Completion(
-                    ids[:length].copy(), host.logp_nR[n, :length].copy(), stopped
+                    ids[:length].copy(),
+                    host.logp_nR[n, :length].copy(),
+                    stopped,
+                    host.choice_nRLk[n, :length].copy(),
                 )
                 finished.append((request, completion))
         return finished

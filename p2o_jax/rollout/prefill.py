@@ -129,7 +129,7 @@ def extend(
         Mixing(attend, recur, mix_experts),
         caches=prompt_cache,
         dtype=dtype,
-    )[1]
+    ).caches
 
 
 def _by_chunks(t: int, row_m: jax.Array, source_m: jax.Array, level: jax.Array) -> Attend:

@@ -55,6 +55,7 @@ class SamplerPrograms:
         dtype: compute dtype.
         grouped_up_to: length in tokens of the longest prompt that whole groups share; None: any
             length.
+        record_experts: whether completions have the experts that computed their tokens.
     """
 
     def __init__(
@@ -66,11 +67,12 @@ class SamplerPrograms:
         stop_ids: Sequence[int],
         dtype: Any,
         grouped_up_to: int | None = None,
+        record_experts: bool = False,
     ):
         assert cfg.slots > 0, "rollout.memory.fitting finds the number of slots"
         # adapters are merged when the params are converted to rollout layout
         self.spec = replace(spec, lora=None)
-        self.mesh, self.cfg, self.dtype = mesh, cfg, dtype
+        self.mesh, self.cfg, self.dtype, self.record_experts = mesh, cfg, dtype, record_experts
         self.cache_dtype = jnp.int8 if cfg.cache_dtype == "int8" else dtype
         self.cache_ops = decoding.for_mesh(mesh, spec.kv_heads, spec.head_dim)
         self.mix_experts = experts.over_tensor(mesh)
@@ -249,6 +251,7 @@ class SamplerPrograms:
             self.cache_ops,
             self.longest(p.capacity),
             positions,
+            self.record_experts,
         )
 
     def longest(self, capacity: int) -> int:
@@ -267,6 +270,7 @@ class SamplerPrograms:
             cache_ops=self.cache_ops,
             mix_experts=self.mix_experts,
             longest=self.longest(p.capacity),
+            record_experts=self.record_experts,
         )
         run = functools.partial(decode.decode_chunk, self.spec, options=options)
         N = self.max_rollouts

@@ -315,6 +315,7 @@ def make_engine(
             chat.pad_id,
             model.dtype,
             grouped_up_to,
+            cfg.train.router_replay,
         )
 
     return memory.fitting(make, cfg.rollout.slots, held, device_memory)

@@ -112,7 +112,8 @@ def response_problems(cfg: Config, spec: ModelSpec, prompt: str, prompt_tokens: 
 
 
 def training_problems(cfg: Config, spec: ModelSpec, chat: Chat, longest_plain: int) -> list[str]:
-    """A line for every kind of sequence of a run that can be longer than the model takes.
+    """A line for what the settings ask of a model that has it not: experts, and for every kind of
+    sequence of a run that can be longer than the model takes.
 
     Args:
         longest_plain: tokens of the longest question, training or held out, as it is asked without
@@ -137,6 +138,11 @@ def training_problems(cfg: Config, spec: ModelSpec, chat: Chat, longest_plain: i
             f" config.rollout.prompt_buckets={cfg.rollout.prompt_buckets})"
         )
     problems = response_problems(cfg, spec, prompt, tokens)
+    if cfg.train.router_replay and not spec.expert_layers:
+        problems.append(
+            f"config.train.router_replay=true: {spec.family} has no experts whose choice could be"
+            " replayed"
+        )
     if config.model_reflects(cfg):
         around = len(chat.render_text(""))
         reflection = g.reflect_prompt_tokens + around + g.reflect_new_tokens

@@ -183,6 +183,12 @@ def _open_directory(
 ) -> tuple[list[str], Path]:
     """(problems of the config, the model's directory)."""
     problems = rules.problems(cfg, len(jax.devices()))
+    if cfg.model.compute_dtype == "bfloat16" and jax.devices()[0].platform == "cpu":
+        problems.append(
+            "config.model.compute_dtype=bfloat16: on a CPU, XLA cannot multiply all arrays of"
+            " bfloat16; leave it at auto, which is float32 there (config.model.param_dtype may be"
+            " bfloat16)"
+        )
     if not cfg.model.path:
         problems.append("config.model.path is empty: name a model directory or a hub id")
     if problems and cfg.model.path in ("", WORLD):

@@ -128,7 +128,7 @@ def _score_rows(
         position_BT: positions in the sequences.
         segment_BT: 1 for tokens and 0 for padding.
     """
-    x_BTD, _ = transformer.hidden(
+    x_BTD, *_ = transformer.hidden(
         spec, params, token_BT, position_BT, transformer.within_segments(segment_BT)
     )
     logp_BTV = jax.nn.log_softmax(transformer.logits(spec, params, x_BTD[:, :-1]))

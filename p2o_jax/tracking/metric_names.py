@@ -80,6 +80,10 @@ METRICS: dict[str, str] = {
     "train/router_max_load": (
         "choices of the most chosen expert, as a multiple of an even share; mean over layers"
     ),
+    "train/router_frac_differ": (
+        "share of response tokens and layers in which the learner's router would choose other"
+        " experts than the sampler's did (train.router_replay)"
+    ),
     "rollout/generated_tokens": "tokens sampled in this step",
     "rollout/mean_tokens": "mean response length",
     "rollout/frac_truncated": "share of responses cut at max_new_tokens",

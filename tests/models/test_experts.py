@@ -40,6 +40,7 @@ def random_layer(seed=0):
 
 
 X_ND = jax.random.normal(jax.random.key(9), (20, SPEC.width))
+RECORDED_Nk = jnp.array([[7, 0, 2]] * 5 + [[-1] * 3] * 9 + [[1, 3, 4]] * 6, jnp.int8)
 
 
 def test_routing_by_hand():
@@ -48,19 +49,41 @@ def test_routing_by_hand():
     x = jnp.ones((1, 1))
     for normalized in (True, False):
         kind = Experts(4, 2, 5, normalized=normalized)
-        weight, chosen = experts.route(kind, {"router": router}, x)
+        weight, routed = experts.route(kind, {"router": router}, x)
         total = math.e**3 + math.e**2 + (0 if normalized else math.e + 1)
-        np.testing.assert_array_equal(chosen, [[1, 2]])
+        np.testing.assert_array_equal(routed.expert_Nk, [[1, 2]])
         np.testing.assert_allclose(weight, [[math.e**3 / total, math.e**2 / total]], rtol=1e-6)
 
 
-def token_by_token(weights, x_ND):
+def test_recorded_choices_take_the_place_of_the_routers_own():
+    """The same logits 1, 3, 2, 0: recorded are the experts 3 and 1 of the first token, none of the
+    second.
+    """
+    router, x = jnp.array([[1.0, 3.0, 2.0, 0.0]]), jnp.ones((2, 1))
+    recorded = jnp.array([[3, 1], [-1, -1]], jnp.int8)
+    for normalized in (True, False):
+        kind = Experts(4, 2, 5, normalized=normalized)
+        weight, routed = experts.route(kind, {"router": router}, x, recorded)
+        np.testing.assert_array_equal(routed.own_Nk, [[1, 2], [1, 2]])
+        np.testing.assert_array_equal(routed.expert_Nk, [[3, 1], [1, 2]])
+        over_all = math.e + math.e**3 + math.e**2 + 1
+        total = 1 + math.e**3 if normalized else over_all
+        np.testing.assert_allclose(weight[0], [1 / total, math.e**3 / total], rtol=1e-6)
+        did = experts.routing(routed, jnp.array([True, True]), recorded)
+        np.testing.assert_allclose([did.recorded, did.differ], [1, 1])
+        np.testing.assert_allclose(did.chosen_E, [0, 2, 1, 1])
+    own = experts.routing(routed, jnp.array([True, False]), jnp.array([[2, 1], [0, 0]]))
+    np.testing.assert_allclose([own.recorded, own.differ], [1, 0])
+
+
+def token_by_token(weights, x_ND, recorded=None):
     """The mixture of each token, written out in NumPy."""
     w = jax.tree.map(lambda a: np.asarray(a, np.float64), weights)
     out = np.zeros(x_ND.shape)
     for n, x in enumerate(np.asarray(x_ND, np.float64)):
         logits = x @ w["router"] + w["router_bias"]
         chosen = np.argsort(-logits)[: EXPERTS.chosen]
+        chosen = chosen if recorded is None or recorded[n][0] < 0 else recorded[n]
         share = np.exp(logits[chosen]) / np.exp(logits[chosen]).sum()
         for p, e in zip(share, chosen, strict=True):
             gate, up = (
@@ -72,9 +95,9 @@ def token_by_token(weights, x_ND):
 
 
 def mixed(product, weights, x_ND):
-    weight_Nk, expert_Nk = experts.route(EXPERTS, weights, x_ND)
+    weight_Nk, routed = experts.route(EXPERTS, weights, x_ND)
     gated = functools.partial(experts.hidden, EXPERTS, jax.nn.silu)
-    return product(gated, weights, x_ND, weight_Nk, expert_Nk)
+    return product(gated, weights, x_ND, weight_Nk, routed.expert_Nk)
 
 
 @pytest.mark.parametrize("product", [experts.dense, experts.grouped])
@@ -115,14 +138,18 @@ def test_what_a_router_did_by_hand():
     """
     kind, router = Experts(2, 1, 5), jnp.array([[math.log(3.0), 0.0], [0.0, math.log(3.0)]])
     x, real = jnp.array([[1.0, 0], [0, 1], [5, 0]]), jnp.array([True, True, False])
-    did = experts.routing(kind, {"router": router}, x, real)
+
+    def routing(x, real):
+        return experts.routing(experts.route(kind, {"router": router}, x)[1], real)
+
+    did = routing(x, real)
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     np.testing.assert_allclose(did.chosen_E, [1, 1])
     np.testing.assert_allclose(did.probability_E, [1, 1], rtol=1e-6)
     np.testing.assert_allclose([did.entropy, did.tokens], [2 * entropy, 2], rtol=1e-6)
     np.testing.assert_allclose(experts.balance(did), 1.0, rtol=1e-6)
     # both choose the first: 2 (1 * .75 + 0 * .25)
-    same = experts.routing(kind, {"router": router}, jnp.array([[1.0, 0], [1, 0]]), real[:2])
+    same = routing(jnp.array([[1.0, 0], [1, 0]]), real[:2])
     np.testing.assert_allclose(experts.balance(same), 1.5, rtol=1e-6)
 
 
@@ -157,13 +184,17 @@ def test_the_balance_of_layers_in_stacks_is_watched():
     ],
 )
 def test_split_experts_give_the_same_numbers_and_gradients(shape, product, monkeypatch):
-    """Each device of the tensor axis has two experts or four."""
+    """Each device of the tensor axis has two experts or four. Of some tokens, the choice is
+    replayed.
+    """
     monkeypatch.setattr(experts, "dense", getattr(experts, product))
     mesh = sharding.make_mesh(shape, jax.devices()[: math.prod(shape)])
 
     def loss(layer, x_ND, mix):
-        out = mix(EXPERTS, jax.nn.silu, layer, x_ND)
-        return (out * jnp.arange(1.0, 21)[:, None]).sum(), out
+        out, routed = mix(EXPERTS, jax.nn.silu, layer, x_ND, RECORDED_Nk)
+        did = experts.routing(routed, jnp.arange(20) > 2, RECORDED_Nk)
+        total = (out * jnp.arange(1.0, 21)[:, None]).sum() + 9 * experts.balance(did)
+        return total, (out, routed, did)
 
     results = [
         jax.jit(jax.grad(functools.partial(loss, mix=mix), argnums=(0, 1), has_aux=True))(
@@ -172,6 +203,8 @@ def test_split_experts_give_the_same_numbers_and_gradients(shape, product, monke
         for mix in (experts.mixture, experts.over_mesh(mesh))
     ]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-4), *results)
+    out = token_by_token(random_layer(), X_ND, np.asarray(RECORDED_Nk))
+    np.testing.assert_allclose(results[1][1][0], out, rtol=2e-4, atol=2e-4)
 
 
 def test_a_device_computes_no_expert_that_it_does_not_hold():

@@ -60,7 +60,7 @@ def test_xla_counts_about_as_much():
     position_BT = jnp.arange(64)[None]
 
     def run(params):
-        x_BTD, _ = transformer.hidden(
+        x_BTD, *_ = transformer.hidden(
             SPEC,
             params,
             token_BT,

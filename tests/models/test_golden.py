@@ -29,7 +29,7 @@ def load(name, mesh_shape=(1, 1, 1), rules=sharding.LEARNER, dtype="float32"):
 @jax.jit(static_argnames="spec")
 def all_logits(spec, params, token_BT, mask_BT):
     position_BT, segment_BT = transformer.segments(mask_BT)
-    x_BTD, _ = transformer.hidden(
+    x_BTD, *_ = transformer.hidden(
         spec, params, token_BT, position_BT, transformer.within_segments(segment_BT)
     )
     return transformer.logits(spec, params, x_BTD)

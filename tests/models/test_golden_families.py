@@ -71,7 +71,7 @@ def positions(segment):
 @jax.jit(static_argnames=("spec", "mesh"))
 def compute(spec, params, token, position, segment, mesh=None):
     mixing = transformer.within_segments(segment)
-    x, _ = transformer.hidden(spec, params, token, position, mixing)
+    x, *_ = transformer.hidden(spec, params, token, position, mixing)
     logits = transformer.logits(spec, params, x)
     logps, *_ = transformer.token_logps(spec, params, token, position, segment, chunk=17, mesh=mesh)
     return logits, logps

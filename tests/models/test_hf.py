@@ -765,7 +765,7 @@ def test_transformers_loads_the_export_and_computes_the_same(source, tmp_path, c
     with torch.no_grad():
         theirs = model(torch.tensor(tokens), **{k: torch.tensor(x) for k, x in inputs.items()})
         theirs = theirs.logits.numpy()
-    x, _ = transformer.hidden(
+    x, *_ = transformer.hidden(
         spec, params, jnp.asarray(tokens), position, transformer.within_segments(segment)
     )
     ours = np.asarray(transformer.logits(spec, params, x))

@@ -47,7 +47,7 @@ def test_logps_equal_golden():
         tokens[i, : len(row["tokens"])] = row["tokens"]
         mask[i, : len(row["tokens"])] = True
     position_BT, segment_BT = transformer.segments(jnp.asarray(mask))
-    x_BTD, _ = transformer.hidden(
+    x_BTD, *_ = transformer.hidden(
         spec, params, jnp.asarray(tokens), position_BT, transformer.within_segments(segment_BT)
     )
     logits = np.asarray(transformer.logits(spec, params, x_BTD))

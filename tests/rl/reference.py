@@ -148,7 +148,7 @@ def padded_logps(params, token_NT, length_N, temperature):
     T = token_NT.shape[1]
     inside_NT = jnp.arange(T)[None] < length_N[:, None]
     position_NT = jnp.broadcast_to(jnp.arange(T)[None], token_NT.shape)
-    x_NTD, _ = transformer.hidden(
+    x_NTD, *_ = transformer.hidden(
         SPEC,
         params,
         token_NT,

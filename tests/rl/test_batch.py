@@ -33,8 +33,8 @@ def test_pack_has_each_sequence_once_and_nothing_else(lengths, row_tokens, micro
     ]
     max_micro = -(-len(sequences) // micro_rows) if sequences else 1
     packed = batch.pack(sequences, row_tokens, micro_rows, max_micro, pad_id=-1)
-    assert all(x.shape == (max_micro, micro_rows, row_tokens) for x in packed.rows)
-    flat = batch.PackedBatch(*(x.reshape(-1, row_tokens) for x in packed.rows))
+    assert all(x.shape[:3] == (max_micro, micro_rows, row_tokens) for x in packed.rows)
+    flat = packed.flat
     assert len(packed.places) == len(sequences)
     taken = np.zeros(flat.token.shape, int)
     for (prompt, response), (r, first, end) in zip(sequences, packed.places, strict=True):

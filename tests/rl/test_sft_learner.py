@@ -44,7 +44,7 @@ def reference_nll(params) -> jax.Array:
         token_1T = jnp.array([[*example.prompt_ids, *example.response_ids]])
         T, first = token_1T.shape[1], len(example.prompt_ids)
         mixing = transformer.within_segments(jnp.ones((1, T), jnp.int32))
-        hidden, _ = transformer.hidden(SPEC, params, token_1T, jnp.arange(T)[None], mixing)
+        hidden, *_ = transformer.hidden(SPEC, params, token_1T, jnp.arange(T)[None], mixing)
         logp_TV = jax.nn.log_softmax(transformer.logits(SPEC, params, hidden)[0])
         total -= logp_TV[jnp.arange(first - 1, T - 1), token_1T[0, first:]].sum()
         count += T - first

@@ -136,10 +136,10 @@ def test_routers_by_hand():
     also where they come in two micro-batches.
     """
     parts = [
-        [Routing(*map(jnp.array, ([[2.0, 0]], [[1.5, 0.5]], [1.0], [2.0])))] * 2,
+        [Routing(*map(jnp.array, ([[2.0, 0]], [[1.5, 0.5]], [1.0], [2.0], [0.0], [0.0])))] * 2,
         [
-            Routing(*map(jnp.array, ([[1.0, 1]], [[1.0, 1]], [1.4], [2.0]))),
-            Routing(*map(jnp.array, ([[4.0, 2]], [[3.0, 3]], [4.2], [6.0]))),
+            Routing(*map(jnp.array, ([[1.0, 1]], [[1.0, 1]], [1.4], [2.0], [1.0], [0.0]))),
+            Routing(*map(jnp.array, ([[4.0, 2]], [[3.0, 3]], [4.2], [6.0], [4.0], [2.0]))),
         ],
     ]
     losses, sums = zip(*(objective.routers(part, jnp.float32(0.5)) for part in parts), strict=True)
@@ -153,6 +153,7 @@ def test_routers_by_hand():
             "train/router_balance": 1.25,
             "train/router_entropy": (1 + 1 + 1.4 + 4.2) / 12,
             "train/router_max_load": 1.5,
+            "train/router_frac_differ": 2 / 5,
         }
     )
     assert stats.router_stats({"loss": 1.0}) == {}

@@ -128,7 +128,7 @@ def test_greedy_takes_the_most_likely_token():
 def _most_likely(ids):
     """Returns the most likely next token at each position of [1, T] ids."""
     mixing = transformer.within_segments(jnp.ones_like(ids))
-    x, _ = transformer.hidden(SPEC, PARAMS, ids, jnp.arange(ids.size)[None], mixing)
+    x, *_ = transformer.hidden(SPEC, PARAMS, ids, jnp.arange(ids.size)[None], mixing)
     return transformer.logits(SPEC, PARAMS, x[0]).argmax(axis=-1)
 
 

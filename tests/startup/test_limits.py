@@ -42,6 +42,19 @@ SMALL = config.resolve(
 )
 
 
+def test_experts_cannot_be_replayed_by_a_model_that_has_none(chat):
+    replay = replace(SMALL, train=config.TrainConfig(router_replay=True))
+    (line,) = limits.training_problems(replay, replace(SPEC, max_positions=0), chat, 20)
+    assert "config.train.router_replay=true" in line and "qwen3 has no experts" in line
+
+
+def test_a_cpu_refuses_to_compute_in_bfloat16():
+    """XLA lacks some of the products."""
+    cfg = replace(SMALL, model=config.ModelConfig(path=str(MODEL), compute_dtype="bfloat16"))
+    (line,) = problems(open_model, cfg, Reporter(enabled=False))
+    assert "config.model.compute_dtype=bfloat16" in line and "float32" in line
+
+
 @pytest.fixture(scope="module")
 def chat():
     return Chat(load_tokenizer(MODEL), config.ChatConfig())

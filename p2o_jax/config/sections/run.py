@@ -84,6 +84,12 @@ class TrainConfig:
         le=1e6,
         why="a smaller one would scale down every token's weight",
     )
+    router_replay: bool = setting(
+        False,
+        "▲ In models with experts, the learner uses the experts that the sampler chose for each"
+        " token of a response, instead of choosing again (arXiv 2510.11370). Where a templated"
+        " response is trained on its plain prompt it chooses: the sampler saw another context.",
+    )
     max_bad_steps: int = setting(
         10,
         "Stop after this many updates that were not finite. 0: never.",
