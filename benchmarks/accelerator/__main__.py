@@ -63,9 +63,15 @@ def run(argv: Sequence[str]) -> None:
         rates = Rates(*map(float, flags["rates"].split(",")))
         parts.measure(flags["part"], rates, flags["tiny"])
         return
-    begin = time.monotonic()
-    signal.signal(signal.SIGTERM, _interrupt)  # so that the part that is running ends, too
-    out = Path(flags["out"])
+    previous = signal.signal(signal.SIGTERM, _interrupt)  # the part that is running ends, too
+    try:
+        _run_parts(flags)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _run_parts(flags: dict[str, Any]) -> None:
+    begin, out = time.monotonic(), Path(flags["out"])
     before = _before(out)
     line = {
         "bench": "accelerator",

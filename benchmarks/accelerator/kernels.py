@@ -97,7 +97,7 @@ def decode_figures(mesh: Any, shape: AttentionShape, rates: Rates) -> dict[str, 
     return {
         "path": _decode_path(mesh, ops),
         "agrees": error <= DECODE_TOLERANCE,
-        "error": bounds.rounded(error),
+        "error": bounds.rounded(error) if np.isfinite(error) else str(error),
         "ms": bounds.rounded(seconds * 1e3),
         "dense_ms": bounds.rounded(dense_seconds * 1e3),
         "read_gb_per_s": bounds.rounded(read / 1e9),
@@ -152,7 +152,7 @@ def training_figures(mesh: Any, shape: AttentionShape, rates: Rates) -> dict[str
     return {
         "path": getattr(path, "func", path).__name__,
         "agrees": error <= TRAINING_TOLERANCE,
-        "error": bounds.rounded(error),
+        "error": bounds.rounded(error) if np.isfinite(error) else str(error),
         **{f"{name}ms": bounds.rounded(s * 1e3) for name, s in seconds.items()},
         "tflops": bounds.rounded(useful / 1e12),
         "of_matmul": bounds.share(useful, rates.flops),
