@@ -25,22 +25,29 @@ END_S = 2.0  # of the budget, for the end of the command
 
 class TimedPart(NamedTuple):
     """A part, the longest that it may take, and the least time it is worth starting in, both in
-    seconds.
+    seconds; the figures that the table shows of it, by default all.
     """
 
     name: str
     limit_s: float
     least_s: float
+    shown: tuple[str, ...] = ()
 
 
+_SAMPLED = ("slots", "tokens_per_s", "of_bound", "decode_tokens_per_s", "decode_of_bound")
+_COMPARED = tuple(
+    f"{of}.{name}"
+    for of in ("decode", "training")
+    for name in ("path", "agrees", "error", "ms", "dense_ms")
+)
 # In order of what they say: nothing else can be judged without the first two.
 PARTS = (
     TimedPart("speed", 60, 10),
-    TimedPart("kernels", 90, 15),
-    TimedPart("decode-0.6b", 110, 30),
-    TimedPart("public", 150, 40),
-    TimedPart("update", 120, 40),
-    TimedPart("decode-1.7b", 100, 30),
+    TimedPart("kernels", 90, 15, _COMPARED),
+    TimedPart("decode-0.6b", 110, 30, _SAMPLED),
+    TimedPart("public", 150, 40, _SAMPLED),
+    TimedPart("update", 120, 40, ("model", "mfu", "of_matmul", "tokens_per_s")),
+    TimedPart("decode-1.7b", 100, 30, _SAMPLED),
     TimedPart("quickstart", 600, 60),
 )
 NAMES = tuple(part.name for part in PARTS)
@@ -215,11 +222,17 @@ def heading(line: dict[str, Any]) -> str:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns the rows as a table in Markdown: part, status, seconds, and figures or why not."""
+    """Returns the rows as a table in Markdown: part, status, seconds, and why not or the figures
+    that the part shows.
+    """
+    shown = {part.name: part.shown for part in PARTS}
     lines = ["| part | status | seconds | figures |", "| --- | --- | --- | --- |"]
     for row in rows:
         words = [row["why"]] if row["why"] else []
-        words += [f"{name} {value}" for name, value in _flat(row["figures"])]
+        chosen = shown.get(row["part"], ())
+        words += [
+            f"{name} {x}" for name, x in _flat(row["figures"]) if name in chosen or not chosen
+        ]
         text = ", ".join(words).replace("|", "\\|")
         lines.append(f"| {row['part']} | {row['status']} | {row['seconds']:.1f} | {text} |")
     return "\n".join(lines)

@@ -13,9 +13,9 @@ from p2o_jax import config
 from p2o_jax.models import flops
 from p2o_jax.models.spec import ModelSpec, num_params
 
-# of a parameter: weight, two moments, two gradients in float32, the weight in bfloat16, and a
-# margin for activations
-BYTES_PER_PARAM = 28
+# Of a parameter: weight and two moments, the sum of gradients, the newest and the clipped ones, and
+# new weights, all in float32; the weight in bfloat16; a fifth more for activations.
+BYTES_PER_PARAM = 36
 
 
 class UpdateShape(NamedTuple):

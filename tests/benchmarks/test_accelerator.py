@@ -199,6 +199,10 @@ def test_a_part_that_fails_leaves_the_others_and_a_late_one_is_skipped():
     ]
     assert given == {"speed": Rates(), "a": Rates(2e9, 3e12), "b": Rates(2e9, 3e12)}
     assert rows[3]["why"].endswith("s are left, and it needs 99")
+    shown = parts.table(
+        [{**rows[0], "part": "update", "figures": {"mfu": None, "model": "m", "update_s": 3}}]
+    )
+    assert shown.splitlines()[2].endswith(" | mfu unknown, model m |")
     table = parts.table(rows)
     assert "| c | skipped | 0.0 | " in table and table.count("\n") == 5
 
