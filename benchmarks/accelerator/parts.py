@@ -229,10 +229,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| part | status | seconds | figures |", "| --- | --- | --- | --- |"]
     for row in rows:
         words = [row["why"]] if row["why"] else []
-        chosen = shown.get(row["part"], ())
-        words += [
-            f"{name} {x}" for name, x in _flat(row["figures"]) if name in chosen or not chosen
-        ]
+        flat = dict(_flat(row["figures"]))
+        chosen = shown.get(row["part"]) or flat
+        words += [f"{name} {value}" for name, value in flat.items() if name in chosen]
         text = ", ".join(words).replace("|", "\\|")
         lines.append(f"| {row['part']} | {row['status']} | {row['seconds']:.1f} | {text} |")
     return "\n".join(lines)

@@ -101,8 +101,7 @@ def decode_chunk(
     """Decodes until a shard has finished `chunk_rollouts` more rollouts, or no shard has a queue or
     more than `next_slots` active slots.
 
-    A rollout ends with its stop token, which is kept and scored, or after `max_new` tokens, or
-    after as many as the queue allows it.
+    A rollout ends with its stop token, which is kept and scored, or at `max_new` or its own limit.
 
     Args:
         spec: the model.
