@@ -78,6 +78,7 @@ class Request:
     prompt_ids: tuple[int, ...]
     name: str
     expected_tokens: float = 0.0  # estimated response length, to balance shards; 0: unknown
+    max_new_tokens: int = 0  # limit of this response, where it is below the call's; 0: the call's
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def decode_chunk(
     """Decodes until a shard has finished `chunk_rollouts` more rollouts, or no shard has a queue or
     more than `next_slots` active slots.
 
-    A rollout ends with its stop token, which is kept and scored, or after `max_new` tokens.
+    A rollout ends with its stop token, which is kept and scored, or at `max_new` or its own limit.
 
     Args:
         spec: the model.
@@ -217,7 +217,8 @@ def _advanced(
     """Returns the state with the sampled tokens recorded and finished slots freed."""
     slots, N = state.slots, state.length_N.size
     age_B = slots.age_B + 1
-    done_B = slots.active_B & (call.stop_V[new.token_B] | (age_B >= call.max_new))
+    limit_B = jnp.minimum(call.queue.limit_N[jnp.minimum(slots.rollout_B, N - 1)], call.max_new)
+    done_B = slots.active_B & (call.stop_V[new.token_B] | (age_B >= limit_B))
     # results of idle slots are dropped
     into_B = jnp.where(slots.active_B, slots.rollout_B, N)
     rank_B = jnp.where(done_B, state.finished[0] + jnp.cumsum(done_B) - 1, N)

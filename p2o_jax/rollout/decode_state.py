@@ -23,6 +23,7 @@ class Queue(NamedTuple):
     length_M: jax.Array  # prompt tokens, including the last
     prompt_N: jax.Array  # row of the prompt cache
     member_N: jax.Array  # index among the rollouts of the same prompt
+    limit_N: jax.Array  # response tokens at most, besides the limit of the call
     name_N2: jax.Array  # uint32 hash of the rollout's name
     size: jax.Array  # [1]
 

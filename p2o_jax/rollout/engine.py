@@ -27,6 +27,7 @@ from p2o_jax.types import Completion, Request, SamplingParams
 
 Finished = list[tuple[int, Completion]]  # (index of the request, its completion)
 Progress = Callable[[int], None]  # called with the number of rollouts finished since the last call
+NO_LIMIT = np.iinfo(np.int32).max  # of the tokens of a response
 
 
 class Work(NamedTuple):
@@ -295,6 +296,7 @@ class Engine(SamplerPrograms):
         S, N = self.num_shards, self.max_rollouts
         last, length = np.zeros((S, rows), np.int32), np.ones((S, rows), np.int32)
         prompt, member = np.zeros((S, N), np.int32), np.zeros((S, N), np.int32)
+        limit = np.full((S, N), NO_LIMIT, np.int32)
         name = np.zeros((S, N, 2), np.uint32)
         for s, shard in enumerate(wave.shards):
             if shard.queue:
@@ -305,11 +307,13 @@ class Engine(SamplerPrograms):
                 member[s, : len(shard.queue)] = [
                     n for _, same in groups for n, _ in enumerate(same)
                 ]
+                limits = [requests[i].max_new_tokens for i, _ in shard.queue]
+                limit[s, : len(limits)] = [n or NO_LIMIT for n in limits]
                 name[s, : len(shard.queue)] = rng.name_words(
                     [requests[i].name for i, _ in shard.queue]
                 )
         size = np.array([[len(s.queue)] for s in wave.shards], np.int32)
-        return Queue(*(self._put(x) for x in (last, length, prompt, member, name, size)))
+        return Queue(*(self._put(x) for x in (last, length, prompt, member, limit, name, size)))
 
     def _put(self, x: np.ndarray) -> jax.Array:
         """Places [shards, n, ...] as [shards * n, ...], each shard's part on its devices."""

@@ -274,7 +274,7 @@ class SamplerPrograms:
         )
         run = functools.partial(decode.decode_chunk, self.spec, options=options)
         N = self.max_rollouts
-        sizes = ((p.rows,), (p.rows,), (N,), (N,), (N, 2), (1,))
+        sizes = ((p.rows,), (p.rows,), (N,), (N,), (N,), (N, 2), (1,))
         queue = decode_state.Queue(
             *(self._of_rows(n, np.uint32 if len(n) > 1 else np.int32) for n in sizes)
         )

@@ -63,6 +63,7 @@ NEEDS = {
     "make lint": "is run by .ci/run",
     "make venv": "is run by .ci/run, with other extras",
     "pip install": "a package index",
+    "pip download": "a package index",
     "gcloud": "a project of Google Cloud",
     "kubectl": "a cluster",
     "xpk": "a cluster",

@@ -151,6 +151,23 @@ def test_every_request_is_answered_once_and_in_order():
     assert engine.generate(weights, [], SAMPLING, KEY) == []
 
 
+def test_a_request_may_have_a_limit_of_its_own():
+    """A limited response is the beginning of the unlimited one; 0 and a limit beyond the call's
+    change nothing.
+    """
+    engine, weights = make_engine()
+    limits = [(0, 1, 5, CAPACITY, CAPACITY + 9)[i % 5] for i in range(40)]
+    requests = [
+        dataclasses.replace(r, max_new_tokens=n)
+        for r, n in zip(make_requests(), limits, strict=True)
+    ]
+    limited = engine.generate(weights, requests, SAMPLING, KEY)
+    for n, got, whole in zip(limits, limited, baseline(), strict=True):
+        np.testing.assert_array_equal(got.token_ids, whole.token_ids[: n or CAPACITY])
+        assert got.stopped == (whole.stopped and len(whole.token_ids) <= (n or CAPACITY))
+    assert sum(len(c.token_ids) == 5 for c in limited) >= 4
+
+
 def test_the_stop_token_ends_a_rollout_and_is_kept_and_scored():
     completions = baseline()
     for c in completions:
