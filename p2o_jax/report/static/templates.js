@@ -226,17 +226,22 @@ function origin(node) {
     : "there from the start (a seed template, or one of the last phase)";
 }
 
+/** Successes of the template's rollouts in training, which are sampled; dev is often greedy. */
+function trainingShare(run, node) {
+  const [successes, rollouts] = run.questions.templates[node.template_id] ?? [0, 0];
+  if (!rollouts) return "";
+  return `${share(successes / rollouts)} of ${counted(rollouts, "rollout")}`;
+}
+
 function candidateFacts(run, tree, node) {
   const place = node.rank == null ? "not in the cover" : `number ${node.rank + 1} of the cover`;
   const solved = node.solves.split("1").length - 1;
   const meaning = `mean score on dev questions: ${page.data.meanings["gepa/dev_questions"]}`;
-  const [successes, rollouts] = run.questions.templates[node.template_id] ?? [0, 0];
+  const training = trainingShare(run, node);
   return [
     fact("Status", `${origin(node)}, ${place}`),
     fact("Dev score", `${share(node.score)}, solves ${solved} of ${tree.dev.length}`, meaning),
-    rollouts
-      ? fact("In training", `${count(successes)} of ${counted(rollouts, "rollout")} succeeded`)
-      : null,
+    training ? fact("In training", `${training} succeeded`) : null,
   ];
 }
 
@@ -347,7 +352,9 @@ function coverage(run, tree) {
     String(node.id),
     firstWords(node.text) || "(no template)",
     share(node.score),
+    trainingShare(run, node) || "–",
     String(first.filter((r) => r === rank).length),
   ]);
-  return [figure, table(["Taken", "Template", "Text", "Dev score", "Newly covered"], rows, [2])];
+  const names = ["Taken", "Template", "Text", "Dev score", "In training", "Newly covered"];
+  return [figure, table(names, rows, [2])];
 }
