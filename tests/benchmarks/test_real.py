@@ -97,12 +97,13 @@ def test_the_tables_of_tasks_and_of_what_else_changes_by_hand(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"{real_report.BEGIN}\n{real_report.END}\n")
     real_report.write([row("grpo", 0, 0.0), probed, *runs], page)
-    _, by_task, elsewhere = page.read_text().split("| --- |\n")
-    assert by_task.splitlines()[0] == (
+    by_arm, by_task, elsewhere = page.read_text().split("\n\n")[1:-1]
+    assert by_arm.splitlines()[2].startswith("| GRPO | 0.000 | 0.000 |")
+    assert by_task.splitlines()[2] == (
         "| `The answer is cats.` | 0.0% [0.0%, 7.0%] | 22.9% [15.0%, 31.0%] | P²O can help | 0.000"
         " | 0.400 |  |"
     )
-    assert elsewhere.splitlines()[0] == (
+    assert elsewhere.splitlines()[2] == (
         "| P²O, recommended, `The answer is cats.` | 0 | 0.000 → 0.800 | 0.000 → 0.250"
         " | 0.000 → 0.500 | 3.000 → 3.125 |"
     )
