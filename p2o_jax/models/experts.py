@@ -23,6 +23,7 @@ from p2o_jax.models.sharding import BATCH_AXES, num_shards
 from p2o_jax.models.spec import Experts, ModelSpec
 
 Activation = Callable[[jax.Array], jax.Array]
+_ROWS_OF_TILE, _CHANNELS_OF_TILE = 512, 512  # of the kernel on TPU: about 5 MB of its memory
 Weights = dict[str, jax.Array]  # those of `spec.block_weights` that belong to the experts
 
 
@@ -308,16 +309,72 @@ def grouped(
     sorted_n = expert_n[order_n]
 
     def product(name: str, rows: jax.Array) -> jax.Array:
-        y = lax.ragged_dot(rows, weights[name].astype(dtype), size_E)
+        y = grouped_product(rows, weights[name].astype(dtype), size_E)
         bias = weights.get(f"{name}_bias")
         return y if bias is None else y + bias.astype(dtype)[jnp.minimum(sorted_n, E - 1)]
 
-    x_nD = x_ND[order_n // k]
+    # the gradient of rows that are not computed may be anything, too
+    x_nD = jnp.where(sorted_n[:, None] < E, x_ND[order_n // k], 0)
     out_nD = product("expert_down", gated(product("expert_gate", x_nD), product("expert_up", x_nD)))
     weight_n1 = jnp.where(sorted_n < E, weight_Nk.reshape(-1)[order_n], 0.0)[:, None]
     # rows of experts elsewhere are not computed, and may hold anything
     weighted_nD = jnp.where(sorted_n[:, None] < E, out_nD.astype(jnp.float32) * weight_n1, 0.0)
     return weighted_nD[position_n].reshape(N, k, -1).sum(axis=1).astype(dtype)
+
+
+@jax.custom_vjp
+def grouped_product(
+    rows_nI: Float[Array, "n I"], weight_EIO: Float[Array, "E I O"], size_E: Int[Array, "E"]
+) -> Float[Array, "n O"]:
+    """Returns rows, sorted by expert, times the weights of their expert: the first `size_E[0]` rows
+    are those of expert 0, and so on. Rows beyond all sizes may come out as anything.
+
+    XLA has a kernel for this product on TPU, but not for the gradient of the weights, for which it
+    multiplies all rows for each expert. There megablox's kernel computes it.
+    """
+    return lax.ragged_dot(rows_nI, weight_EIO, size_E)
+
+
+def _grouped_product_forward(
+    rows_nI: jax.Array, weight_EIO: jax.Array, size_E: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return grouped_product(rows_nI, weight_EIO, size_E), (rows_nI, weight_EIO, size_E)
+
+
+def _grouped_product_backward(
+    saved: tuple[jax.Array, ...], d_nO: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+    rows_nI, weight_EIO, size_E = saved
+    d_rows_nI = lax.ragged_dot(d_nO, weight_EIO.swapaxes(1, 2), size_E)
+    d_weight_EIO = lax.platform_dependent(
+        rows_nI, d_nO, size_E, tpu=tpu_weight_gradient, default=weight_gradient
+    )
+    return d_rows_nI, d_weight_EIO.astype(weight_EIO.dtype), None
+
+
+grouped_product.defvjp(_grouped_product_forward, _grouped_product_backward)
+
+
+def weight_gradient(
+    rows_nI: jax.Array, d_nO: jax.Array, size_E: jax.Array
+) -> Float[Array, "E I O"]:
+    """Returns the sum over the rows of each expert of the outer products of row and gradient."""
+    weight_EIO = jnp.zeros((len(size_E), rows_nI.shape[1], d_nO.shape[1]), rows_nI.dtype)
+    _, transposed = jax.vjp(lambda w: lax.ragged_dot(rows_nI, w, size_E), weight_EIO)
+    return transposed(d_nO)[0]
+
+
+def tpu_weight_gradient(
+    rows_nI: jax.Array, d_nO: jax.Array, size_E: jax.Array, interpret: bool = False
+) -> Float[Array, "E I O"]:
+    """Returns `weight_gradient` by megablox's kernel. `interpret`: on any device, slowly."""
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
+
+    # the kernel takes whole tiles of rows; rows beyond all sizes do not count
+    more = -len(rows_nI) % _ROWS_OF_TILE
+    rows_nI, d_nO = (jnp.pad(x, ((0, more), (0, 0))) for x in (rows_nI, d_nO))
+    tile = (_ROWS_OF_TILE, *(min(x.shape[1], _CHANNELS_OF_TILE) for x in (rows_nI, d_nO)))
+    return tgmm(rows_nI.T, d_nO, size_E, rows_nI.dtype, tile, interpret=interpret)
 
 
 def _by_expert(expert_n: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

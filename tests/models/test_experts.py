@@ -207,6 +207,28 @@ def test_split_experts_give_the_same_numbers_and_gradients(shape, product, monke
     np.testing.assert_allclose(results[1][1][0], out, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("sizes", [[5, 0, 9, 6], [0, 0, 20, 0], [3, 4, 0, 2], [0, 0, 0, 0]])
+def test_gradients_of_grouped_products_against_single_products(sizes, monkeypatch):
+    """Of 20 rows, those beyond the sizes do not count, whatever they hold. On TPU, megablox's
+    kernel gives the gradient of the weights, here in tiles of 8 rows.
+    """
+    monkeypatch.setattr(experts, "_ROWS_OF_TILE", 8)
+    keys = jax.random.split(jax.random.key(1), 3)
+    rows, d = jax.random.normal(keys[0], (20, 24)), jax.random.normal(keys[1], (20, 16))
+    weight, size = jax.random.normal(keys[2], (4, 24, 16)), jnp.array(sizes)
+    expert = np.repeat(np.arange(5), [*sizes, 20 - sum(sizes)])
+    want = [rows[expert == e].T @ d[expert == e] for e in range(4)]
+    kernel = functools.partial(experts.tpu_weight_gradient, interpret=True)
+    for gradient in (experts.weight_gradient, kernel):
+        np.testing.assert_allclose(gradient(rows, d, size), want, rtol=1e-5, atol=1e-5)
+    out, transposed = jax.vjp(experts.grouped_product, rows, weight, size)
+    d_rows, d_weight, _ = transposed(d)
+    np.testing.assert_allclose(d_weight, want, rtol=1e-5, atol=1e-5)
+    for n, e in enumerate(expert[: sum(sizes)]):
+        np.testing.assert_allclose(out[n], rows[n] @ weight[e], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(d_rows[n], weight[e] @ d[n], rtol=1e-5, atol=1e-5)
+
+
 def test_a_device_computes_no_expert_that_it_does_not_hold():
     """Choices outside of the given experts add nothing, also where rows are left uncomputed."""
     layer = {name: w[2:4] if name.startswith("expert") else w for name, w in random_layer().items()}
