@@ -32,6 +32,8 @@ from p2o_jax.rollout.prefill import chunk_of
 # (docs/performance.md).
 BUSY = 0.9
 # The number of matrix products in a splash kernel, by the prefix of its name.
+# kernels of grouped products: rows and the experts' weights, rows and their gradient
+GROUPED = ("ragged-dot-none", "tgmm")
 SPLASH = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
 
 
@@ -172,6 +174,7 @@ def _rollout(
         work: the assumed questions.
     """
     r, spec, shards = parts.engine.cfg, parts.spec, parts.engine.num_shards
+    tensor = parts.mesh.shape["tensor"]
     prefill, decode = (
         next(p for name, p in programs.items() if name.startswith(kind))
         for kind in ("prefill", "decode")
@@ -181,7 +184,7 @@ def _rollout(
     pieces = max(shape[0] for shape in prefill.shapes if len(shape) == 2 and shape[1] == chunk)
     calls = math.ceil(r.questions / pieces)
     levels = [
-        _of_program("prefill", prefill.cost, (level,), slice_of, kept.weights)
+        _of_program("prefill", prefill.cost, (level,), slice_of, kept.weights, tensor)
         for level in range(math.ceil(work.prompt / chunk))
     ]
     turn = decode.cost.loops[0][1]
@@ -189,15 +192,15 @@ def _rollout(
     slots = r.slots // shards
     shared, whole = work.prompt / r.group_size, work.prompt + work.response / 2
     reads = slots * _positions(parts, shared + work.response / 2, whole) * position_bytes(parts)
-    reads += 2 * slots * state_bytes(spec, parts.mesh.shape["tensor"])  # read and written
+    reads += 2 * slots * state_bytes(spec, tensor)  # read and written
     filled = (slots / work.response,)  # in a step; loops in it copy a prompt into each slot
     step = turn.total(filled)
     attention = 0.0
     if step.kernels:
-        heads = spec.heads / parts.mesh.shape["tensor"]
+        heads = spec.heads / tensor
         attention = 4 * heads * spec.head_dim * slots * _positions(parts, whole, whole)
         attention *= len(_with_keys(spec))
-    phase = _of_program("decode", turn, filled, slice_of, kept.weights + reads)
+    phase = _of_program("decode", turn, filled, slice_of, kept.weights + reads, tensor)
     return (
         functools.reduce(_added, levels).times(calls, "prefill"),
         phase._replace(flops=phase.flops + attention).times(steps, "decode"),
@@ -246,7 +249,7 @@ def _learning(
         slice_of: the slice of each device.
         work: the assumed questions.
     """
-    cfg, mesh = parts.cfg, parts.mesh
+    cfg, tensor = parts.cfg, parts.mesh.shape["tensor"]
     row_tokens = config.trained_row_tokens(cfg)
     tokens = cfg.rollout.questions * cfg.rollout.group_size * (work.prompt + work.response)
     micro = tokens / (row_tokens * cfg.optim.micro_rows) / BUSY
@@ -254,13 +257,20 @@ def _learning(
     updates = cfg.rollout.questions / config.minibatch_questions(cfg)
     passes = 1 - 1 / updates + (cfg.loss.kl != "off")
     # the weights in bfloat16, read completely in each pass
-    gathered = 2 * num_params(parts.spec) / mesh.shape["tensor"]
+    gathered = 2 * num_params(parts.spec) / tensor
     state = 2 * (kept.params + kept.optimizer)
     score, update = programs["score"].cost, programs["update"].cost
     return [
-        _of_program("score", score, (micro * passes, heads), slice_of, gathered * micro * passes),
         _of_program(
-            "update", update, (micro, heads), slice_of, 3 * gathered * micro + state * updates
+            "score", score, (micro * passes, heads), slice_of, gathered * micro * passes, tensor
+        ),
+        _of_program(
+            "update",
+            update,
+            (micro, heads),
+            slice_of,
+            3 * gathered * micro + state * updates,
+            tensor,
         ),
     ]
 
@@ -281,7 +291,12 @@ def _head_turns(parts: PlannedRun, work: Workload) -> int:
 
 
 def _of_program(
-    name: str, cost: Cost | None, turns: tuple[float, ...], slice_of: Sequence[int], hbm: float
+    name: str,
+    cost: Cost | None,
+    turns: tuple[float, ...],
+    slice_of: Sequence[int],
+    hbm: float,
+    tensor: int = 1,
 ) -> PhaseCost:
     """The cost of a phase that runs one program.
 
@@ -291,10 +306,12 @@ def _of_program(
         turns: iterations of its loops of unknown length, outermost first.
         slice_of: the slice of each device.
         hbm: bytes read from and written to memory.
+        tensor: devices that experts are split over.
     """
     assert cost is not None, "a program that does not fit has no estimate"
     total = cost.total(turns)
-    work = total.flops + sum(n * kernel_flops(kernel) for kernel, n in total.kernels.items())
+    kernels = (n * kernel_flops(kernel, tensor) for kernel, n in total.kernels.items())
+    work = total.flops + sum(kernels)
     traffic: dict[str, Traffic] = {}
     sent = {False: 0.0, True: 0.0}  # inside a slice, between slices
     for collective, n in total.collectives.items():
@@ -304,11 +321,16 @@ def _of_program(
     return PhaseCost(name, work, hbm, sent[False], sent[True], traffic)
 
 
-def kernel_flops(kernel: Kernel) -> float:
-    """The operations of a causal splash kernel on queries [..., T, C].
+def kernel_flops(kernel: Kernel, tensor: int = 1) -> float:
+    """The operations of a causal splash kernel on queries [..., T, C]; or of a grouped product of
+    tokens and experts, if each device of `tensor` has an even share of the tokens' choices.
 
     0 for other kernels, whose work depends on their data.
     """
+    if kernel.name.startswith(GROUPED):
+        rows, other = (a.shape for a in kernel.operands[-2:])
+        outputs = math.prod(other) // other[0] // (rows[1] if len(other) == 3 else 1)
+        return 2 * math.prod(rows) * outputs / tensor
     products = next((n for start, n in SPLASH.items() if kernel.name.startswith(start)), 0)
     if not products:
         return 0.0

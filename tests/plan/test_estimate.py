@@ -288,6 +288,17 @@ def test_splash_kernels_count_half_of_all_pairs():
         assert estimate.kernel_flops(cost.Kernel(name, arrays)) == products * 2 * pairs
 
 
+def test_kernels_of_grouped_products_count_the_choices_of_a_device():
+    """16384 rows, of which the device's experts have a quarter."""
+    rows, weights = hlo.Array("bf16", (16384, 768)), hlo.Array("bf16", (32, 768, 2048))
+    scalars = (hlo.Array("s32", (1,)), hlo.Array("s32", (33,)))
+    product = cost.Kernel("ragged-dot-none", (*scalars, rows, weights))
+    gradient = cost.Kernel("tgmm", (*scalars, rows, hlo.Array("bf16", (16384, 2048))))
+    for kernel in (product, gradient):
+        assert estimate.kernel_flops(kernel, 4) == 2 * 16384 * 768 * 2048 / 4
+    assert estimate.kernel_flops(cost.Kernel("ragged-dot-metadata", scalars)) == 0
+
+
 def made_programs():
     """A step's programs: 1e12 operations per iteration, gathers of 8e8 bytes per micro-batch."""
     everywhere = (tuple(range(8)),)
