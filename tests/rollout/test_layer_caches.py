@@ -59,7 +59,7 @@ def test_a_ring_gets_the_last_tokens_of_its_prompt(kind, num_cached):
         np.testing.assert_array_equal(keys, values)
 
 
-def make_engine(spec, mesh, slots, group=1, cache_dtype="auto"):
+def make_engine(spec, mesh, slots, group=1, cache_dtype="auto", dtype=jnp.float32):
     cfg = RolloutConfig(
         questions=8,
         group_size=group,
@@ -69,7 +69,7 @@ def make_engine(spec, mesh, slots, group=1, cache_dtype="auto"):
         prompt_cache_tokens=480,
         cache_dtype=cache_dtype,
     )
-    return Engine(spec, mesh, cfg, [16], [], 0, jnp.float32)
+    return Engine(spec, mesh, cfg, [16], [], 0, dtype)
 
 
 def test_memory_is_that_of_the_window():
@@ -165,10 +165,9 @@ def test_a_slot_keeps_a_state_of_fixed_size():
 def test_weights_used_in_float32_are_not_rounded_for_sampling():
     """Decays, sinks and biases of routers, in bfloat16 as in float32; the others are rounded."""
     mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
-    cfg = RolloutConfig(questions=2, slots=2, prompt_buckets=(48,), prompt_cache_tokens=96)
     for name, exact in (("qwen3_5", {"a_log", "step_bias"}), ("gpt_oss", {"sinks", "router_bias"})):
         spec = hf_config.read_spec(GOLDEN / name)
-        engine = Engine(spec, mesh, cfg, [16], [], 0, jnp.bfloat16)
+        engine = make_engine(spec, mesh, slots=2, dtype=jnp.bfloat16)
         block = engine.abstract_weights["blocks"][0]
         assert {n for n, w in block.items() if w.dtype == jnp.float32} == exact
         assert {w.dtype for w in block.values()} == {jnp.dtype(jnp.float32), jnp.dtype("bfloat16")}
