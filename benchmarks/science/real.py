@@ -8,6 +8,7 @@ docs/results.md from the rows.
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.science import neutral_text, real_report, tasks
+from benchmarks.science import neutral_text, real_report, supervised, tasks
 from benchmarks.science.real_arms import ARMS, Arm
 from examples.laptop import smollm2
 from p2o_jax import types
@@ -74,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
         _add(row)
         print(f"{task}: {row['verdict']}", flush=True)
     for number, (arm, seed) in enumerate(left, start=1):
-        row = make(arm, seed, data)
+        row = (make_supervised if arm.supervised else make)(arm, seed, data)
         _add(row)
         print(
             f"{number}/{len(left)}  {arm.name}, seed {seed}: {row['accuracy']:.3f} after"
@@ -160,6 +161,18 @@ def make(arm: Arm, seed: int, data: Path) -> dict[str, Any]:
             "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
             "peak_gib": round(usage.ru_maxrss / 2**20, 2),
         }
+
+
+def make_supervised(arm: Arm, seed: int, data: Path) -> dict[str, Any]:
+    """The row of a run of the supervised control with a seed.
+
+    Raises:
+        ConfigError: a command failed; with the end of its output.
+    """
+    task = tasks.TASKS[arm.task]
+    row = supervised.make(task, seed, data / MODEL, data / task.name, LIKE_TRAINING)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return row | {"arm": arm.name, "seed": seed, "settings": {}, "peak_gib": round(peak, 2)}
 
 
 def figures(run: Path) -> dict[str, Any]:

@@ -10,12 +10,13 @@ ASK = r"{question} Put the answer in \boxed{}."
 
 
 class Arm(NamedTuple):
-    """Settings over examples/laptop's P²O, and the task."""
+    """Settings over examples/laptop's P²O, and the task. `supervised`: see `supervised.make`."""
 
     name: str
     what: str
     settings: Mapping[str, str] = {}
     task: str = "boxed"
+    supervised: bool = False
 
 
 ARMS = (
@@ -36,6 +37,11 @@ ARMS = (
     Arm("importance", "P²O, importance weights", {"distill.mode": "importance"}),
     Arm("truncated", "P²O, truncated weights", {"distill.mode": "truncated"}),
     Arm("off", "P²O, trained under the templates (`distill.mode=off`)", {"distill.mode": "off"}),
+    Arm(
+        "supervised",
+        "supervised training on right responses under the templates",
+        supervised=True,
+    ),
     *(
         arm
         for task in list(tasks.TASKS.values())[1:]

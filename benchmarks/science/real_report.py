@@ -52,7 +52,7 @@ def arms_table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = (
             arm.what,
             _accuracies(own),
-            f"{_mean(list(means.values())):.3f}",
+            f"{_mean(list(means.values())):.3f}" if means else "",
             _less(means, base) if arm.name != "grpo" else "",
             f"{_mean(masked):.1%}" if masked else "",
             f"{_mean([row['generated_tokens'] for row in own]):,.0f}",
@@ -138,7 +138,9 @@ def _change(values: Sequence[float], digits: int) -> str:
 
 
 def _mean_accuracies(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    return {row["seed"]: estimates.mean_accuracy(row["curve"], BUDGET) for row in rows}
+    return {
+        row["seed"]: estimates.mean_accuracy(row["curve"], BUDGET) for row in rows if row["curve"]
+    }
 
 
 def _less(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:

@@ -12,8 +12,9 @@ from tests.toy_runs import ROOT
 
 
 def test_settings_of_all_arms_are_valid_and_differ():
-    assert len({f"{arm.settings} {arm.task}" for arm in real_arms.ARMS}) == len(real_arms.ARMS)
-    for arm in real_arms.ARMS:
+    run = [arm for arm in real_arms.ARMS if not arm.supervised]
+    assert len({f"{arm.settings} {arm.task}" for arm in run}) == len(run)
+    for arm in run:
         settings = {**tasks.TASKS[arm.task].settings, **arm.settings}
         values = loading.load_config_dict(
             str(ROOT / "examples" / "laptop" / "config.py"),
