@@ -147,8 +147,8 @@ def _less(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
     seeds = sorted(ours.keys() & theirs.keys())
     if len(seeds) < 2:
         return ""
-    mean, low, high = estimates.t_interval([ours[seed] - theirs[seed] for seed in seeds])
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    less = estimates.estimate([ours[seed] - theirs[seed] for seed in seeds])
+    return f"{less.mean:+.3f} [{less.low:+.3f}, {less.high:+.3f}]"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -119,7 +119,7 @@ def dial(rows: Rows) -> str:
         ("less the best GRPO arm", ("grpo", "grpo-16", "grpo-extra", "dapo")),
         ("less P²O as released", ("faithful",)),
     ):
-        cells = []
+        pairs = []
         for d in dials:
             there = [name for name in others if rows.get((name, d))]
             best = max(
@@ -127,10 +127,13 @@ def dial(rows: Rows) -> str:
                 key=lambda name: estimates.estimate(_values(rows[name, d], "mean_accuracy")).mean,
                 default="",
             )
-            cells.append(
-                _against(rows, ("recommended", d), (best, d), "mean_accuracy")
-                + (f" ({best})" if best and len(others) > 1 else "")
-            )
+            pairs.append((("recommended", d), (best, d)))
+        compared = _compared(rows, pairs)
+        cells = (
+            _less(compared.get(pair))
+            + (f" ({pair[1][0]})" if pair[1][0] and len(others) > 1 else "")
+            for pair in pairs
+        )
         text.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(text)
 
@@ -144,14 +147,15 @@ def paper(rows: Rows) -> str:
         " released | does it agree? |"
     ]
     text += ["| --- | --- | --- | --- | --- | --- |"]
-    for arm in arms.SUITES["paper"][0]:
+    several = arms.SUITES["paper"][0]
+    pairs = {arm.name: ((arm.name, arms.HEADLINE), base) for arm in several}
+    del pairs[base[0]]
+    compared = _compared(rows, list(pairs.values()))
+    for arm in several:
         key = arm.name, arms.HEADLINE
-        less = "" if key == base else _against(rows, key, base, "mean_accuracy")
-        agreement = (
-            ""
-            if key == base or key not in rows
-            else _verdict(arm, _difference(rows, key, base, "mean_accuracy"))
-        )
+        of = compared.get((key, base))
+        less = "" if key == base else _less(of)
+        agreement = _verdict(arm, of) if of else ""
         end, mean = (_cell(rows.get(key), figure) for figure in ("accuracy", "mean_accuracy"))
         text.append(f"| {arm.what} | {arm.claim or '–'} | {end} | {mean} | {less} | {agreement} |")
     return "\n".join(text)
@@ -168,14 +172,14 @@ def recipe(rows: Rows) -> str:
         ),
         "| --- | --- | --- | --- | --- |",
     ]
-    for arm in arms.SUITES["recipe"][0]:
-        key, own = (arm.name, arms.HEADLINE), (arm.against, arms.HEADLINE)
-        less, effect = "", ""
-        if key in rows and own in rows:
-            effect = {1: "helps", 0: "no difference shown", -1: "hurts"}[
-                _difference(rows, key, own, "mean_accuracy").sign
-            ]
-            less = _against(rows, key, own, "mean_accuracy")
+    several = arms.SUITES["recipe"][0]
+    pairs = [((arm.name, arms.HEADLINE), (arm.against, arms.HEADLINE)) for arm in several]
+    compared = _compared(rows, pairs)
+    for arm, pair in zip(several, pairs, strict=True):
+        key, less, effect = pair[0], "", ""
+        if pair in compared:
+            less = _less(compared[pair])
+            effect = _said(compared[pair], "helps", "hurts")
         text.append(
             f"| {arm.what} | {_cell(rows.get(key), 'accuracy')} |"
             f" {_cell(rows.get(key), 'mean_accuracy')} | {less} | {effect} |"
@@ -289,16 +293,19 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _verdict(arm: Arm, d: Estimate) -> str:
+def _verdict(arm: Arm, compared: tuple[Estimate, int]) -> str:
     if not arm.expected:
-        return {1: "better", 0: "no difference shown", -1: "worse"}[d.sign]
-    return (
-        "no difference shown"
-        if not d.sign
-        else "yes"
-        if d.sign == arm.expected
-        else "no: the other way round"
-    )
+        return _said(compared, "better", "worse")
+    words = ("yes", "no: the other way round")
+    return _said(compared, *(words if arm.expected > 0 else words[::-1]))
+
+
+def _said(compared: tuple[Estimate, int], positive: str, negative: str) -> str:
+    """Words for a difference; whether it is only shown where it is the only comparison."""
+    difference, sign = compared
+    if not difference.sign:
+        return "no difference shown"
+    return (positive if difference.sign > 0 else negative) + ("" if sign else ", uncorrected")
 
 
 def _with_mean(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -317,12 +324,24 @@ def _difference(
     )
 
 
-def _against(rows: Rows, ours: tuple[str, str], theirs: tuple[str, str], figure: str) -> str:
-    if not rows.get(ours) or not rows.get(theirs):
+Pair = tuple[tuple[str, str], tuple[str, str]]  # two arms, each with its dial
+
+
+def _compared(rows: Rows, pairs: Sequence[Pair]) -> dict[Pair, tuple[Estimate, int]]:
+    """The difference of each pair that has rows, and its sign among those of the table."""
+    there = [pair for pair in pairs if rows.get(pair[0]) and rows.get(pair[1])]
+    differences = [_difference(rows, *pair, "mean_accuracy") for pair in there]
+    return dict(
+        zip(there, zip(differences, estimates.signs(differences), strict=True), strict=True)
+    )
+
+
+def _less(compared: tuple[Estimate, int] | None) -> str:
+    if compared is None:
         return "–"
-    d = _difference(rows, ours, theirs, figure)
+    d, sign = compared
     text = f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-    return f"**{text}**" if d.sign else text
+    return f"**{text}**" if sign else text
 
 
 def _cell(rows: Sequence[Mapping[str, Any]] | None, figure: str) -> str:

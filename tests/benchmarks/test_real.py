@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.science import estimates, real_arms, real_report, tasks
+from benchmarks.science import real_arms, real_report, tasks
 from p2o_jax import config
 from p2o_jax.config import ConfigError, loading, rules
 from tests.toy_runs import ROOT
@@ -46,11 +46,6 @@ def test_the_questions_of_a_task(tmp_path):
     *_, template = lines_of(written["gepa.seed_templates"])
     assert template["template"].startswith("Q: What is the plural of cat?\nA: The answer is cats.")
     assert "gepa.seed_templates" not in tasks.write(tasks.TASKS["boxed"], tmp_path / "other")
-
-
-def test_student_s_interval_by_hand():
-    mean, low, high = estimates.t_interval([1.0, 2.0, 3.0])
-    assert (mean, low, high) == pytest.approx((2.0, 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
 
 
 def row(arm, seed, accuracy):

@@ -74,15 +74,30 @@ def test_a_run_made_again_must_have_the_same_row(tmp_path, monkeypatch):
 
 
 def test_estimates_by_hand():
-    assert estimates.estimate([0.5]) == (0.5, 0.5, 0.5, 1)
-    e = estimates.estimate([0.0, 1.0])  # resamples: 0, .5, .5, 1
-    assert e == (0.5, 0.0, 1.0, 2) and e.sign == 0
+    """Of 1, 2, 3: a mean of 2 with a standard error of 3 ** -.5, t = 3.464 and 4.303 its quantile
+    with 2 degrees of freedom. For them, p = 1 - (1 + 2 / t²) ** -.5.
+    """
+    assert estimates.estimate([0.5]) == (0.5, 0.5, 0.5, 1, 1.0)
+    e = estimates.estimate([1.0, 2.0, 3.0])
+    half, p = 4.3027 / 3**0.5, 1 - (1 + 2 / 12) ** -0.5
+    assert e == pytest.approx((2, 2 - half, 2 + half, 3, p), rel=1e-4) and e.sign == 0
     d = estimates.difference({0: 0.5, 1: 0.75, 2: 9.0}, {0: 0.25, 1: 0.25, 3: 9.0})
-    assert (d.mean, d.n, d.sign) == (0.375, 2, 0) and (d.low, d.high) == (0.25, 0.5), (
-        "two seeds are too few for a verdict"
-    )
+    assert (d.mean, d.n, d.sign) == (0.375, 2, 0), "two seeds are too few for a verdict"
     zero, half = dict.fromkeys(range(3), 0.0), dict.fromkeys(range(3), 0.5)
     assert (estimates.difference(half, zero).sign, estimates.difference(zero, half).sign) == (1, -1)
+
+
+def test_many_comparisons_are_corrected_by_hand():
+    """Holm: the smallest of four p-values is compared with .05 / 4, the next with .05 / 3, and the
+    first that is larger ends it. Two seeds are no comparison.
+    """
+
+    def of(mean, p, n=5):
+        return estimates.Estimate(mean, mean - 1, mean + 1, n, p)
+
+    several = [of(2, 0.016), of(-3, 0.012), of(2, 0.06), of(1, 0.02), of(2, 0.0001, n=2)]
+    assert estimates.signs(several) == [1, -1, 0, 1, 0]
+    assert estimates.signs([of(2, 0.013), *several[2:4], of(2, 0.2)]) == [0, 0, 0, 0]
 
 
 def test_mean_accuracy_is_the_area_under_the_curve():
