@@ -19,6 +19,11 @@ from pathlib import Path
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# Every process that a test starts imports tests/site/sitecustomize.py first.
+SITE = str(Path(__file__).parent / "site")
+if SITE not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SITE, os.getenv("PYTHONPATH")]))
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Without optimization, and with few memory maps for each program. Without the emitters of fusions,
@@ -41,7 +46,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 import jax  # noqa: E402  # which reads the environment
 import pytest  # noqa: E402
 
-gc.set_threshold(50_000)  # tracing makes many objects, few of them garbage
+gc.set_threshold(50_000)  # as in tests/site/sitecustomize.py
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

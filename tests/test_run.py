@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -41,7 +42,8 @@ again.close()
     script = (
         f"rewards = None\n{EXAMPLE[0]}\nassert len(rewards) == {STEPS}\n{EXAMPLE[1]}\n{stopped}"
     )
-    environment = {**toy_runs.environment(), "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])
+    environment = {**toy_runs.environment(), "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,

@@ -151,7 +151,8 @@ def test_generate_asks_plainly_and_under_each_template_of_a_file(sampled, tmp_pa
     templates = tmp_path / "templates.txt"
     templates.write_text("think\n\nanswer\nshortly\n")
     rows = generated(
-        sampled[0], tmp_path, "--n=3", f"--templates={templates}", "--config.rollout.temperature=1"
+        *(sampled[0], tmp_path, "--n=3", f"--templates={templates}"),
+        *("--config.rollout.temperature=1", "--config.rollout.prompt_buckets=(176,)"),
     )
     assert [row["template"] for row in rows] == [""] * 6 + ["think"] * 6 + ["answer\nshortly"] * 6
     under = [{k: v for k, v in row.items() if k not in ("template", "logp")} for row in rows[6:12]]

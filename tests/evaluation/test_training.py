@@ -62,7 +62,7 @@ def run(folder, module, *argv):
         **kept,
         "JAX_PLATFORMS": "cpu",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(folder),
+        "PYTHONPATH": os.pathsep.join([str(folder), os.environ["PYTHONPATH"]]),
     }
     command = [sys.executable, "-m", module, *map(str, argv)]
     done = subprocess.run(

@@ -18,8 +18,18 @@ DELTA = DeltaNet(key_heads=2, value_heads=4, key_dim=6, value_dim=5, conv=4)
 TOKENS = 150  # two whole chunks, and a part of one
 
 
+packed = jax.jit(delta_net.packed, static_argnums=0)
+extend = jax.jit(delta_net.extend, static_argnums=0)
+step = jax.jit(delta_net.step, static_argnums=0)
+
+
 def make_inputs(tokens=TOKENS, rows=2, seed=0):
-    """Random projections, with decays from almost none to almost all."""
+    """Random projections, with decays from almost none to almost all, as NumPy arrays."""
+    return jax.tree.map(np.asarray, _draw(tokens, rows, seed))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _draw(tokens, rows, seed):
     keys = iter(jax.random.split(jax.random.key(seed), 8))
     K, V, c, w = DELTA.key_heads, DELTA.value_heads, DELTA.key_dim, DELTA.value_dim
 
@@ -79,7 +89,7 @@ def test_packed_rows_are_the_recurrence_of_each_segment():
     """Segments of 1, 70, 64 and 15 tokens: borders inside of chunks, and one at a chunk's."""
     new, sizes = make_inputs(), (1, 70, 64, 15)
     segment = np.repeat([1, 2, 3, 4], sizes)[None].repeat(2, axis=0)
-    out = np.asarray(delta_net.packed(DELTA, new, jnp.asarray(segment)))
+    out = np.asarray(packed(DELTA, new, segment))
     start = 0
     for size in sizes:
         for row in (0, 1):
@@ -87,8 +97,8 @@ def test_packed_rows_are_the_recurrence_of_each_segment():
             np.testing.assert_allclose(out[row, start : start + size], expected, atol=2e-5)
         start += size
     # one segment less is seen
-    other = jnp.asarray(np.where(segment == 3, 2, segment))
-    assert np.abs(delta_net.packed(DELTA, new, other) - out)[:, 71:].max() > 0.1
+    other = np.where(segment == 3, 2, segment)
+    assert np.abs(packed(DELTA, new, other) - out)[:, 71:].max() > 0.1
 
 
 @pytest.mark.parametrize("pieces", [(150,), (16, 64, 70), (7, 1, 2, 140)])
@@ -96,37 +106,36 @@ def test_pieces_go_on_where_the_last_one_ended(pieces):
     """Each padded at the end; row 1 has two tokens less in its last piece."""
     new = make_inputs()
     memory, outputs, start = delta_net.empty(DELTA, 2), [], 0
-    extend = jax.jit(functools.partial(delta_net.extend, DELTA))
     for size in pieces:
         padded = jax.tree.map(
-            lambda x: jnp.pad(x, ((0, 0), (0, 3)) + ((0, 0),) * (x.ndim - 2), constant_values=-0.7),
+            lambda x: np.pad(x, ((0, 0), (0, 3)) + ((0, 0),) * (x.ndim - 2), constant_values=-0.7),
             new[:5],
         )
         taken = Inputs(*(x[:, start : start + size + 3] for x in padded), *new[5:])
         end = start + size
-        count = jnp.array([size, size - 2 * (end == TOKENS)])
-        out, memory = extend(taken, memory, count)
-        outputs.append(out[:, :size])
+        count = np.array([size, size - 2 * (end == TOKENS)])
+        out, memory = extend(DELTA, taken, memory, count)
+        outputs.append(np.asarray(out)[:, :size])
         start = end
-    out = np.concatenate(outputs, axis=1)
+    out, memory = np.concatenate(outputs, axis=1), jax.tree.map(np.asarray, memory)
     for row, count in ((0, TOKENS), (1, TOKENS - 2)):
         expected, state = written_out(part(new, row, slice(count)))
         np.testing.assert_allclose(out[row, :count], expected, atol=2e-5)
         np.testing.assert_allclose(memory.state_AVkv[row], state, atol=2e-5)
-        tail = np.asarray(new.v_BTVc[row, count - 3 : count]).transpose(1, 2, 0)
+        tail = new.v_BTVc[row, count - 3 : count].transpose(1, 2, 0)
         np.testing.assert_array_equal(memory.tail_v_AVcW[row], tail)
 
 
 def test_single_tokens_go_on_from_a_piece():
     new = make_inputs(20)
     first = Inputs(*(x[:, :12] for x in new[:5]), *new[5:])
-    _, memory = delta_net.extend(DELTA, first, delta_net.empty(DELTA, 2), jnp.array([12, 12]))
-    step = jax.jit(functools.partial(delta_net.step, DELTA))
+    _, memory = extend(DELTA, first, delta_net.empty(DELTA, 2), np.array([12, 12]))
     outputs = []
     for t in range(12, 20):
         token = Inputs(*(x[:, t : t + 1] for x in new[:5]), *new[5:])
-        out, memory = step(token, memory)
-        outputs.append(out)
+        out, memory = step(DELTA, token, memory)
+        outputs.append(np.asarray(out))
+    memory = jax.tree.map(np.asarray, memory)
     for row in (0, 1):
         expected, state = written_out(part(new, row, slice(None)))
         np.testing.assert_allclose(np.concatenate(outputs, 1)[row], expected[12:], atol=1e-5)

@@ -94,6 +94,7 @@ def token_by_token(weights, x_ND, recorded=None):
     return out
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def mixed(product, weights, x_ND):
     weight_Nk, routed = experts.route(EXPERTS, weights, x_ND)
     gated = functools.partial(experts.hidden, EXPERTS, jax.nn.silu)
@@ -153,14 +154,27 @@ def test_what_a_router_did_by_hand():
     np.testing.assert_allclose(experts.balance(same), 1.5, rtol=1e-6)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def init(spec):
+    return transformer.init(spec, jax.random.key(0))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def scored(spec, params, segment):
+    token = jnp.arange(24).reshape(2, 12)
+    position = jnp.broadcast_to(jnp.arange(12), (2, 12))
+    return transformer.token_logps(spec, params, token, position, segment)
+
+
+def logps(spec, params):
+    return scored(spec, params, jnp.ones((2, 12), jnp.int32)).logp_BT
+
+
 def test_the_balance_of_layers_in_stacks_is_watched():
     """One sparse layer in two; the tokens of padding do not count."""
     spec = make_spec(layers=5, pattern=(LayerType(experts=Experts(8, 3, 12)), LayerType()))
-    params = transformer.init(spec, jax.random.key(0))
-    token = jnp.arange(24).reshape(2, 12)
     segment = jnp.array([[1] * 12, [1] * 7 + [0] * 5])
-    position = jnp.broadcast_to(jnp.arange(12), (2, 12))
-    routings = transformer.token_logps(spec, params, token, position, segment).routings
+    routings = scored(spec, init(spec), segment).routings
     assert {key: r.chosen_E.shape for key, r in routings.items()} == {
         "blocks_0": (2, 8),
         "tail_0": (1, 8),
@@ -168,10 +182,7 @@ def test_the_balance_of_layers_in_stacks_is_watched():
     for routing in routings.values():
         np.testing.assert_allclose(routing.tokens, 19)
         np.testing.assert_allclose(routing.chosen_E.sum(axis=-1), 3 * 19)
-    dense = transformer.token_logps(
-        make_spec(), transformer.init(make_spec(), jax.random.key(0)), token, position, segment
-    )
-    assert dense.routings == {}
+    assert scored(make_spec(), init(make_spec()), segment).routings == {}
 
 
 @pytest.mark.parametrize(
@@ -265,16 +276,9 @@ def test_a_token_is_multiplied_by_its_chosen_experts_only():
     assert num_active_params(make_spec()) == num_params(make_spec())
 
 
-@jax.jit(static_argnums=0)
-def logps(spec, params):
-    token = jnp.arange(24).reshape(2, 12)
-    position = jnp.broadcast_to(jnp.arange(12), (2, 12))
-    return transformer.token_logps(spec, params, token, position, jnp.ones_like(token))[0]
-
-
 def test_adapters_of_experts_are_trained_and_merged():
     spec = dataclasses.replace(PLAIN, lora=LoraSpec(2, 4.0, ("q", "up", "down")))
-    params = transformer.init(spec, jax.random.key(0))
+    params = init(spec)
     block = params["blocks"]
     assert block["expert_up_lora_a"].shape == (2, 8, 32, 2)
     assert block["expert_down_lora_b"].shape == (2, 8, 2, 32) and "up_lora_a" not in block

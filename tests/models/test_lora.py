@@ -2,6 +2,7 @@
 changes nothing.
 """
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -45,9 +46,14 @@ def lora_free(spec, tree):
 
 
 def logps(spec, params):
+    return np.asarray(_logps(spec, params))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logps(spec, params):
     token = jax.random.randint(jax.random.key(2), (3, 12), 0, 50)
     position, segment = transformer.segments(jnp.ones((3, 12), bool))
-    return np.asarray(transformer.token_logps(spec, params, token, position, segment)[0])
+    return transformer.token_logps(spec, params, token, position, segment)[0]
 
 
 def shaken(params):

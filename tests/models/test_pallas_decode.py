@@ -25,6 +25,10 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(pallas_decode, "GPU_BLOCK", dict.fromkeys((1, 2, 4), BLOCK))
 
 
+over_cache = jax.jit(reference.over_cache, static_argnums=4)
+
+
+@functools.partial(jax.jit, static_argnums=range(8))
 def inputs(B, H, K, S, C=128, dtype=jnp.float32, rows=None, quantized=False):
     keys = jax.random.split(jax.random.key(3), 5)
     q = jax.random.normal(keys[0], (B, H, C), dtype)
@@ -47,7 +51,7 @@ def assert_same(kernel, q, cache, length, row=None, tolerance=1e-5, soft_cap=0.0
         jax.jit(functools.partial(kernel, soft_cap=soft_cap, interpret=True))(
             q, cache, length, row
         ),
-        reference.over_cache(q, cache, length, row, soft_cap),
+        over_cache(q, cache, length, row, soft_cap),
     )
     assert [x.dtype for x in got] == [jnp.float32] * 3
     np.testing.assert_allclose(got.o_BHC, want.o_BHC, rtol=0, atol=tolerance)
@@ -196,7 +200,7 @@ def test_heads_are_split_over_the_tensor_axis(kernel, K):
     length, row = jnp.array([32, 1, 0, 17]), jnp.array([1, 0, 0, 1])  # rows are a shard's own
     attend = decoding.over_tensor(functools.partial(kernel, interpret=True), mesh)
     got = under_shards(attend, mesh)(q, cache, length, row)
-    want = reference.over_cache(q, cache, length, row + jnp.array([0, 0, 2, 2]))
+    want = over_cache(q, cache, length, row + jnp.array([0, 0, 2, 2]))
     np.testing.assert_allclose(got.o_BHC, want.o_BHC, rtol=0, atol=1e-5)
 
 

@@ -33,7 +33,7 @@ def run(folder: Path, num_processes: int, devices_each: int) -> list[dict]:
                 str(devices_each),
                 str(out),
             ],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ['PYTHONPATH']}"},
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -108,8 +108,7 @@ class Group:
             arguments = [
                 sys.executable,
                 "-m",
-                "benchmarks.kill",
-                "child",
+                "tests.multihost.child",
                 "--config=configs/smoke.py",
                 f"--workdir={workdir}",
                 *flags,

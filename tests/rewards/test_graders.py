@@ -21,7 +21,8 @@ HERE = Path(__file__).parent
 PAIRS = read(HERE / "graded_pairs.tsv")
 GOLDEN = read(HERE.parent / "golden" / "grader_pairs.tsv")
 REJECTED = read(HERE / "rejected_pairs.tsv")
-CFG = config.RewardConfig(workers=2, timeout_s=20.0)
+# One worker: each fills caches of SymPy of its own.
+CFG = config.RewardConfig(workers=1, timeout_s=20.0)
 
 # (reference, answer) of right answers that both graders reject.
 STRICT_MISSES = {

@@ -5,6 +5,7 @@ The reference shares only the transformer's forward pass with the learner. Every
 a tiny model. The tests of this folder share its rollouts, parameters and config.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -113,9 +114,30 @@ def make_rollouts(empty_template: bool = False) -> list[Rollout]:
 
 
 def make_learner(cfg, mesh=None, kind=Learner):
-    return kind(
-        SPEC, mesh or single_device_mesh(), cfg, num_updates=10, dtype=jnp.float32, pad_id=0
+    """Returns a learner of this config.
+
+    Learners that differ only in what they compute outside their programs (advantages, weights,
+    scales) share the compiled programs.
+    """
+    mesh = mesh or single_device_mesh()
+    learner = kind(SPEC, mesh, cfg, num_updates=10, dtype=jnp.float32, pad_id=0)
+    compiled = _compiled(
+        dataclasses.replace(
+            cfg,
+            adv=config.AdvConfig(),
+            distill=config.DistillConfig(),
+            loss=dataclasses.replace(cfg.loss, aggregation="token-mean"),
+        ),
+        mesh,
     )
+    learner._init, learner._update, learner._score = compiled
+    return learner
+
+
+@functools.cache
+def _compiled(cfg, mesh):
+    learner = Learner(SPEC, mesh, cfg, num_updates=10, dtype=jnp.float32, pad_id=0)
+    return learner._init, learner._update, learner._score
 
 
 def reward_table(rollouts) -> np.ndarray:

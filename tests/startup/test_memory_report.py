@@ -93,14 +93,29 @@ def test_the_table_has_a_line_for_each_group_and_both_sums():
     assert "estimate" in lines[6] and "KV cache" in lines[5] and "5.00" in lines[5]
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+# what is largest: (layers, vocab, rows, tokens of a row)
+SIZES = {
+    "layers": (3, 192, 8, 96),
+    "long rows": (3, 192, 4, 512),
+    "logits": (2, 8192, 4, 48),
+    "optimizer": (2, 8192, 1, 48),
+}
+
+
 @pytest.mark.parametrize(
-    ("layers", "vocab", "rows", "row_tokens"),
-    [(3, 192, 8, 96), (3, 192, 4, 512), (2, 8192, 4, 48), (2, 8192, 1, 48)],
-    ids=["layers", "long rows", "logits", "optimizer"],
+    ("largest", "remat"),
+    [
+        *((largest, "none") for largest in SIZES),
+        *((largest, remat) for largest in ("layers", "long rows") for remat in ("dots", "full")),
+        *(
+            pytest.param(largest, remat, marks=pytest.mark.slow)
+            for largest in ("logits", "optimizer")
+            for remat in ("dots", "full")
+        ),
+    ],
 )
-def test_an_update_takes_what_the_compiler_says_on_a_cpu(remat, layers, vocab, rows, row_tokens):
-    """What is largest, by id."""
+def test_an_update_takes_what_the_compiler_says_on_a_cpu(largest, remat):
+    layers, vocab, rows, row_tokens = SIZES[largest]
     spec = make_spec(vocab=vocab, layers=layers, width=128, mlp=256, head_dim=32)
     cfg = settings()
     cfg = replace(
