@@ -14,19 +14,6 @@ class Assignment:
     templates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Bandit:
-    """State of `assign.bandit`: the active templates with a Beta posterior each, and the templates
-    that each hard question may get.
-    """
-
-    templates: tuple[str, ...] = ()
-    successes: tuple[float, ...] = ()  # discounted counts
-    failures: tuple[float, ...] = ()
-    # question id -> indices into templates
-    members: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-
 Tally = tuple[int, int]  # successes, rollouts
 
 
@@ -114,7 +101,6 @@ class RunState:
     last_hard_ids: tuple[str, ...] = ()  # mined in the previous epoch
     assignment: Assignment = field(default_factory=Assignment)
     ledger: Ledger = field(default_factory=Ledger)
-    bandit: Bandit = field(default_factory=Bandit)
     history: History = field(default_factory=History)
     best_template: str = ""  # of the last prompt phase, by dev score
     pool: tuple[str, ...] = ()  # templates that the next prompt phase takes over
@@ -129,7 +115,6 @@ class RunState:
             "last_hard_ids": list(self.last_hard_ids),
             "assignment": _deduplicated(self.assignment.templates),
             "ledger": {k: dict(v) for k, v in self.ledger.costs.items()},
-            "bandit": asdict(self.bandit),
             "history": asdict(self.history),
             "best_template": self.best_template,
             "pool": list(self.pool),
@@ -147,7 +132,6 @@ class RunState:
             last_hard_ids=tuple(host["last_hard_ids"]),
             assignment=Assignment(_expanded(host["assignment"])),
             ledger=Ledger(host["ledger"]),
-            bandit=_bandit(host["bandit"]),
             history=_history(host["history"]),
             best_template=host["best_template"],
             pool=tuple(host.get("pool", ())),  # which earlier versions do not have
@@ -195,13 +179,6 @@ def _expanded(value: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return {
         name: tuple(value["texts"][i] for i in group) for name, group in value["groups"].items()
     }
-
-
-def _bandit(value: Mapping[str, Any]) -> Bandit:
-    members = {name: tuple(arms) for name, arms in value["members"].items()}
-    return Bandit(
-        tuple(value["templates"]), tuple(value["successes"]), tuple(value["failures"]), members
-    )
 
 
 def _history(value: Mapping[str, Any]) -> History:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from p2o_jax import gepa
 from p2o_jax.config import Config, minibatch_rollouts
-from p2o_jax.p2o import assign, bandit, mining, question_history
+from p2o_jax.p2o import assign, mining, question_history
 from p2o_jax.rl import advantages, batch
 from p2o_jax.rollout.dynamic_sampling import Filled
 from p2o_jax.startup.components import Components
@@ -62,16 +62,13 @@ def rollout_phase(cfg: Config, components: Components, state: RunState) -> Sampl
     questions = mining.with_extra_groups(
         components.questions.batch(state.step), state.last_hard_ids, cfg.mining
     )
-    assignment = bandit.draw(
-        state.bandit, state.assignment, questions, cfg.assign, f"{cfg.train.seed}/{state.step}"
-    )
     prompts = assign.prompts_for(
-        questions, assignment, cfg.rollout.group_size, "train", state.history.tokens
+        questions, state.assignment, cfg.rollout.group_size, "train", state.history.tokens
     )
     key = components.key("rollout", state.step)
     weights = components.weights(state)  # freed on return: the update needs their memory
     rollouts = components.pipeline.sample(weights, prompts, components.sampling, key)
-    filled = components.fill(weights, rollouts, assignment, state.step, key)
+    filled = components.fill(weights, rollouts, state.assignment, state.step, key)
     return Sampled(questions, rollouts, filled)
 
 
@@ -81,7 +78,7 @@ def update_phase(
     """Mines hard questions and updates the policy on plain prompts (algorithm, steps 4 to 8)."""
     questions, rollouts, filled = sampled.questions, sampled.rollouts, sampled.filled
     solved_QG, templated_QG = mining.outcomes(rollouts, cfg.rollout.group_size)
-    hard_now = mining.find_hard(questions, solved_QG, templated_QG, cfg.mining, state.last_hard_ids)
+    hard_now = mining.find_hard(questions, solved_QG, templated_QG, cfg.mining)
     advantage_QG = advantages.of_rollouts(filled.trained, cfg)
 
     policy, size = components.learner.policy(state.learner), minibatch_rollouts(cfg)
@@ -109,7 +106,6 @@ def update_phase(
         phase="prompts" if epoch_ends else "policy",
         hard_ids=hard_ids,
         ledger=state.ledger.plus(components.step_costs(filled.sampled, examples)),
-        bandit=bandit.update(state.bandit, rollouts, cfg.assign),
         history=question_history.advanced(state.history, epoch, rollouts, hard_ids, epoch_ends),
     )
     zero_Q = advantages.zero_advantage(advantages.of_rollouts(rollouts, cfg))
@@ -137,15 +133,13 @@ def prompt_phase(cfg: Config, components: Components, state: RunState) -> RunSta
         result, ledger = components.journals.resume(
             state, epoch, lambda journal: search(cfg, components, state, journal)
         )
-    assignment = assign.next_assignment(result, state, cfg)
     after = replace(
         state,
         tick=state.tick + 1,
         phase="policy",
         hard_ids=(),
         last_hard_ids=state.hard_ids,
-        assignment=assignment,
-        bandit=bandit.start(result, assignment, state.bandit, cfg.assign),
+        assignment=assign.next_assignment(result, state, cfg),
         best_template=assign.best_template(result, state.best_template),
         pool=gepa.carried(result, state.pool, cfg.gepa),
         ledger=ledger,

@@ -160,8 +160,6 @@ class Outcome:
     format_score: float
     text: str
     feedback: str = ""  # from a custom reward function
-    # likelihood of the response without its template, relative to with it (config.gepa.reliance)
-    transfer: float = 0.0
 
 
 @dataclass(frozen=True)

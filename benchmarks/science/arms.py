@@ -189,12 +189,6 @@ RECIPE = (
         "mining.judge_on=plain",
     ),
     _faithful(
-        "f+sticky",
-        "+ 2 plain rollouts, hard until a plain success",
-        "assign.plain_rollouts=2",
-        "mining.sticky=true",
-    ),
-    _faithful(
         "f+fronts",
         "+ unsolved dev questions do not choose parents",
         "gepa.count_unsolved_fronts=false",
@@ -219,12 +213,9 @@ RECIPE = (
     _before("r+soft-mask", "soft ratio clip", "distill.clip=soft"),
     _before("r+truncated", "truncated importance weights", "distill.mode=truncated"),
     _before("r+importance", "importance ratios (no distillation bias)", "distill.mode=importance"),
-    _before("r+transfer", "weights exp(min(Δ, 0) / 0.3) (HiLL)", "distill.mode=transfer"),
     _before("r+patience-2", "GEPA stops after 2 fruitless iterations", "gepa.patience=2"),
     _before("r+calls-150", "GEPA with half the budget", "gepa.max_metric_calls=150"),
     _before("r+calls-600", "GEPA with twice the budget", "gepa.max_metric_calls=600"),
-    _before("r+bandit", "templates chosen by an online bandit", "assign.bandit=true"),
-    _before("r+reliance", "reliance as a second front", "gepa.reliance=true"),
     Arm(
         "r+carry-over",
         "templates outlive their prompt phase",

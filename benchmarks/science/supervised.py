@@ -23,6 +23,7 @@ LEARNING = {  # as in configs/laptop.py
     "optim.micro_rows": "4",
     "model.remat": "none",
     "sft.examples": "16",
+    "rollout.max_new_tokens": "24",  # a text may have more tokens than were sampled for it
     "train.epochs": str(EPOCHS),
     "checkpoint.every_steps": "1000",
 }

@@ -6,7 +6,18 @@ from typing import Any
 from p2o_jax.config.schema import Config
 from p2o_jax.config.setting import settings
 
-RENAMED = {"rollout.bank_tokens": "rollout.prompt_cache_tokens"}  # settings of earlier versions
+# settings of earlier versions
+RENAMED = {"rollout.bank_tokens": "rollout.prompt_cache_tokens"}
+# Switches that no suite showed to help (docs/log.md), with the value that is what runs do now, and
+# what belonged to them.
+REMOVED = {
+    "assign.bandit": False,
+    "assign.bandit_prior": None,
+    "assign.bandit_discount": None,
+    "distill.transfer_scale": None,
+    "gepa.reliance": False,
+    "mining.sticky": False,
+}
 
 # Names in TRL, verl, Tunix and others, by setting. A key is looked up by its last part.
 _ALIASES = {
@@ -65,7 +76,9 @@ ALIASES = {alias: key for key, aliases in _ALIASES.items() for alias in aliases.
 
 
 def current_names(values: dict[str, Any]) -> dict[str, Any]:
-    """A config.json of any version, with the settings under their current names."""
+    """A config.json of any version, with the settings under their current names, and without those
+    removed since that were off.
+    """
     values = {
         key: dict(value) if isinstance(value, dict) else value for key, value in values.items()
     }
@@ -73,6 +86,11 @@ def current_names(values: dict[str, Any]) -> dict[str, Any]:
         (section, old_name), (new_section, new_name) = old.split("."), new.split(".")
         if isinstance(values.get(section), dict) and old_name in values[section]:
             values.setdefault(new_section, {})[new_name] = values[section].pop(old_name)
+    for key, off in REMOVED.items():
+        section, name = key.split(".")
+        there = values.get(section)
+        if isinstance(there, dict) and name in there and off in (None, there[name]):
+            del there[name]
     return values
 
 
@@ -87,6 +105,8 @@ def did_you_mean(key: str) -> str:
     """The hint that follows "no such key": the setting that was probably meant."""
     if key in RENAMED:
         return f" (it is now config.{RENAMED[key]})"
+    if key in REMOVED:
+        return " (removed: no suite showed that it helps, see docs/log.md)"
     close = difflib.get_close_matches(key, settings(Config), n=1, cutoff=0.5)
     # a slip of a finger first: rollout.tempratur
     slip = difflib.get_close_matches(key, settings(Config), n=1, cutoff=0.9)

@@ -189,15 +189,11 @@ def _pack(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {
         "scores": [float(o.score) for o in outcomes],
         "format_scores": [float(o.format_score) for o in outcomes],
-        "transfers": [float(o.transfer) for o in outcomes],
         "texts": base64.b64encode(texts).decode("ascii"),
     }
 
 
 def _unpack(value: dict[str, Any]) -> list[Outcome]:
     texts = json.loads(zlib.decompress(base64.b64decode(value["texts"])))
-    figures = zip(value["scores"], value["format_scores"], texts, value["transfers"], strict=True)
-    return [
-        Outcome(score, form, text, feedback, transfer)
-        for score, form, (text, feedback), transfer in figures
-    ]
+    figures = zip(value["scores"], value["format_scores"], texts, strict=True)
+    return [Outcome(score, form, text, feedback) for score, form, (text, feedback) in figures]

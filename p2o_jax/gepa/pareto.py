@@ -15,30 +15,19 @@ def fronts(score_ZN: Sequence[Sequence[float]]) -> tuple[tuple[int, ...], ...]:
     )
 
 
-def weights(
-    score_ZN: Sequence[Sequence[float]],
-    count_unsolved: bool,
-    transfer_ZN: Sequence[Sequence[float]] = (),
-) -> dict[int, int]:
+def weights(score_ZN: Sequence[Sequence[float]], count_unsolved: bool) -> dict[int, int]:
     """Returns how often each candidate is drawn as a parent: the number of fronts that it is in,
     without candidates in none.
 
     ▲ Without `count_unsolved`, questions on which every candidate scores 0 do not count: all
     candidates tie there, which makes the choice almost uniform. If no other question is left, they
-    do count. ▲ With transfers, each question has a second front: the candidates of the first whose
-    responses are most likely without their template, if any is likely at all.
+    do count.
     """
     counts: dict[int, int] = {}
     for front, column in zip(fronts(score_ZN), zip(*score_ZN, strict=True), strict=True):
         if count_unsolved or max(column) > 0:
             for z in front:
                 counts[z] = counts.get(z, 0) + 1
-    for front, column in zip(
-        fronts(score_ZN), zip(*transfer_ZN, strict=True), strict=bool(transfer_ZN)
-    ):
-        best = max(column[z] for z in front)
-        for z in front if best > 0 else ():
-            counts[z] = counts.get(z, 0) + (column[z] == best)
     if not counts and not count_unsolved:
         return weights(score_ZN, count_unsolved=True)
     return dict(sorted(counts.items()))

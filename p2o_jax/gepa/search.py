@@ -158,9 +158,8 @@ def search(
         while state.stage == "gate":
             state = gate.compare_more(phase, state, *evaluator.tied(state))
         num_before = len(state.events)
-        state = steps.promote(
-            phase, state, *evaluator.dev([p.text for p in steps.undecided(state)], "dev")
-        )
+        accepted = [p.text for p in steps.undecided(state)]
+        state = steps.promote(phase, state, evaluator.dev(accepted, "dev"))
         progress(
             _stats(phase, state, evaluator),
             [event["outcome"] for event in state.events[num_before:]],
@@ -191,7 +190,7 @@ def _begun(
     questions, most = (*phase.train, *phase.dev), steps.affordable(phase) - 1
     given, dropped = pool.fitting(start, questions, fits, most)
     templates = ["", *given]
-    return steps.init(phase, templates, *evaluator.dev(templates, "seed"), dropped)
+    return steps.init(phase, templates, evaluator.dev(templates, "seed"), dropped)
 
 
 class _Evaluator:
@@ -233,18 +232,12 @@ class _Evaluator:
         groups = [results[i : i + n] for i in range(0, len(results), n)]
         return [(sum(float(o.score) for o in group) / n, group[0]) for group in groups]
 
-    def dev(
-        self, templates: Sequence[str], stage: EvaluationStage
-    ) -> tuple[list[list[float]], list[list[float]]]:
-        """Returns the scores of each template on all of dev, and the transfers of the first
-        rollouts.
-        """
+    def dev(self, templates: Sequence[str], stage: EvaluationStage) -> list[list[float]]:
+        """Returns the scores of each template on all of dev."""
         dev = self._phase.dev
         results = self.outcomes([(template, q) for template in templates for q in dev], stage)
         rows = [results[i : i + len(dev)] for i in range(0, len(results), len(dev))]
-        return [[score for score, _ in row] for row in rows], [
-            [first.transfer for _, first in row] for row in rows
-        ]
+        return [[score for score, _ in row] for row in rows]
 
     def parents(
         self, state: steps.SearchState

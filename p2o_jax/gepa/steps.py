@@ -66,9 +66,6 @@ class SearchState:
     templates: tuple[str, ...]
     parents: tuple[int | None, ...]
     score_ZN: tuple[tuple[float, ...], ...]  # [candidate][dev question]
-    transfer_ZN: tuple[
-        tuple[float, ...], ...
-    ] = ()  # likewise Outcome.transfer; empty without config.gepa.reliance
     iteration: int = 0
     stage: Stage = "select"
     wave: tuple[Proposal, ...] = ()  # proposals of this iteration
@@ -89,7 +86,7 @@ def from_json(value: Mapping[str, Any]) -> SearchState:
     """Returns the state that `to_json` was given."""
     kept: dict[str, Any] = {f.name: value[f.name] for f in fields(SearchState)}
     kept |= {name: tuple(kept[name]) for name in ("templates", "parents", "used", "events")}
-    kept |= {name: tuple(tuple(row) for row in kept[name]) for name in ("score_ZN", "transfer_ZN")}
+    kept["score_ZN"] = tuple(map(tuple, kept["score_ZN"]))
     kept["wave"] = tuple(
         Proposal(**{**p, "minibatch": tuple(p["minibatch"]), "more": tuple(p["more"])})
         for p in kept["wave"]
@@ -108,7 +105,6 @@ def init(
     phase: SearchSetup,
     templates: Sequence[str],
     dev_scores: Sequence[Sequence[float]],
-    transfers: Sequence[Sequence[float]] = (),
     dropped: Sequence[tuple[str, str]] = (),
 ) -> SearchState:
     """Returns the state with the candidates that the phase begins with, evaluated on dev (step 2).
@@ -120,7 +116,6 @@ def init(
         phase: constants of the phase.
         templates: the empty one first.
         dev_scores: [candidate][dev question].
-        transfers: likewise.
         dropped: templates that were left out, with their outcomes.
     """
     spent = len(templates) * len(phase.dev) * phase.cfg.rollouts_per_eval
@@ -129,7 +124,6 @@ def init(
         tuple(templates),
         (None,) * len(templates),
         tuple(map(tuple, dev_scores)),
-        tuple(map(tuple, transfers)) if phase.cfg.reliance else (),
         generated=spent,
         charged=spent if phase.cfg.charge_all else 0,
         events=tuple({**unused, "text": text, "outcome": outcome} for text, outcome in dropped),
@@ -155,7 +149,7 @@ def select(phase: SearchSetup, state: SearchState) -> SearchState:
     if width < 1:
         return replace(state, stage="done")
     rng = random.Random(f"{phase.seed}/select/{state.iteration}")
-    weights = pareto.weights(state.score_ZN, bool(cfg.count_unsolved_fronts), state.transfer_ZN)
+    weights = pareto.weights(state.score_ZN, bool(cfg.count_unsolved_fronts))
     used, wave = set(state.used), []
     for parent in draws.parents(rng, weights, width, bool(cfg.fill_width)):
         taken = {tuple(sorted(p.minibatch)) for p in wave if p.parent == parent}
@@ -238,7 +232,6 @@ def promote(
     phase: SearchSetup,
     state: SearchState,
     dev_scores: Sequence[Sequence[float]],
-    transfers: Sequence[Sequence[float]] = (),
 ) -> SearchState:
     """Ends the iteration: accepted children become candidates, with their parent and dev scores
     (step 3e).
@@ -281,7 +274,6 @@ def promote(
         state,
         templates=(*state.templates, *(p.text for p in accepted)),
         parents=(*state.parents, *(p.parent for p in accepted)),
-        transfer_ZN=(*state.transfer_ZN, *map(tuple, transfers)) if phase.cfg.reliance else (),
         events=(*state.events, *events),
         iteration=state.iteration + 1,
         idle=0 if accepted else state.idle + 1,

@@ -4,11 +4,10 @@ the end of an epoch).
 
 import functools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from p2o_jax import config
-from p2o_jax.p2o.group_draw import candidates, draw_group
 from p2o_jax.state import Assignment, RunState
 from p2o_jax.types import Question, SearchResult, TemplatedQuestion
 
@@ -47,6 +46,37 @@ def assign(
         )
         templates[name] = draw_group(group_size, cfg, lambda n, draw=draw: draw(k=n))
     return Assignment(templates)
+
+
+def draw_group(
+    group_size: int, cfg: config.AssignConfig, draw: Callable[[int], Sequence[str]]
+) -> tuple[str, ...]:
+    """The templates of a question's group: the drawn ones, then "" for each plain rollout.
+
+    Args:
+        draw: returns that many templates; called once, for one template where the whole group
+            shares it.
+    """
+    num_plain = min(cfg.plain_rollouts or 0, group_size)
+    num_templated = group_size - num_plain
+    shared = cfg.same_template_in_group
+    drawn = list(draw(1)) * num_templated if shared else draw(num_templated)
+    return (*drawn, *[""] * num_plain)
+
+
+def candidates(result: SearchResult, columns: Mapping[str, int], question_id: str) -> list[int]:
+    """The members of the cover, as places in it, that a question may get.
+
+    A dev question gets those that solve it, or all if none does; any other question all.
+
+    Args:
+        columns: the dev questions' columns in the scores.
+    """
+    everyone = list(range(len(result.cover)))
+    if question_id not in columns:
+        return everyone
+    column = columns[question_id]
+    return [i for i in everyone if result.solves(result.cover[i], column)] or everyone
 
 
 def next_assignment(result: SearchResult | None, state: RunState, cfg: config.Config) -> Assignment:

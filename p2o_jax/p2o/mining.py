@@ -20,18 +20,14 @@ def find_hard(
     solved_QG: np.ndarray,
     templated_QG: np.ndarray,
     cfg: config.MiningConfig,
-    last_hard_ids: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """The ids of the hard questions, in batch order, each once: at most `max_successes` of their
     rollouts succeeded, and not all.
 
     ▲ `judge_on="plain"` looks at untemplated rollouts only, as "solved with a crutch" is not
     solved; a question that has none is judged by all of its rollouts. "all" is what the released
-    code does. Where fewer than G are judged, as many fewer
-    may succeed: with 1 of 6 none of two, as otherwise a question solved half of the time stays
-    hard. ▲
-    With `sticky`, questions of `last_hard_ids`, hard in the last epoch, are hard unless a plain
-    rollout succeeded, too.
+    code does. Where fewer than G are judged, as many fewer may succeed: with 1 of 6 none of two, as
+    otherwise a question solved half of the time stays hard.
     """
     assert cfg.judge_on is not None, "config.mining must be resolved"
     judged_QG = np.ones_like(templated_QG, bool)
@@ -49,11 +45,6 @@ def find_hard(
         if count * size <= cfg.max_successes * min(tried[name], size)
     }
     hard = {name for name in few if successes[name] == 0 or successes[name] < tried[name]}
-    if cfg.sticky:
-        solved_Q = np.any(solved_QG & ~templated_QG, axis=1).tolist()
-        hard |= set(last_hard_ids) - {
-            q.id for q, solved in zip(questions, solved_Q, strict=True) if solved
-        }
     return tuple(name for name in successes if name in hard)
 
 

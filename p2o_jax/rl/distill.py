@@ -17,17 +17,12 @@ def distill_weights(
     pi_old(y | T(x, z)).
 
     mode=ratio_mask: 1 where rho is within its bounds; outside, 0 (clip=hard) or bound / rho
-    (clip=soft). mode=truncated: min(rho, cap), an importance weight of bounded variance. ▲
-    mode=transfer: exp(min(d, 0) / scale) for the whole response, with d its mean log rho, so that
-    responses that rely on the template count less (arXiv 2604.00698). Other modes: 1.
+    (clip=soft). mode=truncated: min(rho, cap), an importance weight of bounded variance. Other
+    modes: 1.
     """
     rho = density_ratio(logp_old_plain_R, logp_old_templated_R)
     if cfg.mode == "truncated":
         return np.minimum(rho, np.float32(cfg.cap))
-    if cfg.mode == "transfer":
-        return np.full_like(
-            rho, transfer(logp_old_plain_R, logp_old_templated_R, cfg.transfer_scale)
-        )
     if cfg.mode != "ratio_mask":
         return np.ones_like(rho)
     low, high = map(np.float32, bounds(cfg))
@@ -42,20 +37,6 @@ def bounds(cfg: DistillConfig) -> tuple[float, float]:
         return 0.0, cfg.cap
     assert cfg.eps_low is not None, "config.distill must be resolved"
     return 1 - cfg.eps_low, 1 + cfg.eps_high
-
-
-def transfer(
-    logp_plain_R: Float[np.ndarray, "R"], logp_templated_R: Float[np.ndarray, "R"], scale: float
-) -> float:
-    """Returns exp(min(d, 0) / scale), with d the mean log rho of a response: 1 if it does not rely
-    on its template (arXiv 2604.00698).
-    """
-    mean_log_rho = (
-        float(np.mean(logp_plain_R - logp_templated_R, dtype=np.float64))
-        if len(logp_plain_R)
-        else 0.0
-    )
-    return float(np.exp(min(mean_log_rho, 0.0) / scale))
 
 
 def density_ratio(

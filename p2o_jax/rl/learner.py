@@ -25,7 +25,6 @@ from p2o_jax.rl.optimizer import make_optimizer
 from p2o_jax.rl.stats import Stats, distill_stats, gap_stats, rollout_weight_stats, update_stats
 from p2o_jax.rl.train_step import TrainState, TrainStep
 from p2o_jax.runtime import allocator, distributed
-from p2o_jax.types import Rollout
 
 
 class Learner:
@@ -133,21 +132,6 @@ class Learner:
             flat = distributed.to_host(logp_UBT).reshape(-1, row_tokens)
             scored += [flat[r, a:b].copy() for r, a, b in packed.places]
         return scored
-
-    def transfers(self, params: Any, rollouts: Sequence[Rollout]) -> list[float]:
-        """Returns each response's likelihood on its plain prompt, relative to its sampled prompt
-        (distill.transfer).
-        """
-        on = (
-            [(r.plain_ids, r.completion.token_ids) for r in rollouts],
-            [(r.prompt_ids, r.completion.token_ids) for r in rollouts],
-        )
-        rows = config.templated_row_tokens(self.cfg)
-        plain, templated = (self.score_tokens(params, sequences, rows) for sequences in on)
-        return [
-            distill.transfer(p, t, self.cfg.distill.transfer_scale)
-            for p, t in zip(plain, templated, strict=True)
-        ]
 
     def score(
         self, params: Any, ref_params: Any, examples: Sequence[Example], first_update: int = 0

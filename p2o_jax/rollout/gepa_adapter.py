@@ -24,8 +24,6 @@ from p2o_jax.types import Outcome, Question, Reply, Rollout, TemplatedQuestion, 
 T = TypeVar("T")
 REFLECT = "gepa_reflect"  # ledger phase of reflection; evaluation has "gepa_" + stage
 
-Transfers = Callable[[Sequence[Rollout]], Sequence[float]]  # -> Outcome.transfer of each rollout
-
 
 class GepaAdapter:
     """`evaluate` and `reflect` of one prompt phase. `ledger` accumulates their cost.
@@ -41,7 +39,6 @@ class GepaAdapter:
         cfg: the whole config, resolved.
         key: key of the phase.
         ledger: costs so far.
-        transfers: scores successful rollouts where `gepa.reliance` is on; otherwise unused.
     """
 
     def __init__(
@@ -52,11 +49,9 @@ class GepaAdapter:
         cfg: config.Config,
         key: jax.Array,
         ledger: Ledger,
-        transfers: Transfers | None = None,
     ):
         self.pipeline, self.weights, self.reflector, self.key = pipeline, weights, reflector, key
-        assert transfers or not cfg.gepa.reliance, "gepa.reliance needs transfers"
-        self.ledger, self.transfers = ledger, transfers if cfg.gepa.reliance else None
+        self.ledger = ledger
         self.num_calls = 0
         self.stage = "seed"
         self.last_costs: dict[str, Cost] = {}  # cost of the last call, by phase
@@ -77,12 +72,6 @@ class GepaAdapter:
         rollouts = self.pipeline.sample(
             self.weights(), prompts, self.evaluation, self.key, phase="gepa"
         )
-        solved = [r for r in rollouts if r.succeeded]
-        transfers = (
-            dict(zip((r.prompt.name for r in solved), self.transfers(solved), strict=True))
-            if self.transfers
-            else {}
-        )
         self.book(
             {
                 f"gepa_{self.stage}": {
@@ -91,7 +80,7 @@ class GepaAdapter:
                 }
             }
         )
-        return [_outcome(r, transfers.get(r.prompt.name, 0.0)) for r in rollouts]
+        return [_outcome(r) for r in rollouts]
 
     def reflect(self, prompts: Sequence[str]) -> list[Reply | None]:
         """Returns a reply to each reflection prompt, None where there is none. All are requested
@@ -120,14 +109,13 @@ class GepaAdapter:
         return f"{stage}/{self.num_calls}/{i}"
 
 
-def _outcome(r: Rollout, transfer: float) -> Outcome:
+def _outcome(r: Rollout) -> Outcome:
     judged = r.verdict.status in ("correct", "wrong")
     return Outcome(
         r.verdict.answer_score,
         r.verdict.format_score,
         r.text,
         r.verdict.note if judged else "",
-        transfer,
     )
 
 

@@ -226,7 +226,6 @@ class Components(LoopComponents[RunState]):
             self.cfg,
             key,
             state.ledger,
-            lambda rollouts: self.learner.transfers(policy, rollouts),
         )
 
     @cached_property

@@ -158,7 +158,7 @@ def test_the_page_is_made_from_rows_alone(tmp_path, monkeypatch):
         "faithful": 0.6,
         "no-distillation": 0.2,
         "same-template": 0.8,
-        "r+bandit": 0.95,
+        "r+calls-150": 0.95,
     }
     rows = {
         r.overrides: row(r, score.get(r.arm.name, 0.4) + r.seed / 100)
@@ -180,7 +180,7 @@ def test_the_page_is_made_from_rows_alone(tmp_path, monkeypatch):
         "| **-0.200 [-0.200, -0.200]** | yes |"
     )
     assert lines["one template per group"].endswith("| no: the other way round |")
-    assert lines["templates chosen by an online bandit"].endswith("| helps |")
+    assert lines["GEPA with half the budget"].endswith("| helps |")
     assert f"{len(rows)} runs, {len(rows) / 100:.1f} CPU hours" in text
     assert (tmp_path / "d.png").stat().st_size > 10_000 and (tmp_path / "r.png").exists()
     report.write(results)

@@ -205,7 +205,7 @@ def test_overrides_are_parsed_as_the_field_s_type(key, text, value):
             "distill.mode",
             "none",
             (
-                "config.distill.mode=none: expected one of ratio_mask, truncated, transfer, plain,"
+                "config.distill.mode=none: expected one of ratio_mask, truncated, plain,"
                 " importance, off"
             ),
         ),
@@ -420,7 +420,6 @@ RULES = [
         {"mining__extra_plain_groups": -1},
         "config.mining.extra_plain_groups=-1 must not be negative",
     ),
-    ({"assign__bandit_discount": 1.5}, "config.assign.bandit_discount=1.5 must lie in [0, 1]"),
     (
         {
             "eval__template": "best",
@@ -803,3 +802,13 @@ def test_settings_of_an_earlier_run_have_their_current_names():
     }, "the run's own record is not changed"
     known = set(setting.settings(Config))
     assert set(names.RENAMED.values()) <= known and not set(names.RENAMED) & known
+
+
+def test_removed_settings_of_an_earlier_run_that_were_off_are_left_out():
+    off = {"assign": {"bandit": False, "bandit_prior": 8.0, "plain_rollouts": 4}, "mining": {}}
+    assert names.current_names(off) == {"assign": {"plain_rollouts": 4}, "mining": {}}
+    on = {"assign": {"bandit": True}, "gepa": {"reliance": True}}
+    assert names.current_names(on) == on
+    with pytest.raises(ConfigError, match=r"assign.bandit: no such key \(removed: no suite showed"):
+        loading.load(SMOKE, [("assign.bandit", "true")])
+    assert not names.REMOVED.keys() & setting.settings(Config).keys()

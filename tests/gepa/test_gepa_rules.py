@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from p2o_jax import config
 from p2o_jax.gepa import budget, cover, draws, pareto
-from p2o_jax.p2o import assign, bandit
-from p2o_jax.state import Bandit
+from p2o_jax.p2o import assign
 from p2o_jax.types import SearchResult
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gepa_budget.json"
@@ -43,18 +42,6 @@ def test_fronts_by_hand():
     assert pareto.fronts(score_ZN) == ((1, 2), (0, 1, 2), (0, 1), (0, 1, 2))
     assert pareto.weights(score_ZN, count_unsolved=True) == {0: 3, 1: 4, 2: 3}
     assert pareto.weights(score_ZN, count_unsolved=False) == {0: 1, 1: 2, 2: 1}
-
-
-def test_the_second_front_holds_those_of_the_first_that_lean_least_on_their_template():
-    score_ZN = [(0, 0, 1, 0), (1, 0, 1, 0), (1, 0, 0, 0)]
-    # question 0: candidate 1 alone; question 2: both
-    transfer_ZN = [
-        (0, 0, 0.5, 0),
-        (0.9, 0, 0.5, 0),
-        (0.1, 0, 0, 0),
-    ]
-    assert pareto.weights(score_ZN, False, transfer_ZN) == {0: 1 + 1, 1: 2 + 2, 2: 1}
-    assert pareto.weights(score_ZN, False, [(0,) * 4] * 3) == pareto.weights(score_ZN, False)
 
 
 def test_weights_are_equal_when_nothing_is_solved():
@@ -103,7 +90,7 @@ def test_cover_by_hand():
     ]
 
 
-def test_assignment_bandit_and_cover_mean_the_same_by_success():
+def test_assignment_and_cover_mean_the_same_by_success():
     result = SearchResult(
         ("", "A", "B"),
         (None, 0, 0),
@@ -116,10 +103,6 @@ def test_assignment_bandit_and_cover_mean_the_same_by_success():
     assert cover.greedy_cover(result.score_ZN, result.success_above) == result.cover
     assigned = assign.assign(result, ["d0", "d1"], 8, config.AssignConfig(plain_rollouts=0), "s")
     assert [set(assigned.templates[name]) for name in ("d0", "d1")] == [{"A"}, {"B"}]
-    arms = bandit.start(
-        result, assigned, Bandit(), config.AssignConfig(plain_rollouts=0, bandit=True)
-    )
-    assert arms.members == {"d0": (0,), "d1": (1,)}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import pytest
 from gepa_toy import LETTERS, Toy, count_tokens, letter_of, make_question, questions, settings
 
-from p2o_jax.gepa import STATS, cover, gate, pareto, reasons, search, steps
+from p2o_jax.gepa import STATS, cover, gate, reasons, search, steps
 from p2o_jax.gepa.search import REJECTIONS, SHORT_REASONS
 from p2o_jax.types import Reply, digest
 
@@ -393,39 +393,6 @@ def test_state_survives_json_at_every_stage():
         "gate",
         "no_fence",
     ]
-
-
-def test_with_reliance_parents_that_lean_less_are_drawn_more_and_the_state_survives_json():
-    """Two candidates solve dev question 1, the second with a response that is likelier without
-    its template.
-    """
-    cfg = settings(reliance=True)
-    phase = steps.SearchSetup(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
-    each = steps.select(
-        phase, steps.init(phase, [""], [[0.0, 1.0, 0.0, 0.0]], [[0.0, 0.2, 0.0, 0.0]])
-    )
-    each = steps.propose(
-        phase, each, [0.0] * len(each.wave), [Reply("``` a ```")] * len(each.wave), count_tokens
-    )
-    each = steps.promote(
-        phase, gate.gate(phase, each, [3.0]), [[0.0, 1.0, 0.0, 0.0]], [[0.0, 0.7, 0.0, 0.0]]
-    )
-    assert each.transfer_ZN == ((0.0, 0.2, 0.0, 0.0), (0.0, 0.7, 0.0, 0.0))
-    assert steps.from_json(json.loads(json.dumps(steps.to_json(each)))) == each
-    assert pareto.weights(each.score_ZN, False, each.transfer_ZN) == {0: 1, 1: 2}
-
-
-def test_reliance_reaches_the_search_from_outcomes():
-    class Leaning(Toy):
-        def evaluate(self, pairs):
-            outcomes = super().evaluate(pairs)
-            return [
-                dataclasses.replace(o, transfer=o.score * int(digest(t)[:2], 16) / 256)
-                for o, (t, _) in zip(outcomes, pairs, strict=True)
-            ]
-
-    on, off = (run(Leaning(), settings(reliance=reliance, parents=2)) for reliance in (True, False))
-    assert off.templates == run(Toy(), settings(parents=2)).templates != on.templates
 
 
 def test_graded_scores_and_feedback_reach_reflection_and_one_threshold_decides():

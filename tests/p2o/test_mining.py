@@ -48,18 +48,6 @@ def test_all_rollouts_succeeding_is_not_hard_however_few_they_are():
     assert find(np.array([[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]), templated, 1, "plain") == ("q1",)
 
 
-def test_sticky_questions_stay_hard_until_a_plain_success():
-    """q1 and q2 succeed under a template only, q3 plainly; q4 is not in the batch."""
-    solved = np.array([[0, 0], [1, 0], [1, 0], [0, 1]], bool)
-    templated = np.array([[True, False]] * 4)
-    cfg = config.MiningConfig(max_successes=0, judge_on="all", sticky=True)
-    assert mining.find_hard(QUESTIONS[:4], solved, templated, cfg, ["q3", "q2", "q4"]) == (
-        "q0",
-        "q2",
-    )
-    assert mining.find_hard(QUESTIONS[:4], solved, templated, cfg) == ("q0",)
-
-
 def test_a_question_enters_once():
     cfg = config.MiningConfig(judge_on="all")
     assert mining.find_hard(

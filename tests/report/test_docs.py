@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from docs import generate, profile_picture
+from p2o_jax.config.names import REMOVED
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(ROOT.glob("docs/*.md")) + [
@@ -75,12 +76,14 @@ def source_of(module: str) -> str | None:
 
 
 def unknown_names(text: str) -> list[str]:
-    """The dotted names in the code spans of a page that are neither settings nor files."""
+    """The dotted names in the code spans of a page that are neither settings, of today or removed,
+    nor files.
+    """
     names = re.findall(r"`([a-z_]\w*(?:\.[A-Za-z_]\w*)+)`", text)
     return [
         name
         for name in names
-        if name.removeprefix("config.") not in SETTINGS | SECTIONS
+        if name.removeprefix("config.") not in SETTINGS | SECTIONS | REMOVED.keys()
         and name.rpartition(".")[2] not in SUFFIXES
         and name.partition(".")[0] not in ("p2o_jax", "jax", "lax", "plan", "reward_model")
     ]

@@ -244,10 +244,6 @@ def expected(cfg, rollouts=None):
                 cfg.distill.clip
             ]
             w = np.where((rho < low) | (rho > high), outside, 1.0)
-        if r.prompt_ids != r.plain_ids and cfg.distill.mode == "transfer":
-            w = np.full_like(
-                rho, np.exp(min((on_x - on_Tx).mean(), 0.0) / cfg.distill.transfer_scale)
-            )
         if r.prompt.template and r.verdict.answer_score == 0:
             w = w * cfg.distill.failed_weight
         old.append(on_Tx if cfg.distill.mode == "importance" else on_x)

@@ -97,33 +97,6 @@ def test_what_a_reward_function_says_is_feedback_unless_it_failed(pipeline):
     assert [(o.score, o.feedback) for o in outcomes] == [(0.2, "Shorter."), (0.0, ""), (1.0, "")]
 
 
-def test_transfers_of_successes_alone_are_asked_for_with_reliance(pipeline):
-    rollouts, weights = pipeline
-    verdicts = [
-        Verdict(1.0, 1.0, "correct"),
-        Verdict(0.0, 1.0, "wrong"),
-        Verdict(1.0, 1.0, "correct"),
-    ]
-    judged = RolloutPipeline(
-        rollouts.engine, rollouts.chat, lambda texts, questions: verdicts, rollouts.reporter
-    )
-    asked = []
-    on = dataclasses.replace(CFG, gepa=dataclasses.replace(CFG.gepa, reliance=True))
-
-    def transfers(rollouts):
-        asked.extend(r.prompt.question.id for r in rollouts)
-        return [0.25, 0.5]
-
-    outcomes = GepaAdapter(
-        judged, lambda: weights, lambda *_: ([], {}), on, rng.key(0, "gepa"), Ledger(), transfers
-    ).evaluate([("z", q) for q in HARD[:3]])
-    assert asked == ["q0", "q2"] and [o.transfer for o in outcomes] == [0.25, 0.0, 0.5]
-    off = GepaAdapter(
-        judged, lambda: weights, lambda *_: ([], {}), CFG, rng.key(0, "gepa"), Ledger(), transfers
-    ).evaluate([("z", q) for q in HARD[:3]])
-    assert asked == ["q0", "q2"] and {o.transfer for o in off} == {0.0}
-
-
 def verify(texts, questions):
     return [
         Verdict(float(len(t) % 3 == int(q.answer)), 1.0, "correct")

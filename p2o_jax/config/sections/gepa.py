@@ -97,11 +97,6 @@ class GepaConfig:
     count_unsolved_fronts: bool | None = setting(
         None, "Count dev questions that no candidate solves when parents are drawn."
     )
-    reliance: bool = setting(
-        False,
-        "▲ Keep a second front: among the templates that solve a dev question, the one that its"
-        " response relies on least.",
-    )
     skip_perfect: bool | None = setting(
         None, "Skip parents with full reward on their minibatch, which no child could beat."
     )

@@ -92,10 +92,6 @@ class MiningConfig:
     judge_on: Literal["all", "plain"] | None = setting(
         None, "Rollouts that decide whether a question is hard: all, or only plain ones."
     )
-    sticky: bool = setting(
-        False,
-        "▲ A question that was hard in the last epoch stays hard until a plain rollout succeeds.",
-    )
     extra_plain_groups: int = setting(
         0,
         "▲ Additional plain groups of G for each question that was hard in the last epoch.",
@@ -112,15 +108,4 @@ class AssignConfig:
     )
     same_template_in_group: bool = setting(
         False, "Ask all templated rollouts of a group under the same template."
-    )
-    bandit: bool = setting(
-        False,
-        "▲ Choose templates at each step by their success in training so far"
-        " (p2o_jax/p2o/bandit.py).",
-    )
-    bandit_prior: float = setting(
-        8.0, "Rollouts that a template's dev score counts for at the start.", gt=0, le=1e6
-    )
-    bandit_discount: float = setting(
-        0.95, "Factor on the evidence about a template, per policy step.", ge=0, le=1
     )

@@ -28,12 +28,11 @@ class DistillConfig:
     that with it.
     """
 
-    mode: Literal["ratio_mask", "truncated", "transfer", "plain", "importance", "off"] = setting(
+    mode: Literal["ratio_mask", "truncated", "plain", "importance", "off"] = setting(
         "ratio_mask",
         "Weight of each templated token. ratio_mask: 1 where rho is within bounds; truncated:"
-        " min(rho, cap); transfer: one for the whole response, lower the more it relies on its"
-        " template; plain: 1; importance: the ratio is taken against the templated probability;"
-        " off: no distillation, train on the templated prompt.",
+        " min(rho, cap); plain: 1; importance: the ratio is taken against the templated"
+        " probability; off: no distillation, train on the templated prompt.",
     )
     clip: Literal["hard", "soft"] = setting(
         "hard",
@@ -48,13 +47,6 @@ class DistillConfig:
     )
     eps_high: float = setting(9.0, "The upper bound on rho is 1 + eps_high.", ge=0, le=1e6)
     cap: float = setting(2.0, "For mode=truncated: the largest weight.", gt=0, le=1e6)
-    transfer_scale: float = setting(
-        0.3,
-        "For mode=transfer: nats per token that a response loses without its template at which its"
-        " weight is 1/e.",
-        ge=1e-6,
-        le=1e6,
-    )
     drop_failed_templated: bool | None = setting(
         None, "Leave templated rollouts that fail out of the loss."
     )

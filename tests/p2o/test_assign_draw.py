@@ -1,14 +1,10 @@
-"""The draws of both kinds of assignment, with the choices of earlier versions."""
+"""The draws of templates, with the choices of earlier versions."""
 
 import pytest
 
 from p2o_jax import config
-from p2o_jax.p2o import bandit
-from p2o_jax.p2o.assign import assign
-from p2o_jax.p2o.group_draw import candidates, draw_group
-from p2o_jax.state import Bandit
+from p2o_jax.p2o.assign import assign, candidates, draw_group
 from p2o_jax.types import SearchResult
-from tests.factories import make_question
 
 # Question d3 is solved by no template.
 RESULT = SearchResult(
@@ -20,9 +16,9 @@ RESULT = SearchResult(
     cover=(1, 2, 3),
 )
 NAMES = ("t0", "t1", "d0", "d1", "d3")
-RECORDED = {  # same_template_in_group: (assigned with seed 7, then drawn with seed 9); - is plain
-    False: ("CBAC-- CAAA-- AAAA-- AAAA-- CAAA--", "AAAB-- AABA-- AAAA-- ACAA-- AAAA--"),
-    True: ("CCCC-- CCCC-- AAAA-- AAAA-- CCCC--", "AAAA-- AAAA-- AAAA-- AAAA-- AAAA--"),
+RECORDED = {  # by same_template_in_group; - is plain
+    False: "CBAC-- CAAA-- AAAA-- AAAA-- CAAA--",
+    True: "CCCC-- CCCC-- AAAA-- AAAA-- CCCC--",
 }
 
 
@@ -32,13 +28,8 @@ def shown(assignment):
 
 @pytest.mark.parametrize("same", [False, True])
 def test_random_choices_are_those_recorded(same):
-    cfg = config.AssignConfig(
-        plain_rollouts=2, bandit=True, bandit_prior=8.0, same_template_in_group=same
-    )
-    assignment = assign(RESULT, NAMES, 6, cfg, "7")
-    arms = bandit.start(RESULT, assignment, Bandit(), cfg)
-    drawn = bandit.draw(arms, assignment, [make_question(name) for name in NAMES], cfg, "9")
-    assert (shown(assignment), shown(drawn)) == RECORDED[same]
+    cfg = config.AssignConfig(plain_rollouts=2, same_template_in_group=same)
+    assert shown(assign(RESULT, NAMES, 6, cfg, "7")) == RECORDED[same]
 
 
 def test_a_group_ends_with_its_plain_rollouts():
