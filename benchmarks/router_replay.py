@@ -87,13 +87,13 @@ def measure(spec: ModelSpec, factor: float, responses: int, new_tokens: int) -> 
     sequences = [(p, c.token_ids) for p, c in zip(prompts, completions, strict=True)]
     choice = experts.choices_of_token(spec, True)
     packed = batch.pack(sequences, PROMPT + new_tokens, responses, 1, 0, choice)
-    packed.replay([c.choice_RLk for c in completions])
+    packed.replay([c.choice_RX for c in completions])
     rows = packed.flat
     place = (rows.token, rows.position, rows.segment)
 
     @jax.jit
     def score(params: Any, recorded: jax.Array | None) -> transformer.Scored:
-        return transformer.token_logps(spec, params, *place, dtype=dtype(), recorded_BTLk=recorded)
+        return transformer.token_logps(spec, params, *place, dtype=dtype(), recorded_BTX=recorded)
 
     figures = {}
     for name, recorded in (("", None), ("_replayed", rows.choice)):
@@ -146,10 +146,10 @@ def other_choices(spec: ModelSpec, params: Any, rows: batch.PackedBatch) -> floa
         ).watched["blocks"]
 
     own_LNk = np.sort(np.asarray(choices(params)))
-    k = rows.choice.shape[-1]
-    recorded_LNk = np.sort(np.moveaxis(rows.choice.reshape(own_LNk.shape[1], -1, k), 1, 0))
-    known_LN = recorded_LNk[..., 0] >= 0
-    return float((own_LNk != recorded_LNk).any(axis=-1)[known_LN].mean())
+    L, N, k = own_LNk.shape
+    recorded_LNk = np.sort(np.moveaxis(rows.choice.reshape(N, L, k), 1, 0))
+    known_LN = recorded_LNk[..., 0] > 0
+    return float((own_LNk + 1 != recorded_LNk).any(axis=-1)[known_LN].mean())
 
 
 if __name__ == "__main__":

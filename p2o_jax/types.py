@@ -106,9 +106,9 @@ class Completion:
     token_ids: np.ndarray  # int32 [R]
     logp_R: np.ndarray  # float32 [R]
     stopped: bool  # False: truncated at max_new_tokens
-    # the experts that computed each token's predecessor, int [R, layers with experts, k]
-    # (train.router_replay); [0, 0, 0] if they are not recorded
-    choice_RLk: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.int8))
+    # the experts that computed each token's predecessor (`experts.choices_of_token`), if they are
+    # recorded; else X is 0
+    choice_RX: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
 
 
 @dataclass(frozen=True)

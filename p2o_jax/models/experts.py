@@ -42,13 +42,16 @@ Mixture = Callable[[Experts, Activation, Weights, Any, Any], tuple[jax.Array, Ro
 
 
 def choices_of_token(spec: ModelSpec, recorded: bool) -> jax.ShapeDtypeStruct:
-    """Returns shape and dtype of what is recorded of a token: the experts that each layer with
-    experts has chosen, [layers, k]; [0, 0] if nothing is.
+    """Returns shape and dtype of what is recorded of a token, [X]: the k chosen experts of each
+    layer with experts, layer by layer, as numbers from 1; 0 stands for no choice. X is 0 if nothing
+    is recorded.
+
+    In one axis, as TPUs pad the last two.
     """
     kinds = [layer.experts for layer in spec.layer_types if layer.experts]
     most = max((kind.count for kind in kinds), default=0)
-    shape = (len(kinds), max(kind.chosen for kind in kinds)) if recorded and kinds else (0, 0)
-    return jax.ShapeDtypeStruct(shape, np.dtype(np.int8 if most <= 128 else np.int16))
+    size = sum(kind.chosen for kind in kinds) if recorded else 0
+    return jax.ShapeDtypeStruct((size,), np.dtype(np.uint8 if most < 256 else np.uint16))
 
 
 @jax.named_scope("router")
@@ -64,9 +67,9 @@ def route(
         experts: sizes and kind of the experts.
         weights: weights of the router.
         x_ND: tokens.
-        recorded_Nk: experts that compute a token whatever the router would choose (arXiv
-            2510.11370); its logits decide their weights all the same. Below 0: the router chooses.
-            None: it always does.
+        recorded_Nk: experts that compute a token, numbered from 1, whatever the router would
+            choose (arXiv 2510.11370); its logits decide their weights all the same. 0: the router
+            chooses. None: it always does.
     """
     logits = _router_logits(experts, weights, x_ND)
     # the weights of the chosen ones: a softmax over them, or a part of that over all
@@ -74,7 +77,7 @@ def route(
     chosen, own_Nk = lax.top_k(score, experts.chosen)
     expert_Nk = own_Nk
     if recorded_Nk is not None:
-        expert_Nk = jnp.where(recorded_Nk < 0, own_Nk, recorded_Nk.astype(own_Nk.dtype))
+        expert_Nk = jnp.where(recorded_Nk == 0, own_Nk, recorded_Nk.astype(own_Nk.dtype) - 1)
         chosen = jnp.take_along_axis(score, expert_Nk, axis=1)
     weight_Nk = jax.nn.softmax(chosen, axis=-1) if experts.normalized else chosen
     return weight_Nk, Routed(logits, own_Nk, expert_Nk)
@@ -112,8 +115,8 @@ def routing(
     entropy = -(p * log_p * real_N1).sum()
     recorded = differ = jnp.float32(0)
     if recorded_Nk is not None:
-        recorded_N = real_N & (recorded_Nk[:, 0] >= 0)
-        among_Nk = (routed.own_Nk[:, :, None] == recorded_Nk[:, None, :]).any(axis=2)
+        recorded_N = real_N & (recorded_Nk[:, 0] > 0)
+        among_Nk = (routed.own_Nk[:, :, None] + 1 == recorded_Nk[:, None, :]).any(axis=2)
         recorded = recorded_N.sum(dtype=jnp.float32)
         differ = (recorded_N & ~among_Nk.all(axis=1)).sum(dtype=jnp.float32)
     return Routing(chosen_E, (p * real_N1).sum(axis=0), entropy, real_N1.sum(), recorded, differ)
@@ -311,14 +314,16 @@ def grouped(
     def product(name: str, rows: jax.Array) -> jax.Array:
         y = grouped_product(rows, weights[name].astype(dtype), size_E)
         bias = weights.get(f"{name}_bias")
-        return y if bias is None else y + bias.astype(dtype)[jnp.minimum(sorted_n, E - 1)]
+        return y if bias is None else y + computed(bias.astype(dtype)[jnp.minimum(sorted_n, E - 1)])
 
-    # the gradient of rows that are not computed may be anything, too
-    x_nD = jnp.where(sorted_n[:, None] < E, x_ND[order_n // k], 0)
+    def computed(x: jax.Array) -> jax.Array:
+        """Returns x, and 0 for experts elsewhere, whose products and gradients may be anything."""
+        return jnp.where(sorted_n[:, None] < E, x, 0)
+
+    x_nD = computed(x_ND[order_n // k])
     out_nD = product("expert_down", gated(product("expert_gate", x_nD), product("expert_up", x_nD)))
     weight_n1 = jnp.where(sorted_n < E, weight_Nk.reshape(-1)[order_n], 0.0)[:, None]
-    # rows of experts elsewhere are not computed, and may hold anything
-    weighted_nD = jnp.where(sorted_n[:, None] < E, out_nD.astype(jnp.float32) * weight_n1, 0.0)
+    weighted_nD = computed(out_nD.astype(jnp.float32) * weight_n1)
     return weighted_nD[position_n].reshape(N, k, -1).sum(axis=1).astype(dtype)
 
 

@@ -74,7 +74,7 @@ def hidden(
     caches: Any = None,
     dtype: Any = jnp.float32,
     remat: Remat = "none",
-    recorded_BTLk: Int[Array, "B T L k"] | None = None,
+    recorded_BTX: Int[Array, "B T X"] | None = None,
 ) -> Computed:
     """Returns what the layers compute of these tokens.
 
@@ -88,8 +88,8 @@ def hidden(
             Stacks have no caches.
         dtype: compute dtype.
         remat: what the backward pass recomputes.
-        recorded_BTLk: choices of experts to replay in each layer that has some, see
-            `experts.route`, with params as stacks.
+        recorded_BTX: choices of experts to replay, with params as stacks, see
+            `experts.choices_of_token`.
     """
     top_params = {name: params[name] for name, w in weights(spec).items() if isinstance(w, Weight)}
     top = nnx.merge(_top_graph(spec), top_params)
@@ -105,19 +105,20 @@ def hidden(
     if isinstance(params.get("blocks"), tuple):
         x, caches, watched = _unrolled(spec, params["blocks"], x, rotations, mixing, caches)
     else:
-        recorded = _by_stack(spec, recorded_BTLk)
+        recorded = _by_stack(spec, recorded_BTX)
         x, watched = _scanned(spec, params, x, rotations, mixing, remat, recorded)
         caches = ()
     return Computed(rms_norm(x, top.final_norm[...], spec), caches, watched)
 
 
-def _by_stack(spec: ModelSpec, recorded_BTLk: jax.Array | None) -> dict[str, jax.Array]:
+def _by_stack(spec: ModelSpec, recorded_BTX: jax.Array | None) -> dict[str, jax.Array]:
     """Returns the recorded choices of each stack that has experts, [layers, N, k]."""
-    if recorded_BTLk is None:
+    if recorded_BTX is None:
         return {}
-    L, k = recorded_BTLk.shape[2:]
-    recorded_LNk = jnp.moveaxis(recorded_BTLk.reshape(-1, L, k), 1, 0)
-    place = {layer: i for i, layer in enumerate(spec.expert_layers)}
+    layers = spec.expert_layers
+    recorded_NLk = recorded_BTX.reshape(-1, len(layers), recorded_BTX.shape[2] // len(layers))
+    recorded_LNk = jnp.moveaxis(recorded_NLk, 1, 0)
+    place = {layer: i for i, layer in enumerate(layers)}
     return {
         stack.key: recorded_LNk[np.array([place[layer] for layer in stack.layers])]
         for stack in spec.stacks
@@ -311,7 +312,7 @@ def token_logps(
     wanted_BT: Bool[Array, "B T"] | None = None,
     entropy_gradient: bool = True,
     mesh: Mesh | None = None,
-    recorded_BTLk: Int[Array, "B T L k"] | None = None,
+    recorded_BTX: Int[Array, "B T X"] | None = None,
 ) -> Scored:
     """Returns log p(token t | earlier tokens of its segment) and the entropy of that prediction,
     float32; and what routers of experts did.
@@ -333,10 +334,10 @@ def token_logps(
         wanted_BT: tokens to score; None: all.
         entropy_gradient: whether the entropy has a gradient.
         mesh: the mesh of the batch.
-        recorded_BTLk: choices of experts to replay, see `hidden`; None: none.
+        recorded_BTX: choices of experts to replay, see `hidden`; None: none.
     """
     place, mixing = (token_BT, position_BT), within_segments(segment_BT, mesh)
-    computed = hidden(spec, params, *place, mixing, None, dtype, remat, recorded_BTLk)
+    computed = hidden(spec, params, *place, mixing, None, dtype, remat, recorded_BTX)
     (B, T), predicts_BT = token_BT.shape, _predicts_wanted(segment_BT, wanted_BT)
     parts = sharding.num_shards(mesh) if mesh and B % sharding.num_shards(mesh) == 0 else 1
     x, target, predicts = (

@@ -11,7 +11,7 @@ import numpy as np
 from p2o_jax.config import DistillConfig
 from p2o_jax.types import Rollout
 
-_NO_CHOICE = np.zeros((0, 0), np.int8)
+_NO_CHOICE = np.zeros(0, np.uint8)
 
 
 def _empty() -> np.ndarray:
@@ -37,7 +37,7 @@ class Example:
     weight_R: np.ndarray = field(default_factory=_empty)
     response_weight: float = 1.0  # distill.failed_weight for failed templated responses
     # the sampler's choices of experts, see `Completion`
-    choice_RLk: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.int8))
+    choice_RX: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
     fresh: bool = False  # not scored: sampled from the very params that its update starts from
 
     @property
@@ -62,7 +62,7 @@ class PackedBatch(NamedTuple):
     logp_ref: Any
     logp_sampler: Any
     fresh: Any  # sampled from the params of this update, whose log-probs are thus the old ones
-    choice: Any  # experts to use for a token, [U, B, T, L, k]; -1: the router chooses
+    choice: Any  # experts to use for a token, [U, B, T, X]; 0: the router chooses
 
 
 class Packed(NamedTuple):
@@ -84,12 +84,12 @@ class Packed(NamedTuple):
         """Sets the experts that compute the predecessor of each response token.
 
         Args:
-            choices: [R, L, k] of each sequence; empty: the router chooses.
+            choices: [R, X] of each sequence; empty: the router chooses.
         """
         flat = self.flat
-        for (r, a, b), choice_RLk in zip(self.places, choices, strict=True):
-            if choice_RLk.size:
-                flat.choice[r, a - 1 : b - 1] = choice_RLk
+        for (r, a, b), choice_RX in zip(self.places, choices, strict=True):
+            if choice_RX.size:
+                flat.choice[r, a - 1 : b - 1] = choice_RX
 
 
 def examples(
@@ -116,7 +116,7 @@ def examples(
                 ),
                 logp_sampler_R=rollout.completion.logp_R,
                 response_weight=cfg.failed_weight if failed else 1.0,
-                choice_RLk=rollout.completion.choice_RLk,
+                choice_RX=rollout.completion.choice_RX,
             )
         )
     return result
@@ -176,7 +176,7 @@ def pack(
             ints["position"][r, at:end], ints["segment"][r, at:end] = np.arange(lengths[n]), segment
             places[n] = (r, at + len(prompt), end)
             at = end
-    choices = np.full((*shape, *choice.shape), -1, choice.dtype)
+    choices = np.zeros((*shape, *choice.shape), choice.dtype)
     rows = PackedBatch(token=token, trained=trained, fresh=fresh, choice=choices, **ints, **floats)
     rows = PackedBatch(*(x.reshape(max_micro, micro_rows, *x.shape[1:]) for x in rows))
     return Packed(rows, -(-len(contents) // micro_rows), places)

@@ -375,7 +375,7 @@ class Learner:
 def _replayed(example: Example, prompt: str) -> np.ndarray:
     """Returns the sampler's choices of experts if it saw this prompt of the example; else none."""
     saw = getattr(example, prompt) == example.sampled_on_ids
-    return example.choice_RLk if saw else example.choice_RLk[:0]
+    return example.choice_RX if saw else example.choice_RX[:0]
 
 
 def _abstract(tree: Any, shardings: Any) -> Any:

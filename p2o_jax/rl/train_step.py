@@ -65,7 +65,7 @@ class TrainStep:
             wanted_BT=row.trained,
             entropy_gradient=self.cfg.loss.entropy_coef != 0,
             mesh=self.mesh,
-            recorded_BTLk=row.choice if row.choice.size else None,
+            recorded_BTX=row.choice if row.choice.size else None,
         )
 
     @jax.named_scope("score")

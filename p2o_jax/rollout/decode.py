@@ -191,13 +191,13 @@ def _step(
         queue.member_N[rollout_B],
     )
     logits_BV, spans, chosen = _forward_one(spec, call, slots, fed, options)
-    choice_BLk = _choices(spec, options, chosen, slots.token_B.size)
+    choice_BX = _choices(spec, options, chosen, slots.token_B.size)
     with jax.named_scope("sample_token"):
         uniform_B = jax.vmap(lambda k, age: jax.random.uniform(jax.random.fold_in(k, age)))(
             call.key_N[rollout_B], slots.age_B
         )
         token_B, logp_B = draw(logits_BV, uniform_B, call.sampling, options.filtered)
-    return state, _advanced(state, call, spans, _Sampled(token_B, logp_B, choice_BLk))
+    return state, _advanced(state, call, spans, _Sampled(token_B, logp_B, choice_BX))
 
 
 class _Sampled(NamedTuple):
@@ -207,7 +207,7 @@ class _Sampled(NamedTuple):
 
     token_B: jax.Array
     logp_B: jax.Array
-    choice_BLk: jax.Array
+    choice_BX: jax.Array
 
 
 @jax.named_scope("advance")
@@ -237,7 +237,7 @@ def _advanced(
         state.order_N.at[rank_B].set(slots.rollout_B, mode="drop"),
         state.token_NR.at[into_B, slots.age_B].set(new.token_B, mode="drop"),
         state.logp_NR.at[into_B, slots.age_B].set(new.logp_B, mode="drop"),
-        state.choice_NRLk.at[into_B, slots.age_B].set(new.choice_BLk, mode="drop"),
+        state.choice_NRX.at[into_B, slots.age_B].set(new.choice_BX, mode="drop"),
         state.length_N.at[into_B].set(age_B, mode="drop"),
     )
 
@@ -260,7 +260,7 @@ def _chunk(
         rollout_n,
         state.token_NR[rollout_n],
         state.logp_NR[rollout_n],
-        state.choice_NRLk[rollout_n],
+        state.choice_NRX[rollout_n],
         state.length_N[rollout_n],
         state.finished - first,
         left,
@@ -349,11 +349,11 @@ def _chosen(routed: experts.Routed, _: jax.Array | None) -> jax.Array:
 def _choices(
     spec: ModelSpec, options: DecodeOptions, chosen: tuple[jax.Array, ...], num_slots: int
 ) -> jax.Array:
-    """Returns the experts of each layer [B, L, k]; [B, 0, 0] if they are not recorded."""
+    """Returns the chosen experts, as `experts.choices_of_token` says, [B, X]."""
     choice = experts.choices_of_token(spec, options.record_experts)
     if not chosen:
         return jnp.zeros((num_slots, *choice.shape), choice.dtype)
-    return jnp.stack(chosen, axis=1).astype(choice.dtype)
+    return (jnp.concatenate(chosen, axis=1) + 1).astype(choice.dtype)
 
 
 def _recur(

@@ -53,7 +53,7 @@ class DecodeState(NamedTuple):
     order_N: jax.Array  # rollouts in the order they finished
     token_NR: jax.Array
     logp_NR: jax.Array
-    choice_NRLk: jax.Array  # experts that computed each token's predecessor, if they are recorded
+    choice_NRX: jax.Array  # experts that computed each token's predecessor, if they are recorded
     length_N: jax.Array
 
 
@@ -65,7 +65,7 @@ class DecodeChunk(NamedTuple):
     rollout_n: jax.Array
     token_nR: jax.Array
     logp_nR: jax.Array
-    choice_nRLk: jax.Array
+    choice_nRX: jax.Array
     length_n: jax.Array
     number: jax.Array
     left: jax.Array  # unfinished rollouts of the shard that has most

@@ -249,7 +249,7 @@ class Engine(SamplerPrograms):
                     ids[:length].copy(),
                     host.logp_nR[n, :length].copy(),
                     stopped,
-                    host.choice_nRLk[n, :length].copy(),
+                    host.choice_nRX[n, :length].copy(),
                 )
                 finished.append((request, completion))
         return finished

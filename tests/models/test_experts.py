@@ -40,7 +40,7 @@ def random_layer(seed=0):
 
 
 X_ND = jax.random.normal(jax.random.key(9), (20, SPEC.width))
-RECORDED_Nk = jnp.array([[7, 0, 2]] * 5 + [[-1] * 3] * 9 + [[1, 3, 4]] * 6, jnp.int8)
+RECORDED_Nk = jnp.array([[8, 1, 3]] * 5 + [[0] * 3] * 9 + [[2, 4, 5]] * 6, jnp.uint8)
 
 
 def test_routing_by_hand():
@@ -60,7 +60,7 @@ def test_recorded_choices_take_the_place_of_the_routers_own():
     second.
     """
     router, x = jnp.array([[1.0, 3.0, 2.0, 0.0]]), jnp.ones((2, 1))
-    recorded = jnp.array([[3, 1], [-1, -1]], jnp.int8)
+    recorded = jnp.array([[4, 2], [0, 0]], jnp.uint8)  # numbered from 1
     for normalized in (True, False):
         kind = Experts(4, 2, 5, normalized=normalized)
         weight, routed = experts.route(kind, {"router": router}, x, recorded)
@@ -72,7 +72,7 @@ def test_recorded_choices_take_the_place_of_the_routers_own():
         did = experts.routing(routed, jnp.array([True, True]), recorded)
         np.testing.assert_allclose([did.recorded, did.differ], [1, 1])
         np.testing.assert_allclose(did.chosen_E, [0, 2, 1, 1])
-    own = experts.routing(routed, jnp.array([True, False]), jnp.array([[2, 1], [0, 0]]))
+    own = experts.routing(routed, jnp.array([True, False]), jnp.array([[3, 2], [0, 0]]))
     np.testing.assert_allclose([own.recorded, own.differ], [1, 0])
 
 
@@ -83,7 +83,7 @@ def token_by_token(weights, x_ND, recorded=None):
     for n, x in enumerate(np.asarray(x_ND, np.float64)):
         logits = x @ w["router"] + w["router_bias"]
         chosen = np.argsort(-logits)[: EXPERTS.chosen]
-        chosen = chosen if recorded is None or recorded[n][0] < 0 else recorded[n]
+        chosen = chosen if recorded is None or recorded[n][0] == 0 else recorded[n] - 1
         share = np.exp(logits[chosen]) / np.exp(logits[chosen]).sum()
         for p, e in zip(share, chosen, strict=True):
             gate, up = (
@@ -238,6 +238,41 @@ def test_gradients_of_grouped_products_against_single_products(sizes, monkeypatc
     for n, e in enumerate(expert[: sum(sizes)]):
         np.testing.assert_allclose(out[n], rows[n] @ weight[e], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(d_rows[n], weight[e] @ d[n], rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_are_not_computed_leave_no_trace_in_gradients(monkeypatch):
+    """Planted: what a product leaves beyond all sizes is not a number, in both directions. The
+    experts are two of eight.
+    """
+
+    @jax.custom_vjp
+    def product(rows, weight, size):
+        return beyond(experts_product(rows, weight, size), size)
+
+    def backward(saved, d):
+        d_rows, d_weight, _ = jax.vjp(experts_product, *saved)[1](d)
+        return beyond(d_rows, saved[2]), d_weight, None
+
+    def beyond(x, size):
+        return jnp.where(jnp.arange(len(x))[:, None] < size.sum(), x, jnp.nan)
+
+    experts_product = experts.grouped_product
+    product.defvjp(lambda *args: (product(*args), args), backward)
+    layer = {name: w[2:4] if name.startswith("expert") else w for name, w in random_layer().items()}
+    weight_Nk, routed = experts.route(EXPERTS, random_layer(), X_ND)
+    gated = functools.partial(experts.hidden, EXPERTS, jax.nn.silu)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradients(_, layer, x_ND):
+        def loss(layer, x_ND):
+            return experts.grouped(gated, layer, x_ND, weight_Nk, routed.expert_Nk - 2).sum()
+
+        return jax.grad(loss, argnums=(0, 1))(layer, x_ND)
+
+    want = gradients("clean", layer, X_ND)
+    monkeypatch.setattr(experts, "grouped_product", product)
+    got = gradients("planted", layer, X_ND)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), got, want)
 
 
 def test_a_device_computes_no_expert_that_it_does_not_hold():

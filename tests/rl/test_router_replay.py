@@ -67,30 +67,30 @@ def examples_of(completions):
             advantage=1.0,
             trained=True,
             logp_sampler_R=c.logp_R,
-            choice_RLk=c.choice_RLk,
+            choice_RX=c.choice_RX,
         )
         for prompt, c in zip(PROMPTS, completions, strict=True)
     ]
 
 
-def others(choice_RLk):
+def others(choice_RX):
     """Returns other experts of 8 than these."""
-    return ((choice_RLk + 3) % 8).astype(choice_RLk.dtype)
+    return np.where(choice_RX, (choice_RX + 2) % 8 + 1, 0).astype(choice_RX.dtype)
 
 
 def test_the_sampler_records_the_choices_that_teacher_forcing_makes(completions):
     """Of each response token's predecessor, the last token of the prompt included."""
     sequences = [(p, c.token_ids) for p, c in zip(PROMPTS, completions, strict=True)]
     choice = experts.choices_of_token(SPEC, True)
-    assert choice.shape == (3, 2) and choice.dtype == np.int8
+    assert choice.shape == (3 * 2,) and choice.dtype == np.uint8
     packed = batch.pack(sequences, 20, 2, 2, 0, choice)
-    packed.replay([c.choice_RLk for c in completions])
+    packed.replay([c.choice_RX for c in completions])
     rows = packed.flat
 
     @jax.jit
-    def did(choice_BTLk):
+    def did(choice_BTX):
         routings = transformer.token_logps(
-            SPEC, PARAMS, rows.token, rows.position, rows.segment, recorded_BTLk=choice_BTLk
+            SPEC, PARAMS, rows.token, rows.position, rows.segment, recorded_BTX=choice_BTX
         ).routings.values()
         return sum(r.recorded.sum() for r in routings), sum(r.differ.sum() for r in routings)
 
@@ -104,17 +104,17 @@ def test_the_sampler_records_the_choices_that_teacher_forcing_makes(completions)
 def test_a_mesh_records_the_same(completions):
     for split, whole in zip(sampled((1, 2, 2)), completions, strict=True):
         np.testing.assert_array_equal(split.token_ids, whole.token_ids)
-        np.testing.assert_array_equal(split.choice_RLk, whole.choice_RLk)
+        np.testing.assert_array_equal(split.choice_RX, whole.choice_RX)
 
 
 def test_nothing_is_recorded_unless_asked():
     choice = experts.choices_of_token(SPEC, False)
-    assert choice.shape == experts.choices_of_token(make_spec(), True).shape == (0, 0)
+    assert choice.shape == experts.choices_of_token(make_spec(), True).shape == (0,)
     packed = batch.pack([((1, 2), np.array([3]))], 8, 1, 1, 0)
-    packed.replay([np.zeros((0, 0, 0), np.int8)])
-    assert packed.rows.choice.shape == (1, 1, 8, 0, 0)
-    many = make_spec(pattern=(LayerType(experts=Experts(129, 2, 4)),))
-    assert experts.choices_of_token(many, True).dtype == np.int16
+    packed.replay([np.zeros((0, 0), np.uint8)])
+    assert packed.rows.choice.shape == (1, 1, 8, 0)
+    many = make_spec(pattern=(LayerType(experts=Experts(256, 2, 4)),))
+    assert experts.choices_of_token(many, True).dtype == np.uint16
 
 
 def test_the_learner_uses_the_recorded_experts(completions, learner):
@@ -122,7 +122,7 @@ def test_the_learner_uses_the_recorded_experts(completions, learner):
     the prompt of a sequence without any.
     """
     sequences = [(p, c.token_ids) for p, c in zip(PROMPTS, completions, strict=True)]
-    own = [c.choice_RLk for c in completions]
+    own = [c.choice_RX for c in completions]
     free = learner.score_tokens(PARAMS, sequences, 20)
     for a, b in zip(learner.score_tokens(PARAMS, sequences, 20, own), free, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
@@ -132,14 +132,14 @@ def test_the_learner_uses_the_recorded_experts(completions, learner):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
-def none(choice_RLk):
-    return choice_RLk[:0]
+def none(choice_RX):
+    return choice_RX[:0]
 
 
 def test_a_response_is_replayed_on_the_prompt_that_it_was_sampled_on(completions, learner):
     """Its log-probs on the plain prompt are those of the router's own choices there."""
     examples = [
-        dataclasses.replace(e, trained_on_ids=(2, 2), choice_RLk=others(e.choice_RLk))
+        dataclasses.replace(e, trained_on_ids=(2, 2), choice_RX=others(e.choice_RX))
         for e in examples_of(completions)
     ]
     scored, stats = learner.score(PARAMS, None, examples)
@@ -154,7 +154,7 @@ def test_a_response_is_replayed_on_the_prompt_that_it_was_sampled_on(completions
 def test_an_update_reports_the_choices_that_it_would_have_made_otherwise(completions, learner):
     """Planted: the recorded choices of the first response are others."""
     planted = examples_of(completions)
-    planted[0] = dataclasses.replace(planted[0], choice_RLk=others(planted[0].choice_RLk))
+    planted[0] = dataclasses.replace(planted[0], choice_RX=others(planted[0].choice_RX))
     values = []
     for examples in (examples_of(completions), planted):
         scored, _ = learner.score(PARAMS, None, examples, first_update=4)
