@@ -7,9 +7,9 @@ package's own division of work over shards:
 - `history`: the mean length of each question's responses is known, from earlier epochs; long ones
   start first. This is what training does.
 - `carry_over`: slots never wait. New questions are started as slots become free, a step trains on
-  the first groups that are complete, and responses that are not go on in the next step under its
-  weights. `stale` is the share of tokens that were sampled under earlier weights than the last of
-  their response.
+  the first groups that are complete, and responses that are not continue in the next step under its
+  weights. `stale` is the share of trained tokens that were sampled under earlier weights than those
+  that the update starts from.
 
 Lengths are lognormal, half of the variance between questions, and at most 12,288 tokens. Slots are
 those of the plans for Qwen3-4B on v6e:4x4 (docs/scale.md), 128 groups of 6 a step. Figures are
@@ -85,8 +85,8 @@ class Lengths:
 
 
 class Outcome(NamedTuple):
-    """Of a way: decode iterations per step, slots in use, cached tokens read per step in a shard,
-    and stale tokens.
+    """Figures of one way: decode iterations per step, slots in use, cached tokens read per step in a
+    shard, and stale tokens.
     """
 
     iterations: float
@@ -191,22 +191,24 @@ def carried_over(lengths: Lengths, shards: int, slots: int, steps: int) -> Outco
         slots: slots of each.
         steps: steps to simulate.
     """
-    trained: list[int] = []  # when each step has its groups
+    trained = [0]  # when each step has its groups
     begun: list[tuple[int, int]] = []  # begin and end of each response
+    stale = [0, 0]  # tokens sampled before the last update, and all, of the steps that count
     for complete, (end, spans) in enumerate(_groups_by_end(lengths, shards, slots), start=1):
         begun += spans
+        if len(trained) > steps:  # the first half fills the slots
+            stale[0] += sum(max(min(e, trained[-1]) - b, 0) for b, e in spans)
+            stale[1] += sum(e - b for b, e in spans)
         if complete % QUESTIONS == 0:
             trained.append(end)
-            if len(trained) == 2 * steps:  # the first half fills the slots
+            if len(trained) > 2 * steps:
                 break
-    first, last = trained[steps - 1], trained[-1]
-    seen = [(b, e) for b, e in begun if e > first]
-    stale = sum(_before_last_update(b, e, trained) for b, e in seen) / sum(e - b for b, e in seen)
+    first, last = trained[steps], trained[-1]
     tokens = sum(max(min(e, last) - max(b, first), 0) for b, e in begun)
     reads = sum(_reads(e - b) for b, e in begun if first < e <= last)
     # responses that end later have used slots, too, so that this is a lower bound
     busy = tokens / ((last - first) * shards * slots)
-    return Outcome((last - first) / steps, busy, reads / steps / shards, stale)
+    return Outcome((last - first) / steps, busy, reads / steps / shards, stale[0] / stale[1])
 
 
 def _groups_by_end(
@@ -234,12 +236,6 @@ def _groups_by_end(
         spans.append((now, now + length))
         if len(spans) == GROUP:
             heapq.heappush(ends, (max(e for _, e in spans), group))
-
-
-def _before_last_update(begin: int, end: int, trained: Sequence[int]) -> int:
-    """Returns how many tokens of a response were sampled before the last update in its time."""
-    updates = [t for t in trained if begin < t < end]
-    return updates[-1] - begin if updates else 0
 
 
 if __name__ == "__main__":

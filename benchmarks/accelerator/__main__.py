@@ -7,11 +7,12 @@ leaves the others as they are:
 - `speed`: copies in the device's memory, and products of bfloat16 matrices.
 - `kernels`: attention of a decode step and of training, as the package chooses it for the device,
   against the dense reference.
-- `decode-0.6b`, `decode-1.7b`: the sampler with the shapes of Qwen3, against the time to read
-  weights and caches at the measured speed of copies.
+- `decode-0.6b`: the sampler with the shape of Qwen3-0.6B, against the time to read weights and
+  caches at the measured speed of copies.
 - `public`: the 256 sequences of nano-vllm's benchmark, with Qwen3-0.6B's shape: 100 to 1024 tokens
   of prompt and of response each.
 - `update`: the learner's update on rows of 4096 tokens, as a share of the peak (MFU).
+- `decode-1.7b`: as `decode-0.6b`, with Qwen3-1.7B's shape.
 - `quickstart`: configs/quickstart.py, and the accuracies it reaches.
 
 Weights are random and bfloat16. One device is used. A table is printed at the end. FILE gets a line

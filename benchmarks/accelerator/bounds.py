@@ -87,8 +87,12 @@ def decode_steps(lengths: Lengths, slots: int) -> int:
 
 
 def prefill_flops(spec: ModelSpec, lengths: Lengths) -> int:
-    """Returns the operations of prefill: all tokens of each prompt but the last."""
-    return sum(flops.forward(spec, 0, prompt - 1) for prompt, _ in lengths)
+    """Returns the operations of prefill: all tokens of each prompt but the last, without the output
+    head.
+    """
+    tokens = sum(prompt - 1 for prompt, _ in lengths)
+    head = 2 * spec.vocab_rows * spec.width * tokens
+    return sum(flops.forward(spec, 0, prompt - 1) for prompt, _ in lengths) - head
 
 
 def public_requests(

@@ -1,15 +1,12 @@
 """How well a model predicts text that has nothing to do with the task: what training forgets."""
 
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from p2o_jax.config import ConfigError
+from benchmarks.science.commands import call
 
-ROOT = Path(__file__).parents[2]
 NEUTRAL = (
     "The river rises in the hills north of the town and reaches the sea after sixty miles. In"
     " spring its water is high, and boats can travel as far as the old mill.",
@@ -49,15 +46,3 @@ def nll(model: Path) -> float:
         call("p2o_jax.score", f"--model={model}", f"--tokens={tokens}", f"--out={out}")
         logps = np.load(out)["token_logprobs"]
     return -float(logps[:, 1:][mask[:, 1:]].mean())
-
-
-def call(module: str, *arguments: str) -> None:
-    """Runs a command of the package.
-
-    Raises:
-        ConfigError: it failed; with the end of its output.
-    """
-    words = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise ConfigError(f"{module}: {(done.stdout + done.stderr)[-1500:]}")

@@ -7,16 +7,13 @@ docs/results.md from the rows.
 """
 
 import json
-import os
-import resource
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.science import neutral_text, real_report, supervised, tasks
+from benchmarks.science.commands import call
 from benchmarks.science.real_arms import ARMS, Arm
 from examples.laptop import smollm2
 from p2o_jax import types
@@ -98,7 +95,7 @@ def probe(task: tasks.Task, data: Path) -> dict[str, Any]:
     questions = settings.pop("data.path")
     del settings["data.eval_path"]
     with tempfile.TemporaryDirectory(prefix="probe-") as folder:
-        neutral_text.call(
+        call(
             "p2o_jax.probe",
             *(f"--model={data / MODEL}", f"--data={questions}"),
             *(f"--templates={templates}", f"--out={folder}"),
@@ -132,34 +129,21 @@ def make(arm: Arm, seed: int, data: Path) -> dict[str, Any]:
         "checkpoint.every_steps": 100,
         **arm.settings,
     }
-    words = [
-        *(sys.executable, "-m", "p2o_jax.main", "--config=examples/laptop/config.py"),
-        *(f"--config.{key}={value}" for key, value in settings.items()),
-    ]
     with tempfile.TemporaryDirectory(prefix="real-") as folder:
-        run = Path(folder) / "run"
-        with (Path(folder) / "output").open("w+") as output:
-            child = subprocess.Popen(
-                [*words, f"--workdir={run}"], cwd=ROOT, stdout=output, stderr=output
-            )
-            _, status, usage = os.wait4(child.pid, 0)
-            child.returncode = os.waitstatus_to_exitcode(status)
-            # after SIGTERM a run leaves with exit code 0
-            if child.returncode or not (run / "result.json").exists():
-                output.seek(0)
-                raise ConfigError(f"{arm.name}, seed {seed}: {output.read()[-1500:]}")
-        trained = Path(folder) / "model"
-        neutral_text.call(
-            "p2o_jax.export", f"--workdir={run}", f"--out={trained}", "--dtype=float32"
-        )
+        run, trained = Path(folder) / "run", Path(folder) / "model"
+        overrides = (f"--config.{key}={value}" for key, value in settings.items())
+        own = ("--config=examples/laptop/config.py", f"--workdir={run}", *overrides)
+        usage = call("p2o_jax.main", *own)
+        if not (run / "result.json").exists():  # after SIGTERM a run leaves with exit code 0
+            raise ConfigError(f"{arm.name}, seed {seed}: left before its end")
+        call("p2o_jax.export", f"--workdir={run}", f"--out={trained}", "--dtype=float32")
         nll = [neutral_text.nll(model) for model in (data / MODEL, trained)]
         return figures(run) | {
             "neutral_nll": [round(value, 4) for value in nll],
             "arm": arm.name,
             "seed": seed,
             "settings": dict(arm.settings),
-            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-            "peak_gib": round(usage.ru_maxrss / 2**20, 2),
+            **usage._asdict(),
         }
 
 
@@ -171,8 +155,7 @@ def make_supervised(arm: Arm, seed: int, data: Path) -> dict[str, Any]:
     """
     task = tasks.TASKS[arm.task]
     row = supervised.make(task, seed, data / MODEL, data / task.name, LIKE_TRAINING)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    return row | {"arm": arm.name, "seed": seed, "settings": {}, "peak_gib": round(peak, 2)}
+    return row | {"arm": arm.name, "seed": seed, "settings": {}}
 
 
 def figures(run: Path) -> dict[str, Any]:

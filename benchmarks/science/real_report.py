@@ -132,9 +132,9 @@ def _rate(estimate: Mapping[str, float]) -> str:
     return f"{estimate['mean']:.1%} [{estimate['low']:.1%}, {estimate['high']:.1%}]"
 
 
-def _change(values: Sequence[float], digits: int) -> str:
-    before, after = values
-    return f"{before:.{digits}f} → {after:.{digits}f}"
+def _change(values: Sequence[float | None], digits: int) -> str:
+    """Before and after training; what was not measured before is left out."""
+    return " → ".join(f"{value:.{digits}f}" for value in values if value is not None)
 
 
 def _mean_accuracies(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:

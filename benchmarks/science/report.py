@@ -301,7 +301,7 @@ def _verdict(arm: Arm, compared: tuple[Estimate, int]) -> str:
 
 
 def _said(compared: tuple[Estimate, int], positive: str, negative: str) -> str:
-    """Words for a difference; whether it is only shown where it is the only comparison."""
+    """Words for a difference; "uncorrected" where the correction does not confirm it."""
     difference, sign = compared
     if not difference.sign:
         return "no difference shown"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.science import neutral_text, tasks
-from benchmarks.science.neutral_text import call
+from benchmarks.science.commands import Usage, call
 from benchmarks.science.real_arms import BUDGET
 
 RESPONSE_TOKENS = 13.5  # the base model's mean
@@ -50,9 +50,10 @@ def make(
     train, sets = settings.pop("data.path"), settings.pop("data.eval_path")
     with tempfile.TemporaryDirectory(prefix="supervised-") as name:
         own = Path(name)
-        sampled = sample(model, train, templates, settings, own / "samples.jsonl")
+        sampled, sampling = sample(model, train, templates, settings, own / "samples.jsonl")
         right = [row for row in sampled if row["verdict"]["status"] == "correct"]
-        trained = learn(model, right, Path(train), settings, own)
+        trained, learning = learn(model, right, Path(train), settings, own)
+        seconds = time.monotonic() - begin
         after = {
             name: accuracy(trained, path, settings, own / f"{name}.jsonl")
             for name, path in (part.split("=") for part in sets.split(","))
@@ -62,20 +63,23 @@ def make(
     return {
         "accuracy": after["heldout"],
         "curve": [],
-        "other_sets": {name: [0.0, value] for name, value in after.items()},
+        "other_sets": {name: [None, value] for name, value in after.items()},
         "neutral_nll": [round(value, 4) for value in nll],
         "right": len(right),
         "questions_right": len({row["index"] for row in right}),
         "generated_tokens": tokens,
-        "seconds": round(time.monotonic() - begin, 1),
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(sampling.cpu_seconds + learning.cpu_seconds, 1),
+        "peak_gib": max(sampling.peak_gib, learning.peak_gib),
         "frac_right_masked": None,
     }
 
 
 def sample(
     model: Path, questions: str, templates: str, settings: Mapping[str, str], out: Path
-) -> list[dict[str, Any]]:
-    """Returns responses to the questions, plainly and under each template, about BUDGET tokens.
+) -> tuple[list[dict[str, Any]], Usage]:
+    """Returns responses to the questions, plainly and under each template, about BUDGET tokens, and
+    what that took.
 
     Args:
         model: the base model.
@@ -88,12 +92,12 @@ def sample(
 
     asked = len(_lines(Path(questions))) * (1 + len(seed_templates.read(templates)))
     per_prompt = max(round(BUDGET / RESPONSE_TOKENS / asked), 1)
-    call(
+    usage = call(
         "p2o_jax.generate",
         *(f"--model={model}", f"--prompts={questions}", f"--templates={templates}"),
         *(f"--n={per_prompt}", f"--out={out}", *_overrides(settings)),
     )
-    return _lines(out)
+    return _lines(out), usage
 
 
 def learn(
@@ -102,8 +106,8 @@ def learn(
     questions: Path,
     settings: Mapping[str, str],
     folder: Path,
-) -> Path:
-    """Returns the model after supervised training on the right responses.
+) -> tuple[Path, Usage]:
+    """Returns the model after supervised training on the right responses, and what that took.
 
     Args:
         model: the base model.
@@ -118,9 +122,9 @@ def learn(
     prompts = {key: value for key, value in settings.items() if not key.startswith("reward.")}
     own = {**prompts, **LEARNING, "model.path": str(model), "data.path": str(data)}
     run, trained = folder / "run", folder / "model"
-    call("p2o_jax.sft", "--config=configs/sft.py", f"--workdir={run}", *_overrides(own))
+    usage = call("p2o_jax.sft", "--config=configs/sft.py", f"--workdir={run}", *_overrides(own))
     call("p2o_jax.export", f"--workdir={run}", f"--out={trained}", "--dtype=float32")
-    return trained
+    return trained, usage
 
 
 def accuracy(model: Path, questions: str, settings: Mapping[str, str], out: Path) -> float:

@@ -8,16 +8,17 @@ from p2o_jax.config.setting import settings
 
 # settings of earlier versions
 RENAMED = {"rollout.bank_tokens": "rollout.prompt_cache_tokens"}
-# Switches that no suite showed to help (docs/log.md), with the value that is what runs do now, and
-# what belonged to them.
+# Switches that no suite showed to help (docs/log.md), and what belonged to them. They only matter
+# to training, and runs of before are not resumed.
 REMOVED = {
-    "assign.bandit": False,
-    "assign.bandit_prior": None,
-    "assign.bandit_discount": None,
-    "distill.transfer_scale": None,
-    "gepa.reliance": False,
-    "mining.sticky": False,
+    "assign.bandit",
+    "assign.bandit_prior",
+    "assign.bandit_discount",
+    "distill.transfer_scale",
+    "gepa.reliance",
+    "mining.sticky",
 }
+REMOVED_VALUES = {"distill.mode": ("transfer", "ratio_mask")}  # and what stands for them in records
 
 # Names in TRL, verl, Tunix and others, by setting. A key is looked up by its last part.
 _ALIASES = {
@@ -76,8 +77,8 @@ ALIASES = {alias: key for key, aliases in _ALIASES.items() for alias in aliases.
 
 
 def current_names(values: dict[str, Any]) -> dict[str, Any]:
-    """A config.json of any version, with the settings under their current names, and without those
-    removed since that were off.
+    """A config.json of any version, with the settings under their current names, and without what
+    was removed since.
     """
     values = {
         key: dict(value) if isinstance(value, dict) else value for key, value in values.items()
@@ -86,11 +87,13 @@ def current_names(values: dict[str, Any]) -> dict[str, Any]:
         (section, old_name), (new_section, new_name) = old.split("."), new.split(".")
         if isinstance(values.get(section), dict) and old_name in values[section]:
             values.setdefault(new_section, {})[new_name] = values[section].pop(old_name)
-    for key, off in REMOVED.items():
+    for section, name in (key.split(".") for key in REMOVED):
+        if isinstance(values.get(section), dict):
+            values[section].pop(name, None)
+    for key, (gone, instead) in REMOVED_VALUES.items():
         section, name = key.split(".")
-        there = values.get(section)
-        if isinstance(there, dict) and name in there and off in (None, there[name]):
-            del there[name]
+        if isinstance(values.get(section), dict) and values[section].get(name) == gone:
+            values[section][name] = instead
     return values
 
 

@@ -37,6 +37,7 @@ def command_config(base: Config, defaults: Mapping[str, str], overrides: Overrid
         "gepa.enabled": "false",
         "lora.rank": "0",
         "optim.micro_rows": num_devices,  # every mesh divides it
+        "train.router_replay": "false",  # nobody reads what the sampler would record
         "rollout.slots": num_devices,
     }
     loading.override(values, [*(without_training | dict(defaults)).items(), *overrides])

@@ -31,9 +31,9 @@ from p2o_jax.rollout.prefill import chunk_of
 # The fraction of decode slots in use, and of real tokens in packed rows, as measured on CPUs
 # (docs/performance.md).
 BUSY = 0.9
-# The number of matrix products in a splash kernel, by the prefix of its name.
-# kernels of grouped products: rows and the experts' weights, rows and their gradient
+# Kernels of grouped products: of rows and the experts' weights, of rows and their gradient.
 GROUPED = ("ragged-dot-none", "tgmm")
+# The number of matrix products in a splash kernel, by the prefix of its name.
 SPLASH = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
 
 

@@ -163,7 +163,7 @@ class Engine(SamplerPrograms):
                 prompt holds a token id outside the embedding, which would give NaN.
         """
         call = _Call(weights, requests, sampling, key, self.capacity(sampling))
-        scheduler.check_ids(requests, self.spec.vocab)
+        scheduler.check(requests, self.spec.vocab)
         max_prompts = {bucket: self.max_prompts(bucket) for bucket in self.cfg.prompt_buckets}
         for wave in scheduler.plan(requests, max_prompts, self.num_shards, self.max_rollouts):
             yield from self._run(call, wave)

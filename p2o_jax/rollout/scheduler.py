@@ -73,12 +73,17 @@ def plan(
     return waves
 
 
-def check_ids(requests: Sequence[Request], vocab: int) -> None:
-    """Checks that all token ids of prompts are in the embedding.
+def check(requests: Sequence[Request], vocab: int) -> None:
+    """Checks that all token ids of prompts are in the embedding, and limits of responses.
 
     Raises:
-        ValueError: a prompt holds an id outside 0 ... vocab - 1.
+        ValueError: a prompt holds an id outside 0 ... vocab - 1, or a limit is negative.
     """
+    for request in requests:
+        if request.max_new_tokens < 0:
+            raise ValueError(
+                f"max_new_tokens={request.max_new_tokens} ({request.name}); 0 is the call's limit"
+            )
     for prompt, name in {request.prompt_ids: request.name for request in requests}.items():
         if prompt and not 0 <= min(prompt) <= max(prompt) < vocab:
             invalid = max(prompt) if max(prompt) >= vocab else min(prompt)

@@ -112,8 +112,8 @@ def response_problems(cfg: Config, spec: ModelSpec, prompt: str, prompt_tokens: 
 
 
 def training_problems(cfg: Config, spec: ModelSpec, chat: Chat, longest_plain: int) -> list[str]:
-    """A line for what the settings ask of a model that has it not: experts, and for every kind of
-    sequence of a run that can be longer than the model takes.
+    """A line for each setting that the model cannot satisfy, and for every kind of sequence of a
+    run that can be longer than the model takes.
 
     Args:
         longest_plain: tokens of the longest question, training or held out, as it is asked without

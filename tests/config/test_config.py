@@ -804,11 +804,17 @@ def test_settings_of_an_earlier_run_have_their_current_names():
     assert set(names.RENAMED.values()) <= known and not set(names.RENAMED) & known
 
 
-def test_removed_settings_of_an_earlier_run_that_were_off_are_left_out():
-    off = {"assign": {"bandit": False, "bandit_prior": 8.0, "plain_rollouts": 4}, "mining": {}}
-    assert names.current_names(off) == {"assign": {"plain_rollouts": 4}, "mining": {}}
-    on = {"assign": {"bandit": True}, "gepa": {"reliance": True}}
-    assert names.current_names(on) == on
+def test_removed_settings_of_an_earlier_run_are_left_out():
+    before = {
+        "assign": {"bandit": True, "bandit_prior": 8.0, "plain_rollouts": 4},
+        "distill": {"mode": "transfer"},
+        "mining": {},
+    }
+    assert names.current_names(before) == {
+        "assign": {"plain_rollouts": 4},
+        "distill": {"mode": "ratio_mask"},
+        "mining": {},
+    }
     with pytest.raises(ConfigError, match=r"assign.bandit: no such key \(removed: no suite showed"):
         loading.load(SMOKE, [("assign.bandit", "true")])
-    assert not names.REMOVED.keys() & setting.settings(Config).keys()
+    assert not names.REMOVED & setting.settings(Config).keys()

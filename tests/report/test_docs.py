@@ -83,7 +83,7 @@ def unknown_names(text: str) -> list[str]:
     return [
         name
         for name in names
-        if name.removeprefix("config.") not in SETTINGS | SECTIONS | REMOVED.keys()
+        if name.removeprefix("config.") not in SETTINGS | SECTIONS | REMOVED
         and name.rpartition(".")[2] not in SUFFIXES
         and name.partition(".")[0] not in ("p2o_jax", "jax", "lax", "plan", "reward_model")
     ]

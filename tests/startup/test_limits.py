@@ -169,12 +169,12 @@ def test_a_vocabulary_unlike_the_embedding_is_refused_when_the_model_is_opened(s
 
 
 def test_a_prompt_with_an_unknown_id_is_not_sampled():
-    scheduler.check_ids([Request((0, 7), "a"), Request((), "b")], 8)
+    scheduler.check([Request((0, 7), "a"), Request((), "b")], 8)
     for bad in (8, -1):
         with pytest.raises(
             ValueError, match=rf"token id {bad} \(b\); the model's embedding has the ids 0 to 7"
         ):
-            scheduler.check_ids([Request((0, 7), "a"), Request((0, bad, 1), "b")], 8)
+            scheduler.check([Request((0, 7), "a"), Request((0, bad, 1), "b")], 8)
 
 
 @pytest.mark.parametrize(

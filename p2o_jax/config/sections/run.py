@@ -88,7 +88,8 @@ class TrainConfig:
         False,
         "▲ In models with experts, the learner uses the experts that the sampler chose for each"
         " token of a response, instead of choosing again (arXiv 2510.11370). Where a templated"
-        " response is trained on its plain prompt it chooses: the sampler saw another context.",
+        " response is trained on its plain prompt it chooses: the sampler saw another context. So"
+        " does the reference policy of a KL term.",
     )
     max_bad_steps: int = setting(
         10,
