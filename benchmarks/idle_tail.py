@@ -85,8 +85,8 @@ class Lengths:
 
 
 class Outcome(NamedTuple):
-    """Figures of one way: decode iterations per step, slots in use, cached tokens read per step in a
-    shard, and stale tokens.
+    """Figures of one way: decode iterations per step, slots in use, cached tokens that a shard
+    reads per step, and stale tokens.
     """
 
     iterations: float

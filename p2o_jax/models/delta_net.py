@@ -12,13 +12,18 @@ tokens, all outputs follow from products of matrices, and states only pass from 
 States and everything that leads to them are float32.
 """
 
+import functools
+from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from p2o_jax.models.sharding import BATCH_AXES, num_shards
 from p2o_jax.models.spec import DeltaNet
 
 CHUNK = 64  # tokens of a chunk, a power of two
@@ -61,6 +66,36 @@ def packed(delta: DeltaNet, new: Inputs, segment_BT: Int[Array, "B T"]) -> Float
     memory = empty(delta, len(segment_BT))
     qkv, _ = _convolved(new, memory, segment_BT)
     return chunked(*qkv, new.log_decay_BTV, new.write_BTV, memory.state_AVkv, segment_BT)[0]
+
+
+def over_mesh(mesh: Mesh | None) -> Callable[[DeltaNet, Inputs, jax.Array], jax.Array]:
+    """Returns `packed` for rows that are split over data and fsdp, and heads over tensor where they
+    divide: each device computes its own, and nothing is sent.
+
+    Rows that do not divide over the shards are left to the compiler.
+    """
+    if mesh is None or mesh.size == 1:
+        return packed
+
+    def split(delta: DeltaNet, new: Inputs, segment_BT: jax.Array) -> jax.Array:
+        if len(segment_BT) % num_shards(mesh):
+            return packed(delta, new, segment_BT)
+        parts = mesh.shape["tensor"]
+        axis, parts = ("tensor", parts) if delta.key_heads % parts == 0 else (None, 1)
+        own = replace(
+            delta, key_heads=delta.key_heads // parts, value_heads=delta.value_heads // parts
+        )
+        rows, heads = PartitionSpec(BATCH_AXES, None, axis), PartitionSpec(axis)
+        run = jax.shard_map(
+            functools.partial(packed, own),
+            mesh=mesh,
+            in_specs=(Inputs._make([rows] * 5 + [heads] * 3), PartitionSpec(BATCH_AXES)),
+            out_specs=rows,
+            check_vma=False,
+        )
+        return run(new, segment_BT)
+
+    return split
 
 
 @jax.named_scope("delta_net")

@@ -275,13 +275,14 @@ def within_segments(segment_BT: Int[Array, "B T"], mesh: Mesh | None = None) -> 
         mesh: the mesh of the rows; None: attention is dense, and everything on one device.
     """
     attention = packed.for_mesh(mesh) if mesh else reference.packed
+    recurrence = delta_net.over_mesh(mesh)
 
     def attend(layer: LayerType, new: Heads, cache: None) -> tuple[jax.Array, None]:
         q, k, v, sinks = new
         return attention(q, k, v, segment_BT, layer.window, layer.soft_cap, sinks), cache
 
     def recur(delta: DeltaNet, new: delta_net.Inputs, cache: None) -> tuple[jax.Array, None]:
-        return delta_net.packed(delta, new, segment_BT), cache
+        return recurrence(delta, new, segment_BT), cache
 
     def watch(routed: experts.Routed, recorded_Nk: jax.Array | None) -> experts.Routing:
         return experts.routing(routed, segment_BT.reshape(-1) > 0, recorded_Nk)

@@ -234,6 +234,10 @@ class Engine(SamplerPrograms):
 
     def _finished(self, wave: scheduler.Wave, chunk: DecodeChunk) -> Finished:
         """Converts a chunk's finished rollouts to completions on the host."""
+        if self.record_experts:  # of several hosts, each gets those of all: as few as there are
+            longest = max(int(distributed.to_host(chunk.length_n).max()), 1)
+            positions = min(1 << (longest - 1).bit_length(), chunk.choice_nRX.shape[1])
+            chunk = chunk._replace(choice_nRX=chunk.choice_nRX[:, :positions])
         host: Any = jax.tree.map(distributed.to_host, chunk)
         self.work = self.work.plus(
             Work(int(host.busy.sum()), int(host.computed.sum()), int(host.steps.max()))

@@ -10,11 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from p2o_jax.config import ConfigError
-from p2o_jax.models import sharding
+from p2o_jax.models import experts, sharding
 from p2o_jax.models.device_memory import bytes_per_device
 from p2o_jax.rollout import prefill
 from p2o_jax.rollout.engine import Engine
-from p2o_jax.rollout.programs import Program
+from p2o_jax.rollout.programs import CHUNKS_PER_WAVE, Program
 from p2o_jax.runtime import distributed
 
 GIB = 2**30
@@ -86,7 +86,8 @@ def plan(engine: Engine, others: int = 0) -> Plan:
             for bucket, rows in shapes
         ),
         slots=bytes_per_device(state.slots),
-        outputs=2 * bytes_per_device(state._replace(slots=())),
+        outputs=2 * bytes_per_device(state._replace(slots=()))
+        + _gathered_choices(engine, capacity),
         temporaries=max(
             4 * logits, *(_prefill_bytes(engine, bucket, rows) for bucket, rows in shapes)
         ),
@@ -161,6 +162,16 @@ def device_bytes(mesh: Mesh) -> int:
         )
 
     return distributed.broadcast_from_main(own)
+
+
+def _gathered_choices(engine: Engine, capacity: int) -> int:
+    """Recorded choices of experts in a chunk's rollouts, which every device of several hosts gets
+    from all shards; 0 if none are recorded.
+    """
+    choice = experts.choices_of_token(engine.spec, engine.record_experts)
+    finished = -(-engine.max_rollouts // CHUNKS_PER_WAVE) + engine.sizes[0]
+    rollouts = min(finished, engine.max_rollouts) * engine.num_shards
+    return rollouts * capacity * choice.size * choice.dtype.itemsize
 
 
 def _prefill_bytes(engine: Engine, bucket: int, rows: int) -> int:

@@ -14,6 +14,7 @@ from p2o_jax.models.spec import Experts, LayerType
 from p2o_jax.rl import batch
 from p2o_jax.rl.batch import Example
 from p2o_jax.rl.learner import Learner
+from p2o_jax.rollout import memory
 from p2o_jax.rollout.engine import Engine
 from p2o_jax.types import Request, SamplingParams
 from tests.factories import make_spec
@@ -105,6 +106,20 @@ def test_a_mesh_records_the_same(completions):
     for split, whole in zip(sampled((1, 2, 2)), completions, strict=True):
         np.testing.assert_array_equal(split.token_ids, whole.token_ids)
         np.testing.assert_array_equal(split.choice_RX, whole.choice_RX)
+
+
+def test_what_several_hosts_gather_is_planned_for():
+    """Chunks of ceil(4 / 8) and 4 slots, at most 4 rollouts of 8 tokens of 6 bytes, two shards."""
+    mesh = sharding.make_mesh((1, 2, 1), jax.devices()[:2])
+    cfg = dataclasses.replace(CFG.rollout, questions=8, slots=8)
+    one, two = (
+        Engine(SPEC, mesh, cfg, [8], [1], 0, jnp.float32, record_experts=recorded)
+        for recorded in (False, True)
+    )
+    assert two.max_rollouts == 5 and two.sizes[0] == 4
+    results = 2 * 5 * 8 * 6  # the state, and the next
+    gathered = 5 * 2 * 8 * 6
+    assert memory.plan(two).outputs - memory.plan(one).outputs == results + gathered
 
 
 def test_nothing_is_recorded_unless_asked():
