@@ -12,7 +12,7 @@ from benchmarks.accelerator import bounds, device
 from benchmarks.accelerator.bounds import Rates
 
 # Weights are rounded to 8 bits in both, each relative to a maximum of its own.
-DECODE_TOLERANCE = 2**-7  # of the largest value
+DECODE_TOLERANCE = 2**-6  # of the largest output of a row
 # of the largest entry of the output or of a gradient, which are rounded several times
 TRAINING_TOLERANCE = 2**-4
 
@@ -59,7 +59,7 @@ def measure(mesh: Any, rates: Rates, tiny: bool, put: Callable[..., None]) -> No
 
 def decode_figures(mesh: Any, shape: AttentionShape, rates: Rates) -> dict[str, Any]:
     """Returns figures of one decode step of a layer, for rows filled to random lengths: error
-    relative to the largest value, milliseconds of the chosen path and of the dense one, and the
+    relative to a row's largest output, milliseconds of the chosen path and of the dense one, and the
     rate at which the chosen one reads keys and values.
     """
     import jax
@@ -90,7 +90,9 @@ def decode_figures(mesh: Any, shape: AttentionShape, rates: Rates) -> dict[str, 
     )
     dense = jax.jit(reference.over_cache)
     got, want = chosen(q, cache, length).o_BHC, dense(q, cache, length).o_BHC
-    error = float(jnp.abs(got - want).max() / jnp.abs(v).max())
+    # long rows are means of many values, and so have small outputs
+    by_row = jnp.abs(got - want).max(axis=(1, 2)) / jnp.abs(want).max(axis=(1, 2))
+    error = float(by_row.max())
     seconds = device.seconds_of(lambda: chosen(q, cache, length), shape.calls)
     dense_seconds = device.seconds_of(lambda: dense(q, cache, length), shape.calls)
     read = 2 * int(lengths.sum()) * shape.kv_heads * shape.channels * dtype.itemsize / seconds
