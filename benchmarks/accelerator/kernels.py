@@ -59,8 +59,8 @@ def measure(mesh: Any, rates: Rates, tiny: bool, put: Callable[..., None]) -> No
 
 def decode_figures(mesh: Any, shape: AttentionShape, rates: Rates) -> dict[str, Any]:
     """Returns figures of one decode step of a layer, for rows filled to random lengths: error
-    relative to a row's largest output, milliseconds of the chosen path and of the dense one, and the
-    rate at which the chosen one reads keys and values.
+    relative to a row's largest output, milliseconds of the chosen path and of the dense one, and
+    the rate at which the chosen one reads keys and values.
     """
     import jax
     import jax.numpy as jnp

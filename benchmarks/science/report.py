@@ -172,7 +172,7 @@ def recipe(rows: Rows) -> str:
         ),
         "| --- | --- | --- | --- | --- |",
     ]
-    several = arms.SUITES["recipe"][0]
+    several = [arm for arm in arms.SUITES["recipe"][0] if (arm.name, arms.HEADLINE) in rows]
     pairs = [((arm.name, arms.HEADLINE), (arm.against, arms.HEADLINE)) for arm in several]
     compared = _compared(rows, pairs)
     for arm, pair in zip(several, pairs, strict=True):
