@@ -3,7 +3,7 @@
 Command: python -m p2o_jax.main --config configs/laptop.py --config.model.path=DIR
     --config.data.path=FILE --config.data.eval_path=FILE --config.gepa.seed_templates=FILE
     --workdir runs/laptop
-Hardware: 2 CPU cores, 8 GB of memory.
+Hardware: 2 CPU cores, 10 GB of memory.
 Time: minutes; examples/laptop runs it on SmolLM2-135M (docs/your-model.md#on-a-laptop).
 """
 

@@ -1,7 +1,7 @@
 """GRPO against P²O on the laptop: what `python -m examples.laptop` runs on its model and questions.
 
 Command: python -m examples.laptop
-Hardware: 2 CPU cores, 8 GB of memory.
+Hardware: 2 CPU cores, 10 GB of memory.
 Time: 5 to 10 minutes.
 """
 
