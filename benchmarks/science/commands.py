@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,18 +21,35 @@ class Usage(NamedTuple):
     peak_gib: float
 
 
+class Ended(NamedTuple):
+    """Exit code of a command, the end of its output, and what it took."""
+
+    code: int
+    output: str
+    usage: Usage
+
+
+def run(words: Sequence[str], core: int | None = None) -> Ended:
+    """Runs a command in the folder of the repository, on one core if it is given."""
+    with tempfile.TemporaryFile("w+") as output:
+        child = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=output)
+        if core is not None:
+            os.sched_setaffinity(child.pid, {core})
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        cpu_seconds, gib = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
+        took = Usage(round(cpu_seconds, 1), round(gib, 2))
+        return Ended(child.returncode, output.read()[-END:], took)
+
+
 def call(module: str, *arguments: str) -> Usage:
-    """Runs `python -m module` in the folder of the repository, and returns what it took.
+    """Runs `python -m module`, and returns what it took.
 
     Raises:
         ConfigError: it failed; with the end of its output.
     """
-    words = [sys.executable, "-m", module, *arguments]
-    with tempfile.TemporaryFile("w+") as output:
-        child = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=output)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            output.seek(0)
-            raise ConfigError(f"{module}: {output.read()[-END:]}")
-    return Usage(round(usage.ru_utime + usage.ru_stime, 1), round(usage.ru_maxrss / 2**20, 2))
+    ended = run([sys.executable, "-m", module, *arguments])
+    if ended.code:
+        raise ConfigError(f"{module}: {ended.output}")
+    return ended.usage

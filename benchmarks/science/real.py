@@ -23,17 +23,8 @@ from p2o_jax.config.ranges import COUNT
 from p2o_jax.main import command
 from p2o_jax.tracking.record_rows import read_strict
 
-ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("real.jsonl")
 MODEL = "smollm2-135m-instruct"
-LIKE_TRAINING = {  # as in configs/laptop.py
-    "reward.kind": "exact",
-    "rollout.max_new_tokens": "16",
-    "rollout.temperature": "1.0",
-    "rollout.prompt_buckets": "(64, 192)",
-    "data.prompt_template": "{question}",
-    "data.max_prompt_tokens": "96",
-}
 COMMAND_LINE = CommandLine(
     "benchmarks.science.real",
     __doc__,
@@ -90,7 +81,7 @@ def probe(task: tasks.Task, data: Path) -> dict[str, Any]:
     """What p2o_jax.probe says of a task before training: success of the plain prompt and of the
     best template at the training temperature, and the verdict.
     """
-    settings = {**LIKE_TRAINING, **tasks.write(task, data / task.name)}
+    settings = {**tasks.like_training(tasks.SAMPLING), **tasks.write(task, data / task.name)}
     templates = settings.pop("gepa.seed_templates", "examples/laptop/templates.txt")
     questions = settings.pop("data.path")
     del settings["data.eval_path"]
@@ -154,7 +145,7 @@ def make_supervised(arm: Arm, seed: int, data: Path) -> dict[str, Any]:
         ConfigError: a command failed; with the end of its output.
     """
     task = tasks.TASKS[arm.task]
-    row = supervised.make(task, seed, data / MODEL, data / task.name, LIKE_TRAINING)
+    row = supervised.make(task, seed, data / MODEL, data / task.name)
     return row | {"arm": arm.name, "seed": seed, "settings": {}}
 
 

@@ -6,7 +6,6 @@ Each arm runs with the real command on one core, at most two at a time.
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from benchmarks.science import commands
 from benchmarks.science.arms import Run
 from p2o_jax import config, types
 from p2o_jax.config import ConfigError, loading
@@ -127,18 +127,13 @@ def make(run: Run, core: int) -> dict[str, Any] | str:
     folder = tempfile.mkdtemp(prefix="science-")
     words = [sys.executable, *command(run, f"{folder}/run")[1:]]
     try:
-        with tempfile.TemporaryFile("w+") as said:
-            child = subprocess.Popen(words, stdout=said, stderr=said)
-            os.sched_setaffinity(child.pid, {core})
-            _, status, usage = os.wait4(child.pid, 0)
-            child.returncode = os.waitstatus_to_exitcode(status)
-            # after SIGTERM a run leaves with exit code 0
-            if child.returncode or not Path(folder, "run", "result.json").exists():
-                said.seek(0)
-                return f"exit code {child.returncode}: {said.read()[-1500:]}"
+        ended = commands.run(words, core)
+        # after SIGTERM a run leaves with exit code 0
+        if ended.code or not Path(folder, "run", "result.json").exists():
+            return f"exit code {ended.code}: {ended.output}"
         return {
             **figures(run, Path(folder) / "run"),
-            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+            "cpu_seconds": ended.usage.cpu_seconds,
         }
     finally:
         shutil.rmtree(folder, ignore_errors=True)

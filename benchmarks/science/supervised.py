@@ -16,12 +16,7 @@ from benchmarks.science.real_arms import BUDGET
 
 RESPONSE_TOKENS = 13.5  # the base model's mean
 EPOCHS = 12
-LEARNING = {  # as in configs/laptop.py
-    "optim.lr": "5e-5",
-    "optim.warmup_frac": "0",
-    "optim.row_tokens": "256",
-    "optim.micro_rows": "4",
-    "model.remat": "none",
+LEARNING = {  # besides tasks.LEARNING
     "sft.examples": "16",
     "rollout.max_new_tokens": "24",  # a text may have more tokens than were sampled for it
     "train.epochs": str(EPOCHS),
@@ -29,9 +24,7 @@ LEARNING = {  # as in configs/laptop.py
 }
 
 
-def make(
-    task: tasks.Task, seed: int, model: Path, folder: Path, like_training: Mapping[str, str]
-) -> dict[str, Any]:
+def make(task: tasks.Task, seed: int, model: Path, folder: Path) -> dict[str, Any]:
     """Returns the figures of a run.
 
     Args:
@@ -39,13 +32,13 @@ def make(
         seed: of sampling and of the order of examples.
         model: the base model.
         folder: where the task's files go.
-        like_training: settings of prompts, responses and rewards.
 
     Raises:
         ConfigError: a command failed; with the end of its output.
     """
     begin = time.monotonic()
-    settings = {**like_training, **tasks.write(task, folder), "train.seed": str(seed)}
+    sampled_as = tasks.like_training(tasks.SAMPLING)
+    settings = {**sampled_as, **tasks.write(task, folder), "train.seed": str(seed)}
     templates = settings.pop("gepa.seed_templates", "examples/laptop/templates.txt")
     train, sets = settings.pop("data.path"), settings.pop("data.eval_path")
     with tempfile.TemporaryDirectory(prefix="supervised-") as name:
@@ -120,7 +113,8 @@ def learn(
     rows = ({"question": asked[row["index"]]["question"], "answer": row["text"]} for row in right)
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     prompts = {key: value for key, value in settings.items() if not key.startswith("reward.")}
-    own = {**prompts, **LEARNING, "model.path": str(model), "data.path": str(data)}
+    learned_as = tasks.like_training(tasks.LEARNING) | LEARNING
+    own = {**prompts, **learned_as, "model.path": str(model), "data.path": str(data)}
     run, trained = folder / "run", folder / "model"
     usage = call("p2o_jax.sft", "--config=configs/sft.py", f"--workdir={run}", *_overrides(own))
     call("p2o_jax.export", f"--workdir={run}", f"--out={trained}", "--dtype=float32")

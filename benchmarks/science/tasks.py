@@ -8,11 +8,12 @@ questions ask for plurals, opposites and capitals.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from examples.laptop import questions
+from p2o_jax.config import loading
 
 ROOT = Path(__file__).parents[2]
 # (wording, subject=answer …); no question of training is of these families
@@ -40,6 +41,22 @@ WORDINGS = {
     "What is the capital of ": "Name the capital city of {}.",
 }
 SHOTS = (("plural of cat", "cats"), ("opposite of big", "small"), ("capital of Spain", "Madrid"))
+# settings of examples/laptop that other commands are given as well
+SAMPLING = (
+    "reward.kind",
+    "rollout.max_new_tokens",
+    "rollout.temperature",
+    "rollout.prompt_buckets",
+    "data.prompt_template",
+    "data.max_prompt_tokens",
+)
+LEARNING = (
+    "optim.lr",
+    "optim.warmup_frac",
+    "optim.row_tokens",
+    "optim.micro_rows",
+    "model.remat",
+)
 PATTERN = {"reward.fn": "p2o_jax.rewards.examples:pattern"}
 
 
@@ -105,6 +122,12 @@ TASKS = {
         ),
     )
 }
+
+
+def like_training(keys: Sequence[str]) -> dict[str, str]:
+    """Returns the values of these settings in examples/laptop, as on a command line."""
+    values: Any = loading.load_config_dict(str(ROOT / "examples" / "laptop" / "config.py"))
+    return {key: str(values[section][name]) for key in keys for section, name in [key.split(".")]}
 
 
 def write(task: Task, folder: Path) -> dict[str, str]:

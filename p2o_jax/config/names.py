@@ -9,7 +9,7 @@ from p2o_jax.config.setting import settings
 # settings of earlier versions
 RENAMED = {"rollout.bank_tokens": "rollout.prompt_cache_tokens"}
 # Switches that no suite showed to help (docs/log.md), and what belonged to them. They only matter
-# to training, and runs of before are not resumed.
+# to training, and runs begun before are not resumed.
 REMOVED = {
     "assign.bandit",
     "assign.bandit_prior",

@@ -124,8 +124,9 @@ class Learner:
         for first in range(0, len(sequences), limit):
             part = sequences[first : first + limit]
             packed = self._pack(part, row_tokens, limit)
+            trained = packed.flat.trained
             for r, a, b in packed.places:
-                packed.flat.trained[r, a:b] = True
+                trained[r, a:b] = True
             if choices:
                 packed.replay(choices[first : first + limit])
             logp_UBT = self._score(params, self._put(packed.rows), jnp.int32(packed.num_micro))
