@@ -4,20 +4,18 @@
 Models have the shapes of the toy world's, of SmolLM2-135M and of Qwen2.5-0.5B, random weights and
 a random reward. A prompt phase comes first, except with `half`, and then a few steps. Each runs in
 a process of its own. Estimated is the largest sum of its table, measured the peak resident memory
-of the process (VmHWM).
+of the process.
 """
 
 import itertools
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import report
+from benchmarks import commands, report
 from benchmarks.load import write_files
 from benchmarks.report import Target
 from p2o_jax.config import ConfigError
@@ -25,7 +23,6 @@ from p2o_jax.config.command_line import CommandLine, Flag
 from p2o_jax.main import command
 
 PHASES = ("sampling", "updating", "saving")
-ROOT = Path(__file__).parents[1]
 REWARD = """import random
 
 
@@ -145,19 +142,13 @@ def measure(case: Case, folder: Path, overrides: dict[str, str]) -> dict[str, fl
         *(sys.executable, "-m", "p2o_jax.main", f"--config=configs/{case.config}.py"),
         *(f"--config.{key}={value}" for key, value in settings.items()),
     ]
-    with (folder / "output").open("w+") as output:
-        child = subprocess.Popen(
-            [*words, f"--workdir={folder / 'run'}"], cwd=ROOT, stdout=output, stderr=output
+    ended = commands.run([*words, f"--workdir={folder / 'run'}"])
+    if ended.code:
+        raise ConfigError(
+            f"the run ended with exit code {ended.code}: {ended.output[-commands.END :]}"
         )
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        text = output.read()
-    if child.returncode:
-        raise ConfigError(f"the run ended with exit code {child.returncode}: {text[-1500:]}")
-    sums = sums_of(text)
-    peak = usage.ru_maxrss / 2**20
-    return {**sums, "measured": round(peak, 2), "ratio": round(max(sums.values()) / peak, 3)}
+    sums, peak = sums_of(ended.output), ended.usage.peak_gib
+    return {**sums, "measured": peak, "ratio": round(max(sums.values()) / peak, 3)}
 
 
 def questions(first: int, count: int) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.science.commands import call
+from benchmarks.commands import call
 
 NEUTRAL = (
     "The river rises in the hills north of the town and reaches the sea after sixty miles. In"

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import call
 from benchmarks.science import neutral_text, real_report, supervised, tasks
-from benchmarks.science.commands import call
 from benchmarks.science.real_arms import ARMS, Arm
 from examples.laptop import smollm2
 from p2o_jax import types

@@ -15,7 +15,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from benchmarks.science import commands
+from benchmarks import commands
 from benchmarks.science.arms import Run
 from p2o_jax import config, types
 from p2o_jax.config import ConfigError, loading
@@ -130,7 +130,7 @@ def make(run: Run, core: int) -> dict[str, Any] | str:
         ended = commands.run(words, core)
         # after SIGTERM a run leaves with exit code 0
         if ended.code or not Path(folder, "run", "result.json").exists():
-            return f"exit code {ended.code}: {ended.output}"
+            return f"exit code {ended.code}: {ended.output[-commands.END :]}"
         return {
             **figures(run, Path(folder) / "run"),
             "cpu_seconds": ended.usage.cpu_seconds,

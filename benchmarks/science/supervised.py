@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import Usage, call
 from benchmarks.science import neutral_text, tasks
-from benchmarks.science.commands import Usage, call
 from benchmarks.science.real_arms import BUDGET
 
 RESPONSE_TOKENS = 13.5  # the base model's mean

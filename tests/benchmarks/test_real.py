@@ -1,12 +1,11 @@
 """The suite on a real model: its settings are sound, and the table is made of rows alone."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.science import commands, real_arms, real_report, tasks
+from benchmarks.science import real_arms, real_report, tasks
 from p2o_jax import config
 from p2o_jax.config import ConfigError, loading, rules
 from tests.toy_runs import ROOT
@@ -122,11 +121,3 @@ def test_other_commands_sample_and_learn_as_the_example_does():
         "data.max_prompt_tokens": "96",
     }
     assert float(tasks.like_training(tasks.LEARNING)["optim.lr"]) == 5e-5
-
-
-def test_a_command_that_fails_says_so_and_what_it_takes_is_its_own():
-    with pytest.raises(ConfigError, match=r"json.tool: .*no_such_file"):
-        commands.call("json.tool", "no_such_file")
-    ended = commands.run([sys.executable, "-c", "print('x' * 9000); raise SystemExit(3)"])
-    assert ended.code == 3 and ended.output.endswith("x\n") and len(ended.output) == commands.END
-    assert 0 < ended.usage.peak_gib < 1 and ended.usage.cpu_seconds < 10
