@@ -46,7 +46,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 import jax  # noqa: E402  # which reads the environment
 import pytest  # noqa: E402
 
-gc.set_threshold(50_000)  # as in tests/site/sitecustomize.py
+gc.set_threshold(200_000)  # as in tests/site/sitecustomize.py
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
