@@ -34,6 +34,8 @@ os.environ.setdefault(
     + " --xla_cpu_use_fusion_emitters=false"
     * metadata.version("jaxlib").startswith(("0.10.", "0.11.")),
 )
+# OpenBLAS's threads keep a core busy for a moment before they sleep, at every start of a process.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Threads of XLA's pool: with fewer, collectives of eight devices can wait forever.
 os.environ.setdefault("NPROC", "32")
 
