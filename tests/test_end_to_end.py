@@ -237,7 +237,7 @@ def test_a_killed_prompt_phase_that_took_templates_over_ends_the_same(settings, 
         "train.epochs": 3,
         "gepa.seed_templates": seeds,
         "gepa.carry_over": 3,
-        "gepa.max_metric_calls": 160,
+        "gepa.max_metric_calls": 240,
     }
     output = succeed("configs/smoke.py", tmp_path / "whole", longer)
     assert "it began with the empty template and 2 given" in output

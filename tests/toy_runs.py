@@ -17,8 +17,14 @@ from filelock import FileLock
 ROOT = Path(__file__).parent.parent
 STEPS, STEPS_PER_EPOCH = 6, 3
 SETTINGS = {
-    "world.steps": 150,
+    "world.seed": 1,
+    "world.steps": 200,
     "world.batch_rows": 8,
+    "world.width": 32,
+    "world.heads": 2,
+    "world.kv_heads": 1,
+    "world.head_dim": 16,
+    "world.mlp": 64,
     "world.hard_per_family": 1,
     "world.easy_per_family": 10,
     "world.heldout_per_family": 4,
@@ -30,7 +36,7 @@ SETTINGS = {
     "loss.entropy_coef": 0.01,
     "gepa.min_hard": 4,
     "gepa.dev_size": 12,
-    "gepa.max_metric_calls": 120,
+    "gepa.max_metric_calls": 160,
     "gepa.acceptance": "margin",
     "gepa.acceptance_margin": 0,
     "gepa.temperature": 1.0,

@@ -8,7 +8,6 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 from jaxtyping import Shaped
-from scipy.special import stdtrit
 
 LEVEL = 0.95
 Z95 = 1.959964  # standard normal quantile of .975
@@ -60,6 +59,8 @@ def interval_of_mean(mean: float, error: float | None, count: int) -> tuple[floa
         return wilson(mean, count)
     if math.isclose(error, math.sqrt(mean * (1 - mean) / (count - 1)), rel_tol=1e-6):
         return wilson(mean, count)
+    from scipy.special import stdtrit  # a tenth of the imports of a command
+
     half = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * error
     return max(mean - half, 0.0), min(mean + half, 1.0)
 

@@ -268,15 +268,16 @@ def check_tiny(tmp_path, capsys, names):
         public["tokens"] == sum(bounds.public_requests(16, (4, 24), 511)[1])
         and public["steps"] == 24
     )
-    assert 0 < public["of_bound"] < 1 and 0 < rows["update"]["figures"]["of_matmul"] < 1
+    assert 0 < public["of_bound"] < 1
     return rows
 
 
 def test_tiny_runs_on_a_cpu(tmp_path, capsys):
-    check_tiny(tmp_path, capsys, ["speed", "kernels", "public", "update"])
+    check_tiny(tmp_path, capsys, ["speed", "kernels", "public"])
 
 
 @pytest.mark.slow
 def test_tiny_runs_all_parts(tmp_path, capsys):
     rows = check_tiny(tmp_path, capsys, parts.NAMES)
+    assert 0 < rows["update"]["figures"]["of_matmul"] < 1
     assert rows["quickstart"]["figures"]["run_tokens"] > 0

@@ -19,7 +19,7 @@ def lower_case(messages, response, answer, meta):
     return share, f"Only {share:.2f} of the characters are lower-case letters."
 """
 FEW_SHOT = "\n\n".join(
-    f"What is {i} + {i}?\n{i} + {i} = {2 * i}, so \\boxed{{{2 * i}}}." for i in range(20, 40)
+    f"What is {i} + {i}?\n{i} + {i} = {2 * i}, so \\boxed{{{2 * i}}}." for i in range(20, 28)
 )
 SETTINGS = {
     "model.path": ROOT / "tests/golden/hf/qwen3_tied",
@@ -28,7 +28,7 @@ SETTINGS = {
     "rollout.questions": 3,
     "rollout.group_size": 4,
     "rollout.max_new_tokens": 12,
-    "rollout.prompt_buckets": "(128, 900)",
+    "rollout.prompt_buckets": "(128, 480)",
     "rollout.slots": 8,
     "rollout.prompt_cache_tokens": 8192,
     "optim.micro_rows": 4,
@@ -37,13 +37,13 @@ SETTINGS = {
     "gepa.min_hard": 2,
     "gepa.max_metric_calls": 60,
     "gepa.minibatch": 1,
-    "gepa.reflect_prompt_tokens": 800,
+    "gepa.reflect_prompt_tokens": 400,
     "gepa.reflect_new_tokens": 16,
     "gepa.temperature": 1.0,
     "gepa.filter_replies": "false",
     "gepa.acceptance": "margin",
     "gepa.acceptance_margin": 0,
-    "gepa.max_template_tokens": 772,
+    "gepa.max_template_tokens": 352,
     "gepa.carry_over": 2,
     "gepa.prompt_style": "compact",
     "train.epochs": 2,

@@ -11,6 +11,8 @@ from p2o_jax.models.attention import decoding, reference
 from p2o_jax.models.attention.reference import Cache, Transposed
 
 B, H, K, C, R = 17, 4, 2, 8, 20
+over_cache = jax.jit(reference.over_cache, static_argnames="soft_cap")
+over_spans = jax.jit(decoding.over_spans, static_argnums=0)
 
 
 def make(positions, dtype=jnp.float32, seed=0):
@@ -51,14 +53,10 @@ def by_hand(q, cache, lengths, rows):
 @pytest.mark.parametrize("kind", [0, 1])
 def test_the_reference_by_hand(own_rows, kind):
     q, *caches, lengths, rows = make(40)
-    got = (
-        reference.over_cache(q, caches[kind], lengths, None if own_rows else rows)
-        if not own_rows
-        else None
-    )
+    got = over_cache(q, caches[kind], lengths, None if own_rows else rows) if not own_rows else None
     if own_rows:
         cut = jax.tree.map(lambda x: x[:B], caches[kind])
-        got, rows = reference.over_cache(q, cut, lengths), jnp.arange(B)
+        got, rows = over_cache(q, cut, lengths), jnp.arange(B)
     np.testing.assert_allclose(
         got.o_BHC, by_hand(q, caches[0], lengths, rows), rtol=1e-5, atol=1e-6
     )
@@ -70,7 +68,7 @@ def test_the_reference_by_hand(own_rows, kind):
 @pytest.mark.parametrize(("kind", "soft_cap"), [(0, 0.7), (1, 0.0)])
 def test_windows_change_nothing(dtype, positions, kind, soft_cap):
     q, *caches, lengths, rows = make(positions, dtype)
-    want = reference.over_cache(q, caches[kind], lengths, rows, soft_cap)
+    want = over_cache(q, caches[kind], lengths, rows, soft_cap=soft_cap)
     windowed = functools.partial(decoding.windowed, soft_cap=soft_cap)
     got = jax.jit(windowed)(q, caches[kind], lengths, rows)
     for a, b in zip(got, want, strict=True):
@@ -83,7 +81,7 @@ def test_a_window_that_is_too_short_is_noticed(monkeypatch):
         decoding.jnp, "searchsorted", lambda windows, lengths: jnp.zeros_like(lengths)
     )
     got = decoding.windowed(q, cache, lengths, rows)
-    assert np.abs(got.o_BHC - reference.over_cache(q, cache, lengths, rows).o_BHC).max() > 1e-2
+    assert np.abs(got.o_BHC - over_cache(q, cache, lengths, rows).o_BHC).max() > 1e-2
 
 
 def test_tiers_only_where_they_save(monkeypatch):
@@ -126,8 +124,8 @@ def make_spans(dtype=jnp.float32):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
 def test_spans_are_one_cache(dtype):
     q, cache, lengths = make_spans(dtype)
-    got = jax.jit(decoding.over_spans, static_argnums=0)(CACHE_OPS, q, cut(cache), lengths)
-    for a, b in zip(got, reference.over_cache(q, cache, lengths), strict=True):
+    got = over_spans(CACHE_OPS, q, cut(cache), lengths)
+    for a, b in zip(got, over_cache(q, cache, lengths), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -138,22 +136,19 @@ def test_a_span_that_no_row_has_reached_is_not_read(longest):
     spans = list(cut(cache))
     unread = sum(longest > start for start in (0, 16, 32))
     spans[unread:] = jax.tree.map(lambda x: x * jnp.nan, spans[unread:])
-    got = decoding.over_spans(CACHE_OPS, q, tuple(spans), lengths)
-    np.testing.assert_allclose(
-        got.o_BHC, reference.over_cache(q, cache, lengths).o_BHC, rtol=1e-5, atol=1e-6
-    )
+    got = over_spans(CACHE_OPS, q, tuple(spans), lengths)
+    np.testing.assert_allclose(got.o_BHC, over_cache(q, cache, lengths).o_BHC, rtol=1e-5, atol=1e-6)
     spans[unread - 1] = jax.tree.map(lambda x: x * jnp.nan, spans[unread - 1])
-    assert np.isnan(decoding.over_spans(CACHE_OPS, q, tuple(spans), lengths).o_BHC).any()
+    assert np.isnan(over_spans(CACHE_OPS, q, tuple(spans), lengths).o_BHC).any()
 
 
 def test_old_rows_change_nothing_for_young_ones():
     """To the last bit: a rollout's text does not depend on any other."""
     q, cache, lengths = make_spans()
-    attend = jax.jit(decoding.over_spans, static_argnums=0)
     young = np.asarray(lengths) < 16
     assert 5 < young.sum() < B
     among_old, alone = (
-        attend(CACHE_OPS, q, cut(cache), n) for n in (lengths, jnp.where(young, lengths, 3))
+        over_spans(CACHE_OPS, q, cut(cache), n) for n in (lengths, jnp.where(young, lengths, 3))
     )
     for a, b in zip(among_old, alone, strict=True):
         assert np.array_equal(a[young], b[young])

@@ -126,7 +126,7 @@ def test_new_adapters_of_every_stack_change_nothing(adapted):
 
 
 HYBRID = make_spec(
-    layers=3,
+    layers=2,
     pattern=(
         LayerType(delta=DeltaNet(2, 4, 8, 6, conv=3), experts=Experts(4, 2, 16)),
         LayerType(window=5),

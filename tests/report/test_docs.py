@@ -27,7 +27,8 @@ NO_NAMES = {"p2o_jax.json", "p2o_jax.COMMAND"}
 # A placeholder; a path on a TPU worker, where p2o_jax is the folder of the checkout.
 NO_PATHS = {"configs/NAME.py", "p2o_jax/tpu/worker.sh"}
 SUFFIXES = {"json", "jsonl", "py", "sh", "md", "npz", "png", "html", "jinja", "lock", "toml", "com"}
-SETTINGS = set(re.findall(r"(?m)^\| `([a-z_.0-9]+)` \|", generate.configuration()))
+MADE = generate.pages()
+SETTINGS = set(re.findall(r"(?m)^\| `([a-z_.0-9]+)` \|", MADE["configuration.md"]))
 SECTIONS = {name.partition(".")[0] for name in SETTINGS}
 OTHER_FILES = [
     path
@@ -104,9 +105,9 @@ def dead_links(page: Path, text: str) -> list[str]:
     return dead
 
 
-@pytest.mark.parametrize("name", generate.pages())
+@pytest.mark.parametrize("name", MADE)
 def test_generated_pages_are_up_to_date(name):
-    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == generate.pages()[name], (
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == MADE[name], (
         "run: python -m docs.generate"
     )
 
@@ -121,7 +122,7 @@ def test_links_and_paths_lead_somewhere(page):
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if page.name not in generate.pages()],
+    [page for page in PAGES if page.name not in MADE],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_dotted_names_on_pages_are_settings_files_or_full_names(page):
@@ -269,7 +270,7 @@ def test_messages_quoted_in_troubleshooting_are_those_of_the_code():
 
 @pytest.mark.parametrize(
     "page",
-    [*(page for page in PAGES if page.name not in generate.pages()), ROOT / "CHANGELOG.md"],
+    [*(page for page in PAGES if page.name not in MADE), ROOT / "CHANGELOG.md"],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_prose_has_at_most_100_columns(page):

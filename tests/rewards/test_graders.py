@@ -72,7 +72,19 @@ def references(pairs):
 
 
 @pytest.fixture(scope="module")
-def strict():
+def verifier():
+    with Verifier(CFG) as verifier:
+        yield verifier
+
+
+@pytest.fixture(scope="module")
+def grader():
+    with LenientGrader(CFG) as grader:
+        yield grader
+
+
+@pytest.fixture(scope="module")
+def strict(verifier):
     """The strict statuses of PAIRS, GOLDEN and REJECTED, by file."""
     responses = {
         "pairs": boxes(PAIRS),
@@ -80,21 +92,19 @@ def strict():
         "rejected": boxes(REJECTED),
     }
     files = {"pairs": PAIRS, "golden": GOLDEN, "rejected": REJECTED}
-    with Verifier(CFG) as verifier:
-        return {
-            name: [v.status for v in verifier.verify(responses[name], references(pairs))]
-            for name, pairs in files.items()
-        }
+    return {
+        name: [v.status for v in verifier.verify(responses[name], references(pairs))]
+        for name, pairs in files.items()
+    }
 
 
 @pytest.fixture(scope="module")
-def lenient():
+def lenient(grader):
     """The lenient statuses of the wrong pairs, of every fifth right one, and of GOLDEN."""
     chosen = [p for i, p in enumerate(PAIRS) if p["verdict"] == "wrong" or i % 5 == 0]
-    with LenientGrader(CFG) as grader:
-        pairs = [g.status for g in grader.grade(boxes(chosen), references(chosen))]
-        responses = [p["response"] for p in GOLDEN]
-        golden = [g.status for g in grader.grade(responses, references(GOLDEN))]
+    pairs = [g.status for g in grader.grade(boxes(chosen), references(chosen))]
+    responses = [p["response"] for p in GOLDEN]
+    golden = [g.status for g in grader.grade(responses, references(GOLDEN))]
     return chosen, pairs, golden
 
 
@@ -201,7 +211,7 @@ def test_extraction_order(response, answer):
     assert extract(response) == answer
 
 
-def test_whole_responses_by_both_graders():
+def test_whole_responses_by_both_graders(verifier, grader):
     cases = [
         ("The answer is 42.", "42", "no_answer", Grade("42", "correct")),
         (r"\boxed{\text{(B)}} is right", "B", "correct", Grade(r"\text{(B)}", "correct")),
@@ -210,9 +220,8 @@ def test_whole_responses_by_both_graders():
         ("", "1", "no_answer", Grade("", "no_answer")),
     ]
     responses, references = [c[0] for c in cases], [c[1] for c in cases]
-    with Verifier(CFG) as verifier, LenientGrader(CFG) as grader:
-        assert [v.status for v in verifier.verify(responses, references)] == [c[2] for c in cases]
-        assert grader.grade(responses, references) == [c[3] for c in cases]
+    assert [v.status for v in verifier.verify(responses, references)] == [c[2] for c in cases]
+    assert grader.grade(responses, references) == [c[3] for c in cases]
 
 
 def test_hostile_answers_meet_the_deadline():

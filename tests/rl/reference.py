@@ -58,6 +58,7 @@ def make_config(**changes) -> config.Config:
     return factories.change_config(cfg, **changes)
 
 
+@jax.jit
 def make_params(seed: int):
     """Returns params whose log-probs differ widely between tokens; another seed perturbs them
     slightly.
@@ -76,7 +77,7 @@ def make_params(seed: int):
     )
 
 
-OLD, NEW, REF = make_params(0), make_params(1), make_params(2)
+OLD, NEW, REF = map(make_params, range(3))
 
 
 @functools.cache

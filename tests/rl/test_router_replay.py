@@ -1,6 +1,7 @@
 """Replay of the sampler's choices of experts in the learner (train.router_replay)."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -21,7 +22,6 @@ from tests.factories import make_spec
 
 # of five layers, the first, third and fifth have experts: two in a stack, one on its own
 SPEC = make_spec(layers=5, pattern=(LayerType(experts=Experts(8, 2, 12)), LayerType()))
-PARAMS = transformer.init(SPEC, jax.random.key(3))
 PROMPTS = [(1, 2, 3), (4, 5), (6, 7, 8, 9, 10), (3, 3, 3)]
 CFG = config.Config(
     data=config.DataConfig(max_prompt_tokens=6),
@@ -40,11 +40,16 @@ CFG = config.Config(
 )
 
 
+@functools.cache
+def params():
+    return jax.jit(lambda: transformer.init(SPEC, jax.random.key(3)))()
+
+
 def sampled(shape, cfg=CFG):
     mesh = sharding.make_mesh(shape, jax.devices()[: math.prod(shape)])
     engine = Engine(SPEC, mesh, cfg.rollout, [8], [1], 0, jnp.float32, record_experts=True)
     requests = [Request(prompt, str(i)) for i, prompt in enumerate(PROMPTS)]
-    weights = engine.to_rollout_layout(PARAMS)
+    weights = engine.to_rollout_layout(params())
     return engine.generate(weights, requests, SamplingParams(1.0, 8), jax.random.key(0))
 
 
@@ -91,7 +96,7 @@ def test_the_sampler_records_the_choices_that_teacher_forcing_makes(completions)
     @jax.jit
     def did(choice_BTX):
         routings = transformer.token_logps(
-            SPEC, PARAMS, rows.token, rows.position, rows.segment, recorded_BTX=choice_BTX
+            SPEC, params(), rows.token, rows.position, rows.segment, recorded_BTX=choice_BTX
         ).routings.values()
         return sum(r.recorded.sum() for r in routings), sum(r.differ.sum() for r in routings)
 
@@ -138,10 +143,10 @@ def test_the_learner_uses_the_recorded_experts(completions, learner):
     """
     sequences = [(p, c.token_ids) for p, c in zip(PROMPTS, completions, strict=True)]
     own = [c.choice_RX for c in completions]
-    free = learner.score_tokens(PARAMS, sequences, 20)
-    for a, b in zip(learner.score_tokens(PARAMS, sequences, 20, own), free, strict=True):
+    free = learner.score_tokens(params(), sequences, 20)
+    for a, b in zip(learner.score_tokens(params(), sequences, 20, own), free, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
-    changed = learner.score_tokens(PARAMS, sequences, 20, [others(own[0]), *map(none, own[1:])])
+    changed = learner.score_tokens(params(), sequences, 20, [others(own[0]), *map(none, own[1:])])
     assert np.abs(changed[0] - free[0]).min() > 1e-4
     for a, b in zip(changed[1:], free[1:], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
@@ -157,13 +162,13 @@ def test_a_response_is_replayed_on_the_prompt_that_it_was_sampled_on(completions
         dataclasses.replace(e, trained_on_ids=(2, 2), choice_RX=others(e.choice_RX))
         for e in examples_of(completions)
     ]
-    scored, stats = learner.score(PARAMS, None, examples)
-    free = learner.score_tokens(PARAMS, [((2, 2), e.response_ids) for e in examples], 20)
+    scored, stats = learner.score(params(), None, examples)
+    free = learner.score_tokens(params(), [((2, 2), e.response_ids) for e in examples], 20)
     for e, logp in zip(scored, free, strict=True):
         np.testing.assert_allclose(e.logp_old_R, logp, rtol=1e-6, atol=1e-6)
     assert stats["train/logprob_gap_mean"] > 1e-3
     unchanged = [dataclasses.replace(e, trained_on_ids=(2, 2)) for e in examples_of(completions)]
-    assert learner.score(PARAMS, None, unchanged)[1]["train/logprob_gap_max"] < 1e-5
+    assert learner.score(params(), None, unchanged)[1]["train/logprob_gap_max"] < 1e-5
 
 
 def test_an_update_reports_the_choices_that_it_would_have_made_otherwise(completions, learner):
@@ -172,8 +177,8 @@ def test_an_update_reports_the_choices_that_it_would_have_made_otherwise(complet
     planted[0] = dataclasses.replace(planted[0], choice_RX=others(planted[0].choice_RX))
     values = []
     for examples in (examples_of(completions), planted):
-        scored, _ = learner.score(PARAMS, None, examples, first_update=4)
-        state = learner.init(jax.tree.map(jnp.copy, PARAMS))
+        scored, _ = learner.score(params(), None, examples, first_update=4)
+        state = learner.init(jax.tree.map(jnp.copy, params()))
         values.append(learner.update(state, scored)[1])
     assert values[0]["train/router_frac_differ"] == 0
     share = len(planted[0].response_ids) / sum(len(e.response_ids) for e in planted)

@@ -21,22 +21,21 @@ from p2o_jax.types import Request, SamplingParams
 from tests.factories import make_spec
 
 SPEC = make_spec()
+ONE_LAYER = make_spec(layers=1)  # where only the programs and their order matter
 STOPS = (7, 31)
 BUCKETS, CAPACITY, SLOTS = (8, 16), 40, 8
 SAMPLING = SamplingParams(1.0, CAPACITY)
 KEY = rng.key(0, "test")
 
 
-def init_params():
-    params = transformer.init(SPEC, jax.random.key(0))
+@functools.cache
+def init_params(spec):
+    params = transformer.init(spec, jax.random.key(0))
     return jax.tree.map_with_path(lambda path, w: w if "norm" in path[-1].key else w * 8, params)
 
 
-PARAMS = init_params()
-
-
 @functools.cache
-def make_engine(shape=(1, 1, 1), capacities=(CAPACITY,), **settings):
+def make_engine(shape=(1, 1, 1), capacities=(CAPACITY,), spec=SPEC, **settings):
     """Returns an engine on a mesh of this shape, and its weights in rollout layout."""
     num_devices = shape[0] * shape[1] * shape[2]
     mesh = sharding.make_mesh(shape, devices=jax.devices()[:num_devices])
@@ -49,8 +48,8 @@ def make_engine(shape=(1, 1, 1), capacities=(CAPACITY,), **settings):
         "prefill_tokens": 512,
     }
     cfg = RolloutConfig(**{**usual, **settings})
-    engine = Engine(SPEC, mesh, cfg, capacities, STOPS, 0, jnp.float32)
-    return engine, engine.to_rollout_layout(PARAMS)
+    engine = Engine(spec, mesh, cfg, capacities, STOPS, 0, jnp.float32)
+    return engine, engine.to_rollout_layout(init_params(spec))
 
 
 @functools.cache
@@ -97,7 +96,7 @@ def test_log_probs_are_those_of_teacher_forcing():
             token[n, : len(whole)], segment[n, : len(whole)] = whole, 1
         position = np.broadcast_to(np.arange(token.shape[1]), token.shape)
         forced, *_ = _token_logps(
-            PARAMS,
+            init_params(SPEC),
             token,
             position,
             segment,
@@ -128,8 +127,9 @@ def test_greedy_takes_the_most_likely_token():
 def _most_likely(ids):
     """Returns the most likely next token at each position of [1, T] ids."""
     mixing = transformer.within_segments(jnp.ones_like(ids))
-    x, *_ = transformer.hidden(SPEC, PARAMS, ids, jnp.arange(ids.size)[None], mixing)
-    return transformer.logits(SPEC, PARAMS, x[0]).argmax(axis=-1)
+    params = init_params(SPEC)
+    x, *_ = transformer.hidden(SPEC, params, ids, jnp.arange(ids.size)[None], mixing)
+    return transformer.logits(SPEC, params, x[0]).argmax(axis=-1)
 
 
 def test_every_request_is_answered_once_and_in_order():
@@ -201,7 +201,7 @@ def test_max_new_tokens_is_honoured_and_a_shorter_text_is_the_beginning_of_a_lon
         {"group_size": 1, "questions": 40},
         pytest.param({"prompt_buckets": (5, 16, 30)}, marks=pytest.mark.slow),
         {"prompt_buckets": (16,), "prompt_cache_tokens": 32, "prefill_tokens": 16},
-        {"prompt_buckets": (40,), "share_prefixes": False},
+        pytest.param({"prompt_buckets": (40,), "share_prefixes": False}, marks=pytest.mark.slow),
         {"prompt_buckets": (40,), "prefill_tokens": 8},
         pytest.param({"capacities": (CAPACITY, 64), "questions": 1}, marks=pytest.mark.slow),
         pytest.param({"shape": (1, 8, 1)}, marks=pytest.mark.slow),
@@ -264,13 +264,12 @@ def test_keys_of_two_phases_or_steps_differ():
 
 
 def test_what_is_listed_and_compiled_ahead_is_all_that_runs():
-    engine, _ = make_engine(capacities=(20, 24))
+    engine, params = make_engine(capacities=(20, 24), spec=ONE_LAYER)
     plain, filtered = SamplingParams(1.0, 20), SamplingParams(1.0, 20, top_k=2)
     listed = [program for sampling in (plain, filtered) for program in engine.needed(sampling, 16)]
     engine.programs.compile(listed)
     # any prompts or whole groups; prompt cache and prefill, decoding twice
     assert len(engine.programs) == 1 + len(BUCKETS) * (1 + 2 * (2 + 2))
-    params = engine.to_rollout_layout(PARAMS)
     keys = [rng.key(epoch, "again") for epoch in range(3)]
     counter = distributed.CompileCounter()
     for key in keys:
@@ -346,7 +345,7 @@ def test_windows_over_long_caches_change_nothing(monkeypatch):
 @pytest.mark.parametrize("kernel", [pytest.param("gpu", marks=pytest.mark.slow), "tpu"])
 def test_the_same_text_with_kernels(kernel, monkeypatch):
     """The kernels run in the interpreter, on head sizes that they support."""
-    spec = dataclasses.replace(SPEC, head_dim={"gpu": 16, "tpu": 128}[kernel])
+    spec = dataclasses.replace(ONE_LAYER, head_dim={"gpu": 16, "tpu": 128}[kernel])
     params = jax.tree.map(lambda w: w * 3, transformer.init(spec, jax.random.key(0)))
     mesh = sharding.make_mesh((1, 1, 1), devices=jax.devices()[:1])
     cfg = RolloutConfig(
@@ -414,7 +413,9 @@ def test_long_tails_keep_the_slots_busy():
     """256 rollouts of nearly geometric length in 64 slots take less than twice the steps of a
     perfect packing.
     """
-    engine, weights = make_engine(slots=64, questions=64, capacities=(160,), prompt_buckets=(16,))
+    engine, weights = make_engine(
+        spec=ONE_LAYER, slots=64, questions=64, capacities=(160,), prompt_buckets=(16,)
+    )
     requests = [Request(make_requests()[i % 40].prompt_ids, f"tail{i}") for i in range(256)]
     engine.take_work()
     completions = engine.generate(weights, requests, SamplingParams(1.0, 160), KEY)

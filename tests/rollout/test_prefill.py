@@ -24,6 +24,7 @@ SPEC = ModelSpec(
     qk_norm=True,
     tied=True,
 )
+extend = jax.jit(prefill.extend, static_argnums=0)
 PARAMS = transformer.init(SPEC, jax.random.key(0))
 WEIGHTS = PARAMS | {
     "blocks": tuple(
@@ -93,7 +94,6 @@ def make_prompts() -> list[tuple[int, ...]]:
 def fill(prompts, chunk, share, rows_at_a_time, kind=reference.Transposed, dtype=jnp.float32):
     """Returns the prompt cache as the engine fills it, and the number of chunks computed."""
     prompt_cache = layer_caches.empty_caches(SPEC, len(prompts), (64, 64), dtype, kind)
-    run = jax.jit(lambda *args: prefill.extend(SPEC, WEIGHTS, *args))
     levels = prefill.plan(prompts, chunk, share)
     for level, pieces in enumerate(levels):
         for first in range(0, len(pieces), rows_at_a_time):
@@ -103,7 +103,7 @@ def fill(prompts, chunk, share, rows_at_a_time, kind=reference.Transposed, dtype
             for n, piece in enumerate(pieces[first : first + rows_at_a_time]):
                 ids = prompts[piece.row][:-1][level * chunk : (level + 1) * chunk]
                 token[n, : len(ids)], count[n], row[n], source[n] = ids, len(ids), *piece
-            prompt_cache = run(prompt_cache, token, count, row, source, level)
+            prompt_cache = extend(SPEC, WEIGHTS, prompt_cache, token, count, row, source, level)
     return prompt_cache, sum(map(len, levels))
 
 
@@ -161,7 +161,7 @@ def test_a_wrong_source_is_noticed():
     prompt_cache = layer_caches.empty_caches(SPEC, 2, (64, 64), jnp.float32)
     for level, source in ((0, [0, 1]), (1, [0, 0])):
         token = np.array([p[2 * level : 2 * level + 2] for p in prompts], np.int32)
-        prompt_cache = prefill.extend(
+        prompt_cache = extend(
             SPEC,
             WEIGHTS,
             prompt_cache,

@@ -1,5 +1,7 @@
 """Sampled tokens against the exact distribution, and edge cases of the inverse-CDF search."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,16 +18,20 @@ DRAWS = 20000
 def draws(sampling: SamplingParams, logits=LOGITS, count=DRAWS, seed=0):
     """Returns tokens and log-probs of `count` independent draws."""
     uniform = jax.random.uniform(jax.random.key(seed), (count,))
-    one = jax.jit(
-        lambda u: token_sampling.draw(
-            jnp.asarray(logits)[None],
-            u[None],
-            token_sampling.to_scalars(sampling),
-            token_sampling.filters(sampling),
-        )
-    )
-    token, logp = jax.vmap(one)(uniform)
+    scalars, filters = token_sampling.to_scalars(sampling), token_sampling.filters(sampling)
+    token, logp = _draws(logits, uniform, scalars, filters)
     return np.asarray(token)[:, 0], np.asarray(logp)[:, 0]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _draws(logits, uniform, scalars, filters):
+    def draw(u):
+        return token_sampling.draw(jnp.asarray(logits)[None], u[None], scalars, filters)
+
+    return jax.vmap(draw)(uniform)
+
+
+inverse_cdf = jax.jit(token_sampling.inverse_cdf)
 
 
 def exact(sampling: SamplingParams, logits=LOGITS) -> np.ndarray:
@@ -142,7 +148,7 @@ def test_inverse_cdf_is_the_plain_search(size):
     weight[size // 2] = 2
     uniform = np.float32([0, 1e-9, 0.1, 0.25, 0.5, 0.5001, 0.75, 0.9, 0.999, BELOW_1])
     rows = jnp.broadcast_to(jnp.asarray(weight)[None], (len(uniform), size))
-    got = np.asarray(token_sampling.inverse_cdf(rows, jnp.asarray(uniform)))
+    got = np.asarray(inverse_cdf(rows, jnp.asarray(uniform)))
     want = np.searchsorted(np.cumsum(weight), uniform * weight.sum(), side="right")
     np.testing.assert_array_equal(got, np.minimum(want, np.flatnonzero(weight).max()))
 
@@ -160,7 +166,7 @@ def test_tokens_of_no_weight_are_never_drawn(size):
         weight[rng.integers(size)] = 1e-3
         uniform = np.append(rng.random(60), [0, BELOW_1, 1.0]).astype(np.float32)
         token = np.asarray(
-            token_sampling.inverse_cdf(
+            inverse_cdf(
                 jnp.broadcast_to(jnp.asarray(weight)[None], (63, size)), jnp.asarray(uniform)
             )
         )
@@ -170,10 +176,7 @@ def test_tokens_of_no_weight_are_never_drawn(size):
 def test_the_only_token_is_drawn_whatever_the_uniform():
     for size, place in ((1, 0), (10, 0), (10, 9), (50, 30)):
         weight = jnp.zeros((3, size)).at[:, place].set(1e-20)
-        assert (
-            list(np.asarray(token_sampling.inverse_cdf(weight, jnp.float32([0, 0.5, BELOW_1]))))
-            == [place] * 3
-        )
+        assert list(np.asarray(inverse_cdf(weight, jnp.float32([0, 0.5, BELOW_1])))) == [place] * 3
 
 
 def test_ties_at_a_threshold_all_stay():

@@ -6,4 +6,4 @@ time goes into looking for it.
 
 import gc
 
-gc.set_threshold(50_000)
+gc.set_threshold(200_000)

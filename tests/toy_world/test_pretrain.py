@@ -23,6 +23,8 @@ TINY = config.WorldConfig(
     steps=5, batch_rows=2, width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=32
 )
 
+token_logps = jax.jit(transformer.token_logps, static_argnums=0)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def fewer_questions():
@@ -30,6 +32,7 @@ def fewer_questions():
     measured = functools.partial(measure.chain_figures, num_questions=16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "chain_figures", measured)
+        patch.setattr(measure, "ROWS", 16)
         yield
 
 
@@ -95,8 +98,8 @@ def test_the_saved_model_is_the_trained_one(base):
     loaded = hf.load(directory, loaded_spec)
     token = np.arange(12)[None] % spec.vocab
     rows = token, np.arange(12)[None], np.ones((1, 12), np.int32)
-    want, *_ = transformer.token_logps(spec, params, *map(jnp.asarray, rows))
-    got, *_ = transformer.token_logps(loaded_spec, loaded, *map(jnp.asarray, rows))
+    want, *_ = token_logps(spec, params, *rows)
+    got, *_ = token_logps(loaded_spec, loaded, *rows)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     generation = json.loads((directory / "generation_config.json").read_text())
@@ -136,9 +139,9 @@ def test_each_layers_matrices_are_made_orthogonal_by_themselves():
     params = transformer.init(spec, jax.random.key(0))
     grads = jax.tree.map(lambda w: jax.random.normal(jax.random.key(1), w.shape), params)
     make = pretrain.optimizer(100)
-    state = make.init(params)
+    state, update = jax.jit(make.init)(params), jax.jit(make.update)
     for _ in range(2):  # the warm-up begins with a learning rate of zero
-        updates, state = make.update(grads, state, params)
+        updates, state = update(grads, state, params)
     lr = pretrain.MUON_LR / pretrain.WARMUP_STEPS
     for name, shape in {"q": (32, 32), "o": (32, 32), "k": (32, 16), "down": (32, 32)}.items():
         for layer in updates["blocks"][name]:
@@ -161,5 +164,5 @@ def test_scores_agree_with_token_logps():
         jnp.asarray(row)[None]
         for row in (token, np.arange(len(token)), np.ones(len(token), np.int32))
     )
-    want, *_ = transformer.token_logps(spec, params, *rows)
+    want, *_ = token_logps(spec, params, *rows)
     np.testing.assert_allclose(logp, want[0, -13:], rtol=1e-5, atol=1e-5)
