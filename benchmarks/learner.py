@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import ops, report
+from benchmarks import memory, ops, report
 from benchmarks.report import Target
 from p2o_jax import config
 from p2o_jax.config import ConfigError
@@ -246,7 +246,6 @@ def measure(
         steps: the number of updates.
         profiled: whether to measure time by kind of operation.
     """
-    import resource
 
     import jax
     import jax.numpy as jnp
@@ -294,7 +293,7 @@ def measure(
     return {
         "update_s": median(wall[2:]),
         "cpu_s": median(cpu[2:]),
-        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "peak_rss_mb": round(memory.own_peak_bytes() / 2**20, 1),
         "frac_row_tokens_real": round(stats["perf/frac_row_tokens_real"], 3),
     }
 
