@@ -96,6 +96,10 @@ def _before(name: str, what: str, *settings: str) -> Arm:
     return Arm(name, what, (KEPT, *settings), seeds=3, against="before")
 
 
+def _estimator(name: str, what: str, *settings: str, against: str = "recommended") -> Arm:
+    return Arm(name, what, settings, against=against)
+
+
 PAPER = (
     FAITHFUL,
     GRPO,
@@ -168,6 +172,46 @@ PAPER = (
     ),
 )
 
+FOUR_UPDATES = "optim.minibatch_questions=4"
+INT8 = "rollout.cache_dtype=int8"
+# Estimators of other papers; the last ones need updates off policy, or a sampler that differs.
+ESTIMATORS = (
+    _estimator("e+maxrl", "MaxRL advantages", "adv.kind=maxrl"),
+    _estimator("e+pass-2", "pass@2 advantages", "adv.kind=pass_at_k", "adv.k=2"),
+    _estimator("e+pass-4", "pass@4 advantages", "adv.kind=pass_at_k", "adv.k=4"),
+    _estimator("e+self", "+ self-distillation", "loss.self_distill_coef=1"),
+    _estimator(
+        "e+self-only",
+        "self-distillation in place of the policy loss on templated tokens",
+        "loss.self_distill_coef=1",
+        "distill.eps_low=0",
+        "distill.eps_high=0",
+    ),
+    _estimator("e+updates-4", "4 updates a step", FOUR_UPDATES),
+    _estimator(
+        "e+dppo",
+        "4 updates a step, DPPO's mask",
+        FOUR_UPDATES,
+        "loss.ratio=dppo",
+        against="e+updates-4",
+    ),
+    _estimator("e+int8", "sampled from an int8 cache", INT8),
+    _estimator(
+        "e+int8-token",
+        "int8 cache, truncated importance weights",
+        INT8,
+        "train.rollout_is=token",
+        against="e+int8",
+    ),
+    _estimator(
+        "e+int8-mask",
+        "int8 cache, importance mask (IcePop)",
+        INT8,
+        "train.rollout_is=token_mask",
+        against="e+int8",
+    ),
+)
+
 RECIPE = (
     FAITHFUL,
     _faithful(
@@ -226,6 +270,7 @@ RECIPE = (
     _before("r+teacher", "a scripted teacher reflects", *TAUGHT),
     _before("r+kl", "KL to the base model (k3, 0.01)", "loss.kl=k3", "loss.kl_coef=0.01"),
     _before("r+off", "no context distillation", "distill.mode=off", "optim.row_tokens=128"),
+    *ESTIMATORS,
 )
 DIAL = (GRPO, GRPO_DOUBLE, GRPO_EXTRA, DAPO, FAITHFUL, BEFORE, RECOMMENDED)
 # arms, dials

@@ -36,7 +36,7 @@ def policy_loss(
     dual_clip (PPO with dual clip).
 
     ratio=cispo gives -A stop_gradient(clip(s)) log p instead: every token keeps its gradient, with
-    a bounded weight (arXiv 2506.13585).
+    a bounded weight (arXiv 2506.13585). ratio=dppo gives -A s, and 0 where `moved_too_far`.
     """
     ratio = jnp.exp(jnp.clip(log_ratio, -20.0, 20.0))
     clipped = jnp.clip(ratio, 1 - cfg.clip_low, 1 + cfg.clip_high)
@@ -47,6 +47,13 @@ def policy_loss(
             jnp.zeros_like(ratio),
         )
     unclipped_loss = -advantage * ratio
+    if cfg.ratio == "dppo":
+        masked = moved_too_far(logp_new, log_ratio, advantage, cfg)
+        return TokenLoss(
+            jnp.where(masked, 0.0, unclipped_loss),
+            masked.astype(jnp.float32),
+            jnp.zeros_like(ratio),
+        )
     clipped_loss = -advantage * clipped
     loss = jnp.maximum(unclipped_loss, clipped_loss)
     ceiling = -advantage * cfg.dual_clip
@@ -56,6 +63,23 @@ def policy_loss(
         (clipped_loss > unclipped_loss).astype(jnp.float32),
         (negative & (loss > ceiling)).astype(jnp.float32),
     )
+
+
+def moved_too_far(
+    logp_new: Float[Array, "*B T"],
+    log_ratio: Float[Array, "*B T"],
+    advantage: Float[Array, "*B T"],
+    cfg: LossConfig,
+) -> Bool[Array, "*B T"]:
+    """Returns where p_new - p_old, the change of the sampled token's probability, is above
+    clip_high with A > 0, or below -clip_low with A < 0.
+
+    DPPO's mask by total variation, that of the two outcomes "this token" and "another one", which
+    is |p_new - p_old| (arXiv 2602.04879). Unlike a clipped ratio it leaves rare tokens free: one
+    of probability 1e-4 that doubles has moved by 1e-4.
+    """
+    moved = jnp.exp(logp_new) - jnp.exp(logp_new - log_ratio)
+    return jnp.where(advantage > 0, moved > cfg.clip_high, moved < -cfg.clip_low)
 
 
 def log_ratio(
@@ -109,6 +133,22 @@ def kl(
         return 0.5 * jnp.square(logp_new - logp_ref)
     d = jnp.clip(logp_ref - logp_new, -20.0, 20.0)
     return jnp.clip(jnp.exp(d) - d - 1, -10.0, 10.0)
+
+
+def self_distillation(
+    logp_new: Float[Array, "*B T"], logp_templated: Float[Array, "*B T"]
+) -> Float[Array, "*B T"]:
+    """Returns a per-token estimate of KL(q || p) from tokens of q = pi(. | T(x, z)), with p =
+    pi_new(. | x): r - 1 - log r with r = p / q.
+
+    Over all tokens of q the mean of its gradient, (r - 1) grad log p, is that of the divergence,
+    -sum_v q(v) grad log p(v), because E_q[r grad log p] = 0. Where p is much smaller than q it is
+    that of supervised training, -grad log p, and it vanishes where p = q. Summed over right
+    responses alone, as in HDPO (arXiv 2603.23871), r is no longer of mean 1, and the term also
+    favours what right responses have in common. SDPO (arXiv 2601.20802) instead samples from p.
+    """
+    log_r = logp_new - logp_templated
+    return jnp.expm1(jnp.minimum(log_r, 20.0)) - log_r
 
 
 def aggregation_scale(
