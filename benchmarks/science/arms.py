@@ -1,4 +1,4 @@
-"""The arms of the three suites: settings over configs/science.py, and comparisons."""
+"""The arms of the four suites: settings over configs/science.py, and comparisons."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -174,8 +174,10 @@ PAPER = (
 
 FOUR_UPDATES = "optim.minibatch_questions=4"
 INT8 = "rollout.cache_dtype=int8"
-# Estimators of other papers; the last ones need updates off policy, or a sampler that differs.
+# Estimators of other papers. Some only matter off policy, or with a sampler that differs. Rows are
+# in estimators.jsonl, as their base models were pretrained on another machine than the others'.
 ESTIMATORS = (
+    RECOMMENDED,
     _estimator("e+maxrl", "MaxRL advantages", "adv.kind=maxrl"),
     _estimator("e+pass-2", "pass@2 advantages", "adv.kind=pass_at_k", "adv.k=2"),
     _estimator("e+pass-4", "pass@4 advantages", "adv.kind=pass_at_k", "adv.k=4"),
@@ -186,6 +188,12 @@ ESTIMATORS = (
         "loss.self_distill_coef=1",
         "distill.eps_low=0",
         "distill.eps_high=0",
+    ),
+    _estimator(
+        "e+hints",
+        "hints of the right strategy in place of GEPA",
+        "gepa.reflector=hint",
+        "data.hint_field=hint",
     ),
     _estimator("e+updates-4", "4 updates a step", FOUR_UPDATES),
     _estimator(
@@ -270,7 +278,6 @@ RECIPE = (
     _before("r+teacher", "a scripted teacher reflects", *TAUGHT),
     _before("r+kl", "KL to the base model (k3, 0.01)", "loss.kl=k3", "loss.kl_coef=0.01"),
     _before("r+off", "no context distillation", "distill.mode=off", "optim.row_tokens=128"),
-    *ESTIMATORS,
 )
 DIAL = (GRPO, GRPO_DOUBLE, GRPO_EXTRA, DAPO, FAITHFUL, BEFORE, RECOMMENDED)
 # arms, dials
@@ -278,6 +285,7 @@ SUITES: dict[str, tuple[tuple[Arm, ...], tuple[str, ...]]] = {
     "dial": (DIAL, DIALS),
     "paper": (PAPER, (HEADLINE,)),
     "recipe": (RECIPE, (HEADLINE,)),
+    "estimators": (ESTIMATORS, (HEADLINE,)),
 }
 
 

@@ -54,8 +54,7 @@ def longest_sequence(config: Config) -> int:
     prompt and the longest reply to it.
     """
     prompt = max(max_prompt_tokens(config), config.data.max_prompt_tokens)
-    reflects = config.gepa.enabled and config.gepa.reflector != "api"
-    reply = config.gepa.reflect_new_tokens if reflects else 0
+    reply = config.gepa.reflect_new_tokens if model_reflects(config) else 0
     return prompt + max(config.rollout.max_new_tokens, reply)
 
 
@@ -71,7 +70,13 @@ def minibatch_rollouts(config: Config) -> int:
 
 def reflector(config: Config) -> Literal["", "policy", "reference", "api"]:
     """What reflects in a run; empty without prompt phases."""
-    return config.gepa.reflector if config.gepa.enabled else ""
+    reflects = config.gepa.enabled and config.gepa.reflector != "hint"
+    return config.gepa.reflector if reflects else ""
+
+
+def has_hints(config: Config) -> bool:
+    """Whether the templates of a run are the hints of its questions."""
+    return config.gepa.enabled and config.gepa.reflector == "hint"
 
 
 def model_reflects(config: Config) -> bool:

@@ -469,6 +469,24 @@ RULES = [
         "config.adv.k=6 must be less than config.rollout.group_size=6",
     ),
     ({"adv__k": 1}, "config.adv.k=1 must be at least 2"),
+    ({"gepa__reflector": "hint"}, "config.gepa.reflector=hint needs config.data.hint_field"),
+    (
+        {"data__hint_field": "hint"},
+        "config.data.hint_field=hint needs config.gepa.reflector=hint: nothing else reads hints",
+    ),
+    (
+        {"gepa__reflector": "hint", "data__hint_field": "hint", "gepa__carry_over": 3},
+        "config.gepa.carry_over=3 needs templates that evolve; config.gepa.reflector=hint",
+    ),
+    (
+        {
+            "gepa__reflector": "hint",
+            "data__hint_field": "hint",
+            "gepa__schedule": "first",
+            "train__epochs": 0,
+        },
+        "config.train.epochs=0 needs config.gepa.enabled and config.gepa.schedule=first",
+    ),
     (
         {"adv__kind": "maxrl", "loss__overlong": "penalty"},
         "config.adv.kind=maxrl needs rewards that are not negative; config.loss.overlong=penalty",
