@@ -179,8 +179,6 @@ INT8 = "rollout.cache_dtype=int8"
 ESTIMATORS = (
     RECOMMENDED,
     _estimator("e+maxrl", "MaxRL advantages", "adv.kind=maxrl"),
-    _estimator("e+pass-2", "pass@2 advantages", "adv.kind=pass_at_k", "adv.k=2"),
-    _estimator("e+pass-4", "pass@4 advantages", "adv.kind=pass_at_k", "adv.k=4"),
     _estimator("e+self", "+ self-distillation", "loss.self_distill_coef=1"),
     _estimator(
         "e+self-only",

@@ -12,11 +12,13 @@ def max_prompt_tokens(config: Config) -> int:
 
 
 def longest_template_tokens(config: Config) -> int:
-    """The longest template that can be accepted: without filters, as long as a reply."""
+    """The longest template that there can be: one that evolves without filters is as long as a
+    reply.
+    """
     gepa = config.gepa
     return (
         gepa.max_template_tokens
-        if gepa.filter_replies
+        if gepa.filter_replies or gepa.reflector == "hint"
         else max(gepa.max_template_tokens, gepa.reflect_new_tokens)
     )
 

@@ -207,14 +207,7 @@ def _estimator_rules(config: Config) -> Rules:
     """Rules on values of advantages, loss and importance weights that exclude each other."""
     adv, loss, train = config.adv, config.loss, config.train
     yield (
-        adv.kind != "pass_at_k" or adv.k < config.rollout.group_size,
-        (
-            f"config.adv.k={adv.k} must be less than config.rollout.group_size="
-            f"{config.rollout.group_size}: no group would have an advantage"
-        ),
-    )
-    yield (
-        adv.kind not in ("maxrl", "pass_at_k") or loss.overlong != "penalty",
+        adv.kind != "maxrl" or loss.overlong != "penalty",
         (
             f"config.adv.kind={adv.kind} needs rewards that are not negative;"
             " config.loss.overlong=penalty makes some so"

@@ -2,7 +2,6 @@
 2402.03300, section 4.1).
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,10 +16,7 @@ def of_rollouts(rollouts: Sequence[Rollout], cfg: Config) -> Float[np.ndarray, "
     another.
     """
     assert_groups(rollouts, cfg.rollout.group_size)
-    by_success = cfg.adv.kind == "pass_at_k"
-    reward_N = np.array(
-        [r.succeeded if by_success else r.verdict.answer_score for r in rollouts], np.float32
-    )
+    reward_N = np.array([r.verdict.answer_score for r in rollouts], np.float32)
     if cfg.loss.overlong == "penalty":
         length_N = np.array([len(r.completion.token_ids) for r in rollouts])
         reward_N += overlong_penalty(
@@ -55,15 +51,12 @@ def group_advantages(
     2503.20783) omits the division. rloo (arXiv 2402.14740) subtracts the mean of the group's other
     rewards. maxrl (arXiv 2602.02710) divides by the mean in place of std: with rewards 0 and 1 the
     gradient is the mean of grad log p over successes less that over all rollouts, an estimate of
-    the gradient of log P(success), truncated to G terms of its series in P(failure). pass_at_k:
-    see `pass_at_k_advantages`.
+    the gradient of log P(success), truncated to G terms of its series in P(failure).
     """
     reward = reward_QG.astype(np.float32)
     size = reward.shape[1]
     if size == 1:
         return reward
-    if cfg.kind == "pass_at_k":
-        return pass_at_k_advantages(reward > 0, cfg.k)
     equal = reward.max(axis=1, keepdims=True) == reward.min(axis=1, keepdims=True)
     mean = reward.mean(axis=1, keepdims=True)
     centred = np.where(equal, np.float32(0), reward - mean)
@@ -74,26 +67,6 @@ def group_advantages(
     if cfg.kind == "rloo":
         return centred * np.float32(size / (size - 1))
     return centred / (reward.std(axis=1, ddof=1, keepdims=True) + np.float32(1e-6))
-
-
-def pass_at_k_advantages(success_QG: Shaped[np.ndarray, "Q G"], k: int) -> Float[np.ndarray, "Q G"]:
-    """Returns the mean advantage of the subsets of k rollouts that a rollout is in, float32. The
-    reward of a subset is 1 if one of its rollouts succeeds, and all subsets form one group.
-
-    With F failures, the share f = C(F, k) / C(G, k) of all subsets fails, and g = C(F-1, k-1) /
-    C(G-1, k-1) of those that a failure is in. Advantages are f / std for a success and (f - g) /
-    std for a failure, with std = sqrt(f (1 - f)) (arXiv 2508.10751, section 2.4). All are 0 with
-    fewer than k failures: no subset fails.
-    """
-    size = success_QG.shape[1]
-    right, wrong = np.zeros((2, size + 1), np.float32)  # by number of failures
-    for failures in range(k, size):
-        of_all = math.comb(failures, k) / math.comb(size, k)
-        of_its_own = math.comb(failures - 1, k - 1) / math.comb(size - 1, k - 1)
-        std = math.sqrt(of_all * (1 - of_all))
-        right[failures], wrong[failures] = of_all / std, (of_all - of_its_own) / std
-    failures_Q1 = size - success_QG.sum(axis=1, keepdims=True)
-    return np.where(success_QG, right[failures_Q1], wrong[failures_Q1])
 
 
 def overlong_penalty(

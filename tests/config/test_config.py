@@ -464,11 +464,6 @@ RULES = [
         "config.rollout.prompt_buckets=(0, 32768): each must be at least 1",
     ),
     ({"mesh__data": 0}, "config.mesh.data=0 must be -1, or at least 1"),
-    (
-        {"adv__kind": "pass_at_k", "adv__k": 6},
-        "config.adv.k=6 must be less than config.rollout.group_size=6",
-    ),
-    ({"adv__k": 1}, "config.adv.k=1 must be at least 2"),
     ({"gepa__reflector": "hint"}, "config.gepa.reflector=hint needs config.data.hint_field"),
     (
         {"data__hint_field": "hint"},

@@ -7,7 +7,6 @@ a tiny model. The tests of this folder share its rollouts, parameters and config
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -215,21 +214,6 @@ def on_rows(values, response_NT):
     return out_NT
 
 
-def of_subsets(reward_G, k):
-    """Returns the mean advantage of the subsets of k rollouts that each rollout is in, by
-    enumeration.
-    """
-    subsets = list(itertools.combinations(range(len(reward_G)), k))
-    best = np.array([max(reward_G[i] for i in subset) for subset in subsets])
-    advantage = (best - best.mean()) / best.std() if best.std() else np.zeros(len(best))
-    return np.array(
-        [
-            np.mean([a for a, subset in zip(advantage, subsets, strict=True) if i in subset])
-            for i in range(len(reward_G))
-        ]
-    )
-
-
 def expected(cfg, rollouts=None):
     """What `learn` should return, written straight from steps 5 to 8 of the algorithm."""
     rollouts = rollouts or make_rollouts()
@@ -246,7 +230,6 @@ def expected(cfg, rollouts=None):
                 "dr_grpo": centred,
                 "rloo": centred * GROUP / (GROUP - 1),
                 "maxrl": centred / (group.mean() + 1e-6),
-                "pass_at_k": of_subsets(group, cfg.adv.k),
             }[cfg.adv.kind]
         )
     old_x, old_Tx = (

@@ -60,7 +60,6 @@ VARIANTS = {
     "plain": {"distill__mode": "plain"},
     "off": {"distill__mode": "off"},
     "MaxRL": {"adv__kind": "maxrl"},
-    "pass@2": {"adv__kind": "pass_at_k", "adv__k": 2},
     "DPPO": {"loss__ratio": "dppo", "loss__clip_low": 0.005, "loss__clip_high": 0.01},
     "self-distillation": {"loss__self_distill_coef": 0.2},
 }

@@ -12,8 +12,6 @@ import pytest
 
 from p2o_jax.config import AdvConfig, DistillConfig, LossConfig
 from p2o_jax.rl import advantages, distill, losses
-from tests.factories import make_rollout
-from tests.rl.reference import make_config
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "loss_a.npz")
 MASK = GOLDEN["response_mask"].astype(bool)
@@ -140,28 +138,6 @@ def test_maxrl_divides_by_the_mean():
     )
     want = [[3, -1, -1, -1], [1 / 3, 1 / 3, 1 / 3, -1], [0, 0, 0, 0]]
     np.testing.assert_allclose(got, want, rtol=1e-5)
-
-
-def test_pass_at_k_by_hand():
-    """Groups of 4, pairs. One success: 3 of 6 pairs fail, std 1/2; of a failure's three pairs two
-    fail. Two: 1 of 6, std sqrt(5)/6; one of three. Three: no pair fails.
-    """
-    got = advantages.group_advantages(
-        np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]], np.float32),
-        AdvConfig("pass_at_k", k=2),
-    )
-    a, b = 1 / 5**0.5, (1 / 6 - 1 / 3) / (5**0.5 / 6)
-    assert got.dtype == np.float32
-    want = [[1, -1 / 3, -1 / 3, -1 / 3], [a, a, b, b], [0, 0, 0, 0], [0, 0, 0, 0]]
-    np.testing.assert_allclose(got, want, rtol=1e-5)
-    np.testing.assert_allclose(got.sum(axis=1), 0, atol=1e-6)
-
-
-def test_pass_at_k_counts_successes_not_rewards():
-    rollouts = [make_rollout(score=score) for score in (0.9, 0.6, 0.0, 0.0)]
-    cfg = make_config(rollout__group_size=4, adv__kind="pass_at_k", adv__k=2)
-    by_success = advantages.group_advantages(np.array([[1, 1, 0, 0]], np.float32), cfg.adv)
-    np.testing.assert_array_equal(advantages.of_rollouts(rollouts, cfg), by_success)
 
 
 @pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "rloo", "maxrl"])

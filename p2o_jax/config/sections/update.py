@@ -14,14 +14,12 @@ _CLIP_WHY = "1 +- it must differ from 1 in float32, or no token has its whole gr
 class AdvConfig:
     """Advantages of the rollouts of a group."""
 
-    kind: Literal["grpo", "dr_grpo", "rloo", "maxrl", "pass_at_k"] = setting(
+    kind: Literal["grpo", "dr_grpo", "rloo", "maxrl"] = setting(
         "grpo",
         "Advantage of a rollout. grpo: reward minus the group's mean, divided by its standard"
         " deviation; dr_grpo: not divided; rloo: against the mean of the group's other rollouts;"
-        " maxrl: divided by the group's mean (arXiv 2602.02710); pass_at_k: for the success of k"
-        " rollouts together (arXiv 2508.10751).",
+        " maxrl: divided by the group's mean (arXiv 2602.02710).",
     )
-    k: int = setting(4, "For kind=pass_at_k: rollouts of which one must succeed.", ge=2)
 
 
 @dataclass(frozen=True)
