@@ -5,6 +5,7 @@ loss, so the sum over tokens of loss * weight * scale is the exact aggregate, ho
 packed, micro-batched or sharded.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import jax
@@ -14,6 +15,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from p2o_jax.config import LossConfig
+
+_LARGEST_RATIO = 10.0  # in `self_distillation`; the ratio mask's upper bound
 
 
 class TokenLoss(NamedTuple):
@@ -139,16 +142,18 @@ def self_distillation(
     logp_new: Float[Array, "*B T"], logp_templated: Float[Array, "*B T"]
 ) -> Float[Array, "*B T"]:
     """Returns a per-token estimate of KL(q || p) from tokens of q = pi(. | T(x, z)), with p =
-    pi_new(. | x): r - 1 - log r with r = p / q.
+    pi_new(. | x): r - 1 - log r with r = p / q. Above r = 10 it is continued as a line in log r.
 
-    Over all tokens of q the mean of its gradient, (r - 1) grad log p, is that of the divergence,
-    -sum_v q(v) grad log p(v), because E_q[r grad log p] = 0. Where p is much smaller than q it is
-    that of supervised training, -grad log p, and it vanishes where p = q. Summed over right
-    responses alone, as in HDPO (arXiv 2603.23871), r is no longer of mean 1, and the term also
-    favours what right responses have in common. SDPO (arXiv 2601.20802) instead samples from p.
+    Its gradient is (r - 1) grad log p. Where p is much smaller than q this is supervised training,
+    -grad log p, and it vanishes where p = q. Over all tokens of q its mean is the gradient of the
+    divergence, -sum_v q(v) grad log p(v), because E_q[r grad log p] = 0. Here it is summed over
+    right responses alone, as in HDPO (arXiv 2603.23871), so it favours what they have in common,
+    too. SDPO (arXiv 2601.20802) samples from p instead. The line bounds the gradient at tokens that
+    q drew by chance, whose r may be in the thousands.
     """
     log_r = logp_new - logp_templated
-    return jnp.expm1(jnp.minimum(log_r, 20.0)) - log_r
+    bounded = jnp.minimum(log_r, math.log(_LARGEST_RATIO))
+    return jnp.expm1(bounded) + _LARGEST_RATIO * (log_r - bounded) - log_r
 
 
 def aggregation_scale(

@@ -193,12 +193,15 @@ def test_dppo_masks_by_the_shift_of_probability(old, new, advantage, slope):
 
 
 def test_self_distillation_by_hand():
-    """At p = q/2, q and 2 q: r - 1 - log r, and its derivative r - 1."""
-    q = jnp.log(jnp.float32([0.4, 0.4, 0.4]))
-    p = jnp.log(jnp.float32([0.2, 0.4, 0.8]))
+    """At p = q/2, q and 2 q: r - 1 - log r, and its derivative r - 1. At 100 q the line from
+    9 - log 10 of slope 9.
+    """
+    q = jnp.log(jnp.float32([0.4, 0.4, 0.4, 0.008]))
+    p = jnp.log(jnp.float32([0.2, 0.4, 0.8, 0.8]))
     value, pull = jax.vjp(lambda p: losses.self_distillation(p, q), p)
-    np.testing.assert_allclose(value, [-0.5 + np.log(2), 0, 1 - np.log(2)], atol=1e-6)
-    np.testing.assert_allclose(pull(jnp.ones(3))[0], [-0.5, 0, 1], atol=1e-6)
+    want = [-0.5 + np.log(2), 0, 1 - np.log(2), 9 + 8 * np.log(10)]
+    np.testing.assert_allclose(value, want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pull(jnp.ones(4))[0], [-0.5, 0, 1, 9], atol=1e-5)
 
 
 def test_self_distillation_is_the_divergence_in_expectation():
