@@ -72,8 +72,8 @@ def minibatch_rollouts(config: Config) -> int:
 
 def reflector(config: Config) -> Literal["", "policy", "reference", "api"]:
     """What reflects in a run; empty without prompt phases."""
-    reflects = config.gepa.enabled and config.gepa.reflector != "hint"
-    return config.gepa.reflector if reflects else ""
+    source = config.gepa.reflector
+    return source if config.gepa.enabled and source != "hint" else ""
 
 
 def has_hints(config: Config) -> bool:
