@@ -178,6 +178,7 @@ INT8 = "rollout.cache_dtype=int8"
 # in estimators.jsonl, as their base models were pretrained on another machine than the others'.
 ESTIMATORS = (
     RECOMMENDED,
+    BEFORE,
     _estimator("e+maxrl", "MaxRL advantages", "adv.kind=maxrl"),
     _estimator("e+self", "+ self-distillation", "loss.self_distill_coef=1"),
     _estimator(
