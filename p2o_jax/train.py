@@ -139,7 +139,9 @@ def prompt_phase(cfg: Config, components: Components, state: RunState) -> RunSta
         phase="policy",
         hard_ids=(),
         last_hard_ids=state.hard_ids,
-        assignment=assign.next_assignment(result, state, cfg),
+        assignment=assign.next_assignment(
+            result, state, cfg, components.questions.by_id(state.hard_ids)
+        ),
         best_template=assign.best_template(result, state.best_template),
         pool=gepa.carried(result, state.pool, cfg.gepa),
         ledger=ledger,

@@ -50,6 +50,7 @@ class Question:
     source: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
     scorer: str = ""  # the library whose scorer judges answers; "": compared with `answer`
+    hint: str = ""  # config.data.hint_field; read from training questions only
 
     @property
     def text(self) -> str:

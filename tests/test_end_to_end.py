@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from p2o_jax.toy_world import phrases
 from p2o_jax.tracking.metric_names import METRICS
 from tests import toy_runs
 from tests.toy_runs import start, succeed
@@ -189,6 +190,19 @@ def test_a_second_start_does_nothing_new(finished, settings, tmp_path):
     )
     assert untimed(workdir) == untimed(finished) and result(workdir) == result(finished)
     assert all(rows(workdir, name) == rows(finished, name) for name in names)
+
+
+def test_hints_in_place_of_templates_that_evolve(settings, tmp_path):
+    """The second epoch asks the first one's hard questions under their hints; nothing reflects."""
+    hints = {"gepa.reflector": "hint", "data.hint_field": "hint", "loss.self_distill_coef": 0.5}
+    output = succeed("configs/smoke.py", tmp_path / "run", settings | hints)
+    assert "gepa iteration" not in output and " questions are asked under hints" in output
+    steps = [row for row in rows(tmp_path / "run", "metrics") if "rollout/frac_templated" in row]
+    shares = [row["rollout/frac_templated"] for row in steps]
+    assert shares[:STEPS_PER_EPOCH] == [0] * STEPS_PER_EPOCH < shares[STEPS_PER_EPOCH:]
+    asked = {row["template"] for row in rows(tmp_path / "run", "samples")} - {""}
+    strong = {first for first, *_ in phrases.STRATEGIES.values()}
+    assert asked and asked <= strong
 
 
 @pytest.mark.slow

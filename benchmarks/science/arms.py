@@ -1,4 +1,4 @@
-"""The arms of the three suites: settings over configs/science.py, and comparisons."""
+"""The arms of the four suites: settings over configs/science.py, and comparisons."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,6 +96,10 @@ def _before(name: str, what: str, *settings: str) -> Arm:
     return Arm(name, what, (KEPT, *settings), seeds=3, against="before")
 
 
+def _estimator(name: str, what: str, *settings: str, against: str = "recommended") -> Arm:
+    return Arm(name, what, settings, against=against)
+
+
 PAPER = (
     FAITHFUL,
     GRPO,
@@ -168,6 +172,53 @@ PAPER = (
     ),
 )
 
+FOUR_UPDATES = "optim.minibatch_questions=4"
+INT8 = "rollout.cache_dtype=int8"
+# Estimators of other papers. Some only matter off policy, or with a sampler that differs. Rows are
+# in estimators.jsonl, as their base models were pretrained on another machine than the others'.
+ESTIMATORS = (
+    RECOMMENDED,
+    BEFORE,
+    _estimator("e+maxrl", "MaxRL advantages", "adv.kind=maxrl"),
+    _estimator("e+self", "+ self-distillation", "loss.self_distill_coef=1"),
+    _estimator(
+        "e+self-only",
+        "self-distillation in place of the policy loss on templated tokens",
+        "loss.self_distill_coef=1",
+        "distill.eps_low=0",
+        "distill.eps_high=0",
+    ),
+    _estimator(
+        "e+hints",
+        "hints of the right strategy in place of GEPA",
+        "gepa.reflector=hint",
+        "data.hint_field=hint",
+    ),
+    _estimator("e+updates-4", "4 updates a step", FOUR_UPDATES),
+    _estimator(
+        "e+dppo",
+        "4 updates a step, DPPO's mask",
+        FOUR_UPDATES,
+        "loss.ratio=dppo",
+        against="e+updates-4",
+    ),
+    _estimator("e+int8", "sampled from an int8 cache", INT8),
+    _estimator(
+        "e+int8-token",
+        "int8 cache, truncated importance weights",
+        INT8,
+        "train.rollout_is=token",
+        against="e+int8",
+    ),
+    _estimator(
+        "e+int8-mask",
+        "int8 cache, importance mask (IcePop)",
+        INT8,
+        "train.rollout_is=token_mask",
+        against="e+int8",
+    ),
+)
+
 RECIPE = (
     FAITHFUL,
     _faithful(
@@ -233,6 +284,7 @@ SUITES: dict[str, tuple[tuple[Arm, ...], tuple[str, ...]]] = {
     "dial": (DIAL, DIALS),
     "paper": (PAPER, (HEADLINE,)),
     "recipe": (RECIPE, (HEADLINE,)),
+    "estimators": (ESTIMATORS, (HEADLINE,)),
 }
 
 

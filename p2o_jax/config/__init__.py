@@ -2,6 +2,7 @@
 
 from p2o_jax.config.errors import ConfigError
 from p2o_jax.config.lengths import (
+    has_hints,
     longest_sequence,
     longest_template_tokens,
     max_prompt_tokens,
@@ -62,6 +63,7 @@ __all__ = [
     "minibatch_rollouts",
     "model_reflects",
     "reflector",
+    "has_hints",
     "resolve",
     "templated_row_tokens",
     "trained_row_tokens",

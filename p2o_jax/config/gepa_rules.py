@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from p2o_jax.config import ApiConfig, Config, GepaConfig
+from p2o_jax.config import ApiConfig, Config, GepaConfig, reflector
 
 Rules = Iterator[tuple[bool, str]]  # (whether it holds, the line if it does not)
 
@@ -94,9 +94,35 @@ def rules(config: Config) -> Rules:
         "config.gepa.budget=full_evals needs config.gepa.max_full_evals",
     )
     yield (
-        config.train.epochs > 0 or (gepa.enabled and gepa.schedule == "first"),
+        config.train.epochs > 0 or (bool(reflector(config)) and gepa.schedule == "first"),
         (
             "config.train.epochs=0 needs config.gepa.enabled and config.gepa.schedule=first: there"
             " would be nothing to do"
         ),
     )
+    yield from _hint_rules(config)
+
+
+def _hint_rules(config: Config) -> Rules:
+    gepa, by_hint = config.gepa, config.gepa.reflector == "hint"
+    yield (
+        not by_hint or bool(config.data.hint_field),
+        "config.gepa.reflector=hint needs config.data.hint_field",
+    )
+    yield (
+        by_hint or not config.data.hint_field,
+        (
+            f"config.data.hint_field={config.data.hint_field} needs config.gepa.reflector=hint:"
+            " nothing else reads hints"
+        ),
+    )
+    evolved = {
+        "gepa.seed_templates": gepa.seed_templates,
+        "gepa.carry_over": gepa.carry_over,
+        "eval.template": "" if config.eval.template == "none" else config.eval.template,
+    }
+    for key, value in evolved.items():
+        yield (
+            not (by_hint and value),
+            f"config.{key}={value} needs templates that evolve; config.gepa.reflector=hint",
+        )

@@ -12,11 +12,13 @@ def max_prompt_tokens(config: Config) -> int:
 
 
 def longest_template_tokens(config: Config) -> int:
-    """The longest template that can be accepted: without filters, as long as a reply."""
+    """The longest template that there can be: one that evolves without filters is as long as a
+    reply.
+    """
     gepa = config.gepa
     return (
         gepa.max_template_tokens
-        if gepa.filter_replies
+        if gepa.filter_replies or gepa.reflector == "hint"
         else max(gepa.max_template_tokens, gepa.reflect_new_tokens)
     )
 
@@ -54,8 +56,7 @@ def longest_sequence(config: Config) -> int:
     prompt and the longest reply to it.
     """
     prompt = max(max_prompt_tokens(config), config.data.max_prompt_tokens)
-    reflects = config.gepa.enabled and config.gepa.reflector != "api"
-    reply = config.gepa.reflect_new_tokens if reflects else 0
+    reply = config.gepa.reflect_new_tokens if model_reflects(config) else 0
     return prompt + max(config.rollout.max_new_tokens, reply)
 
 
@@ -71,7 +72,13 @@ def minibatch_rollouts(config: Config) -> int:
 
 def reflector(config: Config) -> Literal["", "policy", "reference", "api"]:
     """What reflects in a run; empty without prompt phases."""
-    return config.gepa.reflector if config.gepa.enabled else ""
+    source = config.gepa.reflector
+    return source if config.gepa.enabled and source != "hint" else ""
+
+
+def has_hints(config: Config) -> bool:
+    """Whether the templates of a run are the hints of its questions."""
+    return config.gepa.enabled and config.gepa.reflector == "hint"
 
 
 def model_reflects(config: Config) -> bool:

@@ -43,7 +43,7 @@ _ALIASES = {
     "rollout.max_sampling_rounds": "max_num_gen_batches",
     "reward.fn": "reward_fn reward_func reward_funcs reward_function reward_weights",
     "adv.kind": "adv_estimator advantage_estimator scale_rewards norm_adv_by_std_in_grpo",
-    "loss.ratio": "importance_sampling_level",
+    "loss.ratio": "importance_sampling_level loss_mode",
     "loss.clip_low": "epsilon epsilon_low clip_ratio clip_ratio_low clip_eps cliprange",
     "loss.clip_high": "epsilon_high clip_ratio_high",
     "loss.dual_clip": "clip_ratio_c delta",
@@ -67,7 +67,9 @@ _ALIASES = {
     "checkpoint.every_steps": "save_steps save_freq save_interval_steps",
     "checkpoint.keep": "save_total_limit max_to_keep",
     "train.epochs": "num_train_epochs total_epochs num_epochs",
-    "train.rollout_is": "vllm_importance_sampling_correction rollout_correction tis",
+    "train.rollout_is": (
+        "vllm_importance_sampling_correction vllm_importance_sampling_mode rollout_correction tis"
+    ),
     "train.rollout_is_cap": "vllm_importance_sampling_cap tis_imp_ratio_cap",
     "train.router_replay": "enable_rollout_routing_replay moe_router_replay rollout_routing_replay",
     "train.num_samples_logged": "num_completions_to_print log_completions",

@@ -181,6 +181,7 @@ def _training_rules(config: Config, num_devices: int | None) -> Rules:
             f" 1..config.rollout.max_new_tokens={rollout.max_new_tokens}"
         ),
     )
+    yield from _estimator_rules(config)
     yield (
         plain is not None and plain <= rollout.group_size,
         (
@@ -199,6 +200,40 @@ def _training_rules(config: Config, num_devices: int | None) -> Rules:
     yield (
         bool(targets) and set(targets) <= set(LORA_TARGETS),
         f"config.lora.targets={targets}: expected some of {LORA_TARGETS}",
+    )
+
+
+def _estimator_rules(config: Config) -> Rules:
+    """Rules on values of advantages, loss and importance weights that exclude each other."""
+    adv, loss, train = config.adv, config.loss, config.train
+    yield (
+        adv.kind != "maxrl" or loss.overlong != "penalty",
+        (
+            f"config.adv.kind={adv.kind} needs rewards that are not negative;"
+            " config.loss.overlong=penalty makes some so"
+        ),
+    )
+    yield (
+        loss.ratio != "dppo" or max(loss.clip_low, loss.clip_high) < 1,
+        (
+            f"config.loss.clip_low={loss.clip_low} and clip_high={loss.clip_high} must be less than"
+            " 1 with config.loss.ratio=dppo: no probability changes by more"
+        ),
+    )
+    yield (
+        not train.rollout_is.endswith("_mask") or train.rollout_is_cap > 1,
+        (
+            f"config.train.rollout_is_cap={train.rollout_is_cap} must be more than 1 with"
+            f" config.train.rollout_is={train.rollout_is}: all tokens would be masked"
+        ),
+    )
+    yield (
+        loss.self_distill_coef == 0 or (config.distill.mode != "off" and config.gepa.enabled),
+        (
+            f"config.loss.self_distill_coef={loss.self_distill_coef} needs templated rollouts that"
+            f" are trained on the plain prompt; config.distill.mode={config.distill.mode},"
+            f" config.gepa.enabled={str(config.gepa.enabled).lower()}"
+        ),
     )
 
 
@@ -258,7 +293,7 @@ def notices(config: Config) -> list[str]:
             ),
         ),
         (
-            loss.ratio != "cispo" and loss.dual_clip < 1 + loss.clip_high,
+            loss.ratio in ("token", "sequence") and loss.dual_clip < 1 + loss.clip_high,
             (
                 f"config.loss.dual_clip={loss.dual_clip} is less than 1 +"
                 f" config.loss.clip_high={loss.clip_high}: it clips tokens with a negative"

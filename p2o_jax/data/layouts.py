@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from p2o_jax import config
+from p2o_jax.data import answers
 
 Record = Mapping[str, Any]
 
@@ -95,6 +96,26 @@ def fields(record: Record, cfg: config.DataConfig) -> QuestionFields | str:
     return QuestionFields(question, answer, rest, layout)
 
 
+def hint(record: Record, path: str) -> str | MissingColumn:
+    """The hint in a column, or that there is no such column. A blank hint is empty, and so is null.
+
+    Raises:
+        ValueError: the rule that the value breaks.
+    """
+    if not _exists(record, path):
+        columns = list(_paths(record))
+        problem = _no_field("hint_field", path, ("hint", "hints"), columns)
+        return MissingColumn(f"{problem}; it has {', '.join(columns)}")
+    value = lookup(record, path)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"expected a text, got {type(value).__name__}")
+    if value.strip():
+        answers.check_text(value)
+    return value.strip()
+
+
 def lookup(record: Record, path: str) -> Any:
     """The value of a column, or of a field inside one: `reward_model.ground_truth`.
 
@@ -156,11 +177,15 @@ def _missing(record: Record, cfg: config.DataConfig) -> str:
         ("answer_field", cfg.answer_field, ANSWERS),
     ):
         if path and not _exists(record, path):
-            close = difflib.get_close_matches(path, columns, n=1)
-            meant = next((name for name in usual if name in columns), close[0] if close else "")
-            hint = f", did you mean --config.data.{option}={meant}?" if meant else ""
-            parts.append(f'no field "{path}" (config.data.{option}){hint}')
+            parts.append(_no_field(option, path, usual, columns))
     return f"{'; '.join(parts)}; it has {', '.join(columns) or 'none'}"
+
+
+def _no_field(option: str, path: str, usual: Sequence[str], columns: Sequence[str]) -> str:
+    close = difflib.get_close_matches(path, columns, n=1)
+    meant = next((name for name in usual if name in columns), close[0] if close else "")
+    guess = f", did you mean --config.data.{option}={meant}?" if meant else ""
+    return f'no field "{path}" (config.data.{option}){guess}'
 
 
 def _paths(record: Record, prefix: str = "", depth: int = 1) -> Iterator[str]:

@@ -19,10 +19,11 @@ class Reader:
         source: the name of the source.
         cfg: the columns, the prompt template, and whether answers are converted.
         scorer: `Question.scorer` of the questions, which then need no answer.
+        hint_field: the column of `Question.hint`; empty: there are none.
     """
 
-    def __init__(self, source: str, cfg: config.DataConfig, scorer: str = ""):
-        self.source, self.cfg, self.scorer = source, cfg, scorer
+    def __init__(self, source: str, cfg: config.DataConfig, scorer: str = "", hint_field: str = ""):
+        self.source, self.cfg, self.scorer, self.hint_field = source, cfg, scorer, hint_field
         self._layouts: Counter[layouts.Layout] = Counter()
         self._converted: Counter[str] = Counter()
 
@@ -42,9 +43,15 @@ class Reader:
                 answer = self._answer(fields.answer)
             except ValueError as e:
                 return f"{layout.answer}: {e}"
+        try:
+            hint = layouts.hint(record, self.hint_field) if self.hint_field else ""
+        except ValueError as e:
+            return f"{self.hint_field}: {e}"
+        if isinstance(hint, layouts.MissingColumn):
+            return hint
         self._layouts[layout] += 1
         name = question_id(messages)
-        return Question(name, messages, answer, self.source, fields.rest, self.scorer)
+        return Question(name, messages, answer, self.source, fields.rest, self.scorer, hint)
 
     def notices(self, path: str) -> list[str]:
         """A line for each layout that was recognised, and one for the answers converted."""

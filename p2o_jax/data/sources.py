@@ -57,19 +57,22 @@ class Loaded:
 
 
 def load(
-    path: str | Path, cfg: config.DataConfig, convert: Convert = lambda record: record
+    path: str | Path,
+    cfg: config.DataConfig,
+    convert: Convert = lambda record: record,
+    hint_field: str = "",
 ) -> Loaded:
     """Loads the questions of a source, in order.
 
     A question that is a string is put into `cfg.prompt_template`; a list of messages is used
     unchanged. Columns other than the question and the answer go to `Question.meta`. `convert` is
-    applied to every record first.
+    applied to every record first. `hint_field` is the column of `Question.hint`.
 
     Raises:
         config.ConfigError: one line per problem, as `FILE:LINE: rule`. LINE counts from 1: lines of
             JSONL and CSV files, records of other sources.
     """
-    rows = read(path, cfg, convert)
+    rows = read(path, cfg, convert, hint_field)
     by_id: dict[str, tuple[int, Question]] = {}
     num_conflicts = 0
     for line, question in zip(rows.lines, rows.questions, strict=True):
@@ -89,13 +92,16 @@ class ReadRows(NamedTuple):
 
 
 def read(
-    path: str | Path, cfg: config.DataConfig, convert: Convert = lambda record: record
+    path: str | Path,
+    cfg: config.DataConfig,
+    convert: Convert = lambda record: record,
+    hint_field: str = "",
 ) -> ReadRows:
     """The line and the question of every record, duplicates included; see `load`."""
     problems: dict[str, int] = {}  # and how many further records have the same
     missing: dict[MissingColumn, str] = {}
     rows: list[tuple[int, Question]] = []
-    reader = _reader(str(path), cfg)
+    reader = _reader(str(path), cfg, hint_field)
     for line, record in records(path, cfg.tfds_dir):
         converted = record if isinstance(record, str) else convert(record)
         result = converted if isinstance(converted, str) else reader.question(converted)
@@ -115,11 +121,11 @@ def read(
     return ReadRows(lines, questions, tuple(reader.notices(str(path))))
 
 
-def _reader(path: str, cfg: config.DataConfig) -> Reader:
+def _reader(path: str, cfg: config.DataConfig, hint_field: str) -> Reader:
     if path.partition(":")[0] != reasoning_gym.NAME:
-        return Reader(path if _is_remote(path) else Path(path).name, cfg)
+        return Reader(path if _is_remote(path) else Path(path).name, cfg, hint_field=hint_field)
     cfg = replace(cfg, question_field="question", answer_field="answer")
-    return Reader(path, cfg, reasoning_gym.NAME)
+    return Reader(path, cfg, reasoning_gym.NAME, hint_field)
 
 
 def shared(train: Loaded, heldout: Sequence[Loaded]) -> list[str]:

@@ -105,7 +105,8 @@ def is_due(step: int, num_hard: int, cfg: config.GepaConfig) -> bool:
     hard questions.
     """
     on_schedule = {"every_epoch": step > 0, "first": step == 0}[cfg.schedule]
-    return cfg.enabled and on_schedule and num_hard >= cfg.min_hard
+    evolves = cfg.enabled and cfg.reflector != "hint"
+    return evolves and on_schedule and num_hard >= cfg.min_hard
 
 
 def search(

@@ -79,14 +79,38 @@ def candidates(result: SearchResult, columns: Mapping[str, int], question_id: st
     return [i for i in everyone if result.solves(result.cover[i], column)] or everyone
 
 
-def next_assignment(result: SearchResult | None, state: RunState, cfg: config.Config) -> Assignment:
+def of_hints(hard: Sequence[Question], group_size: int, cfg: config.AssignConfig) -> Assignment:
+    """Each hard question's own hint, for all of its group but the last `plain_rollouts`; a question
+    without a hint is asked plainly (SAGE, arXiv 2602.03143).
+    """
+    return Assignment(
+        {
+            question.id: draw_group(group_size, cfg, lambda n, hint=question.hint: [hint] * n)
+            for question in hard
+            if question.hint
+        }
+    )
+
+
+def next_assignment(
+    result: SearchResult | None, state: RunState, cfg: config.Config, hard: Sequence[Question]
+) -> Assignment:
     """The assignment that the prompt phase of a state leaves for the epochs to come.
 
     Without a result (the phase was skipped) all questions are asked plainly; with
-    `gepa.schedule=first` all stays as it is.
+    `gepa.schedule=first` all stays as it is. Hints are assigned when templates would evolve.
+
+    Args:
+        result: what the phase found; None: it was skipped.
+        state: the state before the phase.
+        cfg: the whole config.
+        hard: the state's hard questions.
     """
+    first = cfg.gepa.schedule == "first"
+    if config.has_hints(cfg) and (state.step == 0) == first:
+        return of_hints(hard, cfg.rollout.group_size, cfg.assign)
     if result is None:
-        return state.assignment if cfg.gepa.schedule == "first" else Assignment()
+        return state.assignment if first else Assignment()
     return assign(
         result, state.hard_ids, cfg.rollout.group_size, cfg.assign, f"{cfg.train.seed}/{state.step}"
     )

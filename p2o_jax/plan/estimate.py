@@ -150,7 +150,7 @@ def estimate(
 
 def _gepa_rollouts(cfg: config.Config, work: Workload) -> float:
     """The rollouts of a prompt phase on the hard questions, from its budget."""
-    if not cfg.gepa.enabled:
+    if not config.reflector(cfg):
         return 0.0
     hard = work.frac_hard * work.questions
     dev = min(cfg.gepa.dev_size, hard / 2) if cfg.gepa.dev_size >= 1 else cfg.gepa.dev_size * hard

@@ -49,14 +49,19 @@ def group_advantages(
     A group of one has mean 0 and std 1. Equal rewards give exactly 0: their float32 mean may differ
     from them in the last place, which the division by a tiny std would amplify. dr_grpo (arXiv
     2503.20783) omits the division. rloo (arXiv 2402.14740) subtracts the mean of the group's other
-    rewards.
+    rewards. maxrl (arXiv 2602.02710) divides by the mean in place of std: with rewards 0 and 1 the
+    gradient is the mean of grad log p over successes less that over all rollouts, an estimate of
+    the gradient of log P(success), truncated to G terms of its series in P(failure).
     """
     reward = reward_QG.astype(np.float32)
     size = reward.shape[1]
     if size == 1:
         return reward
     equal = reward.max(axis=1, keepdims=True) == reward.min(axis=1, keepdims=True)
-    centred = np.where(equal, np.float32(0), reward - reward.mean(axis=1, keepdims=True))
+    mean = reward.mean(axis=1, keepdims=True)
+    centred = np.where(equal, np.float32(0), reward - mean)
+    if cfg.kind == "maxrl":
+        return centred / (mean + np.float32(1e-6))
     if cfg.kind == "dr_grpo":
         return centred
     if cfg.kind == "rloo":

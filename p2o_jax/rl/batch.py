@@ -38,6 +38,7 @@ class Example:
     response_weight: float = 1.0  # distill.failed_weight for failed templated responses
     # the sampler's choices of experts, see `Completion`
     choice_RX: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
+    taught: bool = False  # right and templated: loss.self_distill_coef applies
     fresh: bool = False  # not scored: sampled from the very params that its update starts from
 
     @property
@@ -62,6 +63,7 @@ class PackedBatch(NamedTuple):
     logp_ref: Any
     logp_sampler: Any
     fresh: Any  # sampled from the params of this update, whose log-probs are thus the old ones
+    taught: Any  # tokens of right templated responses
     choice: Any  # experts to use for a token, [U, B, T, X]; 0: the router chooses
 
 
@@ -117,6 +119,7 @@ def examples(
                 logp_sampler_R=rollout.completion.logp_R,
                 response_weight=cfg.failed_weight if failed else 1.0,
                 choice_RX=rollout.completion.choice_RX,
+                taught=rollout.templated and rollout.succeeded,
             )
         )
     return result
@@ -161,11 +164,8 @@ def pack(
         name: np.zeros(shape, np.float32)
         for name in ("advantage", "scale", "weight", "logp_old", "logp_ref", "logp_sampler")
     }
-    token, trained, fresh = (
-        np.full(shape, pad_id, np.int32),
-        np.zeros(shape, bool),
-        np.zeros(shape, bool),
-    )
+    bools = {name: np.zeros(shape, bool) for name in ("trained", "fresh", "taught")}
+    token = np.full(shape, pad_id, np.int32)
     places = [(0, 0, 0)] * len(sequences)
     for r, members in enumerate(contents):
         at = 0
@@ -177,7 +177,7 @@ def pack(
             places[n] = (r, at + len(prompt), end)
             at = end
     choices = np.zeros((*shape, *choice.shape), choice.dtype)
-    rows = PackedBatch(token=token, trained=trained, fresh=fresh, choice=choices, **ints, **floats)
+    rows = PackedBatch(token=token, choice=choices, **ints, **floats, **bools)
     rows = PackedBatch(*(x.reshape(max_micro, micro_rows, *x.shape[1:]) for x in rows))
     return Packed(rows, -(-len(contents) // micro_rows), places)
 

@@ -52,15 +52,20 @@ def importance_weights(
     level: str,
     cap: float,
 ) -> Float[np.ndarray, "R"]:
-    """Returns min(pi_learner / pi_sampler, cap) on the sampled prompt, per token or per response,
-    float32; 1 for level "none".
+    """Returns r = pi_learner / pi_sampler on the sampled prompt, per token or per response, at most
+    `cap`, float32; 1 for level "none".
 
     Truncated importance sampling, which corrects for the numerical differences between sampler and
-    learner. A constant to the gradient.
+    learner. The levels that end in _mask return 0 in place of an r outside of [1 / cap, cap], and
+    others as they are (IcePop, arXiv 2510.18855; its bounds are .5 and 5). A constant to the
+    gradient.
     """
     log_ratio = logp_learner_R - logp_sampler_R
     if level == "none":
         return np.ones_like(log_ratio)
-    if level == "sequence":
+    if level.startswith("sequence"):
         log_ratio = np.full_like(log_ratio, log_ratio.sum())
-    return np.minimum(np.exp(np.clip(log_ratio, -20, 20)), cap).astype(np.float32)
+    ratio = np.exp(np.clip(log_ratio, -20, 20)).astype(np.float32)
+    if level.endswith("_mask"):
+        return np.where((ratio < 1 / cap) | (ratio > cap), np.float32(0), ratio)
+    return np.minimum(ratio, np.float32(cap))

@@ -238,6 +238,7 @@ class Learner:
             flat.weight[r, a:b], flat.logp_ref[r, a:b] = mini[i].weight_R, mini[i].logp_ref_R
             flat.logp_old[r, a:b] = 0.0 if mini[i].fresh else mini[i].logp_old_R
             flat.fresh[r, a:b], flat.logp_sampler[r, a:b] = mini[i].fresh, mini[i].logp_sampler_R
+            flat.taught[r, a:b] = mini[i].taught
         state, sums = self._update(
             state, self.frozen, self._put(packed.rows), jnp.int32(packed.num_micro)
         )
@@ -325,11 +326,15 @@ class Learner:
             )
 
     def _contributes(self, e: Example) -> bool:
-        """Whether the example has a gradient. With zero advantage, no KL and no entropy bonus it is
-        exactly zero.
+        """Whether the example has a gradient. With zero advantage and no other term of the loss it
+        is exactly zero.
         """
+        loss = self.cfg.loss
         return e.trained and (
-            e.advantage != 0 or self.cfg.loss.kl != "off" or self.cfg.loss.entropy_coef != 0
+            e.advantage != 0
+            or loss.kl != "off"
+            or loss.entropy_coef != 0
+            or (loss.self_distill_coef != 0 and e.taught)
         )
 
     def _score_on(

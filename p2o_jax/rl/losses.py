@@ -5,6 +5,7 @@ loss, so the sum over tokens of loss * weight * scale is the exact aggregate, ho
 packed, micro-batched or sharded.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import jax
@@ -14,6 +15,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from p2o_jax.config import LossConfig
+
+_LARGEST_RATIO = 10.0  # in `self_distillation`; the ratio mask's upper bound
 
 
 class TokenLoss(NamedTuple):
@@ -36,7 +39,7 @@ def policy_loss(
     dual_clip (PPO with dual clip).
 
     ratio=cispo gives -A stop_gradient(clip(s)) log p instead: every token keeps its gradient, with
-    a bounded weight (arXiv 2506.13585).
+    a bounded weight (arXiv 2506.13585). ratio=dppo gives -A s, and 0 where `moved_too_far`.
     """
     ratio = jnp.exp(jnp.clip(log_ratio, -20.0, 20.0))
     clipped = jnp.clip(ratio, 1 - cfg.clip_low, 1 + cfg.clip_high)
@@ -47,6 +50,13 @@ def policy_loss(
             jnp.zeros_like(ratio),
         )
     unclipped_loss = -advantage * ratio
+    if cfg.ratio == "dppo":
+        masked = moved_too_far(logp_new, log_ratio, advantage, cfg)
+        return TokenLoss(
+            jnp.where(masked, 0.0, unclipped_loss),
+            masked.astype(jnp.float32),
+            jnp.zeros_like(ratio),
+        )
     clipped_loss = -advantage * clipped
     loss = jnp.maximum(unclipped_loss, clipped_loss)
     ceiling = -advantage * cfg.dual_clip
@@ -56,6 +66,23 @@ def policy_loss(
         (clipped_loss > unclipped_loss).astype(jnp.float32),
         (negative & (loss > ceiling)).astype(jnp.float32),
     )
+
+
+def moved_too_far(
+    logp_new: Float[Array, "*B T"],
+    log_ratio: Float[Array, "*B T"],
+    advantage: Float[Array, "*B T"],
+    cfg: LossConfig,
+) -> Bool[Array, "*B T"]:
+    """Returns where p_new - p_old, the change of the sampled token's probability, is above
+    clip_high with A > 0, or below -clip_low with A < 0.
+
+    DPPO's mask by total variation, that of the two outcomes "this token" and "another one", which
+    is |p_new - p_old| (arXiv 2602.04879). Unlike a clipped ratio it leaves rare tokens free: one
+    of probability 1e-4 that doubles has moved by 1e-4.
+    """
+    moved = jnp.exp(logp_new) - jnp.exp(logp_new - log_ratio)
+    return jnp.where(advantage > 0, moved > cfg.clip_high, moved < -cfg.clip_low)
 
 
 def log_ratio(
@@ -109,6 +136,24 @@ def kl(
         return 0.5 * jnp.square(logp_new - logp_ref)
     d = jnp.clip(logp_ref - logp_new, -20.0, 20.0)
     return jnp.clip(jnp.exp(d) - d - 1, -10.0, 10.0)
+
+
+def self_distillation(
+    logp_new: Float[Array, "*B T"], logp_templated: Float[Array, "*B T"]
+) -> Float[Array, "*B T"]:
+    """Returns a per-token estimate of KL(q || p) from tokens of q = pi(. | T(x, z)), with p =
+    pi_new(. | x): r - 1 - log r with r = p / q. Above r = 10 it is continued as a line in log r.
+
+    Its gradient is (r - 1) grad log p. Where p is much smaller than q this is supervised training,
+    -grad log p, and it vanishes where p = q. Over all tokens of q its mean is the gradient of the
+    divergence, -sum_v q(v) grad log p(v), because E_q[r grad log p] = 0. Here it is summed over
+    right responses alone, as in HDPO (arXiv 2603.23871), so it favours what they have in common,
+    too. SDPO (arXiv 2601.20802) samples from p instead. The line bounds the gradient at tokens that
+    q drew by chance, whose r may be in the thousands.
+    """
+    log_r = logp_new - logp_templated
+    bounded = jnp.minimum(log_r, math.log(_LARGEST_RATIO))
+    return jnp.expm1(bounded) + _LARGEST_RATIO * (log_r - bounded) - log_r
 
 
 def aggregation_scale(

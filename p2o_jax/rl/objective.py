@@ -1,5 +1,5 @@
-"""The training objective of one micro-batch: policy loss, KL penalty, entropy bonus, and the
-load-balancing loss of routers.
+"""The training objective of one micro-batch: policy loss, KL penalty, self-distillation, entropy
+bonus, and the load-balancing loss of routers.
 """
 
 from collections.abc import Sequence
@@ -41,6 +41,10 @@ def objective(
         divergence = losses.kl(logp_new_BT, row.logp_ref, cfg.kl)
         sums["kl_loss"] = jnp.sum(jnp.where(row.trained, divergence * row.scale, 0.0))
         total += cfg.kl_coef * sums["kl_loss"]
+    if cfg.self_distill_coef != 0:
+        divergence = losses.self_distillation(logp_new_BT, row.logp_sampler)
+        sums["self_distill_loss"] = jnp.sum(jnp.where(row.taught, divergence * row.scale, 0.0))
+        total += cfg.self_distill_coef * sums["self_distill_loss"]
     if cfg.entropy_coef != 0:
         total -= cfg.entropy_coef * jnp.sum(jnp.where(row.trained, entropy_BT * row.scale, 0.0))
     per_token = {

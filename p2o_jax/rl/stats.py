@@ -11,6 +11,7 @@ from p2o_jax import config
 from p2o_jax.rl import distill
 
 Stats = dict[str, float]
+_OPTIONAL = ("kl_loss", "self_distill_loss")  # terms of the loss that a run may have
 
 
 def distill_stats(
@@ -64,8 +65,8 @@ def gap_stats(gap: Sequence[np.ndarray]) -> Stats:
 
 
 def rollout_weight_stats(weights: Sequence[np.ndarray], cap: float) -> Stats:
-    """Returns the mean importance weight of learner over sampler, and the share of weights at the
-    cap.
+    """Returns the mean importance weight of learner over sampler, and the shares of weights at the
+    cap and of masked ones.
     """
     if not weights:
         return {}
@@ -73,6 +74,7 @@ def rollout_weight_stats(weights: Sequence[np.ndarray], cap: float) -> Stats:
     return {
         "train/rollout_is_mean": float(weight.mean()),
         "train/frac_rollout_is_capped": float((weight >= cap).mean()),
+        "train/frac_rollout_is_masked": float((weight == 0).mean()),
     }
 
 
@@ -91,7 +93,7 @@ def update_stats(sums: Stats, computed_tokens: int) -> Stats:
             "train/frac_clipped": sums["clipped"] / tokens,
             "train/frac_dual_clipped": sums["dual_clipped"] / tokens,
         }
-        stats |= {"train/kl_loss": sums["kl_loss"]} if "kl_loss" in sums else {}
+        stats |= {f"train/{name}": sums[name] for name in _OPTIONAL if name in sums}
     if computed_tokens:
         stats["perf/frac_row_tokens_real"] = sums["real_tokens"] / computed_tokens
     if sums["fresh_tokens"]:

@@ -325,7 +325,7 @@ def sampling_programs(cfg: Config, engine: Engine) -> list[Program]:
     g = cfg.gepa
     longest = config.max_templated_prompt_tokens(cfg) if g.enabled else cfg.data.max_prompt_tokens
     uses = [(sampling_params.training(cfg), longest), (sampling_params.evaluation(cfg), longest)]
-    if g.enabled:
+    if config.reflector(cfg):
         uses.append((sampling_params.candidates(cfg), longest))
     if config.model_reflects(cfg):
         uses.append((sampling_params.reflection(cfg), config.max_prompt_tokens(cfg)))

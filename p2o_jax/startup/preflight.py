@@ -20,6 +20,7 @@ from p2o_jax.models.spec import Weight, weights
 from p2o_jax.rewards.scorer import Scorer
 from p2o_jax.runtime import distributed
 from p2o_jax.runtime.console import Reporter
+from p2o_jax.runtime.listing import shortened
 from p2o_jax.startup import limits, run_directory
 from p2o_jax.startup.model import WORLD, Model, collect, open_model
 from p2o_jax.startup.questions import load_heldout, load_questions
@@ -115,7 +116,7 @@ def length_problems(
     train: sources.Loaded | None,
     heldout: Sequence[sources.Loaded],
 ) -> list[str]:
-    """A line for each prompt, reflection prompt or row that is too long for the model or the
+    """A line for each prompt, reflection prompt, hint or row that is too long for the model or the
     settings.
     """
     problems = []
@@ -124,8 +125,9 @@ def length_problems(
         problems += sources.too_long(
             part, lambda q: len(model.chat.render(q)), cfg.data.max_prompt_tokens
         )
-    if cfg.gepa.enabled:
+    if config.reflector(cfg):
         problems += reflection_problems(cfg, model.chat, train.questions if train else ())
+    problems += hint_problems(cfg, model.chat, train)
     lengths = [len(model.chat.render(q)) for part in parts for q in part.questions]
     longest = max(lengths, default=0)
     return problems + limits.training_problems(cfg, model.spec, model.chat, longest)
@@ -225,27 +227,10 @@ def seed_problems(
     """A line for each seed template that no prompt phase could begin with, and one if the budget
     pays for nothing besides them.
     """
-    g, problems = cfg.gepa, []
-    limit, questions = config.max_templated_prompt_tokens(cfg), train.questions if train else ()
+    g, problems, questions = cfg.gepa, [], train.questions if train else ()
     longest = max(questions if seeds else (), key=lambda q: len(chat.render(q)), default=None)
     for where, text in seeds:
-        template = chat.count_tokens(text)
-        prompt = len(chat.render(longest, text)) if longest else 0
-        if template > g.max_template_tokens:
-            problems.append(
-                f"{where}: a template of {template:,} tokens;"
-                f" config.gepa.max_template_tokens={g.max_template_tokens}"
-            )
-        elif prompt > limit:
-            problems.append(
-                f"{where}: a template of {template:,} tokens, which makes a prompt of {prompt:,} of"
-                f" the longest question; {limit:,} fit"
-                f" (config.rollout.prompt_buckets={cfg.rollout.prompt_buckets},"
-                f" config.data.max_prompt_tokens={cfg.data.max_prompt_tokens},"
-                f" config.gepa.max_template_tokens={g.max_template_tokens})"
-            )
-        if chat.spells_special(text):
-            problems.append(f"{where}: a template that spells a special token of the tokenizer")
+        problems += template_problems(cfg, chat, where, text, longest, "the longest question")
     least = gepa_rules.cheapest_phase(g, len(seeds)) if g.budget == "calls" and g.charge_all else 0
     if seeds and 0 < g.max_metric_calls < least:
         problems.append(
@@ -253,6 +238,59 @@ def seed_problems(
             f" smallest prompt phase with {len(seeds)} seed templates: that takes {least} rollouts"
         )
     return problems
+
+
+def template_problems(
+    cfg: Config, chat: Chat, where: str, text: str, question: Question | None, of: str
+) -> list[str]:
+    """The lines on a template: it is too long, alone or with a question, or spells a special token.
+
+    Args:
+        cfg: the limits.
+        chat: renders prompts.
+        where: the place of the template, which begins each line.
+        text: the template.
+        question: the question to ask under it; None: there is none.
+        of: this question, in words.
+    """
+    g, limit, problems = cfg.gepa, config.max_templated_prompt_tokens(cfg), []
+    template = chat.count_tokens(text)
+    prompt = len(chat.render(question, text)) if question else 0
+    if template > g.max_template_tokens:
+        problems.append(
+            f"{where}: a template of {template:,} tokens;"
+            f" config.gepa.max_template_tokens={g.max_template_tokens}"
+        )
+    elif prompt > limit:
+        problems.append(
+            f"{where}: a template of {template:,} tokens, which makes a prompt of {prompt:,} of"
+            f" {of}; {limit:,} fit"
+            f" (config.rollout.prompt_buckets={cfg.rollout.prompt_buckets},"
+            f" config.data.max_prompt_tokens={cfg.data.max_prompt_tokens},"
+            f" config.gepa.max_template_tokens={g.max_template_tokens})"
+        )
+    if chat.spells_special(text):
+        problems.append(f"{where}: a template that spells a special token of the tokenizer")
+    return problems
+
+
+def hint_problems(cfg: Config, chat: Chat, train: sources.Loaded | None) -> list[str]:
+    """A line for each hint that its question cannot be asked under, and one if there is none."""
+    if not (train and config.has_hints(cfg)):
+        return []
+    hinted = [(n, q) for n, q in zip(train.lines, train.questions, strict=True) if q.hint]
+    problems = [
+        line
+        for number, question in hinted
+        for line in template_problems(
+            cfg, chat, f"{train.path}:{number}", question.hint, question, "its question"
+        )
+    ]
+    if not hinted:
+        problems.append(
+            f"{train.path}: all hints are blank (config.data.hint_field={cfg.data.hint_field})"
+        )
+    return shortened(problems, sources.MAX_PROBLEMS_SHOWN, f"{train.path}: ", "unfit hints")
 
 
 def seed_notices(cfg: Config, chat: Chat, seeds: Sequence[Seed]) -> list[str]:

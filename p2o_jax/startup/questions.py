@@ -18,7 +18,7 @@ def load_questions(cfg: Config) -> sources.Loaded:
         )
     if cfg.data.path == WORLD:
         return _of_world(world_questions.train_questions(cfg.world))
-    return sources.load(cfg.data.path, cfg.data)
+    return sources.load(cfg.data.path, cfg.data, hint_field=cfg.data.hint_field)
 
 
 def load_heldout(cfg: Config) -> list[sources.Loaded]:

@@ -302,7 +302,8 @@ def question_digests(cfg: Config | None, *parts: sources.Loaded | None) -> dict[
             if with_meta
             else ""
         )
-        return f"{question.id} {question.answer}{meta}"
+        hint = question.hint if cfg is not None and cfg.data.hint_field else ""
+        return f"{question.id} {question.answer}{meta}{hint}"
 
     digests = {part.path: digest(*map(text, part.questions)) for part in parts if part}
     if cfg is not None and cfg.gepa.enabled and cfg.gepa.seed_templates:

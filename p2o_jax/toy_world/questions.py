@@ -1,6 +1,7 @@
 """The toy world's questions for training and evaluation: text and answer, without chains."""
 
 import random
+from dataclasses import replace
 
 from p2o_jax import config
 from p2o_jax.toy_world import families, languages
@@ -10,14 +11,17 @@ from p2o_jax.types import Question, question_id
 def train_questions(cfg: config.WorldConfig) -> list[Question]:
     """Draws `hard_per_family` questions of each hard family and `easy_per_family` of each easy one.
 
-    All questions are distinct. They come from a part of the question space that pretraining and
-    evaluation do not use (`families.split_of`).
+    A hint names the strategy of its family. All questions are distinct. They come from a part of
+    the question space that pretraining and evaluation do not use (`families.split_of`).
     """
     questions = []
-    for family in languages.of(cfg).families.values():
-        questions += _questions(
+    language = languages.of(cfg)
+    for family in language.families.values():
+        drawn = _questions(
             cfg, family, "train", cfg.hard_per_family if family.hard else cfg.easy_per_family
         )
+        hint, *_ = language.phrases.strategies.get(family.name, ("",))
+        questions += [replace(question, hint=hint) for question in drawn]
     return questions
 
 

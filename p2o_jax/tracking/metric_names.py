@@ -48,7 +48,13 @@ METRICS: dict[str, str] = {
     "train/entropy": (
         "mean entropy of the policy at trained tokens, nats; absent where none was trained"
     ),
-    "train/frac_clipped": "share of trained tokens whose loss the PPO clip decided",
+    "train/self_distill_loss": (
+        "aggregated divergence of the plain prediction from the templated one on right templated"
+        " responses, before its coefficient"
+    ),
+    "train/frac_clipped": (
+        "share of trained tokens whose loss the PPO clip decided, or which loss.ratio=dppo masked"
+    ),
     "train/frac_dual_clipped": "share of trained tokens whose loss the dual clip decided",
     "train/bad_updates": "updates of this step skipped because loss or gradient was not finite",
     "train/trained_tokens": (
@@ -70,6 +76,9 @@ METRICS: dict[str, str] = {
     ),
     "train/frac_rollout_is_capped": (
         "share of trained tokens whose importance weight against the sampler is at the cap"
+    ),
+    "train/frac_rollout_is_masked": (
+        "share of trained tokens that the importance ratio against the sampler masks"
     ),
     "train/router_balance": (
         "load-balancing loss of models with experts, before its coefficient; 1 if even"

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2o_jax.config import Config, reflector
+from p2o_jax.config import Config, has_hints, reflector
 from p2o_jax.config.reward_terms import CORRECT
 from p2o_jax.data.questions import Questions
 from p2o_jax.gepa import api, reasons, to_gepa_result
@@ -201,9 +201,12 @@ class Recorder(LoopRecorder):
                 )
             for line in notices.of_search([event["outcome"] for event in result.events]):
                 self.reporter.line(line)
-        elif self.cfg.gepa.enabled and self.cfg.gepa.schedule == "every_epoch":
+        elif reflector(self.cfg) and self.cfg.gepa.schedule == "every_epoch":
             rule = f"fewer than config.gepa.min_hard={self.cfg.gepa.min_hard}: no prompt phase"
             self.reporter.line(f"epoch {epoch}: {len(before.hard_ids)} hard questions, {rule}")
+        elif has_hints(self.cfg):
+            hinted = f"{len(after.assignment.templates)} questions are asked under hints"
+            self.reporter.line(f"epoch {epoch}: {len(before.hard_ids)} hard questions, {hinted}")
         if self.log:
             self.log.metrics(
                 before.tick,

@@ -274,7 +274,7 @@ def test_types_ranges_and_rules_are_reported_together():
         ("mesh.data", "x"),
     ]
     assert problems_of(loading.load, SMOKE, wrong) == [
-        "config.loss.ratio=tokens: expected one of token, sequence, cispo",
+        "config.loss.ratio=tokens: expected one of token, sequence, cispo, dppo",
         "config.rollout.questions=many: expected int",
         "config.optim.lrr: no such key (did you mean config.optim.lr?)",
         "config.mesh.data=x: expected int",
@@ -294,7 +294,7 @@ def test_types_ranges_and_rules_are_reported_together():
         "config.loss.nothing: no such key (did you mean config.loss.overlong?)",
         "config.mesh=3: expected the settings of the section mesh",
         "config.rollout.prompt_buckets=(16, 'x'): expected tuple",
-        "config.loss.ratio='tokens': expected one of token, sequence, cispo",
+        "config.loss.ratio='tokens': expected one of token, sequence, cispo, dppo",
         "config.optim.b1='high': expected float",
         "config.gepa.min_hard=0 must be at least 1",
         "config.train.epochs=0 needs config.gepa.enabled and config.gepa.schedule=first: there"
@@ -464,6 +464,45 @@ RULES = [
         "config.rollout.prompt_buckets=(0, 32768): each must be at least 1",
     ),
     ({"mesh__data": 0}, "config.mesh.data=0 must be -1, or at least 1"),
+    ({"gepa__reflector": "hint"}, "config.gepa.reflector=hint needs config.data.hint_field"),
+    (
+        {"data__hint_field": "hint"},
+        "config.data.hint_field=hint needs config.gepa.reflector=hint: nothing else reads hints",
+    ),
+    (
+        {"gepa__reflector": "hint", "data__hint_field": "hint", "gepa__carry_over": 3},
+        "config.gepa.carry_over=3 needs templates that evolve; config.gepa.reflector=hint",
+    ),
+    (
+        {
+            "gepa__reflector": "hint",
+            "data__hint_field": "hint",
+            "gepa__schedule": "first",
+            "train__epochs": 0,
+        },
+        "config.train.epochs=0 needs config.gepa.enabled and config.gepa.schedule=first",
+    ),
+    (
+        {"adv__kind": "maxrl", "loss__overlong": "penalty"},
+        "config.adv.kind=maxrl needs rewards that are not negative; config.loss.overlong=penalty",
+    ),
+    (
+        {"loss__ratio": "dppo", "loss__clip_high": 1.0},
+        "config.loss.clip_low=0.2 and clip_high=1.0 must be less than 1 with",
+    ),
+    (
+        {"train__rollout_is": "token_mask", "train__rollout_is_cap": 1.0},
+        "config.train.rollout_is_cap=1.0 must be more than 1 with",
+    ),
+    (
+        {"loss__self_distill_coef": 0.1, "distill__mode": "off"},
+        "config.loss.self_distill_coef=0.1 needs templated rollouts that are trained on the plain",
+    ),
+    (
+        {"loss__self_distill_coef": 0.1, "gepa__enabled": False},
+        "config.distill.mode=ratio_mask, config.gepa.enabled=false",
+    ),
+    ({"loss__self_distill_coef": -0.1}, "config.loss.self_distill_coef=-0.1 must not be negative"),
     ({"loss__dual_clip": 0.5}, "config.loss.dual_clip=0.5 must be more than 1: at a ratio of 1"),
     ({"loss__clip_low": -0.1}, "config.loss.clip_low=-0.1 must lie in [1e-06, 1]"),
     ({"loss__kl_coef": -1.0}, "config.loss.kl_coef=-1.0 must not be negative"),

@@ -103,6 +103,30 @@ def test_columns_that_the_config_names_come_first(tmp_path):
     assert sources.load(write(tmp_path / "b.jsonl", [VERL]), cfg).questions[0].answer == ""
 
 
+def test_hints_are_read_where_they_are_asked_for(tmp_path):
+    row = {"question": "1 + 1?", "answer": "2"}
+    hints = (" Count. ", "", None)
+    rows = [{**row, "question": f"{n}?", "info": {"hint": h}} for n, h in enumerate(hints)]
+    path = write(tmp_path / "a.jsonl", rows)
+    loaded = sources.load(path, CFG, hint_field="info.hint")
+    assert [q.hint for q in loaded.questions] == ["Count.", "", ""]
+    assert [q.hint for q in sources.load(path, CFG).questions] == ["", "", ""]
+
+
+def test_missing_hints_and_hints_that_are_no_texts(tmp_path):
+    row = {"question": "1?", "answer": "2"}
+    path = write(tmp_path / "a.jsonl", [{**row, "clue": "Count."}, {**row, "hint": 3}])
+    with pytest.raises(config.ConfigError) as error:
+        sources.load(path, CFG, hint_field="hint")
+    assert [line.replace(str(path), "FILE") for line in error.value.problems] == [
+        'FILE:1: no field "hint" (config.data.hint_field); it has question, answer, clue',
+        "FILE:2: hint: expected a text, got int",
+    ]
+    path = write(tmp_path / "b.jsonl", [{**row, "hints": "Count."}])
+    with pytest.raises(config.ConfigError, match=r"did you mean --config\.data\.hint_field=hints"):
+        sources.load(path, CFG, hint_field="hint")
+
+
 def test_a_chat_with_an_answer_of_its_own(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"messages": CHAT, "answer": "43"}])
     (question,) = sources.load(path, CFG).questions

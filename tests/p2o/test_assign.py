@@ -1,14 +1,16 @@
 """Which rollout gets which template."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from scipy import stats
 
-from p2o_jax import config
-from p2o_jax.p2o.assign import assign, prompts_for
-from p2o_jax.state import Assignment
+from p2o_jax import config, gepa
+from p2o_jax.p2o.assign import assign, next_assignment, prompts_for
+from p2o_jax.state import Assignment, RunState
 from p2o_jax.types import Question, SearchResult
+from tests.factories import change_config, make_question
 
 # Mean dev scores 0, 1/2, 1/4, 1/4; question d3 is solved by nobody, candidate 3 is not in the
 # cover.
@@ -54,6 +56,27 @@ def test_the_last_rollouts_stay_plain():
     assert assign(RESULT, ["t0"], 2, config.AssignConfig(plain_rollouts=5), "s").templates[
         "t0"
     ] == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "assigned"),
+    [("every_epoch", 4, True), ("first", 0, True), ("first", 4, False)],
+)
+def test_hints_are_assigned_when_templates_would_evolve(schedule, step, assigned):
+    cfg = change_config(
+        config.Config(rollout=config.RolloutConfig(group_size=4)),
+        gepa__reflector="hint",
+        gepa__schedule=schedule,
+        gepa__min_hard=1,
+        assign__plain_rollouts=1,
+    )
+    hard = [replace(make_question("a"), hint="Count."), make_question("b")]
+    before = Assignment({"c": ("z",) * 4})
+    state = RunState(None, step=step, phase="prompts", assignment=before)
+    assert not gepa.is_due(step, len(hard), cfg.gepa)
+    after = next_assignment(None, state, cfg, hard)
+    hinted = Assignment({"a": ("Count.", "Count.", "Count.", "")})  # b has no hint
+    assert after == (hinted if assigned else before)
 
 
 def test_same_template_in_group():

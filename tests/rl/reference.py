@@ -230,6 +230,7 @@ def expected(cfg, rollouts=None):
                 "grpo": centred / (std + 1e-6),
                 "dr_grpo": centred,
                 "rloo": centred * GROUP / (GROUP - 1),
+                "maxrl": centred / (group.mean() + 1e-6),
             }[cfg.adv.kind]
         )
     old_x, old_Tx = (
@@ -265,12 +266,14 @@ def expected(cfg, rollouts=None):
     )
     train_NT = response_NT & keep_N1
     advantage_N1 = np.array(advantage_N, np.float32)[:, None]
+    sampler_NT = on_rows([r.completion.logp_R for r in rollouts], response_NT)
+    taught_N1 = np.array([r.templated and r.succeeded for r in rollouts])[:, None]
     # Tokens with zero advantage have no gradient when the loss has no other term. The learner
     # leaves them out of its means.
     counted_NT = train_NT & (
         np.ones_like(train_NT)
         if cfg.loss.kl != "off" or cfg.loss.entropy_coef
-        else advantage_N1 != 0
+        else (advantage_N1 != 0) | (taught_N1 & (cfg.loss.self_distill_coef > 0))
     )
 
     def aggregate(x_NT):
@@ -292,18 +295,29 @@ def expected(cfg, rollouts=None):
         ceiling = -advantage_N1 * cfg.loss.dual_clip
         each = jnp.maximum(free, clipped)
         dual = (advantage_N1 < 0) & (each > ceiling)
+        if cfg.loss.ratio == "dppo":
+            moved_NT = (jnp.exp(new_NT) - jnp.exp(old_NT)) * np.sign(advantage_N1)
+            bound_N1 = np.where(advantage_N1 > 0, cfg.loss.clip_high, cfg.loss.clip_low)
+            clipped, dual = jnp.where(moved_NT > bound_N1, free + 1, free), jnp.zeros_like(dual)
+            each = jnp.where(moved_NT > bound_N1, 0.0, free)
         policy = aggregate(jnp.where(dual, ceiling, each) * weight_NT)
+        r_NT = jnp.exp(new_NT - sampler_NT)
+        line_NT = 9 * jnp.log(r_NT / 10) + 9 - jnp.log(10.0)
+        each_NT = jnp.where(r_NT > 10, line_NT, r_NT - 1 - jnp.log(r_NT))
+        taught = aggregate(jnp.where(taught_N1, each_NT, 0.0))
         d_NT = jnp.clip(ref_NT - new_NT, -20, 20)
         k3 = aggregate(jnp.clip(jnp.exp(d_NT) - d_NT - 1, -10, 10))
         total = (
             policy
             + (cfg.loss.kl_coef * k3 if cfg.loss.kl == "k3" else 0.0)
+            + cfg.loss.self_distill_coef * taught
             - cfg.loss.entropy_coef * aggregate(entropy_NT)
         )
         mean = lambda x: jnp.sum(jnp.where(counted_NT, x, 0.0)) / counted_NT.sum()  # noqa: E731
         return total, {
             "train/policy_loss": policy,
             "train/kl_loss": k3,
+            "train/self_distill_loss": taught,
             "train/frac_clipped": mean(clipped > free),
             "train/frac_dual_clipped": mean(dual),
             "train/approx_kl": mean(old_NT - new_NT),
@@ -330,6 +344,8 @@ def expected(cfg, rollouts=None):
     }
     if cfg.loss.kl == "off":
         del numbers["train/kl_loss"]
+    if cfg.loss.self_distill_coef == 0:
+        del numbers["train/self_distill_loss"]
     return {k: float(v) for k, v in numbers.items()}, gradient, jax.tree.map(adamw, NEW, gradient)
 
 

@@ -18,6 +18,7 @@ from p2o_jax.runtime import allocator, rng
 from p2o_jax.types import Request, SamplingParams
 from tests.factories import single_device_mesh
 from tests.rl.reference import (
+    GROUP,
     MAX_NEW,
     NEW,
     OLD,
@@ -58,6 +59,9 @@ VARIANTS = {
     "importance": {"distill__mode": "importance"},
     "plain": {"distill__mode": "plain"},
     "off": {"distill__mode": "off"},
+    "MaxRL": {"adv__kind": "maxrl"},
+    "DPPO": {"loss__ratio": "dppo", "loss__clip_low": 0.005, "loss__clip_high": 0.01},
+    "self-distillation": {"loss__self_distill_coef": 0.2},
 }
 
 
@@ -84,6 +88,20 @@ def test_the_reference_distinguishes_the_variants():
         0.02 < stats[k] < 0.9 for k in ("distill/frac_masked_low", "distill/frac_masked_high")
     )
     assert stats["train/grad_norm"] > make_config().optim.clip_norm
+    assert 0.02 < outcome("DPPO")[0]["train/frac_clipped"] < 0.9
+
+
+def test_self_distillation_trains_groups_without_advantage():
+    """Group 4 has no failure: its templated responses are trained by self-distillation alone."""
+    rollouts = make_rollouts()[4 * GROUP : 5 * GROUP]
+    learner = make_learner(make_config(**VARIANTS["self-distillation"], optim__row_tokens=40))
+    examples = batch.examples(rollouts, np.zeros((1, GROUP)), learner.cfg.distill)
+    scored, _ = learner.score(OLD, None, examples)
+    _, stats = learner.update(learner.init(jax.tree.map(jnp.copy, NEW)), scored)
+    assert stats["train/policy_loss"] == 0 and stats["train/self_distill_loss"] > 0
+    assert stats["train/trained_tokens"] == sum(
+        len(r.completion.token_ids) for r in rollouts if r.templated
+    )
 
 
 class MaskShifted(Learner):

@@ -131,7 +131,16 @@ def test_dr_grpo_only_subtracts_the_mean():
     np.testing.assert_allclose(got, [[0.75, -0.25, -0.25, -0.25]])
 
 
-@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "rloo"])
+def test_maxrl_divides_by_the_mean():
+    """Successes of a group with mean 1/4 get 3, those of one with mean 3/4 get 1/3; failures -1."""
+    got = advantages.group_advantages(
+        np.array([[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]], np.float32), AdvConfig("maxrl")
+    )
+    want = [[3, -1, -1, -1], [1 / 3, 1 / 3, 1 / 3, -1], [0, 0, 0, 0]]
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "rloo", "maxrl"])
 def test_a_group_of_one_has_mean_0_and_std_1(kind):
     got = advantages.group_advantages(np.array([[1], [0]], np.float32), AdvConfig(kind))
     np.testing.assert_allclose(got, [[1], [0]], rtol=1e-5)
@@ -158,6 +167,55 @@ def test_policy_loss_by_hand(ratio, advantage, want, slope):
     got, gradient = jax.value_and_grad(loss)(jnp.float32([-3.0 + np.log(ratio)]))
     np.testing.assert_allclose(got, want, rtol=1e-5)
     np.testing.assert_allclose(gradient, [slope], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "advantage", "slope"),
+    [
+        (0.10, 0.35, 1.0, -3.5),  # up by .25: free, although the ratio is 3.5
+        (0.50, 0.90, 1.0, 0.0),  # up by .4, more than clip_high
+        (0.50, 0.90, -1.0, 1.8),  # the advantage moves it back
+        (0.40, 0.10, -1.0, 0.0),  # down by .3, more than clip_low
+        (0.40, 0.10, 1.0, -0.25),  # the advantage moves it back
+        (0.001, 0.0001, -1.0, 0.1),  # a tenth, but down by .0009 only
+    ],
+)
+def test_dppo_masks_by_the_shift_of_probability(old, new, advantage, slope):
+    cfg = LossConfig(ratio="dppo", clip_low=0.2, clip_high=0.28)
+
+    def loss(logp_new):
+        token = losses.policy_loss(logp_new, logp_new - jnp.log(old), jnp.float32(advantage), cfg)
+        return token.loss, token
+
+    (_, token), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.log(jnp.float32(new)))
+    np.testing.assert_allclose(gradient, slope, rtol=1e-4)
+    assert token.clipped == (slope == 0) and token.dual_clipped == 0
+
+
+def test_self_distillation_by_hand():
+    """At p = q/2, q and 2 q: r - 1 - log r, and its derivative r - 1. At 100 q the line from
+    9 - log 10 of slope 9.
+    """
+    q = jnp.log(jnp.float32([0.4, 0.4, 0.4, 0.008]))
+    p = jnp.log(jnp.float32([0.2, 0.4, 0.8, 0.8]))
+    value, pull = jax.vjp(lambda p: losses.self_distillation(p, q), p)
+    want = [-0.5 + np.log(2), 0, 1 - np.log(2), 9 + 8 * np.log(10)]
+    np.testing.assert_allclose(value, want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pull(jnp.ones(4))[0], [-0.5, 0, 1, 9], atol=1e-5)
+
+
+def test_self_distillation_is_the_divergence_in_expectation():
+    """Over tokens of q, value and gradient are those of sum q log(q / p)."""
+    z, q = jnp.float32([0.3, -1.0, 0.5]), jnp.float32([0.7, 0.2, 0.1])
+
+    def sampled(z):
+        return jnp.sum(q * losses.self_distillation(jax.nn.log_softmax(z), jnp.log(q)))
+
+    def divergence(z):
+        return jnp.sum(q * (jnp.log(q) - jax.nn.log_softmax(z)))
+
+    np.testing.assert_allclose(sampled(z), divergence(z), rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(sampled)(z), jax.grad(divergence)(z), atol=1e-6)
 
 
 def test_clip_higher_moves_only_the_upper_bound():

@@ -148,9 +148,40 @@ def test_rollout_weights_by_hand():
     np.testing.assert_allclose(distill.importance_weights(learner, sampler, "none", 4.0), [1, 1, 1])
 
 
-def test_rollout_weights_are_measured_on_the_prompt_sampled_on_and_multiply_the_loss_weights():
+@pytest.mark.parametrize(
+    ("level", "cap", "want"),
+    [
+        ("token_mask", 4.0, [2, 0.5, 0]),  # ratios 2, .5 and 9
+        ("token_mask", 1.5, [0, 0, 0]),
+        ("sequence_mask", 10.0, [9, 9, 9]),  # 2 x .5 x 9
+        ("sequence_mask", 8.0, [0, 0, 0]),
+    ],
+)
+def test_rollout_masks_by_hand(level, cap, want):
+    learner, sampler = np.log(np.float32([0.5, 0.2, 0.9])), np.log(np.float32([0.25, 0.4, 0.1]))
+    weight = distill.importance_weights(learner, sampler, level, cap)
+    assert weight.dtype == np.float32
+    np.testing.assert_allclose(weight, want, rtol=1e-5)
+    figures = stats.rollout_weight_stats([weight], cap)
+    assert figures["train/frac_rollout_is_masked"] == pytest.approx(np.mean(weight == 0))
+
+
+def truncated(ratio, cap):
+    return np.minimum(ratio, cap)
+
+
+def masked(ratio, cap):
+    return ratio * ((ratio >= 1 / cap) & (ratio <= cap))
+
+
+@pytest.mark.parametrize(
+    ("level", "cap", "weigh"), [("token", 1.5, truncated), ("token_mask", 8.0, masked)]
+)
+def test_rollout_weights_are_measured_on_the_prompt_sampled_on_and_multiply_the_loss_weights(
+    level, cap, weigh
+):
     cfg = reference.make_config(
-        optim__row_tokens=40, train__rollout_is="token", train__rollout_is_cap=1.5
+        optim__row_tokens=40, train__rollout_is=level, train__rollout_is_cap=cap
     )
     examples = examples_of(cfg)
     scored, figures = reference.make_learner(cfg).score(
@@ -163,8 +194,7 @@ def test_rollout_weights_are_measured_on_the_prompt_sampled_on_and_multiply_the_
         reference.OLD, [e.sampled_on_ids for e in examples], [e.response_ids for e in examples]
     )
     weights = [
-        np.minimum(np.exp(Tx - e.logp_sampler_R), 1.5)
-        for Tx, e in zip(on_Tx, examples, strict=True)
+        weigh(np.exp(Tx - e.logp_sampler_R), cap) for Tx, e in zip(on_Tx, examples, strict=True)
     ]
     for e, unweighted, weight in zip(scored, plain, weights, strict=True):
         assert not e.fresh
@@ -172,7 +202,11 @@ def test_rollout_weights_are_measured_on_the_prompt_sampled_on_and_multiply_the_
             np.testing.assert_allclose(e.weight_R, unweighted.weight_R * weight, rtol=1e-4)
     used = np.concatenate([w for w, e in zip(weights, examples, strict=True) if e.advantage != 0])
     assert figures["train/rollout_is_mean"] == pytest.approx(used.mean(), rel=1e-4)
-    assert 0 < figures["train/frac_rollout_is_capped"] == pytest.approx((used >= 1.5).mean())
+    shares = {"capped": (used >= cap).mean(), "masked": (used == 0).mean()}
+    assert {name: figures[f"train/frac_rollout_is_{name}"] for name in shares} == pytest.approx(
+        shares
+    )
+    assert 0 < max(shares.values()) < 1
 
 
 def test_the_first_update_needs_no_scores_of_its_own():

@@ -51,6 +51,37 @@ def test_a_seed_must_be_short_and_fit_and_spell_no_special_token(chat):
     assert line == "s.txt:3: a template that spells a special token of the tokenizer"
 
 
+def test_a_hint_must_be_short_and_fit_its_question_and_there_must_be_one(chat):
+    cfg = change_config(CFG, gepa__reflector="hint", data__hint_field="hint")
+    short, long = QUESTIONS.questions
+    space = 80 - len(chat.render(long)) - chat.count_tokens("\n\n")
+    # fits with the short question, but not with the long one
+    hint = "a " * (space // chat.count_tokens("a ")) + "a a a"
+
+    def problems(*hints, cfg=cfg):
+        asked = [replace(q, hint=h) for q, h in zip((short, long), hints, strict=True)]
+        return preflight.hint_problems(cfg, chat, replace(QUESTIONS, questions=tuple(asked)))
+
+    assert problems("Count.", "") == [] == problems(hint, "Count.")
+    (line,) = problems("", hint)
+    assert line.startswith("q.jsonl:2: a template of ") and "of its question; 80 fit" in line
+    (line,) = problems("a " * 50, "")
+    assert line.startswith("q.jsonl:1: a template of ") and line.endswith("max_template_tokens=40")
+    assert problems("", "") == ["q.jsonl: all hints are blank (config.data.hint_field=hint)"]
+    assert problems("", "", cfg=CFG) == []
+
+
+def test_a_run_keeps_its_hints():
+    cfg = change_config(CFG, gepa__reflector="hint", data__hint_field="hint")
+    hinted = replace(
+        QUESTIONS, questions=tuple(replace(q, hint="Count.") for q in QUESTIONS.questions)
+    )
+    digests = [run_directory.question_digests(cfg, part) for part in (QUESTIONS, hinted)]
+    assert digests[0] != digests[1]
+    digests = [run_directory.question_digests(CFG, part) for part in (QUESTIONS, hinted)]
+    assert digests[0] == digests[1]
+
+
 def test_the_budget_must_pay_for_more_than_the_seeds(chat):
     """The empty template and three seeds on 10 dev questions, a parent and a child on 3."""
     seeds = [seed("a"), seed("b"), seed("c")]

@@ -70,6 +70,11 @@ class DataConfig:
         "Field of a row that holds the reference answer, as question_field. Empty: there are none,"
         " and reward.fn judges without them.",
     )
+    hint_field: str = setting(
+        "",
+        "Field of a row that holds a hint, as question_field; for gepa.reflector=hint. A blank hint"
+        " is none: the question is always asked plainly.",
+    )
     answers: Literal["auto", "final", "raw"] = setting(
         "auto",
         "Reference answers that are solutions: they end in GSM8K's #### or hold a \\boxed{}. final:"

@@ -52,10 +52,11 @@ class GepaConfig:
     max_full_evals: int = setting(
         0, "For budget=full_evals: passes over train and dev questions of a phase.", ge=0
     )
-    reflector: Literal["policy", "reference", "api"] = setting(
+    reflector: Literal["policy", "reference", "api", "hint"] = setting(
         "reference",
-        "Model that proposes templates: the current policy, the initial one, or the endpoint of"
-        " config.api.",
+        "Where templates come from. A model proposes them: the current policy, the initial one, or"
+        " the endpoint of config.api. hint: nothing evolves, and the template of a hard question is"
+        " its hint in the data (data.hint_field), as in SAGE (arXiv 2602.03143) and Scaf-GRPO.",
     )
     prompt_style: Literal["paper", "compact"] = setting(
         "paper", "Reflection prompt. compact: a few words, for very small models."

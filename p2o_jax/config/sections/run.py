@@ -72,10 +72,11 @@ class TrainConfig:
         TOKENS,
         resumable=True,
     )
-    rollout_is: Literal["none", "token", "sequence"] = setting(
+    rollout_is: Literal["none", "token", "sequence", "token_mask", "sequence_mask"] = setting(
         "none",
         "Importance weights that correct for differences between the learner's and the sampler's"
-        " probabilities: none, per token, or per response.",
+        " probabilities: none, per token, or per response. token and sequence cap them; token_mask"
+        " (IcePop, arXiv 2510.18855) and sequence_mask mask those outside of [1 / cap, cap].",
     )
     rollout_is_cap: float = setting(
         2.0,

@@ -14,10 +14,11 @@ _CLIP_WHY = "1 +- it must differ from 1 in float32, or no token has its whole gr
 class AdvConfig:
     """Advantages of the rollouts of a group."""
 
-    kind: Literal["grpo", "dr_grpo", "rloo"] = setting(
+    kind: Literal["grpo", "dr_grpo", "rloo", "maxrl"] = setting(
         "grpo",
         "Advantage of a rollout. grpo: reward minus the group's mean, divided by its standard"
-        " deviation; dr_grpo: not divided; rloo: against the mean of the group's other rollouts.",
+        " deviation; dr_grpo: not divided; rloo: against the mean of the group's other rollouts;"
+        " maxrl: divided by the group's mean (arXiv 2602.02710).",
     )
 
 
@@ -62,10 +63,12 @@ class DistillConfig:
 class LossConfig:
     """The policy loss and its additional terms."""
 
-    ratio: Literal["token", "sequence", "cispo"] = setting(
+    ratio: Literal["token", "sequence", "cispo", "dppo"] = setting(
         "token",
         "What is clipped. token: each token's ratio (PPO); sequence: the ratio of the whole"
-        " response (GSPO); cispo: the weight of the gradient, so that every token keeps one.",
+        " response (GSPO); cispo: the weight of the gradient, so that every token keeps one; dppo:"
+        " tokens whose probability has fallen by more than clip_low or risen by more than clip_high"
+        " are masked, where the advantage would move them further (arXiv 2602.04879).",
     )
     clip_low: float = setting(
         0.2, "The ratio is clipped below 1 - clip_low.", ge=1e-6, le=1, why=_CLIP_WHY
@@ -105,6 +108,14 @@ class LossConfig:
         " lowered.",
         ge=-100,
         le=100,
+    )
+    self_distill_coef: float = setting(
+        0.0,
+        "Coefficient of self-distillation: the KL divergence of the plain prediction from the"
+        " templated one, on right templated responses (arXiv 2601.20802, 2603.23871).",
+        ge=0,
+        le=1e6,
+        why="a negative one would unlearn right responses",
     )
     router_balance_coef: float = setting(
         0.0,
