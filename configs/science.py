@@ -13,9 +13,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    c = measured("world_p2o.py")
-    c.data.eval_path = "world,longer=world:longer,wording=world:wording"
-    return c
+    return measured("world_p2o.py")
 
 
 def measured(config: str) -> ConfigDict:

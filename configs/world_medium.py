@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     c.world.steps = 3000
     c.data.eval_path = "world,longer=world:longer,wording=world:wording,untrained=world:untrained"
     c.rollout.max_new_tokens = 44
+    c.optim.lr = 4e-4
     c.gepa.max_metric_calls = 400
     c.train.max_generated_tokens = 80_000
     return c

@@ -75,19 +75,18 @@ def elsewhere(rows: Rows) -> str:
     """Accuracy after training on sets that differ from training in kind, and less that of GRPO with
     the same seeds; empty without rows.
     """
-    groups = [
-        ("small", "elsewhere", arms.GRPO, (arms.RECOMMENDED,)),
-        ("medium", "paper-medium", arms.PAPER_MEDIUM[0], arms.PAPER_MEDIUM[1:]),
-    ]
     lines, differences = [], []
-    for size, suite, base, others in groups:
+    for size, suite in (("small", "elsewhere"), ("medium", "paper-medium")):
+        base, *_ = several = arms.SUITES[suite].arms
         for dial in arms.SUITES[suite].dials:
-            for arm in (base, *others):
+            for arm in several:
                 after = _after(rows, arm, dial)
                 if not after["world"]:
                     continue
                 less = [
-                    estimates.difference(after[name], theirs) if after[name] and theirs else None
+                    estimates.difference(after[name], theirs)
+                    if after[name].keys() & theirs.keys()
+                    else None
                     for name, theirs in _after(rows, base, dial).items()
                 ]
                 lines.append((f"{size}, {dial}", arm.what, after))

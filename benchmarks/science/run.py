@@ -41,11 +41,10 @@ def command(run: Run, workdir: str) -> list[str]:
 
 def pending(runs: Iterable[Run], results: Path) -> list[Run]:
     """The runs that have no row yet, each once."""
-    known = {tuple(row["overrides"]): row for row in read_strict(results)}
+    known = {tuple(row["overrides"]) for row in read_strict(results)}
     left: dict[tuple[str, ...], Run] = {}
     for run in runs:
-        row = known.get(run.overrides)
-        if row is None or (run.needs and run.needs not in row):
+        if run.overrides not in known:
             left.setdefault(run.overrides, run)
     return list(left.values())
 

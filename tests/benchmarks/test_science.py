@@ -2,6 +2,7 @@
 tables from rows alone.
 """
 
+import dataclasses
 import json
 import random
 
@@ -57,14 +58,11 @@ def test_what_has_a_row_is_not_run_again(tmp_path):
     assert run.pending(wanted, tmp_path / "none.jsonl") == wanted
 
 
-def test_an_older_row_without_what_a_suite_needs_does_not_count(tmp_path):
-    (grpo, *_), results = list(arms.runs("elsewhere", 1)), tmp_path / "results.jsonl"
-    assert (grpo.arm, grpo.dial, grpo.needs) == (arms.GRPO, "1e-5", "other_sets")
-    results.write_text(json.dumps({"overrides": grpo.overrides}) + "\n")
-    assert run.pending([grpo], results) == [grpo]
-    assert not run.pending([arms.Run(arms.GRPO, "1e-5", 0)], results)
-    results.write_text(json.dumps({"overrides": grpo.overrides, "other_sets": {}}) + "\n")
-    assert not run.pending([grpo], results)
+def test_runs_on_other_sets_differ_in_nothing_else():
+    for sets, usual in zip(arms.ELSEWHERE, (arms.GRPO, arms.RECOMMENDED), strict=True):
+        ours, theirs = (run.settings(arms.Run(arm, "1e-3", 2)) for arm in (sets, usual))
+        assert dataclasses.replace(ours, data=theirs.data) == theirs
+        assert ours.data.eval_path.startswith("world,longer=world:longer")
 
 
 def test_the_small_and_the_medium_world_have_configs_and_rows_of_their_own():
@@ -248,27 +246,27 @@ def test_the_tables_of_the_medium_world_by_hand(tmp_path):
     lines = medium_report.medium(tables.read(results)).splitlines()
     cells = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in lines[2:]}
     assert len(lines) == 2 + 2 + 4
-    assert cells["… with the paper's mask"][3:] == [
+    assert cells["Recommended, with the mask (`distill.eps_low=.99`)"][3:] == [
         "0.433",
         "0.125",
         "0.217 [0.145, 0.288] (3)",
         "4.0%",
-        "**-0.200 [-0.200, -0.200]** (P²O, recommended (no mask))",
+        "**-0.200 [-0.200, -0.200]** (P²O, recommended)",
         "worse |",
     ]
     assert cells["GRPO, groups of 8"][-1] == "yes |"
-    assert cells["… one round of reflection in place of GEPA"][-2:] == [
-        "+0.000 [+0.000, +0.000] (P²O, recommended (no mask))",
+    assert cells["Recommended, one round of reflection in place of GEPA"][-2:] == [
+        "+0.000 [+0.000, +0.000] (P²O, recommended)",
         "no difference shown |",
     ]
     assert medium_report.medium({}) == medium_report.elsewhere({}) == ""
 
 
 def test_the_table_out_of_distribution_by_hand(tmp_path):
-    """Half as accurate on longer questions; GRPO has rows of two seeds that were made before."""
-    rows = [row(r, 0.0 if r.arm == arms.GRPO else 0.8) for r in arms.runs("elsewhere", 3)]
-    for old in rows[:2]:
-        del old["other_sets"]
+    """Half as accurate on longer questions."""
+    rows = [
+        row(r, 0.0 if r.arm.name == "elsewhere-grpo" else 0.8) for r in arms.runs("elsewhere", 3)
+    ]
     results = tmp_path / "results.jsonl"
     results.write_text("".join(json.dumps(r) + "\n" for r in rows))
     accuracies, less = medium_report.elsewhere(tables.read(results)).split("Less that of GRPO")
