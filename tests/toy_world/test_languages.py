@@ -13,7 +13,7 @@ from p2o_jax import config, types
 from p2o_jax.config import loading, rules
 from p2o_jax.gepa.reflection import compact_prompt
 from p2o_jax.toy_world import documents, packing, phrases, pretrain, questions, tokenizer
-from p2o_jax.toy_world.languages import LANGUAGES, LARGE, SMALL, Language
+from p2o_jax.toy_world.languages import LANGUAGES, LARGE, MEDIUM, SMALL, Language
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 every_size = pytest.mark.parametrize("size", LANGUAGES)
@@ -24,13 +24,13 @@ def config_of(size: str) -> config.Config:
     return config.resolve(loading.from_config_dict(runpy.run_path(str(path))["get_config"]()))
 
 
-def small_documents() -> tuple[list[documents.Document], list[documents.Document]]:
+def documents_of(language: Language) -> tuple[list[documents.Document], list[documents.Document]]:
     asked, reflected = (
         random.Random(f"0/world/pretrain/{kind}") for kind in ("questions", "reflections")
     )
     return (
-        [documents.question_document(asked, SMALL, 1e-5) for _ in range(200)],
-        [documents.reflection_document(reflected, SMALL, 1e-5) for _ in range(50)],
+        [documents.question_document(asked, language, 1e-5) for _ in range(200)],
+        [documents.reflection_document(reflected, language, 1e-5) for _ in range(50)],
     )
 
 
@@ -44,7 +44,7 @@ def test_the_small_world_is_bit_for_bit_what_its_published_figures_were_measured
     """Digests of the text; with another one every base has to be pretrained, and every result
     measured, again.
     """
-    asked, reflected = small_documents()
+    asked, reflected = documents_of(SMALL)
     cfg = config.WorldConfig()
     assert types.digest(*tokenizer.vocabulary(SMALL)) == "85a2dd0db5fadd5e"
     assert types.digest(*map(repr, asked)) == "01b49b167fbe436e"
@@ -56,6 +56,25 @@ def test_the_small_world_is_bit_for_bit_what_its_published_figures_were_measured
         pretrain.base_directory(config.WorldConfig(p_chain_plain=1e-2, seed=1)).name
         == "base-3ec7ca5fbfd24d97"
     )
+
+
+def test_the_medium_world_is_bit_for_bit_what_its_rows_were_measured_on():
+    asked, reflected = documents_of(MEDIUM)
+    cfg = config.WorldConfig(size="medium", steps=3000)
+    assert types.digest(*tokenizer.vocabulary(MEDIUM)) == "ccbbf68b36b3e992"
+    assert types.digest(*map(repr, asked)) == "d75fc82f4906d223"
+    assert types.digest(*map(repr, reflected)) == "0f7ec4bb7018f567"
+    assert digest_of(questions.train_questions(cfg)) == "1b6b03824a413a07"
+    assert digest_of(questions.heldout_questions(cfg)) == "bd4c23dabef21362"
+    several = {
+        name: digest_of(questions.elsewhere_questions(cfg, name)) for name in MEDIUM.elsewhere
+    }
+    assert several == {
+        "longer": "aac8fc5ec14eb023",
+        "wording": "780dec1b356aa6d3",
+        "untrained": "dc41dc4678781fef",
+    }
+    assert pretrain.base_directory(cfg).name == "base-1cc27313872c5984"
 
 
 def test_the_small_worlds_rows_are_bit_for_bit_what_they_were():
