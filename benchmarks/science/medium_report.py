@@ -16,54 +16,77 @@ SETS = {
 }
 
 
+STEPS, EVERY = 24, 6  # policy steps, at all and between evaluations (configs/science.py)
+FIGURES = {
+    "mean_accuracy": "mean over the budget",
+    "accuracy": "end",
+    "wide": "end, gate .05",
+    "narrow": "end, gate .001",
+    "after_steps": f"after {STEPS} steps",
+}
+
+
 def medium(rows: Rows) -> str:
-    """A line per arm on the medium world: accuracy, also by the gate of the families, the
-    difference from the arm that it varies, and what the mask left out; empty without rows.
+    """Figures of each arm on the medium world, and less those of the arm that it varies; empty
+    without rows.
     """
-    dial = arms.HEADLINE
-    several = [arm for arm in arms.PAPER_MEDIUM if (arm.name, dial) in rows]
-    if not several:
+    own = {
+        arm.name: [_with_figures(row) for row in rows[arm.name, arms.HEADLINE]]
+        for arm in arms.PAPER_MEDIUM
+        if (arm.name, arms.HEADLINE) in rows
+    }
+    if not own:
         return ""
-    names = {arm.name: arm.what for arm in several}
-    pairs = {arm.name: ((arm.name, dial), (arm.against, dial)) for arm in several if arm.against}
-    compared = tables.compared(rows, list(pairs.values()))
+    several = [arm for arm in arms.PAPER_MEDIUM if arm.name in own]
+    head = ("arm", *FIGURES.values(), "right templated tokens masked")
+    lines = [
+        (
+            arm.what,
+            *(tables.cell(own[arm.name], figure) for figure in FIGURES),
+            _masked(own[arm.name]),
+        )
+        for arm in several
+    ]
+    parts = [
+        f"## The medium world (dial {arms.HEADLINE})",
+        "Plain accuracy:",
+        tables.table(head, lines),
+        "Less that of another arm, paired by seed; the last column is about the mean:",
+        _differences(own, [arm for arm in several if arm.against in own]),
+    ]
+    return "\n\n".join(parts)
+
+
+def _differences(own: Mapping[str, Sequence[Mapping[str, Any]]], several: Sequence[Arm]) -> str:
+    """A line per arm: its figures less those of the arm that it varies."""
+    names = {arm.name: arm.what for arm in arms.PAPER_MEDIUM}
+    differences = [
+        estimates.difference(
+            *(estimates.by_seed(own[name], figure) for name in (arm.name, arm.against))
+        )
+        for arm in several
+        for figure in FIGURES
+    ]
+    compared = zip(differences, estimates.signs(differences), strict=True)
     lines = []
     for arm in several:
-        own, of = rows[arm.name, dial], compared.get(pairs.get(arm.name, ((), ())))
-        lines.append(
-            (
-                arm.what,
-                arm.claim or "–",
-                tables.cell(own, "accuracy"),
-                *_by_gate(own),
-                tables.cell(own, "mean_accuracy"),
-                _masked(own),
-                f"{tables.less(of)} ({names[arm.against]})" if of else "",
-                tables.verdict(arm, of) if of else "",
-            )
-        )
-    head = (
-        "arm",
-        "the paper",
-        "plain accuracy, end",
-        "end, gate .05",
-        "end, gate .001",
-        "mean over the budget",
-        "right templated tokens masked",
-        "mean, less that of",
-        "does it agree?",
-    )
-    return "\n".join([f"## The medium world (dial {dial})", "", tables.table(head, lines)])
+        cells = [next(compared) for _ in FIGURES]
+        agrees = tables.verdict(arm, cells[0])
+        less = map(tables.less, cells)
+        lines.append((arm.what, names[arm.against], *less, arm.claim or "–", agrees))
+    head = ("arm", "less", *FIGURES.values(), "the paper", "does it agree?")
+    return tables.table(head, lines)
 
 
-def _by_gate(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The accuracy of the families with a wide gate, and of those with a narrow one."""
-    narrow = {name for name, f in language.FAMILIES.items() if f.gate == language.NARROW}
-    cells = []
-    for names in (set(rows[0]["by_family"]) - narrow, narrow):
-        means = [sum(row["by_family"][name] for name in names) / len(names) for row in rows]
-        cells.append(f"{sum(means) / len(means):.3f}")
-    return cells
+def _with_figures(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with its accuracy by gate, and after some policy steps."""
+    gates: dict[str, list[float]] = {"wide": [], "narrow": []}
+    for name, accuracy in row["by_family"].items():
+        is_narrow = language.FAMILIES[name].gate == language.NARROW
+        gates["narrow" if is_narrow else "wide"].append(accuracy)
+    means = {gate: sum(values) / len(values) for gate, values in gates.items()}
+    after = row["curve"][min(STEPS // EVERY, len(row["curve"]) - 1)][1]
+    return {**row, **means, "after_steps": after}
 
 
 def _masked(rows: Sequence[Mapping[str, Any]]) -> str:
