@@ -2,7 +2,7 @@
 
 Command: python -m p2o_jax.main --config configs/world_medium.py
 Hardware: 2 CPU cores, 2 GB of memory.
-Time: about 3 minutes, and about 5 minutes for pretraining the base model on first use.
+Time: about 2 minutes, and about 5 minutes for pretraining the base model on first use.
 """
 
 import runpy
