@@ -13,7 +13,12 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    c = runpy.run_path(str(Path(__file__).with_name("world_p2o.py")))["get_config"]()
+    return measured("world_p2o.py")
+
+
+def measured(config: str) -> ConfigDict:
+    """The config of a file in this folder, with a budget and evaluations for the benchmark."""
+    c = runpy.run_path(str(Path(__file__).with_name(config)))["get_config"]()
     c.eval.every_steps = 6
     c.checkpoint.keep = 1
     c.train.num_samples_logged = 0

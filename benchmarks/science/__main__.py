@@ -1,4 +1,4 @@
-"""Runs experiments: `python -m benchmarks.science --suite dial|paper|recipe [--seeds 5]`.
+"""Runs experiments: `python -m benchmarks.science --suite NAME [--seeds 5]`.
 
 Runs everything that has no row yet; `--report` tabulates.
 

@@ -1,10 +1,12 @@
-"""The arms of the four suites: settings over configs/science.py, and comparisons."""
+"""The arms of the suites: settings over a config, and comparisons."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 DIALS = ("1e-2", "1e-3", "1e-4", "1e-5")  # world.p_chain_plain
 HEADLINE = "1e-5"  # the dial of the suites that do not vary it
+CONFIG = "configs/science.py"
 NUM_BASES = 2  # base models per dial; a seed uses the one of world.seed = seed mod 2
 TEACHER_PORT = 18765
 
@@ -19,7 +21,7 @@ TAUGHT = (
 
 @dataclass(frozen=True)
 class Arm:
-    """Settings over configs/science.py. `seeds` limits the suite's seeds unless it is 0."""
+    """Settings over the suite's config. `seeds` limits the suite's seeds unless it is 0."""
 
     name: str
     what: str
@@ -42,10 +44,11 @@ class Run:
     arm: Arm
     dial: str
     seed: int
+    config: str = CONFIG
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """Sorted `key=value` of each setting that differs from configs/science.py.
+        """Sorted `key=value` of each setting over the config.
 
         They identify the run in the results.
         """
@@ -279,18 +282,111 @@ RECIPE = (
     _before("r+off", "no context distillation", "distill.mode=off", "optim.row_tokens=128"),
 )
 DIAL = (GRPO, GRPO_DOUBLE, GRPO_EXTRA, DAPO, FAITHFUL, BEFORE, RECOMMENDED)
-# arms, dials
-SUITES: dict[str, tuple[tuple[Arm, ...], tuple[str, ...]]] = {
-    "dial": (DIAL, DIALS),
-    "paper": (PAPER, (HEADLINE,)),
-    "recipe": (RECIPE, (HEADLINE,)),
-    "estimators": (ESTIMATORS, (HEADLINE,)),
+
+
+def _medium(
+    name: str, what: str, *settings: str, against: str = "", expected: int = 0, claim: str = ""
+) -> Arm:
+    """An arm on the medium world, which `world.size` distinguishes in the rows."""
+    return Arm(
+        f"medium-{name}",
+        what,
+        ("world.size=medium", *settings),
+        against=f"medium-{against}" if against else "",
+        expected=expected,
+        claim=claim,
+    )
+
+
+MASK = ("distill.eps_low=0.99",)
+NO_MASK = ("distill.eps_low=1",)
+OFF = ("distill.mode=off", "optim.row_tokens=128")
+ONE_ROUND = ("gepa.max_iterations=1", "gepa.parents=16", "gepa.fill_width=true")
+AS_RELEASED = "preset=faithful"
+PAPER_MEDIUM = (
+    _medium("grpo", "GRPO, groups of 8", "gepa.enabled=false", against="recommended", expected=-1),
+    _medium("recommended", "P²O, recommended"),
+    _medium(
+        "mask", "Recommended, with the mask (`distill.eps_low=.99`)", *MASK, against="recommended"
+    ),
+    _medium(
+        "one-reflection",
+        "Recommended, one round of reflection in place of GEPA",
+        *ONE_ROUND,
+        against="recommended",
+        expected=-1,
+        claim="64.2 → 50.4",
+    ),
+    _medium(
+        "off",
+        "Recommended, trained on the templated prompt",
+        *OFF,
+        against="recommended",
+        expected=-1,
+        claim="65.2 → 55.6",
+    ),
+    _medium("faithful", "P²O, as released", AS_RELEASED, against="recommended"),
+    _medium(
+        "f-no-mask",
+        "Released, without the mask (`distill.eps_low=1`)",
+        AS_RELEASED,
+        *NO_MASK,
+        against="faithful",
+    ),
+    _medium(
+        "f-one-reflection",
+        "Released, one round of reflection in place of GEPA",
+        AS_RELEASED,
+        *ONE_ROUND,
+        against="faithful",
+        expected=-1,
+        claim="64.2 → 50.4",
+    ),
+    _medium(
+        "f-off",
+        "Released, trained on the templated prompt",
+        AS_RELEASED,
+        *OFF,
+        against="faithful",
+        expected=-1,
+        claim="65.2 → 55.6",
+    ),
+)
+
+
+# not in configs/science.py: `flops` of a row includes evaluation, and older rows are repeated
+ALL_SETS = ("data.eval_path=world,longer=world:longer,wording=world:wording",)
+ELSEWHERE = (
+    Arm("elsewhere-grpo", GRPO.what, (*GRPO.settings, *ALL_SETS)),
+    Arm("elsewhere-recommended", RECOMMENDED.what, ALL_SETS, against="elsewhere-grpo"),
+)
+
+
+class Suite(NamedTuple):
+    """Arms at dials, and the config that their settings are over."""
+
+    arms: tuple[Arm, ...]
+    dials: tuple[str, ...]
+    config: str = CONFIG
+
+
+SUITES = {
+    "dial": Suite(DIAL, DIALS),
+    "paper": Suite(PAPER, (HEADLINE,)),
+    "recipe": Suite(RECIPE, (HEADLINE,)),
+    "elsewhere": Suite(ELSEWHERE, ("1e-3", "1e-5")),
+    "paper-medium": Suite(PAPER_MEDIUM, (HEADLINE,), "configs/science_medium.py"),
+    "estimators": Suite(ESTIMATORS, (HEADLINE,)),
 }
 
 
-def runs(suite: str, seeds: int) -> Iterator[Run]:
+def runs(name: str, seeds: int) -> Iterator[Run]:
     """All runs of a suite. The first seed of every arm comes before the second of any."""
-    arms, dials = SUITES[suite]
+    suite = SUITES[name]
     for seed in range(seeds):
-        for dial in reversed(dials):
-            yield from (Run(arm, dial, seed) for arm in arms if seed < (arm.seeds or seeds))
+        for dial in reversed(suite.dials):
+            yield from (
+                Run(arm, dial, seed, suite.config)
+                for arm in suite.arms
+                if seed < (arm.seeds or seeds)
+            )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import call
-from benchmarks.science import neutral_text, real_report, supervised, tasks
+from benchmarks.science import neutral_text, real_report, run_figures, supervised, tasks
 from benchmarks.science.real_arms import ARMS, Arm
 from examples.laptop import smollm2
 from p2o_jax import types
@@ -157,19 +157,14 @@ def figures(run: Path) -> dict[str, Any]:
     evaluations = read_strict(run / "evaluations.jsonl")
     curve = [[row["generated_tokens"], row["accuracy"]] for row in evaluations]
     losses = [row["train/loss"] for row in metrics if "train/loss" in row]
-    name = "distill/frac_right_masked"
-    masked = [row[name] for row in metrics if name in row]
     return {
         "accuracy": result["accuracy"],
         "by_family": result["by_family"],
         "curve": curve,
-        "other_sets": {
-            name: [row["sets"][name]["accuracy"] for row in (evaluations[0], evaluations[-1])]
-            for name in evaluations[-1].get("sets", {})
-        },
+        "other_sets": run_figures.other_sets(evaluations),
         "generated_tokens": result["generated_tokens"],
         "seconds": result["seconds"],
-        "frac_right_masked": round(sum(masked) / len(masked), 4) if masked else None,
+        "frac_right_masked": run_figures.frac_right_masked(metrics),
         "digest": types.digest(json.dumps([losses, curve])),
         "versions": {name: versions[name] for name in ("jax", "jaxlib")},
     }

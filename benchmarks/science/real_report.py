@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.science import estimates, report, tasks
+from benchmarks.science import estimates, report, tables, tasks
 from benchmarks.science.real_arms import ARMS, BUDGET
 from p2o_jax.runtime import files
 
@@ -60,7 +60,7 @@ def arms_table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{max(row['peak_gib'] for row in own):.1f} GiB",
         )
         lines.append(cells)
-    return _table(head, lines)
+    return tables.table(head, lines)
 
 
 def tasks_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -93,7 +93,7 @@ def tasks_table(rows: Sequence[Mapping[str, Any]]) -> str:
             _less(_mean_accuracies(p2o), _mean_accuracies(grpo)),
         )
         lines.append(cells)
-    return _table(head, lines) if lines else ""
+    return tables.table(head, lines) if lines else ""
 
 
 def elsewhere_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -112,16 +112,12 @@ def elsewhere_table(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in _of(rows, arm.name)
         if "neutral_nll" in row
     ]
-    return _table(head, lines) if lines else ""
+    return tables.table(head, lines) if lines else ""
 
 
 def _of(rows: Sequence[Mapping[str, Any]], arm: str) -> list[Mapping[str, Any]]:
     """Returns an arm's rows, by seed."""
     return sorted((row for row in rows if row.get("arm") == arm), key=lambda row: row["seed"])
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
 
 
 def _accuracies(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,13 +1,11 @@
 """The tables and plots of docs/results.md, computed from the rows of the results alone."""
 
-import json
-from collections.abc import Mapping, Sequence
+import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.science import arms, estimates
-from benchmarks.science.arms import Arm
-from benchmarks.science.estimates import Estimate
+from benchmarks.science import arms, estimates, medium_report, tables
+from benchmarks.science.tables import Rows
 from p2o_jax.config import ConfigError
 from p2o_jax.runtime import files
 
@@ -19,8 +17,6 @@ BEGIN, END = (
     "<!-- science: written by python -m benchmarks.science --report yes -->",
     "<!-- /science -->",
 )
-BUDGET = 80_000.0
-MOST_SEEDS = 100  # the largest number of seeds to look for
 COLOURS = {
     "grpo": "C0",
     "grpo-16": "C9",
@@ -31,8 +27,6 @@ COLOURS = {
     "recommended": "C3",
 }
 
-Rows = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]  # by (arm, dial): a row per seed
-
 
 def write(results: Path) -> None:
     """Writes the part of docs/results.md between its markers, and the plots.
@@ -40,9 +34,18 @@ def write(results: Path) -> None:
     Raises:
         ConfigError: the page has no markers, or there are no rows.
     """
-    rows, (before, after) = read(results), around(PAGE, BEGIN, END)
+    rows, (before, after) = tables.read(results), around(PAGE, BEGIN, END)
     written = "\n\n".join(
-        section for section in (dial(rows), paper(rows), recipe(rows), account(rows)) if section
+        section
+        for section in (
+            dial(rows),
+            paper(rows),
+            recipe(rows),
+            medium_report.medium(rows),
+            medium_report.elsewhere(rows),
+            account(rows),
+        )
+        if section
     )
     files.write_whole(PAGE, f"{before}\n\n{written}\n\n{after}")
     plot_dial(rows)
@@ -61,36 +64,15 @@ def around(page: Path, begin: str, end: str) -> tuple[str, str]:
     return text.split(begin)[0] + begin, end + text.split(end)[1]
 
 
-def read(results: Path) -> Rows:
-    """The rows of every arm and dial, by their settings.
-
-    Arms that several suites share appear under each of their names.
-    """
-    by_settings = {
-        tuple(row["overrides"]): row
-        for row in map(json.loads, results.read_text(encoding="utf-8").splitlines())
-    }
-    rows: dict[
-        tuple[str, str], dict[int, Mapping[str, Any]]
-    ] = {}  # by seed: an arm may be in several suites
-    for suite in arms.SUITES:
-        for run in arms.runs(suite, MOST_SEEDS):
-            if run.overrides in by_settings:
-                rows.setdefault((run.arm.name, run.dial), {})[run.seed] = _with_mean(
-                    by_settings[run.overrides]
-                )
-    if not rows:
-        raise ConfigError(f"{results}: no rows")
-    return {key: list(by_seed.values()) for key, by_seed in rows.items()}
-
-
 def dial(rows: Rows) -> str:
     """Final and mean accuracy of each arm at each dial, and where P²O is ahead."""
-    several, dials = arms.SUITES["dial"]
+    several, dials, *_ = arms.SUITES["dial"]
     text = ["## The dial: when does P²O help?", ""]
     text += [f"![accuracy over generated tokens at four dials](images/{DIAL_PLOT.name})", ""]
     measured = " | ".join(
-        _range([row["p_chain_plain"] for arm in several for row in rows.get((arm.name, d), ())])
+        tables.span(
+            [row["p_chain_plain"] for arm in several for row in rows.get((arm.name, d), ())]
+        )
         for d in dials
     )
     head = [
@@ -104,7 +86,7 @@ def dial(rows: Rows) -> str:
     ):
         text += [f"Plain accuracy on held-out hard questions {title}:", "", *head]
         for arm in several:
-            cells = (_cell(rows.get((arm.name, d)), figure) for d in dials)
+            cells = (tables.cell(rows.get((arm.name, d)), figure) for d in dials)
             text.append(f"| {arm.what} | " + " | ".join(cells) + " |")
         text.append("")
     text += [
@@ -122,15 +104,15 @@ def dial(rows: Rows) -> str:
         pairs = []
         for d in dials:
             there = [name for name in others if rows.get((name, d))]
-            best = max(
-                there,
-                key=lambda name: estimates.estimate(_values(rows[name, d], "mean_accuracy")).mean,
-                default="",
-            )
+            means = {
+                name: statistics.mean(tables.values(rows[name, d], "mean_accuracy"))
+                for name in there
+            }
+            best = max(there, key=means.__getitem__, default="")
             pairs.append((("recommended", d), (best, d)))
-        compared = _compared(rows, pairs)
+        compared = tables.compared(rows, pairs)
         cells = (
-            _less(compared.get(pair))
+            tables.less(compared.get(pair))
             + (f" ({pair[1][0]})" if pair[1][0] and len(others) > 1 else "")
             for pair in pairs
         )
@@ -147,16 +129,16 @@ def paper(rows: Rows) -> str:
         " released | does it agree? |"
     ]
     text += ["| --- | --- | --- | --- | --- | --- |"]
-    several = arms.SUITES["paper"][0]
+    several = arms.PAPER
     pairs = {arm.name: ((arm.name, arms.HEADLINE), base) for arm in several}
     del pairs[base[0]]
-    compared = _compared(rows, list(pairs.values()))
+    compared = tables.compared(rows, list(pairs.values()))
     for arm in several:
         key = arm.name, arms.HEADLINE
         of = compared.get((key, base))
-        less = "" if key == base else _less(of)
-        agreement = _verdict(arm, of) if of else ""
-        end, mean = (_cell(rows.get(key), figure) for figure in ("accuracy", "mean_accuracy"))
+        less = "" if key == base else tables.less(of)
+        agreement = tables.verdict(arm, of) if of else ""
+        end, mean = (tables.cell(rows.get(key), figure) for figure in ("accuracy", "mean_accuracy"))
         text.append(f"| {arm.what} | {arm.claim or '–'} | {end} | {mean} | {less} | {agreement} |")
     return "\n".join(text)
 
@@ -172,17 +154,17 @@ def recipe(rows: Rows) -> str:
         ),
         "| --- | --- | --- | --- | --- |",
     ]
-    several = [arm for arm in arms.SUITES["recipe"][0] if (arm.name, arms.HEADLINE) in rows]
+    several = [arm for arm in arms.RECIPE if (arm.name, arms.HEADLINE) in rows]
     pairs = [((arm.name, arms.HEADLINE), (arm.against, arms.HEADLINE)) for arm in several]
-    compared = _compared(rows, pairs)
+    compared = tables.compared(rows, pairs)
     for arm, pair in zip(several, pairs, strict=True):
         key, less, effect = pair[0], "", ""
         if pair in compared:
-            less = _less(compared[pair])
-            effect = _said(compared[pair], "helps", "hurts")
+            less = tables.less(compared[pair])
+            effect = tables.said(compared[pair], "helps", "hurts")
         text.append(
-            f"| {arm.what} | {_cell(rows.get(key), 'accuracy')} |"
-            f" {_cell(rows.get(key), 'mean_accuracy')} | {less} | {effect} |"
+            f"| {arm.what} | {tables.cell(rows.get(key), 'accuracy')} |"
+            f" {tables.cell(rows.get(key), 'mean_accuracy')} | {less} | {effect} |"
         )
     return "\n".join(text)
 
@@ -201,11 +183,11 @@ def account(rows: Rows) -> str:
 def plot_dial(rows: Rows) -> None:
     """Plots accuracy over generated tokens at each dial: means and ranges over seeds."""
     plt = _pyplot()
-    several, dials = arms.SUITES["dial"]
+    several, dials, *_ = arms.SUITES["dial"]
     figure, panels = plt.subplots(
         1, len(dials), figsize=(14, 4.4), sharey=True, constrained_layout=True
     )
-    grid = [BUDGET * i / 80 for i in range(81)]
+    grid = [tables.BUDGET * i / 80 for i in range(81)]
     for panel, dial_ in zip(panels, dials, strict=True):
         for arm in several:
             curves = [
@@ -253,11 +235,11 @@ def plot_recipe(rows: Rows) -> None:
     """Plots the difference of each switch to its preset, with its interval."""
     plt = _pyplot()
     differences = []
-    for arm in arms.SUITES["recipe"][0]:
+    for arm in arms.RECIPE:
         key, own = (arm.name, arms.HEADLINE), (arm.against, arms.HEADLINE)
         if key in rows and own in rows:
             differences.append(
-                (arm.what, arm.against, _difference(rows, key, own, "mean_accuracy"))
+                (arm.what, arm.against, tables.difference(rows, key, own, "mean_accuracy"))
             )
     if not differences:
         return
@@ -291,72 +273,3 @@ def _pyplot() -> Any:
     from matplotlib import pyplot
 
     return pyplot
-
-
-def _verdict(arm: Arm, compared: tuple[Estimate, int]) -> str:
-    if not arm.expected:
-        return _said(compared, "better", "worse")
-    words = ("yes", "no: the other way round")
-    return _said(compared, *(words if arm.expected > 0 else words[::-1]))
-
-
-def _said(compared: tuple[Estimate, int], positive: str, negative: str) -> str:
-    """Words for a difference; "uncorrected" where the correction does not confirm it."""
-    difference, sign = compared
-    if not difference.sign:
-        return "no difference shown"
-    return (positive if difference.sign > 0 else negative) + ("" if sign else ", uncorrected")
-
-
-def _with_mean(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {**row, "mean_accuracy": estimates.mean_accuracy(row["curve"], BUDGET)}
-
-
-def _values(rows: Sequence[Mapping[str, Any]], figure: str) -> list[float]:
-    return list(estimates.by_seed(rows, figure).values())
-
-
-def _difference(
-    rows: Rows, ours: tuple[str, str], theirs: tuple[str, str], figure: str
-) -> Estimate:
-    return estimates.difference(
-        estimates.by_seed(rows[ours], figure), estimates.by_seed(rows[theirs], figure)
-    )
-
-
-Pair = tuple[tuple[str, str], tuple[str, str]]  # two arms, each with its dial
-
-
-def _compared(rows: Rows, pairs: Sequence[Pair]) -> dict[Pair, tuple[Estimate, int]]:
-    """The difference of each pair that has rows, and its sign among those of the table."""
-    there = [pair for pair in pairs if rows.get(pair[0]) and rows.get(pair[1])]
-    differences = [_difference(rows, *pair, "mean_accuracy") for pair in there]
-    return dict(
-        zip(there, zip(differences, estimates.signs(differences), strict=True), strict=True)
-    )
-
-
-def _less(compared: tuple[Estimate, int] | None) -> str:
-    if compared is None:
-        return "–"
-    d, sign = compared
-    text = f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-    return f"**{text}**" if sign else text
-
-
-def _cell(rows: Sequence[Mapping[str, Any]] | None, figure: str) -> str:
-    if not rows:
-        return "–"
-    e = estimates.estimate(_values(rows, figure))
-    return f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}] ({e.n})"
-
-
-def _range(values: Sequence[float]) -> str:
-    distinct = sorted(set(values))
-    return (
-        "–"
-        if not distinct
-        else f"{distinct[0]:.1e}"
-        if len(distinct) == 1
-        else f"{distinct[0]:.1e} to {distinct[-1]:.1e}"
-    )

@@ -16,13 +16,13 @@ from queue import Queue
 from typing import Any
 
 from benchmarks import commands
+from benchmarks.science import run_figures
 from benchmarks.science.arms import Run
 from p2o_jax import config, types
 from p2o_jax.config import ConfigError, loading
 from p2o_jax.toy_world import pretrain
 from p2o_jax.tracking.record_rows import read_strict
 
-CONFIG = "configs/science.py"
 RESULTS = Path(__file__).with_name("results.jsonl")
 VARY = ("cpu_seconds", "versions")  # what may differ in the rows of equal runs
 
@@ -33,7 +33,7 @@ def command(run: Run, workdir: str) -> list[str]:
         "python",
         "-m",
         "p2o_jax.main",
-        f"--config={CONFIG}",
+        f"--config={run.config}",
         *(f"--config.{o}" for o in run.overrides),
         f"--workdir={workdir}",
     ]
@@ -142,8 +142,9 @@ def make(run: Run, core: int) -> dict[str, Any] | str:
 def figures(run: Run, workdir: Path) -> dict[str, Any]:
     """The recorded figures of a finished run.
 
-    These are its settings, accuracy over generated tokens, hard questions by epoch, cost, and a
-    digest of all losses, evaluations and templates. Runs with equal digests are equal bit for bit.
+    These are its settings, accuracy over generated tokens, accuracy on sets that differ from
+    training before and after it, hard questions by epoch, cost, and a digest of all losses,
+    evaluations and templates. Runs with equal digests are equal bit for bit.
     """
     result = _read(workdir / "result.json")
     metrics, evaluations = (
@@ -161,6 +162,8 @@ def figures(run: Run, workdir: Path) -> dict[str, Any]:
         "accuracy": result["accuracy"],
         "by_family": result["by_family"],
         "curve": curve,
+        "other_sets": run_figures.other_sets(evaluations),
+        "frac_right_masked": run_figures.frac_right_masked(metrics),
         "generated_tokens": result["generated_tokens"],
         "flops": sum(row.get("flops", 0) for row in result["ledger"].values()),
         "steps": result["steps"],
@@ -179,7 +182,7 @@ def figures(run: Run, workdir: Path) -> dict[str, Any]:
 
 def settings(run: Run) -> config.Config:
     """The config of a run, not resolved."""
-    values = loading.load_config_dict(CONFIG, [tuple(o.split("=", 1)) for o in run.overrides])
+    values = loading.load_config_dict(run.config, [tuple(o.split("=", 1)) for o in run.overrides])
     return loading.from_config_dict(values)
 
 

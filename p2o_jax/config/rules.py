@@ -30,6 +30,7 @@ from p2o_jax.config.ranges import Range
 # tokens of a question under the longest template, with its whole chain
 _LONGEST_WORLD_DOCUMENT = {
     "small": 75,
+    "medium": 82,
     "large": 108,
 }
 

@@ -31,10 +31,20 @@ def load_heldout(cfg: Config) -> list[sources.Loaded]:
 
 
 def load_sets(cfg: Config, text: str, where: str = "config.data.eval_path") -> list[sources.Loaded]:
-    """The sets of a list such as config.data.eval_path, in which `world` stands for the held-out
-    questions of the built-in world; see `benchmarks.load_sets`.
+    """The sets of a list such as config.data.eval_path; see `benchmarks.load_sets`.
+
+    In the list, `world` stands for the held-out questions of the built-in world, and `world:NAME`
+    for those of a set of `toy_world.questions.ELSEWHERE`, as in `longer=world:longer`.
     """
-    built_in = {WORLD: lambda: _heldout_of_world(cfg)}
+    built_in = {
+        WORLD: lambda: _heldout_of_world(cfg),
+        **{
+            f"{WORLD}:{name}": lambda name=name: _of_world(
+                world_questions.elsewhere_questions(cfg.world, name)
+            )
+            for name in world_questions.ELSEWHERE
+        },
+    }
     return benchmarks.load_sets(text, cfg.data, where, built_in)
 
 

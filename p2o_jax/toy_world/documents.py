@@ -20,12 +20,12 @@ STEP_PROBABILITIES: dict[phrases.Level, tuple[float, float]] = {  # (of the firs
     "strong": (0.97, 0.985),
     "weak": (0.7, 0.8),
     "generic": (0.4, 0.5),
+    "part": (0.1, 0.985),
 }
-FIRST_PLAIN = 0.05
 LEAST_PLAIN = 0.02  # the lowest probability of a later step under a plain prompt, where possible
 
-# Fractions of question documents without a template, and with a suitable phrase among 1 to 3. The
-# others have 1 to 3 random phrases.
+# Fractions of question documents without a template, and with suitable phrases. The others have
+# random phrases.
 P_PLAIN, P_FITTING = 0.25, 0.55
 P_EMPTY_INSTRUCTION = 0.25  # fraction of reflection documents
 P_HIDDEN_ANSWERS = 0.1  # fraction of reflection documents, as without gepa.show_reference_answer
@@ -45,24 +45,34 @@ class Document:
 
 
 def step_probabilities(
-    level: phrases.Level, num_steps: int, p_chain_plain: float
+    level: phrases.Level, num_steps: int, p_chain_plain: float, gate: float = 0.05
 ) -> tuple[float, ...]:
     """The probability of each step of a chain, given the previous steps.
 
-    At the level "none", their product is `p_chain_plain`. The first step has probability 0.05, and
-    the others share the rest evenly. If they would get less than 0.02 or more than 1 each, all
-    steps share `p_chain_plain` evenly. Each probability then stays above the ratio mask's bound of
-    0.01 for values of `p_chain_plain` down to 1e-6 (three steps) or 1e-10 (five steps).
+    At the level "none", their product is `p_chain_plain`. The first step has the probability
+    `gate`, and the others share the rest evenly. If they would get less than 0.02 or more than 1
+    each, all steps share `p_chain_plain` evenly. With a gate of 0.05, each probability then stays
+    above the ratio mask's bound of 0.01 for values of `p_chain_plain` down to 1e-6 (three steps) or
+    1e-10 (five steps).
     """
     if num_steps == 0:
         return ()
     if level != "none":
         first, later = STEP_PROBABILITIES[level]
         return (first,) + (later,) * (num_steps - 1)
-    later = (p_chain_plain / FIRST_PLAIN) ** (1 / max(num_steps - 1, 1))
+    later = (p_chain_plain / gate) ** (1 / max(num_steps - 1, 1))
     if num_steps == 1 or not LEAST_PLAIN <= later <= 1:
         return (p_chain_plain ** (1 / num_steps),) * num_steps
-    return (FIRST_PLAIN,) + (later,) * (num_steps - 1)
+    return (gate,) + (later,) * (num_steps - 1)
+
+
+def chances(
+    language: Language, problem: families.Problem, template: Sequence[str], p_chain_plain: float
+) -> tuple[float, ...]:
+    """The probability of each step of a problem's chain under a template's phrases."""
+    level = language.phrases.level(problem.family, template, problem.parts)
+    gate = language.named[problem.family].gate
+    return step_probabilities(level, len(problem.steps), p_chain_plain, gate)
 
 
 def prompt(template: str, question: str) -> str:
@@ -105,7 +115,7 @@ def respond(
         if p != q:
             weights[len(words)] = p / q if continues else (1 - p) / (1 - q)
         if not continues:
-            guess = language.families[problem.family].guess(rng)
+            guess = language.named[problem.family].guess(rng, len(problem.answer.split()))
             return " ".join([*words, families.box(guess)]), weights
         words += step.split()
     return correct_response(problem), weights
@@ -113,26 +123,22 @@ def respond(
 
 def draw_problem(rng: random.Random, language: Language) -> families.Problem:
     """A pretraining problem of a random family."""
-    (family,) = rng.choices(
-        [*language.families.values()], [family.weight for family in language.families.values()]
-    )
+    several = language.pretrained
+    (family,) = rng.choices(several, [family.weight for family in several])
     return family.draw(rng, "pretrain")
 
 
 def draw_template(rng: random.Random, language: Language, family: str) -> tuple[str, ...]:
-    """Draws the phrases of a question document's template.
-
-    There are none, some with a suitable phrase among them, or random ones.
+    """Draws the phrases of a question document's template: none, suitable and random ones, or
+    random ones.
     """
     kind = rng.random()
     if kind < P_PLAIN:
         return ()
-    chosen = list(language.phrases.draw(rng, rng.randint(1, phrases.MAX_PHRASES)))
+    chosen = language.phrases.draw(rng, rng.randint(1, language.phrases.max_phrases))
     if kind < P_PLAIN + P_FITTING and family in language.phrases.strategies:
-        fitting = rng.choice(language.phrases.strategies[family])
-        if fitting not in chosen:
-            chosen[rng.randrange(len(chosen))] = fitting
-    return tuple(chosen)
+        return language.phrases.fitting(rng, family, chosen)
+    return chosen
 
 
 def question_document(rng: random.Random, language: Language, p_chain_plain: float) -> Document:
@@ -145,8 +151,8 @@ def question_document(rng: random.Random, language: Language, p_chain_plain: flo
     """
     problem = draw_problem(rng, language)
     template = draw_template(rng, language, problem.family)
-    level = language.phrases.level(problem.family, template)
-    wanted = step_probabilities(level, len(problem.steps), p_chain_plain)
+    level = language.phrases.level(problem.family, template, problem.parts)
+    wanted = chances(language, problem, template, p_chain_plain)
     drawn = (language.p_shown,) * len(wanted) if level == "none" else wanted
     response, weights = respond(rng, language, problem, wanted, drawn)
     return Document(prompt(phrases.join(template), problem.question), response, weights)
@@ -160,14 +166,13 @@ def reflection_document(rng: random.Random, language: Language, p_chain_plain: f
     which phrase helps which question.
     """
     empty, hidden = rng.random() < P_EMPTY_INSTRUCTION, rng.random() < P_HIDDEN_ANSWERS
-    template = () if empty else language.phrases.draw(rng, rng.randint(1, phrases.MAX_PHRASES))
+    count = 0 if empty else rng.randint(1, language.phrases.max_phrases)
+    template = language.phrases.draw(rng, count)
     examples = []
     for _ in range(EXAMPLES):
         problem = draw_problem(rng, language)
-        chances = step_probabilities(
-            language.phrases.level(problem.family, template), len(problem.steps), p_chain_plain
-        )
-        output, _ = respond(rng, language, problem, chances, chances)
+        wanted = chances(language, problem, template, p_chain_plain)
+        output, _ = respond(rng, language, problem, wanted, wanted)
         right = output.endswith(families.box(problem.answer))
         examples.append((problem.question, output, right, "" if hidden else problem.answer))
     reply = phrases.join(language.phrases.mutate(rng, template))

@@ -20,7 +20,7 @@ differ between families, so that no family teaches another.
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from p2o_jax import types
@@ -61,22 +61,26 @@ class Problem:
     question: str
     steps: tuple[str, ...]
     answer: str
+    parts: int = 1  # of its family's strategy that it needs (`phrases.ComposedPhrases`)
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of question. All of its problems have equally many steps of equally many words."""
+    """A kind of question. All of its problems have equally many steps of equally many words.
+
+    Families of one name share strategy, answer symbols and gate.
+    """
 
     name: str
     hard: bool
     weight: float  # relative frequency in the pretraining questions
     symbols: tuple[str, ...]  # the symbols of answers and guesses
-    answer_length: int
     make: Callable[[random.Random], Problem]
+    gate: float = 0.05  # probability of the first step without a suitable phrase
 
-    def guess(self, rng: random.Random) -> str:
-        """A bluff: a uniformly random answer of the right form."""
-        return spaced(rng.choices(self.symbols, k=self.answer_length))
+    def guess(self, rng: random.Random, length: int) -> str:
+        """A bluff: a uniformly random answer of this many symbols."""
+        return spaced(rng.choices(self.symbols, k=length))
 
     def draw(self, rng: random.Random, split: Split) -> Problem:
         """Draws a random problem from one part of the question space."""
@@ -103,6 +107,19 @@ def split_of(question: str) -> Split:
 def spaced(symbols: Sequence[str | int]) -> str:
     """The symbols, separated by single spaces."""
     return " ".join(map(str, symbols))
+
+
+def reworded(family: Family, *changes: tuple[str, str]) -> Family:
+    """The family with other words in its questions. A change is a text and its replacement."""
+
+    def make(rng: random.Random) -> Problem:
+        problem = family.make(rng)
+        question = problem.question
+        for old, new in changes:
+            question = question.replace(old, new)
+        return replace(problem, question=question)
+
+    return replace(family, make=make)
 
 
 def by_name(families: Iterable[Family]) -> dict[str, Family]:
@@ -176,12 +193,12 @@ def largest(rng: random.Random, length: int = 4) -> Problem:
 
 FAMILIES = by_name(
     (
-        Family("add", True, 1.8, DIGITS, 4, add),
-        Family("double", True, 1.0, DIGITS, 4, double),
-        Family("shift", True, 1.0, LETTERS, 4, shift),
-        Family("cipher", True, 0.7, LETTERS, 4, cipher),
-        Family("reverse", False, 0.5, LETTERS, 4, reverse),
-        Family("largest", False, 0.5, DIGITS, 1, largest),
+        Family("add", True, 1.8, DIGITS, add),
+        Family("double", True, 1.0, DIGITS, double),
+        Family("shift", True, 1.0, LETTERS, shift),
+        Family("cipher", True, 0.7, LETTERS, cipher),
+        Family("reverse", False, 0.5, LETTERS, reverse),
+        Family("largest", False, 0.5, DIGITS, largest),
     )
 )
 HARD = tuple(name for name, family in FAMILIES.items() if family.hard)

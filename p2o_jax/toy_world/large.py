@@ -186,24 +186,22 @@ def smallest(rng: random.Random, length: int = 6) -> Problem:
 
 FAMILIES = families.by_name(
     (
-        Family("add", True, 1.5, DIGITS, 6, functools.partial(families.add, places=PLACES)),
-        Family("subtract", True, 1.5, DIGITS, 6, subtract),
-        Family("double", True, 1.0, DIGITS, 8, functools.partial(families.double, length=8)),
-        Family("shift", True, 1.0, LETTERS, 8, functools.partial(families.shift, length=8)),
-        Family("caesar", True, 1.5, LETTERS, 7, caesar),
-        Family(
-            "cipher", True, 1.5, LETTERS, 7, functools.partial(families.cipher, pairs=8, length=7)
-        ),
-        Family("mirror", True, 1.0, LETTERS, 8, mirror),
-        Family("total", True, 1.0, DIGITS, 8, total),
-        Family("order", True, 1.5, LETTERS, 6, order),
-        Family("count", True, 1.5, DIGITS, 10, count),
-        Family("binary", True, 1.0, BITS, 18, binary),
-        Family("compare", True, 1.0, DIGITS, 7, compare),
-        Family("reverse", False, 0.5, LETTERS, 6, functools.partial(families.reverse, length=6)),
-        Family("repeat", False, 0.5, LETTERS, 6, repeat),
-        Family("largest", False, 0.5, DIGITS, 1, functools.partial(families.largest, length=6)),
-        Family("smallest", False, 0.5, DIGITS, 1, smallest),
+        Family("add", True, 1.5, DIGITS, functools.partial(families.add, places=PLACES)),
+        Family("subtract", True, 1.5, DIGITS, subtract),
+        Family("double", True, 1.0, DIGITS, functools.partial(families.double, length=8)),
+        Family("shift", True, 1.0, LETTERS, functools.partial(families.shift, length=8)),
+        Family("caesar", True, 1.5, LETTERS, caesar),
+        Family("cipher", True, 1.5, LETTERS, functools.partial(families.cipher, pairs=8, length=7)),
+        Family("mirror", True, 1.0, LETTERS, mirror),
+        Family("total", True, 1.0, DIGITS, total),
+        Family("order", True, 1.5, LETTERS, order),
+        Family("count", True, 1.5, DIGITS, count),
+        Family("binary", True, 1.0, BITS, binary),
+        Family("compare", True, 1.0, DIGITS, compare),
+        Family("reverse", False, 0.5, LETTERS, functools.partial(families.reverse, length=6)),
+        Family("repeat", False, 0.5, LETTERS, repeat),
+        Family("largest", False, 0.5, DIGITS, functools.partial(families.largest, length=6)),
+        Family("smallest", False, 0.5, DIGITS, smallest),
     )
 )
 

@@ -29,7 +29,7 @@ def chain_figures(
     row_tokens: int,
     num_questions: int = 256,
 ) -> dict[str, dict[str, Any]]:
-    """Measures the model on fresh questions, with the plain prompt and with a strong phrase.
+    """Measures the model on fresh questions, with the plain prompt and with suitable templates.
 
     Args:
         spec: the model.
@@ -41,9 +41,10 @@ def chain_figures(
 
     Returns:
         For each hard family:
-        - `p_chain_plain` and `p_chain_strong`: the mean probability of the whole correct response,
-          exp(Σ log p), including the end of sequence.
-        - `greedy_plain` and `greedy_strong`: the fraction of questions for which greedy decoding
+        - `p_chain_plain`, and `p_chain_KIND` for each kind of `phrases.Phrases.instructions`: the
+          mean probability of the whole correct response, exp(Σ log p), including the end of
+          sequence.
+        - `greedy_plain` and `greedy_KIND`: the fraction of questions for which greedy decoding
           gives exactly that response.
         - `p_go_on_plain`: for each step, the mean probability of beginning it under the plain
           prompt, given the previous steps.
@@ -54,22 +55,20 @@ def chain_figures(
     for name in language.hard:
         rng = random.Random(f"{seed}/world/probe/{name}")
         problems = [language.families[name].draw(rng, "probe") for _ in range(num_questions)]
-        strong = language.phrases.strategies[name][:2]
-        plain_docs = [_whole_chain("", problem) for problem in problems]
-        strong_docs = [_whole_chain(strong[i % 2], problem) for i, problem in enumerate(problems)]
-        plain_logp, plain_greedy = score(spec, params, language, plain_docs, row_tokens)
-        strong_logp, strong_greedy = score(spec, params, language, strong_docs, row_tokens)
+        scored = {
+            kind: score(spec, params, language, _chains(templates, problems), row_tokens)
+            for kind, templates in {"plain": [""], **language.phrases.instructions(name)}.items()
+        }
+        plain, strong = scored["plain"][0], scored["strong"][0]
         starts = np.cumsum([0] + [len(step.split()) for step in problems[0].steps[:-1]])
         figures[name] = {
-            "p_chain_plain": _mean_of_products(plain_logp),
-            "p_chain_strong": _mean_of_products(strong_logp),
-            "greedy_plain": _share(plain_greedy),
-            "greedy_strong": _share(strong_greedy),
+            **{f"p_chain_{kind}": _mean_of_products(logp) for kind, (logp, _) in scored.items()},
+            **{f"greedy_{kind}": _share(greedy) for kind, (_, greedy) in scored.items()},
             "p_go_on_plain": [
-                float(np.mean(np.exp([logp[start] for logp in plain_logp]))) for start in starts
+                float(np.mean(np.exp([logp[start] for logp in plain]))) for start in starts
             ],
             "frac_masked": float(
-                np.mean(np.concatenate(plain_logp) - np.concatenate(strong_logp) < np.log(0.01))
+                np.mean(np.concatenate(plain) - np.concatenate(strong) < np.log(0.01))
             ),
         }
     return figures
@@ -138,10 +137,17 @@ def _score_rows(
     return jnp.pad(logp_BT, ((0, 0), (1, 0))), jnp.pad(first_BT, ((0, 0), (1, 0)))
 
 
-def _whole_chain(template: str, problem: families.Problem) -> documents.Document:
-    return documents.Document(
-        documents.prompt(template, problem.question), documents.correct_response(problem)
-    )
+def _chains(
+    templates: Sequence[str], problems: Sequence[families.Problem]
+) -> list[documents.Document]:
+    """Correct responses to the problems under the templates in turn."""
+    return [
+        documents.Document(
+            documents.prompt(templates[i % len(templates)], problem.question),
+            documents.correct_response(problem),
+        )
+        for i, problem in enumerate(problems)
+    ]
 
 
 def _mean_of_products(logps: Sequence[np.ndarray]) -> float:

@@ -7,6 +7,10 @@ from p2o_jax import config
 from p2o_jax.toy_world import families, languages
 from p2o_jax.types import Question, question_id
 
+ELSEWHERE = tuple(
+    dict.fromkeys(name for language in languages.LANGUAGES.values() for name in language.elsewhere)
+)
+
 
 def train_questions(cfg: config.WorldConfig) -> list[Question]:
     """Draws `hard_per_family` questions of each hard family and `easy_per_family` of each easy one.
@@ -38,10 +42,43 @@ def heldout_questions(cfg: config.WorldConfig) -> list[Question]:
     ]
 
 
+def elsewhere_questions(cfg: config.WorldConfig, name: str) -> list[Question]:
+    """Draws `heldout_per_family` questions of each family of one of the `ELSEWHERE` sets, which
+    differ from training in kind.
+
+    Raises:
+        ConfigError: the world of this size has no such set.
+    """
+    several = languages.of(cfg).elsewhere
+    if name not in several:
+        raise config.ConfigError(
+            f"world:{name}: config.world.size={cfg.size} has no such held-out set, only"
+            f" {', '.join(several)}"
+        )
+    return [
+        question
+        for family in several[name]
+        for question in _questions(cfg, family, "heldout", cfg.heldout_per_family, f"/{name}")
+    ]
+
+
 def _questions(
-    cfg: config.WorldConfig, family: families.Family, split: families.Split, count: int
+    cfg: config.WorldConfig,
+    family: families.Family,
+    split: families.Split,
+    count: int,
+    name: str = "",
 ) -> list[Question]:
-    rng = random.Random(f"{cfg.seed}/world/{split}/{family.name}")
+    """Draws distinct questions of a family.
+
+    Args:
+        cfg: settings of the world.
+        family: the family.
+        split: the part of the question space.
+        count: number of questions.
+        name: distinguishes the draw from others of the split.
+    """
+    rng = random.Random(f"{cfg.seed}/world/{split}/{family.name}{name}")
     drawn: dict[str, families.Problem] = {}
     while len(drawn) < count:
         problem = family.draw(rng, split)

@@ -2,12 +2,22 @@
 tables from rows alone.
 """
 
+import dataclasses
 import json
 import random
 
 import pytest
 
-from benchmarks.science import arms, estimates, report, run, teacher
+from benchmarks.science import (
+    arms,
+    estimates,
+    medium_report,
+    report,
+    run,
+    run_figures,
+    tables,
+    teacher,
+)
 from p2o_jax import config
 from p2o_jax.config import ConfigError, rules
 from p2o_jax.toy_world import documents, families, phrases
@@ -48,6 +58,38 @@ def test_what_has_a_row_is_not_run_again(tmp_path):
     assert run.pending(wanted, tmp_path / "none.jsonl") == wanted
 
 
+def test_runs_on_other_sets_differ_in_nothing_else():
+    for sets, usual in zip(arms.ELSEWHERE, (arms.GRPO, arms.RECOMMENDED), strict=True):
+        ours, theirs = (run.settings(arms.Run(arm, "1e-3", 2)) for arm in (sets, usual))
+        assert dataclasses.replace(ours, data=theirs.data) == theirs
+        assert ours.data.eval_path.startswith("world,longer=world:longer")
+
+
+def test_the_small_and_the_medium_world_have_configs_and_rows_of_their_own():
+    small, medium = (next(arms.runs(suite, 1)) for suite in ("dial", "paper-medium"))
+    assert small.overrides != medium.overrides
+    assert "--config=configs/science_medium.py" in run.command(medium, "w")
+    worlds = [run.settings(r).world for r in (small, medium)]
+    assert [world.size for world in worlds] == ["small", "medium"]
+    assert all(
+        arm.against in {other.name for other in arms.PAPER_MEDIUM}
+        for arm in arms.PAPER_MEDIUM
+        if arm.against
+    )
+
+
+def test_figures_of_evaluations_and_of_the_mask():
+    evaluations = [
+        {"sets": {"world": {"accuracy": 0.0}, "longer": {"accuracy": 0.25}}},
+        {"sets": {"world": {"accuracy": 0.5}, "longer": {"accuracy": 0.75}}},
+    ]
+    assert run_figures.other_sets(evaluations) == {"world": [0.0, 0.5], "longer": [0.25, 0.75]}
+    assert run_figures.other_sets([{"accuracy": 0.5}]) == {}
+    name = "distill/frac_right_masked"
+    assert run_figures.frac_right_masked([{name: 0.1}, {}, {name: 0.3}]) == 0.2
+    assert run_figures.frac_right_masked([{}]) is None
+
+
 def test_a_failing_run_is_told_and_leaves_no_row(tmp_path, monkeypatch):
     monkeypatch.setattr(
         run, "command", lambda run, workdir: ["python", "-c", "raise SystemExit('the reason')"]
@@ -68,7 +110,7 @@ def test_a_run_made_again_must_have_the_same_row(tmp_path, monkeypatch):
     with pytest.raises(ConfigError) as e:
         run.redo([one, other], results)
     assert (
-        len(e.value.problems) == 2
+        len(e.value.problems) == 4  # accuracies: at the end, its curve, by family, other sets
         and "grpo-16, dial 1e-5, seed 0: accuracy is 0.25, was 0.5" in e.value.problems
     )
 
@@ -131,6 +173,9 @@ def test_the_teacher_knows_the_world_and_adds_what_a_failed_question_needs():
 def row(r: arms.Run, accuracy: float) -> dict:
     curve = [[0, 0.0], [80_000, accuracy]]
     known = {
+        "by_family": {"add": accuracy, "double": accuracy, "shift": 0.0, "compare": 0.25},
+        "other_sets": {"world": [0.0, accuracy], "longer": [0.0, accuracy / 2]},
+        "frac_right_masked": None,
         "accuracy": accuracy,
         "curve": curve,
         "p_chain_plain": float(r.dial) / 2,
@@ -185,6 +230,69 @@ def test_the_page_is_made_from_rows_alone(tmp_path, monkeypatch):
     assert (tmp_path / "d.png").stat().st_size > 10_000 and (tmp_path / "r.png").exists()
     report.write(results)
     assert page.read_text() == text
+
+
+def test_the_tables_of_the_medium_world_by_hand(tmp_path):
+    """A mean over the budget is half the end. Three seeds, one of them higher by .1 throughout."""
+    ends = {"grpo": 0.0, "recommended": 0.8, "mask": 0.4, "one-reflection": 0.8}
+    rows = []
+    for r in arms.runs("paper-medium", 3):
+        end = ends.get(r.arm.name.removeprefix("medium-"))
+        if end is not None:
+            masked = 0.04 if r.arm.name == "medium-mask" else None
+            rows.append(row(r, end + (r.seed == 2) / 10) | {"frac_right_masked": masked})
+    results = tmp_path / "results.jsonl"
+    results.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    _, _, figures, _, less = medium_report.medium(tables.read(results)).split("\n\n")
+    cells = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in figures.splitlines()}
+    assert len(cells) == 2 + 4
+    assert cells["Recommended, with the mask (`distill.eps_low=.99`)"][1:] == [
+        "0.217 [0.145, 0.288] (3)",
+        "0.433 [0.290, 0.577] (3)",
+        "0.433 [0.290, 0.577] (3)",
+        "0.125 [0.125, 0.125] (3)",
+        "0.433 [0.290, 0.577] (3)",
+        "4.0% |",
+    ]
+    cells = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in less.splitlines()}
+    assert len(cells) == 2 + 3
+    assert cells["Recommended, with the mask (`distill.eps_low=.99`)"][1:] == [
+        "P²O, recommended",
+        "**-0.200 [-0.200, -0.200]**",
+        "**-0.400 [-0.400, -0.400]**",
+        "**-0.400 [-0.400, -0.400]**",
+        "+0.000 [+0.000, +0.000]",
+        "**-0.400 [-0.400, -0.400]**",
+        "–",
+        "worse |",
+    ]
+    assert cells["GRPO, groups of 8"][-1] == "yes |"
+    assert cells["Recommended, one round of reflection in place of GEPA"][-1] == (
+        "no difference shown |"
+    )
+    assert medium_report.medium({}) == medium_report.elsewhere({}) == ""
+
+
+def test_the_table_out_of_distribution_by_hand(tmp_path):
+    """Half as accurate on longer questions."""
+    rows = [
+        row(r, 0.0 if r.arm.name == "elsewhere-grpo" else 0.8) for r in arms.runs("elsewhere", 3)
+    ]
+    results = tmp_path / "results.jsonl"
+    results.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    accuracies, less = medium_report.elsewhere(tables.read(results)).split("Less that of GRPO")
+    lines = [line for line in accuracies.splitlines() if line.startswith("| small, 1e-3")]
+    assert lines == [
+        "| small, 1e-3 | GRPO, groups of 8 | 0.000 [0.000, 0.000] (3) | 0.000 [0.000, 0.000] (3)"
+        " | – | – |",
+        "| small, 1e-3 | P²O, recommended | 0.800 [0.800, 0.800] (3) | 0.400 [0.400, 0.400] (3)"
+        " | – | – |",
+    ]
+    (line,) = [line for line in less.splitlines() if line.startswith("| small, 1e-3")]
+    assert line == (
+        "| small, 1e-3 | P²O, recommended | **+0.800 [+0.800, +0.800]** |"
+        " **+0.400 [+0.400, +0.400]** | – | – |"
+    )
 
 
 def test_a_page_without_its_place_is_left_as_it_is(tmp_path, monkeypatch):

@@ -1,5 +1,5 @@
-"""The small language is what it always was, to the bit; the large one is as large as it says,
-and its documents fit.
+"""The small language is what it always was, to the bit; the others are as large as they say, and
+their documents fit.
 """
 
 import random
@@ -13,25 +13,24 @@ from p2o_jax import config, types
 from p2o_jax.config import loading, rules
 from p2o_jax.gepa.reflection import compact_prompt
 from p2o_jax.toy_world import documents, packing, phrases, pretrain, questions, tokenizer
-from p2o_jax.toy_world.languages import LANGUAGES, LARGE, SMALL, Language
+from p2o_jax.toy_world.languages import LANGUAGES, LARGE, MEDIUM, SMALL, Language
 
-LARGE_CONFIG = Path(__file__).parents[2] / "configs" / "world_large.py"
+CONFIGS = Path(__file__).parents[2] / "configs"
 every_size = pytest.mark.parametrize("size", LANGUAGES)
 
 
-def large_config() -> config.Config:
-    return config.resolve(
-        loading.from_config_dict(runpy.run_path(str(LARGE_CONFIG))["get_config"]())
-    )
+def config_of(size: str) -> config.Config:
+    path = CONFIGS / f"world_{size}.py"
+    return config.resolve(loading.from_config_dict(runpy.run_path(str(path))["get_config"]()))
 
 
-def small_documents() -> tuple[list[documents.Document], list[documents.Document]]:
+def documents_of(language: Language) -> tuple[list[documents.Document], list[documents.Document]]:
     asked, reflected = (
         random.Random(f"0/world/pretrain/{kind}") for kind in ("questions", "reflections")
     )
     return (
-        [documents.question_document(asked, SMALL, 1e-5) for _ in range(200)],
-        [documents.reflection_document(reflected, SMALL, 1e-5) for _ in range(50)],
+        [documents.question_document(asked, language, 1e-5) for _ in range(200)],
+        [documents.reflection_document(reflected, language, 1e-5) for _ in range(50)],
     )
 
 
@@ -45,7 +44,7 @@ def test_the_small_world_is_bit_for_bit_what_its_published_figures_were_measured
     """Digests of the text; with another one every base has to be pretrained, and every result
     measured, again.
     """
-    asked, reflected = small_documents()
+    asked, reflected = documents_of(SMALL)
     cfg = config.WorldConfig()
     assert types.digest(*tokenizer.vocabulary(SMALL)) == "85a2dd0db5fadd5e"
     assert types.digest(*map(repr, asked)) == "01b49b167fbe436e"
@@ -57,6 +56,25 @@ def test_the_small_world_is_bit_for_bit_what_its_published_figures_were_measured
         pretrain.base_directory(config.WorldConfig(p_chain_plain=1e-2, seed=1)).name
         == "base-3ec7ca5fbfd24d97"
     )
+
+
+def test_the_medium_world_is_bit_for_bit_what_its_rows_were_measured_on():
+    asked, reflected = documents_of(MEDIUM)
+    cfg = config.WorldConfig(size="medium", steps=3000)
+    assert types.digest(*tokenizer.vocabulary(MEDIUM)) == "ccbbf68b36b3e992"
+    assert types.digest(*map(repr, asked)) == "d75fc82f4906d223"
+    assert types.digest(*map(repr, reflected)) == "0f7ec4bb7018f567"
+    assert digest_of(questions.train_questions(cfg)) == "1b6b03824a413a07"
+    assert digest_of(questions.heldout_questions(cfg)) == "bd4c23dabef21362"
+    several = {
+        name: digest_of(questions.elsewhere_questions(cfg, name)) for name in MEDIUM.elsewhere
+    }
+    assert several == {
+        "longer": "aac8fc5ec14eb023",
+        "wording": "780dec1b356aa6d3",
+        "untrained": "dc41dc4678781fef",
+    }
+    assert pretrain.base_directory(cfg).name == "base-1cc27313872c5984"
 
 
 def test_the_small_worlds_rows_are_bit_for_bit_what_they_were():
@@ -101,14 +119,13 @@ def test_the_large_language_is_as_large_as_it_says():
 
 
 def longest_documents(language: Language) -> list[tuple[documents.Document, documents.Document]]:
-    """For each family the longest question document, and the longest reflection on it; all
-    problems of a family are of one length.
+    """For each pretraining family the longest question document, and the longest reflection on it;
+    all problems of a family are of one length.
     """
-    template = phrases.join(
-        sorted(language.phrases.all, key=lambda phrase: -len(phrase.split()))[: phrases.MAX_PHRASES]
-    )
+    longest_first = sorted(language.phrases.all, key=lambda phrase: -len(phrase.split()))
+    template = phrases.join(longest_first[: language.phrases.max_phrases])
     longest = []
-    for family in language.families.values():
+    for family in language.pretrained:
         problem = family.draw(random.Random(0), "pretrain")
         response = documents.correct_response(problem)
         asked = documents.Document(documents.prompt(template, problem.question), response)
@@ -159,15 +176,15 @@ def test_every_document_that_is_drawn_is_known_and_no_longer_than_the_longest(si
         assert bound * 0.8 < longest_drawn <= bound
 
 
-def test_the_large_config_is_valid_and_holds_what_the_large_world_says():
-    cfg = large_config()
-    assert not rules.problems(cfg, 1) and cfg.world.size == "large"
-    plain = [
-        len(tokenizer.chat_words(q.text))
-        for q in questions.train_questions(cfg.world) + questions.heldout_questions(cfg.world)
-    ]
+@pytest.mark.parametrize("size", ["medium", "large"])
+def test_the_config_is_valid_and_holds_what_the_world_says(size):
+    cfg, language = config_of(size), LANGUAGES[size]
+    assert not rules.problems(cfg, 1) and cfg.world.size == size
+    several = [questions.train_questions(cfg.world), questions.heldout_questions(cfg.world)]
+    several += [questions.elsewhere_questions(cfg.world, name) for name in language.elsewhere]
+    plain = [len(tokenizer.chat_words(q.text)) for part in several for q in part]
     assert max(plain) <= cfg.data.max_prompt_tokens
-    for asked, reflected in longest_documents(LARGE):
+    for asked, reflected in longest_documents(language):
         prompt, response = (
             len(tokenizer.chat_words(asked.prompt)),
             len(tokenizer.split(asked.response)) + 1,
@@ -176,9 +193,13 @@ def test_the_large_config_is_valid_and_holds_what_the_large_world_says():
         assert prompt <= config.max_templated_prompt_tokens(cfg)
         assert len(tokenizer.split(reflected.prompt)) <= cfg.gepa.reflect_prompt_tokens
         assert len(tokenizer.split(reflected.response)) + 1 <= cfg.gepa.reflect_new_tokens
+
+
+def test_decisions_of_the_large_world_stay_above_the_ratio_masks_bound():
+    dial = config_of("large").world.p_chain_plain
     for name in LARGE.hard:
         steps = len(LARGE.families[name].make(random.Random(0)).steps)
-        assert min(documents.step_probabilities("none", steps, cfg.world.p_chain_plain)) > 0.02
+        assert min(documents.step_probabilities("none", steps, dial)) > 0.02
 
 
 def test_the_mixture_of_large_documents():

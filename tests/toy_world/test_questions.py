@@ -12,7 +12,7 @@ from p2o_jax.toy_world import documents, languages, questions
 
 CFG = config.WorldConfig()
 of_every_size = pytest.mark.parametrize(
-    "cfg", [CFG, config.WorldConfig(size="large")], ids=lambda cfg: cfg.size
+    "cfg", [config.WorldConfig(size=size) for size in languages.LANGUAGES], ids=lambda cfg: cfg.size
 )
 
 
@@ -57,6 +57,44 @@ def test_training_heldout_and_pretraining_are_disjoint_for_any_pair_of_seeds(cfg
     assert not train & heldout
     assert not train & pretraining
     assert not heldout & pretraining
+
+
+@of_every_size
+def test_sets_that_differ_in_kind_are_of_other_questions(cfg):
+    """Their texts are in no other set, nor in pretraining; those of all sizes are deterministic."""
+    several = {
+        name: questions.elsewhere_questions(cfg, name) for name in languages.of(cfg).elsewhere
+    }
+    assert several == {name: questions.elsewhere_questions(cfg, name) for name in several}
+    texts = [q.text for part in several.values() for q in part]
+    assert len(set(texts)) == len(texts) and all(
+        len(part) == cfg.heldout_per_family * len(languages.of(cfg).elsewhere[name])
+        for name, part in several.items()
+    )
+    rng = random.Random(0)
+    usual = questions.train_questions(cfg) + questions.heldout_questions(cfg)
+    shown = {documents.draw_problem(rng, languages.of(cfg)).question for _ in range(5000)}
+    assert not set(texts) & {q.text for q in usual} and not set(texts) & shown
+
+
+def test_sets_of_the_small_world_by_hand():
+    words = {
+        name: [q.text.split() for q in questions.elsewhere_questions(CFG, name)]
+        for name in ("longer", "wording")
+    }
+    assert {(w[0], len(w)) for w in words["longer"]} == {("double", 7), ("shift", 7)}
+    assert {tuple(w[:3]) for w in words["wording"] if w[1] != "double" and w[1] != "shift"} == {
+        ("so", "what", "is"),
+        ("please", "use", "key"),
+    }
+    (sums, *_) = (q for q in questions.elsewhere_questions(CFG, "wording") if "+" in q.text)
+    first, second = sums.text.removeprefix("so what is ").rstrip(" ?").replace(" ", "").split("+")
+    assert int(sums.answer.replace(" ", "")) == int(first) + int(second)
+
+
+def test_a_set_that_the_world_does_not_have_is_an_error():
+    with pytest.raises(config.ConfigError, match="size=small has no such .* only longer, wording"):
+        questions.elsewhere_questions(CFG, "untrained")
 
 
 def test_ids_are_unique():

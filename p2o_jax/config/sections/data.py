@@ -13,10 +13,11 @@ class WorldConfig:
     model.path or data.path is "world".
     """
 
-    size: Literal["small", "large"] = setting(
+    size: Literal["small", "medium", "large"] = setting(
         "small",
-        "Size of the language. large: more question families and longer chains"
-        " (p2o_jax/toy_world/large.py); wants a GPU.",
+        "Size of the language. medium: strategies of three parts, and tokens that plain responses"
+        " hardly ever have (p2o_jax/toy_world/medium.py); large: more question families and longer"
+        " chains (p2o_jax/toy_world/large.py), wants a GPU.",
     )
     seed: int = setting(0, "Seed of families, documents, pretraining and questions.", SEED)
     p_chain_plain: float = setting(
@@ -58,7 +59,8 @@ class DataConfig:
         "",
         "Held-out questions: a source as in data.path, a benchmark of p2o_jax/data/benchmarks.py as"
         " NAME or NAME=PATH, or NAME=PATH,NAME=PATH for several sets, the first of which is the"
-        " main one. Empty: the world's own with data.path=world, otherwise no evaluation.",
+        " main one. world and world:NAME are held-out sets of the built-in world. Empty: world with"
+        " data.path=world, otherwise no evaluation.",
     )
     question_field: str = setting(
         "question",
