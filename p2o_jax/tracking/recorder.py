@@ -201,7 +201,7 @@ class Recorder(LoopRecorder):
                 )
             for line in notices.of_search([event["outcome"] for event in result.events]):
                 self.reporter.line(line)
-        elif self.cfg.gepa.enabled and self.cfg.gepa.schedule == "every_epoch":
+        elif self.cfg.gepa.enabled and self.cfg.gepa.schedule != "first":
             rule = f"fewer than config.gepa.min_hard={self.cfg.gepa.min_hard}: no prompt phase"
             self.reporter.line(f"epoch {epoch}: {len(before.hard_ids)} hard questions, {rule}")
         if self.log:
