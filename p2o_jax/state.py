@@ -15,6 +15,8 @@ class Assignment:
 
 
 Tally = tuple[int, int]  # successes, rollouts
+# by question and `template_id`: successes and rollouts, older epochs counting less
+RecentTallies = Mapping[str, Mapping[str, tuple[float, float]]]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,17 @@ class History:
     fates: Mapping[str, LearningStatus] = field(default_factory=dict)
     # mean response length when the question was last asked
     tokens: Mapping[str, float] = field(default_factory=dict)
+    recent: RecentTallies = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SliceRecord:
+    """The slices of search (iterations of GEPA) of all prompt phases so far: how many, and how many
+    of the latest, in a row, covered no further question.
+    """
+
+    count: int = 0
+    fruitless: int = 0
 
 
 Phase = Literal["policy", "prompts"]
@@ -104,6 +117,7 @@ class RunState:
     history: History = field(default_factory=History)
     best_template: str = ""  # of the last prompt phase, by dev score
     pool: tuple[str, ...] = ()  # templates that the next prompt phase takes over
+    slices: SliceRecord = field(default_factory=SliceRecord)
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything but the device part, as JSON values."""
@@ -118,6 +132,7 @@ class RunState:
             "history": asdict(self.history),
             "best_template": self.best_template,
             "pool": list(self.pool),
+            "slices": asdict(self.slices),
         }
 
     @staticmethod
@@ -134,7 +149,9 @@ class RunState:
             ledger=Ledger(host["ledger"]),
             history=_history(host["history"]),
             best_template=host["best_template"],
-            pool=tuple(host.get("pool", ())),  # which earlier versions do not have
+            # earlier versions do not have these
+            pool=tuple(host.get("pool", ())),
+            slices=SliceRecord(**host.get("slices", {})),
         )
 
 
@@ -191,4 +208,8 @@ def _history(value: Mapping[str, Any]) -> History:
         attempts,
         {k: LearningStatus(**v) for k, v in value["fates"].items()},
         value["tokens"],
+        {
+            name: {t: (n[0], n[1]) for t, n in by_template.items()}
+            for name, by_template in value.get("recent", {}).items()  # new
+        },
     )

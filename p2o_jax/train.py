@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from p2o_jax import gepa
 from p2o_jax.config import Config, minibatch_rollouts
-from p2o_jax.p2o import assign, mining, question_history
+from p2o_jax.p2o import assign, mining, question_history, value
 from p2o_jax.rl import advantages, batch
 from p2o_jax.rollout.dynamic_sampling import Filled
 from p2o_jax.startup.components import Components
@@ -21,7 +21,8 @@ from p2o_jax.types import Question, Rollout, SearchResult
 class Sampled:
     """What a rollout phase hands to the update phase."""
 
-    questions: list[Question]
+    batch: list[Question]
+    questions: list[Question]  # of the batch, those that were asked; further groups follow
     rollouts: list[Rollout]  # of these questions, group by group
     filled: Filled  # the rollouts to train on, and all that were sampled
 
@@ -59,9 +60,9 @@ def policy_step(cfg: Config, components: Components, state: RunState) -> RunStat
 
 def rollout_phase(cfg: Config, components: Components, state: RunState) -> Sampled:
     """Samples and scores the rollouts of the step's questions (algorithm, steps 1 to 3)."""
-    questions = mining.with_extra_groups(
-        components.questions.batch(state.step), state.last_hard_ids, cfg.mining
-    )
+    batch = components.questions.batch(state.step)
+    asked = mining.worth_asking(batch, state, components.questions.epoch(state.step), cfg)
+    questions = mining.with_extra_groups(asked, state.last_hard_ids, cfg.mining)
     prompts = assign.prompts_for(
         questions, state.assignment, cfg.rollout.group_size, "train", state.history.tokens
     )
@@ -69,7 +70,7 @@ def rollout_phase(cfg: Config, components: Components, state: RunState) -> Sampl
     weights = components.weights(state)  # freed on return: the update needs their memory
     rollouts = components.pipeline.sample(weights, prompts, components.sampling, key)
     filled = components.fill(weights, rollouts, state.assignment, state.step, key)
-    return Sampled(questions, rollouts, filled)
+    return Sampled(batch, questions, rollouts, filled)
 
 
 def update_phase(
@@ -78,7 +79,10 @@ def update_phase(
     """Mines hard questions and updates the policy on plain prompts (algorithm, steps 4 to 8)."""
     questions, rollouts, filled = sampled.questions, sampled.rollouts, sampled.filled
     solved_QG, templated_QG = mining.outcomes(rollouts, cfg.rollout.group_size)
-    hard_now = mining.find_hard(questions, solved_QG, templated_QG, cfg.mining)
+    hard_now = (
+        *mining.find_hard(questions, solved_QG, templated_QG, cfg.mining),
+        *mining.still_hard(sampled.batch, questions, state.last_hard_ids),
+    )
     advantage_QG = advantages.of_rollouts(filled.trained, cfg)
 
     policy, size = components.learner.policy(state.learner), minibatch_rollouts(cfg)
@@ -117,7 +121,7 @@ def update_phase(
         | filled.stats
         | of_updates(score_stats, update_stats)
         | mining.outcome_metrics(questions, solved_QG, templated_QG, zero_Q, state.last_hard_ids)
-        | {"hard/questions_step": len(hard_now), "hard/questions_epoch": len(hard_ids)},
+        | mining.counts(sampled.batch, questions, hard_now, hard_ids),
     )
     return after
 
@@ -144,6 +148,7 @@ def prompt_phase(cfg: Config, components: Components, state: RunState) -> RunSta
         ),
         best_template=assign.best_template(result, state.best_template),
         pool=gepa.carried(result, state.pool, cfg.gepa),
+        slices=value.searched(state.slices, result),
         ledger=ledger,
     )
     components.record.search(state, after, result)
@@ -172,6 +177,8 @@ def search(
         on_stage=adapter.enter,
         success_above=cfg.reward.success_above,
         start=(*components.seed_templates, *state.pool),
+        known=question_history.known_scores(state.history, cfg.gepa),
+        worth=value.worth(state, components.questions.steps_per_epoch, cfg),
     )
     return result, adapter.ledger
 

@@ -8,6 +8,7 @@ same minibatches, ties again on further ones, accepted ones on dev.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from p2o_jax import config
@@ -16,6 +17,7 @@ from p2o_jax.gepa import steps as steps
 from p2o_jax.types import Outcome, Question, Reply, SearchResult
 
 Pair = tuple[str, Question]  # (template, question)
+Worth = tuple[float, float]  # what an iteration is expected to bring, and its tokens elsewhere
 EvaluationStage = Literal["seed", "parents", "children", "dev"]  # purpose of an evaluation
 Evaluate = Callable[[Sequence[Pair]], Sequence[Outcome]]
 Reflect = Callable[[Sequence[str]], Sequence[Reply | str | None]]
@@ -89,6 +91,11 @@ STATS = {
     "frac_dev_covered": "share of dev questions that some candidate solves",
     "best_dev_score": "mean dev score of the best candidate",
     "num_cover": "templates in the greedy cover",
+    "fruitless": "latest iterations, in a row, after which no more dev questions were covered",
+    "value_search": (
+        "informative groups that the next iteration was expected to bring, when it was last decided"
+    ),
+    "value_training": "informative groups that training brings for the tokens of that iteration",
 }
 
 
@@ -100,11 +107,20 @@ def reasons(fates: Iterable[str]) -> str:
     return ", ".join(f"{count} {SHORT_REASONS[fate]}" for fate, count in counts.most_common())
 
 
+def fruitless(covered: Sequence[float]) -> int:
+    """Returns after how many iterations, the latest in a row, no more was covered.
+
+    Args:
+        covered: share of dev questions that some template solves, before each iteration and now.
+    """
+    return sum(share == covered[-1] for share in covered[:-1])
+
+
 def is_due(step: int, num_hard: int, cfg: config.GepaConfig) -> bool:
     """Whether templates evolve after this many policy steps, at the end of an epoch with this many
     hard questions.
     """
-    on_schedule = {"every_epoch": step > 0, "first": step == 0}[cfg.schedule]
+    on_schedule = step == 0 if cfg.schedule == "first" else step > 0
     evolves = cfg.enabled and cfg.reflector != "hint"
     return evolves and on_schedule and num_hard >= cfg.min_hard
 
@@ -122,6 +138,8 @@ def search(
     on_stage: Callable[[EvaluationStage], None] = lambda stage: None,
     success_above: float = 0.5,
     start: Sequence[str] = (),
+    known: Callable[[str, Question], float | None] = lambda template, question: None,
+    worth: Callable[[Sequence[float]], Worth | None] = lambda covered: None,
 ) -> SearchResult:
     """Returns templates for these hard questions, their dev scores and the greedy cover.
 
@@ -147,11 +165,16 @@ def search(
         success_above: config.reward.success_above.
         start: templates that the phase begins with beside the empty one, as far as they fit and the
             budget can evaluate them.
+        known: the score of a template of the beginning on a question, if it need not be evaluated.
+        worth: called before every iteration with the share of dev questions that some template
+            solves, at the beginning and after each iteration so far. Returns what the next
+            iteration is expected to bring and what its tokens bring elsewhere; the phase ends if
+            the first is not more. None: it goes on.
     """
     phase = _setup(questions, cfg, seed, success_above)
     evaluator = _Evaluator(phase, evaluate, reflect, count_tokens, on_stage)
-    state = _begun(phase, evaluator, start, fits)
-    while (state := steps.select(phase, state)).stage != "done":
+    state = _begun(phase, evaluator, start, fits, known)
+    while (state := steps.select(phase, evaluator.weighed(state, worth))).stage != "done":
         before, examples = evaluator.parents(state)
         replies = evaluator.replies(state, before, examples)
         state = steps.propose(phase, state, before, replies, count_tokens, fits, spells_special)
@@ -182,16 +205,19 @@ def _begun(
     evaluator: "_Evaluator",
     start: Sequence[str],
     fits: Callable[[str, Question], bool],
+    known: Callable[[str, Question], float | None],
 ) -> steps.SearchState:
-    """Returns the state with the templates that the phase begins with, evaluated on dev; a phase
-    without dev questions is done.
+    """Returns the state with the templates that the phase begins with, evaluated on dev as far as
+    their scores are not known; a phase without dev questions is done.
     """
     if not phase.dev:
         return steps.SearchState(("",), (None,), ((),), stage="done")
     questions, most = (*phase.train, *phase.dev), steps.affordable(phase) - 1
     given, dropped = pool.fitting(start, questions, fits, most)
     templates = ["", *given]
-    return steps.init(phase, templates, evaluator.dev(templates, "seed"), dropped)
+    scores = [[known(template, question) for question in phase.dev] for template in templates]
+    num_unknown = sum(row.count(None) for row in scores)
+    return steps.init(phase, templates, evaluator.seed(templates, scores), num_unknown, dropped)
 
 
 class _Evaluator:
@@ -214,6 +240,8 @@ class _Evaluator:
             count_tokens,
         )
         self._on_stage = on_stage
+        self.covered: list[float] = []  # before every iteration
+        self.worth: Worth | None = None  # of the latest decision
         self.counts = dict.fromkeys(
             ("evaluate_calls", "reflect_calls", "examples_cut", "examples_dropped"), 0
         )
@@ -239,6 +267,33 @@ class _Evaluator:
         results = self.outcomes([(template, q) for template in templates for q in dev], stage)
         rows = [results[i : i + len(dev)] for i in range(0, len(results), len(dev))]
         return [[score for score, _ in row] for row in rows]
+
+    def seed(
+        self, templates: Sequence[str], known: Sequence[Sequence[float | None]]
+    ) -> list[list[float]]:
+        """Returns the scores of the first templates on dev: those that are known, and others by
+        evaluation.
+        """
+        asked = [
+            (template, question)
+            for template, row in zip(templates, known, strict=True)
+            for question, score in zip(self._phase.dev, row, strict=True)
+            if score is None
+        ]
+        new = iter(score for score, _ in self.outcomes(asked, "seed"))
+        return [[next(new) if score is None else score for score in row] for row in known]
+
+    def weighed(
+        self, state: steps.SearchState, worth: Callable[[Sequence[float]], Worth | None]
+    ) -> steps.SearchState:
+        """Returns the state, done if the next iteration is not worth its tokens."""
+        if state.stage == "done":
+            return state
+        solved = cover.covered(state.score_ZN, self._phase.success_above)
+        self.covered.append(len(solved) / len(self._phase.dev))
+        self.worth = worth(self.covered)
+        stop = self.worth is not None and self.worth[0] <= self.worth[1]
+        return replace(state, stage="done") if stop else state
 
     def parents(
         self, state: steps.SearchState
@@ -331,6 +386,7 @@ def _stats(
     phase: steps.SearchSetup, state: steps.SearchState, evaluator: _Evaluator
 ) -> dict[str, float]:
     fates = [event["outcome"] for event in state.events if event["parent"] is not None]
+    covered = len(cover.covered(state.score_ZN, phase.success_above))
     num_dev = max(len(phase.dev), 1)
     stats: dict[str, float] = {
         "start_templates": state.parents.count(None) - 1,
@@ -351,12 +407,15 @@ def _stats(
         "frac_dev_solved_empty": (
             len(cover.covered(state.score_ZN[:1], phase.success_above)) / num_dev
         ),
-        "frac_dev_covered": len(cover.covered(state.score_ZN, phase.success_above)) / num_dev,
+        "frac_dev_covered": covered / num_dev,
+        "fruitless": fruitless([*evaluator.covered[: state.iteration], covered / num_dev]),
         "best_dev_score": max(sum(row) / num_dev for row in state.score_ZN),
         "num_cover": len(cover.greedy_cover(state.score_ZN, phase.success_above)),
         **evaluator.counts,
     }
-    return {name: float(stats[name]) for name in STATS}
+    if evaluator.worth is not None:
+        stats["value_search"], stats["value_training"] = evaluator.worth
+    return {name: float(stats[name]) for name in STATS if name in stats}
 
 
 def _result(

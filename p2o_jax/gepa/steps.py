@@ -105,6 +105,7 @@ def init(
     phase: SearchSetup,
     templates: Sequence[str],
     dev_scores: Sequence[Sequence[float]],
+    num_evaluated: int,
     dropped: Sequence[tuple[str, str]] = (),
 ) -> SearchState:
     """Returns the state with the candidates that the phase begins with, evaluated on dev (step 2).
@@ -116,9 +117,10 @@ def init(
         phase: constants of the phase.
         templates: the empty one first.
         dev_scores: [candidate][dev question].
+        num_evaluated: of these scores, how many were not known before.
         dropped: templates that were left out, with their outcomes.
     """
-    spent = len(templates) * len(phase.dev) * phase.cfg.rollouts_per_eval
+    spent = num_evaluated * phase.cfg.rollouts_per_eval
     unused = {"iteration": None, "parent": None, "before": None, "after": None, "minibatch": []}
     state = SearchState(
         tuple(templates),

@@ -5,7 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from p2o_jax import config
+from p2o_jax.p2o.value import Posteriors
+from p2o_jax.state import RunState
 from p2o_jax.types import Question, Rollout
+
+ASKED_AGAIN = 4  # epochs after which every question is asked, whatever it is worth
 
 
 def outcomes(rollouts: Sequence[Rollout], group_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -46,6 +50,53 @@ def find_hard(
     }
     hard = {name for name in few if successes[name] == 0 or successes[name] < tried[name]}
     return tuple(name for name in successes if name in hard)
+
+
+def worth_asking(
+    questions: Sequence[Question], state: RunState, epoch: int, cfg: config.Config
+) -> list[Question]:
+    """Those questions of a batch whose group is likely enough to be informative.
+
+    ▲ `mining.skip_below` is the share of the batch's mean chance below which a question is left
+    out. Questions that have not been asked yet stay, and every question does in one of
+    `ASKED_AGAIN` epochs, which its position in the batch and the step decide.
+    """
+    if not cfg.mining.skip_below or epoch == 0:
+        return list(questions)
+    posteriors = Posteriors(state.history.recent)
+    plain = ("",) * cfg.rollout.group_size
+    chances = [
+        posteriors.informative(q.id, state.assignment.templates.get(q.id, plain)) for q in questions
+    ]
+    least = cfg.mining.skip_below * sum(chances) / len(chances)
+    return [
+        q
+        for place, (q, chance) in enumerate(zip(questions, chances, strict=True))
+        if chance >= least or q.id not in state.history.recent or (place + epoch) % ASKED_AGAIN == 0
+    ]
+
+
+def still_hard(
+    batch: Sequence[Question], asked: Sequence[Question], last_hard_ids: Sequence[str]
+) -> tuple[str, ...]:
+    """The ids of the questions that were hard in the last epoch and were not asked."""
+    known = {q.id for q in asked}
+    hard = set(last_hard_ids)
+    return tuple(q.id for q in batch if q.id in hard and q.id not in known)
+
+
+def counts(
+    batch: Sequence[Question],
+    asked: Sequence[Question],
+    hard_now: Sequence[str],
+    hard_ids: Sequence[str],
+) -> dict[str, float]:
+    """Hard questions of a step and of its epoch so far, and questions of the batch left out."""
+    return {
+        "hard/questions_step": len(hard_now),
+        "hard/questions_epoch": len(hard_ids),
+        "rollout/questions_left_out": len({q.id for q in batch} - {q.id for q in asked}),
+    }
 
 
 def with_extra_groups(

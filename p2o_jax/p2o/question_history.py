@@ -2,12 +2,17 @@
 without the crutch.
 """
 
-from collections.abc import Collection, Sequence
+import functools
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from p2o_jax.state import Attempts, History, LearningStatus
-from p2o_jax.types import Rollout, template_id
+from p2o_jax import config
+from p2o_jax.state import Attempts, History, LearningStatus, RecentTallies
+from p2o_jax.types import Question, Rollout, template_id
+
+KEPT = 0.5  # of the weight of rollouts with every epoch, in recent tallies
+NEGLIGIBLE = 0.2  # rollouts
 
 STATS = {
     "num_ever": "questions that have been hard in some epoch so far",
@@ -39,7 +44,13 @@ def advanced(
         successes, tried = by_template.get(template, (0, 0))
         by_template[template] = (successes + rollout.succeeded, tried + 1)
         attempts[name] = Attempts(by_template)
-    history = History(epoch, attempts, history.fates, {**history.tokens, **_mean_tokens(rollouts)})
+    history = History(
+        epoch,
+        attempts,
+        history.fates,
+        {**history.tokens, **_mean_tokens(rollouts)},
+        history.recent,
+    )
     return _closed(history, set(hard_ids)) if epoch_ends else history
 
 
@@ -58,7 +69,44 @@ def _closed(history: History, hard: Collection[str]) -> History:
             )
         elif tried and not solved and _is_internalised(fate):
             fates[name] = LearningStatus(fate.hard, fate.internalised, relapsed=history.epoch)
-    return replace(history, fates=fates)
+    return replace(history, fates=fates, recent=_recent(history))
+
+
+def _recent(history: History) -> RecentTallies:
+    """The tallies with the attempts of the epoch that ends. Those before count `KEPT` as much."""
+    recent: dict[str, dict[str, tuple[float, float]]] = {
+        name: {t: (KEPT * s, KEPT * n) for t, (s, n) in by_template.items() if n > NEGLIGIBLE}
+        for name, by_template in history.recent.items()
+    }
+    for name, attempts in history.attempts.items():
+        known = recent.setdefault(name, {})
+        for template, (solved, tried) in attempts.by_template.items():
+            before = known.get(template, (0.0, 0.0))
+            known[template] = (before[0] + solved, before[1] + tried)
+    return recent
+
+
+def known_scores(
+    history: History, cfg: config.GepaConfig
+) -> Callable[[str, Question], float | None]:
+    """`score` of the epoch that ended, by template and question; nothing is known unless
+    `gepa.schedule` is adaptive.
+    """
+    if cfg.schedule != "adaptive":
+        return lambda template, question: None
+    return functools.partial(score, history)
+
+
+def score(history: History, template: str, question: Question) -> float | None:
+    """What the rollouts of the epoch that ended say of a template on a question, None if there are
+    none: the share of successes without a template; with one, 1 if it led to any success.
+    """
+    attempts = history.attempts.get(question.id)
+    tally = attempts and attempts.by_template.get(template_id(template))
+    if not tally:
+        return None
+    solved, tried = tally
+    return float(solved > 0) if template else solved / tried
 
 
 def _mean_tokens(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -96,6 +96,9 @@ METRICS: dict[str, str] = {
     "rollout/generated_tokens": "tokens sampled in this step",
     "rollout/mean_tokens": "mean response length",
     "rollout/frac_truncated": "share of responses cut at max_new_tokens",
+    "rollout/questions_left_out": (
+        "questions of the batch that were not asked (config.mining.skip_below)"
+    ),
     "rollout/frac_templated": "share of rollouts sampled under a template",
     "rollout/sampling_rounds": "batches of questions asked in this step by dynamic sampling",
     "rollout/wasted_rollouts": "rollouts of this step that dynamic sampling left out of the update",

@@ -201,7 +201,7 @@ class Recorder(LoopRecorder):
                 )
             for line in notices.of_search([event["outcome"] for event in result.events]):
                 self.reporter.line(line)
-        elif reflector(self.cfg) and self.cfg.gepa.schedule == "every_epoch":
+        elif reflector(self.cfg) and self.cfg.gepa.schedule != "first":
             rule = f"fewer than config.gepa.min_hard={self.cfg.gepa.min_hard}: no prompt phase"
             self.reporter.line(f"epoch {epoch}: {len(before.hard_ids)} hard questions, {rule}")
         elif has_hints(self.cfg):

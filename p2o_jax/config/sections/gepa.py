@@ -12,9 +12,12 @@ class GepaConfig:
     """GEPA: prompt templates evolved on hard questions, between epochs."""
 
     enabled: bool = setting(True, "Evolve prompt templates. false: plain GRPO.")
-    schedule: Literal["every_epoch", "first"] = setting(
+    schedule: Literal["every_epoch", "adaptive", "first"] = setting(
         "every_epoch",
-        "When. first: once, on all questions, before training; its templates are kept.",
+        "When. adaptive ▲: every epoch, but only as long as the next iteration is expected to pay"
+        " for its tokens, and pairs of template and question that training has tried are not"
+        " evaluated again (p2o_jax/p2o/value.py). first: once, on all questions, before training;"
+        " its templates are kept.",
     )
     min_hard: int = setting(
         100, "Hard questions needed for a prompt phase; with fewer it is skipped.", ge=1

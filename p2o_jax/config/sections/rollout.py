@@ -97,6 +97,14 @@ class MiningConfig:
         "▲ Additional plain groups of G for each question that was hard in the last epoch.",
         ge=0,
     )
+    skip_below: float = setting(
+        0.0,
+        "▲ Leave out questions whose group is unlikely to have both successes and failures, by what"
+        " their recent rollouts say: less likely than this share of the batch's mean. Every fourth"
+        " epoch all are asked. 0: always ask all.",
+        ge=0,
+        lt=1,
+    )
 
 
 @dataclass(frozen=True)
