@@ -167,14 +167,17 @@ def _training_rules(config: Config, num_devices: int | None) -> Rules:
             value % shards == 0,
             f"config.{key}={value} must be a multiple of the mesh's data x fsdp = {shards}",
         )
-    yield (
-        optim.schedule != "cosine" or config.mining.extra_plain_groups == 0,
-        (
-            "config.optim.schedule=cosine ends with the last update, and"
-            f" config.mining.extra_plain_groups={config.mining.extra_plain_groups} makes their"
-            " number unknown"
-        ),
-    )
+    for key, value in (
+        ("extra_plain_groups", config.mining.extra_plain_groups),
+        ("skip_below", config.mining.skip_below),
+    ):
+        yield (
+            optim.schedule != "cosine" or value == 0,
+            (
+                "config.optim.schedule=cosine ends with the last update, and"
+                f" config.mining.{key}={value} makes their number unknown"
+            ),
+        )
     yield (
         loss.overlong != "penalty" or loss.overlong_buffer <= rollout.max_new_tokens,
         (

@@ -1,5 +1,6 @@
 """Which questions of a batch are hard (algorithm step 4)."""
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from p2o_jax.p2o.value import Posteriors
 from p2o_jax.state import RunState
 from p2o_jax.types import Question, Rollout
 
-ASKED_AGAIN = 4  # epochs after which every question is asked, whatever it is worth
+ASKED_AGAIN = 4  # epochs within which every question is asked, whatever its group is worth
 
 
 def outcomes(rollouts: Sequence[Rollout], group_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,8 +59,8 @@ def worth_asking(
     """Those questions of a batch whose group is likely enough to be informative.
 
     ▲ `mining.skip_below` is the share of the batch's mean chance below which a question is left
-    out. Questions that have not been asked yet stay, and every question does in one of
-    `ASKED_AGAIN` epochs, which its position in the batch and the step decide.
+    out. Questions that have not been asked yet stay, and every question is asked in one of
+    `ASKED_AGAIN` epochs, which its id decides.
     """
     if not cfg.mining.skip_below or epoch == 0:
         return list(questions)
@@ -71,9 +72,13 @@ def worth_asking(
     least = cfg.mining.skip_below * sum(chances) / len(chances)
     return [
         q
-        for place, (q, chance) in enumerate(zip(questions, chances, strict=True))
-        if chance >= least or q.id not in state.history.recent or (place + epoch) % ASKED_AGAIN == 0
+        for q, chance in zip(questions, chances, strict=True)
+        if chance >= least or q.id not in state.history.recent or _is_asked_again(q.id, epoch)
     ]
+
+
+def _is_asked_again(question_id: str, epoch: int) -> bool:
+    return (zlib.crc32(question_id.encode()) + epoch) % ASKED_AGAIN == 0
 
 
 def still_hard(

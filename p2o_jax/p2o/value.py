@@ -101,7 +101,6 @@ class Prospects:
     hard: int  # questions
     plain: float  # mean chance that a plain group of a hard question is informative
     templated: float  # the same of a group under templates that solve it
-    group_tokens: float  # generated for a group of a hard question
     epoch_tokens: float  # generated for the rollouts of an epoch
     epochs_left: float
     fruitless: int  # latest slices in a row, of earlier phases, that covered nothing new
@@ -135,7 +134,6 @@ def prospects(state: RunState, steps_per_epoch: int, cfg: config.Config) -> Pros
         hard=len(state.hard_ids),
         plain=mean(plain),
         templated=mean(templated) if templated else 0.5,
-        group_tokens=size * tokens,
         epoch_tokens=epoch_tokens,
         epochs_left=left,
         fruitless=state.slices.fruitless,

@@ -381,6 +381,15 @@ RULES = [
         "config.mining.extra_plain_groups=1 makes their number unknown",
     ),
     (
+        {"optim__schedule": "cosine", "mining__skip_below": 0.1},
+        "config.mining.skip_below=0.1 makes their number unknown",
+    ),
+    ({"mining__skip_below": 1.0}, "config.mining.skip_below=1.0 must lie in [0, 1)"),
+    (
+        {"gepa__schedule": "adaptive"},
+        "config.gepa.schedule=adaptive needs config.gepa.carry_over",
+    ),
+    (
         {"gepa__rollouts_per_eval": 2},
         "config.gepa.rollouts_per_eval=2 with config.gepa.temperature=0 would pay",
     ),

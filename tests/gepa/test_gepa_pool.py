@@ -9,7 +9,7 @@ from gepa_toy import LETTERS, Killed, Toy, count_tokens, questions, settings
 from p2o_jax import config, train
 from p2o_jax.gepa import Journal, carried, pool, search, to_gepa_result
 from p2o_jax.rollout.gepa_adapter import PhaseJournals
-from p2o_jax.state import Ledger, RunState
+from p2o_jax.state import Attempts, History, Ledger, RunState, SliceRecord
 from p2o_jax.types import SearchResult, digest
 
 HARD = questions(48)
@@ -156,8 +156,10 @@ class Components:
         self.questions = self.chat = self.record = self
         self.results = []
 
+    steps_per_epoch = 10
+
     def epoch(self, step):
-        return step // 10
+        return step // self.steps_per_epoch
 
     def by_id(self, ids):
         return [q for q in HARD if q.id in ids]
@@ -182,12 +184,14 @@ class Components:
         return adapter
 
 
-def two_phases(workdir, cfg, toys, seeds=()):
+START = RunState(None)
+
+
+def two_phases(workdir, cfg, toys, seeds=(), state=START):
     """The states after two prompt phases, the second on other questions; each begins from the
     checkpoint of the state before it, and is repeated with the next toy where it is killed.
     """
     cfg = config.resolve(config.Config(gepa=cfg))
-    state = RunState(None, step=10, hard_ids=tuple(q.id for q in HARD[:24]))
     parts = Components(workdir, next(toys), seeds)
     states = []
     for step, hard in ((10, HARD[:24]), (20, HARD[24:])):
@@ -252,3 +256,28 @@ def test_states_of_earlier_versions_have_no_pool():
     assert RunState.from_json(None, host).pool == ("a",)
     del host["pool"]
     assert RunState.from_json(None, host).pool == ()
+
+
+def test_a_killed_adaptive_phase_decides_the_same(tmp_path):
+    """The numbers of every decision come from the state and the journal."""
+    cfg = settings(schedule="adaptive", carry_over=3, min_hard=1, max_metric_calls=4000)
+    state = RunState(
+        None,
+        history=History(
+            attempts={q.id: Attempts({"": (0, 8)}) for q in HARD[:24]},
+            recent={q.id: {"": (0.05, 8.0)} for q in HARD},
+            tokens={q.id: 20.0 for q in HARD},
+        ),
+        ledger=Ledger({"policy": {"generated_tokens": 60_000.0}}),
+    )
+    expected, parts = two_phases(tmp_path / "whole", cfg, iter([whole := Toy()]), state=state)
+    first, second = (result.stats for result in parts.results)
+    assert first["frac_dev_covered"] < 1, "the first phase ends by decision"
+    assert 0 < first["value_search"] <= first["value_training"]
+    assert (second["frac_dev_covered"], second["value_search"]) == (1, 0), "nothing is left to find"
+    assert expected[0].slices == SliceRecord(int(first["iterations"]), int(first["fruitless"]))
+    for kill_at in range(len(whole.calls)):
+        states, _ = two_phases(
+            tmp_path / str(kill_at), cfg, iter([Toy(kill_at), Toy()]), state=state
+        )
+        assert states == expected

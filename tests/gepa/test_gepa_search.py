@@ -6,11 +6,12 @@ import json
 import pytest
 from gepa_toy import LETTERS, Toy, count_tokens, letter_of, make_question, questions, settings
 
-from p2o_jax.gepa import STATS, cover, gate, reasons, search, steps
+from p2o_jax.gepa import STATS, cover, fruitless, gate, reasons, search, steps
 from p2o_jax.gepa.search import REJECTIONS, SHORT_REASONS
 from p2o_jax.types import Reply, digest
 
 HARD = questions(48)
+UNDECIDED = set(STATS) - {"value_search", "value_training"}  # the schedule is not adaptive
 
 
 def run(toy, cfg, pool=HARD, seed="s", **more):
@@ -60,7 +61,8 @@ def test_each_stage_is_one_call_with_everything_in_it():
 def test_stats_are_complete_and_add_up():
     result = run(Toy(), settings())
     stats = result.stats
-    assert set(stats) == set(STATS) and all(type(value) is float for value in stats.values())
+    assert set(stats) == UNDECIDED
+    assert all(type(value) is float for value in stats.values())
     assert all(meaning and "\n" not in meaning for meaning in STATS.values())
     rejected = sum(value for name, value in stats.items() if name.startswith("rejected_"))
     assert stats["proposals"] == stats["accepted"] + rejected == len(result.events) > 0
@@ -358,7 +360,7 @@ def test_too_few_questions_give_the_trivial_result(num):
     assert result.templates == ("",) and result.train_ids == () and len(result.dev_ids) == num
     assert toy.calls == [("evaluate", 1)] * num
     assert result.cover == (0,) * num
-    assert set(result.stats) == set(STATS)
+    assert set(result.stats) == UNDECIDED
 
 
 def test_two_questions_are_enough():
@@ -371,7 +373,7 @@ def test_two_questions_are_enough():
 def test_state_survives_json_at_every_stage():
     cfg = settings()
     phase = steps.SearchSetup(tuple(HARD[:8]), tuple(HARD[8:12]), cfg, "s", 400)
-    seen = [steps.init(phase, [""], [[0.0, 1.0, 0.0, 0.0]])]
+    seen = [steps.init(phase, [""], [[0.0, 1.0, 0.0, 0.0]], 4)]
     seen.append(steps.select(phase, seen[-1]))
     replies = [
         Reply("``` a ```"),
@@ -512,7 +514,7 @@ def test_what_no_child_can_beat(margin, before, expected):
 )
 def test_a_phase_ends_where_all_that_was_sent_was_left_unanswered(missing, stage):
     phase = steps.SearchSetup(tuple(HARD[:8]), tuple(HARD[8:12]), settings(), "s", 400)
-    each = steps.select(phase, steps.init(phase, [""], [[0.0] * 4]))
+    each = steps.select(phase, steps.init(phase, [""], [[0.0] * 4], 4))
     each = steps.propose(
         phase, each, [0.0] * 4, [steps.NoReply(why) for why in missing], count_tokens
     )
@@ -535,3 +537,45 @@ def test_progress_is_told_what_became_of_each_iteration_s_proposals():
     )
     assert seen == [[e["outcome"] for e in result.events if e["iteration"] == i] for i in range(3)]
     assert len(seen) == 3 and any("accepted" in fates for fates in seen)
+
+
+def test_scores_that_are_known_are_neither_evaluated_nor_charged():
+    scores = {("", q.id): 0.25 for q in HARD[:40]}
+    at_once = {"start": ["b c"], "worth": lambda covered: (0.0, 0.0)}
+    toy = Toy()
+    result = run(toy, settings(), known=lambda z, q: scores.get((z, q.id)), **at_once)
+    known = [name for name in result.dev_ids if ("", name) in scores]
+    assert 0 < len(known) < 12
+    assert toy.calls == [("evaluate", 24 - len(known))]
+    assert [q.id for template, q in toy.pairs if not template] == [
+        name for name in result.dev_ids if name not in known
+    ]
+    assert result.score_ZN[0] == tuple(0.25 if name in known else 0.0 for name in result.dev_ids)
+    assert result.stats["rollouts_charged"] == result.stats["rollouts_generated"] == 24 - len(known)
+    assert run(Toy(), settings(), **at_once).score_ZN[1] == result.score_ZN[1]
+
+
+def test_a_phase_ends_before_the_first_iteration_that_is_not_worth_its_tokens():
+    whole, seen = run(Toy(), settings(max_iterations=4, max_metric_calls=10_000)), []
+
+    def worth(covered):
+        seen.append(tuple(covered))
+        return (3.0, 1.0) if len(covered) < 3 else (2.0, 2.0)
+
+    toy = Toy()
+    result = run(toy, settings(max_iterations=4, max_metric_calls=10_000), worth=worth)
+    assert result.stats["iterations"] == 2 and whole.stats["iterations"] == 4
+    assert result.events == tuple(e for e in whole.events if e["iteration"] < 2)
+    assert [len(each) for each in seen] == [1, 2, 3]
+    assert seen[-1][0] == 0 and seen[-1][2] == result.stats["frac_dev_covered"] > 0
+    assert (result.stats["value_search"], result.stats["value_training"]) == (2, 2)
+    none = run(toy := Toy(), settings(), worth=lambda covered: (0.0, 0.0))
+    assert none.stats["iterations"] == 0 and toy.calls == [("evaluate", 12)]
+
+
+@pytest.mark.parametrize(
+    ("covered", "expected"),
+    [([0.0], 0), ([0.0, 0.0], 1), ([0.0, 0.5], 0), ([0.0, 0.5, 0.5, 0.5], 2), ([0.5, 0.5], 1)],
+)
+def test_fruitless_iterations_by_hand(covered, expected):
+    assert fruitless(covered) == expected
