@@ -104,7 +104,7 @@ def rules(config: Config) -> Rules:
         gepa.schedule != "adaptive" or gepa.carry_over > 0,
         (
             "config.gepa.schedule=adaptive needs config.gepa.carry_over: a phase that does not"
-            " search goes on with the templates of the last one"
+            " search uses the templates of the last one"
         ),
     )
     yield from _hint_rules(config)

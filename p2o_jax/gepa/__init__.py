@@ -14,7 +14,7 @@ from p2o_jax.gepa.export import to_gepa_result
 from p2o_jax.gepa.journal import Journal, JournalMismatch, resume
 from p2o_jax.gepa.pool import carried
 from p2o_jax.gepa.reflection import compact_prompt
-from p2o_jax.gepa.search import STATS, fruitless, is_due, reasons, search
+from p2o_jax.gepa.search import STATS, is_due, reasons, search
 
 __all__ = [
     "STATS",
@@ -22,7 +22,6 @@ __all__ = [
     "JournalMismatch",
     "carried",
     "compact_prompt",
-    "fruitless",
     "is_due",
     "reasons",
     "resume",

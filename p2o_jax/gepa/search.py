@@ -14,6 +14,7 @@ from typing import Literal
 from p2o_jax import config
 from p2o_jax.gepa import budget, cover, draws, gate, leaks, pool, reflection
 from p2o_jax.gepa import steps as steps
+from p2o_jax.p2o.value import fruitless
 from p2o_jax.types import Outcome, Question, Reply, SearchResult
 
 Pair = tuple[str, Question]  # (template, question)
@@ -107,15 +108,6 @@ def reasons(fates: Iterable[str]) -> str:
     return ", ".join(f"{count} {SHORT_REASONS[fate]}" for fate, count in counts.most_common())
 
 
-def fruitless(covered: Sequence[float]) -> int:
-    """Returns after how many iterations, the latest in a row, no more was covered.
-
-    Args:
-        covered: share of dev questions that some template solves, before each iteration and now.
-    """
-    return sum(share == covered[-1] for share in covered[:-1])
-
-
 def is_due(step: int, num_hard: int, cfg: config.GepaConfig) -> bool:
     """Whether templates evolve after this many policy steps, at the end of an epoch with this many
     hard questions.
@@ -144,32 +136,27 @@ def search(
     """Returns templates for these hard questions, their dev scores and the greedy cover.
 
     Args:
-        questions: the hard questions, in any order. With fewer than two, only the empty template is
-            evaluated.
-        evaluate: returns one outcome per (template, question) pair, in order. With
-            `cfg.rollouts_per_eval` n > 1, each pair is repeated n times in a row, to be answered
-            independently; the scores are averaged.
+        questions: hard ones, in any order. With fewer than two, only the empty template is tried.
+        evaluate: returns one outcome per (template, question) pair, in order. Each pair comes
+            `cfg.rollouts_per_eval` times in a row; the scores are averaged.
         reflect: returns one reply per prompt, in order, a text if it is complete; None where there
-            is none. If all are missing, the phase ends with what it has. An empty reply is
-            rejected.
+            is none. If all are missing, the phase ends. An empty reply is rejected.
         count_tokens: tokens of a text, counted by the policy's tokenizer.
         cfg: settings of GEPA, resolved: no field is None.
         seed: names all randomness of the phase.
         progress: called after every iteration with `STATS` so far, and its proposals' outcomes:
             "accepted" or a key of `REJECTIONS`.
-        fits: whether a question fits the prompt limit under a template; a template that fails for
-            any question is rejected.
-        spells_special: whether a text spells a special token of the policy's tokenizer; such a
-            template is rejected.
+        fits: whether a question fits the prompt limit under a template, as all must.
+        spells_special: whether a text spells a special token of the policy's tokenizer, as no
+            template may.
         on_stage: called before each call of `evaluate` with its purpose.
         success_above: config.reward.success_above.
         start: templates that the phase begins with beside the empty one, as far as they fit and the
             budget can evaluate them.
         known: the score of a template of the beginning on a question, if it need not be evaluated.
-        worth: called before every iteration with the share of dev questions that some template
-            solves, at the beginning and after each iteration so far. Returns what the next
-            iteration is expected to bring and what its tokens bring elsewhere; the phase ends if
-            the first is not more. None: it goes on.
+        worth: called before every iteration with the shares of dev questions that were solved by
+            some template, at first and after each iteration. The phase ends unless what it returns
+            for the next iteration is more than for its tokens elsewhere, or None.
     """
     phase = _setup(questions, cfg, seed, success_above)
     evaluator = _Evaluator(phase, evaluate, reflect, count_tokens, on_stage)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import NamedTuple
 
-from p2o_jax import config, gepa
+from p2o_jax import config
 from p2o_jax.state import RecentTallies, RunState, SliceRecord
 from p2o_jax.types import SearchResult, template_id
 
@@ -83,6 +83,15 @@ class Posteriors:
         return chance_informative(
             (self.success(question_id, template), count) for template, count in counts.items()
         )
+
+
+def fruitless(covered: Sequence[float]) -> int:
+    """Returns after how many slices, the latest in a row, no more questions were solved.
+
+    Args:
+        covered: share of dev questions that some template solves, before each slice and now.
+    """
+    return sum(share == covered[-1] for share in covered[:-1])
 
 
 class Decision(NamedTuple):
@@ -157,12 +166,13 @@ def decide(known: Prospects, covered: Sequence[float]) -> Decision:
             after each slice. If that has not grown, fruitless slices of earlier phases count as
             well.
     """
-    slices = gepa.fruitless(covered)
-    fruitless = slices + (known.fruitless if slices == len(covered) - 1 else 0)
+    num_fruitless = fruitless(covered)
+    if num_fruitless == len(covered) - 1:
+        num_fruitless += known.fruitless
     templated = TEMPLATED_VALUE * known.templated
     left = known.hard * (1 - covered[-1])
     advantage = max(0.0, templated - known.plain)
-    gain = min(HORIZON, known.epochs_left) * left * NEW_SHARE * advantage / (1 + fruitless)
+    gain = min(HORIZON, known.epochs_left) * left * NEW_SHARE * advantage / (1 + num_fruitless)
     epoch = known.hard * (
         covered[-1] * max(templated, known.plain) + (1 - covered[-1]) * known.plain
     )
@@ -182,10 +192,10 @@ def searched(before: SliceRecord, result: SearchResult | None) -> SliceRecord:
     """The record after a prompt phase."""
     if result is None:
         return before
-    slices, fruitless = int(result.stats["iterations"]), int(result.stats["fruitless"])
-    return SliceRecord(
-        before.count + slices, fruitless + (before.fruitless if fruitless == slices else 0)
-    )
+    slices, num_fruitless = (int(result.stats[name]) for name in ("iterations", "fruitless"))
+    if num_fruitless == slices:
+        num_fruitless += before.fruitless
+    return SliceRecord(before.count + slices, num_fruitless)
 
 
 def _mean(tallies: Iterable[tuple[float, float]]) -> float:

@@ -6,7 +6,7 @@ import json
 import pytest
 from gepa_toy import LETTERS, Toy, count_tokens, letter_of, make_question, questions, settings
 
-from p2o_jax.gepa import STATS, cover, fruitless, gate, reasons, search, steps
+from p2o_jax.gepa import STATS, cover, gate, reasons, search, steps
 from p2o_jax.gepa.search import REJECTIONS, SHORT_REASONS
 from p2o_jax.types import Reply, digest
 
@@ -571,11 +571,3 @@ def test_a_phase_ends_before_the_first_iteration_that_is_not_worth_its_tokens():
     assert (result.stats["value_search"], result.stats["value_training"]) == (2, 2)
     none = run(toy := Toy(), settings(), worth=lambda covered: (0.0, 0.0))
     assert none.stats["iterations"] == 0 and toy.calls == [("evaluate", 12)]
-
-
-@pytest.mark.parametrize(
-    ("covered", "expected"),
-    [([0.0], 0), ([0.0, 0.0], 1), ([0.0, 0.5], 0), ([0.0, 0.5, 0.5, 0.5], 2), ([0.5, 0.5], 1)],
-)
-def test_fruitless_iterations_by_hand(covered, expected):
-    assert fruitless(covered) == expected

@@ -92,6 +92,14 @@ def test_what_a_further_slice_of_search_brings_by_hand(change, covered, search, 
     assert decision == pytest.approx((search, training))
 
 
+@pytest.mark.parametrize(
+    ("covered", "expected"),
+    [([0.0], 0), ([0.0, 0.0], 1), ([0.0, 0.5], 0), ([0.0, 0.5, 0.5, 0.5], 2), ([0.5, 0.5], 1)],
+)
+def test_fruitless_iterations_by_hand(covered, expected):
+    assert value.fruitless(covered) == expected
+
+
 def state(**changes):
     """After two epochs of ten steps; two of three questions are hard, one solved under T."""
     recent = {
