@@ -124,6 +124,7 @@ class Recorder(LoopRecorder):
             f" {fates.count('accepted')} of {len(fates)} accepted"
             + (f"; rejected: {rejected}" if rejected else "")
             + f"; best dev {stats['best_dev_score']:.2f}, covered {stats['frac_dev_covered']:.2f}"
+            + (f" ({_expected(stats)})" if "value_search" in stats else "")
         )
 
     def step(
@@ -188,7 +189,9 @@ class Recorder(LoopRecorder):
             )
             if begun := _beginning(result):
                 self.reporter.line(begun)
-            if len(result.templates) == 1:
+            if "value_search" in result.stats and not result.stats["iterations"]:
+                self.reporter.line(f"  no search: {_expected(result.stats)}")
+            elif len(result.templates) == 1:
                 why = reasons(event["outcome"] for event in result.events)
                 rejected = (
                     f"all {len(result.events)} proposals were rejected: {why}"
@@ -315,6 +318,14 @@ def _api_metrics(before: RunState, after: RunState) -> dict[str, float]:
     """What a prompt phase met with at the endpoint."""
     then, now = (state.ledger.costs.get(REFLECT, {}) for state in (before, after))
     return {f"gepa/{name}": now.get(name, 0) - then.get(name, 0) for name in api.STATS}
+
+
+def _expected(stats: Mapping[str, float]) -> str:
+    """The two numbers of the latest decision on an iteration."""
+    return (
+        f"informative groups expected of an iteration {stats['value_search']:.2f}, of training for"
+        f" its tokens {stats['value_training']:.2f}"
+    )
 
 
 def _beginning(result: SearchResult) -> str:

@@ -422,3 +422,24 @@ def test_a_prompt_phase_without_templates_says_why(tmp_path, fates, templates, s
         and all(line.endswith(said) for line in empty)
         and len(record.reporter.lines) == 1 + len(empty)
     )
+
+
+def test_decisions_on_search_are_told_with_both_numbers(tmp_path):
+    """No search by decision is no alarm, though all rollouts are plain."""
+    record = recording(tmp_path)
+    stats = {
+        "iterations": 1.0,
+        "rollouts_charged": 36.0,
+        "budget": 300.0,
+        "best_dev_score": 0.5,
+        "frac_dev_covered": 0.5,
+        "value_search": 1.264,
+        "value_training": 0.221,
+    }
+    record.search_progress(stats, ["accepted"])
+    expected = "informative groups expected of an iteration 1.26, of training for its tokens 0.22"
+    assert record.reporter.lines.pop().endswith(f"covered 0.50 ({expected})")
+    stats |= {"iterations": 0.0, "value_search": 0.0}
+    result = SearchResult(("",), (None,), (), (), ((),), (0,), stats)
+    record.search(RunState(None, hard_ids=("q",)), RunState(None), result)
+    assert record.reporter.lines[1:] == [f"  no search: {expected.replace('1.26', '0.00')}"]

@@ -241,6 +241,14 @@ const CURVES = [
     ],
   ],
   [
+    "Informative groups expected of the next tokens",
+    "count",
+    [
+      ["gepa/value_search", "by search"],
+      ["gepa/value_training", "by training"],
+    ],
+  ],
+  [
     "Templated tokens masked",
     "share",
     [
