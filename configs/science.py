@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
 def measured(config: str) -> ConfigDict:
     """The config of a file in this folder, with a budget and evaluations for the benchmark."""
     c = runpy.run_path(str(Path(__file__).with_name(config)))["get_config"]()
-    c.eval.every_steps = 6
+    c.eval.every_steps = 2
     c.checkpoint.keep = 1
     c.train.num_samples_logged = 0
     c.train.max_generated_tokens = 80_000

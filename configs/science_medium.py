@@ -16,4 +16,9 @@ def get_config() -> ConfigDict:
     science = runpy.run_path(str(Path(__file__).with_name("science.py")))
     c = science["measured"]("world_medium.py")
     c.arms = ()
+    # as it was when its rows were made
+    c.eval.every_steps = 6
+    c.optim.minibatch_questions = 16
+    c.gepa.schedule = "every_epoch"
+    c.gepa.carry_over = 0
     return c

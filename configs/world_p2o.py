@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     c.optim.lr = 2e-4
     c.optim.b2 = 0.98
     c.optim.warmup_frac = 0.0
-    c.optim.minibatch_questions = 16
+    c.optim.minibatch_questions = 4
     c.optim.micro_rows = 8
     c.optim.row_tokens = 96
     c.model.remat = "full"

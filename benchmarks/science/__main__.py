@@ -3,10 +3,9 @@
 Runs everything that has no row yet; `--report` tabulates.
 
 Rows go to benchmarks/science/results.jsonl (`--results FILE`), which is part of the repository.
-`--report yes` writes the tables and plots of docs/results.md from it. The rows of the suite
-"estimators" are in benchmarks/science/estimators.jsonl. After a kill, the same command continues.
-`--show ARM` prints the commands of an arm's runs. `--redo ARM` repeats them and compares the
-results (`--seeds 1`: the first seed alone).
+`--report yes` writes the tables and plots of docs/results.md from it. After a kill, the same
+command continues. `--show ARM` prints the commands of an arm's runs. `--redo ARM` repeats them and
+compares the results (`--seeds 1`: the first seed alone).
 """
 
 import os

@@ -68,7 +68,6 @@ GRPO_EXTRA = Arm(
     "grpo-extra",
     "GRPO, extra plain groups",
     ("gepa.enabled=false", "mining.extra_plain_groups=1"),
-    seeds=3,
 )
 DAPO = Arm(
     "dapo",
@@ -77,10 +76,13 @@ DAPO = Arm(
     seeds=3,
 )
 FAITHFUL = Arm("faithful", "P²O, as released", ("preset=faithful",))
-RECOMMENDED = Arm("recommended", "P²O, recommended", against="before")
-KEPT = "distill.drop_failed_templated=false"
-# the preset at the time of the recipe suite
-BEFORE = Arm("before", "P²O, recommended, failed templated rollouts kept", (KEPT,))
+RECOMMENDED = Arm("recommended", "P²O, recommended")
+EVERY_EPOCH = Arm(
+    "every-epoch",
+    "P²O, recommended, a whole search in every epoch",
+    ("gepa.schedule=every_epoch", "gepa.carry_over=0"),
+    against="recommended",
+)
 
 
 def _faithful(name: str, what: str, *settings: str, claim: str = "", expected: int = 0) -> Arm:
@@ -95,12 +97,8 @@ def _faithful(name: str, what: str, *settings: str, claim: str = "", expected: i
     )
 
 
-def _before(name: str, what: str, *settings: str) -> Arm:
-    return Arm(name, what, (KEPT, *settings), seeds=3, against="before")
-
-
-def _estimator(name: str, what: str, *settings: str, against: str = "recommended") -> Arm:
-    return Arm(name, what, settings, against=against)
+def _recommended(name: str, what: str, *settings: str) -> Arm:
+    return Arm(name, what, settings, seeds=3, against="recommended")
 
 
 PAPER = (
@@ -175,53 +173,6 @@ PAPER = (
     ),
 )
 
-FOUR_UPDATES = "optim.minibatch_questions=4"
-INT8 = "rollout.cache_dtype=int8"
-# Estimators of other papers. Some only matter off policy, or with a sampler that differs. Rows are
-# in estimators.jsonl, as their base models were pretrained on another machine than the others'.
-ESTIMATORS = (
-    RECOMMENDED,
-    BEFORE,
-    _estimator("e+maxrl", "MaxRL advantages", "adv.kind=maxrl"),
-    _estimator("e+self", "+ self-distillation", "loss.self_distill_coef=1"),
-    _estimator(
-        "e+self-only",
-        "self-distillation in place of the policy loss on templated tokens",
-        "loss.self_distill_coef=1",
-        "distill.eps_low=0",
-        "distill.eps_high=0",
-    ),
-    _estimator(
-        "e+hints",
-        "hints of the right strategy in place of GEPA",
-        "gepa.reflector=hint",
-        "data.hint_field=hint",
-    ),
-    _estimator("e+updates-4", "4 updates a step", FOUR_UPDATES),
-    _estimator(
-        "e+dppo",
-        "4 updates a step, DPPO's mask",
-        FOUR_UPDATES,
-        "loss.ratio=dppo",
-        against="e+updates-4",
-    ),
-    _estimator("e+int8", "sampled from an int8 cache", INT8),
-    _estimator(
-        "e+int8-token",
-        "int8 cache, truncated importance weights",
-        INT8,
-        "train.rollout_is=token",
-        against="e+int8",
-    ),
-    _estimator(
-        "e+int8-mask",
-        "int8 cache, importance mask (IcePop)",
-        INT8,
-        "train.rollout_is=token_mask",
-        against="e+int8",
-    ),
-)
-
 RECIPE = (
     FAITHFUL,
     _faithful(
@@ -260,28 +211,54 @@ RECIPE = (
         "gepa.filter_replies=true",
         "gepa.leak_guard=true",
     ),
-    BEFORE,
     RECOMMENDED,
-    _before("r+shrink-failed", "failed templated rollouts weigh 0.3", "distill.failed_weight=0.3"),
-    _before("r+no-mask", "no ratio mask", "distill.mode=plain"),
-    _before("r+soft-mask", "soft ratio clip", "distill.clip=soft"),
-    _before("r+truncated", "truncated importance weights", "distill.mode=truncated"),
-    _before("r+importance", "importance ratios (no distillation bias)", "distill.mode=importance"),
-    _before("r+patience-2", "GEPA stops after 2 fruitless iterations", "gepa.patience=2"),
-    _before("r+calls-150", "GEPA with half the budget", "gepa.max_metric_calls=150"),
-    _before("r+calls-600", "GEPA with twice the budget", "gepa.max_metric_calls=600"),
-    Arm(
-        "r+carry-over",
-        "templates outlive their prompt phase",
-        ("gepa.carry_over=8",),
-        seeds=3,
-        against="recommended",
+    EVERY_EPOCH,
+    _recommended("r+calls-150", "GEPA with half the budget", "gepa.max_metric_calls=150"),
+    _recommended("r+calls-600", "GEPA with twice the budget", "gepa.max_metric_calls=600"),
+    _recommended("r+carry-over-8", "up to 8 templates carried over", "gepa.carry_over=8"),
+    _recommended("r+minibatches-3", "ties on further minibatches", "gepa.max_minibatches=3"),
+    _recommended(
+        "r+one-reflection",
+        "one round of reflection in place of GEPA",
+        "gepa.max_iterations=1",
+        "gepa.parents=16",
     ),
-    _before("r+teacher", "a scripted teacher reflects", *TAUGHT),
-    _before("r+kl", "KL to the base model (k3, 0.01)", "loss.kl=k3", "loss.kl_coef=0.01"),
-    _before("r+off", "no context distillation", "distill.mode=off", "optim.row_tokens=128"),
+    _recommended("r+teacher", "a scripted teacher reflects", *TAUGHT),
+    _recommended(
+        "r+hints",
+        "hints of the right strategy in place of GEPA",
+        "gepa.reflector=hint",
+        "data.hint_field=hint",
+    ),
+    _recommended("r+plain-4", "4 plain rollouts per group", "assign.plain_rollouts=4"),
+    _recommended("r+near-hard", "hard: at most 1 success", "mining.max_successes=1"),
+    _recommended("r+skip", "hopeless groups are not asked", "mining.skip_below=0.5"),
+    _recommended("r+kept", "failed templated rollouts kept", "distill.drop_failed_templated=false"),
+    _recommended("r+mask", "the paper's ratio mask", "distill.eps_low=0.99"),
+    _recommended(
+        "r+soft-mask", "the paper's ratio mask, soft", "distill.eps_low=0.99", "distill.clip=soft"
+    ),
+    _recommended("r+truncated", "truncated importance weights", "distill.mode=truncated"),
+    _recommended(
+        "r+importance", "importance ratios (no distillation bias)", "distill.mode=importance"
+    ),
+    _recommended("r+self", "+ self-distillation", "loss.self_distill_coef=1"),
+    _recommended("r+maxrl", "MaxRL advantages", "adv.kind=maxrl"),
+    _recommended("r+dppo", "DPPO's mask", "loss.ratio=dppo"),
+    _recommended(
+        "r+int8-mask",
+        "int8 cache, importance mask (IcePop)",
+        "rollout.cache_dtype=int8",
+        "train.rollout_is=token_mask",
+    ),
+    _recommended("r+kl", "KL to the base model (k3, 0.01)", "loss.kl=k3", "loss.kl_coef=0.01"),
+    _recommended("r+1-update", "1 update a step in place of 4", "optim.minibatch_questions=16"),
+    _recommended("r+8-updates", "8 updates a step in place of 4", "optim.minibatch_questions=2"),
+    _recommended("r+off", "no context distillation", "distill.mode=off", "optim.row_tokens=128"),
 )
-DIAL = (GRPO, GRPO_DOUBLE, GRPO_EXTRA, DAPO, FAITHFUL, BEFORE, RECOMMENDED)
+DIAL = (GRPO, GRPO_DOUBLE, GRPO_EXTRA, DAPO, FAITHFUL, EVERY_EPOCH, RECOMMENDED)
+# at 1e-3, where one run of GRPO finds the chain and the next does not
+CROSSOVER = (GRPO, GRPO_EXTRA, RECOMMENDED)
 
 
 def _medium(
@@ -372,11 +349,11 @@ class Suite(NamedTuple):
 
 SUITES = {
     "dial": Suite(DIAL, DIALS),
+    "crossover": Suite(CROSSOVER, ("1e-3",)),
     "paper": Suite(PAPER, (HEADLINE,)),
     "recipe": Suite(RECIPE, (HEADLINE,)),
     "elsewhere": Suite(ELSEWHERE, ("1e-3", "1e-5")),
     "paper-medium": Suite(PAPER_MEDIUM, (HEADLINE,), "configs/science_medium.py"),
-    "estimators": Suite(ESTIMATORS, (HEADLINE,)),
 }
 
 

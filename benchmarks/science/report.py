@@ -23,7 +23,7 @@ COLOURS = {
     "grpo-extra": "C2",
     "dapo": "C5",
     "faithful": "C1",
-    "before": "C6",
+    "every-epoch": "C6",
     "recommended": "C3",
 }
 
@@ -254,7 +254,7 @@ def plot_recipe(rows: Rows) -> None:
     axes.set_xlabel("mean accuracy over the budget, less that of what the switch was turned in")
     shown = [
         arm
-        for arm in (arms.FAITHFUL, arms.BEFORE, arms.RECOMMENDED)
+        for arm in (arms.FAITHFUL, arms.RECOMMENDED)
         if any(base == arm.name for _, base, _ in differences)
     ]
     handles = [

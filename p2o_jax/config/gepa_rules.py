@@ -101,7 +101,7 @@ def rules(config: Config) -> Rules:
         ),
     )
     yield (
-        gepa.schedule != "adaptive" or gepa.carry_over > 0,
+        gepa.schedule != "adaptive" or gepa.carry_over != 0,
         (
             "config.gepa.schedule=adaptive needs config.gepa.carry_over: a phase that does not"
             " search uses the templates of the last one"
@@ -125,7 +125,6 @@ def _hint_rules(config: Config) -> Rules:
     )
     evolved = {
         "gepa.seed_templates": gepa.seed_templates,
-        "gepa.carry_over": gepa.carry_over,
         "eval.template": "" if config.eval.template == "none" else config.eval.template,
     }
     for key, value in evolved.items():

@@ -306,13 +306,6 @@ def notices(config: Config) -> list[str]:
         ),
         (optim.lr == 0, "config.optim.lr=0: no weight changes"),
         (
-            config.gepa.carry_over > 0 and config.gepa.schedule == "first",
-            (
-                f"config.gepa.carry_over={config.gepa.carry_over} with config.gepa.schedule=first:"
-                " there is no second prompt phase"
-            ),
-        ),
-        (
             optim.lr > 1e-3 and config.lora.rank == 0,
             (
                 f"config.optim.lr={optim.lr} with all weights trained: the paper has 1e-6, and"

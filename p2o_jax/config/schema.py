@@ -60,6 +60,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mining.judge_on": "all",
         "distill.eps_low": 0.99,
         "distill.drop_failed_templated": False,
+        "gepa.schedule": "every_epoch",
+        "gepa.carry_over": 0,
         "gepa.temperature": 0.0,
         "gepa.count_unsolved_fronts": True,
         "gepa.skip_perfect": False,
@@ -76,6 +78,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mining.judge_on": "plain",
         "distill.eps_low": 1.0,  # docs/results.md
         "distill.drop_failed_templated": True,  # docs/results.md
+        "gepa.schedule": "adaptive",  # docs/results.md
+        "gepa.carry_over": 3,
         "gepa.temperature": 0.0,
         "gepa.count_unsolved_fronts": False,
         "gepa.skip_perfect": True,

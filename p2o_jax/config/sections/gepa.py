@@ -12,8 +12,8 @@ class GepaConfig:
     """GEPA: prompt templates evolved on hard questions, between epochs."""
 
     enabled: bool = setting(True, "Evolve prompt templates. false: plain GRPO.")
-    schedule: Literal["every_epoch", "adaptive", "first"] = setting(
-        "every_epoch",
+    schedule: Literal["every_epoch", "adaptive", "first"] | None = setting(
+        None,
         "When. adaptive ▲: every epoch, but only as long as the next iteration is expected to pay"
         " for its tokens, and pairs of template and question that training has tried are not"
         " evaluated again (p2o_jax/p2o/value.py). first: once, on all questions, before training;"
@@ -126,9 +126,9 @@ class GepaConfig:
         "File of templates that every prompt phase begins with, beside the empty one: one a"
         ' paragraph, or JSONL with a line {"template": "..."} each.',
     )
-    carry_over: int = setting(
-        0,
-        "▲ Templates that a prompt phase takes over from the last one, at most: its cover, then the"
+    carry_over: int | None = setting(
+        None,
+        "Templates that a prompt phase takes over from the last one, at most: its cover, then the"
         " best others by dev score. They are evaluated on the new dev set. 0: each phase begins"
         " anew.",
         ge=0,
