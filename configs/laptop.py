@@ -43,6 +43,9 @@ def get_config() -> ConfigDict:
     # A model of this size seldom follows a reflection prompt: templates come from
     # gepa.seed_templates. The budget lets seven of them and the empty one be tried on dev; what is
     # left of it goes to reflection.
+    # A whole search in every epoch, as in the published figures; `adaptive` was not tried here.
+    c.gepa.schedule = "every_epoch"
+    c.gepa.carry_over = 0
     c.gepa.min_hard = 8
     c.gepa.dev_size = 16
     c.gepa.budget = "calls"

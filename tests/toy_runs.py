@@ -34,6 +34,8 @@ SETTINGS = {
     "rollout.min_slots": 0,
     "optim.minibatch_questions": 4,
     "loss.entropy_coef": 0.01,
+    "gepa.schedule": "every_epoch",
+    "gepa.carry_over": 0,
     "gepa.min_hard": 4,
     "gepa.dev_size": 12,
     "gepa.max_metric_calls": 160,

@@ -386,7 +386,7 @@ RULES = [
     ),
     ({"mining__skip_below": 1.0}, "config.mining.skip_below=1.0 must lie in [0, 1)"),
     (
-        {"gepa__schedule": "adaptive"},
+        {"gepa__schedule": "adaptive", "gepa__carry_over": 0},
         "config.gepa.schedule=adaptive needs config.gepa.carry_over",
     ),
     (
@@ -479,8 +479,8 @@ RULES = [
         "config.data.hint_field=hint needs config.gepa.reflector=hint: nothing else reads hints",
     ),
     (
-        {"gepa__reflector": "hint", "data__hint_field": "hint", "gepa__carry_over": 3},
-        "config.gepa.carry_over=3 needs templates that evolve; config.gepa.reflector=hint",
+        {"gepa__reflector": "hint", "data__hint_field": "hint", "gepa__seed_templates": "f"},
+        "config.gepa.seed_templates=f needs templates that evolve; config.gepa.reflector=hint",
     ),
     (
         {

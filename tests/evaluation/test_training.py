@@ -44,6 +44,7 @@ SETTINGS = {
     "gepa.acceptance": "margin",
     "gepa.acceptance_margin": 0,
     "gepa.max_template_tokens": 352,
+    "gepa.schedule": "every_epoch",
     "gepa.carry_over": 2,
     "gepa.prompt_style": "compact",
     "train.epochs": 2,

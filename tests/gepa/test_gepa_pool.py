@@ -207,7 +207,8 @@ def two_phases(workdir, cfg, toys, seeds=(), state=START):
     return states, parts
 
 
-CARRYING = settings(carry_over=3, min_hard=1, max_metric_calls=200)
+WHOLE = {"schedule": "every_epoch", "min_hard": 1}
+CARRYING = settings(**WHOLE, carry_over=3, max_metric_calls=200)
 
 
 def test_a_phase_takes_over_the_last_one_s_templates(tmp_path):
@@ -223,7 +224,7 @@ def test_a_phase_takes_over_the_last_one_s_templates(tmp_path):
     assert set(results[1].dev_ids) <= set(by_id)
     for template, row in zip(results[1].templates, results[1].score_ZN, strict=True):
         assert row == tuple(Toy.solve(template, by_id[name]) for name in results[1].dev_ids)
-    off, _ = two_phases(tmp_path / "off", settings(min_hard=1), iter([Toy()]))
+    off, _ = two_phases(tmp_path / "off", settings(**WHOLE, carry_over=0), iter([Toy()]))
     assert [state.pool for state in off] == [(), ()]
 
 
