@@ -173,21 +173,21 @@ def _update(cfg: config.Config, learner: Learner, gradients: int) -> tuple[int, 
     layer, logits = _layer_and_logits(cfg, learner)
     saved, everything = (learner.saved_bytes(remat) for remat in (cfg.model.remat, "none"))
     recomputed = (everything - saved) // learner.spec.layers
-    layer = max(layer, recomputed) + _attention_bytes(cfg, learner)
-    at_work = max(layer, 3 * logits)  # with their exponentials and their gradients
+    # logits with their exponentials and their gradients
+    at_work = max(layer, recomputed, _attention_bytes(cfg, learner), 3 * logits)
     return 2 * gradients, max(saved + at_work, gradients)
 
 
 def _attention_bytes(cfg: config.Config, learner: Learner) -> int:
     """Bytes of attention over long rows, on a CPU: scores of a chunk of queries, with their
-    exponentials and their gradients, and gradients of all queries for each span of chunks.
+    exponentials and their gradients, and gradients of all queries, keys and values.
     """
     spec, row = learner.spec, config.trained_row_tokens(cfg)
     if row <= packed.DENSE_UP_TO:
         return 0
-    spans = min(packed.SPANS, -(-row // packed.QUERY_CHUNK))
-    channels = 3 * packed.QUERY_CHUNK + spans * spec.head_dim
-    return _tokens(cfg, learner) * spec.heads * channels * 4
+    channels = 3 * spec.heads * packed.QUERY_CHUNK
+    channels += (spec.heads + 2 * spec.kv_heads) * spec.head_dim
+    return _tokens(cfg, learner) * channels * 4
 
 
 def _update_activations(cfg: config.Config, learner: Learner) -> int:

@@ -29,7 +29,7 @@ def packed_rows(B, T, H, K, C, dtype=jnp.float32):
         cuts = np.sort(rng.choice(np.arange(1, T), 3, replace=False))
         for s, (first, last) in enumerate(zip([0, *cuts[:2]], cuts, strict=True), start=1):
             segment[b, first:last] = s
-    segment[0], segment[-1, 5:] = np.maximum(segment[0], 1), 0
+    segment[0], segment[-1, 5:] = np.where(segment[0], segment[0], 3), 0
     return q, k, v, jnp.asarray(segment)
 
 
@@ -79,6 +79,39 @@ def test_chunked_attention_is_the_dense_one(T, chunk, window, soft_cap):
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+def test_chunks_need_the_keys_of_their_segments_by_hand():
+    one, whole, padding = [1, 1, 2, 2, 2, 3, 3, 0], [1] * 8, [1, 1, 0, 0, 0, 0, 0, 0]
+    for rows, needed in (
+        ([one], [1, 1, 2, 2]),  # the third chunk has a query of the segment that begins at 2
+        ([whole], [1, 2, 3, 4]),
+        ([padding], [1, 1, 1, 1]),
+        ([one, padding, whole], [1, 2, 3, 4]),  # the most of any row
+    ):
+        assert packed._chunks_needed(jnp.array(rows), 2).tolist() == needed
+    assert packed._widths(1) == [1]
+    assert packed._widths(20) == [1, 2, 3, 4, 6, 8, 12, 16, 20]
+
+
+@pytest.mark.parametrize("window", [0, 11])
+def test_chunks_have_the_gradients_of_sinks(window):
+    q, k, v, segment = packed_rows(2, 60, 4, 2, 8)
+    sink = jnp.array([-1.0, 0.0, 1.0, 2.0])
+
+    def gradients(path):
+        def loss(q, k, v, sink):
+            out = path(q, k, v, segment, window, 0.0, sink)
+            return jnp.sum(jnp.sin(3 * jnp.where((segment > 0)[..., None, None], out, 0)))
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(q, k, v, sink)
+
+    for got, want in zip(
+        gradients(functools.partial(packed.chunked, chunk=8)),
+        gradients(reference.packed),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_long_rows_on_cpu_are_chunked_and_hold_no_square_of_scores():

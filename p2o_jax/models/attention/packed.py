@@ -7,8 +7,8 @@ its kernel does not support.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,12 @@ from p2o_jax.models.attention import reference
 from p2o_jax.models.sharding import BATCH_AXES
 
 Attention = Callable[..., jax.Array]  # signature of `reference.packed`
+Carry = TypeVar("Carry")
 
 DENSE_UP_TO = (
     128  # tokens in a row; shorter rows are as fast with dense scores, whose memory is small
 )
 QUERY_CHUNK = 64
-# groups of query chunks, each with keys of a static length: about half of the scores are skipped
-SPANS = 8
 SPLASH_BLOCKS = (512, 256, 128)
 
 
@@ -71,9 +70,12 @@ def chunked(
     sink_H: Float[Array, "H"] | None = None,
     chunk: int = QUERY_CHUNK,
 ) -> Float[Array, "B T H C"]:
-    """`reference.packed`, one chunk of queries at a time against the keys up to the end of its
-    span, from the first that is in the window of one of its queries; recomputed in the backward
-    pass.
+    """`reference.packed`, one chunk of queries at a time against the keys that it needs; recomputed
+    in the backward pass.
+
+    A chunk needs the keys from the first of its segments, or of its window, in any row. Their
+    number is rounded up to one of a few widths, each of which is compiled. Tokens of a segment
+    must be contiguous. The output at padding is finite and means nothing.
 
     Args:
         q_BTHC: queries.
@@ -86,39 +88,150 @@ def chunked(
         chunk: queries of a chunk.
     """
     T = q_BTHC.shape[1]
-    num_chunks = -(-T // chunk)
-    padding = num_chunks * chunk - T
+    padding = -T % chunk
     q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q_BTHC, k_BTKC, v_BTKC))
     segment = jnp.pad(segment_BT, ((0, 0), (0, padding)))
-    per_span = -(-num_chunks // SPANS)
-    parts = []
-    for first in range(0, num_chunks, per_span):
-        last = min(first + per_span, num_chunks)
-        begin = max(first * chunk - window + 1, 0) if window else 0
-        keys = slice(begin, last * chunk)
+    options = _Chunks(chunk, window, soft_cap)
+    return lax.slice_in_dim(_in_chunks(options, q, k, v, segment, sink_H), 0, T, axis=1)
 
-        @functools.partial(jax.checkpoint, prevent_cse=False)
-        def one(
-            i: jax.Array,
-            k_here: jax.Array = k[:, keys],
-            v_here: jax.Array = v[:, keys],
-            of_keys: jax.Array = segment[:, keys],
-            begin: int = begin,
-        ) -> jax.Array:
-            q_here, segment_here = (
-                lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in (q, segment)
-            )
-            start = i * chunk - begin if begin else i * chunk
-            queries, keys = (q_here, segment_here), (k_here, v_here, of_keys)
-            return _against(queries, start, keys, window, soft_cap, sink_H)
 
-        if last - first == 1:
-            parts.append(one(jnp.int32(first)))
-        else:
-            # [chunk number, B, chunk, H, C]
-            outputs = lax.map(one, jnp.arange(first, last, dtype=jnp.int32))
-            parts.append(jnp.moveaxis(outputs, 0, 1).reshape(q.shape[0], -1, *q.shape[2:]))
-    return jnp.concatenate(parts, axis=1)[:, :T]
+class _Chunks(NamedTuple):
+    """Options of `chunked`."""
+
+    size: int
+    window: int
+    soft_cap: float
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _in_chunks(
+    chunks: _Chunks,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment: jax.Array,
+    sink_H: jax.Array | None,
+) -> jax.Array:
+    """`chunked`, of whole chunks. The gradient is written out, so that each chunk adds to its own
+    part of the gradients of keys and values, not to all of them.
+    """
+
+    def visit(width: int, i: jax.Array, out: jax.Array) -> jax.Array:
+        attend, parts, _ = _chunk(chunks, width, i, (q, k, v, segment))
+        return _put(out, attend(*parts, sink_H), i * chunks.size)
+
+    return _each_chunk(chunks, segment, visit, jnp.zeros_like(q))
+
+
+def _in_chunks_forward(
+    chunks: _Chunks, *arrays: jax.Array | None
+) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
+    return _in_chunks(chunks, *arrays), arrays
+
+
+def _in_chunks_backward(
+    chunks: _Chunks, arrays: tuple[jax.Array, ...], of_out: jax.Array
+) -> tuple[jax.Array | None, ...]:
+    q, k, v, segment, sink_H = arrays
+
+    def visit(width: int, i: jax.Array, so_far: Sequence[jax.Array]) -> Sequence[jax.Array]:
+        attend, parts, begin = _chunk(chunks, width, i, (q, k, v, segment))
+        of_q, of_k, of_v, *of_sink = so_far
+        _, gradient = jax.vjp(attend, *parts, sink_H)
+        dq, dk, dv, dsink = gradient(_part(of_out, i * chunks.size, chunks.size))
+        of_k, of_v = (
+            _put(of, _part(of, begin, d.shape[1]) + d.astype(of.dtype), begin)
+            for of, d in ((of_k, dk), (of_v, dv))
+        )
+        return _put(of_q, dq, i * chunks.size), of_k, of_v, *(of + dsink for of in of_sink)
+
+    in_float32 = [jnp.zeros(x.shape, jnp.float32) for x in (k, v, sink_H) if x is not None]
+    of_q, of_k, of_v, *of_sink = _each_chunk(
+        chunks, segment, visit, (jnp.zeros_like(q), *in_float32)
+    )
+    of_sink = None if sink_H is None else of_sink[0].astype(sink_H.dtype)
+    return of_q, of_k.astype(k.dtype), of_v.astype(v.dtype), None, of_sink
+
+
+_in_chunks.defvjp(_in_chunks_forward, _in_chunks_backward)
+
+
+def _part(x: jax.Array, begin: jax.Array, size: int) -> jax.Array:
+    return lax.dynamic_slice_in_dim(x, begin, size, axis=1)
+
+
+def _put(x: jax.Array, part: jax.Array, begin: jax.Array) -> jax.Array:
+    return lax.dynamic_update_slice_in_dim(x, part, begin, axis=1)
+
+
+def _chunk(
+    chunks: _Chunks, width: int, i: jax.Array, arrays: tuple[jax.Array, ...]
+) -> tuple[Attention, tuple[jax.Array, ...], jax.Array]:
+    """Returns attention of the i-th chunk of queries to `width` chunks of keys, its own the last of
+    them, as a function of queries, keys, values and sinks; the first three; and where the keys
+    begin.
+    """
+    q, k, v, segment = arrays
+    start, begin = i * chunks.size, jnp.maximum(i + 1 - width, 0) * chunks.size
+    of_queries = _part(segment, start, chunks.size)
+    of_keys = _part(segment, begin, width * chunks.size)
+
+    def attend(
+        q_here: jax.Array, k_here: jax.Array, v_here: jax.Array, sink_H: jax.Array | None
+    ) -> jax.Array:
+        queries, keys = (q_here, of_queries), (k_here, v_here, of_keys)
+        return _against(queries, start - begin, keys, chunks.window, chunks.soft_cap, sink_H)
+
+    parts = (
+        _part(q, start, chunks.size),
+        *(_part(x, begin, width * chunks.size) for x in (k, v)),
+    )
+    return attend, parts, begin
+
+
+def _each_chunk(
+    chunks: _Chunks,
+    segment_BT: jax.Array,
+    visit: Callable[[int, jax.Array, Carry], Carry],
+    carry: Carry,
+) -> Carry:
+    """Visits every chunk of queries with the width of its keys, the narrowest first; returns what
+    the last visit does. Each width is a loop, which may have no turn.
+    """
+    num_chunks = segment_BT.shape[1] // chunks.size
+    most = min(num_chunks, -(-(chunks.window - 1) // chunks.size) + 1)
+    widths = _widths(most if chunks.window else num_chunks)
+    needed = jnp.minimum(_chunks_needed(segment_BT, chunks.size), widths[-1])
+    place = jnp.searchsorted(jnp.array(widths), needed)
+    order = jnp.argsort(place).astype(jnp.int32)
+    ends = jnp.searchsorted(place[order], jnp.arange(len(widths)), side="right").astype(jnp.int32)
+    begin = jnp.int32(0)
+    for n, width in enumerate(widths):
+        carry = lax.fori_loop(
+            begin, ends[n], lambda j, carry, w=width: visit(w, order[j], carry), carry
+        )
+        begin = ends[n]
+    return carry
+
+
+def _widths(most: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12, ... and `most`."""
+    steps = {2**n * m // 2 for n in range(1, most.bit_length()) for m in (2, 3)}
+    return sorted({1, most, *(step for step in steps if step < most)})
+
+
+def _chunks_needed(segment_BT: Int[Array, "B T"], chunk: int) -> Int[Array, "num_chunks"]:
+    """Returns for each chunk of queries the number of chunks of keys, the last of them its own,
+    that hold all of its segments, in every row.
+
+    Padding needs only its own chunk.
+    """
+    T = segment_BT.shape[1]
+    position = jnp.arange(T)
+    begins = jnp.pad(segment_BT[:, 1:] != segment_BT[:, :-1], ((0, 0), (1, 0)))
+    first_BT = lax.cummax(jnp.where(begins, position, 0), axis=1)
+    first_Bn = jnp.where(segment_BT == 0, position, first_BT)[:, ::chunk]
+    return position[: T // chunk] + 1 - first_Bn.min(axis=0) // chunk
 
 
 def _against(
