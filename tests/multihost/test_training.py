@@ -52,6 +52,7 @@ SETTINGS = {
     "loss.entropy_coef": 0.01,
     "reward.fn": "p2o_jax.rewards.examples:pattern",
     "reward.workers": 1,
+    "gepa.schedule": "every_epoch",
     "gepa.min_hard": 4,
     "gepa.dev_size": 4,
     "gepa.max_metric_calls": 80,
