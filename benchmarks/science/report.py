@@ -91,14 +91,15 @@ def dial(rows: Rows) -> str:
         text.append("")
     text += [
         (
-            "P²O (recommended) less the better of the GRPO arms, and less P²O as released, on"
-            " average over the budget, paired by seed:"
+            "P²O (recommended) less the better of the GRPO arms, less P²O with a whole search in"
+            " every epoch, and less P²O as released, on average over the budget, paired by seed:"
         ),
         "",
     ]
     text += [head[0], head[1]]
     for title, others in (
         ("less the best GRPO arm", ("grpo", "grpo-16", "grpo-extra", "dapo")),
+        ("less a whole search in every epoch", ("every-epoch",)),
         ("less P²O as released", ("faithful",)),
     ):
         pairs = []

@@ -199,7 +199,7 @@ def test_the_page_is_made_from_rows_alone(tmp_path, monkeypatch):
         monkeypatch.setattr(report, name, path)
     score = {
         "recommended": 0.9,
-        "before": 0.9,
+        "every-epoch": 0.9,
         "faithful": 0.6,
         "no-distillation": 0.2,
         "same-template": 0.8,

@@ -100,8 +100,8 @@ class MiningConfig:
     skip_below: float = setting(
         0.0,
         "▲ Leave out questions whose group is unlikely to have both successes and failures, by what"
-        " their recent rollouts say: less likely than this share of the batch's mean. Every fourth"
-        " epoch all are asked. 0: always ask all.",
+        " their recent rollouts say: less likely than this share of the batch's mean. Each question"
+        " is asked in one of four epochs at least. 0: always ask all.",
         ge=0,
         lt=1,
     )
