@@ -36,15 +36,12 @@ def get_config() -> ConfigDict:
     c.optim.row_tokens = 256
     c.optim.micro_rows = 4
     c.optim.minibatch_questions = 16
-    # 50 times what a large model takes: a few dozen updates must be enough. At 1e-4 SmolLM2-135M
-    # begins to repeat itself.
+    # 50 times what a large model takes, for a few dozen updates. At 1e-4 SmolLM2 repeats itself.
     c.optim.lr = 5e-5
     c.optim.warmup_frac = 0.0
-    # A model of this size seldom follows a reflection prompt: templates come from
-    # gepa.seed_templates. The budget lets seven of them and the empty one be tried on dev; what is
-    # left of it goes to reflection.
-    # A whole search in every epoch, as in the published figures; `adaptive` was not tried here.
-    c.gepa.schedule = "every_epoch"
+    # A model of this size seldom follows a reflection prompt. The budget lets the empty template
+    # and seven of gepa.seed_templates be tried on dev; what is left of it goes to reflection.
+    c.gepa.schedule = "every_epoch"  # `adaptive` was not tried here
     c.gepa.carry_over = 0
     c.gepa.min_hard = 8
     c.gepa.dev_size = 16

@@ -192,6 +192,7 @@ def test_a_second_start_does_nothing_new(finished, settings, tmp_path):
     assert all(rows(workdir, name) == rows(finished, name) for name in names)
 
 
+@pytest.mark.slow
 def test_hints_in_place_of_templates_that_evolve(settings, tmp_path):
     """The second epoch asks the first one's hard questions under their hints; nothing reflects."""
     hints = {"gepa.reflector": "hint", "data.hint_field": "hint", "loss.self_distill_coef": 0.5}

@@ -107,6 +107,7 @@ def test_the_sampler_records_the_choices_that_teacher_forcing_makes(completions)
     assert did(shifted)[1] > 0
 
 
+@pytest.mark.slow
 def test_a_mesh_records_the_same(completions):
     for split, whole in zip(sampled((1, 2, 2)), completions, strict=True):
         np.testing.assert_array_equal(split.token_ids, whole.token_ids)

@@ -202,7 +202,7 @@ def test_max_new_tokens_is_honoured_and_a_shorter_text_is_the_beginning_of_a_lon
         pytest.param({"prompt_buckets": (5, 16, 30)}, marks=pytest.mark.slow),
         {"prompt_buckets": (16,), "prompt_cache_tokens": 32, "prefill_tokens": 16},
         pytest.param({"prompt_buckets": (40,), "share_prefixes": False}, marks=pytest.mark.slow),
-        {"prompt_buckets": (40,), "prefill_tokens": 8},
+        pytest.param({"prompt_buckets": (40,), "prefill_tokens": 8}, marks=pytest.mark.slow),
         pytest.param({"capacities": (CAPACITY, 64), "questions": 1}, marks=pytest.mark.slow),
         pytest.param({"shape": (1, 8, 1)}, marks=pytest.mark.slow),
         {"shape": (2, 2, 2)},

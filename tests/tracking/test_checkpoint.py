@@ -222,8 +222,8 @@ def test_a_prompt_phase_s_state_is_the_milestone_of_its_step(tmp_path):
 @pytest.mark.parametrize(
     "damage",
     [
-        "missing",
         "flipped",
+        pytest.param("missing", marks=pytest.mark.slow),
         pytest.param("half", marks=pytest.mark.slow),
         pytest.param("empty", marks=pytest.mark.slow),
     ],
