@@ -22,6 +22,11 @@ class Arm(NamedTuple):
 ARMS = (
     Arm("grpo", "GRPO", {"gepa.enabled": "false"}),
     Arm("p2o", "P²O, recommended (no mask: `distill.eps_low=1`)"),
+    Arm(
+        "adaptive",
+        "P²O, searching only while it pays (`gepa.schedule=adaptive`)",
+        {"gepa.schedule": "adaptive", "gepa.carry_over": "3"},
+    ),
     Arm("mask", "P²O with the paper's mask (`distill.eps_low=.99`)", {"distill.eps_low": "0.99"}),
     Arm(
         "asked",

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -253,3 +254,14 @@ def test_scripts_import_what_the_package_has(path):
                 assert hasattr(module, alias.name) or importlib.util.find_spec(
                     f"{node.module}.{alias.name}"
                 ), f"{node.module} has no {alias.name}"
+
+
+def test_peers_measure_their_own_memory_not_that_of_their_starter():
+    """A small process started by one that holds 256 MiB."""
+    held = bytearray(256 * 2**20)
+    code = "import _common; print(_common.rss_mb())"
+    folder = Path(memory.__file__).parent / "peers"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert 5 < float(done.stdout) < 128 and len(held)
