@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     c.optim.warmup_frac = 0.0
     # A model of this size seldom follows a reflection prompt. The budget lets the empty template
     # and seven of gepa.seed_templates be tried on dev; what is left of it goes to reflection.
-    c.gepa.schedule = "every_epoch"  # `adaptive` was not tried here
+    c.gepa.schedule = "every_epoch"  # `adaptive`: one run only (docs/results.md)
     c.gepa.carry_over = 0
     c.gepa.min_hard = 8
     c.gepa.dev_size = 16
