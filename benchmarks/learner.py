@@ -246,7 +246,6 @@ def measure(
         steps: the number of updates.
         profiled: whether to measure time by kind of operation.
     """
-
     import jax
     import jax.numpy as jnp
 

@@ -39,10 +39,10 @@ def get_config() -> ConfigDict:
     # 50 times what a large model takes, for a few dozen updates. At 1e-4 SmolLM2 repeats itself.
     c.optim.lr = 5e-5
     c.optim.warmup_frac = 0.0
-    # A model of this size seldom follows a reflection prompt. The budget lets the empty template
-    # and seven of gepa.seed_templates be tried on dev; what is left of it goes to reflection.
     c.gepa.schedule = "every_epoch"  # `adaptive`: one run only (docs/results.md)
     c.gepa.carry_over = 0
+    # A model of this size seldom follows a reflection prompt. The budget lets the empty template
+    # and seven of gepa.seed_templates be tried on dev; what is left of it goes to reflection.
     c.gepa.min_hard = 8
     c.gepa.dev_size = 16
     c.gepa.budget = "calls"

@@ -10,6 +10,9 @@ CONFIG = "configs/science.py"
 NUM_BASES = 2  # base models per dial; a seed uses the one of world.seed = seed mod 2
 TEACHER_PORT = 18765
 
+MASK = ("distill.eps_low=0.99",)  # the paper's
+NO_MASK = ("distill.eps_low=1",)
+OFF = ("distill.mode=off", "optim.row_tokens=128")
 # benchmarks/science/teacher.py reflects
 TAUGHT = (
     "gepa.reflector=api",
@@ -109,8 +112,7 @@ PAPER = (
     _faithful(
         "no-distillation",
         "trained on the templated prompt",
-        "distill.mode=off",
-        "optim.row_tokens=128",
+        *OFF,
         claim="65.2 → 55.6",
         expected=-1,
     ),
@@ -234,10 +236,8 @@ RECIPE = (
     _recommended("r+near-hard", "hard: at most 1 success", "mining.max_successes=1"),
     _recommended("r+skip", "hopeless groups are not asked", "mining.skip_below=0.5"),
     _recommended("r+kept", "failed templated rollouts kept", "distill.drop_failed_templated=false"),
-    _recommended("r+mask", "the paper's ratio mask", "distill.eps_low=0.99"),
-    _recommended(
-        "r+soft-mask", "the paper's ratio mask, soft", "distill.eps_low=0.99", "distill.clip=soft"
-    ),
+    _recommended("r+mask", "the paper's ratio mask", *MASK),
+    _recommended("r+soft-mask", "the paper's ratio mask, soft", *MASK, "distill.clip=soft"),
     _recommended("r+truncated", "truncated importance weights", "distill.mode=truncated"),
     _recommended(
         "r+importance", "importance ratios (no distillation bias)", "distill.mode=importance"
@@ -254,7 +254,7 @@ RECIPE = (
     _recommended("r+kl", "KL to the base model (k3, 0.01)", "loss.kl=k3", "loss.kl_coef=0.01"),
     _recommended("r+1-update", "1 update a step in place of 4", "optim.minibatch_questions=16"),
     _recommended("r+8-updates", "8 updates a step in place of 4", "optim.minibatch_questions=2"),
-    _recommended("r+off", "no context distillation", "distill.mode=off", "optim.row_tokens=128"),
+    _recommended("r+off", "no context distillation", *OFF),
 )
 DIAL = (GRPO, GRPO_DOUBLE, GRPO_EXTRA, DAPO, FAITHFUL, EVERY_EPOCH, RECOMMENDED)
 # at 1e-3, where one run of GRPO finds the chain and the next does not
@@ -275,9 +275,6 @@ def _medium(
     )
 
 
-MASK = ("distill.eps_low=0.99",)
-NO_MASK = ("distill.eps_low=1",)
-OFF = ("distill.mode=off", "optim.row_tokens=128")
 ONE_ROUND = ("gepa.max_iterations=1", "gepa.parents=16", "gepa.fill_width=true")
 AS_RELEASED = "preset=faithful"
 PAPER_MEDIUM = (

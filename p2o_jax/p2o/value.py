@@ -1,7 +1,7 @@
 """What it is worth to ask a question, or to search for templates: expected informative groups.
 
 A group is informative when its rewards differ, as then it has advantages. Success is a Beta
-posterior over a question's recent rollouts (`state.History.tallies`), whose prior is shared: by all
+posterior over a question's recent rollouts (`state.History.recent`), whose prior is shared: by all
 questions that are usually solved, by all others, and by all questions asked under a template.
 """
 
